@@ -19,7 +19,7 @@ def whole(pattern: re.Pattern[str]) -> str:
     return f"^{pattern.pattern}$"
 
 
-NAME, SHA256 = whole(names.PART), whole(names.SHA256)
+NAME, SHA256, USER_NAME = whole(names.PART), whole(names.SHA256), whole(USER)
 
 Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text in a query."""
@@ -186,6 +186,35 @@ class TokenList(Answer):
     """Tokens, oldest first, including revoked and expired ones."""
 
     tokens: list[TokenFacts]
+
+
+class UserFacts(Answer):
+    """A user, and how many of the user's tokens work."""
+
+    name: str
+    created_at: str
+    tokens: int
+
+
+class UserList(Answer):
+    """Users that have or had a token, by name."""
+
+    users: list[UserFacts]
+
+
+class LogEntry(Answer):
+    """Who created or revoked a token, and when."""
+
+    created_at: str
+    actor: str
+    action: str
+    subject: str
+
+
+class Log(Answer):
+    """Creations and revocations of tokens, oldest first."""
+
+    entries: list[LogEntry]
 
 
 class NewToken(Answer):

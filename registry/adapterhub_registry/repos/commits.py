@@ -50,6 +50,7 @@ _ATTRIBUTES = "".join(
     )
 ).encode()
 """What the Hub writes."""
+ATTRIBUTES_SHA256 = hashlib.sha256(_ATTRIBUTES).hexdigest()
 HISTORY_CHARACTERS = 1 << 20
 
 

@@ -6,7 +6,7 @@ is not found. The functions pass a repository as its row of the table `repos`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -21,17 +21,20 @@ from adapterhub_registry.database.db import (
     insert_new,
     inserted_id,
     lock_name,
+    lock_space,
     now_ms,
     places,
     redirects,
     refs,
     repos,
+    slices,
     uploads,
 )
 from adapterhub_registry.database.trees.trees import Digests
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
+    busy,
     conflict,
     forbidden,
     gated,
@@ -131,6 +134,7 @@ class Repos:
         Raises:
             Refusal: 409 when it exists, 400 when its name looks like another one.
         """
+        lock_space(connection)
         self._check_may_write(caller, repo_id)
         self._check_name_is_free(connection, repo_id)
         folded = self._folded(connection, repo_id, private=private)
@@ -250,6 +254,7 @@ class Repos:
         Raises:
             Refusal: 409 when it exists, 403 when `main` would move.
         """
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, start or MAIN)
         mine = (refs.c.repo_id == row.id) & (refs.c.kind == "branch") & (refs.c.name == name)
@@ -271,6 +276,7 @@ class Repos:
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
     ) -> None:
         """Create a tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
@@ -304,7 +310,14 @@ class Repos:
     def record_upload(
         self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
     ) -> None:
-        """Record an upload to a repository; commits to it may then name the blob."""
+        """Record an upload to a repository; commits to it may then name the blob.
+
+        Raises:
+            Refusal: 404 when the repository is gone; 503 when `gc` removed the same bytes a moment ago.
+        """
+        lock_space(connection)
+        if not self._blobs.holds({blob.sha256: blob.size}):
+            raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
         now = now_ms()
@@ -316,6 +329,23 @@ class Repos:
             uploads,
             [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now, "token_id": token_id}],
         )
+
+    def keep(self, connection: Connection, repo_id: int, user: str, digests: Iterable[str]) -> set[str]:
+        """Keep stored blobs for a commit that will name them, and return those that the database still knows.
+
+        `gc` leaves what was uploaded in the last days, so each counts as uploaded today; no quota counts it again.
+        """
+        lock_space(connection)
+        kept: set[str] = set()
+        day_ago = now_ms() - quotas.DAY_MS
+        for some in slices(list(digests)):
+            found = connection.scalars(select(blobs_table.c.sha256).where(blobs_table.c.sha256.in_(some))).all()
+            row = {"repo_id": repo_id, "user_name": user, "created_at": now_ms(), "token_id": None}
+            insert_new(connection, uploads, [row | {"sha256": sha256} for sha256 in found])
+            old = (uploads.c.repo_id == repo_id) & uploads.c.sha256.in_(found) & (uploads.c.created_at < day_ago)
+            connection.execute(update(uploads).where(old).values(created_at=now_ms(), token_id=None))
+            kept |= set(found)
+        return kept
 
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
         """The blob, if it was uploaded to this repository or is in one that `caller` can read.

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, RegistryOf, RepoOf, RevisionOf, next_link
 from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.database.db import lock_space
 from adapterhub_registry.errors import bad_request, not_offered
 from adapterhub_registry.names import parse_sha256
 from adapterhub_registry.repos import history
@@ -25,6 +26,7 @@ def squash(
     branch = revision.removeprefix("refs/heads/")
     title = body.text("message", "", limit=10_000) or f"Squash the branch {branch}"
     with registry.db.begin() as connection:
+        lock_space(connection)
         row = registry.repos.find_writable(connection, caller, repo_id)
         made = history.squash(connection, registry.blobs, row, branch, title=title, author=str(caller.user))
     return JSONResponse({"commitOid": made})
@@ -70,6 +72,7 @@ def delete_files(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: 
     if wanted.flag_or_none("rewriteHistory") is False:
         raise not_offered("this registry removes LFS files with their history: set rewriteHistory")
     with registry.db.begin() as connection:
+        lock_space(connection)
         row = registry.repos.find_writable(connection, caller, repo_id)
         unknown = doomed - {file.entry.sha256 for file in history.lfs_files(connection, row)}
         if unknown:

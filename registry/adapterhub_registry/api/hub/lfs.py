@@ -52,6 +52,10 @@ def lfs_batch(
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
+    if stored:
+        with registry.db.begin() as connection:
+            kept = registry.repos.keep(connection, row.id, str(caller.user), stored)
+        stored = {oid: blob for oid, blob in stored.items() if oid in kept}
     for oid, size in wanted:
         known = stored.get(oid)
         answer: dict[str, Any] = {"oid": oid, "size": size}
