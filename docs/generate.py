@@ -35,7 +35,7 @@ from adapterhub.weights import catalogue as merge_methods
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
-COMMON_OPTIONS: Final = ("root", "as_json", "quiet")
+COMMON_OPTIONS: Final = ("root", "as_json", "quiet", "verbose")
 
 _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
     "error": {
@@ -226,6 +226,9 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
     assert command is not None  # it was listed
     title = " ".join(["adapt", *path])
     yield f"{'#' * (len(path) + 1)} `{title}`"
+    if first := cli.ALIASES.get(" ".join(path)):
+        yield f"Alias of [`adapt {first}`](#adapt-{first})."
+        return
     text, examples = _help(command)
     yield from text
     if isinstance(command, click.Group):

@@ -43,7 +43,11 @@ SKIPPED = {
 """Commands that are shown and not run, with the reason."""
 MOST_SKIPPED = 36
 
-_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_NOTE = re.compile(r"exit (?P<exit>\d+)|needs a model")
+"""The comment on the line above a fence. Renderers other than GitHub's drop a fence with words after its language."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +68,39 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks(page: Path, language: str) -> list[tuple[list[str], str]]:
-    """`(words after the language, text)` of every fenced block in that language."""
-    found = [(m["info"].split(), m["text"]) for m in _FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [(info[1:], text) for info, text in found if info[:1] == [language]]
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """`(comment above it, text)` of every fenced block in that language; the comment may be empty."""
+    found = _FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [(m["note"] or "", m["text"]) for m in found if m["language"] == language]
 
 
 def steps(page: Path, *, with_model: bool = False) -> list[Step]:
-    """The commands of a page; those in ```console model need a real model and run in `test_run_page.py`."""
+    """The commands of a page; those under `<!-- needs a model -->` run in `test_run_page.py`."""
     found = []
-    for options, text in blocks(page, "console"):
-        if ("model" in options) is not with_model:
+    for note, text in blocks(page, "console"):
+        if (note == "needs a model") is not with_model:
             continue
-        exit_code = next((int(o.removeprefix("exit=")) for o in options if o.startswith("exit=")), 0)
+        exits = _NOTE.fullmatch(note)
+        exit_code = int(exits["exit"] or 0) if exits else 0
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, *shown = part.rstrip("\n").split("\n")
             lines = tuple(line for line in shown if line.strip() not in ("", "…"))
             found.append(Step(name_of(page), command, lines, exit_code))
     return found
+
+
+def unread_fences(text: str) -> list[str]:
+    """What a renderer or `steps` would not read of the fences in `text`: words after a language, unknown comments."""
+    with_words = re.findall(r"^ *```\S+[ \t]+\S.*$", text, re.MULTILINE)
+    notes = [m["note"] for m in _FENCE.finditer(text) if m["language"] == "console" and m["note"]]
+    return [
+        *(f"`{line.strip()}`: put the exit code into a line above it, `<!-- exit 2 -->`" for line in with_words),
+        *(f"`<!-- {n} -->`: write `exit N` or `needs a model`" for n in notes if not _NOTE.fullmatch(n)),
+        *(
+            f"`<!-- {n} -->`: no fence follows it"
+            for n in re.findall(r"^<!-- (exit .*) -->\n(?!```)", text, re.MULTILINE)
+        ),
+    ]
 
 
 def doctests(page: Path) -> str:
@@ -133,6 +152,26 @@ def test_commands_do_what_the_page_shows(sandbox, page, adapt_command):
         assert done.returncode == step.exit_code, said
         missing = [line for line in step.shown if not appears(line, (done.stdout + done.stderr).splitlines())]
         assert missing == [], said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_renderer_reads_the_fences_of_a_page(page):
+    assert unread_fences(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("```console exit=2\n$ false\n```\n", "above it, `<!-- exit 2 -->`"),
+        ("- a list\n\n  ```console model\n  ```\n", "`<!-- exit 2 -->`"),
+        ("<!-- exit=2 -->\n```console\n```\n", "write `exit N` or `needs a model`"),
+        ("<!-- exit 2 -->\n\n```console\n```\n", "no fence follows"),
+    ],
+)
+def test_a_fence_that_a_renderer_drops_is_told(text, said):
+    [problem] = unread_fences(text)
+
+    assert said in problem
 
 
 def test_only_commands_that_need_a_network_or_a_model_are_skipped():
@@ -224,26 +263,38 @@ def test_examples_of_the_help_can_be_typed(sandbox, monkeypatch):
     assert problems == []
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    text = re.sub(_FENCE, "", page.read_text(encoding="utf-8"))
-    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings in `text`, as GitHub makes them: the second of a name ends in `-1`."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(_FENCE, "", text), re.MULTILINE)
+    names = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return {name + (f"-{names[:at].count(name)}" if name in names[:at] else "") for at, name in enumerate(names)}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """The relative links in the `text` of a page whose file or anchor is missing."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(_FENCE, "", text)):
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        if re.match(r"[a-z]+:", target):
+            continue
+        if not place.exists() or (anchor and anchor not in anchors(place.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_somewhere(page):
-    text = re.sub(_FENCE, "", page.read_text(encoding="utf-8"))
-    broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        place = (page.parent / path).resolve() if path else page
-        if not place.exists() or (anchor and anchor not in anchors(place)):
-            broken.append(target)
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
-    assert broken == []
+
+def test_a_link_to_a_heading_that_is_not_there_is_told():
+    page = DOCS / "how-to" / "merge.md"
+    text = (
+        "# A b\n## C\n## C\n[1](#c-1) [2](install.md#nowhere) [3](../glossary.md#digest) [4](gone.md) [5](install.md)"
+    )
+
+    assert (broken_links(page, text), anchors(text)) == (["#c-1", "install.md#nowhere", "gone.md"], {"a-b", "c", "c-1"})
 
 
 def links(page: Path) -> set[Path]:

@@ -11,8 +11,14 @@ from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, ba
 from adapterhub.api.results import Listing
 from adapterhub.api.steps.finding import ask, find_build, installed_builds
 from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
-from adapterhub.api.steps.searching import COLUMNS, SERVER_COLUMNS, base_name, search_installed, search_server
-from adapterhub.core.display import size_text
+from adapterhub.api.steps.searching import (
+    COLUMNS,
+    SERVER_COLUMNS,
+    cells_of,
+    method_text,
+    search_installed,
+    search_server,
+)
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
@@ -91,9 +97,30 @@ class WithAdapters(OpenedLibrary):
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, for_use=True).folder
 
-    def list(self, *, base: BaseLike | None = None) -> Listing[Installed]:
-        """The installed adapters, or those for `base`, sorted by name. An adapter is read when it is taken."""
-        return self._listing(search_installed(self.session, base_of(base)))
+    def list(
+        self,
+        *names: str,
+        base: BaseLike | None = None,
+        task: str = "",
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        sort: str = "name",
+        reverse: bool = False,
+    ) -> Listing[Installed]:
+        """The installed adapters, all or those that match. An adapter is read when it is taken.
+
+        `names` are parts of a name, or patterns for a whole one such as `legal-*`; one must match. `sort` is `name`,
+        `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest.
+
+        Raises:
+            UsageProblem: there is no such order.
+        """
+        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        rows = search_installed(
+            self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
+        )
+        return self._listing(rows)
 
     @overload
     def search(
@@ -164,19 +191,14 @@ class WithAdapters(OpenedLibrary):
         hub = self.session.named_hub(remote, token=token, offline=False)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
-            (one, (one.repo, one.version, one.base_hub_id, fits, one.task, one.rank, ", ".join(one.method).lower()))
+            (one, (one.repo, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))
             for one, fits in found
         ]
         return Listing("adapter", SERVER_COLUMNS, rows, lambda one: one)
 
     def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
         aliases = ask(self.session, lambda index: index.aliases())
-
-        def cells(row: BuildRow) -> tuple[object, ...]:
-            size, method = size_text(row.size_bytes), row.method.lower()
-            return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, method, size
-
-        shown = [(row, cells(row)) for row in rows]
+        shown = [(row, cells_of(row, aliases)) for row in rows]
         return Listing("adapter", COLUMNS, shown, lambda row: self.read_build(self.root / row.folder))
 
     # ------------------------------------------------------------ bring in, take out

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from adapterhub.cli.groups import HELP, Group
 from adapterhub.cli.output import report_failure
 from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
@@ -35,11 +36,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Adapters": {
         "add": ("adapterhub.cli.adapters.add:add", "Add a PEFT output folder to the library"),
         "install": ("adapterhub.cli.adapters.install:install", "Install an adapter that fits a base"),
-        "uninstall": (
-            "adapterhub.cli.adapters.uninstall:uninstall",
+        "remove": (
+            "adapterhub.cli.adapters.remove:remove",
             "Remove adapters from the library, and from the project with --save",
         ),
-        "remove": ("adapterhub.cli.adapters.remove:remove", "Remove an adapter from the library"),
+        "uninstall": ("adapterhub.cli.adapters.remove:remove", "Alias of `remove`"),
         "list": ("adapterhub.cli.adapters.query:list_", "List installed adapters"),
         "search": ("adapterhub.cli.adapters.query:search", "Search adapters by text, base, task, rank and method"),
         "info": ("adapterhub.cli.inspect.info:info", "Show the details of an adapter, local or remote"),
@@ -99,11 +100,14 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for table in SECTIONS.values() for name, entry in table.items()}
+ALIASES = {"uninstall": "remove", "show": "info"}
+"""Second names of commands, each with the first."""
 
 EXIT_TERMINATED = 143
+_NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command only when it is used and prints its help from the table."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -126,24 +130,12 @@ class LazyGroup(click.Group):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` name; a misspelt name raises an error that suggests the nearest one."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(name, COMMANDS, n=2)
-            help_text = f"did you mean `adapt {near[0]}`?" if near else "`adapt --help` lists the commands"
-            raise click.UsageError(f"no command `{name}`; {help_text}", ctx)
-        return super().resolve_command(ctx, args)
-
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names from the table; click would import every command to check whether it is hidden."""
         from click.shell_completion import CompletionItem
 
-        fits = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        texts = {name: text for name, (_, text) in COMMANDS.items()} | {HELP: "Show the help of a command"}
+        fits = [CompletionItem(name, help=text) for name, text in texts.items() if name.startswith(incomplete)]
         return [*fits, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> object:
@@ -175,16 +167,21 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--quiet", "-q", is_flag=True, help="Print only results, warnings and errors.")
+@click.option("--verbose", "-v", is_flag=True, help="Also print the library, the project and each request.")
 @click.option(
     "--version",
+    "-V",
     is_flag=True,
     expose_value=False,
     is_eager=True,
     callback=_print_version,
     help="Show the version and exit.",
 )
-def cli() -> None:
+def cli(quiet: bool, verbose: bool) -> None:
     """Manage, merge and serve many small adapters on one frozen base model.
+
+    `adapt help COMMAND` shows the options of a command. --quiet and --verbose may also follow the command.
 
     \b
     Examples:
@@ -244,12 +241,13 @@ def _run_command() -> int:
     except AdapterHubError as error:
         report_failure(error, as_json=as_json)
         return error.exit_code
-    except click.UsageError as error:
-        hint = f"see `{error.ctx.command_path} --help`" if error.ctx else ""
-        report_failure(UsageProblem(error.format_message(), hint=hint), as_json=as_json)
-        return UsageProblem.exit_code
+    except _NO_COMMAND as error:
+        click.echo(error.format_message())
+        return 0
     except click.ClickException as error:
-        report_failure(UsageProblem(error.format_message()), as_json=as_json)
+        context = getattr(error, "ctx", None)
+        hint = f"see `{context.command_path} --help`" if context else ""
+        report_failure(UsageProblem(error.format_message(), hint=hint), as_json=as_json)
         return UsageProblem.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()

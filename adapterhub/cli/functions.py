@@ -12,6 +12,11 @@ from typing import Final
 _STEPS: Final = "adapterhub.api.steps"
 _REMOTES: Final = "adapterhub.library.remotes:Remotes"
 _TRUST: Final = "adapterhub.trust.signing.trust:TrustFile"
+_REMOVE: Final = {
+    "Library.remove": f"{_STEPS}.finding:installed_builds",
+    "Library.uninstall": f"{_STEPS}.finding:installed_builds",
+    "Project.uninstall": "adapterhub.projects.saving:take_out",
+}
 _INFO: Final = {
     "Library.info": f"{_STEPS}.describing:installed_document",
     "Library.recipe": "adapterhub.weights.recipes.toml:recipe_of",
@@ -37,11 +42,8 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Project.install": "adapterhub.projects.saving:plan_saving",
         "read_requirements": "adapterhub.distribution.requirements:read_requirements",
     },
-    "uninstall": {
-        "Library.uninstall": f"{_STEPS}.finding:installed_builds",
-        "Project.uninstall": "adapterhub.projects.saving:take_out",
-    },
-    "remove": {"Library.remove": f"{_STEPS}.finding:installed_builds"},
+    "remove": _REMOVE,
+    "uninstall": _REMOVE,
     "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
     "search": {"Library.search": f"{_STEPS}.searching:search_installed"},
     "info": _INFO,

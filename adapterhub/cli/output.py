@@ -1,17 +1,18 @@
 """Write everything a command prints: results to stdout, all else to stderr.
 
-A terminal gets rich tables and progress bars; a pipe gets tab-separated text and no bars. `--json` gives one JSON
-document on stdout. rich obeys `NO_COLOR`, and colour never carries meaning alone.
+A terminal gets tables, colours and progress bars; a pipe gets tab-separated text and none of these. `--json` gives one
+JSON document on stdout. `NO_COLOR` is obeyed, and colour never carries meaning alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from adapterhub.core import display
 from adapterhub.core.errors import AdapterHubError, shown
@@ -47,17 +48,12 @@ class Output:
             lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
             sys.stdout.write("\n".join(lines) + "\n")
             return
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+        import shutil
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+        from adapterhub.cli.tables import table_lines
+
+        head, body = table_lines(columns, cells, right=right, width=shutil.get_terminal_size().columns)
+        sys.stdout.write("\n".join([*(coloured(line, "1", sys.stdout) for line in head), *body]) + "\n")
 
     def fields(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Print `name  value` lines: padded on a terminal, tab-separated elsewhere. Skip values that are None."""
@@ -81,15 +77,26 @@ class Output:
             sys.stdout.flush()  # keeps the order where both streams go to one log
             sys.stderr.write(escaped(text) + "\n")
 
+    def detail(self, text: str) -> None:
+        """Print what `--verbose` asks for."""
+        sys.stdout.flush()
+        sys.stderr.write(escaped(text) + "\n")
+
     def warn(self, text: str) -> None:
         """Print a warning, also under `--quiet`."""
         sys.stdout.flush()
-        sys.stderr.write(f"warning: {escaped(text)}\n")
+        sys.stderr.write(f"{_label('warning')} {escaped(text)}\n")
 
     def hint(self, text: str) -> None:
         """Print a command or advice that helps."""
-        if text:
-            self.note(f"hint: {text}")
+        if text and not self.quiet:
+            sys.stdout.flush()
+            sys.stderr.write(f"{_label('hint')} {escaped(text)}\n")
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether stderr is a terminal that is to show bars."""
+        return not self.quiet and sys.stderr.isatty()
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
@@ -116,7 +123,7 @@ class Output:
     @contextlib.contextmanager
     def _bar(self, what: str, total: int | None, unit: str) -> Iterator[tuple[Bars, TaskID] | None]:
         """The bar and its only task, with the position, the rate and the time left."""
-        if self.quiet or not sys.stderr.isatty():
+        if not self.shows_bars:
             yield None
             return
         from rich.console import Console
@@ -156,6 +163,21 @@ class Output:
             yield bars, bars.add_task(what, total=total)
 
 
+_COLOURS: Final = {"error": "1;31", "warning": "1;33", "hint": "1;36"}
+
+
+def _label(kind: str) -> str:
+    """`error:`, `warning:` or `hint:`, in its colour on a terminal."""
+    return coloured(f"{kind}:", _COLOURS[kind], sys.stderr)
+
+
+def coloured(text: str, code: str, stream: TextIO) -> str:
+    """`text` in the style `code` of ANSI terminals, unchanged in a pipe, under NO_COLOR and on a dumb terminal."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     """Write the error to stderr, as text or as `{"error": …}`."""
     if as_json:
@@ -171,7 +193,8 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
                 facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
         text = json_text({"error": facts})
     else:
-        text = f"error: {escaped(error.message)}" + (f"\nhint: {escaped(error.hint)}" if error.hint else "")
+        hint = f"\n{_label('hint')} {escaped(error.hint)}" if error.hint else ""
+        text = f"{_label('error')} {escaped(error.message)}{hint}"
     with contextlib.suppress(OSError):  # on a full disk the exit code still reports the failure
         sys.stderr.write(f"{text}\n")
 

@@ -210,9 +210,16 @@ class DigestMismatch(AdapterHubError):
 
 
 class RemoteUnreachable(AdapterHubError):
-    """A server did not answer or answered with an error, or `--offline` forbids contacting it."""
+    """A server did not answer or answered with an error, or `--offline` forbids contacting it.
+
+    `status` is the HTTP status of the answer, None without one.
+    """
 
     exit_code = 13
+
+    def __init__(self, message: str, *, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class NotAllowed(AdapterHubError):

@@ -1,41 +1,62 @@
-"""Stops clients from giving vLLM a path.
+"""The middleware that `adapt serve` puts before vLLM's routes: no client gives vLLM a path or takes an adapter away.
 
 The resolver needs runtime updating. With it, vLLM also opens routes by which any client can load any folder of the
-machine, unchecked. `--middleware adapterhub.vllm_plugin.guard.Guard` answers those with 403.
+machine, unchecked, and unload what others use. `--middleware adapterhub.vllm_plugin.guard.Guard` answers those with
+403. Unloading is open to requests whose header `x-admin-key` has the value of ADAPTERHUB_SERVE_ADMIN_KEY.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+import os
+from typing import Final
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from adapterhub.inference.serving.control import CONTROL_KEY
+from adapterhub.vllm_plugin.draining import Draining
+from adapterhub.vllm_plugin.model_names import App, Message, ModelNames, Receive, Send
+from adapterhub.vllm_plugin.resolver import registered_resolver
 
 LOADING: Final = ("/v1/load_lora_adapter", "/adapters")
 """Routes that take a path; the second is SageMaker's name for the first."""
 
-_WORDS: Final = (
+_NO_LOADING: Final = (
     "loading an adapter by path is switched off: name it as the `model` of a request, which checks and loads it"
 )
+_NO_UNLOADING: Final = "unloading an adapter needs the admin key of this server, in the header `x-admin-key`"
 
 
 class Guard:
-    """ASGI middleware before vLLM's routes."""
+    """ASGI middleware before vLLM's routes; inside it stand `Draining` and `ModelNames`."""
 
     def __init__(self, app: App) -> None:
-        self._app = app
+        resolver = registered_resolver()
+        named = ModelNames(app, resolver) if resolver else app
+        self._app = Draining(named, os.environ.get(CONTROL_KEY, ""))
+        self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "").encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Refuse a POST to a loading route; pass on every other request."""
-        path = str(scope.get("path", "")).rstrip("/")
-        if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(LOADING):
+        """Refuse a request that loads, or unloads without the key; pass on every other request."""
+        words = self._refusal(scope)
+        if not words:
             await self._app(scope, receive, send)
             return
-        body = json.dumps({"error": {"message": _WORDS, "type": "Forbidden", "param": None, "code": 403}}).encode()
+        body = json.dumps({"error": {"message": words, "type": "Forbidden", "param": None, "code": 403}}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 403, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, scope: Message) -> str:
+        if scope["type"] != "http":
+            return ""
+        path, method = str(scope.get("path", "")).rstrip("/"), scope.get("method")
+        if method == "POST" and path.endswith(LOADING):
+            return _NO_LOADING
+        unloads = path.endswith("/v1/unload_lora_adapter") if method == "POST" else "/adapters/" in path
+        if unloads and method in {"POST", "DELETE"} and not self._is_admin(scope):
+            return _NO_UNLOADING
+        return ""
+
+    def _is_admin(self, scope: Message) -> bool:
+        given = [value for name, value in scope.get("headers", ()) if name.lower() == b"x-admin-key"]
+        return bool(self._admin_key and given) and hmac.compare_digest(given[0], self._admin_key)

@@ -21,16 +21,24 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
 AT_ONCE: Final = 4
-"""The number of adapters that are fetched and checked at the same time; vLLM's own threads stay free."""
+"""The number of installed adapters that are looked up and checked at the same time; vLLM's own threads stay free."""
+
+FETCHES_AT_ONCE: Final = 8
+"""The number of names that are looked up on remotes at the same time. They have threads of their own, so that a slow
+remote does not hold up an installed adapter."""
+
+TIMEOUT_S: Final = 5.0
+"""How long to wait for a remote's next byte while clients wait; ADAPTERHUB_TIMEOUT_S sets another time."""
 
 _DEFAULT_MAX_RANK: Final = 16
 
 _log = logging.getLogger(LOGGER)
+_registered: list[AdapterHubResolver] = []
 
 
 def register_resolver(environ: Mapping[str, str]) -> None:
@@ -39,8 +47,15 @@ def register_resolver(environ: Mapping[str, str]) -> None:
 
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
+    resolver = AdapterHubResolver(environ)
     LoRAResolver.register(AdapterHubResolver)
-    LoRAResolverRegistry.register_resolver(NAME, AdapterHubResolver(environ))
+    LoRAResolverRegistry.register_resolver(NAME, resolver)
+    _registered.append(resolver)
+
+
+def registered_resolver() -> AdapterHubResolver | None:
+    """The resolver of this process, if `register_resolver` added one."""
+    return _registered[0] if _registered else None
 
 
 class AdapterHubResolver:
@@ -53,7 +68,8 @@ class AdapterHubResolver:
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
         self._argv = list(argv) or sys.argv
-        self._threads: ThreadPoolExecutor | None = None
+        self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
+        self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._provider: AdapterProvider | None = None
         self._opening = Lock()
 
@@ -66,11 +82,8 @@ class AdapterHubResolver:
         from vllm.exceptions import GracefulHTTPError
         from vllm.lora.request import LoRARequest
 
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)
-        loop = asyncio.get_running_loop()
         try:
-            leased = await loop.run_in_executor(self._threads, self._find, base_model_name, lora_name)
+            leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
             _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
@@ -82,17 +95,40 @@ class AdapterHubResolver:
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
             words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
-            raise GracefulHTTPError(words, HTTPStatus.INTERNAL_SERVER_ERROR) from None
-        return LoRARequest(
-            lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder), base_model_name=base_model_name
-        )
+            raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
-    def _find(self, base_model_name: str, name: str) -> LeasedAdapter:
-        leased = self._opened(base_model_name).find(name)
+    async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
+        """The adapter for `name`, checked and leased.
+
+        Raises:
+            AdapterHubError: the refusal.
+        """
+        known = self.known(name)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
+        leased = await loop.run_in_executor(self._local, provider.find_installed, name)
+        if leased is None:
+            leased = await loop.run_in_executor(self._remote, provider.fetch, name)
         _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
         return leased
+
+    def known(self, name: str) -> LeasedAdapter | None:
+        """The adapter that `name` is by the last lookup; see `AdapterProvider.known`."""
+        return self._provider.known(name) if self._provider else None
+
+    def release(self, leased: LeasedAdapter) -> None:
+        """End a lease; see `AdapterProvider.release`."""
+        if self._provider:
+            self._provider.release(leased.digest)
+
+    def base_digest(self) -> str:
+        """The digest of the served base's weights; "" before the first lookup."""
+        return self._provider.base.fingerprint.weights if self._provider else ""
 
     def _settings(self) -> ServeSettings:
         from adapterhub.inference.serving import ServeSettings
@@ -109,19 +145,22 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider
+        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
+        from adapterhub.inference.serving.vllm import option_in
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
         settings = self._settings()
-        session = Session(root=settings.root, out=LogReporter(LOGGER), variables=self._environ)
+        variables = {"ADAPTERHUB_TIMEOUT_S": str(TIMEOUT_S), **self._environ}
+        session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
+        remotes = UnreachableRemotes()
         library = session.library
         folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
         record = bases.find(BaseSpec(kind="path", text=str(folder)))
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
-            return _sources(session, spec, settings)
+            return _sources(session, spec, settings, remotes)
 
         return AdapterProvider(
             library,
@@ -133,7 +172,9 @@ class AdapterHubResolver:
         )
 
 
-def _sources(session: Session, spec: AdapterSpec, settings: ServeSettings) -> Sequence[Source]:
+def _sources(
+    session: Session, spec: AdapterSpec, settings: ServeSettings, remotes: UnreachableRemotes
+) -> Sequence[Source]:
     """The folders of ADAPTERHUB_SOURCES, then the servers to search.
 
     A client must not choose from whom this machine fetches adapters. So a namespace is looked up only in remotes that
@@ -144,7 +185,7 @@ def _sources(session: Session, spec: AdapterSpec, settings: ServeSettings) -> Se
     found = list(sources_from(session, ()))
     known = spec.namespace is None or settings.remote or session.remotes.of_namespace(spec.namespace)
     if not settings.offline and known:
-        found += session.sources_of(spec, settings.remote, token=None)
+        found += map(remotes.guard, session.sources_of(spec, settings.remote, token=None))
     return found
 
 
@@ -167,18 +208,10 @@ def folder_of_model(name: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def option_in(argv: Sequence[str], name: str) -> str | None:
-    """The value of an option on vLLM's command line; None if it is not there."""
-    for at, word in enumerate(argv):
-        if word == name and at + 1 < len(argv):
-            return argv[at + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
-
-
 def _max_rank_in(argv: Sequence[str]) -> int | None:
     """The rank limit on vLLM's command line; None if a config file or a program sets it."""
+    from adapterhub.inference.serving.vllm import option_in
+
     if option_in(argv, "--config") is not None or "--enable-lora" not in argv:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)

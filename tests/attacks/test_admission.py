@@ -6,6 +6,7 @@ and no Python call uses the build; commands that only look at it still do.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,7 +293,7 @@ def with_counter(library: Library) -> None:
 
 def with_vllm(library: Library) -> None:
     resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
-    resolver._find(str(library.root.parent / "models" / "base-7b"), "legal-qa")
+    asyncio.run(resolver.leased(str(library.root.parent / "models" / "base-7b"), "legal-qa"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Two registries run on loopback: `ours`, which Ben gave the namespace `acme`, and
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -293,7 +294,7 @@ def with_counter(library: Library) -> None:
 
 def with_vllm(library: Library) -> None:
     environ = {"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}
-    AdapterHubResolver(environ, ["vllm"])._find(str(library.bases.list()[0].path), SPEC)
+    asyncio.run(AdapterHubResolver(environ, ["vllm"]).leased(str(library.bases.list()[0].path), SPEC))
 
 
 @pytest.mark.parametrize("use", [with_attach, with_bank, with_counter, with_vllm], ids=lambda use: use.__name__)

@@ -51,8 +51,10 @@ CASES = {
     + "timed(lambda: adapterhub.attach(model, adapters[0], library=library).detach(), 3)",
     "bank load": IN_MEMORY
     + "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
-    + "bank = adapterhub.AdapterBank(model, library=library, memory_limit='25MB')\n"
-    + "names = iter(adapters * 9)\ntimed(lambda: bank.use(str(next(names).resolve())).__enter__(), 6)",
+    + "import inspect\nnew = 'memory_limit' in inspect.signature(adapterhub.AdapterBank.__init__).parameters\n"
+    + "limit = {'memory_limit': '25MB'} if new else {'max_resident_bytes': 25_000_000}\n"
+    + "bank = adapterhub.AdapterBank(model, library=library, **limit)\n"
+    + "names = iter(adapters * 9)\ntimed(lambda: bank.load(str(next(names).resolve())), 6)",
     "merge svd": IN_MEMORY
     + "import tempfile\ninputs = [adapterhub.MergeInput(folder=f, label=f.name, weight=0.5) for f in adapters[:2]]\n"
     + "out = Path(tempfile.mkdtemp(dir='.'))\nnumber = iter(range(9))\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from adapterhub.api.steps.checking import bytes_to_check, reports_of
 from adapterhub.cli import cli
+from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -173,36 +176,67 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
     assert "E_DIGEST" in {f["code"] for f in report["findings"]}
 
 
-def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
-    def on_terminal(**environ: str) -> str:
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*ADAPT, "list"],
-            stdout=follower,
-            stderr=follower,
-            stdin=follower,
-            cwd=filled.folder,
-            env=filled.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
-        )
-        os.close(follower)
-        chunks = []
-        while True:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
-        assert process.wait() == 0
-        return b"".join(chunks).decode()
+@pytest.mark.parametrize("adapters", [(), ("legal-qa", "./out/summarize"), ("./nowhere",)])
+def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adapters):
+    monkeypatch.chdir(tmp_path)
+    library = Library(tmp_path / "home")
+    (tmp_path / "home" / "blobs" / "sha256" / "00").mkdir(exist_ok=True)  # and what no build needs
+    (tmp_path / "home" / "blobs" / "sha256" / "00" / f"{'0' * 64}").write_bytes(b"unused")
+    read: list[int] = []
 
-    coloured, plain = on_terminal(), on_terminal(NO_COLOR="1")
+    for _ in reports_of(library, adapters, None, read.append):
+        pass
+
+    assert sum(read) == bytes_to_check(library, adapters)
+    assert (sum(read) > 0) is (adapters != ("./nowhere",))
+
+
+def test_verify_shows_its_total_on_a_terminal(filled):
+    shown = on_terminal(filled, 0, "verify", "--all", NO_COLOR="1")
+
+    assert re.search(r"verify .*[1-9][\d.]*/[1-9][\d.]* [kM]?B", shown), shown
+
+
+def on_terminal(shell: Shell, code: int, *arguments: str, **environ: str) -> str:
+    """What a terminal of 100 columns shows."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*ADAPT, *arguments], stdout=follower, stderr=follower, stdin=follower, cwd=shell.folder,
+        env=shell.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
+    )  # fmt: skip
+    os.close(follower)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    assert process.wait() == code
+    return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
+    coloured, plain = on_terminal(filled, 0, "list"), on_terminal(filled, 0, "list", NO_COLOR="1")
+    narrow = on_terminal(filled, 0, "list", NO_COLOR="1", COLUMNS="30")
 
     assert "───" in coloured
-    assert "\x1b[1m" in coloured
-    assert "\x1b[3" not in plain
+    assert coloured.startswith("\x1b[1mname ")
+    assert "\x1b" not in plain
     assert "legal-qa" in plain
+    assert "legal-qa   1.0.0    base-7b\n  legal-qa     4  lora" in narrow
+
+
+def test_errors_and_hints_are_coloured_on_a_terminal_only(filled):
+    coloured = on_terminal(filled, 10, "show", "legal-aq")
+
+    assert "\x1b[1;31merror:\x1b[0m no adapter `legal-aq`" in coloured
+    assert "\n\x1b[1;36mhint:\x1b[0m did you mean" in coloured
+    for quiet in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b" not in on_terminal(filled, 10, "show", "legal-aq", **quiet)
+    assert "\x1b" not in filled.fails(10, "show", "legal-aq")
 
 
 def test_a_closed_pipe_is_no_error(filled):

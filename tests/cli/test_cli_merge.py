@@ -122,6 +122,24 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(adapt, options, said
     assert adapt.json("list") == before
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("merge legal-qa summarize 0.7 0.3 -o x", "legal-qa summarize --weights 0.7,0.3"),
+        ("merge 0.7 legal-qa .3 summarize -o x", "legal-qa summarize --weights 0.7,.3"),
+        ("merge legal-qa summarize --weights 0.7 0.3 -o x", "legal-qa summarize --weights 0.7,0.3"),
+        ("merge legal-qa summarize --weights 0.7, 0.3 -o x", "legal-qa summarize --weights 0.7,0.3"),
+        ("compare legal-qa summarize --weights 1 2", "legal-qa summarize --weights 1,2"),
+        ("fuse legal-qa summarize 1 --into ./x", "legal-qa summarize --weights 1"),
+    ],
+)
+def test_weights_in_the_wrong_place_are_put_into_the_right_one(adapt, words, meant):
+    said = adapt.fails(2, *words.split())
+
+    assert "stand where adapters are expected" in said or "stands where an adapter is expected" in said
+    assert f"hint: write `{meant}`" in said
+
+
 def test_without_adapters_or_a_name_there_is_nothing_to_do(adapt):
     assert "no adapters given" in adapt.fails(2, "merge", "-o", "x")
     assert "the result needs a name" in adapt.fails(2, "merge", "legal-qa")
@@ -180,6 +198,18 @@ def test_the_distance_from_the_sum_is_an_error_only_for_methods_that_are_after_t
     assert "  by dare_ties, density 0.5, majority total, seed 0, rank 2\n" in other
     assert re.search(r"distance from the plain sum: \d", other)
     assert re.search(r"lost by the cut to this rank: \d", other)
+
+
+def test_a_rank_that_loses_much_warns_with_the_error_and_what_to_do(adapt, tmp_path):
+    small = adapt("merge", "legal-qa", "summarize", "--rank", "1", "-o", tmp_path / "small")
+    bounded = adapt("merge", "legal-qa", "summarize", "--energy", "0.5", "-o", tmp_path / "bounded")
+    whole = adapt("merge", "legal-qa", "summarize", "--rank", "8", "-o", tmp_path / "whole")
+
+    lost = re.search(r"lost by the cut to this rank: (0\.\d+)", small.stdout)
+    assert lost is not None
+    assert f"warning: the cut to rank 1 loses much: its relative error is {lost[1]}; " in small.stderr
+    assert "rank `auto` keeps the error near 0.1" in small.stderr
+    assert "loses much" not in bounded.stderr + whole.stderr
 
 
 def test_what_was_lost_by_cutting_is_what_was_cut_and_not_what_the_method_changed(merged):

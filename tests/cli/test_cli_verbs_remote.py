@@ -161,3 +161,13 @@ def test_a_token_for_one_server_is_not_shown_to_the_one_that_something_came_from
 
     assert other.seen
     assert {request.headers.get("authorization") for request in other.seen} == {None}
+
+
+def test_verbose_prints_each_request_without_its_query_and_quiet_none(world):
+    done = world.bob("-v", "search", "legal", "--remote", "ours")
+
+    requests = [line for line in done.stderr.splitlines() if line.startswith("GET ")]
+    assert f"GET {world.server.url}/api/adapt/v1/adapters: 200 OK" in requests
+    assert "?" not in "".join(requests)
+    assert done.stdout == world.bob.ok("search", "legal", "--remote", "ours")
+    assert "GET" not in world.bob("search", "legal", "--remote", "ours").stderr

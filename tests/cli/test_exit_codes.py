@@ -227,7 +227,7 @@ def test_a_bug_of_ours_is_told_as_one(adapt, monkeypatch):
     def breaks(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("adapterhub.cli.adapters.query._cells", breaks)
+    monkeypatch.setattr("adapterhub.cli.adapters.query.cells_of", breaks)
     monkeypatch.setattr("adapterhub.cli.adapters.query._row_document", breaks)
 
     done = adapt("list", "--json")

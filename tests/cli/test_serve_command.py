@@ -68,7 +68,8 @@ def ask(url: str, model: str) -> tuple[int, Any]:
         with urllib.request.urlopen(request) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)["error"]["message"]
+        value = json.load(error)["error"]
+        return error.code, value["message"] if isinstance(value, dict) else value
 
 
 def ends(group: int, within_s: float = 20.0) -> bool:
@@ -104,6 +105,13 @@ def test_adapters_are_served_by_name_and_everything_ends_with_the_command(
     assert process.returncode == 0
     assert ends(document["pid"])
     assert list((adapt.library.root / "leases").iterdir()) == []
+
+
+def test_a_key_among_the_options_of_the_engine_loads_the_named_adapters(adapt: Adapt, python: Path) -> None:
+    with serving(adapt, python, "legal-qa", "--engine-args", "--api-key secret") as (document, _):
+        without = ask(document["url"], "legal-qa")[0]
+
+    assert without == 401
 
 
 @pytest.mark.parametrize("whom", ["engine", "serve"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import NotFound
 from adapterhub.inference.serving.front import free_port, post
 from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
@@ -20,13 +23,14 @@ from tests.support.command_line import Adapt
 from tests.support.run_library import make_library
 
 ECHO = """
-import json, sys
+import json, os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
     def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps({"path": self.path}).encode())
+        self.send_response(200); self.send_header("Content-Type", "application/json"); self.end_headers()
+        self.wfile.write(json.dumps({"path": self.path, "model_path": "/srv/base.gguf"}).encode())
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
@@ -34,12 +38,24 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body.get("stream"):
             for at in range(3):
-                self.wfile.write(b"data: %d\\n\\n" % at); self.wfile.flush()
+                self.wfile.write(b'data: {"at": %d, "model": "/srv/base.gguf"}\\n\\n' % at); self.wfile.flush()
+            self.wfile.write(b"data: [DONE]\\n\\n")
         else:
-            self.wfile.write(json.dumps({"argv": sys.argv[1:], "path": self.path, **body}).encode())
+            if body.get("wait"):
+                open(body["wait"] + ".begun", "w").close()
+                while not os.path.exists(body["wait"]): time.sleep(0.01)
+            told = {"argv": sys.argv[1:], "path": self.path, **body, "model": "/srv/base.gguf"}
+            self.wfile.write(json.dumps(told).encode())
 
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
+
+
+NAMES = Names(
+    "base-7b",
+    ["legal-qa", "summarize==1.0"],
+    [("legal-qa==1.2.0", parse_digest("sha256:" + 64 * "a")), ("summarize==1.0", parse_digest("sha256:" + 64 * "b"))],
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +65,22 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
     with EngineProcess([sys.executable, str(script), "--port", str(engine)], {}, output=None) as process:
         process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=30)
-        with front("127.0.0.1", port, engine, Names("base-7b", ["legal-qa", "summarize==1.0"])):
+        with front("127.0.0.1", port, engine, NAMES):
             yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(
     ("model", "scales"),
-    [("base-7b", [0, 0]), (None, [0, 0]), ("legal-qa", [1, 0]), ("summarize==1.0", [0, 1])],
+    [
+        ("base-7b", [0, 0]),
+        (None, [0, 0]),
+        ("legal-qa", [1, 0]),
+        ("summarize==1.0", [0, 1]),
+        ("legal-qa>=1.1", [1, 0]),
+        ("legal-qa@base-7b", [1, 0]),
+        ("summarize", [0, 1]),
+        ("summarize#sha256:bbbbbbbb", [0, 1]),
+    ],
 )
 def test_every_request_says_the_scale_of_every_adapter(url: str, model: str | None, scales: list[float]) -> None:
     body = {"prompt": "a", "lora": [{"id": 1, "scale": 9}]} | ({"model": model} if model else {})
@@ -63,10 +88,13 @@ def test_every_request_says_the_scale_of_every_adapter(url: str, model: str | No
     status, answer = post(f"{url}/v1/completions", body)
 
     assert (status, answer["prompt"], answer["path"]) == (200, "a", "/v1/completions")
+    assert answer["model"] == ("base-7b" if not any(scales) else ["legal-qa", "summarize==1.0"][scales.index(1)])
     assert answer["lora"] == [{"id": at, "scale": float(scale)} for at, scale in enumerate(scales)]
 
 
-@pytest.mark.parametrize("model", ["nothing", 7, ["legal-qa"]])
+@pytest.mark.parametrize(
+    "model", ["nothing", 7, ["legal-qa"], "legal-qa>=2", "legal-qa@other", "../x", "legal-qa#sha256:bbbbbbbb"]
+)
 def test_a_name_that_is_not_served_is_refused(url: str, model: Any) -> None:
     status, answer = post(f"{url}/v1/chat/completions", {"model": model})
 
@@ -105,7 +133,23 @@ def test_models_are_listed_and_streams_pass_through(url: str) -> None:
 
     assert [row["id"] for row in listed["data"]] == ["base-7b", "legal-qa", "summarize==1.0"]
     assert answer.getheader("Content-Type") == "text/event-stream"
-    assert answer.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+    *events, end = answer.read().decode().split("\n\n")[:-1]
+    assert [json.loads(event.removeprefix("data: ")) for event in events] == [
+        {"at": at, "model": "legal-qa"} for at in range(3)
+    ]
+    assert end == "data: [DONE]"
+
+
+def test_no_path_of_the_server_is_shown(url: str) -> None:
+    host = url.removeprefix("http://")
+    answers = []
+    for path in ("/props", "/lora-adapters"):
+        connection = http.client.HTTPConnection(host)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answers.append((answer.status, b"/srv" in answer.read()))
+
+    assert answers == [(200, False), (403, False)]
 
 
 def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Path) -> None:
@@ -126,6 +170,37 @@ def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Pa
     assert (files[0], len(files), set(magics)) == (base, 3, {b"GGUF"})
     assert process.returncode == 0
     assert not files[1].exists()
+
+
+def test_a_stopped_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
+    adapt = Adapt(make_library(tmp_path))
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!{sys.executable}\n{ECHO}")
+    program.chmod(0o755)
+    options = ["--engine", "llama.cpp", "--gguf", str(tmp_path / "base.gguf"), "--llama-server", str(program)]
+    held = tmp_path / "held"
+
+    with serving(adapt, Path(sys.executable), "a", *options) as (document, process), ThreadPoolExecutor() as threads:
+        url = f"{document['url']}/v1/completions"
+        running = threads.submit(post, url, {"model": "a", "wait": str(held)})
+        wait_until((tmp_path / "held.begun").exists)
+        process.terminate()
+        wait_until(lambda: post(url, {"model": "a"})[0] == 503)
+        held.touch()
+        status, answer = running.result()
+        said = process.communicate(timeout=60)[1]
+
+    assert (status, answer["model"]) == (200, "a")
+    assert process.returncode == 0
+    assert "finishing the requests that run" in said
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
     DigestMismatch,
+    DiskFull,
     NoCompatibleRelease,
     NotFound,
     RefusedAdapter,
+    RemoteUnreachable,
     SpecError,
     StoreLocked,
     UnsupportedAdapter,
@@ -38,6 +40,7 @@ from adapterhub.inference.serving.vllm import (
     command_of,
     environ_of,
     find_vllm,
+    option_in,
 )
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
@@ -45,7 +48,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import register
 from adapterhub.vllm_plugin.cpu_rows import OPERATIONS, needs_mending, replace_operations
 from adapterhub.vllm_plugin.guard import Guard
-from adapterhub.vllm_plugin.resolver import folder_of_model, option_in
+from adapterhub.vllm_plugin.resolver import folder_of_model
 from tests.support.tiny import make_base
 
 Add = Callable[..., Added]
@@ -232,8 +235,10 @@ def test_a_request_never_names_a_path(provider: AdapterProvider, add: Add, name:
         (AdapterNotFound("no adapter"), 404),
         (UnsupportedAdapter("cannot be served", ["DoRA"]), 409),
         (RefusedAdapter("refused", [("E_NONFINITE", "NaN")]), 422),
-        (StoreLocked("held"), 503),
-        (AdapterHubError("?"), 500),
+        (StoreLocked("held"), 424),
+        (RemoteUnreachable("no answer"), 424),
+        (DiskFull("no room"), 424),
+        (AdapterHubError("?"), 424),
     ],
 )
 def test_a_refusal_has_the_status_that_says_whose_fault_it_is(error: AdapterHubError, status: int) -> None:
@@ -411,7 +416,7 @@ def test_operations_are_replaced_in_the_module_that_uses_them() -> None:
         ("POST", "/v1/load_lora_adapter", 403),
         ("POST", "/v1/load_lora_adapter/", 403),
         ("POST", "/adapters", 403),
-        ("POST", "/v1/unload_lora_adapter", 200),
+        ("POST", "/v1/unload_lora_adapter", 403),
         ("POST", "/v1/completions", 200),
         ("GET", "/v1/models", 200),
     ],

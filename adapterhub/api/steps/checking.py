@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,43 @@ def reports_of(
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             yield f"{build.full_name} {build.manifest.label}", report_of_build(library, build, record, progress)
+
+
+def bytes_to_check(library: Library, adapters: Sequence[str]) -> int:
+    """How many bytes `reports_of` reads of the same adapters, unless a file changes meanwhile or its header is damaged.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: no installed adapter matches.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.library.upkeep.damage import unhashed_bytes
+
+    def folder_of(text: str) -> Path:
+        if names_folder(text):
+            return Path(text).expanduser()
+        spec = AdapterSpec.parse(text)
+        return look_up(library, spec, wanted=wanted_from(library, spec, None))[0].folder
+
+    if adapters:
+        return sum(map(_weights_bytes, map(folder_of, adapters)))
+    builds = list(library.installed())
+    return sum(_weights_bytes(build.folder) for build in builds) + unhashed_bytes(library, builds)
+
+
+def _weights_bytes(folder: Path) -> int:
+    """The size of the numbers in a folder's weights file; 0 when it cannot be read."""
+    from adapterhub.formats.manifest import WEIGHTS_FILE
+
+    path = folder / WEIGHTS_FILE
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait
+            return 0
+        with path.open("rb") as file:
+            return max(0, facts.st_size - 8 - int.from_bytes(file.read(8), "little"))
+    except OSError:
+        return 0
 
 
 def _everything(library: Library, record: BaseRecord | None, progress: Progress | None) -> Iterator[tuple[str, Report]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,27 +25,41 @@ if TYPE_CHECKING:
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 
 DEFAULT_VERSION: Final = "1.0.0"
+LARGE_LOSS: Final = 0.2
+"""The relative error from which a cut to a given rank is worth a warning: twice that of rank `auto`."""
+
+_NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
 
-def weights_from(text: str | None, count: int) -> list[float]:
-    """The weights of `--weights`, one for each of `count` adapters; by default equal shares that sum to 1.
+def weights_from(text: str | None, adapters: Sequence[str]) -> list[float]:
+    """The weights of `--weights`, one for each of `adapters`; by default equal shares that sum to 1.
 
     Raises:
-        UsageProblem: the text is not a list of numbers, or their count differs.
+        UsageProblem: the text is not a list of numbers, their count differs, or weights stand among the adapters.
     """
+    numbers = [one for one in adapters if _NUMBER.fullmatch(one)]
+    if numbers:
+        names = [one for one in adapters if one not in numbers]
+        weights = ",".join([*filter(None, (text or "").split(",")), *numbers])
+        place = "stands where an adapter is" if len(numbers) == 1 else "stand where adapters are"
+        raise UsageProblem(
+            f"{', '.join(f'`{one}`' for one in numbers)} {place} expected; weights go into one option, with commas",
+            hint=f"write `{' '.join(names)} --weights {weights}`",
+        )
+    count = len(adapters)
     if text is None:
         return [1 / count] * count
     try:
-        numbers = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageProblem(f"--weights `{text}`: expected numbers separated by commas, such as `0.7,0.3`") from None
-    if len(numbers) != count:
+    if len(values) != count:
         example = ",".join([f"{1 / count:.2g}"] * count)
         raise UsageProblem(
-            f"{len(numbers)} weight{'s' * (len(numbers) != 1)} for {count} adapter{'s' * (count != 1)}",
+            f"{len(values)} weight{'s' * (len(values) != 1)} for {count} adapter{'s' * (count != 1)}",
             hint=f"separate weights with commas: `--weights {example}`",
         )
-    return numbers
+    return values
 
 
 def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None) -> Ingredient:
@@ -121,6 +136,12 @@ def report_merged(session: Session, merged: Merged) -> None:
     """Report the warnings of a merge, and of the checks of its result."""
     for warning in merged.warnings:
         session.out.warn(warning)
+    rank, lost = merged.combination.options.get("rank"), merged.made.result.truncation_error
+    if rank is not None and lost is not None and lost > LARGE_LOSS:
+        session.out.warn(
+            f"the cut to rank {rank} loses much: its relative error is {lost:.2g}; "
+            "rank `auto` keeps the error near 0.1, and without a rank nothing is cut"
+        )
     report_warnings(session, merged.added)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.finding import ask
+from adapterhub.core.display import size_text
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -18,13 +22,59 @@ SERVER_COLUMNS = ("repository", "version", "base", "fits", "task", "rank", "meth
 BY_WEIGHTS, BY_NAME = "by weights", "by name"
 
 
-def search_installed(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:  # noqa: ANN401 - Filters' fields
-    """The installed builds for `base` that match `filters`, the fields of `Filters`."""
+SORTS: Final[Mapping[str, Callable[[BuildRow], Any]]] = {
+    "name": lambda row: (row.name, row.namespace),
+    "task": lambda row: row.task,
+    "rank": lambda row: -(row.rank or 0),
+    "size": lambda row: -row.size_bytes,
+    "date": lambda row: -row.added_at,
+}
+"""Orders of a list: texts from a to z, numbers from the largest, dates from the newest; equal ones by name."""
+
+_PATTERNS: Final = ("rank_pattern", "alpha_pattern")
+
+
+def search_installed(
+    session: Session,
+    base: BaseSpec | None,
+    *,
+    names: Sequence[str] = (),
+    sort: str = "name",
+    reverse: bool = False,
+    **filters: Any,  # noqa: ANN401 - Filters' fields
+) -> list[BuildRow]:
+    """The installed builds for `base` that match `filters`, the fields of `Filters`, and one of `names`.
+
+    Each of `names` is a pattern for the whole name, such as `legal-*`, or a part of it; without `names`, all match.
+
+    Raises:
+        UsageProblem: `sort` is none of `SORTS`.
+    """
+    if sort not in SORTS:
+        raise UsageProblem(f"no order `{shown(sort)}`; expected one of {', '.join(SORTS)}")
     from adapterhub.library.store.index import Filters
 
     fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
     query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
-    return ask(session, lambda index: index.search(query))
+    rows = ask(session, lambda index: index.search(query))
+    if names:
+        rows = [row for row in rows if any(_has_name(row, name.lower()) for name in names)]
+    if sort != "name":  # the index sorts by name
+        rows.sort(key=SORTS[sort])
+    return rows[::-1] if reverse else rows
+
+
+def _has_name(row: BuildRow, wanted: str) -> bool:
+    if any(mark in wanted for mark in "*?["):
+        return fnmatchcase(row.full_name, wanted) or fnmatchcase(row.name, wanted)
+    return wanted in row.full_name
+
+
+def method_text(method: Sequence[str]) -> str:
+    """A method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`."""
+    kind, *marks = [mark.lower() for mark in method if mark not in _PATTERNS] or [""]
+    rest = [str(len(marks) - 1)] if len(marks) > 1 else []
+    return "+".join([kind, *marks[:1], *rest])
 
 
 def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
@@ -51,6 +101,12 @@ def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | No
 def base_name(row: BuildRow, aliases: dict[str, str]) -> str:
     """The base of a build as one types it here, `unknown` without one."""
     return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
+
+
+def cells_of(row: BuildRow, aliases: dict[str, str]) -> tuple[object, ...]:
+    """The cells of a build below `COLUMNS`."""
+    method, size = method_text(row.method.split(",")), size_text(row.size_bytes)
+    return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, method, size
 
 
 def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[SearchHit, str]]:

@@ -9,21 +9,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.steps.finding import ask, find_build
-from adapterhub.api.steps.searching import COLUMNS, base_name, search_installed
-from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.api.steps.searching import COLUMNS, SORTS, base_name, cells_of, search_installed
+from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
-from adapterhub.cli.output import size_text
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.ranks import ANY_RANK, RankRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
 
 
 @click.command("list")
+@click.argument("names", nargs=-1, metavar="[NAME|PATTERN...]", shell_complete=complete_spec)
 @click.option("--base", type=BASE, help="List only adapters for this base.")
+@click.option("--task", default="", metavar="TASK", help="List only adapters with exactly this task.")
+@rank_options
+@click.option(
+    "--sort",
+    type=click.Choice(list(SORTS)),
+    default="name",
+    show_default=True,
+    help="Sort by this: the highest rank, the largest and the newest come first.",
+)
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
 @click.option(
     "--format",
     "form",
@@ -32,22 +40,40 @@ if TYPE_CHECKING:
 )
 @project_option
 @common
-def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
-    """List installed adapters; inside a project, --format lists the project's adapters.
+def list_(
+    session: Session,
+    names: tuple[str, ...],
+    base: BaseSpec | None,
+    task: str,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    sort: str,
+    reverse: bool,
+    form: str | None,
+) -> None:
+    """List installed adapters: all, or those whose name contains NAME or matches PATTERN.
+
+    Inside a project, --format without filters lists the project's adapters.
 
     \b
     Examples:
-      adapt list --base base-7b
+      adapt list --base base-7b --sort size
+      adapt list 'legal-*' --max-rank 16
       vllm serve ./base-7b --enable-lora --lora-modules $(adapt list --format vllm)
     """
+    ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    filters: dict[str, Any] = {"names": names, "task": task, "ranks": ranks}
+    has_filters = bool(base or names or task or ranks != ANY_RANK)
+    filters |= {"sort": sort, "reverse": reverse}
     if form is None:
-        _answer(session, base=base)
+        _answer(session, base=base, **filters)
         return
     from adapterhub.cli.adapters.list_formats import library_adapters, lines_of, project_adapters
 
-    folder = session.project_folder if base is None else None
+    folder = None if has_filters else session.project_folder
     adapters = (
-        library_adapters(session, search_installed(session, base))
+        library_adapters(session, search_installed(session, base, **filters))
         if folder is None
         else project_adapters(session, folder)
     )
@@ -116,19 +142,12 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
         lambda: [_row_document(row, aliases, session.root) for row in rows],
-        lambda: session.out.table(COLUMNS, _cells(rows, aliases), right=("rank", "size")),
+        lambda: session.out.table(COLUMNS, [cells_of(row, aliases) for row in rows], right=("rank", "size")),
     )
     if not rows and not session.out.as_json:
         session.out.hint(
             "no adapter matches; `adapt add FOLDER --name NAME` and `adapt install NAME@BASE` add adapters"
         )
-
-
-def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[object, ...]]:
-    return [
-        (r.full_name, r.version, base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
-        for r in rows
-    ]
 
 
 def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[str, Any]:
@@ -152,8 +171,6 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     Example:
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
-    from adapterhub.core.ranks import RankRange
-
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build = find_build(session, spec, bounds, for_use=True)  # another program will use it
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.steps.searching import SERVER_COLUMNS, search_server
+from adapterhub.api.steps.searching import SERVER_COLUMNS, method_text, search_server
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
@@ -18,7 +18,7 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
     cells = [
-        (d["repository"], d["version"], d["base"], d["fits"], d["task"], d["rank"], ",".join(d["method"]).lower())
+        (d["repository"], d["version"], d["base"], d["fits"], d["task"], d["rank"], method_text(d["method"]))
         for d in documents
     ]
     session.out.result(documents, lambda: session.out.table(SERVER_COLUMNS, cells, right=("rank",)))

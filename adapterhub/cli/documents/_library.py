@@ -247,6 +247,13 @@ class Gone(TypedDict):
     digest: Digest
 
 
+class Uninstalled(TypedDict):
+    """The removed builds, and the entries removed from the project."""
+
+    removed: list[Gone]
+    project_names: Annotated[list[str], "with --save: names removed from `adapters.toml`"]
+
+
 class Object(TypedDict):
     """An object of the store."""
 
@@ -330,7 +337,8 @@ ADAPTERS = {
     "path": Folder,
     "verify": list[Verified],
     "audit": Audit,
-    "remove": list[Gone],
+    "remove": Uninstalled,
+    "uninstall": Uninstalled,
     "gc": Swept,
     "doctor": list[Check],
     "doctor.repair": Repaired,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from adapterhub.cli.documents._library import Gone
 from adapterhub.cli.documents._parts import Digest, File, Path, TypedDict
 
 
@@ -181,13 +180,6 @@ class Newer(_FromVersion):
     path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
 
 
-class Uninstalled(TypedDict):
-    """The removed builds, and the entries removed from the project."""
-
-    removed: list[Gone]
-    project_names: Annotated[list[str], "names removed from `adapters.toml`"]
-
-
 class Requirements(TypedDict):
     """A plain list of requirements for `adapt install -r`."""
 
@@ -232,7 +224,6 @@ PROJECTS = {
     "upgrade": Upgraded,
     "upgrade.dry-run": UpgradePlan,
     "upgrade.library": list[Newer],
-    "uninstall": Uninstalled,
     "outdated": list[Offer],
     "export": Requirements,
     "list.format": list[FolderOf],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.api.steps.checking import reports_of, strictly
+from adapterhub.api.steps.checking import bytes_to_check, reports_of, strictly
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
@@ -49,7 +49,8 @@ def verify(
     library = session.project_library
     record = library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
-    with session.out.progress("verify", None) as progress:
+    total = bytes_to_check(library, adapters) if session.out.shows_bars else None
+    with session.out.progress("verify", total) as progress:
         for label, report in reports_of(library, adapters, record, progress):
             reports.append((label, strictly(report) if strict else report))
     session.out.result(

@@ -35,13 +35,16 @@ class Session(library_session.Session):
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""
-        if not offline and (self.out.quiet or not sys.stderr.isatty()):
+        if not offline and not self.out.shows_bars:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the client reads it once, when imported
         return library_session.Session.open_remote(self, remote, token=token, offline=offline)
 
 
 def common(command: F) -> F:
-    """Add `--root`, `--json` and `--quiet`; the command gets a `Session` as its first argument."""
+    """Add `--root`, `--json`, `--quiet` and `--verbose`; the command gets a `Session` as its first argument.
+
+    `--quiet` and `--verbose` count before the command, too.
+    """
 
     @click.option(
         "--root",
@@ -51,18 +54,21 @@ def common(command: F) -> F:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
     @click.option("--quiet", "-q", is_flag=True, help="Print only results, warnings and errors.")
+    @click.option("--verbose", "-v", is_flag=True, help="Also print the library, the project and each request.")
     @functools.wraps(command)
     def wrapped(
         *args: Any,
         root: Path | None,
         as_json: bool,
         quiet: bool,
+        verbose: bool,
         project_dir: Path | None = None,
         trust_project: bool = False,
         **kwargs: Any,
     ) -> Any:
         use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
-        out = Output(as_json=as_json, quiet=quiet)
+        before = click.get_current_context().find_root().params
+        out = Output(as_json=as_json, quiet=quiet or before.get("quiet", False))
         agree = None
         if sys.stdin is not None and sys.stdin.isatty():
             from adapterhub.cli.options.project_trust import agree_on_terminal
@@ -76,6 +82,10 @@ def common(command: F) -> F:
             trusts_project=trust_project,
             agree=agree,
         )
+        if verbose or before.get("verbose", False):
+            from adapterhub.cli.options.verbose import report_steps
+
+            report_steps(session)
         return command(session, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key
+from adapterhub.cli.groups import Group
 from adapterhub.cli.options.params import Session, common
 from adapterhub.core.errors import UsageProblem
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.trust import TrustedKey, TrustFile
 
 
-@click.group()
+@click.group(cls=Group)
 def key() -> None:
     """Manage signing keys, trusted keys and signature policies.
 

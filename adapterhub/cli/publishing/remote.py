@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.cli.groups import Group
 from adapterhub.cli.options.params import Session, common
 from adapterhub.core.errors import UsageProblem
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
-@click.group()
+@click.group(cls=Group)
 def remote() -> None:
     """Manage servers, their namespaces and access tokens.
 

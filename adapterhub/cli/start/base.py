@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.groups import Group
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
 from adapterhub.core.errors import Incompatible
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord
 
 
-@click.group()
+@click.group(cls=Group)
 def base() -> None:
     """Register, list, show and compare base models.
 

@@ -86,6 +86,14 @@ _CPU_SLOTS: Final = 32
     metavar="S",
     help="Give up if the engine is not ready after S seconds.",
 )
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="When stopped, let running requests finish for at most S seconds.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @signatures_option
 @remote_options
@@ -107,6 +115,7 @@ def serve(
     engine_args: str,
     log: Path | None,
     start_timeout: float,
+    drain: float,
     dry_run: bool,
     signatures: SignaturePolicy | None,
     remote: str | None,
@@ -129,6 +138,7 @@ def serve(
     """
     from adapterhub.inference.serving import ServeSettings
     from adapterhub.inference.serving.front import free_port
+    from adapterhub.inference.serving.vllm import option_in
 
     if token is not None:
         raise UsageProblem(
@@ -155,9 +165,10 @@ def serve(
         extra=tuple(_split(engine_args)),
         log=log,
         start_timeout_s=start_timeout,
+        drain_s=drain,
         dry_run=dry_run,
     )
-    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and "--api-key" not in args.extra:
+    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and not option_in(args.extra, "--api-key"):
         session.out.warn(f"anyone who reaches `{host}` can use this server; set VLLM_API_KEY to require a key")
     served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
@@ -223,18 +234,28 @@ def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
     """Start the server, load the named adapters, and wait until it ends."""
+    from adapterhub.inference.serving.control import CONTROL_KEY, new_key
+    from adapterhub.inference.serving.control import drain as ask_to_drain
     from adapterhub.inference.serving.front import message_in, post
-    from adapterhub.inference.serving.vllm import command_of, environ_of
+    from adapterhub.inference.serving.vllm import command_of, environ_of, option_in
 
-    ours = replace(args.settings, max_rank=options.max_rank).to_environ()
+    key = option_in(args.extra, "--api-key") or os.environ.get("VLLM_API_KEY")
+    control_key = new_key()
+    ours = replace(args.settings, max_rank=options.max_rank).to_environ() | {CONTROL_KEY: control_key}
     with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
         engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
         for spec in args.specs:
             body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
-            status, answer = post(f"{document['url']}/v1/completions", body, key=os.environ.get("VLLM_API_KEY"))
+            status, answer = post(f"{document['url']}/v1/completions", body, key=key)
             if status != HTTPStatus.OK:
                 raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
-        stay(session, engine, document)
+        stay(
+            session,
+            engine,
+            document,
+            drain_s=args.drain_s,
+            drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
+        )
 
 
 def _max_rank(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:

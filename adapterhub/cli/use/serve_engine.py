@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class ServeArgs:
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float
+    drain_s: float
     dry_run: bool
 
 
@@ -101,8 +102,10 @@ def started(
         yield stack.enter_context(EngineProcess(command, environ, output=output))
 
 
-def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> None:
-    """Print that the server is ready, and return when it should stop.
+def stay(
+    session: Session, engine: EngineProcess, document: dict[str, Any], *, drain_s: float, drain: Callable[[], bool]
+) -> None:
+    """Print that the server is ready, and return when it should stop and `drain` has let running requests finish.
 
     Raises:
         EngineFailed: the engine ended by itself.
@@ -113,6 +116,13 @@ def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> N
         sys.stdout.flush()
         engine.wait()
     except (KeyboardInterrupt, SystemExit):  # the normal end of a server
+        if drain_s:
+            session.out.note(
+                f"finishing the requests that run, for at most {drain_s:g} s; a second Ctrl-C stops at once"
+            )
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                if not drain():
+                    session.out.warn(f"some requests still ran after {drain_s:g} s")
         session.out.note("stopping the engine")
 
 

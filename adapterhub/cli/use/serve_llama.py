@@ -55,13 +55,13 @@ def serve_llama(
         if args.dry_run:
             session.out.result(document, lambda: say_dry(session, document))
             return
-        names = Names(served_name, [model_of(spec) for spec in args.specs])
+        builds = [(one.label, one.digest) for one in handed]
+        names = Names(served_name, [model_of(spec) for spec in args.specs], builds)
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                answering = front(args.host, args.port, engine_port, names)
-                with answering:
-                    stay(session, engine, document)
+                with front(args.host, args.port, engine_port, names) as server:
+                    stay(session, engine, document, drain_s=args.drain_s, drain=lambda: server.drain(args.drain_s))
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
 

@@ -69,7 +69,7 @@ def compare(
     """
     if len(adapters) == 1:
         raise UsageProblem("give at least two adapters to compare", hint="see the examples of `adapt compare --help`")
-    numbers = weights_from(weights, len(adapters))
+    numbers = weights_from(weights, adapters)
     library = session.project_library
     ingredients = [ingredient(library, a, w, base) for a, w in zip(adapters, numbers, strict=True)]
     show_comparison(session, ingredients, plot=plot, modules=modules, dtype=dtype)

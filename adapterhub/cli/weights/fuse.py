@@ -59,7 +59,7 @@ def fuse(
       adapt fuse legal-qa summarize --weights 0.7,0.3 --base base-7b --into ./fused
       adapt fuse ./out/legal-qa --base ./models/base-7b --into ./fused --dtype float32
     """
-    numbers = weights_from(weights, len(adapters))
+    numbers = weights_from(weights, adapters)
     from adapterhub.weights.fuse import prepare
 
     out = session.out

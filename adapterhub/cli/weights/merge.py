@@ -132,7 +132,7 @@ def merge(
         _check_unused("only `--tune` evaluates", on_base=on_base, tune_budget=tune_budget)
     if not adapters:
         raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
-    numbers = weights_from(weights, len(adapters))
+    numbers = weights_from(weights, adapters)
     choice["more"] = tuple(map(named_option, choice["more"]))
     chosen = choice_from(**choice, is_tuned=tune is not None)
     library = session.project_library

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
@@ -103,6 +102,7 @@ class Hub:
         self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
         self._places: dict[str, _Place] = {}
+        self._features: frozenset[str] | None = None
 
     @property
     def place(self) -> str:
@@ -119,11 +119,14 @@ class Hub:
         """Whether this is huggingface.co, which takes uploads by Xet."""
         return self.endpoint == HUB_URL
 
-    @cached_property
+    @property
     def features(self) -> frozenset[str]:
-        """The features of the server's `/api/adapt/v1`; empty if it has none."""
-        if self.is_public_hub:
-            return frozenset()
+        """The features of the server's `/api/adapt/v1`, kept after the first answer; empty if it has none."""
+        if self._features is None:  # without a lock: a server that hangs would hold up all threads, one by one
+            self._features = frozenset() if self.is_public_hub else self._requested_features()
+        return self._features
+
+    def _requested_features(self) -> frozenset[str]:
         with self._wire.plainly("connection"):
             try:
                 told = strict_json(self._wire.get("api/adapt/v1/info"))

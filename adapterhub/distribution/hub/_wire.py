@@ -338,7 +338,7 @@ class Wire:
         if status == HTTPStatus.PRECONDITION_FAILED:
             return Conflict(text, hint="someone published at the same time; check, then try again")
         wait = "; wait and try again" if status == HTTPStatus.TOO_MANY_REQUESTS else ""
-        return RemoteUnreachable(text + wait)
+        return RemoteUnreachable(text + wait, status=status or None)
 
 
 def is_missing(error: BaseException) -> bool:

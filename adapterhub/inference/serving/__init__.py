@@ -7,5 +7,6 @@ HTTP 200, and one whose folder is deleted ends the engine. `AdapterProvider` doe
 from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
 from adapterhub.inference.serving.refusal import Refusal, refusal_of
 from adapterhub.inference.serving.settings import ServeSettings
+from adapterhub.inference.serving.unreachable import UnreachableRemotes
 
-__all__ = ["AdapterProvider", "LeasedAdapter", "Refusal", "ServeSettings", "refusal_of"]
+__all__ = ["AdapterProvider", "LeasedAdapter", "Refusal", "ServeSettings", "UnreachableRemotes", "refusal_of"]

@@ -18,7 +18,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.errors import NotFound, shown
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import NotFound, SpecError, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
 
 MOST_BYTES: Final = 64 << 20
 """The front refuses a longer request."""
@@ -27,7 +33,7 @@ _CHUNK_BYTES: Final = 1 << 16
 _ANSWER_S: Final = 3600.0
 _OWN_HEADERS: Final = frozenset({"connection", "transfer-encoding", "keep-alive", "content-length", "host"})
 _CLOSED: Final = ("/lora-adapters", "/models/load", "/models/unload")
-"""Routes of the engine that change the answers to all clients."""
+"""Routes of the engine that change the answers to all clients, or show paths."""
 
 
 def find_llama_server(program: str | None) -> str:
@@ -52,16 +58,37 @@ def command_of(program: str, base: Path, adapters: Sequence[Path], port: int, ex
 
 
 class Names:
-    """Translates names for the engine. `adapters` are in the order in which the engine loaded them."""
+    """Translates names for the engine.
 
-    def __init__(self, base: str, adapters: Sequence[str]) -> None:
+    `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too.
+    """
+
+    def __init__(self, base: str, adapters: Sequence[str], builds: Sequence[tuple[str, Digest]] = ()) -> None:
         self.base = base
         self.adapters = tuple(adapters)
+        self._builds = [(*label.rsplit("==", 1), digest) for label, digest in builds]
 
-    def scales(self, name: str) -> list[dict[str, float]] | None:
-        """The number and scale of each adapter for requests that name `name`; None for an unknown name."""
-        if name != self.base and name not in self.adapters:
+    def find(self, name: str) -> str | None:
+        """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither."""
+        if name == self.base or name in self.adapters:
+            return name
+        try:
+            spec = AdapterSpec.parse(name)
+        except SpecError:
             return None
+        if spec.base is not None and spec.base.text != self.base:
+            return None
+        allowed = SpecifierSet(spec.specifiers, prereleases=True)
+        fitting = [
+            (Version(version), at)
+            for at, (full_name, version, digest) in enumerate(self._builds)
+            if full_name == spec.full_name and version in allowed and digest.startswith(spec.digest_prefix or "")
+        ]
+        return self.adapters[max(fitting)[1]] if fitting else None
+
+    def scales(self, name: str) -> list[dict[str, float]]:
+        """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
         return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
 
     def listing(self) -> dict[str, Any]:
@@ -70,23 +97,50 @@ class Names:
         return {"object": "list", "data": rows}
 
 
+class Front(ThreadingHTTPServer):
+    """The front's server. It counts the requests that run, so that it can drain."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], engine_port: int, names: Names) -> None:
+        super().__init__(address, _Handler)
+        self.engine_port = engine_port
+        self.names = names
+        self.drains = False
+        self._running = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count one request while the block runs."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def drain(self, within_s: float) -> bool:
+        """Refuse new requests and wait for those that run; False if some still run after `within_s` seconds."""
+        self.drains = True
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, within_s)
+
+
 @contextlib.contextmanager
-def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[None]:
+def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[Front]:
     """Answer requests on `host` and `port` while the block runs.
 
     Raises:
         OSError: the port is taken.
     """
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        allow_reuse_address = True
-
-    handler = type("Handler", (_Handler,), {"engine_port": engine_port, "names": names})
-    with Server((host, port), handler) as server:
+    with Front((host, port), engine_port, names) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield
+            yield server
         finally:
             server.shutdown()
 
@@ -94,8 +148,7 @@ def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[None
 class _Handler(BaseHTTPRequestHandler):
     """Forwards requests to the engine; adds the scales for their `model` to those with a JSON body."""
 
-    engine_port: int
-    names: Names
+    server: Front
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - as in http.server
@@ -103,20 +156,37 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """List the models; forward everything else to the engine."""
-        if self.path.partition("?")[0].rstrip("/") in {"/v1/models", "/models"}:
-            self._answer(HTTPStatus.OK, self.names.listing())
-            return
-        self._pass_on(None)
+        with self.server.counted():
+            self._get()
 
     def do_POST(self) -> None:
         """Add the scales and forward the request, or refuse it."""
+        with self.server.counted():
+            self._post()
+
+    def _get(self) -> None:
+        if self._refuses_all():
+            return
+        if self._route().endswith(_CLOSED):
+            self._refuse(
+                HTTPStatus.FORBIDDEN, "this route shows paths of the server; GET /v1/models lists the adapters"
+            )
+            return
+        if self._route() in {"/v1/models", "/models"}:
+            self._answer(HTTPStatus.OK, self.server.names.listing())
+            return
+        self._pass_on(None, self.server.names.base)
+
+    def _post(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()) or int(length) > MOST_BYTES:
             self.close_connection = True
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected a body of at most {MOST_BYTES} bytes")
             return
         raw = self.rfile.read(int(length))
-        if self.path.partition("?")[0].rstrip("/").endswith(_CLOSED):
+        if self._refuses_all():
+            return
+        if self._route().endswith(_CLOSED):
             self._refuse(HTTPStatus.FORBIDDEN, "the `model` of each request selects the adapter; this route is closed")
             return
         try:
@@ -127,17 +197,27 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(body, dict):
             self._refuse(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
             return
-        name = body.get("model", self.names.base)
-        scales = self.names.scales(name) if isinstance(name, str) else None
-        if scales is None:
-            self._refuse(HTTPStatus.NOT_FOUND, f"no adapter `{shown(name)}` is served; GET /v1/models lists them")
+        asked = body.get("model", self.server.names.base)
+        name = self.server.names.find(asked) if isinstance(asked, str) else None
+        if name is None:
+            self._refuse(HTTPStatus.NOT_FOUND, f"no adapter `{shown(asked)}` is served; GET /v1/models lists them")
             return
-        self._pass_on(json.dumps(body | {"lora": scales}).encode())
+        self._pass_on(json.dumps(body | {"lora": self.server.names.scales(name)}).encode(), name)
 
-    def _pass_on(self, body: bytes | None) -> None:
-        """Forward the request to the engine, and stream its answer back."""
+    def _route(self) -> str:
+        return self.path.partition("?")[0].rstrip("/")
+
+    def _refuses_all(self) -> bool:
+        """Refuse the request if the server drains; whether it did."""
+        if self.server.drains:
+            self.close_connection = True
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, REFUSED_WHILE_DRAINING)
+        return self.server.drains
+
+    def _pass_on(self, body: bytes | None, name: str) -> None:
+        """Forward the request to the engine, and stream its answer back with `name` as the model."""
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
-        connection = http.client.HTTPConnection("127.0.0.1", self.engine_port, timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.engine_port, timeout=_ANSWER_S)
         with contextlib.closing(connection):
             try:
                 connection.request(self.command, self.path, body, headers)
@@ -146,16 +226,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(HTTPStatus.BAD_GATEWAY, "the engine does not answer")
                 return
             self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in _OWN_HEADERS:
-                    self.send_header(name, value)
+            for header, value in answer.getheaders():
+                if header.lower() not in _OWN_HEADERS:
+                    self.send_header(header, value)
             self.send_header("Connection", "close")  # the end of the stream is the end of the answer
             self.end_headers()
             self.close_connection = True
             with contextlib.suppress(OSError, http.client.HTTPException):  # one side closed the connection
-                while piece := answer.read1(_CHUNK_BYTES):
-                    self.wfile.write(piece)
-                    self.wfile.flush()
+                kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip()
+                if kind == "application/json":
+                    self.wfile.write(_named(answer.read(), name))
+                elif kind == "text/event-stream":
+                    for line in answer:
+                        start, data, rest = line.partition(b"data: ")
+                        self.wfile.write(line if start or not data else data + _named(rest.rstrip(b"\n"), name) + b"\n")
+                        self.wfile.flush()
+                else:
+                    while piece := answer.read1(_CHUNK_BYTES):
+                        self.wfile.write(piece)
+                        self.wfile.flush()
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self._answer(status, {"error": {"message": message, "type": status.phrase, "code": int(status)}})
@@ -167,3 +256,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _named(data: bytes, name: str) -> bytes:
+    """A JSON answer with `name` where the engine names the file of its model; other data unchanged."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return data
+    paths = {"model", "model_path"} & value.keys() if isinstance(value, dict) else set()
+    return json.dumps(value | dict.fromkeys(paths, name)).encode() if paths else data

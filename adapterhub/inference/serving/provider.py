@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -12,12 +12,15 @@ from typing import Final
 
 from adapterhub.core.digests import Digest, hex_of
 from adapterhub.core.errors import (
+    AdapterHubError,
     AdapterNotFound,
     BaseMismatch,
     Malformed,
+    NamespaceBound,
     NoCompatibleRelease,
     SpecError,
     UnsupportedAdapter,
+    reworded,
     shown,
 )
 from adapterhub.core.ranks import RankRange
@@ -34,13 +37,18 @@ from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
 
-FORGET_S: Final = 10.0
+UNKNOWN_S: Final = 10.0
 """How long an unknown name is refused without another search: clients can repeat it much faster than servers answer."""
+
+REFUSED_S: Final = 2.0
+"""The same for every other refusal, such as of a damaged adapter, which costs a read of its files."""
 
 RANK_SETTING: Final = "max-lora-rank"
 """The setting by which vLLM's rules give the rank that they need."""
 
 _REMEMBERED: Final = 1024
+_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json")
+_DIGEST_SHOWN: Final = len("sha256:") + 12
 _STRIPES: Final = 64
 _OWNER_ONLY: Final = 0o700
 
@@ -52,10 +60,12 @@ Sources = Callable[[AdapterSpec], Sequence[Source]]
 class LeasedAdapter:
     """An adapter that an engine may read from `folder` until the provider closes.
 
-    `folder` is an absolute path that ends in the digest.
+    `folder` is an absolute path that ends in the digest. `model` is the one name of the adapter in the engine, whatever
+    spec a client writes: `acme/legal-qa==1.2.0#sha256:9f86d0818843`.
     """
 
     label: str
+    model: str
     folder: Path
     digest: Digest
     rank: int | None
@@ -66,7 +76,8 @@ class LeasedAdapter:
 class AdapterProvider:
     """Finds, checks and leases adapters for one served base. Thread-safe.
 
-    It looks a name up in the library, then in `sources`; an adapter from there is installed and stays installed. Before
+    `find_installed` looks a name up in the library and never waits for a source; `fetch` looks in the library and then
+    in `sources`, and installs what it finds there. Before
     the first lease of a build, it checks the bytes, format, shapes, numbers and base, and the rules of `engine` (such
     as `vllm@0.32`). A leased build has its own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from
     the engine.
@@ -91,21 +102,74 @@ class AdapterProvider:
         self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
-        self._unknown: dict[str, tuple[float, AdapterNotFound]] = {}
-        self._locks = [Lock() for _ in range(_STRIPES)]
-        self._leases = contextlib.ExitStack()
+        self._names: dict[str, LeasedAdapter] = {}
+        self._earlier: dict[str, LeasedAdapter] = {}
+        """What names meant before the library changed."""
+        self._names_of: object = None
+        self._names_lock = Lock()
+        self._refused: dict[str, tuple[float, AdapterHubError]] = {}
+        self._name_locks, self._digest_locks = ([Lock() for _ in range(_STRIPES)] for _ in range(2))
+        self._leases: dict[Digest, contextlib.ExitStack] = {}
+        self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
 
     def close(self) -> None:
         """End all leases and remove their folders."""
+        for digest in list(self._leases):
+            self.release(digest)
         with self._leases_lock:
-            self._leases.close()
-            self._leased.clear()
+            self._links.close()
             self._folder = None
 
+    def release(self, digest: Digest) -> None:
+        """End the lease of one adapter, which the engine must not read again; the next `find` makes a new one."""
+        with self._digest_locks[hash(digest) % _STRIPES]:
+            self._leased.pop(digest, None)
+            with self._names_lock:
+                self._names = {name: leased for name, leased in self._names.items() if leased.digest != digest}
+            lease = self._leases.pop(digest, None)
+            if lease is not None:
+                lease.close()
+
+    def known(self, name: str) -> LeasedAdapter | None:
+        """The adapter that `name` was found to be, if the library has not changed since. Costs one look at a file."""
+        with self._names_lock:
+            return self._names_now().get(name)
+
     def find(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec `name`, leased. An adapter that is leased already costs one library lookup.
+        """The adapter for the spec `name`, leased: from the library, or else fetched. Raises as `fetch`."""
+        return self.find_installed(name) or self.fetch(name)
+
+    def find_installed(self, name: str) -> LeasedAdapter | None:
+        """The adapter for the spec `name`, leased; None where only a source may have one that fits.
+
+        A name keeps its adapter until the library changes: then every spelling of it is looked up again, so that two
+        spellings never mean two versions at one time.
+
+        Raises:
+            SpecError: the name is not a spec, or names a base by path.
+            AdapterHubError: any refusal of `fetch`, also one of some seconds ago.
+        """
+        found = self.known(name)
+        if found is not None:
+            return found
+        spec, state = self._spec(name), self._library_state()
+        with self._remembering(name):
+            try:
+                build = self._build(spec, ())
+            except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
+                earlier = self._earlier.get(name)  # its folder was deleted by hand: the lease holds its files
+                return earlier if earlier and earlier.digest in self._leased else None
+            leased = self._lease(build)
+        with self._names_lock:
+            names = self._names_now()
+            if self._names_of == state:  # else the library changed during the lookup
+                names[name] = leased
+        return leased
+
+    def fetch(self, name: str) -> LeasedAdapter:
+        """The adapter for the spec `name`, leased, from the library or the first source that has one that fits.
 
         Raises:
             SpecError: the name is not a spec, or names a base by path.
@@ -114,20 +178,21 @@ class AdapterProvider:
             RefusedAdapter, DigestMismatch: its contents must not be loaded.
             RemoteUnreachable, NotAllowed: as for an install.
         """
-        spec = AdapterSpec.parse(name)
-        self._ensure_served_base(spec)
-        unknown = self._unknown.get(name)
-        if unknown is not None and unknown[0] > time.monotonic():
-            raise unknown[1]
-        with self._locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests for an adapter fetch it once
-            try:
-                build = self._installed(spec)
-            except AdapterNotFound as error:
-                self._remember_unknown(name, error)
-                raise
+        spec = self._spec(name)
+        with self._remembering(name):
+            with self._name_locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests fetch it once
+                build = self._build(spec, self._sources(spec))
             return self._lease(build)
 
     # ------------------------------------------------------------ find
+    def _spec(self, name: str) -> AdapterSpec:
+        spec = AdapterSpec.parse(name)
+        self._ensure_served_base(spec)
+        until, error = self._refused.get(name, (0.0, None))
+        if error is not None and until > time.monotonic():
+            raise reworded(error)
+        return spec
+
     def _ensure_served_base(self, spec: AdapterSpec) -> None:
         if spec.base is None:
             return
@@ -138,24 +203,24 @@ class AdapterProvider:
         if named is not None and not named.judge(served).verdict.allows_attach:
             raise BaseMismatch(f"`{spec}` names another base than the served one, `{self.base.label}`")
 
-    def _installed(self, spec: AdapterSpec) -> Installed:
+    def _build(self, spec: AdapterSpec, sources: Sequence[Source]) -> Installed:
         without_base = replace(spec, base=None)
         try:
-            plan = self._planned(without_base, allow_base_mismatch=False)
+            plan = self._planned(without_base, sources, allow_base_mismatch=False)
         except NoCompatibleRelease:
             if not self._was_allowed(without_base):
                 raise
-            plan = self._planned(without_base, allow_base_mismatch=True)
+            plan = self._planned(without_base, sources, allow_base_mismatch=True)
         added = run_install(self.library, plan, signatures=self._signatures)
         build = plan.present or (added.build if added else None)
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> InstallPlan:
+    def _planned(self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool) -> InstallPlan:
         return plan_install(
             self.library,
             spec,
-            self._sources(spec),
+            sources,
             wanted=self._wanted,
             bounds=self._bounds,
             allow_base_mismatch=allow_base_mismatch,
@@ -166,31 +231,53 @@ class AdapterProvider:
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, self.base.fingerprint) for build in builds)
 
-    def _remember_unknown(self, name: str, error: AdapterNotFound) -> None:
-        if len(self._unknown) >= _REMEMBERED:
-            self._unknown.clear()
-        self._unknown[name] = time.monotonic() + FORGET_S, error
+    @contextlib.contextmanager
+    def _remembering(self, name: str) -> Iterator[None]:
+        """Remember a refusal for some seconds."""
+        try:
+            yield
+        except AdapterHubError as error:
+            if len(self._refused) >= _REMEMBERED:
+                self._refused.clear()
+            lasts = UNKNOWN_S if isinstance(error, AdapterNotFound) else REFUSED_S
+            self._refused[name] = time.monotonic() + lasts, reworded(error)
+            raise
+
+    def _names_now(self) -> dict[str, LeasedAdapter]:
+        state = self._library_state()
+        if state != self._names_of or len(self._names) >= _REMEMBERED:
+            merged = {**self._earlier, **self._names}
+            self._earlier = merged if len(merged) <= _REMEMBERED else self._names
+            self._names, self._names_of = {}, state
+        return self._names
+
+    def _library_state(self) -> object:
+        """Changes with what is installed, with the trusted keys and with the remotes."""
+        return tuple(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
         digest = build.manifest.digest
-        if digest in self._leased:
+        with self._digest_locks[hash(digest) % _STRIPES]:
+            if digest not in self._leased:
+                self._leased[digest] = self._new_lease(build)
             return self._leased[digest]
+
+    def _new_lease(self, build: Installed) -> LeasedAdapter:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
             verdict, warnings = self._check(build, folder)
             leased = LeasedAdapter(
-                label=f"{build.full_name}=={build.manifest.version}",
+                label=(label := f"{build.full_name}=={build.manifest.version}"),
+                model=f"{label}#{build.manifest.digest[:_DIGEST_SHOWN]}",
                 folder=folder,
-                digest=digest,
+                digest=build.manifest.digest,
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
             )
-            with self._leases_lock:
-                self._leases.push(undo.pop_all())
-                self._leased[digest] = leased
+            self._leases[leased.digest] = undo.pop_all()
         return leased
 
     def _linked(self, build: Installed, undo: contextlib.ExitStack) -> Path:
@@ -200,7 +287,7 @@ class AdapterProvider:
         """
         with self._leases_lock:
             if self._folder is None:
-                self._folder = self._leases.enter_context(self.library.store.intent("serve")).folder.absolute()
+                self._folder = self._links.enter_context(self.library.store.intent("serve")).folder.absolute()
                 self._folder.chmod(_OWNER_ONLY)  # no other user can replace the files after the check
             folder = self._folder / f"sha256-{hex_of(build.manifest.digest)}"
         store = self.library.store
@@ -253,3 +340,11 @@ def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _facts_of_file(path: Path) -> tuple[int, int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size

@@ -1,4 +1,8 @@
-"""A refusal as an HTTP answer: a status, and a message without addresses and paths of this machine."""
+"""A refusal as an HTTP answer: a status, and a message without addresses and paths of this machine.
+
+No status is a 5xx. A router in front of several servers repeats a 5xx on all of them and counts it against each, so a
+few requests for one adapter would take the base and every loaded adapter away from all clients.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ from adapterhub.core.errors import (
     Malformed,
     NotAllowed,
     NotFound,
-    RemoteUnreachable,
     StoreLocked,
     UsageProblem,
 )
@@ -28,13 +31,12 @@ _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
     (Incompatible, HTTPStatus.CONFLICT),
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
     (Malformed, HTTPStatus.UNPROCESSABLE_ENTITY),
-    (RemoteUnreachable, HTTPStatus.SERVICE_UNAVAILABLE),
-    (DiskFull, HTTPStatus.INSUFFICIENT_STORAGE),
+    (DiskFull, HTTPStatus.FAILED_DEPENDENCY),
     (NotAllowed, HTTPStatus.FORBIDDEN),
-    (StoreLocked, HTTPStatus.SERVICE_UNAVAILABLE),
+    (StoreLocked, HTTPStatus.FAILED_DEPENDENCY),
     (Conflict, HTTPStatus.CONFLICT),
 )
-"""The first matching class decides."""
+"""The first matching class decides; any other error is FAILED_DEPENDENCY, too."""
 
 _PLACES: Final = re.compile(r"https?://[^\s`'\",;)]+|(?<![\w./@])~?/(?:[^\s`'\",;:)]+/)+")
 """URLs, and the folders of absolute paths."""
@@ -50,7 +52,7 @@ class Refusal:
 
 def refusal_of(error: AdapterHubError) -> Refusal:
     """The status and the message for a client, without hints, folders and addresses, which are for the operator."""
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
+    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.FAILED_DEPENDENCY)
     words = _PLACES.sub("…", error.message)
     if isinstance(error, AdapterNotFound):
         words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources

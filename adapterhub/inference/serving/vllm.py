@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -124,3 +124,13 @@ def environ_of(vllm: InstalledVllm, environ: Mapping[str, str], ours: Mapping[st
     if vllm.is_cpu:
         made.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return made
+
+
+def option_in(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option on vLLM's command line; None if it is not there."""
+    for at, word in enumerate(argv):
+        if word == name and at + 1 < len(argv):
+            return argv[at + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None

@@ -79,6 +79,18 @@ def damaged_objects(
                 yield Damage(kind="missing", path=path, digest=digest, message=message)
 
 
+def unhashed_bytes(library: Library, looked_at: Collection[Installed]) -> int:
+    """How many bytes `damaged_objects` reads after the builds `looked_at`."""
+    hashed = {facts for build in looked_at for facts in _hashed_with(build)}
+    total = 0
+    for path in _objects(library.root):
+        with contextlib.suppress(OSError):
+            facts = path.lstat()
+            if (facts.st_dev, facts.st_ino, path.name.removesuffix(".json")) not in hashed:
+                total += facts.st_size
+    return total
+
+
 def _objects(root: Path) -> Iterator[Path]:
     """Everything where objects belong; links are not followed."""
     with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:

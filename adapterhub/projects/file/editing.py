@@ -72,7 +72,7 @@ def with_adapter(text: str, wanted: AdapterRequirement) -> str:
     if wanted.key in document.get("merges", {}):
         raise Conflict(
             f"`{wanted.key}` is a merge of this project. Nothing was changed",
-            hint=f"`adapt uninstall {wanted.key} --save` removes it; or choose another name",
+            hint=f"`adapt remove {wanted.key} --save` removes it; or choose another name",
         )
     table = _holder(document, wanted.group)
     for other in _tables(document):
@@ -104,7 +104,7 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
             together = " ".join([*users, *keys])
             raise Conflict(
                 f"`{key}` is part of {', '.join(f'`{user}`' for user in users)}. Nothing was changed",
-                hint=f"`adapt uninstall {together} --save` removes all of them; or remove `{key}` from the recipe",
+                hint=f"`adapt remove {together} --save` removes all of them; or remove `{key}` from the recipe",
             )
     document, line_end = _parsed(text)
     for table in (*_tables(document), document.get("merges", {})):

@@ -1,0 +1,46 @@
+"""Which command a mistyped one means: a name that another tool uses, or the nearest of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
+    "rm": "remove",
+    "del": "remove",
+    "ls": "list",
+    "freeze": "export --requirements",
+    "login": "remote login",
+    "logout": "remote logout",
+    "whoami": "remote list",
+    "download": "install",
+    "get": "install",
+    "fetch": "install",
+    "clone": "pull",
+    "import": "add",
+    "describe": "info",
+    "inspect": "info",
+    "find": "search",
+    "upload": "push",
+    "publish": "push",
+    "update": "upgrade",
+    "new": "init",
+    "create": "init",
+    "register": "base add",
+    "chat": "run",
+    "generate": "run",
+    "prune": "gc",
+    "clean": "gc",
+    "version": "--version",
+}
+"""Our command by its name elsewhere."""
+
+
+def advice(typed: str, commands: Sequence[str], group: str = "") -> str:
+    """What to type instead of the unknown command `typed` among `commands`, those of `group` such as `base `."""
+    meant = COMMANDS_ELSEWHERE.get(typed, "")
+    if not meant or (group and meant not in commands):
+        import difflib
+
+        meant = "".join(difflib.get_close_matches(typed, commands, n=1))
+    return f"did you mean `adapt {group}{meant}`?" if meant else f"`adapt {group}--help` lists the commands"

@@ -1,0 +1,57 @@
+"""Lets a server end without cutting an answer off: running requests finish, new ones go to another server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from adapterhub.inference.serving.control import CONTROL_HEADER, DRAIN_PATH, REFUSED_WHILE_DRAINING, is_key
+from adapterhub.vllm_plugin.model_names import App, Message, Receive, Send
+
+
+class Draining:
+    """ASGI middleware before all others. `adapt serve`, which alone knows `key`, asks it to drain."""
+
+    def __init__(self, app: App, key: str) -> None:
+        self._app = app
+        self._key = key
+        self._running = 0
+        self._is_idle = asyncio.Condition()
+        self._drains = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Count a request and pass it on; while the server drains, refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"] == DRAIN_PATH:
+            given = [value.decode("latin-1") for name, value in scope["headers"] if name == CONTROL_HEADER.encode()]
+            allowed = bool(given) and is_key(given[0], self._key)
+            if allowed:
+                await self._drain()
+            await _answer(send, 200 if allowed else 403, {"drained": allowed})
+        elif self._drains:
+            error = {"message": REFUSED_WHILE_DRAINING, "type": "ServiceUnavailable", "param": None, "code": 503}
+            await _answer(send, 503, {"error": error}, (b"connection", b"close"))
+        else:
+            await self._run(scope, receive, send)
+
+    async def _run(self, scope: Message, receive: Receive, send: Send) -> None:
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+            async with self._is_idle:
+                self._is_idle.notify_all()
+
+    async def _drain(self) -> None:
+        self._drains = True
+        async with self._is_idle:
+            await self._is_idle.wait_for(lambda: not self._running)
+
+
+async def _answer(send: Send, status: int, value: object, *headers: tuple[bytes, bytes]) -> None:
+    body = json.dumps(value).encode()
+    sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": sent})
+    await send({"type": "http.response.body", "body": body})

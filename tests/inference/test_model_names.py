@@ -1,0 +1,287 @@
+"""What vLLM and its clients see of names, with FastAPI routes that do what vLLM's do (`tests/engines` has the real ones)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from adapterhub.core.errors import StoreLocked
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.library import Added, Library
+from adapterhub.vllm_plugin import guard, model_names
+from adapterhub.vllm_plugin.resolver import AdapterHubResolver
+from tests.support.standin_vllm import make_standin
+
+Add = Callable[..., Added]
+KEY = {"authorization": "Bearer k"}
+
+
+class Engine:
+    """The routes, behind the guard. `bodies` are those that the completion route read."""
+
+    def __init__(self, base: BaseRecord, resolver: AdapterHubResolver) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.has_loaded = asyncio.Event()
+        self.lora_requests: dict[str, Any] = {}
+        self.app = FastAPI()
+        self.app.state.openai_serving_models = SimpleNamespace(
+            is_base_model=lambda name: name == "base-7b",
+            lora_requests=self.lora_requests,
+            model_config=SimpleNamespace(model=str(base.path)),
+        )
+        self._add_routes(str(base.path), resolver)
+        self.app.add_middleware(_Keys)
+        self.app.add_middleware(guard.Guard)
+
+    def _add_routes(self, base: str, resolver: AdapterHubResolver) -> None:
+        @self.app.post("/v1/completions")
+        async def complete(request: Request) -> JSONResponse:
+            from vllm.exceptions import GracefulHTTPError
+
+            body = await request.json()
+            self.bodies.append(body)
+            name = body["model"]
+            try:
+                if name != "base-7b" and name not in self.lora_requests:
+                    self.lora_requests[name] = await resolver.resolve_lora(base, name)
+            except GracefulHTTPError as error:
+                return JSONResponse({"error": error.message}, int(error.http_status))
+            self.has_loaded.set()
+            await self.may_answer.wait()
+            return JSONResponse({"model": name})
+
+        @self.app.post("/v1/unload_lora_adapter")
+        async def unload(request: Request) -> JSONResponse:
+            name = (await request.json())["lora_name"]
+            return JSONResponse({}, 200 if self.lora_requests.pop(name, None) else 404)
+
+        @self.app.get("/v1/models")
+        async def models() -> dict[str, Any]:
+            cards = [{"id": "base-7b", "root": base, "parent": None}]
+            cards += [{"id": n, "root": r.lora_path, "parent": "base-7b"} for n, r in self.lora_requests.items()]
+            return {"object": "list", "data": cards}
+
+    async def send(
+        self, method: str, path: str, value: object = None, **headers: str
+    ) -> tuple[int, dict[str, str], Any]:
+        """The status, the headers and the body of the answer."""
+        body = json.dumps(value).encode()
+        sent = {"content-type": "application/json", **KEY, **{k.replace("_", "-"): v for k, v in headers.items()}}
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "scheme": "http", "http_version": "1.1", "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
+        }  # fmt: skip
+        parts = [body[:5], body[5:]]
+        answer: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return (
+                {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+                if parts
+                else {"type": "http.disconnect"}
+            )
+
+        async def take(message: Any) -> None:
+            answer.append(message)
+
+        await self.app(scope, receive, take)
+        told = {name.decode(): data.decode() for name, data in answer[0]["headers"]}
+        text = b"".join(message.get("body", b"") for message in answer[1:])
+        return answer[0]["status"], told, json.loads(text)
+
+    def ask(self, name: str, **headers: str) -> tuple[int, dict[str, str], Any]:
+        return asyncio.run(self.send("POST", "/v1/completions", {"model": name, "prompt": "a"}, **headers))
+
+
+class _Keys:
+    """Refuses requests without the key before it reads their body, as vLLM does."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and dict(scope["headers"]).get(b"authorization") != b"Bearer k":
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, library: Library, base: BaseRecord, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    make_standin(tmp_path / "standin")
+    monkeypatch.syspath_prepend(tmp_path / "standin" / "site")
+    monkeypatch.setenv("ADAPTERHUB_SERVE_ADMIN_KEY", "admin")
+    monkeypatch.setenv("ADAPTERHUB_SERVE_CONTROL_KEY", "control")
+    resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
+    monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
+    yield Engine(base, resolver)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[name]
+
+
+def test_every_spelling_is_one_adapter_of_the_engine(engine: Engine, add: Add) -> None:
+    manifest = add("legal-qa").build.manifest
+    name = f"legal-qa==1.0.0#{manifest.digest[:19]}"
+
+    answers = [engine.ask(spec) for spec in ["legal-qa", "legal-qa>=1", "legal-qa@base-7b", "legal-qa==1.0", name]]
+
+    assert {status for status, _, _ in answers} == {200}
+    assert {body["model"] for _, _, body in answers} == {name}
+    assert list(engine.lora_requests) == [name]
+    assert {(told["x-adapter-name"], told["x-adapter-digest"]) for _, told, _ in answers} == {
+        ("legal-qa==1.0.0", manifest.digest)
+    }
+    assert {told["x-base-digest"] for _, told, _ in answers} == {manifest.base.fingerprint.weights}
+
+
+def test_the_base_and_adapters_of_others_keep_their_names(engine: Engine) -> None:
+    engine.lora_requests["static"] = SimpleNamespace(lora_path="/static")
+
+    answers = [engine.ask(name) for name in ("base-7b", "static")]
+
+    assert [body["model"] for _, _, body in answers] == ["base-7b", "static"]
+    assert not any("x-adapter-name" in told for _, told, _ in answers)
+
+
+def test_a_name_follows_the_library_in_every_spelling(engine: Engine, add: Add) -> None:
+    add("legal-qa", version="1.0.0")
+    before = {engine.ask(spec)[1]["x-adapter-name"] for spec in ("legal-qa", "legal-qa>=1.0")}
+    add("legal-qa", version="1.1.0", seed=1)
+
+    after = {engine.ask(spec)[1]["x-adapter-name"] for spec in ("legal-qa>=1.0", "legal-qa")}
+
+    assert (before, after) == ({"legal-qa==1.0.0"}, {"legal-qa==1.1.0"})
+
+
+def test_an_adapter_in_use_outlasts_its_folder(engine: Engine, library: Library, add: Add) -> None:
+    build = add("legal-qa").build
+    before = engine.ask("legal-qa")[2]
+    shutil.rmtree(build.folder)
+    library.gc(grace_s=0)
+    add("summarize")  # changes the library
+
+    assert engine.ask("legal-qa")[2] == before
+
+
+def test_a_client_without_a_key_has_nothing_looked_up(engine: Engine, library: Library, add: Add) -> None:
+    add("legal-qa")
+
+    status, _, _ = engine.ask("legal-qa", authorization="Bearer wrong")
+
+    assert status == 401
+    assert not list((library.root / "leases").glob("*"))
+
+
+def test_a_refusal_has_its_status_and_reason(engine: Engine) -> None:
+    status, _, body = engine.ask("nothing")
+
+    assert (status, body) == (404, {"error": "no adapter `nothing` is known to this server"})
+
+
+def test_the_list_of_models_shows_no_path(engine: Engine, add: Add) -> None:
+    digest = add("legal-qa").build.manifest.digest
+    name = f"legal-qa==1.0.0#{digest[:19]}"
+    engine.ask("legal-qa")
+
+    listing = asyncio.run(engine.send("GET", "/v1/models"))[2]
+    one = [asyncio.run(engine.send("GET", f"/v1/models/{path}")) for path in ("legal-qa", "base-7b", "nothing")]
+
+    assert [(card["id"], card["root"], card["parent"]) for card in listing["data"]] == [
+        ("base-7b", "base-7b", None), (name, name, "base-7b")
+    ]  # fmt: skip
+    assert [(status, body.get("id")) for status, _, body in one] == [(200, name), (200, "base-7b"), (404, None)]
+
+
+# ---------------------------------------------------------------- unload
+def test_only_an_administrator_unloads_and_that_ends_the_lease(engine: Engine, library: Library, add: Add) -> None:
+    build = add("legal-qa").build
+    engine.ask("legal-qa")
+    value = {"lora_name": "legal-qa"}
+
+    denied = asyncio.run(engine.send("POST", "/v1/unload_lora_adapter", value))
+    with pytest.raises(StoreLocked):
+        library.remove([build])
+    done = asyncio.run(engine.send("POST", "/v1/unload_lora_adapter", value, x_admin_key="admin"))
+
+    assert (denied[0], done[0]) == (403, 200)
+    assert engine.lora_requests == {}
+    library.remove([build])
+
+
+def test_a_lease_outlasts_the_requests_that_run(engine: Engine, library: Library, add: Add) -> None:
+    build = add("legal-qa").build
+
+    async def run() -> None:
+        engine.may_answer.clear()
+        running = asyncio.create_task(engine.send("POST", "/v1/completions", {"model": "legal-qa"}))
+        await engine.has_loaded.wait()
+        await engine.send("POST", "/v1/unload_lora_adapter", {"lora_name": "legal-qa"}, x_admin_key="admin")
+        with pytest.raises(StoreLocked):
+            library.remove([build])
+        engine.may_answer.set()
+        await running
+
+    asyncio.run(run())
+
+    library.remove([build])
+
+
+def test_the_least_recently_used_adapter_makes_room(
+    engine: Engine, library: Library, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = [add(name, seed=at).build for at, name in enumerate(("one", "two", "three"))]
+    monkeypatch.setattr(model_names, "MOST_LOADED", 2)
+
+    for name in ("one", "two", "one", "three"):
+        engine.ask(name)
+
+    assert [name.partition("=")[0] for name in engine.lora_requests] == ["one", "three"]
+    library.remove([builds[1]])
+    with pytest.raises(StoreLocked):
+        library.remove([builds[0]])
+
+
+@pytest.mark.parametrize(
+    "path", ["/adapters/legal-qa", "/v1/unload_lora_adapter", "/adapters", "/v1/load_lora_adapter"]
+)
+def test_routes_that_load_or_unload_are_closed(engine: Engine, path: str) -> None:
+    method = "DELETE" if path.startswith("/adapters/") else "POST"
+
+    assert asyncio.run(engine.send(method, path, {}))[0] == 403
+
+
+# ---------------------------------------------------------------- stop
+def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new(engine: Engine, add: Add) -> None:
+    add("legal-qa")
+
+    async def run() -> tuple[list[int], dict[str, str]]:
+        engine.may_answer.clear()
+        running = asyncio.create_task(engine.send("POST", "/v1/completions", {"model": "legal-qa"}))
+        await engine.has_loaded.wait()
+        denied, _, _ = await engine.send("POST", "/adapterhub/drain", x_control_key="wrong")
+        drained = asyncio.create_task(engine.send("POST", "/adapterhub/drain", x_control_key="control"))
+        await asyncio.sleep(0)
+        refused, told, _ = await engine.send("POST", "/v1/completions", {"model": "base-7b"})
+        health, _, _ = await engine.send("GET", "/health")
+        waited = not drained.done()
+        engine.may_answer.set()
+        statuses = [(await task)[0] for task in (running, drained)]
+        assert waited
+        return [denied, refused, health, *statuses], told
+
+    statuses, told = asyncio.run(run())
+
+    assert statuses == [403, 503, 503, 200, 200]
+    assert told["connection"] == "close"
