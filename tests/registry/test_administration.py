@@ -168,6 +168,12 @@ def test_a_folder_without_a_registry_stays_as_it_is(tmp_path: Path, command: tup
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_token_on_a_plain_line_is_warned_of(server: Running) -> None:
+    assert FarTokens("http://registry.example.org", "adp_x").is_plain_text
+    assert not FarTokens("https://registry.example.org", "adp_x").is_plain_text
+    assert not FarTokens(server.url, "adp_x").is_plain_text
+
+
 def test_two_places_are_one_too_many(server: Running) -> None:
     done = run("token", "list", "--url", server.url, "--root", server.root, token=server.token)
 

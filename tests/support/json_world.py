@@ -48,6 +48,7 @@ _FACTS_OF = {
     "merge.tune": {*_SIZES, "weight", "weights"},
     "registry-check": {"bytes"},
     "registry-move": {"bytes"},
+    "registry-token-log": {"at", "actor"},
     "serve": {"command"},
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
@@ -190,7 +191,11 @@ def _registry(w: World) -> None:
     w.says("registry-token-create", "registry", "token", "create", *here, "--user", "ben", "--namespaces", "acme/*")
     w.says("registry-token-list", "registry", "token", "list", *here)
     w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
+    w.says("registry-token-log", "registry", "token", "log", *here)
+    w.says("registry-user-list", "registry", "user", "list", *here)
+    w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
+    w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_lines(alone, count=2)
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")

@@ -24,7 +24,15 @@ from adapterhub.core.digests import digest_of, parse_digest, strict_json
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError, shown
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.distribution.hub._commit import HubCommit
-from adapterhub.distribution.hub._listing import commit_in, dates_of, refs_of, repositories_tagged
+from adapterhub.distribution.hub._listing import (
+    Published,
+    commit_in,
+    dates_of,
+    is_version_tag,
+    published_in,
+    refs_of,
+    repositories_tagged,
+)
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
@@ -44,6 +52,7 @@ __all__ = [
     "HubCommit",
     "HubNamespace",
     "HubRepository",
+    "Published",
     "Search",
     "SearchHit",
     "bound_client",
@@ -194,7 +203,7 @@ class Hub:
             places = [
                 _Place(repo=repo, commit=commit, version=tag[1:])
                 for tag, commit in refs.tags.items()
-                if _is_version_tag(tag)
+                if is_version_tag(tag)
             ]
             if not places:
                 is_head = True
@@ -294,6 +303,14 @@ class Hub:
             self._places[release.digest] = place
         return release
 
+    def published(self, namespace: str) -> list[Published]:
+        """Every tagged version in a namespace.
+
+        Our registry lists a thousand with one request. Elsewhere it takes one request for each PEFT repository.
+        """
+        with self._wire.plainly(f"list releases of `{namespace}`"):
+            return published_in(self._wire, namespace, is_registry=not self.is_public_hub)
+
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build from `releases`, streamed from the server."""
         place = self._places[release.digest]
@@ -383,13 +400,3 @@ def _origin(place: _Place) -> str:
 def _newest_last(place: _Place) -> Version:
     """Sort key; a place without a version is the head, a descendant of every other commit."""
     return Version(place.version or "999999")
-
-
-def _is_version_tag(name: str) -> bool:
-    if not name.startswith("v"):
-        return False
-    try:
-        parse_version(name[1:])
-    except SpecError:
-        return False
-    return True

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from huggingface_hub.errors import HfHubHTTPError
+
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, SpecError, shown
 from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.distribution.hub._wire import HttpError, Wire
+from adapterhub.core.specs import parse_version
+from adapterhub.distribution.hub._wire import HttpError, Wire, is_missing
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _MOST_REPOSITORIES: Final = 1000
 _COMMITS_AT_ONCE: Final = 200
+_MOST_PAGES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,18 @@ class Refs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A release as a listing names it. `name` and `digest` are None where only the release itself has them."""
+
+    repo: str
+    version: str
+    commit: str
+    name: str | None = None
+    digest: Digest | None = None
+    yanked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListedFile:
     """A file as a listing describes it; its bytes were not read. `git_sha1` is None for an LFS file."""
 
@@ -41,6 +57,53 @@ class ListedFile:
     size_bytes: int
     sha256: Digest | None
     git_sha1: str | None
+
+
+def published_in(wire: Wire, namespace: str, *, is_registry: bool) -> list[Published]:
+    """Every tagged version in a namespace; of its PEFT repositories only, where the server is not our registry."""
+    if is_registry:
+        try:
+            return _listed_by_registry(wire, namespace)
+        except HfHubHTTPError as error:
+            if not is_missing(error):
+                raise
+    return [
+        Published(repo=repo, version=parse_version(tag[1:]), commit=commit)
+        for repo in repositories_tagged(wire, namespace, "peft")
+        for tag, commit in refs_of(wire, repo).tags.items()
+        if is_version_tag(tag)
+    ]
+
+
+def _listed_by_registry(wire: Wire, namespace: str) -> list[Published]:
+    """One request for each page of a thousand; raises the Hub client's error if the server has no such listing."""
+    found: list[Published] = []
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        more = {"cursor": cursor} if cursor else {}
+        told = wire.json("api/adapt/v1/releases", {"namespace": namespace, **more})
+        try:
+            found += [_published(item, namespace) for item in told["releases"]]
+            cursor = told["next_cursor"]
+        except (LookupError, TypeError, ValueError):
+            raise _nonsense(wire, namespace, "list of releases") from None
+        if not isinstance(cursor, str):
+            return found
+    raise RemoteUnreachable(f"`{namespace}`: {wire.endpoint} sent more than {_MOST_PAGES} pages of releases")
+
+
+def _published(item: dict[str, Any], namespace: str) -> Published:
+    repo, name = item["repo"], item["name"]
+    if not isinstance(repo, str) or not repo.startswith(f"{namespace}/") or not is_hub_id(repo):
+        raise ValueError("no repository of the namespace")
+    return Published(
+        repo=repo,
+        version=parse_version(item["version"]),
+        commit=commit_in(item["commit"]),
+        name=name if isinstance(name, str) else None,
+        digest=parse_digest(item["digest"]),
+        yanked=bool(item["yanked"]),
+    )
 
 
 def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
@@ -144,3 +207,14 @@ def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
 
 def _nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
     return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} sent no valid {expected}")
+
+
+def is_version_tag(name: str) -> bool:
+    """Whether a tag marks a version: `v1.2.0`."""
+    if not name.startswith("v"):
+        return False
+    try:
+        parse_version(name[1:])
+    except SpecError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from adapterhub_registry.api.adapt_models import (
     AdapterPage,
     Health,
     Info,
+    ListedRelease,
     Log,
     LogEntry,
     NewToken,
@@ -30,6 +31,8 @@ from adapterhub_registry.api.adapt_models import (
     Places,
     Problem,
     Release,
+    ReleasePage,
+    ReleaseQuery,
     Releases,
     SearchQuery,
     TokenFacts,
@@ -49,7 +52,7 @@ from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
-FEATURES: Final = ("adapters", "blobs", "versions", "yank", "tokens", "tags", "users")
+FEATURES: Final = ("adapters", "blobs", "versions", "yank", "tokens", "tags", "users", "releases")
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
@@ -116,6 +119,28 @@ def unyank(
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         index.unyank(connection, repo, wanted.version)
         return _releases(connection, repo)
+
+
+@router.get("/releases", responses=_MISSING)
+def releases_in(registry: RegistryOf, caller: CallerOf, query: Annotated[ReleaseQuery, Query()]) -> ReleasePage:
+    """Every release in a namespace, yanked ones included; a mirror learns from it what it lacks."""
+    registry.repos.check_may_read(caller)
+    cursor = opened_cursor(registry, query.cursor)
+    with registry.db.read() as connection:
+        visible = registry.repos.visible(caller)
+        page = found.releases_in(connection, query.namespace, visible, cursor=cursor, limit=query.limit)
+    listed = [
+        ListedRelease(
+            repo=row.full_name,
+            name=row.name,
+            version=row.version,
+            digest=f"sha256:{row.digest}",
+            commit=row.commit_id,
+            yanked=row.yanked_at is not None,
+        )
+        for row in page.rows
+    ]
+    return ReleasePage(releases=listed, next_cursor=sealed_cursor(registry, page.next_cursor))
 
 
 @router.get("/blobs/{sha256}", responses=_MISSING)

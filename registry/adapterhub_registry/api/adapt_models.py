@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE, MAX_RELEASES
 from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS
 
 
@@ -156,6 +156,32 @@ class Places(Answer):
 
     sha256: str
     places: list[Place]
+
+
+class ReleaseQuery(BaseModel):
+    """A page of the releases in a namespace."""
+
+    namespace: Annotated[str, StringConstraints(pattern=NAME)]
+    cursor: Text | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_RELEASES)] = MAX_RELEASES
+
+
+class ListedRelease(Answer):
+    """A release in a namespace. `name` is the adapter's, which may differ from the repository's."""
+
+    repo: str
+    name: str | None
+    version: str
+    digest: str
+    commit: str
+    yanked: bool
+
+
+class ReleasePage(Answer):
+    """One page; `next_cursor` leads to the next page and is null on the last."""
+
+    releases: list[ListedRelease]
+    next_cursor: str | None
 
 
 class TokenRequest(Question):

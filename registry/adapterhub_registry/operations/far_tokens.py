@@ -19,6 +19,7 @@ from adapterhub_registry.access.tokens import LogRecord, TokenRecord, UserRecord
 
 TIMEOUT_S: Final = 30
 MOST_BYTES: Final = 64 << 20
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Record = TypeVar("Record", TokenRecord, UserRecord, LogRecord)
 
@@ -42,6 +43,7 @@ class FarTokens:
         if not (token.isascii() and token.isprintable()):
             raise UsageProblem("the token has characters that no token has; nothing was sent")
         self.url = url.rstrip("/")
+        self.is_plain_text = place.scheme == "http" and place.hostname not in LOOPBACK
         self._token = token
         # a redirect would take the token to another place
         self._opener = urllib.request.build_opener(_NoRedirect)

@@ -180,7 +180,10 @@ def _tokens(given: Mapping[str, Any]) -> Tokens | FarTokens:
         ]
         if here:
             raise UsageProblem(f"--url and {here[0]} name two registries; expected one of them")
-        return FarTokens(given["url"], given["admin_token"])
+        far = FarTokens(given["url"], given["admin_token"])
+        if far.is_plain_text:
+            click.echo(f"warning: {far.url} is not encrypted: others on the network can read the token", err=True)
+        return far
     if not given["database"]:
         check_holds_registry(given["root"])
     database = Database(settings_of(given, serves=False).database)
