@@ -245,7 +245,7 @@ def _log(connection: Connection, actor: str, action: str, subject: str) -> None:
 
 
 def _revoke(connection: Connection, which: ColumnElement[bool], actor: str) -> list[TokenRecord]:
-    """Revoke tokens and return their records; one that is revoked already stays as it is."""
+    """Revoke tokens and return their records; one that is revoked already stays unchanged."""
     for row in connection.execute(_SELECT.where(which, tokens.c.revoked_at.is_(None)).order_by(tokens.c.id)).all():
         connection.execute(update(tokens).where(tokens.c.id == row.id).values(revoked_at=now_ms()))
         _log(connection, actor, "revoke", f"token {row.id} of {row.user_name}")

@@ -1,7 +1,7 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
 Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one. Every refusal is 400
-QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits without a word.
+QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
 """
 
 from __future__ import annotations
