@@ -275,7 +275,7 @@ def test_one_readable_holder_of_the_bytes_is_enough(four: Desk) -> None:
 
 def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> None:
     here, there = row_of(four, PRIVATE).id, create(four, "bob/mine").id
-    blob, other = four.store.put([b"one"]), four.store.put([b"other"])
+    blob, other = (four.store.put([content]) for content in (b"here", b"there"))
     four.repos.record_upload(four.connection, here, "ann", blob, token_id=7)
     four.repos.record_upload(four.connection, there, "bob", other)
 
@@ -288,7 +288,7 @@ def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> No
 
 def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_goes(four: Desk) -> None:
     number = row_of(four, REPO).id
-    blob = four.store.put([b"bytes"])
+    blob = four.store.put([b"sent"])
     four.repos.record_upload(four.connection, number, "ann", blob, token_id=7)
     damage.mark(four.connection, [blob.sha256])
     damaged = four.repos.known_blob(four.connection, ANN, number, blob.sha256)

@@ -316,10 +316,10 @@ class Repos:
             Refusal: 404 when the repository is gone; 503 when `gc` removed the same bytes a moment ago.
         """
         lock_space(connection)
-        if not self._blobs.holds({blob.sha256: blob.size}):
-            raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
+        if not self._blobs.holds({blob.sha256: blob.size}):
+            raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
