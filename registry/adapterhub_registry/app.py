@@ -28,8 +28,11 @@ from adapterhub_registry.api.bodies import UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
+from adapterhub_registry.api.hub import gates as hub_gates
+from adapterhub_registry.api.hub import history as hub_history
 from adapterhub_registry.api.hub import info as hub_info
 from adapterhub_registry.api.hub import lfs as hub_lfs
+from adapterhub_registry.api.hub import missing as hub_missing
 from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
@@ -105,9 +108,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(adapt_api.router)
-    others = (operations_api, xet, hub_api, hub_info, hub_files, hub_lfs, hub_upload)
-    for routes in (*(module.router for module in others), hub_api.fallback):
-        app.include_router(routes, include_in_schema=False)
+    hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
+    others = (operations_api, xet, *hub)
+    for module in others:
+        app.include_router(module.router, include_in_schema=False)
     return app
 
 

@@ -83,7 +83,12 @@ def repo_not_found(repo_id: str) -> Refusal:
 
 def gated(repo_id: str) -> Refusal:
     """403: the caller may see the repository but not read its files."""
-    return Refusal(403, "GatedRepo", f"access to the files of `{repo_id}` is restricted")
+    return Refusal(
+        403,
+        "GatedRepo",
+        f"Access to model `{repo_id}` is restricted and you are not in the authorized list;"
+        f" ask for access: POST /{repo_id}/ask-access",
+    )
 
 
 def revision_not_found(repo_id: str, revision: str) -> Refusal:

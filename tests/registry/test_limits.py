@@ -13,6 +13,7 @@ import httpx
 import pytest
 from adapterhub_registry.access.rates import Rates, address_of
 from adapterhub_registry.database.db import uploads
+from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits, parse_networks
 from sqlalchemy import select
 
@@ -32,6 +33,10 @@ def limited(tmp_path: Path, **limits: int) -> Any:
 
 def client(server: Running, token: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token or server.token}"})
+
+
+def paths(server: Running, repo: str) -> list[str]:
+    return [entry["path"] for entry in server.get(f"/api/models/{repo}/tree/main").json()]
 
 
 # ------------------------------------------------------------ rates
@@ -144,7 +149,7 @@ def test_small_files_count_too(tmp_path: Path) -> None:
         answer = ann.post("/api/models/acme/x/commit/main", content=lines)
 
         assert (answer.status_code, answer.headers["x-error-code"]) == (400, "QuotaExceeded")
-        assert ann.get("/api/models/acme/x/tree/main").json() == []
+        assert paths(server, "acme/x") == [".gitattributes"]
 
 
 def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
@@ -211,8 +216,8 @@ def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp
         assert (full.status_code, full.headers["x-error-code"]) == (400, "QuotaExceeded")
         assert "has 100.0 kB of 100.0 kB" in full.json()["error"]
         assert commit.status_code == 400
-        assert ann.get("/api/models/acme/two/tree/main").json() == []
-        held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+        assert paths(server, "acme/two") == [".gitattributes"]
+        held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()} - {ATTRIBUTES_SHA256}
         assert held == {hashlib.sha256(data).hexdigest() for data in (first, third)}
         assert [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()] == []
         with server.registry.db.read() as connection:
@@ -258,7 +263,7 @@ def test_a_push_beyond_a_quota_is_one_sentence_and_publishes_nothing(tmp_path: P
 
         assert "quota reached: `acme` has 0 B of 1.0 kB; " in said
         assert said.count("\n") == 2  # the error and its hint
-        assert server.get("/api/models/acme/qa/tree/main").json() == []
+        assert paths(server, "acme/qa") == [".gitattributes"]
 
 
 def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ _SAME = [
     (re.compile(r"\b[0-9a-f]{64}\b"), "<64 hex>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
     (re.compile(r"base-sha256:[0-9a-f]{32}"), "base-sha256:<32 hex>"),
-    (re.compile(r"\badp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
+    (re.compile(r"\bhf_adp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
     (re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)"), "<time>"),
     (re.compile(r"(http://127\.0\.0\.1:)\d+"), r"\1<port>"),
     (re.compile(r"(?<=/)[0-9a-f]{12}(?=/|$|-)"), "<12 hex>"),

@@ -1,7 +1,8 @@
 """Issues tokens, stores their digests, and finds the `Caller` of a token.
 
-A token is `adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
-before it queries the database, tell a token from a typo.
+A token is `hf_adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
+before it queries the database, tell a token from a typo. Some clients of the Hub refuse a token without `hf_`. Earlier
+versions made tokens without it; the server takes every token in both forms.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from adapterhub_registry.database.db import records as logged
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+HUB_PREFIX = "hf_"
 PREFIX = "adp_"
 RANDOM_BYTES = 20
 LOCAL = "a command on the server's machine"
@@ -212,6 +214,7 @@ class Tokens:
 
     def authenticate(self, token: str) -> Caller | None:
         """The caller of `token`; None when it is unknown, expired or revoked."""
+        token = token.removeprefix(HUB_PREFIX)
         if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
             return None
         now = now_ms()
@@ -242,7 +245,7 @@ def _log(connection: Connection, actor: str, action: str, subject: str) -> None:
 
 
 def _revoke(connection: Connection, which: ColumnElement[bool], actor: str) -> list[TokenRecord]:
-    """Revoke tokens and return their records; one that is revoked already stays as it is."""
+    """Revoke tokens and return their records; one that is revoked already stays unchanged."""
     for row in connection.execute(_SELECT.where(which, tokens.c.revoked_at.is_(None)).order_by(tokens.c.id)).all():
         connection.execute(update(tokens).where(tokens.c.id == row.id).values(revoked_at=now_ms()))
         _log(connection, actor, "revoke", f"token {row.id} of {row.user_name}")
@@ -286,7 +289,7 @@ def _record(row: Row[Any]) -> TokenRecord:
 
 def _new_token() -> str:
     random = base64.b32encode(secrets.token_bytes(RANDOM_BYTES)).decode("ascii").lower()
-    return f"{PREFIX}{random}_{_check_digits(random)}"
+    return f"{HUB_PREFIX}{PREFIX}{random}_{_check_digits(random)}"
 
 
 def _check_digits(random: str) -> str:
@@ -294,4 +297,4 @@ def _check_digits(random: str) -> str:
 
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("ascii")).hexdigest()
+    return hashlib.sha256(token.removeprefix(HUB_PREFIX).encode("ascii")).hexdigest()

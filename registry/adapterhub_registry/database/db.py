@@ -246,6 +246,27 @@ tombstones = Table(
     Index("tombstones_by_version", "namespace", "version"),
 )
 
+redirects = Table(
+    "redirects",
+    metadata,
+    # a name that a repository had before it was renamed; another repository may take it
+    Column("full_name", String(200), primary_key=True),
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+access_requests = Table(
+    "access_requests",
+    metadata,
+    # who asked for the files of a gated repository
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("user_name", String(96), primary_key=True),
+    Column("status", String(8), nullable=False),  # pending | accepted | rejected
+    Column("fields", Text),  # JSON: what the user wrote with the request
+    Column("reason", Text),  # of a rejection
+    Column("created_at", BigInteger, nullable=False),
+)
+
 records = Table(
     "records",
     metadata,

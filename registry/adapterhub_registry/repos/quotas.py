@@ -1,7 +1,7 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
 Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one. Every refusal is 400
-QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits without a word.
+QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.display import size_text
 from adapterhub_registry.database.db import blobs, insert_new, now_ms, places, repos, slices, uploads, xet_use
 from adapterhub_registry.errors import Refusal
+from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits
 
 DAY_MS = 86_400_000
@@ -123,9 +124,11 @@ def check_new_repo(connection: Connection, limits: Limits, namespace: str) -> No
 
 
 def bytes_of(connection: Connection, namespace: str) -> int:
-    """The bytes of all files and uploads in a namespace; each counts once in a repository."""
+    """The bytes of all files and uploads in a namespace; each counts once in a repository, its first file never."""
     mine = select(repos.c.id).where(repos.c.namespace == namespace)
-    committed = select(places.c.repo_id, places.c.sha256).where(places.c.repo_id.in_(mine))
+    committed = select(places.c.repo_id, places.c.sha256).where(
+        places.c.repo_id.in_(mine), places.c.sha256 != ATTRIBUTES_SHA256
+    )
     sent = select(uploads.c.repo_id, uploads.c.sha256).where(uploads.c.repo_id.in_(mine))
     both = committed.union(sent).subquery()
     total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(both, both.c.sha256 == blobs.c.sha256)

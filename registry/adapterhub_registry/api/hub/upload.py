@@ -25,6 +25,7 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
 )
+from adapterhub_registry.api.hub.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
 from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
 from adapterhub_registry.database.db import lock_space
 from adapterhub_registry.errors import Refusal, bad_request, busy, too_large
@@ -80,15 +81,21 @@ def preupload(
     body: JsonBody,
     create_pr: str | None = None,
 ) -> JSONResponse:
-    """The upload mode of each file, and the digest of the file that is there now."""
+    """The upload mode of each file, whether `.gitignore` names it, and the digest of the file that is there now."""
     check_no_pull_request(create_pr)
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        head = commits.find_commit(connection, row, revision, prefers="branch")
+        tree = commits.tree_of(connection, row.id, head)
         paths = [parse_path(file.text("path")) for file in files]
         before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
         damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+        rules_file = tree.find(IGNORE_FILE)
+    rules = body.text_or_none("gitIgnore", limit=MAX_IGNORE_BYTES)
+    if rules is None and rules_file is not None:
+        rules = b"".join(registry.blobs.open(rules_file.sha256, 0, MAX_IGNORE_BYTES)).decode("utf-8", "replace")
+    ignored = Ignored(rules or "")
     held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
     answer, coming = [], 0
     sizes: list[int] = []
@@ -99,7 +106,7 @@ def preupload(
         by_lfs = _goes_by_lfs(path, size, sample)
         there = before.get(path)
         oid = there.etag if there is not None and there.sha256 in held else None
-        if oid is None:
+        if oid is None and not ignored.has(path):
             coming += 2 * size if by_lfs else size  # with Xet, the disk holds the chunks and the file
             sizes.append(size)
             lfs_sizes += [size] if by_lfs else []
@@ -107,7 +114,7 @@ def preupload(
             {
                 "path": path,
                 "uploadMode": "lfs" if by_lfs else "regular",
-                "shouldIgnore": False,
+                "shouldIgnore": ignored.has(path),
                 "oid": oid,  # a client does not send a file again whose digest it finds here
             }
         )
@@ -140,7 +147,7 @@ async def make_commit(
     def may_write() -> None:
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, caller, repo_id)
-            commits.find_commit(connection, row, revision)
+            commits.find_commit(connection, row, revision, prefers="branch")
 
     await run_in_threadpool(may_write)  # before the server stores a byte of the body
     branch = revision.removeprefix("refs/heads/")
