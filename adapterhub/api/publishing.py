@@ -20,7 +20,8 @@ from adapterhub.api.steps.publishing import (
     trust_key,
 )
 from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import parse_namespace
+from adapterhub.core.specs import AdapterSpec, parse_namespace
+from adapterhub.distribution.mirroring import RepositoryPattern, parse_repositories
 from adapterhub.projects.places import objection_from
 from adapterhub.trust.signing.keys import KeyFolder
 from adapterhub.trust.signing.trust import GENERAL, TrustFile
@@ -145,7 +146,7 @@ class WithPublishing(OpenedLibrary):
 
     def mirror(
         self,
-        *specs: SpecLike,
+        *specs: SpecLike | RepositoryPattern,
         origin: str,
         target: str,
         namespace: str | None = None,
@@ -160,7 +161,7 @@ class WithPublishing(OpenedLibrary):
         """Copy builds from the server `origin` to the server `target`, each with the token that is kept for it.
 
         Args:
-            specs: what to copy.
+            specs: what to copy; `acme/*` copies every released version of these repositories that the target lacks.
             origin: name or URL of the server to copy from.
             target: name or URL of the server to copy to.
             namespace: publish under this namespace; default: the same.
@@ -174,7 +175,7 @@ class WithPublishing(OpenedLibrary):
         """
         found = mirror_releases(
             self.session,
-            [spec_of(spec) for spec in specs],
+            [_repositories_of(spec) for spec in specs],
             origin=origin,
             target=target,
             namespace=namespace,
@@ -187,9 +188,9 @@ class WithPublishing(OpenedLibrary):
         )
         return [
             Sent(
-                name=one.release.full_name,
-                version=one.release.manifest.version,
-                digest=one.release.digest,
+                name=one.name,
+                version=one.version,
+                digest=one.digest or "",
                 to=one.to,
                 sent_files=one.copied.sent_files if one.copied else 0,
                 sent_bytes=one.copied.sent_bytes if one.copied else 0,
@@ -303,3 +304,9 @@ class WithPublishing(OpenedLibrary):
             NotAllowed: the server does not take the token; nothing was kept.
         """
         return login_to(self.session, self.remotes.get(remote), token)
+
+
+def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | RepositoryPattern:
+    if isinstance(spec, RepositoryPattern):
+        return spec
+    return parse_repositories(spec) if isinstance(spec, str) else spec_of(spec)

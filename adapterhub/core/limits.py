@@ -38,8 +38,12 @@ class Limits:
 
 DEFAULT_LIMITS: Final = Limits()
 _in_force = [DEFAULT_LIMITS]
-_UNITS: Final = {"": 1, "KIB": _KIB, "MIB": _MIB, "GIB": _GIB, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
-_SETTING: Final = re.compile(r"([a-z_]+)=([0-9]{1,18})([kmgKMG]i?[bB])?")
+_UNITS: Final[dict[str, int]] = {
+    "": 1,
+    **{f"{unit}B": 1000**n for n, unit in enumerate("KMGT", 1)},
+    **{f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)},
+}
+_AMOUNT: Final = re.compile(r"([0-9]{1,18})([kmgtKMGT]i?[bB])?")
 
 
 def limits() -> Limits:
@@ -61,12 +65,20 @@ def parse_limits(text: str) -> Limits:
     known = {field.name for field in fields(Limits)}
     chosen: dict[str, int] = {}
     for part in text.replace(",", " ").split():
-        match = _SETTING.fullmatch(part)
-        size = int(match[2]) * _UNITS[(match[3] or "").upper()] if match else 0
-        if match is None or match[1] not in known or size < 1 or (match[3] and not match[1].endswith("_bytes")):
+        name, _, value = part.partition("=")
+        size = parse_amount(value, in_bytes=name.endswith("_bytes"))
+        if name not in known or not size:
             raise UsageProblem(
                 f"`{shown(part)}` sets no limit: expected NAME=NUMBER, where NAME is one of {', '.join(sorted(known))}",
                 hint="sizes may end in KiB, MiB or GiB: `ADAPTERHUB_LIMITS='file_bytes=8GiB tensors=200000'`",
             )
-        chosen[match[1]] = size
+        chosen[name] = size
     return replace(DEFAULT_LIMITS, **chosen)
+
+
+def parse_amount(text: str, *, in_bytes: bool) -> int | None:
+    """A whole number, of bytes with a unit such as `10GB` or `512MiB` if you like; None for anything else."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None or (match[2] and not in_bytes):
+        return None
+    return int(match[1]) * _UNITS[(match[2] or "").upper()]

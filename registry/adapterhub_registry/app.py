@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -27,23 +28,26 @@ from adapterhub_registry.api.bodies import UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
+from adapterhub_registry.api.hub import gates as hub_gates
+from adapterhub_registry.api.hub import history as hub_history
 from adapterhub_registry.api.hub import info as hub_info
 from adapterhub_registry.api.hub import lfs as hub_lfs
+from adapterhub_registry.api.hub import missing as hub_missing
 from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import Refusal, conflict, refusal_of
+from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
 from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
+from adapterhub_registry.upkeep.space import sweep_xorbs
 
 log = logging.getLogger("adapterhub_registry")
 
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
-BUSY_RETRY_S = 2
 _POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
@@ -104,9 +108,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(adapt_api.router)
-    others = (operations_api, xet, hub_api, hub_info, hub_files, hub_lfs, hub_upload)
-    for routes in (*(module.router for module in others), hub_api.fallback):
-        app.include_router(routes, include_in_schema=False)
+    hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
+    others = (operations_api, xet, *hub)
+    for module in others:
+        app.include_router(module.router, include_in_schema=False)
     return app
 
 
@@ -114,17 +119,18 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry: Registry = app.state.registry
 
-    async def repeat(what: Callable[[], None], every_s: float) -> None:
+    async def repeat(what: Callable[[], object], every_s: float) -> None:
         while True:
-            await asyncio.sleep(every_s)
             try:
                 await run_in_threadpool(what)
             except (SQLAlchemyError, StoreUnreachable, OSError):
                 log.warning("maintenance failed; the server tries again", exc_info=True)
+            await asyncio.sleep(every_s)
 
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
+        asyncio.create_task(repeat(partial(sweep_xorbs, registry), SWEEP_EVERY_S)),
     ]
     try:
         yield
@@ -161,7 +167,7 @@ def _on_busy(request: Request, error: Exception) -> JSONResponse:
         log.error("the disk of the database is full")
         return refusal_of(DiskFull("the server's disk is full; nothing was changed")).response()
     log.error("the database did not answer", exc_info=error)
-    return _busy("the database does not answer; try again").response()
+    return busy("the database does not answer; try again").response()
 
 
 def _is_full(error: Exception, blobs: BlobStore) -> bool:
@@ -183,11 +189,7 @@ def _on_os_error(_request: Request, error: Exception) -> JSONResponse:
 def _on_unreachable(_request: Request, error: Exception) -> JSONResponse:
     """The bucket does not answer: clients retry 503 by themselves."""
     log.error("the blob store does not answer", exc_info=error)
-    return _busy("the blob store does not answer; try again").response()
-
-
-def _busy(message: str) -> Refusal:
-    return Refusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
+    return busy("the blob store does not answer; try again").response()
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:

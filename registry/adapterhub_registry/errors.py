@@ -25,6 +25,7 @@ from adapterhub.core.errors import (
 )
 
 MESSAGE_CHARACTERS = 400
+BUSY_RETRY_S = 2
 
 
 class Refusal(HTTPException):
@@ -82,7 +83,12 @@ def repo_not_found(repo_id: str) -> Refusal:
 
 def gated(repo_id: str) -> Refusal:
     """403: the caller may see the repository but not read its files."""
-    return Refusal(403, "GatedRepo", f"access to the files of `{repo_id}` is restricted")
+    return Refusal(
+        403,
+        "GatedRepo",
+        f"Access to model `{repo_id}` is restricted and you are not in the authorized list;"
+        f" ask for access: POST /{repo_id}/ask-access",
+    )
 
 
 def revision_not_found(repo_id: str, revision: str) -> Refusal:
@@ -122,6 +128,11 @@ def too_slow(what: str, limit_s: float) -> Refusal:
 def too_many(message: str, *, after_s: int) -> Refusal:
     """429: the caller can retry later."""
     return Refusal(429, "TooMany", message, headers={"Retry-After": str(after_s)})
+
+
+def busy(message: str) -> Refusal:
+    """503: the client tries again by itself."""
+    return Refusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
 
 
 def not_offered(message: str) -> Refusal:

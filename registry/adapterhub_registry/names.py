@@ -6,7 +6,7 @@ import re
 from typing import NewType
 
 from adapterhub.core.errors import shown
-from adapterhub_registry.errors import Refusal, bad_request, repo_not_found
+from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, repo_not_found
 
 RepoId = NewType("RepoId", str)
 """`namespace/name`; only `parse_repo_id` makes one."""
@@ -83,7 +83,7 @@ def parse_path(text: str, *, what: str = "path") -> str:
     """Parse a path in a repository: relative, with `/`, without `.`, `..`, `.git` or control characters.
 
     Raises:
-        Refusal: 400.
+        Refusal: 422.
     """
     segments = text.split("/")
     wrong = (
@@ -97,7 +97,7 @@ def parse_path(text: str, *, what: str = "path") -> str:
         )
     )
     if wrong:
-        raise bad_request(f"{what} `{shown(text)}`: expected a relative path without `.`, `..`, `.git` or `\\`")
+        raise out_of_bounds(f"{what} `{shown(text)}`: expected a relative path without `.`, `..`, `.git` or `\\`")
     return text
 
 

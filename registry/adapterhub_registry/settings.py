@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.limits import parse_amount
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
@@ -48,7 +49,7 @@ class Limits:
     namespace_repos: int = 0
 
     def with_values(self, assignments: tuple[str, ...]) -> Limits:
-        """These limits with `NAME=VALUE` applied.
+        """These limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
 
         Raises:
             UsageProblem: an unknown limit, a value that is not a whole number, or 0 for a limit that needs a bound.
@@ -58,12 +59,14 @@ class Limits:
         for text in assignments:
             name, _, value = text.partition("=")
             least = 0 if known.get(name) == 0 else 1
-            if name not in known or not value.isascii() or not value.isdigit() or int(value) < least:
+            number = parse_amount(value, in_bytes="bytes" in name) if name in known else None
+            if number is None or number < least:
+                size = ", or a size such as 10GB or 512MiB" if "bytes" in name else ""
                 raise UsageProblem(
-                    f"limit `{shown(text)}`: expected NAME=VALUE with a whole number above 0",
+                    f"limit `{shown(text)}`: expected NAME=VALUE with a whole number above 0{size}",
                     hint=f"the limits are {', '.join(sorted(known))}",
                 )
-            changed[name] = int(value)
+            changed[name] = number
         return replace(self, **changed)
 
 
@@ -112,6 +115,7 @@ class Settings:
 def load_settings(
     root: Path,
     *,
+    serves: bool = True,
     secret_file: Path | None = None,
     public_url: str | None = None,
     limits: Limits | None = None,
@@ -119,12 +123,16 @@ def load_settings(
 ) -> Settings:
     """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
 
-    Without `secret_file`, the secret lies in `root`; the first start creates it.
+    Without `secret_file`, the secret lies in `root`; the first start creates it. What does not serve needs no secret
+    and creates nothing.
     """
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secret = b""
+    if serves:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        secret = _read_secret(secret_file) if secret_file else _secret(root / "secret")
     return Settings(
         root=root,
-        secret=_read_secret(secret_file) if secret_file else _secret(root / "secret"),
+        secret=secret,
         public_url=public_url.rstrip("/") if public_url else None,
         limits=limits or Limits(),
         **more,

@@ -59,7 +59,8 @@ def deep(number: int) -> str:
 
 def fill(client: httpx.Client, paths: list[str]) -> None:
     client.post("/api/repos/create", json={"organization": "acme", "name": "large"}).raise_for_status()
-    commit(client, regular(paths[0], CONTENT)).raise_for_status()
+    first = {"key": "deletedFile", "value": {"path": ".gitattributes"}}  # of every new repository
+    commit(client, regular(paths[0], CONTENT), first).raise_for_status()
     commit(client, *map(known, paths)).raise_for_status()
 
 

@@ -79,6 +79,16 @@ def test_a_yank_outlives_the_next_push_to_a_plain_hub(world, monkeypatch):
     assert "yanked: also leaked" in told
 
 
+def test_the_list_of_a_namespace_on_a_plain_hub_tells_which_versions_are_yanked(world, server, monkeypatch):
+    monkeypatch.setattr(Hub, "features", frozenset())
+    world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--reason", "leaked labels")
+    monkeypatch.setattr(Hub, "is_public_hub", True)
+
+    listed = Hub(endpoint=server.url, token=server.token).published(world.team)
+
+    assert {one.version: one.yanked for one in listed} == {"1.0.0": False, "1.1.0": True}
+
+
 def test_a_yank_names_the_repository_or_the_adapter(world):
     world.ann.ok("push", "legal-qa==1.1.0", "--to", f"{world.team}/legal-qa-base-7b")
     name = f"{world.team}/legal-qa"

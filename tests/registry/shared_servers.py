@@ -125,7 +125,7 @@ def s3() -> Iterator[S3]:
 def _start_s3(folder: Path, attempt: int) -> tuple[S3, subprocess.Popen[bytes]]:
     data = folder / f"data-{attempt}"
     data.mkdir()
-    master, volume, filer, port = _free_ports(4)
+    master, volume, filer, port = free_ports(4)
     command = [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", f"-dir={data}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", f"-master.port={master}"]
     command += [f"-volume.port={volume}", "-volume.max=200", "-volume.preStopSeconds=1"]
@@ -135,7 +135,7 @@ def _start_s3(folder: Path, attempt: int) -> tuple[S3, subprocess.Popen[bytes]]:
         return S3(f"http://127.0.0.1:{port}"), subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free, and so is the one 10,000 above, which SeaweedFS takes for its own talk."""
     found: list[int] = []
     while len(found) < count:

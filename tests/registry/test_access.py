@@ -122,7 +122,7 @@ def test_many_commits_without_a_parent_are_all_kept(server: Running) -> None:
         answers = list(pool.map(lambda n: commit(server, repo, f"{n}.txt", "x"), range(20)))
 
     assert {answer.status_code for answer in answers} == {200}
-    assert len(server.get(f"/api/models/{repo}/tree/main").json()) == 20
+    assert len(server.get(f"/api/models/{repo}/tree/main").json()) == 21
 
 
 def test_a_removed_repository_takes_no_late_upload(server: Running) -> None:

@@ -29,7 +29,7 @@ from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import commits as commits_module
 from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
-from adapterhub_registry.repos.commits import Proposal, commit, file_at, find_commit, history, tree_of
+from adapterhub_registry.repos.commits import GIT_ATTRIBUTES, Proposal, commit, file_at, find_commit, history, tree_of
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
@@ -111,7 +111,7 @@ class Desk:
 
     def files(self, commit_id: str, name: str = "ann/x") -> dict[str, int]:
         tree = tree_of(self.connection, self.row(name).id, commit_id)
-        return {entry.path: entry.size for entry in tree.walk()}
+        return {entry.path: entry.size for entry in tree.walk() if entry.path != GIT_ATTRIBUTES}
 
 
 def put(path: str, content: bytes = b"content", *, lfs: bool = False) -> Put:
@@ -120,11 +120,15 @@ def put(path: str, content: bytes = b"content", *, lfs: bool = False) -> Put:
 
 
 # ---------------------------------------------------------------- what is written
-def test_the_first_commit_is_empty_and_of_its_repository_alone(desk: Desk) -> None:
+def test_the_first_commit_tells_git_which_files_go_by_lfs_and_is_of_its_repository_alone(desk: Desk) -> None:
     x, y = desk.one(desk.head()), desk.one(desk.head(name="ann/y"))
+    (file,) = tree_of(desk.connection, desk.row().id, x.id).walk()
+    text = b"".join(desk.store.open(file.sha256, 0, file.size)).decode()
 
     assert x.id != y.id
-    assert (x.repo_id, x.parent, x.root, x.title) == (desk.row().id, None, EMPTY, "initial commit")
+    assert (x.repo_id, x.parent, x.title) == (desk.row().id, None, "initial commit")
+    assert (file.path, file.size, file.lfs, desk.row().used_bytes) == (".gitattributes", 1519, False, 1519)
+    assert "*.safetensors filter=lfs diff=lfs merge=lfs -text\n" in text
     assert (x.message, x.author, x.created_at) == (f"ann/x {desk.row().id}", "ann", NOW)
 
 
@@ -185,11 +189,12 @@ def test_bytes_and_their_places_are_written_once(desk: Desk, clock: SimpleNamesp
     back = desk.commit(put("a", b"one"))
 
     one, two = put("", b"one").blob, put("", b"two").blob
-    kept = {tuple(row) for row in desk.connection.execute(select(blobs))}
+    kept = {tuple(row) for row in desk.connection.execute(select(blobs).where(blobs.c.size == 3))}
     assert kept == {(blob.sha256, blob.git_sha1, 3, NOW + 1000, None) for blob in (one, two)}
     number = desk.row().id
     assert back not in {first, second}
-    assert {tuple(row) for row in desk.connection.execute(select(places))} == {
+    mine = select(places).where(places.c.path != GIT_ATTRIBUTES)
+    assert {tuple(row) for row in desk.connection.execute(mine)} == {
         (number, one.sha256, "a", first),
         (number, one.sha256, "b", first),
         (number, two.sha256, "c", first),
@@ -214,8 +219,8 @@ def test_many_files_are_written_a_few_at_a_time_and_none_is_left_out(
     desk.commit(*(put(str(n), bytes([n])) for n in range(count)))
 
     paths = set(desk.connection.scalars(select(places.c.path)))
-    assert paths == {str(n) for n in range(count)}
-    assert len(desk.connection.execute(select(blobs)).all()) == count
+    assert paths - {GIT_ATTRIBUTES} == {str(n) for n in range(count)}
+    assert len(desk.connection.execute(select(blobs)).all()) == count + 1
     assert sizes == [2] * (count // 2) + [1] * (count % 2)
 
 
@@ -343,11 +348,11 @@ def test_a_commit_moves_its_own_branch_only(desk: Desk) -> None:
 
 
 def test_a_commit_holds_as_many_files_as_it_may(desk: Desk) -> None:
-    desk.commit(put("a"), put("b"), max_files=2)
+    desk.commit(put("a"), put("b"), max_files=3)
 
-    with pytest.raises(Refusal, match="at most 2 files; this commit would make 3"):
-        desk.commit(put("c"), max_files=2)
-    desk.commit(put("c"), Delete(path="a"), max_files=2)
+    with pytest.raises(Refusal, match="at most 3 files; this commit would make 4"):
+        desk.commit(put("c"), max_files=3)
+    desk.commit(put("c"), Delete(path="a"), max_files=3)
     assert desk.files(desk.head()).keys() == {"b", "c"}
 
 
@@ -366,7 +371,7 @@ def test_a_commit_to_main_describes_the_repository(desk: Desk) -> None:
 
     row = desk.row()
     assert (row.head, row.modified_at, row.pipeline_tag) == (made, NOW + 1000, "text-generation")
-    assert (row.library_name, row.used_bytes) == ("transformers", len(CARD) + len(b'{"model_type": "llama"}'))
+    assert (row.library_name, row.used_bytes - 1519) == ("transformers", len(CARD) + len(b'{"model_type": "llama"}'))
     assert json.loads(row.card)["tags"] == ["zeta", "alpha"]
     assert json.loads(row.config) == {"model_type": "llama"}
     assert {"alpha", "zeta"} <= tags_of(desk)
@@ -384,7 +389,7 @@ def test_a_description_follows_the_head_of_main(desk: Desk) -> None:
     made = desk.commit(Delete(path="README.md"))
 
     row = desk.row()
-    assert (row.head, row.pipeline_tag, row.library_name, row.used_bytes) == (made, None, None, 0)
+    assert (row.head, row.pipeline_tag, row.library_name, row.used_bytes) == (made, None, None, 1519)
     assert (row.card, tags_of(desk) & {"alpha", "zeta"}) == ("{}", set())
     assert tags_of(desk, "ann/y") == other != set()
 

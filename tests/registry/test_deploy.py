@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shutil
+import subprocess
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 import yaml
 from adapterhub_registry.operations.commands import registry
@@ -14,6 +20,9 @@ from adapterhub_registry.settings import Limits, parse_networks
 
 from adapterhub.core.extras import EXTRAS
 from tests.registry.conftest import ROOT
+from tests.registry.pushing import Push
+from tests.registry.running import running
+from tests.registry.shared_servers import free_ports
 
 DEPLOY = ROOT / "registry" / "deploy"
 PAGE = (ROOT / "docs" / "how-to" / "scale-registry.md").read_text()
@@ -53,6 +62,21 @@ def test_what_the_compose_file_asks_of_its_user_is_in_the_example(compose: dict[
     assert asked == given
 
 
+def test_clients_reach_the_registry_and_its_bucket_by_tls_alone(compose: dict[str, Any]) -> None:
+    text = re.sub(r"#.*", "", (DEPLOY / "nginx.conf").read_text())
+    listens = set(re.findall(r"listen (\S+?)( ssl)?;", text))
+    addresses = dict(re.findall(r"^(\w+)=(\S+)", (DEPLOY / "example.env").read_text(), re.MULTILINE))
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+
+    assert listens == {("80", ""), ("443", " ssl"), ("8443", " ssl")}
+    assert "listen 80;\n    return 301 https://$host$request_uri;" in text
+    assert "ssl_protocols TLSv1.2 TLSv1.3;" in text
+    assert addresses["PUBLIC_URL"].startswith("https://")
+    assert addresses["S3_PUBLIC_ENDPOINT"].startswith("https://")
+    assert set(published) == {"proxy"}
+    assert {port.rpartition(":")[2] for port in published["proxy"]} == {"80", "443", "8443"}
+
+
 def test_the_container_names_variables_that_exist() -> None:
     named = set(re.findall(r"ADAPTERHUB_REGISTRY_\w+", (DEPLOY / "Containerfile").read_text()))
 
@@ -82,3 +106,45 @@ def test_the_page_names_every_limit() -> None:
     assert {field.name for field in fields(Limits)} == {
         name for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_a_push_goes_through_the_proxy_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tls").mkdir()
+    keys = ["-keyout", "tls/privkey.pem", "-out", "tls/fullchain.pem"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject, *keys]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    ports = dict(zip(("80", "443", "8443"), free_ports(3), strict=True))
+    with running(tmp_path / "registry", public_url=f"https://localhost:{ports['443']}") as server:
+        text = (DEPLOY / "nginx.conf").read_text().replace("/etc/nginx/tls", str(tmp_path / "tls"))
+        text = re.sub(r"\S+:8000|s3:8333", server.url.removeprefix("http://"), text)
+        text = re.sub(r"listen (\d+)", lambda port: f"listen 127.0.0.1:{ports[port[1]]}", text)
+        files = "".join(
+            f"{kind}_temp_path {tmp_path / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        text = text.replace("http {", f"http {{ access_log off; {files}", 1)
+        (tmp_path / "nginx.conf").write_text(f"daemon off; pid {tmp_path / 'pid'}; error_log stderr; {text}")
+        command = ["nginx", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", "stderr"]
+        proxy = subprocess.Popen(command)
+        try:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls" / "fullchain.pem"))
+            headers = {"Authorization": f"Bearer {server.token}"}
+            with httpx.Client(base_url=f"https://localhost:{ports['443']}", headers=headers) as client:
+                _wait_until_answers(client, proxy)
+                pushed = Push(repo="acme/x", weights=os.urandom(3_000_000))
+                pushed.run(client)
+                assert pushed.is_whole(client)
+            plain = httpx.get(f"http://localhost:{ports['80']}/api/models?limit=1")
+            assert (plain.status_code, plain.headers["location"]) == (301, "https://localhost/api/models?limit=1")
+        finally:
+            proxy.terminate()
+            proxy.wait(20)
+
+
+def _wait_until_answers(client: httpx.Client, proxy: subprocess.Popen[bytes]) -> None:
+    while True:
+        assert proxy.poll() is None, "nginx did not start"
+        with contextlib.suppress(httpx.TransportError):
+            client.get("/healthz").raise_for_status()
+            return

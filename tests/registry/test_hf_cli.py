@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry.conftest import Served
+from tests.registry.conftest import Served, serving
 
 Hf = Callable[..., "subprocess.CompletedProcess[str]"]
 HF = [sys.executable, "-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()"]
@@ -50,6 +50,24 @@ def test_upload_then_download(hf: Hf, folder: Path, repo: str, tmp_path: Path) -
 
     assert (tmp_path / "back" / "adapter_model.safetensors").read_bytes() == WEIGHTS
     assert (tmp_path / "back" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("limit", ["namespace_bytes=1000000", "token_upload_bytes_per_day=1000000"])
+def test_a_reached_quota_is_one_readable_sentence(
+    mode: Mapping[str, str], folder: Path, tmp_path: Path, limit: str
+) -> None:
+    (tmp_path / "limited").mkdir()
+    with serving(tmp_path / "limited", (limit,)) as served:
+        environment = served.environment(tmp_path / "home", HF_TOKEN=served.token, **mode)
+        command = [*HF, "upload", "acme/x", str(folder), "."]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+        (reason,) = [line for line in done.stderr.splitlines() if "quota" in line]
+        assert done.returncode == 1
+        assert reason.startswith("quota reached: ")
+        assert reason.endswith(" of 1.0 MB; 1.3 MB more do not fit, so nothing was published") or "in a day" in reason
+        assert "Traceback" not in done.stderr
+        assert "permission" not in done.stderr
 
 
 def test_cache_verify_finds_a_flipped_byte(hf: Hf, folder: Path, repo: str, tmp_path: Path) -> None:

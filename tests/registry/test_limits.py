@@ -13,6 +13,7 @@ import httpx
 import pytest
 from adapterhub_registry.access.rates import Rates, address_of
 from adapterhub_registry.database.db import uploads
+from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits, parse_networks
 from sqlalchemy import select
 
@@ -20,6 +21,8 @@ from adapterhub.core.errors import UsageProblem
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.xet_wire import shard_bytes, xorb_bytes, xorb_name
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 KILO = 1000
 
@@ -30,6 +33,10 @@ def limited(tmp_path: Path, **limits: int) -> Any:
 
 def client(server: Running, token: str | None = None) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token or server.token}"})
+
+
+def paths(server: Running, repo: str) -> list[str]:
+    return [entry["path"] for entry in server.get(f"/api/models/{repo}/tree/main").json()]
 
 
 # ------------------------------------------------------------ rates
@@ -127,7 +134,7 @@ def test_a_namespace_takes_what_fits_and_counts_each_file_once(tmp_path: Path) -
         with pytest.raises(httpx.HTTPStatusError) as refused:
             again.commit(ann)
 
-        assert refused.value.response.status_code == 403
+        assert refused.value.response.status_code == 400
         assert refused.value.response.headers["x-error-code"] == "QuotaExceeded"
         Push(repo="other/one", weights=again.weights).run(ann)  # another namespace has a quota of its own
         Push(repo="acme/two", weights=os.urandom(30 * KILO)).run(ann)
@@ -141,8 +148,8 @@ def test_small_files_count_too(tmp_path: Path) -> None:
 
         answer = ann.post("/api/models/acme/x/commit/main", content=lines)
 
-        assert (answer.status_code, answer.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert ann.get("/api/models/acme/x/tree/main").json() == []
+        assert (answer.status_code, answer.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert paths(server, "acme/x") == [".gitattributes"]
 
 
 def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
         names = [("acme", "one"), ("acme", "two"), ("acme", "three"), ("other", "one")]
         made = [server.post("/api/repos/create", {"organization": ns, "name": name}) for ns, name in names]
 
-        assert [answer.status_code for answer in made] == [200, 200, 403, 200]
+        assert [answer.status_code for answer in made] == [200, 200, 400, 200]
         assert made[2].headers["x-error-code"] == "QuotaExceeded"
 
 
@@ -165,8 +172,8 @@ def test_a_token_sends_so_much_in_a_day(tmp_path: Path, monkeypatch: pytest.Monk
             with pytest.raises(httpx.HTTPStatusError) as refused:
                 more.commit(ann)
 
-            assert refused.value.response.status_code == 429
-            assert int(refused.value.response.headers["retry-after"]) > 0
+            assert refused.value.response.status_code == 400
+            assert refused.value.response.headers["x-error-code"] == "QuotaExceeded"
             more.commit(bob)
             day = 86_400_000
             monkeypatch.setattr(
@@ -202,13 +209,15 @@ def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp
         full = send_by_xet(ann, "acme/one", b"x" * 30_000)
 
         assert (taken.status_code, again.status_code, filled.status_code) == (200, 200, 200)
-        assert (refused.status_code, refused.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert refused.json()["error"] == "quota reached: `acme` has 60000 of 100000 bytes; 60000 more do not fit"
-        assert (full.status_code, full.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert "has 100000 of 100000 bytes" in full.json()["error"]
+        assert (refused.status_code, refused.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert refused.json()["error"] == (
+            "quota reached: `acme` has 60.0 kB of 100.0 kB; 60.0 kB more do not fit, so nothing was published"
+        )
+        assert (full.status_code, full.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert "has 100.0 kB of 100.0 kB" in full.json()["error"]
         assert commit.status_code == 400
-        assert ann.get("/api/models/acme/two/tree/main").json() == []
-        held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+        assert paths(server, "acme/two") == [".gitattributes"]
+        held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()} - {ATTRIBUTES_SHA256}
         assert held == {hashlib.sha256(data).hexdigest() for data in (first, third)}
         assert [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()] == []
         with server.registry.db.read() as connection:
@@ -222,6 +231,41 @@ def naming(data: bytes) -> str:
     return "\n".join(json.dumps(line) for line in lines)
 
 
+def preupload(ann: httpx.Client, repo: str, size: int) -> httpx.Response:
+    """Announce one file, as the hub client does before it sends a byte."""
+    body = {"files": [{"path": "w.bin", "size": size, "sample": ""}]}
+    return ann.post(f"/api/models/{repo}/preupload/main", json=body)
+
+
+@pytest.mark.parametrize("limit", ["namespace_bytes", "token_upload_bytes_per_day"])
+def test_what_does_not_fit_is_refused_before_it_is_sent(tmp_path: Path, limit: str) -> None:
+    with limited(tmp_path, **{limit: 100 * KILO}) as server, client(server) as ann:
+        server.post("/api/repos/create", {"organization": "acme", "name": "one"})
+        sent = Push(repo="acme/one", weights=os.urandom(60 * KILO))
+        sent.send(ann)
+
+        refused, fits = preupload(ann, "acme/one", 60 * KILO + 1), preupload(ann, "acme/one", 30 * KILO)
+        again = preupload(ann, "acme/one", 60 * KILO)  # perhaps the file that came before a lost commit
+
+        assert (refused.status_code, refused.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert (fits.status_code, again.status_code) == (200, 200)
+        sent.commit(ann)
+
+
+def test_a_push_beyond_a_quota_is_one_sentence_and_publishes_nothing(tmp_path: Path, online: None) -> None:
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "qa")
+    adapt = Adapt(tmp_path)
+    adapt.ok("base", "add", "./base", "--as", "base")
+    adapt.ok("add", "./qa", "--name", "qa", "--base", "base")
+    with limited(tmp_path / "registry", namespace_bytes=1 * KILO) as server:
+        said = adapt.fails(14, "push", "qa", "--to", "acme/qa", "--remote", server.url, "--token", server.token)
+
+        assert "quota reached: `acme` has 0 B of 1.0 kB; " in said
+        assert said.count("\n") == 2  # the error and its hint
+        assert paths(server, "acme/qa") == [".gitattributes"]
+
+
 def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:
     with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server, client(server) as ann:
         server.post("/api/repos/create", {"organization": "acme", "name": "one"})
@@ -231,15 +275,33 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
         with client(server, other) as bob:
             bobs = send_by_xet(bob, "acme/one", os.urandom(60 * KILO))
 
-        assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 429, 200)
-        assert int(refused.headers["retry-after"]) > 0
-        assert "this token sent 60000 of 100000 bytes in a day; 60000 more do not fit" in refused.json()["error"]
+        assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 400, 200)
+        assert refused.headers["x-error-code"] == "QuotaExceeded"
+        assert "this token sent 60.0 kB of 100.0 kB in a day; 60.0 kB more do not fit" in refused.json()["error"]
 
 
-@pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "part_bytes=0",
+        "namespace_bytes=-1",
+        "namespace_bytes=",
+        "no_such=1",
+        "files=1kB",
+        "namespace_bytes=1XB",
+        "namespace_bytes=1.5GB",
+    ],
+)
 def test_a_limit_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageProblem):
         Limits().with_values((text,))
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("10GB", 10_000_000_000), ("512MiB", 512 << 20), ("2tb", 2 * 10**12), ("7", 7)]
+)
+def test_a_size_may_have_a_unit(text: str, size_bytes: int) -> None:
+    assert Limits().with_values((f"namespace_bytes={text}",)).namespace_bytes == size_bytes
 
 
 def test_a_bound_can_be_taken_away() -> None:

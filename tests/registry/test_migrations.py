@@ -85,6 +85,21 @@ def test_a_database_of_an_unreleased_schema_keeps_what_it_holds(new_database: Ca
     database.close()
 
 
+def test_a_database_of_the_schema_before_this_one_gets_the_new_tables(new_database: Callable[[], str]) -> None:
+    url = new_database()
+    first = Database(url)
+    with first.begin() as connection:
+        for table in ("redirects", "access_requests", "records"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+    first.close()
+
+    database = Database(url)
+
+    assert (revision(database), differences(database)) == (schema.HEAD, [])
+    database.close()
+
+
 def test_the_files_of_every_commit_stay_when_they_become_trees(new_database: Callable[[], str]) -> None:
     url = new_database()
     trees = with_files(url)

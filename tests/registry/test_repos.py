@@ -207,7 +207,7 @@ def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:
         four.repos.find_writable(four.connection, STRANGER, REPO)
     with pytest.raises(Refusal, match="repository `ann/private` not found"):
         four.repos.find(four.connection, STRANGER, PRIVATE)
-    with pytest.raises(Refusal, match="files of `ann/gated`") as gated:
+    with pytest.raises(Refusal, match="Access to model `ann/gated` is restricted") as gated:
         four.repos.find_files(four.connection, STRANGER, GATED)
     assert gated.value.code == "GatedRepo"
 
@@ -275,7 +275,7 @@ def test_one_readable_holder_of_the_bytes_is_enough(four: Desk) -> None:
 
 def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> None:
     here, there = row_of(four, PRIVATE).id, create(four, "bob/mine").id
-    blob, other = StoredBlob("a" * 64, "b" * 40, 5), StoredBlob("c" * 64, "d" * 40, 6)
+    blob, other = (four.store.put([content]) for content in (b"here", b"there"))
     four.repos.record_upload(four.connection, here, "ann", blob, token_id=7)
     four.repos.record_upload(four.connection, there, "bob", other)
 
@@ -288,30 +288,31 @@ def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> No
 
 def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_goes(four: Desk) -> None:
     number = row_of(four, REPO).id
-    blob = StoredBlob("a" * 64, "b" * 40, 5)
+    blob = four.store.put([b"sent"])
     four.repos.record_upload(four.connection, number, "ann", blob, token_id=7)
     damage.mark(four.connection, [blob.sha256])
     damaged = four.repos.known_blob(four.connection, ANN, number, blob.sha256)
     four.repos.record_upload(four.connection, number, "bob", blob, token_id=8)
 
     assert damaged is None
-    assert four.connection.execute(select(blobs)).all() == [("a" * 64, "b" * 40, 5, NOW, None)]
-    assert four.connection.execute(select(uploads)).all() == [(number, "a" * 64, "ann", NOW, 7)]
+    mine = select(blobs).where(blobs.c.sha256 == blob.sha256)
+    assert four.connection.execute(mine).all() == [(*blob, NOW, None)]
+    assert four.connection.execute(select(uploads)).all() == [(number, blob.sha256, "ann", NOW, 7)]
 
 
 def test_an_upload_for_a_repository_that_is_gone_is_refused(four: Desk) -> None:
-    gone = max(row_of(four, name).id for name in ORDER) + 1
+    gone, blob = max(row_of(four, name).id for name in ORDER) + 1, four.store.put([b"late"])
 
     with pytest.raises(Refusal, match="was removed during the upload") as refused:
-        four.repos.record_upload(four.connection, gone, "ann", StoredBlob("a" * 64, "b" * 40, 5))
+        four.repos.record_upload(four.connection, gone, "ann", blob)
 
     assert (refused.value.status, refused.value.code) == (404, "RepoNotFound")
-    assert four.connection.execute(select(blobs)).all() == []
+    assert four.connection.execute(select(blobs).where(blobs.c.sha256 == blob.sha256)).all() == []
 
 
 # ---------------------------------------------------------------- names
 @pytest.mark.parametrize("private", [True, False])
-def test_a_new_repository_has_one_empty_commit_on_main(desk: Desk, *, private: bool) -> None:
+def test_a_new_repository_has_one_commit_on_main(desk: Desk, *, private: bool) -> None:
     row = create(desk, "ann/X-1", private=private, caller=ANN)
 
     (ref,) = desk.connection.execute(select(refs)).all()
@@ -331,7 +332,7 @@ def test_a_new_repository_has_one_empty_commit_on_main(desk: Desk, *, private: b
 
 NEAR = [
     ("ann/open", 409),
-    ("ann/Open", 400),
+    ("ann/Open", 409),
     ("ann/o-p.e_n", 400),
     ("ann/0pen", 400),
     ("Ann/other", 400),
@@ -366,8 +367,10 @@ def test_a_private_namespace_is_not_told_of(desk: Desk) -> None:
 def test_refusals_of_a_name_say_which_one_it_is_near(desk: Desk) -> None:
     create(desk, REPO)
 
-    with pytest.raises(Refusal, match="repository `ann/open` already exists"):
+    with pytest.raises(Refusal, match="A model repository called `ann/open` already exists"):
         create(desk, REPO)
+    with pytest.raises(Refusal, match="A model repository called `ann/open` already exists"):
+        create(desk, "ann/Open")
     with pytest.raises(Refusal, match="`ann/0pen` looks too much like `ann/open`"):
         create(desk, "ann/0pen")
 
@@ -387,7 +390,7 @@ def test_names_that_look_alike_are_made_one_after_the_other(desk: Desk, monkeypa
 def test_a_namespace_has_as_many_repositories_as_it_may(desk: Desk) -> None:
     answers = [status_of(lambda n=n: create(desk, f"ann/{'abcdefgh'[n]}")) for n in range(7)]
 
-    assert answers == [200] * 6 + [403]
+    assert answers == [200] * 6 + [400]
     assert status_of(lambda: create(desk, "bob/a")) == 200
 
 
@@ -404,7 +407,7 @@ def test_a_private_repository_of_an_earlier_version_makes_room_for_a_public_name
 
 # ---------------------------------------------------------------- moving, changing, removing
 @pytest.mark.parametrize("private", [True, False])
-def test_a_moved_repository_has_its_new_name_only(desk: Desk, *, private: bool) -> None:
+def test_a_moved_repository_is_found_by_its_old_name_too(desk: Desk, *, private: bool) -> None:
     number = create(desk, "ann/X", private=private).id
     create(desk, "ann/stays")
 
@@ -413,8 +416,49 @@ def test_a_moved_repository_has_its_new_name_only(desk: Desk, *, private: bool) 
     row = row_of(desk, "Bob-1/y")
     assert (row.id, row.namespace, row.folded_namespace) == (number, "Bob-1", "bobl")
     assert row.folded == ("~Bob-1/y" if private else "bobl/y")
-    assert status_of(lambda: desk.repos.find(desk.connection, ADMIN, RepoId("ann/X"))) == 404
+    assert desk.repos.find(desk.connection, ADMIN, RepoId("ann/x")).id == number
+    assert [
+        status_of(lambda: desk.repos.delete(desk.connection, ADMIN, RepoId("ann/X"))),
+        status_of(lambda: desk.repos.move(desk.connection, ADMIN, RepoId("ann/X"), RepoId("ann/Z"))),
+    ] == [409, 409]
     assert row_of(desk, "ann/stays").namespace == "ann"
+
+
+def test_an_old_name_belongs_to_the_repository_that_takes_it(desk: Desk) -> None:
+    create(desk, "ann/one")
+    desk.repos.move(desk.connection, ANN, RepoId("ann/one"), RepoId("ann/two"))
+
+    taken = create(desk, "ann/one")
+    desk.repos.delete(desk.connection, ANN, RepoId("ann/one"))
+
+    assert taken.id != row_of(desk, "ann/two").id
+    assert status_of(lambda: desk.repos.find(desk.connection, ANN, RepoId("ann/one"))) == 404
+
+
+def test_an_old_name_tells_nothing_of_a_private_repository(desk: Desk) -> None:
+    create(desk, "ann/one", private=True)
+    desk.repos.move(desk.connection, ANN, RepoId("ann/one"), RepoId("ann/two"))
+
+    assert status_of(lambda: desk.repos.find(desk.connection, STRANGER, RepoId("ann/one"))) == 404
+
+
+def test_an_id_is_found_in_any_case_and_rights_go_by_its_own(desk: Desk) -> None:
+    public, private = create(desk, "ann/CaSe"), create(desk, "ann/Mine", private=True)
+
+    found = [desk.repos.find_writable(desk.connection, ANN, RepoId(name)).id for name in ("ANN/case", "ann/mINE")]
+
+    assert found == [public.id, private.id]
+    assert status_of(lambda: desk.repos.find(desk.connection, STRANGER, RepoId("ann/mine"))) == 404
+    assert status_of(lambda: desk.repos.find_writable(desk.connection, STRANGER, RepoId("BOB/case"))) == 404
+
+
+def test_a_private_name_in_another_case_does_not_hide_a_public_one(desk: Desk) -> None:
+    create(desk, "ann/Twin", private=True)
+    open_one = create(desk, "ann/twin")
+
+    assert desk.repos.find(desk.connection, STRANGER, RepoId("ann/TWIN")).id == open_one.id
+    assert desk.repos.find(desk.connection, STRANGER, RepoId("ann/Twin")).id == open_one.id
+    assert status_of(lambda: desk.repos.find(desk.connection, ANN, RepoId("ann/TWIN"))) == 404  # both: it is unclear
 
 
 def test_a_repository_moves_to_a_name_that_looks_like_its_own(desk: Desk) -> None:
@@ -471,7 +515,7 @@ def test_what_becomes_public_is_compared_with_what_looks_like_it(desk: Desk) -> 
     def publish(name: str) -> int:
         return status_of(lambda: desk.repos.change(desk.connection, ANN, RepoId(name), Change(private=False)))
 
-    assert publish("ann/Xy") == 400
+    assert publish("ann/Xy") == 409
     assert row_of(desk, "ann/Xy").private
     assert publish("ann/xy") == 200
 
@@ -573,7 +617,7 @@ def test_a_branch_or_tag_that_is_removed_takes_no_other_with_it(desk: Desk) -> N
 def test_a_branch_that_is_not_there_is_named(desk: Desk) -> None:
     create(desk, "ann/x")
 
-    with pytest.raises(Refusal, match="`ann/x` has no revision `none`"):
+    with pytest.raises(Refusal, match="Invalid rev id: `ann/x` has no branch `none`"):
         desk.repos.delete_branch(desk.connection, ANN, RepoId("ann/x"), "none")
     with pytest.raises(Refusal, match="`ann/x` has no revision `none`"):
         desk.repos.create_tag(desk.connection, ANN, RepoId("ann/x"), "v1", at="none", message=None)

@@ -120,13 +120,13 @@ def test_a_caller_without_a_token_has_no_rights() -> None:
 def test_a_token_has_160_random_bits_and_check_digits(made: Tokens) -> None:
     one, other = made.create("ann", "read"), made.create("ann", "read")
 
-    assert re.fullmatch(r"adp_[a-z2-7]{32}_[0-9a-f]{8}", one)
-    assert one[37:] == f"{zlib.crc32(one[4:36].encode()):08x}"
-    assert one[:36] != other[:36]
+    assert re.fullmatch(r"hf_adp_[a-z2-7]{32}_[0-9a-f]{8}", one)
+    assert one[40:] == f"{zlib.crc32(one[7:39].encode()):08x}"
+    assert one[:39] != other[:39]
 
 
 def test_only_the_digest_of_a_token_is_kept(database: Database, made: Tokens) -> None:
-    token = made.create("ann", "read")
+    token = made.create("ann", "read").removeprefix("hf_")
 
     (row,) = rows(database, tokens)
     assert row["sha256"] == hashlib.sha256(token.encode()).hexdigest()
@@ -354,8 +354,20 @@ def test_a_token_without_an_end_goes_on(made: Tokens, clock: SimpleNamespace) ->
     assert made.authenticate(token) is not None
 
 
-def test_what_is_not_exactly_the_token_opens_nothing(made: Tokens) -> None:
+def test_a_token_works_with_and_without_the_prefix_of_the_hub(database: Database, made: Tokens) -> None:
     token = made.create("ann", "read")
+    earlier = token.removeprefix("hf_")
+    with database.read() as connection:  # as an earlier version kept it
+        kept = connection.scalars(select(tokens.c.sha256)).one()
+
+    assert kept == hashlib.sha256(earlier.encode()).hexdigest()
+    assert made.authenticate(token) is not None
+    assert made.authenticate(earlier) == made.authenticate(token)
+    assert made.authenticate(f"hf_{token}") is None
+
+
+def test_what_is_not_exactly_the_token_opens_nothing(made: Tokens) -> None:
+    token = made.create("ann", "read").removeprefix("hf_")
     flipped = "b" if token[4] == "a" else "a"
     random = f"{flipped}{token[5:36]}"
     wrong_digit = "0" if token[-1] != "0" else "1"
@@ -381,7 +393,7 @@ def test_what_is_not_exactly_the_token_opens_nothing(made: Tokens) -> None:
 
 
 def test_wrong_check_digits_are_refused_whatever_the_database_holds(database: Database, made: Tokens) -> None:
-    token = made.create("ann", "read")
+    token = made.create("ann", "read").removeprefix("hf_")
     typo = f"{token[:-1]}{'0' if token[-1] != '0' else '1'}"
     with database.begin() as connection:
         connection.execute(update(tokens).values(sha256=hashlib.sha256(typo.encode()).hexdigest()))

@@ -48,6 +48,7 @@ _FACTS_OF = {
     "merge.tune": {*_SIZES, "weight", "weights"},
     "registry-check": {"bytes"},
     "registry-move": {"bytes"},
+    "registry-token-log": {"at", "actor"},
     "serve": {"command"},
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
@@ -198,7 +199,11 @@ def _registry(w: World) -> None:
     w.says("registry-token-create", "registry", "token", "create", *here, "--user", "ben", "--namespaces", "acme/*")
     w.says("registry-token-list", "registry", "token", "list", *here)
     w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
+    w.says("registry-token-log", "registry", "token", "log", *here)
+    w.says("registry-user-list", "registry", "user", "list", *here)
+    w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
+    w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_lines(alone, count=2)
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
@@ -310,7 +315,7 @@ _SAME = [
     (re.compile(r"\b[0-9a-f]{64}\b"), "<64 hex>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
     (re.compile(r"base-sha256:[0-9a-f]{32}"), "base-sha256:<32 hex>"),
-    (re.compile(r"\badp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
+    (re.compile(r"\bhf_adp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
     (re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)"), "<time>"),
     (re.compile(r"(http://127\.0\.0\.1:)\d+"), r"\1<port>"),
     (re.compile(r"(?<=/)[0-9a-f]{12}(?=/|$|-)"), "<12 hex>"),

@@ -10,7 +10,7 @@ from tests.support.outside import asks, lacking
 
 PROGRAMS = "ADAPTERHUB_TEST_PROGRAMS"
 """The folders to look in, where they are not those of PATH."""
-PACKAGES = {"unshare": "util-linux", "setpriv": "util-linux"}
+PACKAGES = {"node": "nodejs", "setpriv": "util-linux", "unshare": "util-linux"}
 
 
 def needs(program: str) -> str:

@@ -11,8 +11,9 @@ from adapterhub.api.steps.finding import choose_release
 from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
+from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.formats.release import Release
-from adapterhub.library.transfer import copy
+from adapterhub.library.transfer import Copied, copy
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.transfer import Copied, Destination, Source
+    from adapterhub.library.transfer import Destination, Source
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import PublicKey, SigningKey
@@ -250,9 +251,15 @@ def pull_release(
 # ---------------------------------------------------------------- mirror
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirrored:
-    """One build that was or would be copied between two servers; `copied` is None for a preview."""
+    """One build that was or would be copied between two servers; `copied` is None for a preview.
 
-    release: Release
+    `size_bytes` is None, and `digest` may be, where two listings already show that the build is there.
+    """
+
+    name: str
+    version: str
+    digest: str | None
+    size_bytes: int | None
     origin: str
     commit: str
     to: str
@@ -261,7 +268,7 @@ class Mirrored:
 
 def mirror_releases(
     session: Session,
-    specs: Sequence[AdapterSpec],
+    specs: Sequence[AdapterSpec | RepositoryPattern],
     *,
     origin: str,
     target: str,
@@ -275,8 +282,10 @@ def mirror_releases(
 ) -> Iterator[Mirrored]:
     """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
 
+    A pattern copies every released version that the target lacks and that is not yanked.
+
     Raises:
-        UsageProblem: both are one server.
+        UsageProblem: both are one server, or a pattern comes with a base or rank.
         NamespaceBound: a namespace belongs to another remote, before anything is asked.
     """
     there, here = session.remote(origin), session.remote(target)
@@ -287,8 +296,22 @@ def mirror_releases(
     library = session.library
     if not ignore_bindings:
         _check_bindings(library, specs, namespace, there.url, here.url)
+    if (base is not None or bounds != ANY_RANK) and any(isinstance(spec, RepositoryPattern) for spec in specs):
+        raise UsageProblem("a pattern copies builds of every base and rank; leave out the base and the rank")
     source_hub, target_hub = session.hub(there), session.hub(here)
+
+    def send(release: Release, source: Source, to: str) -> Copied | None:
+        if dry_run:
+            return None
+        with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
+            signature = source.provenance(release).signature
+            to_repository = target_hub.to(to, private=private, mends=True)
+            return copy(release, source, to_repository, progress, signature=signature)
+
     for spec in specs:
+        if isinstance(spec, RepositoryPattern):
+            yield from _mirror_pattern(spec, source_hub, target_hub, namespace, send, dry_run=dry_run)
+            continue
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
         wanted = wanted_from(library, spec, base)
         release, source, _ = choose_release(
@@ -296,24 +319,57 @@ def mirror_releases(
         )
         repo, commit = source_hub.repository_of(release)
         to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
-        copied = None
-        if not dry_run:
-            with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
-                signature = source.provenance(release).signature
-                copied = copy(
-                    release, source, target_hub.to(to, private=private, mends=True), progress, signature=signature
-                )
+        copied = send(release, source, to)
+        yield _mirrored(release, f"{there.url}/{repo}", commit, f"{here.url}/{to}", copied)
+
+
+def _mirrored(release: Release, origin: str, commit: str, to: str, copied: Copied | None) -> Mirrored:
+    manifest = release.manifest
+    return Mirrored(
+        name=release.full_name,
+        version=manifest.version,
+        digest=release.digest,
+        size_bytes=manifest.size_bytes,
+        origin=origin,
+        commit=commit,
+        to=to,
+        copied=copied,
+    )
+
+
+def _mirror_pattern(
+    pattern: RepositoryPattern,
+    source: Hub,
+    target: Hub,
+    namespace: str | None,
+    send: Callable[[Release, Source, str], Copied | None],
+    *,
+    dry_run: bool,
+) -> Iterator[Mirrored]:
+    for planned in plan_mirror(pattern, source, target, namespace):
+        if planned.is_there and dry_run:
+            continue
+        one = planned.release
+        origin_url, to_url = f"{source.endpoint}/{one.repo}", f"{target.endpoint}/{planned.to}"
+        if not planned.is_there and not dry_run:
+            found = source.release_at(one.repo, one.commit, planned.spec)
+            if found is not None:  # else the tag is on something other than an adapter
+                yield _mirrored(found, origin_url, one.commit, to_url, send(found, source, planned.to))
+            continue
         yield Mirrored(
-            release=release,
-            origin=f"{there.url}/{repo}",
-            commit=commit,
-            to=f"{here.url}/{to}",
-            copied=copied,
+            name=f"{planned.spec.namespace}/{planned.spec.name}",
+            version=one.version,
+            digest=planned.digest,
+            size_bytes=None,
+            origin=origin_url,
+            commit=one.commit,
+            to=to_url,
+            copied=Copied(sent_files=0, sent_bytes=0, present_files=0) if planned.is_there else None,
         )
 
 
 def _check_bindings(
-    library: Library, specs: Sequence[AdapterSpec], namespace: str | None, there: str, here: str
+    library: Library, specs: Sequence[AdapterSpec | RepositoryPattern], namespace: str | None, there: str, here: str
 ) -> None:
     """Raise before any query if a namespace would be read or written at another server than the user gave it to.
 

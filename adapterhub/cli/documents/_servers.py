@@ -138,10 +138,10 @@ class MirrorPlan(TypedDict("_From", {"from": str})):  # a word of Python, so no 
 
     name: str
     version: str
-    digest: Digest
+    digest: Annotated[Digest | None, "null where the listings of a pattern do not name it"]
     commit: str
     to: str
-    size_bytes: Size
+    size_bytes: Annotated[int | None, "null for a build of a pattern that was not copied"]
 
 
 class Mirrored(MirrorPlan):
@@ -262,6 +262,35 @@ class Token(TypedDict):
     revoked: str | None
 
 
+class User(TypedDict):
+    """A user of a registry, and how many of the user's tokens work; the time is RFC 3339."""
+
+    user: str
+    created: str
+    tokens: int
+
+
+class LogEntry(TypedDict):
+    """Who created or revoked a token; the time is RFC 3339."""
+
+    at: str
+    actor: Annotated[str, "a user and the token, or a command on the server's machine"]
+    action: Annotated[str, "`create` or `revoke`"]
+    subject: str
+
+
+class FreedSpace(TypedDict):
+    """What `gc` removed from a registry, or would remove."""
+
+    dry_run: bool
+    commits: int
+    blobs: int
+    blob_bytes: int
+    xorbs: Annotated[int, "parts of uploads by Xet"]
+    xorb_bytes: int
+    bytes: Annotated[int, "of the blobs and the xorbs"]
+
+
 class Holdings(TypedDict):
     """The blobs that a registry's database names, and what is missing or damaged; any problem means exit code 12."""
 
@@ -325,4 +354,8 @@ REGISTRY: dict[str, Any] = {
     "registry-token-create": NewToken,
     "registry-token-list": list[Token],
     "registry-token-revoke": Token,
+    "registry-token-log": list[LogEntry],
+    "registry-user-list": list[User],
+    "registry-user-revoke": list[Token],
+    "registry-gc": FreedSpace,
 }

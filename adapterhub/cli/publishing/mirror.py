@@ -7,14 +7,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_remote
-from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options
+from adapterhub.cli.options.params import BASE, Session, SpecType, common, rank_options
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.mirroring import RepositoryPattern
+
+_MOST_LINES = 10
+"""Of builds that are there already; more are counted."""
+
+
+class RepositoriesType(SpecType):
+    """An adapter spec, or a pattern such as `acme/*`; completes the names of installed adapters."""
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Any:
+        """Parse the text."""
+        from adapterhub.distribution.mirroring import parse_repositories
+
+        return parse_repositories(value) if isinstance(value, str) else value
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
+@click.argument("specs", nargs=-1, required=True, type=RepositoriesType(), metavar="SPEC|PATTERN...")
 @click.option(
     "--from",
     "origin",
@@ -35,7 +49,7 @@ if TYPE_CHECKING:
 @common
 def mirror(
     session: Session,
-    specs: tuple[AdapterSpec, ...],
+    specs: tuple[AdapterSpec | RepositoryPattern, ...],
     origin: str,
     target: str,
     namespace: str | None,
@@ -49,14 +63,18 @@ def mirror(
 ) -> None:
     """Copy builds from one server to another, each accessed with the token of `adapt remote login`.
 
+    A pattern such as 'acme/*' copies every released version of the repositories that it matches, except yanked ones.
+    One request to each server for every thousand versions shows what is missing.
+
     Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
     repositories. Copies signatures unchanged; `adapt install` checks them later. A project's policy does not apply,
     because nothing enters the project. If you gave a namespace to a remote (`adapt remote add --namespaces`), the
     command reads it only from that remote and --namespace writes it only there, unless you pass --ignore-bindings.
 
     \b
-    Example:
+    Examples:
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
+      adapt mirror 'acme/*' --from ours --to theirs
     """
     from adapterhub.api.steps.publishing import mirror_releases
     from adapterhub.core.ranks import RankRange
@@ -76,13 +94,13 @@ def mirror(
         bars=session.out,
     ):
         document: dict[str, Any] = {
-            "name": one.release.full_name,
-            "version": one.release.manifest.version,
-            "digest": one.release.digest,
+            "name": one.name,
+            "version": one.version,
+            "digest": one.digest,
             "from": one.origin,
             "commit": one.commit,
             "to": one.to,
-            "size_bytes": one.release.manifest.size_bytes,
+            "size_bytes": one.size_bytes,
         }
         if one.copied is not None:
             document |= {"created": one.copied.sent_files > 0, "sent_bytes": one.copied.sent_bytes}
@@ -91,6 +109,12 @@ def mirror(
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
+    there = [d for d in documents if d.get("created") is False]
     for d in documents:
-        done = "would copy" if dry_run else "copied" if d["created"] else "already there:"
-        session.out.line(f"{done} {d['name']} {d['version']} to {d['to']}  {d['digest']}")
+        if d not in there or len(there) <= _MOST_LINES:
+            done = "already there:" if d in there else "would copy" if dry_run else "copied"
+            session.out.line(f"{done} {d['name']} {d['version']} to {d['to']}  {d['digest'] or ''}".rstrip())
+    if len(there) > _MOST_LINES:
+        session.out.line(f"already there: {len(there)} builds")
+    if not documents:
+        session.out.line("nothing to copy")

@@ -29,7 +29,14 @@ from adapterhub.distribution.hub._push import HubRepository, signature_at, versi
 from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client
 from adapterhub.distribution.hub._stream import RemoteFile
-from adapterhub.distribution.hub._versions import PublishedVersion, newest_last, places_in, yanked_on_registry
+from adapterhub.distribution.hub._versions import (
+    Published,
+    PublishedVersion,
+    newest_last,
+    places_in,
+    published_in,
+    yanked_on_registry,
+)
 from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._withdrawal import Withdrawal
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
@@ -44,6 +51,7 @@ __all__ = [
     "HubCommit",
     "HubNamespace",
     "HubRepository",
+    "Published",
     "PublishedVersion",
     "Search",
     "SearchHit",
@@ -247,6 +255,14 @@ class Hub:
         if release is not None:
             self._places[release.digest] = place
         return release
+
+    def published(self, namespace: str) -> list[Published]:
+        """Every tagged version in a namespace.
+
+        Our registry lists a thousand with one request. Elsewhere it takes one request for each PEFT repository.
+        """
+        with self._wire.plainly(f"list releases of `{namespace}`"):
+            return published_in(self._wire, namespace, is_registry=not self.is_public_hub)
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build from `releases`, streamed from the server."""

@@ -47,7 +47,7 @@ def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
     """Model repositories of a namespace that carry `tag`; at most a thousand."""
     listed = wire.json("api/models", {"author": namespace, "filter": tag, "limit": _MOST_REPOSITORIES})
     if not isinstance(listed, list):
-        raise _nonsense(wire, namespace, "list of repositories")
+        raise nonsense(wire, namespace, "list of repositories")
     names = [item.get("id") for item in listed if isinstance(item, dict)]
     prefix = f"{namespace}/"
     return [name for name in names if isinstance(name, str) and name.startswith(prefix) and is_hub_id(name)]
@@ -62,7 +62,7 @@ def refs_of(wire: Wire, repo: str) -> Refs:
             for kind in ("branches", "tags")
         }
     except (KeyError, TypeError, ValueError):
-        raise _nonsense(wire, repo, "list of branches and tags") from None
+        raise nonsense(wire, repo, "list of branches and tags") from None
     return Refs(**kinds)
 
 
@@ -104,12 +104,12 @@ def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[s
     """
     listed = wire.json(f"api/models/{repo}/paths-info/{quote(commit, safe='')}", form={"paths": list(names)})
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        raise _nonsense(wire, repo, "list of files")
+        raise nonsense(wire, repo, "list of files")
     found: dict[str, ListedFile] = {}
     for item in listed:
         path = item.get("path")
         if not isinstance(path, str):
-            raise _nonsense(wire, repo, "list of files")
+            raise nonsense(wire, repo, "list of files")
         problem = listed_name_problem(path) or ("which is listed twice" if path in found else "")
         if problem:
             found_code = ("E_NAME", f"the server lists `{shown(path)}`, {problem}")
@@ -135,12 +135,13 @@ def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
     try:
         sha256 = None if lfs is None else parse_digest(f"sha256:{lfs['oid']}")
     except (KeyError, TypeError, ValueError):
-        raise _nonsense(wire, repo, "digest of a file") from None
+        raise nonsense(wire, repo, "digest of a file") from None
     if type(size) is not int or size < 0:
-        raise _nonsense(wire, repo, "size of a file")
+        raise nonsense(wire, repo, "size of a file")
     is_git = sha256 is None and isinstance(oid, str) and re.fullmatch(r"[0-9a-f]{40}", oid) is not None
     return ListedFile(path=item["path"], size_bytes=size, sha256=sha256, git_sha1=oid if is_git else None)
 
 
-def _nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
+def nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
+    """The error for a response that is no valid `expected`."""
     return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} sent no valid {expected}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from packaging.version import Version
@@ -17,14 +17,16 @@ from packaging.version import Version
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, SpecError, shown
+from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.distribution.hub._listing import commit_in, refs_of
+from adapterhub.distribution.hub._listing import commit_in, nonsense, refs_of, repositories_tagged
 from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
 
 YANKED_FILE: Final = "adapterhub.yanked.json"
 YANKED_TAG: Final = "yanked-v"
 SHOWN_REASON_CHARACTERS: Final = 200
 _ASKED_AT_ONCE: Final = 50
+_MOST_PAGES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,18 @@ class PublishedVersion:
     yanked: str | None = None
     digest: Digest | None = None
     released_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A release as a listing names it. `name` and `digest` are None where only the release itself has them."""
+
+    repo: str
+    version: str
+    commit: str
+    name: str | None = None
+    digest: Digest | None = None
+    yanked: bool = False
 
 
 def newest_last(place: PublishedVersion) -> Version:
@@ -96,6 +110,56 @@ def _listed(wire: Wire, repo: str) -> Iterator[PublishedVersion]:
     except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
         reason = shown(repr(error), 160)
         raise RemoteUnreachable(f"`{repo}`: {wire.endpoint} sent no list of versions: {reason}") from None
+
+
+def published_in(wire: Wire, namespace: str, *, is_registry: bool) -> list[Published]:
+    """Every tagged version in a namespace; of its PEFT repositories only, where the server is not our registry."""
+    if is_registry:
+        try:
+            return _listed_by_registry(wire, namespace)
+        except HfHubHTTPError as error:
+            if not is_missing(error):
+                raise
+    return [
+        Published(
+            repo=repo, version=parse_version(tag[1:]), commit=commit, yanked=f"{YANKED_TAG}{tag[1:]}" in refs.tags
+        )
+        for repo in repositories_tagged(wire, namespace, "peft")
+        for refs in (refs_of(wire, repo),)
+        for tag, commit in refs.tags.items()
+        if _is_version_tag(tag)
+    ]
+
+
+def _listed_by_registry(wire: Wire, namespace: str) -> list[Published]:
+    """One request for each page of a thousand; raises the Hub client's error if the server has no such listing."""
+    found: list[Published] = []
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        more = {"cursor": cursor} if cursor else {}
+        told = wire.json("api/adapt/v1/releases", {"namespace": namespace, **more})
+        try:
+            found += [_published(item, namespace) for item in told["releases"]]
+            cursor = told["next_cursor"]
+        except (LookupError, TypeError, ValueError, SpecError):
+            raise nonsense(wire, namespace, "list of releases") from None
+        if not isinstance(cursor, str):
+            return found
+    raise RemoteUnreachable(f"`{namespace}`: {wire.endpoint} sent more than {_MOST_PAGES} pages of releases")
+
+
+def _published(item: dict[str, Any], namespace: str) -> Published:
+    repo, name = item["repo"], item["name"]
+    if not isinstance(repo, str) or not repo.startswith(f"{namespace}/") or not is_hub_id(repo):
+        raise ValueError("no repository of the namespace")
+    return Published(
+        repo=repo,
+        version=parse_version(item["version"]),
+        commit=commit_in(item["commit"]),
+        name=name if isinstance(name, str) else None,
+        digest=parse_digest(item["digest"]),
+        yanked=bool(item["yanked"]),
+    )
 
 
 def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> dict[Digest, str]:

@@ -33,6 +33,7 @@ from adapterhub.core.errors import (
     AdapterNotFound,
     Conflict,
     DigestMismatch,
+    DiskFull,
     NotAllowed,
     RemoteUnreachable,
     SpecError,
@@ -328,6 +329,9 @@ class Wire:
 
     def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
         status = error.response.status_code if error.response is not None else 0
+        if error.response is not None and error.response.headers.get("X-Error-Code") == "QuotaExceeded":
+            hint = "delete repositories that you no longer need there, or ask its administrator for more space"
+            return DiskFull(f"{what}: {self.endpoint}: {shown(error.server_message, 300)}", hint=hint)
         text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"

@@ -22,7 +22,7 @@ from adapterhub.core.errors import shown
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 _SECRETS: Final = re.compile(
-    r"adp_[a-z2-7]{32}_[0-9a-f]{8}"  # tokens
+    r"(?:hf_)?adp_[a-z2-7]{32}_[0-9a-f]{8}"  # tokens
     r"|(?<=[?&])X-Amz-(?:Signature|Credential|Security-Token)=[^&\s\"']+"
     r"|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"  # user and password of a URL
     r"|eyJ[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]+)*"  # signed claims, which are base64 of JSON

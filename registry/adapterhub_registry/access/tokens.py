@@ -1,7 +1,8 @@
 """Issues tokens, stores their digests, and finds the `Caller` of a token.
 
-A token is `adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
-before it queries the database, tell a token from a typo.
+A token is `hf_adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
+before it queries the database, tell a token from a typo. Some clients of the Hub refuse a token without `hf_`. Earlier
+versions made tokens without it; the server takes every token in both forms.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
+from adapterhub_registry.database.db import records as logged
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+HUB_PREFIX = "hf_"
 PREFIX = "adp_"
 RANDOM_BYTES = 20
+LOCAL = "a command on the server's machine"
 DAY_MS = 86_400_000
 MAX_DAYS = 36_500  # a century
 USED_EVERY_MS = 3_600_000  # records the last use at most once an hour, so that reads need no write
@@ -84,11 +88,35 @@ class TokenRecord:
     revoked_at: int | None
 
 
-class Tokens:
-    """The tokens of one registry."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserRecord:
+    """A user, and how many of the user's tokens work. Time in milliseconds since 1970."""
 
-    def __init__(self, database: Database) -> None:
+    name: str
+    created_at: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord:
+    """Who (`actor`) created or revoked a token, and when, in milliseconds since 1970."""
+
+    created_at: int
+    actor: str
+    action: str
+    subject: str
+
+
+class Tokens:
+    """The tokens of one registry. Each change is logged with the `actor`, such as `ann (token 3)`."""
+
+    def __init__(self, database: Database, *, actor: str = LOCAL) -> None:
         self._db = database
+        self._actor = actor
+
+    def by(self, actor: str) -> Tokens:
+        """The same tokens, changed by someone else."""
+        return Tokens(self._db, actor=actor)
 
     def create(
         self,
@@ -118,7 +146,8 @@ class Tokens:
         token = _new_token()
         with self._db.begin() as connection:
             lock_name(connection, f"user {user}")
-            _insert(connection, token, user, role, globs, label=label or f"{user}-{role}", days=days)
+            number = _insert(connection, token, user, role, globs, label=label or f"{user}-{role}", days=days)
+            _log(connection, self._actor, "create", f"token {number} of {user}: {role} in {','.join(globs)}")
         return token
 
     def create_first(self) -> str | None:
@@ -128,7 +157,8 @@ class Tokens:
             lock_name(connection, "first token")
             if connection.scalar(select(tokens.c.id).limit(1)) is not None:
                 return None
-            _insert(connection, token, "admin", "admin", ["*"], label="first start", days=None)
+            number = _insert(connection, token, "admin", "admin", ["*"], label="first start", days=None)
+            _log(connection, self._actor, "create", f"token {number} of admin: admin in *")
         return token
 
     def records(self) -> list[TokenRecord]:
@@ -144,16 +174,47 @@ class Tokens:
             NotFound: no such token.
         """
         with self._db.begin() as connection:
-            connection.execute(
-                update(tokens).where(tokens.c.id == token_id, tokens.c.revoked_at.is_(None)).values(revoked_at=now_ms())
-            )
-            row = connection.execute(_SELECT.where(tokens.c.id == token_id)).one_or_none()
-        if row is None:
+            rows = _revoke(connection, tokens.c.id == token_id, self._actor)
+        if not rows:
             raise NotFound(f"no token {token_id}", hint="list the tokens: `adapt registry token list`")
-        return _record(row)
+        return rows[0]
+
+    def users(self) -> list[UserRecord]:
+        """Every user that has or had a token, by name."""
+        works = tokens.c.revoked_at.is_(None) & (tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now_ms()))
+        counted = select(users.c.name, users.c.created_at, func.count(tokens.c.id).label("tokens"))
+        counted = counted.join(tokens, (tokens.c.user_id == users.c.id) & works, isouter=True)
+        with self._db.read() as connection:
+            rows = connection.execute(counted.group_by(users.c.name, users.c.created_at).order_by(users.c.name)).all()
+        return [UserRecord(name=row.name, created_at=row.created_at, tokens=row.tokens) for row in rows]
+
+    def revoke_user(self, name: str) -> list[TokenRecord]:
+        """Revoke all tokens of a user and return the records of all.
+
+        Raises:
+            NotFound: no such user.
+        """
+        with self._db.begin() as connection:
+            lock_name(connection, f"user {name}")
+            rows = _revoke(
+                connection, tokens.c.user_id.in_(select(users.c.id).where(users.c.name == name)), self._actor
+            )
+        if not rows:
+            raise NotFound(f"no user `{shown(name)}`", hint="list the users: `adapt registry user list`")
+        return rows
+
+    def log(self) -> list[LogRecord]:
+        """Every creation and revocation of a token, oldest first."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(logged).order_by(logged.c.id)).all()
+        return [
+            LogRecord(created_at=row.created_at, actor=row.actor, action=row.action, subject=row.subject)
+            for row in rows
+        ]
 
     def authenticate(self, token: str) -> Caller | None:
         """The caller of `token`; None when it is unknown, expired or revoked."""
+        token = token.removeprefix(HUB_PREFIX)
         if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
             return None
         now = now_ms()
@@ -179,14 +240,26 @@ class Tokens:
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
 
 
+def _log(connection: Connection, actor: str, action: str, subject: str) -> None:
+    connection.execute(insert(logged).values(created_at=now_ms(), actor=actor, action=action, subject=subject))
+
+
+def _revoke(connection: Connection, which: ColumnElement[bool], actor: str) -> list[TokenRecord]:
+    """Revoke tokens and return their records; one that is revoked already stays unchanged."""
+    for row in connection.execute(_SELECT.where(which, tokens.c.revoked_at.is_(None)).order_by(tokens.c.id)).all():
+        connection.execute(update(tokens).where(tokens.c.id == row.id).values(revoked_at=now_ms()))
+        _log(connection, actor, "revoke", f"token {row.id} of {row.user_name}")
+    return [_record(row) for row in connection.execute(_SELECT.where(which).order_by(tokens.c.id)).all()]
+
+
 def _insert(
     connection: Connection, token: str, user: str, role: str, globs: Sequence[str], *, label: str, days: float | None
-) -> None:
+) -> int:
     now = now_ms()
     user_id = connection.scalar(select(users.c.id).where(users.c.name == user))
     if user_id is None:
         user_id = inserted_id(connection.execute(insert(users).values(name=user, created_at=now)))
-    connection.execute(
+    made = connection.execute(
         insert(tokens).values(
             sha256=_digest(token),
             user_id=user_id,
@@ -197,6 +270,7 @@ def _insert(
             expires_at=None if days is None else now + int(days * DAY_MS),
         )
     )
+    return inserted_id(made)
 
 
 def _record(row: Row[Any]) -> TokenRecord:
@@ -215,7 +289,7 @@ def _record(row: Row[Any]) -> TokenRecord:
 
 def _new_token() -> str:
     random = base64.b32encode(secrets.token_bytes(RANDOM_BYTES)).decode("ascii").lower()
-    return f"{PREFIX}{random}_{_check_digits(random)}"
+    return f"{HUB_PREFIX}{PREFIX}{random}_{_check_digits(random)}"
 
 
 def _check_digits(random: str) -> str:
@@ -223,4 +297,4 @@ def _check_digits(random: str) -> str:
 
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("ascii")).hexdigest()
+    return hashlib.sha256(token.removeprefix(HUB_PREFIX).encode("ascii")).hexdigest()

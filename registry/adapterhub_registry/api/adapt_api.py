@@ -15,25 +15,33 @@ from sqlalchemy import ColumnElement, Row, Select, Table, func, select
 from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
-from adapterhub_registry.access.tokens import TokenRecord
+from adapterhub_registry.access.tokens import Caller, TokenRecord
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
+    USER_NAME,
     Adapter,
     AdapterPage,
     Health,
     Info,
+    ListedRelease,
+    Log,
+    LogEntry,
     NewToken,
     Place,
     Places,
     Problem,
     Release,
+    ReleasePage,
+    ReleaseQuery,
     Releases,
     SearchQuery,
     TokenFacts,
     TokenList,
     TokenRequest,
     UnyankRequest,
+    UserFacts,
+    UserList,
     Yanked,
     YankedRelease,
     YankedReleases,
@@ -47,7 +55,7 @@ from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
-FEATURES: Final = ("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags")
+FEATURES: Final = ("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases")
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -117,6 +125,28 @@ def unyank(
         return _releases(connection, repo)
 
 
+@router.get("/releases", responses=_MISSING)
+def releases_in(registry: RegistryOf, caller: CallerOf, query: Annotated[ReleaseQuery, Query()]) -> ReleasePage:
+    """Every release in a namespace, yanked ones included; a mirror learns from it what it lacks."""
+    registry.repos.check_may_read(caller)
+    cursor = opened_cursor(registry, query.cursor)
+    with registry.db.read() as connection:
+        visible = registry.repos.visible(caller)
+        page = found.releases_in(connection, query.namespace, visible, cursor=cursor, limit=query.limit)
+    listed = [
+        ListedRelease(
+            repo=row.full_name,
+            name=row.name,
+            version=row.version,
+            digest=f"sha256:{row.digest}",
+            commit=row.commit_id,
+            yanked=row.yanked_at is not None,
+        )
+        for row in page.rows
+    ]
+    return ReleasePage(releases=listed, next_cursor=sealed_cursor(registry, page.next_cursor))
+
+
 @router.get("/yanked")
 def yanked(
     registry: RegistryOf,
@@ -159,10 +189,8 @@ def list_tokens(registry: RegistryOf, caller: CallerOf) -> TokenList:
 @router.post("/tokens", status_code=201, responses={**_FORBIDDEN, **_BODY})
 def create_token(registry: RegistryOf, caller: CallerOf, wanted: TokenRequest) -> NewToken:
     """Create a token; only this response shows it."""
-    user_of(caller)
-    if not caller.is_admin:
-        raise forbidden("only an administrator can create tokens")
-    token = registry.tokens.create(
+    actor = _administrator(caller)
+    token = registry.tokens.by(actor).create(
         wanted.user, wanted.role, namespaces=wanted.namespaces, label=wanted.label, days=wanted.days
     )
     return NewToken(token=token)
@@ -177,7 +205,30 @@ def revoke_token(
     mine = any(record.id == token_id and record.user == user for record in registry.tokens.records())
     if not (caller.is_admin or mine):
         raise forbidden("the token belongs to another user")
-    return _token(registry.tokens.revoke(token_id))
+    return _token(registry.tokens.by(_actor(caller)).revoke(token_id))
+
+
+@router.get("/users", responses=_FORBIDDEN)
+def list_users(registry: RegistryOf, caller: CallerOf) -> UserList:
+    """The users, for an administrator."""
+    _administrator(caller)
+    users = [asdict(user) | {"created_at": iso_time(user.created_at)} for user in registry.tokens.users()]
+    return UserList(users=[UserFacts(**user) for user in users])
+
+
+@router.delete("/users/{name}", responses={**_FORBIDDEN, **_MISSING})
+def revoke_user(registry: RegistryOf, caller: CallerOf, name: Annotated[str, Path(pattern=USER_NAME)]) -> TokenList:
+    """Revoke all tokens of a user. The user's repositories stay."""
+    actor = _administrator(caller)
+    return TokenList(tokens=[_token(record) for record in registry.tokens.by(actor).revoke_user(name)])
+
+
+@router.get("/log", responses=_FORBIDDEN)
+def log(registry: RegistryOf, caller: CallerOf) -> Log:
+    """Who created and revoked tokens, for an administrator."""
+    _administrator(caller)
+    entries = [asdict(entry) | {"created_at": iso_time(entry.created_at)} for entry in registry.tokens.log()]
+    return Log(entries=[LogEntry(**entry) for entry in entries])
 
 
 @router.get("/healthz")
@@ -229,6 +280,18 @@ def nothing_else(request: Request) -> Response:
         headers = {"Allow": ", ".join(allowed)}
         raise Refusal(405, "MethodNotAllowed", "the path does not allow this method", headers=headers)
     raise Refusal(404, "NotFound", "no such route")
+
+
+def _administrator(caller: Caller) -> str:
+    """The administrator of a request, as the log names it; raises 401 or 403 for anyone else."""
+    user_of(caller)
+    if not caller.is_admin:
+        raise forbidden("this needs the token of an administrator: role `admin`, namespaces `*`")
+    return _actor(caller)
+
+
+def _actor(caller: Caller) -> str:
+    return f"{caller.user} (token {caller.token_id})"
 
 
 def _metric(name: str, text: str, value: int | None) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE, MAX_RELEASES
 from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS
 
 
@@ -19,7 +19,7 @@ def whole(pattern: re.Pattern[str]) -> str:
     return f"^{pattern.pattern}$"
 
 
-NAME, SHA256 = whole(names.PART), whole(names.SHA256)
+NAME, SHA256, USER_NAME = whole(names.PART), whole(names.SHA256), whole(USER)
 
 Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text in a query."""
@@ -173,6 +173,32 @@ class Places(Answer):
     places: list[Place]
 
 
+class ReleaseQuery(BaseModel):
+    """A page of the releases in a namespace."""
+
+    namespace: Annotated[str, StringConstraints(pattern=NAME)]
+    cursor: Text | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_RELEASES)] = MAX_RELEASES
+
+
+class ListedRelease(Answer):
+    """A release in a namespace. `name` is the adapter's, which may differ from the repository's."""
+
+    repo: str
+    name: str | None
+    version: str
+    digest: str
+    commit: str
+    yanked: bool
+
+
+class ReleasePage(Answer):
+    """One page; `next_cursor` leads to the next page and is null on the last."""
+
+    releases: list[ListedRelease]
+    next_cursor: str | None
+
+
 class TokenRequest(Question):
     """A token to create. By default it covers all namespaces for an admin, else the user's own."""
 
@@ -201,6 +227,35 @@ class TokenList(Answer):
     """Tokens, oldest first, including revoked and expired ones."""
 
     tokens: list[TokenFacts]
+
+
+class UserFacts(Answer):
+    """A user, and how many of the user's tokens work."""
+
+    name: str
+    created_at: str
+    tokens: int
+
+
+class UserList(Answer):
+    """Users that have or had a token, by name."""
+
+    users: list[UserFacts]
+
+
+class LogEntry(Answer):
+    """Who created or revoked a token, and when."""
+
+    created_at: str
+    actor: str
+    action: str
+    subject: str
+
+
+class Log(Answer):
+    """Creations and revocations of tokens, oldest first."""
+
+    entries: list[LogEntry]
 
 
 class NewToken(Answer):

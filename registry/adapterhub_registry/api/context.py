@@ -249,6 +249,10 @@ class JsonObject:
             raise self._wrong(name, f"a list of at most {most} strings")
         return [self._storable(name, item) for item in items]
 
+    def names(self) -> Iterator[str]:
+        """The names of its members."""
+        return iter(self._values)
+
     def value(self, name: str) -> object:
         """Any JSON value; None when absent."""
         return self._values.get(name)

@@ -246,6 +246,38 @@ tombstones = Table(
     Index("tombstones_by_version", "namespace", "version"),
 )
 
+redirects = Table(
+    "redirects",
+    metadata,
+    # a name that a repository had before it was renamed; another repository may take it
+    Column("full_name", String(200), primary_key=True),
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+access_requests = Table(
+    "access_requests",
+    metadata,
+    # who asked for the files of a gated repository
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("user_name", String(96), primary_key=True),
+    Column("status", String(8), nullable=False),  # pending | accepted | rejected
+    Column("fields", Text),  # JSON: what the user wrote with the request
+    Column("reason", Text),  # of a rejection
+    Column("created_at", BigInteger, nullable=False),
+)
+
+records = Table(
+    "records",
+    metadata,
+    # who created and revoked tokens
+    Column("id", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("actor", String(200), nullable=False),  # a user and the token, or a command on the server's machine
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+)
+
 downloads = Table(
     "downloads",
     metadata,
@@ -281,13 +313,23 @@ def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
         yield values[start : start + 500]
 
 
-def lock_name(connection: Connection, name: str) -> None:
+def lock_name(connection: Connection, name: str, *, shared: bool = False) -> None:
     """Hold a lock by this name until the transaction ends; SQLite has one writer anyway.
 
-    Use it for rules that a unique index cannot express, such as names that look alike.
+    Use it for rules that a unique index cannot express, such as names that look alike. Any number of transactions hold
+    a `shared` lock at the same time, but none beside one that is not shared.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+        lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        connection.execute(select(lock(func.hashtextextended(name, 0))))
+
+
+def lock_space(connection: Connection, *, shared: bool = True) -> None:
+    """Keep what this transaction finds stored until it ends: `gc`, which takes the lock alone, waits for it.
+
+    Call it first in every transaction that names blobs, nodes or commits, before the transaction locks a row.
+    """
+    lock_name(connection, "space", shared=shared)
 
 
 class Database:

@@ -20,8 +20,8 @@ from adapterhub.core.errors import Malformed, UsageProblem, shown
 
 UNRELEASED: Final = ("0001", "0002", "0003", "0004")
 """Schemas from before the first release, which `initial` migrates; databases of the first one name no revision."""
-HEAD: Final = "0005"
-KNOWN: Final = (*UNRELEASED, HEAD)
+HEAD: Final = "0007"
+KNOWN: Final = (*UNRELEASED, "0005", "0006", HEAD)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))

@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.exc import OperationalError
 
+from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
-from adapterhub_registry.access.tokens import ROLES, TokenRecord
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
-from adapterhub_registry.operations.options import place_options, server_options, settings_of
+from adapterhub_registry.operations.options import (
+    JSON,
+    check_holds_registry,
+    option,
+    place_options,
+    server_options,
+    settings_of,
+)
 from adapterhub_registry.operations.server import serve as serve_forever
+from adapterhub_registry.operations.token_commands import token, user
 from adapterhub_registry.storage.blobs import StoreUnreachable
+from adapterhub_registry.upkeep.retention import Policy, parse_policy
+from adapterhub_registry.upkeep.space import free_space
 
 _AGAIN = "check the options and the credentials, then run the command again; nothing was lost"
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 
 
 @click.group()
@@ -47,7 +55,7 @@ def registry() -> None:
     help="Port to listen on; 0 picks a free one.",
 )
 @server_options
-@_JSON
+@JSON
 def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: object) -> None:
     """Serve a registry until interrupted.
 
@@ -65,13 +73,15 @@ def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: ob
         name, _, value = line.partition(": ")
         click.echo(json.dumps({name.split(" (")[0].replace(" ", "_"): value}) if as_json else line)
 
-    serve_forever(settings_of(given), host=host, port=port, announce=announce, replace_secret=replace_secret)
+    serve_forever(
+        settings_of(given, serves=True), host=host, port=port, announce=announce, replace_secret=replace_secret
+    )
 
 
 @registry.command()
 @place_options
 @click.option("--bytes", "read_bytes", is_flag=True, help="Also read and hash every blob, and mark damaged ones.")
-@_JSON
+@JSON
 def check(read_bytes: bool, as_json: bool, **given: object) -> None:
     """Check that the registry has everything that its commits name; exit 12 when something is missing.
 
@@ -82,8 +92,6 @@ def check(read_bytes: bool, as_json: bool, **given: object) -> None:
     Example:
       adapt registry check --root ./registry-data --bytes
     """
-    if not given["database"]:
-        _check_holds_registry(given)
     with _reaching():
         opened = _open(given)
         held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
@@ -101,7 +109,7 @@ def check(read_bytes: bool, as_json: bool, **given: object) -> None:
 
 @registry.command()
 @place_options
-@_JSON
+@JSON
 def move(as_json: bool, **given: object) -> None:
     """Copy the registry in --root to an empty --database, and its files to --blobs. Stop its server first.
 
@@ -112,9 +120,9 @@ def move(as_json: bool, **given: object) -> None:
     Example:
       adapt registry move --root ./registry-data --database postgresql://registry@db/registry --blobs s3://adapters
     """
-    _check_holds_registry(given)
+    check_holds_registry(Path(str(given["root"])))
     with _reaching():
-        target = _open(given)
+        target = open_registry(settings_of(given, serves=False))
         moved = move_registry(target.settings.root, target)
     if as_json:
         click.echo(json.dumps({"blobs": moved.blobs, "bytes": moved.bytes, "rows": moved.rows}, indent=1))
@@ -123,93 +131,52 @@ def move(as_json: bool, **given: object) -> None:
     click.echo("hint: verify the copy: run `adapt registry check --bytes` with the same options", err=True)
 
 
-@registry.group()
-def token() -> None:
-    """Create, list and revoke the tokens of a registry, on the machine that runs it.
-
-    \b
-    Example:
-      adapt registry token create --root ./registry-data --user ana --role write
-    """
-
-
-@token.command()
+@registry.command()
 @place_options
-@click.option("--user", required=True, metavar="NAME", help="User of the token.")
-@click.option("--role", type=click.Choice(ROLES), default="read", show_default=True, help="What the token may do.")
-@click.option(
-    "--namespaces",
-    default="",
-    metavar="GLOBS",
-    help="Repositories that the token covers, such as `acme/*` [default: USER/*].",
+@option(
+    "--keep",
+    "Also remove commits: keep this number of unreleased ones in each repository, or in those of one namespace.",
+    multiple=True,
+    metavar="NUMBER|NAMESPACE=NUMBER",
 )
-@click.option("--days", type=float, metavar="N", help="Let the token expire after N days.")
-@click.option("--label", default="", metavar="TEXT", help="Purpose of the token.")
-@_JSON
-def create(
-    user: str,
-    role: str,
-    namespaces: str,
-    days: float | None,
-    label: str,
-    as_json: bool,
-    **given: object,
-) -> None:
-    """Create a token and print it. No command can show it again.
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
+@JSON
+def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> None:
+    """Remove the files that no commit names, and what uploads left behind. Servers may run meanwhile.
+
+    Files stay for two days after their upload. With --keep, old commits go, too, but never the head of a branch, a
+    tagged commit or a released version. An interruption loses nothing: run the command again.
 
     \b
-    Example:
-      adapt registry token create --root ./registry-data --user ana --role write --namespaces 'acme/*'
+    Examples:
+      adapt registry gc --root ./registry-data --dry-run
+      adapt registry gc --root ./registry-data --keep 50 --keep acme=10
     """
-    globs = [part.strip() for part in namespaces.split(",") if part.strip()]
-    text = _open(given).tokens.create(user, role, namespaces=globs, label=label, days=days)
-    click.echo(json.dumps({"token": text, "user": user, "role": role}) if as_json else text)
-
-
-@token.command("list")
-@place_options
-@_JSON
-def list_(as_json: bool, **given: object) -> None:
-    """List the tokens with user, role, namespaces and times, but never a token itself.
-
-    \b
-    Example:
-      adapt registry token list --root ./registry-data
-    """
-    records = [_document(record) for record in _open(given).tokens.records()]
+    policy = parse_policy(keep)
+    with _reaching():
+        space = free_space(_open(given), policy=policy, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps(records, indent=1))
+        counts = {"commits": space.commits, "blobs": space.blobs.number, "blob_bytes": space.blobs.bytes}
+        counts |= {"xorbs": space.xorbs.number, "xorb_bytes": space.xorbs.bytes, "bytes": space.bytes}
+        click.echo(json.dumps({"dry_run": dry_run, **counts}, indent=1))
         return
-    columns = ("id", "user", "role", "namespaces", "label", "created", "expires", "used", "revoked")
-    click.echo("\t".join(columns))
-    for record in records:
-        click.echo("\t".join("" if record[name] is None else str(record[name]) for name in columns))
+    commits = f"{space.commits} commits, " if policy != Policy() else ""
+    files = f"{space.blobs.number} files ({size_text(space.blobs.bytes)})"
+    uploads = f"{space.xorbs.number} parts of uploads ({size_text(space.xorbs.bytes)})"
+    click.echo(f"{'would remove' if dry_run else 'removed'} {commits}{files}, {uploads}")
 
 
-@token.command()
-@click.argument("number", type=int)
-@place_options
-@_JSON
-def revoke(number: int, as_json: bool, **given: object) -> None:
-    """Revoke a token by its NUMBER in `list`; it stops working at once.
-
-    \b
-    Example:
-      adapt registry token revoke 2 --root ./registry-data
-    """
-    record = _document(_open(given).tokens.revoke(number))
-    click.echo(json.dumps(record) if as_json else f"revoked token {number} of {record['user']}")
-
-
-def _check_holds_registry(given: Mapping[str, Any]) -> None:
-    """Raise unless --root is the folder of a registry."""
-    root: Path = given["root"]
-    if not (root / "registry.db").is_file():
-        raise NotFound(f"`{root}` is not a registry", hint=f"create one: `adapt registry serve --root {root}`")
+registry.add_command(token)
+registry.add_command(user)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:
-    return open_registry(settings_of(given))
+    """The registry that the options name; a folder without one is refused and stays unchanged."""
+    if not given["database"]:
+        check_holds_registry(given["root"])
+    elif not given["blobs"] and not (given["root"] / "blobs").is_dir():
+        raise NotFound(f"`{given['root']}` holds no blobs", hint="name their place: `--blobs URL` or `--root DIR`")
+    return open_registry(settings_of(given, serves=False))
 
 
 @contextlib.contextmanager
@@ -221,23 +188,3 @@ def _reaching() -> Iterator[None]:
         raise RemoteUnreachable(f"the database does not answer: {shown(why, 200)}", hint=_AGAIN) from None
     except StoreUnreachable as error:
         raise RemoteUnreachable(str(error), hint=_AGAIN) from None
-
-
-def _document(record: TokenRecord) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "user": record.user,
-        "role": record.role,
-        "namespaces": ",".join(record.namespaces),
-        "label": record.label,
-        "created": _time(record.created_at),
-        "expires": _time(record.expires_at),
-        "used": _time(record.used_at),
-        "revoked": _time(record.revoked_at),
-    }
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc).isoformat(timespec="seconds")

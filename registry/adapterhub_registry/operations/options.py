@@ -11,22 +11,24 @@ from typing import Any, TypeVar
 
 import click
 
+from adapterhub.core.errors import NotFound
 from adapterhub_registry.settings import Limits, Settings, load_settings, parse_networks, parse_s3
 
 DEFAULT_ROOT = "registry-data"
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 PREFIX = "ADAPTERHUB_REGISTRY_"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _option(name: str, text: str, *more: str, **attributes: object) -> Callable[[Command], Command]:
+def option(name: str, text: str, *more: str, **attributes: object) -> Callable[[Command], Command]:
     """An option whose environment variable follows from its name."""
     variable = PREFIX + name.removeprefix("--").replace("-", "_").upper()
     return click.option(name, *more, cls=None, **{"envvar": variable, "help": text} | attributes)
 
 
 _PLACE = (
-    _option(
+    option(
         "--root",
         "Folder of the registry: blobs, database, secret.",
         type=click.Path(file_okay=False, path_type=Path),
@@ -34,24 +36,24 @@ _PLACE = (
         show_default=True,
         metavar="DIR",
     ),
-    _option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
-    _option("--blobs", "Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].", metavar="URL"),
-    _option("--s3-endpoint", "Address of the S3 service [default: AWS].", metavar="URL"),
-    _option("--s3-public-endpoint", "Address of the S3 service for clients, if it differs.", metavar="URL"),
-    _option("--s3-region", "Region of the bucket.", default="us-east-1", show_default=True, metavar="NAME"),
+    option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
+    option("--blobs", "Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].", metavar="URL"),
+    option("--s3-endpoint", "Address of the S3 service [default: AWS].", metavar="URL"),
+    option("--s3-public-endpoint", "Address of the S3 service for clients, if it differs.", metavar="URL"),
+    option("--s3-region", "Region of the bucket.", default="us-east-1", show_default=True, metavar="NAME"),
 )
 _SERVER = (
-    _option("--public-url", "Address for clients, when the server is behind a proxy.", metavar="URL"),
-    _option(
+    option("--public-url", "Address for clients, when the server is behind a proxy.", metavar="URL"),
+    option(
         "--secret-file",
         "Secret that signs upload links, the same for all servers of a database [default: in --root].",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
     ),
     # without a variable: set for good, it would replace the secret at every start
-    _option("--replace-secret", "Make this secret valid for all servers of the database.", envvar=None, is_flag=True),
-    _option("--no-anonymous-read", "Require a token for reading, too.", is_flag=True),
-    _option(
+    option("--replace-secret", "Make this secret valid for all servers of the database.", envvar=None, is_flag=True),
+    option("--no-anonymous-read", "Require a token for reading, too.", is_flag=True),
+    option(
         "--limit",
         "Set a limit; repeat for several.",
         "limits",
@@ -59,7 +61,7 @@ _SERVER = (
         multiple=True,
         metavar="NAME=VALUE",
     ),
-    _option(
+    option(
         "--trusted-proxy",
         "Proxy, or network such as 10.0.0.0/8, whose X-Forwarded-For header the server trusts.",
         "trusted_proxies",
@@ -67,7 +69,7 @@ _SERVER = (
         multiple=True,
         metavar="ADDRESS",
     ),
-    _option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
+    option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
 
 
@@ -87,8 +89,22 @@ def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Comman
     return command
 
 
-def settings_of(given: Mapping[str, Any]) -> Settings:
+def check_holds_registry(root: Path) -> None:
+    """Raise unless `root` is the folder of a registry.
+
+    Raises:
+        NotFound: it is not; nothing was created.
+    """
+    if not (root / "registry.db").is_file():
+        raise NotFound(
+            f"`{root}` is not a registry; nothing was created", hint=f"create one: `adapt registry serve --root {root}`"
+        )
+
+
+def settings_of(given: Mapping[str, Any], *, serves: bool) -> Settings:
     """The settings that the options describe; missing options have their defaults.
+
+    Only what `serves` creates the folder and needs the secret.
 
     Raises:
         UsageProblem: an option has an invalid value.
@@ -105,6 +121,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         )
     return load_settings(
         given["root"],
+        serves=serves,
         secret_file=given.get("secret_file"),
         database_url=given.get("database"),
         public_url=given.get("public_url"),

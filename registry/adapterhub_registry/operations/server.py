@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
-from adapterhub.core.errors import NotAllowed, UsageProblem, shown
+from adapterhub.core.disk.claims import holder_facts, read_holder
+from adapterhub.core.errors import Conflict, NotAllowed, UsageProblem, shown
 from adapterhub_registry.access.telemetry import log_as_json
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import create_app, open_registry
@@ -20,6 +25,7 @@ from adapterhub_registry.settings import Settings
 
 KEEP_ALIVE_S = 75
 BACKLOG = 512
+LOCK_FILE = "serving.lock"
 
 
 def serve(
@@ -30,20 +36,22 @@ def serve(
     Port 0 picks a free one. `replace_secret` makes the secret of `settings` the valid one for the database.
 
     Raises:
+        Conflict: another server serves the database in the folder.
         NotAllowed: the server cannot bind the address.
         UsageProblem: another server of the same database has another secret.
     """
     if settings.log_requests:
         log_as_json()
-    registry = open_registry(settings)
-    _check_secret(registry, replace=replace_secret)
-    listener = _bind(host, port)
-    token = registry.tokens.create_first()
-    shown_host = f"[{host}]" if ":" in host else host
-    announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
-    if token is not None:
-        announce(f"admin token (shown this once): {token}")
-    uvicorn.Server(config_of(create_app(settings, registry))).run(sockets=[listener])
+    with _alone_in(settings):
+        registry = open_registry(settings)
+        _check_secret(registry, replace=replace_secret)
+        listener = _bind(host, port)
+        token = registry.tokens.create_first()
+        shown_host = f"[{host}]" if ":" in host else host
+        announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
+        if token is not None:
+            announce(f"admin token (shown this once): {token}")
+        uvicorn.Server(config_of(create_app(settings, registry))).run(sockets=[listener])
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
@@ -61,6 +69,33 @@ def config_of(app: FastAPI) -> uvicorn.Config:
         server_header=False,
         lifespan="on",
     )
+
+
+@contextlib.contextmanager
+def _alone_in(settings: Settings) -> Iterator[None]:
+    """Keep other servers off the SQLite database in a folder; any number of servers share PostgreSQL.
+
+    Rates, upload places and the memory of each server count for one server, and SQLite has one writer.
+    """
+    if settings.database_url is not None and not settings.database_url.startswith("sqlite"):
+        yield
+        return
+    handle = os.open(settings.root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = read_holder(handle)
+            raise Conflict(
+                f"`{shown(str(settings.root))}` is served by {holder or 'another process'}; nothing was changed",
+                hint="stop that server first; several servers can share PostgreSQL: `--database postgresql://…`",
+            ) from None
+        facts = json.dumps(holder_facts()).encode()
+        os.pwrite(handle, facts, 0)
+        os.ftruncate(handle, len(facts))
+        yield
+    finally:
+        os.close(handle)  # ends the lock; the file stays, as another server may wait for it
 
 
 def _check_secret(registry: Registry, *, replace: bool) -> None:

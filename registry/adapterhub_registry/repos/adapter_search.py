@@ -16,6 +16,7 @@ from adapterhub_registry.database.db import adapters, blobs, commits, places, re
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
+MAX_RELEASES: Final = 1000
 MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
@@ -133,6 +134,32 @@ def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
         .where(releases.c.repo_id == repo_id)
     )
     return sorted(connection.execute(wanted).all(), key=lambda row: Version(row.released_as), reverse=True)
+
+
+def releases_in(
+    connection: Connection, namespace: str, visible: ColumnElement[bool], *, cursor: str | None, limit: int
+) -> AdapterPage:
+    """Every release in a namespace that has its tag: its repository, adapter, version, digest, commit and yank.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
+    """
+    columns = (releases.c.version, releases.c.digest, releases.c.commit_id, releases.c.yanked_at, releases.c.repo_id)
+    same = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    tagged = (refs.c.repo_id == releases.c.repo_id) & (refs.c.kind == "tag") & (refs.c.name == releases.c.tag)
+    found: Select[Any] = select(*columns, repos.c.full_name, adapters.c.name).join(
+        repos, repos.c.id == releases.c.repo_id
+    )
+    found = found.join(adapters, same).join(refs, tagged).where(repos.c.namespace == namespace, visible)
+    if cursor is not None:
+        number, _, version = cursor.partition(" ")
+        if not number.isdecimal():
+            raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+        later = (releases.c.repo_id == int(number)) & (releases.c.version > version)
+        found = found.where(or_(releases.c.repo_id > int(number), later))
+    rows = connection.execute(found.order_by(releases.c.repo_id, releases.c.version).limit(limit + 1)).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return AdapterPage(rows=rows[:limit], next_cursor=None if last is None else f"{last.repo_id} {last.version}")
 
 
 def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:

@@ -83,9 +83,10 @@ class _Changed:
             insort(self._keys, key_of(path))
 
     def delete(self, path: str) -> None:
-        """Remove a file."""
+        """Remove a file; where there is a folder of this name, all files below it."""
         if (self.found[path] if path in self.found else self._before.get(path)) is None:
-            raise _missing(path)
+            self.delete_folder(path)
+            return
         self._forget(path)
         if path in self._before:
             self.found[path] = None

@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
@@ -35,6 +35,22 @@ from adapterhub_registry.repos.changes import (
 from adapterhub_registry.storage.blobs import BlobStore
 
 INSERT_ROWS = 500
+GIT_ATTRIBUTES = ".gitattributes"
+_BINARY = (
+    "7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth"
+    " rar safetensors"
+)
+_ATTRIBUTES = "".join(
+    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
+    for pattern in (
+        *(f"*.{suffix}" for suffix in _BINARY.split()),
+        "saved_model/**/*",
+        *(f"*.{suffix}" for suffix in ["tar.*", "tar", "tflite", "tgz", "wasm", "xz", "zip", "zst"]),
+        "*tfevents*",
+    )
+).encode()
+"""What the Hub writes."""
+ATTRIBUTES_SHA256 = hashlib.sha256(_ATTRIBUTES).hexdigest()
 HISTORY_CHARACTERS = 1 << 20
 
 
@@ -50,12 +66,17 @@ class Proposal:
     operations: tuple[Operation, ...]
 
 
-def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
-    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
+def find_commit(
+    connection: Connection, repo: Row[Any], revision: str, *, prefers: Literal["branch", "tag"] = "tag"
+) -> str:
+    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more); HEAD is `main`.
+
+    `prefers` decides where a branch and a tag have the same name.
 
     Raises:
         Refusal: 404 RevisionNotFound.
     """
+    revision = "main" if revision == "HEAD" else revision
     kinds, name = ["branch", "tag"], revision
     for prefix, kind in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
         if revision.startswith(prefix):
@@ -66,7 +87,8 @@ def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
         found = connection.scalars(ids.limit(2)).all()
     else:
         wanted = select(refs.c.commit_id).where(refs.c.repo_id == repo.id, refs.c.kind.in_(kinds), refs.c.name == name)
-        found = connection.scalars(wanted).all()
+        order = refs.c.kind if prefers == "branch" else refs.c.kind.desc()
+        found = connection.scalars(wanted.order_by(order).limit(1)).all()
     if len(found) != 1:
         raise revision_not_found(repo.full_name, revision)
     return str(found[0])
@@ -109,11 +131,21 @@ def history(
     return found, wanted
 
 
-def first_commit(connection: Connection, repo_number: int, full_name: str, *, author: str) -> str:
-    """Make the empty first commit of a repository."""
+def count(connection: Connection, repo: Row[Any], commit_id: str) -> int:
+    """The number of commits that `history` lists from `commit_id` on."""
+    mine = commits.c.repo_id == repo.id
+    line = select(commits.c.parent).where(mine, commits.c.id == commit_id).cte("line", recursive=True)
+    line = line.union_all(select(commits.c.parent).join(line, commits.c.id == line.c.parent).where(mine))
+    return connection.scalar(select(func.count()).select_from(line)) or 0
+
+
+def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, full_name: str, *, author: str) -> str:
+    """Make the first commit of a repository, with the file that tells git which files go by LFS."""
     # includes the repository's number, so that two repositories never share a commit id
     message = f"{full_name} {repo_number}"
-    return _write(connection, Tree(connection, repo_number, EMPTY), None, {}, ("initial commit", message, author))
+    put = Put(path=GIT_ATTRIBUTES, blob=blobs.put([_ATTRIBUTES], size=len(_ATTRIBUTES)), lfs=False)
+    words = ("initial commit", message, author)
+    return write(connection, Tree(connection, repo_number, EMPTY), None, {put.path: put}, words)
 
 
 def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int) -> str:
@@ -136,14 +168,14 @@ def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: P
     if not changes:
         return str(head)
     check_tree(tree, changes, max_files)
-    made = _write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
+    made = write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
     moved = connection.execute(
         update(refs).where(branch, refs.c.commit_id == head).values(commit_id=made, created_at=now_ms())
     )
     if not moved.rowcount:
         raise stale_parent(head, "another commit now")
     if proposal.branch == "main":
-        _describe(connection, blobs, repo, made)
+        describe(connection, blobs, repo, made)
     return made
 
 
@@ -161,9 +193,8 @@ def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal,
     return digest_after(before, changes) == tree.totals().digest
 
 
-def _write(
-    connection: Connection, tree: Tree, parent: str | None, changes: Changes, words: tuple[str, str, str]
-) -> str:
+def write(connection: Connection, tree: Tree, parent: str | None, changes: Changes, words: tuple[str, str, str]) -> str:
+    """Write a commit of `tree` with the changes; `words` are its title, message and author. Return its id."""
     title, message, author = words
     now, repo_number = now_ms(), tree.repo_id
     facts = json.dumps([parent, id_of_changes(changes), title, message, author, now]).encode()
@@ -204,7 +235,7 @@ def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
     )
 
 
-def _describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str) -> None:
+def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str) -> None:
     """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
     digests = Digests(tree)

@@ -1,21 +1,24 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
-Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one.
+Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one. Every refusal is 400
+QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.display import size_text
 from adapterhub_registry.database.db import blobs, insert_new, now_ms, places, repos, slices, uploads, xet_use
-from adapterhub_registry.errors import Refusal, too_many
+from adapterhub_registry.errors import Refusal
+from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits
 
 DAY_MS = 86_400_000
-RETRY_AFTER_S = 3600
 
 
 def check_upload(
@@ -24,18 +27,42 @@ def check_upload(
     """Raise when `more_bytes` would exceed the quota of a namespace or of a token.
 
     Raises:
-        Refusal: 403 QuotaExceeded for the namespace, 429 with Retry-After for the token.
+        Refusal: 400 QuotaExceeded.
     """
     if limits.namespace_bytes:
         used = bytes_of(connection, namespace)
         if used + more_bytes > limits.namespace_bytes:
-            message = f"quota reached: `{namespace}` has {used} of {limits.namespace_bytes} bytes"
-            raise Refusal(403, "QuotaExceeded", f"{message}; {more_bytes} more do not fit")
+            raise _exceeded(f"`{namespace}` has {_of(used, limits.namespace_bytes)}", more_bytes)
     if limits.token_upload_bytes_per_day and token_id is not None:
         sent = _sent_today(connection, token_id)
         if sent + more_bytes > limits.token_upload_bytes_per_day:
-            message = f"quota reached: this token sent {sent} of {limits.token_upload_bytes_per_day} bytes in a day"
-            raise too_many(f"{message}; {more_bytes} more do not fit", after_s=RETRY_AFTER_S)
+            raise _exceeded(f"this token sent {_of(sent, limits.token_upload_bytes_per_day)} in a day", more_bytes)
+
+
+def check_announced(
+    connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, sizes: Sequence[int]
+) -> None:
+    """Raise as `check_upload` when files of these sizes cannot fit; a Xet client shows no later refusal to its user.
+
+    Their digests are still unknown. A file that has the size of one that counts already may be that file, so it passes.
+    """
+    if not (limits.namespace_bytes or limits.token_upload_bytes_per_day) or not sizes:
+        return
+    committed = select(places.c.sha256).where(places.c.repo_id == repo.id)
+    both = committed.union(select(uploads.c.sha256).where(uploads.c.repo_id == repo.id))
+    known = set(connection.scalars(select(blobs.c.size).where(blobs.c.size.in_(set(sizes)), blobs.c.sha256.in_(both))))
+    more = sum(size for size in sizes if size not in known)
+    if more:
+        check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=more)
+
+
+def _exceeded(state: str, more_bytes: int) -> Refusal:
+    more = f"{size_text(more_bytes)} more do not fit"
+    return Refusal(400, "QuotaExceeded", f"quota reached: {state}; {more}, so nothing was published")
+
+
+def _of(used_bytes: int, limit_bytes: int) -> str:
+    return f"{size_text(used_bytes)} of {size_text(limit_bytes)}"
 
 
 def sent_before(connection: Connection, repo_id: int, digests: Iterable[str]) -> set[str]:
@@ -86,20 +113,22 @@ def _use(connection: Connection, user: str, epoch: int, *, sent_bytes: int = 0, 
 
 
 def check_new_repo(connection: Connection, limits: Limits, namespace: str) -> None:
-    """Raise 403 QuotaExceeded when a namespace cannot have another repository."""
+    """Raise 400 QuotaExceeded when a namespace cannot have another repository."""
     if not limits.namespace_repos:
         return
     count = connection.scalar(select(func.count()).where(repos.c.namespace == namespace)) or 0
     if count >= limits.namespace_repos:
         raise Refusal(
-            403, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
+            400, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
         )
 
 
 def bytes_of(connection: Connection, namespace: str) -> int:
-    """The bytes of all files and uploads in a namespace; each counts once in a repository."""
+    """The bytes of all files and uploads in a namespace; each counts once in a repository, its first file never."""
     mine = select(repos.c.id).where(repos.c.namespace == namespace)
-    committed = select(places.c.repo_id, places.c.sha256).where(places.c.repo_id.in_(mine))
+    committed = select(places.c.repo_id, places.c.sha256).where(
+        places.c.repo_id.in_(mine), places.c.sha256 != ATTRIBUTES_SHA256
+    )
     sent = select(uploads.c.repo_id, uploads.c.sha256).where(uploads.c.repo_id.in_(mine))
     both = committed.union(sent).subquery()
     total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(both, both.c.sha256 == blobs.c.sha256)

@@ -29,9 +29,11 @@ def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, 
     """
     parse_ref_name(name)
     _lock(connection, repo)
-    taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
-    if taken is not None:
-        raise conflict(f"`{repo.full_name}` already has a {taken} named `{name}`")
+    taken = set(connection.scalars(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name)))
+    if kind == "tag" or kind in taken:  # a branch may have the name of a tag, which then means the tag
+        for one in sorted(taken):
+            place = "heads" if one == "branch" else "tags"
+            raise conflict(f"Reference refs/{place}/{name} already exists in `{repo.full_name}`")
     count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
     if count >= most:
         raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some")

@@ -6,26 +6,40 @@ is not found. The functions pass a repository as its row of the table `repos`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, delete, false, func, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.lookalike import fold
+from adapterhub_registry.access import gates
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.database.db import blobs as blobs_table
-from adapterhub_registry.database.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
+from adapterhub_registry.database.db import (
+    insert_new,
+    inserted_id,
+    lock_name,
+    lock_space,
+    now_ms,
+    places,
+    redirects,
+    refs,
+    repos,
+    slices,
+    uploads,
+)
 from adapterhub_registry.database.trees.trees import Digests
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
+    busy,
     conflict,
     forbidden,
     gated,
     not_offered,
     repo_not_found,
-    revision_not_found,
     unauthorized,
 )
 from adapterhub_registry.names import RepoId
@@ -68,31 +82,45 @@ class Repos:
             raise unauthorized("this registry requires a token for reading")
 
     def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
-        """A repository that `caller` may see.
+        """A repository that `caller` may see, by its id in any case, or by an id that it had before.
 
         Raises:
             Refusal: 401 when reading needs a token and the caller has none; else 404.
         """
         self.check_may_read(caller)
-        row = connection.execute(select(repos).where(repos.c.full_name == repo_id)).one_or_none()
-        if row is None or (row.private and not caller.reaches(repo_id)):
-            raise repo_not_found(repo_id)
-        return row
+        for wanted in _spellings(repo_id):
+            rows = connection.execute(select(repos).where(wanted)).all()
+            seen = [row for row in rows if not row.private or caller.reaches(row.full_name)]
+            if len(seen) == 1:
+                return seen[0]
+        raise repo_not_found(repo_id)
 
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
-        """A repository whose files `caller` may read; a gated one needs a token that covers it."""
+        """A repository whose files `caller` may read; a gated one accepted the user, or the token covers it."""
         row = self.find(connection, caller, repo_id)
-        if row.gated and not caller.reaches(repo_id):
-            raise gated(repo_id)
+        if row.gated and not self._may_pass(connection, caller, row.id, row.full_name):
+            raise gated(row.full_name)
         return row
+
+    @staticmethod
+    def _may_pass(connection: Connection, caller: Caller, number: int, full_name: str) -> bool:
+        """Whether a gated repository lets the caller read its files."""
+        return caller.reaches(full_name) or gates.is_accepted(connection, number, caller.user)
 
     def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository that `caller` may change; 403 when the caller may only see it, 401 without a token."""
         row = self.find(connection, caller, repo_id)
-        self._check_may_write(caller, repo_id)
+        self._check_may_write(caller, row.full_name)
         return row
 
-    def _check_may_write(self, caller: Caller, repo_id: RepoId) -> None:
+    def _find_own(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository that `caller` may change, by its present id alone: a former one must not remove it."""
+        row = self.find_writable(connection, caller, repo_id)
+        if row.full_name.lower() != repo_id.lower():
+            raise conflict(f"`{repo_id}` is called `{row.full_name}` now; nothing was changed, use this name")
+        return row
+
+    def _check_may_write(self, caller: Caller, repo_id: str) -> None:
         """Raise 401 without a token, 403 when the token cannot change the repository."""
         if caller.user is None:
             raise unauthorized()
@@ -101,11 +129,12 @@ class Repos:
 
     # ------------------------------------------------------------ life
     def create(self, connection: Connection, caller: Caller, repo_id: RepoId, *, private: bool) -> RepoRow:
-        """Create a repository with an empty first commit on `main`.
+        """Create a repository whose first commit on `main` holds `.gitattributes`, as on the Hub.
 
         Raises:
             Refusal: 409 when it exists, 400 when its name looks like another one.
         """
+        lock_space(connection)
         self._check_may_write(caller, repo_id)
         self._check_name_is_free(connection, repo_id)
         folded = self._folded(connection, repo_id, private=private)
@@ -125,11 +154,13 @@ class Repos:
             )
         )
         number = inserted_id(made)
-        head = commits.first_commit(connection, number, repo_id, author=str(caller.user))
+        connection.execute(delete(redirects).where(redirects.c.full_name == repo_id))
+        head = commits.first_commit(connection, self._blobs, number, repo_id, author=str(caller.user))
         connection.execute(
             insert(refs).values(repo_id=number, kind="branch", name=MAIN, commit_id=head, created_at=now)
         )
-        connection.execute(update(repos).where(repos.c.id == number).values(head=head))
+        used = commits.tree_of(connection, number, head).totals().bytes
+        connection.execute(update(repos).where(repos.c.id == number).values(head=head, used_bytes=used))
         return connection.execute(select(repos).where(repos.c.id == number)).one()
 
     def _check_name_is_free(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
@@ -141,11 +172,13 @@ class Repos:
         lock_name(connection, f"namespace {fold(namespace)}")
         others = repos.c.id != (besides or 0)
         if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
-            raise conflict(f"repository `{repo_id}` already exists")
+            raise conflict(f"A model repository called `{repo_id}` already exists")
         twin = repos.c.folded == _folded_id(repo_id)
         near_namespace = (repos.c.folded_namespace == fold(namespace)) & (repos.c.namespace != namespace)
         public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
-        near = connection.scalar(public.where(or_(twin, near_namespace)).limit(1))
+        near = connection.scalar(public.where(or_(twin, near_namespace)).order_by(~twin).limit(1))
+        if near is not None and near.lower() == repo_id.lower():
+            raise conflict(f"A model repository called `{near}` already exists")
         if near is not None:
             raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
 
@@ -160,17 +193,17 @@ class Repos:
 
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
         """Remove a repository with its history; blobs stay for other repositories, and released versions stay taken."""
-        row = self.find_writable(connection, caller, repo_id)
+        row = self._find_own(connection, caller, repo_id)
         tombstones.bury(connection, row)
         connection.execute(delete(repos).where(repos.c.id == row.id))
 
     def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
-        """Rename a repository. The old id becomes free and does not redirect.
+        """Rename a repository. The old id becomes free, and leads here until another repository takes it.
 
         Raises:
             Refusal: 409 when the new id exists, or has a released version with other bytes; else as `create`.
         """
-        row = self.find_writable(connection, caller, source)
+        row = self._find_own(connection, caller, source)
         self._check_may_write(caller, target)
         self._check_name_is_free(connection, target, besides=row.id)
         folded = self._folded(connection, target, private=row.private)
@@ -183,15 +216,19 @@ class Repos:
             .where(repos.c.id == row.id)
             .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
         )
+        connection.execute(delete(redirects).where(redirects.c.full_name.in_([row.full_name, target])))
+        if row.full_name != target:
+            connection.execute(insert(redirects).values(full_name=row.full_name, repo_id=row.id, created_at=now_ms()))
 
     def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
         """Change settings and return the new row; 400 when it becomes public and looks like another public name."""
         row = self.find_writable(connection, caller, repo_id)
         values: dict[str, object] = {}
         if change.private is not None:
+            name = RepoId(row.full_name)
             if row.private and not change.private:
-                self._check_name_is_free(connection, repo_id, besides=row.id)
-            folded = self._folded(connection, repo_id, private=change.private)
+                self._check_name_is_free(connection, name, besides=row.id)
+            folded = self._folded(connection, name, private=change.private)
             values |= {"private": change.private, "folded": folded}
         if change.gated is not None:
             values["gated"] = None if change.gated == "no" else change.gated
@@ -201,23 +238,45 @@ class Repos:
 
     # ------------------------------------------------------------ branches and tags
     def create_branch(
-        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
+        self,
+        connection: Connection,
+        caller: Caller,
+        repo_id: RepoId,
+        name: str,
+        *,
+        start: str | None,
+        overwrites: bool = False,
     ) -> None:
-        """Create a branch at `start` (default: the head of `main`); 409 when it exists."""
+        """Create a branch at `start` (default: the head of `main`).
+
+        When it exists, `overwrites` moves it to `start`, or keeps it without `start`.
+
+        Raises:
+            Refusal: 409 when it exists, 403 when `main` would move.
+        """
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, start or MAIN)
+        mine = (refs.c.repo_id == row.id) & (refs.c.kind == "branch") & (refs.c.name == name)
+        if overwrites and connection.scalar(select(refs.c.name).where(mine)) is not None:
+            if start is not None and name == MAIN:
+                raise forbidden("Cannot move refs/heads/main; commit to it")
+            if start is not None:
+                connection.execute(update(refs).where(mine).values(commit_id=commit))
+            return
         self._create_ref(connection, row, "branch", name, commit, None)
 
     def delete_branch(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
         """Remove a branch, except `main`."""
         if name == MAIN:
-            raise forbidden("the branch `main` cannot be removed")
+            raise forbidden("Cannot delete refs/heads/main: every repository has this branch")
         self._delete_ref(connection, self.find_writable(connection, caller, repo_id), "branch", name)
 
     def create_tag(
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
     ) -> None:
         """Create a tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
@@ -245,15 +304,22 @@ class Repos:
             delete(refs).where(refs.c.repo_id == repo.id, refs.c.kind == kind, refs.c.name == name)
         )
         if not gone.rowcount:
-            raise revision_not_found(repo.full_name, name)
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: `{repo.full_name}` has no {kind} `{name}`")
 
     # ------------------------------------------------------------ blobs
     def record_upload(
         self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
     ) -> None:
-        """Record an upload to a repository; commits to it may then name the blob."""
+        """Record an upload to a repository; commits to it may then name the blob.
+
+        Raises:
+            Refusal: 404 when the repository is gone; 503 when `gc` removed the same bytes a moment ago.
+        """
+        lock_space(connection)
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
+        if not self._blobs.holds({blob.sha256: blob.size}):
+            raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
@@ -263,6 +329,23 @@ class Repos:
             uploads,
             [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now, "token_id": token_id}],
         )
+
+    def keep(self, connection: Connection, repo_id: int, user: str, digests: Iterable[str]) -> set[str]:
+        """Keep stored blobs for a commit that will name them, and return those that the database still knows.
+
+        `gc` leaves what was uploaded in the last days, so each counts as uploaded today; no quota counts it again.
+        """
+        lock_space(connection)
+        kept: set[str] = set()
+        day_ago = now_ms() - quotas.DAY_MS
+        for some in slices(list(digests)):
+            found = connection.scalars(select(blobs_table.c.sha256).where(blobs_table.c.sha256.in_(some))).all()
+            row = {"repo_id": repo_id, "user_name": user, "created_at": now_ms(), "token_id": None}
+            insert_new(connection, uploads, [row | {"sha256": sha256} for sha256 in found])
+            old = (uploads.c.repo_id == repo_id) & uploads.c.sha256.in_(found) & (uploads.c.created_at < day_ago)
+            connection.execute(update(uploads).where(old).values(created_at=now_ms(), token_id=None))
+            kept |= set(found)
+        return kept
 
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
         """The blob, if it was uploaded to this repository or is in one that `caller` can read.
@@ -280,13 +363,23 @@ class Repos:
 
     def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
         holders = (
-            select(repos.c.full_name, repos.c.gated)
+            select(repos.c.id, repos.c.full_name, repos.c.gated)
             .join(places, places.c.repo_id == repos.c.id)
             .where(places.c.sha256 == sha256, self.visible(caller))
             .distinct()
         )
-        rows = connection.execute(holders)
-        return any(not row.gated or caller.reaches(row.full_name) for row in rows)
+        rows = connection.execute(holders).all()
+        return any(not row.gated or self._may_pass(connection, caller, row.id, row.full_name) for row in rows)
+
+
+def _spellings(repo_id: RepoId) -> Iterator[ColumnElement[bool]]:
+    """The conditions on `repos` for an id, in the order in which they count: as written, in any case, a former id."""
+    yield repos.c.full_name == repo_id
+    in_namespace = repos.c.folded_namespace == fold(repo_id.partition("/")[0])  # has an index
+    yield in_namespace & (func.lower(repos.c.full_name) == repo_id.lower())
+    former = func.lower(redirects.c.full_name) == repo_id.lower()
+    yield repos.c.id.in_(select(redirects.c.repo_id).where(redirects.c.full_name == repo_id))
+    yield repos.c.id.in_(select(redirects.c.repo_id).where(former))
 
 
 def _folded_id(repo_id: RepoId) -> str:

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -45,6 +46,22 @@ class StoredBlob(NamedTuple):
     size: int
 
 
+class Kept(NamedTuple):
+    """A blob in the store: its `sha256`, the number of its bytes, and when they were last uploaded (s since 1970)."""
+
+    sha256: str
+    size: int
+    uploaded_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """The number of things that were removed, and of their bytes."""
+
+    number: int = 0
+    bytes: int = 0
+
+
 class BlobStore(Protocol):
     """Immutable bytes by the hex of their sha256. Content goes in and out as streams, never as paths."""
 
@@ -67,7 +84,8 @@ class BlobStore(Protocol):
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks`; keep nothing unless digest and size match those announced.
 
-        The new bytes replace damaged ones that are stored under the same digest.
+        The new bytes replace damaged ones that are stored under the same digest. A blob that is stored already counts
+        as uploaded now.
         """
         ...
 
@@ -93,6 +111,14 @@ class BlobStore(Protocol):
 
     def sweep(self) -> None:
         """Remove what abandoned uploads left a day ago or longer."""
+        ...
+
+    def kept(self) -> Iterator[Kept]:
+        """Every blob in the store, whether the database names it or not."""
+        ...
+
+    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
+        """Remove the blobs that were last uploaded before this time (s since 1970), and return their digests."""
         ...
 
     def check(self) -> None:
@@ -207,9 +233,11 @@ class DiskBlobs:
             path.unlink(missing_ok=True)
 
     def _publish(self, stream: IO[bytes], temporary: Path, sha256: str) -> None:
-        if self._is_right(sha256):
-            return
         path = self._path(sha256)
+        if self._is_right(sha256):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; the new file takes its place
+                os.utime(path)
+                return
         stream.flush()
         os.fchmod(stream.fileno(), 0o444)
         # fsync before rename: a power cut must not leave a complete name on an incomplete blob
@@ -257,6 +285,24 @@ class DiskBlobs:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+
+    def kept(self) -> Iterator[Kept]:
+        """Every blob in the folder."""
+        for path in self._blobs.glob("??/??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                yield Kept(path.name, facts.st_size, facts.st_mtime)
+
+    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
+        """Remove blobs; those that were uploaded since `before_s` stay."""
+        removed = set()
+        for sha256 in digests:
+            path = self._path(sha256)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < before_s:
+                    path.unlink()
+                    removed.add(sha256)
+        return removed
 
 
 def check_room(blobs: BlobStore, more_bytes: int) -> None:

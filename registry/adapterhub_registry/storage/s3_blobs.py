@@ -23,6 +23,7 @@ from adapterhub_registry.storage.blobs import (
     LEFTOVER_S,
     UPLOAD,
     Hashes,
+    Kept,
     StoredBlob,
     StoreUnreachable,
     digest_of,
@@ -105,9 +106,7 @@ class S3Blobs:
             hashes = Hashes(len(first))
             first = b"".join(hashes.over([first]))
         blob = hashes.checked(expected_sha256)
-        stored = self._bucket.get(_key(blob.sha256))
-        if stored is None or stored[1] != len(first) or b"".join(stored[0]) != first:
-            self._bucket.put(_key(blob.sha256), first)
+        self._bucket.put(_key(blob.sha256), first)  # even over the same bytes: `remove` looks at the time of the write
         self._small.keep(blob.sha256, first)
         return blob
 
@@ -220,9 +219,24 @@ class S3Blobs:
         """Remove staged and half-checked uploads a day after they arrived."""
         before = datetime.now(timezone.utc) - timedelta(seconds=LEFTOVER_S)
         for folder in ("staging", "checking"):
-            old = [key for key, written in self._bucket.keys(folder) if written < before]
+            old = [item.key for item in self._bucket.items(folder) if item.written < before]
             if old:
                 self._bucket.remove(*old)
+
+    def kept(self) -> Iterator[Kept]:
+        """Every blob in the bucket."""
+        for item in self._bucket.items("blobs/sha256"):
+            yield Kept(item.key.rpartition("/")[2], item.size, item.written.timestamp())
+
+    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
+        """Remove blobs; those that were uploaded since `before_s` stay."""
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            times = pool.map(lambda sha256: self._bucket.written(_key(sha256)), digests)
+            found = list(zip(digests, times, strict=True))
+        old = [sha256 for sha256, written in found if written is not None and written.timestamp() < before_s]
+        if old:
+            self._bucket.remove(*map(_key, old))
+        return set(old)
 
     def check(self) -> None:
         """Raise when the bucket does not answer."""

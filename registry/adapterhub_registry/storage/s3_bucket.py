@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import obstore
 from obstore.exceptions import BaseError
@@ -25,6 +25,14 @@ MOST_PARTS: Final = 9000
 MOST_RETRIES: Final = 4
 COPY_BYTES: Final = 5 << 30
 """The largest object that S3 takes in one PUT and copies in one call."""
+
+
+class Item(NamedTuple):
+    """An object: its key, its size in bytes, and the time of its last write."""
+
+    key: str
+    size: int
+    written: datetime
 
 
 class Bucket:
@@ -80,6 +88,14 @@ class Bucket:
             except FileNotFoundError:
                 return ""
 
+    def written(self, key: str) -> datetime | None:
+        """The time of an object's last write; None without such an object."""
+        with _reaching():
+            try:
+                return obstore.head(self._store, self._prefix + key)["last_modified"]
+            except FileNotFoundError:
+                return None
+
     def copy(self, source: str, target: str) -> bool:
         """Copy an object of at most `COPY_BYTES` within the bucket; False without such an object."""
         with _reaching():
@@ -94,12 +110,12 @@ class Bucket:
         with contextlib.suppress(StoreUnreachable, FileNotFoundError), _reaching():
             obstore.delete(self._store, [self._prefix + key for key in keys])
 
-    def keys(self, folder: str) -> Iterator[tuple[str, datetime]]:
-        """Every key below `folder/`, with the time of its last write."""
+    def items(self, folder: str) -> Iterator[Item]:
+        """Every object below `folder/`."""
         with _reaching():
             for page in obstore.list(self._store, self._prefix + folder):
                 for item in page:
-                    yield item["path"].removeprefix(self._prefix), item["last_modified"]
+                    yield Item(item["path"].removeprefix(self._prefix), item["size"], item["last_modified"])
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly in `folder`."""

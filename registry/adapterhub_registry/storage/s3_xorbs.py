@@ -10,15 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from adapterhub_registry.storage.blobs import raising_disk_full
+from adapterhub_registry.storage.blobs import Freed, raising_disk_full
 from adapterhub_registry.storage.s3_bucket import Bucket
 from adapterhub_registry.storage.xet_format import ChunkSpan, MalformedXet, decode_chunk, scan_xorb
 from adapterhub_registry.storage.xet_hash import XorbCheck, is_xorb
-from adapterhub_registry.storage.xorbs import XorbPlace, XorbWriter, is_open
+from adapterhub_registry.storage.xorbs import Wanted, XorbPlace, XorbWriter, everything, is_open
 
 _IN_MEMORY_BYTES = 8 << 20
 _GAP_BYTES = 1 << 20
-SWEEP_EVERY_S = 3600.0
 _PIECE_BYTES = 1 << 20
 
 
@@ -27,7 +26,6 @@ class S3Xorbs:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._swept_at = 0.0
 
     @contextlib.contextmanager
     def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
@@ -58,16 +56,18 @@ class S3Xorbs:
                 at = span.start
                 yield decode_chunk(bytes(window[: span.packed_bytes]), span)
 
-    def sweep(self, now_s: float) -> None:
-        """Remove the xorbs of closed epochs; looks at most once an hour, as every upload calls it."""
-        if now_s - self._swept_at < SWEEP_EVERY_S:
-            return
-        self._swept_at = now_s
-        for name in self._bucket.folders("xorbs"):
-            if name.isdecimal() and not is_open(int(name), now_s):
-                keys = [key for key, _ in self._bucket.keys(f"xorbs/{name}")]
-                if keys:
-                    self._bucket.remove(*keys)
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
+        count = size = 0
+        for epoch in filter(str.isdecimal, self._bucket.folders("xorbs")):
+            for scope in self._bucket.folders(f"xorbs/{epoch}"):
+                if is_open(int(epoch), now_s) and wanted(scope):
+                    continue
+                items = list(self._bucket.items(f"xorbs/{epoch}/{scope}"))
+                count, size = count + len(items), size + sum(item.size for item in items)
+                if items and not dry_run:
+                    self._bucket.remove(*(item.key for item in items))
+        return Freed(count, size)
 
 
 class _S3Writer:

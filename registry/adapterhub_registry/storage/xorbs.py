@@ -10,14 +10,14 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Final, Protocol
 
-from adapterhub_registry.storage.blobs import raising_disk_full
+from adapterhub_registry.storage.blobs import Freed, raising_disk_full
 from adapterhub_registry.storage.xet_format import ChunkSpan, MalformedXet, XetHash, decode_chunk, scan_xorb
 from adapterhub_registry.storage.xet_hash import XorbCheck, is_xorb
 
@@ -35,6 +35,15 @@ def epoch_at(now_s: float) -> int:
 def is_open(epoch: int, now_s: float) -> bool:
     """Whether uploads may still use this epoch: its xorbs stay for the epoch and `GRACE_S`."""
     return epoch <= epoch_at(now_s) and now_s < (epoch + 1) * EPOCH_S + GRACE_S
+
+
+Wanted = Callable[[str], bool]
+"""Whether uploads may still use the xorbs of a scope."""
+
+
+def everything(_scope: str) -> bool:
+    """Every scope is wanted."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +86,8 @@ class XorbStore(Protocol):
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
         """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
 
-    def sweep(self, now_s: float) -> None:
-        """Remove the xorbs of closed epochs."""
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
 
 
 class DiskXorbs:
@@ -120,13 +129,21 @@ class DiskXorbs:
                 stream.seek(span.start)
                 yield decode_chunk(stream.read(span.packed_bytes), span)
 
-    def sweep(self, now_s: float) -> None:
-        """Remove the xorbs of closed epochs."""
-        if not self._root.is_dir():
-            return
-        for folder in self._root.iterdir():
-            if folder.name.isdecimal() and not is_open(int(folder.name), now_s):
-                shutil.rmtree(folder, ignore_errors=True)  # another server may sweep at the same time
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
+        count = size = 0
+        for folder in self._root.glob("*/*"):
+            epoch = folder.parent.name
+            if not epoch.isdecimal() or (is_open(int(epoch), now_s) and wanted(folder.name)):
+                continue
+            for path in folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another server may sweep at the same time
+                    count, size = count + 1, size + path.stat().st_size
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # other scopes are in use
+                    folder.parent.rmdir()
+        return Freed(count, size)
 
     def _path(self, place: XorbPlace) -> Path:
         return self._root / place.path

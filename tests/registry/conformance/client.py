@@ -48,6 +48,10 @@ class Client:
             self.api.upload_file(path_or_fileobj=data, path_in_repo=name.replace("__", "."), repo_id=repo)
         return repo
 
+    def files(self, repo: str, revision: str | None = None) -> list[str]:
+        """The files of a repository, besides the one that a new repository has."""
+        return [name for name in self.api.list_repo_files(repo, revision=revision) if name != ".gitattributes"]
+
     def adapter(self, card: str = "") -> str:
         """A new repository with a PEFT adapter."""
         repo = self.name()

@@ -135,7 +135,8 @@ def parts_of_a_file_as_a_file_system(client: Client) -> None:
 
     assert part == WEIGHTS[5000:5100]
     assert sorted(files.ls(repo, detail=False)) == [
-        f"{repo}/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "sub")
+        f"{repo}/{name}"
+        for name in (".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "sub")
     ]
 
 

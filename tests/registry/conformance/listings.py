@@ -30,7 +30,7 @@ def info_tells_all(client: Client) -> None:
     assert info.card_data.license == "mit"
     assert info.config["peft"]["base_model_name_or_path"] == "org/base"
     assert info.created_at <= info.last_modified
-    assert len(info.siblings) == 5
+    assert len(info.siblings) == 6
     assert info.siblings[0].size is None
 
 
@@ -86,13 +86,14 @@ def a_folder_is_listed(client: Client) -> None:
     below = list(client.api.list_repo_tree(repo, "sub", recursive=True))
 
     assert [(type(entry).__name__, entry.path) for entry in top] == [
+        ("RepoFile", ".gitattributes"),
         ("RepoFile", "README.md"),
         ("RepoFile", "adapter_config.json"),
         ("RepoFile", "adapter_model.safetensors"),
         ("RepoFolder", "sub"),
     ]
     assert [entry.path for entry in below] == ["sub/deep", "sub/deep/more.txt", "sub/notes.txt"]
-    weights = top[2]
+    weights = next(entry for entry in top if entry.path.endswith(".safetensors"))
     assert (weights.size, weights.lfs["sha256"]) == (len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest())
 
 
@@ -191,7 +192,7 @@ def listing_with_more_members(client: Client) -> None:
     (chosen,) = client.api.list_models(search=repo, expand=["downloads"])
 
     assert full.card_data.license == "mit"
-    assert len(full.siblings) == 5
+    assert len(full.siblings) == 6
     assert full.config["peft"]["peft_type"] == "LORA"
     assert (chosen.downloads, chosen.tags or None, chosen.sha) == (0, None, None)
 

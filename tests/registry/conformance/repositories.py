@@ -68,11 +68,11 @@ def create_repo_private(client: Client) -> None:
 
 
 @check
-def a_new_repository_has_a_head_and_no_files(client: Client) -> None:
+def a_new_repository_has_a_head_and_one_file(client: Client) -> None:
     info = client.api.model_info(client.repo())
 
     assert len(info.sha or "") == 40
-    assert info.siblings == []
+    assert [sibling.rfilename for sibling in info.siblings] == [".gitattributes"]
 
 
 @check
@@ -83,7 +83,7 @@ def delete_repo(client: Client) -> None:
 
     assert not client.api.repo_exists(repo)
     client.api.create_repo(repo)
-    assert client.api.list_repo_files(repo) == []
+    assert client.files(repo) == []
 
 
 @check
@@ -100,8 +100,18 @@ def move_repo(client: Client) -> None:
 
     client.api.move_repo(from_id=old, to_id=new)
 
-    assert not client.api.repo_exists(old)
-    assert client.read(new, "a.txt") == b"a"
+    assert client.api.model_info(old).id == new
+    assert client.read(new, "a.txt") == client.read(old, "a.txt") == b"a"
+
+
+@check
+def an_id_is_found_in_any_case(client: Client) -> None:
+    repo = client.repo(a__txt="a")
+
+    client.api.upload_file(path_or_fileobj=b"b", path_in_repo="b.txt", repo_id=repo.upper())
+
+    assert client.api.model_info(repo.upper()).id == repo
+    assert client.read(repo, "b.txt") == b"b"
 
 
 @check
@@ -177,7 +187,7 @@ def a_branch_name_may_hold_slashes(client: Client) -> None:
 
     assert client.read(repo, "a.txt", revision="feat/x") == b"on it"
     assert client.read(repo, "a.txt") == b"on main"
-    assert client.api.list_repo_files(repo, revision="feat/x") == ["a.txt"]
+    assert client.files(repo, revision="feat/x") == ["a.txt"]
     client.api.delete_branch(repo, branch="feat/x")
 
 

@@ -65,7 +65,8 @@ def upload_a_large_file(client: Client) -> None:
 
     client.api.upload_file(path_or_fileobj=path, path_in_repo="w.safetensors", repo_id=repo)
 
-    sibling = client.api.model_info(repo, files_metadata=True).siblings[0]
+    siblings = client.api.model_info(repo, files_metadata=True).siblings
+    (sibling,) = [sibling for sibling in siblings if sibling.rfilename == "w.safetensors"]
     assert sibling.lfs["sha256"] == hashlib.sha256(LARGE).hexdigest()
     assert client.read(repo, "w.safetensors") == LARGE
 
@@ -74,7 +75,7 @@ def upload_a_large_file(client: Client) -> None:
 def upload_a_folder(client: Client) -> None:
     repo = client.adapter()
 
-    files = client.api.list_repo_files(repo)
+    files = client.files(repo)
 
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "sub/deep/more.txt", "sub/notes.txt"]
     assert sorted(files) == names
@@ -87,7 +88,7 @@ def upload_a_folder_in_part(client: Client) -> None:
 
     client.api.upload_folder(repo_id=repo, folder_path=folder, path_in_repo="in", allow_patterns="*.txt")
 
-    assert sorted(client.api.list_repo_files(repo)) == ["in/sub/deep/more.txt", "in/sub/notes.txt"]
+    assert sorted(client.files(repo)) == ["in/sub/deep/more.txt", "in/sub/notes.txt"]
 
 
 @check
@@ -97,8 +98,8 @@ def upload_a_folder_and_delete_what_it_lacks(client: Client) -> None:
 
     client.api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns="*.txt")
 
-    assert "sub/notes.txt" not in client.api.list_repo_files(repo)
-    assert "sub/deep/more.txt" in client.api.list_repo_files(repo)
+    assert "sub/notes.txt" not in client.files(repo)
+    assert "sub/deep/more.txt" in client.files(repo)
 
 
 @check
@@ -108,7 +109,7 @@ def upload_to_a_branch(client: Client) -> None:
 
     client.api.upload_folder(repo_id=repo, folder_path=client.adapter_folder(), revision="dev")
 
-    assert client.api.list_repo_files(repo) == ["a.txt"]
+    assert client.files(repo) == ["a.txt"]
     assert client.read(repo, "adapter_model.safetensors", revision="dev") == WEIGHTS
 
 
@@ -157,7 +158,7 @@ def a_commit_of_many_kinds(client: Client) -> None:
     client.api.create_commit(repo, operations, commit_message="all at once")
 
     names = ["copy.safetensors", "new.safetensors", "new.txt", "old.safetensors"]
-    assert sorted(client.api.list_repo_files(repo)) == names
+    assert sorted(client.files(repo)) == names
     assert client.read(repo, "copy.safetensors") == WEIGHTS
 
 
@@ -176,7 +177,7 @@ def delete_a_file(client: Client) -> None:
 
     client.api.delete_file("a.txt", repo_id=repo)
 
-    assert client.api.list_repo_files(repo) == ["b.txt"]
+    assert client.files(repo) == ["b.txt"]
 
 
 @check
@@ -185,7 +186,7 @@ def delete_a_folder(client: Client) -> None:
 
     client.api.delete_folder("sub", repo_id=repo)
 
-    assert not [name for name in client.api.list_repo_files(repo) if name.startswith("sub")]
+    assert not [name for name in client.files(repo) if name.startswith("sub")]
 
 
 @check
@@ -195,7 +196,7 @@ def delete_what_is_missing(client: Client) -> None:
     error = raises(EntryNotFoundError, lambda: client.api.delete_file("b.txt", repo_id=repo))
 
     assert "A file with this name doesn't exist" in str(error)
-    assert client.api.list_repo_files(repo) == ["a.txt"]
+    assert client.files(repo) == ["a.txt"]
 
 
 @check
@@ -267,7 +268,7 @@ def a_card_with_broken_metadata_is_refused(client: Client) -> None:
 
     raises(ValueError, lambda: client.api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo))
 
-    assert client.api.list_repo_files(repo) == []
+    assert client.files(repo) == []
 
 
 @check
@@ -278,6 +279,6 @@ def odd_names_come_back_unharmed(client: Client) -> None:
     for name in names:
         client.api.upload_file(path_or_fileobj=name.encode(), path_in_repo=name, repo_id=repo)
 
-    assert sorted(client.api.list_repo_files(repo)) == sorted(names)
+    assert sorted(client.files(repo)) == sorted(names)
     assert [client.read(repo, name) for name in names] == [name.encode() for name in names]
     assert [info.path for info in client.api.get_paths_info(repo, names)] == sorted(names)

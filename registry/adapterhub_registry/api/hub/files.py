@@ -42,6 +42,7 @@ router = APIRouter()
 TREE_PAGE: Final = 1000
 EXPANDED_PAGE: Final = 50  # as on the Hub
 SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
+GONE_TITLE: Final = "(removed from the history)"
 MAX_PATHS: Final = 10_000
 _RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
@@ -166,10 +167,10 @@ def _described(
             commits_table.c.repo_id == repo.id, commits_table.c.id.in_(set(changed))
         )
         made = {row.id: row for row in connection.execute(query)}
-        for item, commit_id in zip(found, changed, strict=True):
-            last = made[commit_id]
-            title = last.title[:SHOWN_TITLE_CHARACTERS]
-            item["lastCommit"] = {"id": last.id, "title": title, "date": iso_time(last.created_at)}
+        for item, entry, commit_id in zip(found, entries, changed, strict=True):
+            last = made.get(commit_id)
+            title = last.title[:SHOWN_TITLE_CHARACTERS] if last is not None else GONE_TITLE
+            item["lastCommit"] = {"id": commit_id, "title": title, "date": iso_time(entry.totals.changed_at)}
     return found
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from html import escape
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
+from sqlalchemy import Row
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.api.context import (
@@ -142,6 +144,14 @@ def repo_info(
     return json_answer(answer, {"X-HF-Warning": warning} if warning else {})
 
 
+class HistoryQuery(BaseModel):
+    """A page of a history, `after` a commit; `expand[]=formatted` adds title and message as HTML."""
+
+    limit: int = Field(default=HISTORY_PAGE, ge=1, le=1000)
+    after: str | None = None
+    expand: list[str] = Field(default=[], alias="expand[]")
+
+
 @router.get("/api/models/{namespace}/{name}/commits/{rev}")
 def list_commits(
     request: Request,
@@ -150,30 +160,31 @@ def list_commits(
     repo_id: RepoOf,
     revision: RevisionOf,
     base: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=1000)] = HISTORY_PAGE,
-    after: str | None = None,
+    query: Annotated[HistoryQuery, Query()],
 ) -> JSONResponse:
     """List a revision and its ancestors, newest first; `Link` leads to the next page."""
+    after = query.after
     if after is not None and not COMMIT.fullmatch(after):
         raise bad_request(f"after `{shown(after)}`: expected a commit id")
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
         start = commits.find_commit(connection, row, after or revision)
-        page, rest = commits.history(connection, row, start, limit=limit)
-    headers = {}
+        page, rest = commits.history(connection, row, start, limit=query.limit)
+        headers = {"X-Total-Count": str(commits.count(connection, row, start))}
     if rest is not None:
         place = f"{base}/api/models/{repo_id}/commits/{quote(revision, safe='')}"
         headers["Link"] = next_link(request, place, after=rest)
-    return JSONResponse(
-        [
-            {
-                "id": commit.id,
-                "title": commit.title,
-                "message": commit.message,
-                "date": model_info.iso_time(commit.created_at),
-                "authors": [{"user": commit.author, "avatar": ""}],
-            }
-            for commit in page
-        ],
-        headers=headers,
-    )
+    return JSONResponse([_commit(commit, formatted="formatted" in query.expand) for commit in page], headers=headers)
+
+
+def _commit(commit: Row[Any], *, formatted: bool) -> dict[str, Any]:
+    found = {
+        "id": commit.id,
+        "title": commit.title,
+        "message": commit.message,
+        "date": model_info.iso_time(commit.created_at),
+        "authors": [{"user": commit.author, "avatar": ""}],
+    }
+    if formatted:
+        found["formatted"] = {"title": escape(commit.title), "message": f"<pre>{escape(commit.message)}</pre>"}
+    return found

@@ -24,6 +24,7 @@ from adapterhub_registry.storage.blobs import StoredBlob
 
 router = APIRouter()
 MAX_LFS_OBJECTS: Final = 1000
+HASH_NAMES: Final = ("sha256", "sha_256")  # the second is that of huggingface.js
 MAX_PARTS: Final = 10_000
 MAX_LINKS: Final = 4000
 """The most parts of all objects in one batch: the more bytes a batch announces, the larger its parts."""
@@ -39,7 +40,7 @@ def lfs_batch(
     """The signed upload links of each object; none when the object is stored and the caller may use it."""
     if body.text("operation") != "upload":
         raise bad_request("operation: expected upload; download files from /resolve")
-    if body.text("hash_algo", "sha256") != "sha256":
+    if body.text("hash_algo", "sha256") not in HASH_NAMES:
         raise bad_request("hash_algo: expected sha256")
     can_split = "multipart" in body.texts("transfers", most=20)
     limits = registry.settings.limits
@@ -51,6 +52,10 @@ def lfs_batch(
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
+    if stored:
+        with registry.db.begin() as connection:
+            kept = registry.repos.keep(connection, row.id, str(caller.user), stored)
+        stored = {oid: blob for oid, blob in stored.items() if oid in kept}
     for oid, size in wanted:
         known = stored.get(oid)
         answer: dict[str, Any] = {"oid": oid, "size": size}

@@ -25,13 +25,11 @@ from adapterhub_registry.api.context import (
 )
 from adapterhub_registry.api.hub.model_info import iso_time, public_number
 from adapterhub_registry.database.db import refs, repos
-from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered, repo_not_found
+from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos.repos import Change
 
 router = APIRouter()
-fallback = APIRouter()
-"""Catches the paths that no other route handles; include it last."""
 REPOSITORIES_PAGE = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 
@@ -214,10 +212,12 @@ def delete_tag(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, tag: Rev
 def create_branch(
     registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branch: RevisionOf, request: JsonBody
 ) -> JSONResponse:
-    """Create a branch at `startingPoint`, or at the head of `main`."""
-    start = request.text_or_none("startingPoint")
+    """Create a branch at `startingPoint`, or at the head of `main`; with `overwrite`, an existing one moves there."""
+    start, overwrites = request.text_or_none("startingPoint"), request.flag_or_none("overwrite") is True
+    if request.flag_or_none("emptyBranch"):
+        raise not_offered("this registry has no empty branches; begin at a commit")
     with registry.db.begin() as connection:
-        registry.repos.create_branch(connection, caller, repo_id, branch, start=start)
+        registry.repos.create_branch(connection, caller, repo_id, branch, start=start, overwrites=overwrites)
     return JSONResponse({})
 
 
@@ -227,27 +227,6 @@ def delete_branch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branc
     with registry.db.begin() as connection:
         registry.repos.delete_branch(connection, caller, repo_id, branch)
     return JSONResponse({})
-
-
-# ------------------------------------------------------------ missing features
-@router.api_route("/api/models/{namespace}/{name}/discussions{rest:path}", methods=["GET", "POST", "DELETE"])
-async def discussions() -> Response:
-    """501: the registry has no discussions and pull requests."""
-    raise not_offered("this registry has no discussions and pull requests; commit to a branch")
-
-
-@fallback.api_route("/api/{kind}/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"])
-async def other_kinds(kind: str) -> Response:
-    """404 for datasets, spaces and other types, like for any repository that does not exist."""
-    if kind in {"models", "datasets", "spaces", "kernels", "buckets"}:
-        raise Refusal(404, "RepoNotFound", f"no such {shown(kind).rstrip('s')} in this registry")
-    raise Refusal(404, "NotFound", "no such route")
-
-
-@fallback.api_route("/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-async def without_namespace(name: str) -> Response:
-    """404: only old ids of the public Hub have no namespace."""
-    raise repo_not_found(shown(name))
 
 
 def _repo_of(caller: Caller, body: JsonObject) -> RepoId:

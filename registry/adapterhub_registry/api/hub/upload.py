@@ -26,8 +26,10 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
 )
+from adapterhub_registry.api.hub.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
 from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
-from adapterhub_registry.errors import Refusal, bad_request, too_large
+from adapterhub_registry.database.db import lock_space
+from adapterhub_registry.errors import Refusal, bad_request, busy, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
 from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
@@ -79,34 +81,48 @@ def preupload(
     body: JsonBody,
     create_pr: str | None = None,
 ) -> JSONResponse:
-    """The upload mode of each file, and the digest of the file that is there now."""
+    """The upload mode of each file, whether `.gitignore` names it, and the digest of the file that is there now."""
     check_no_pull_request(create_pr)
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        head = commits.find_commit(connection, row, revision, prefers="branch")
+        tree = commits.tree_of(connection, row.id, head)
         paths = [parse_path(file.text("path")) for file in files]
         before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
         damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+        rules_file = tree.find(IGNORE_FILE)
+    rules = body.text_or_none("gitIgnore", limit=MAX_IGNORE_BYTES)
+    if rules is None and rules_file is not None:
+        rules = b"".join(registry.blobs.open(rules_file.sha256, 0, MAX_IGNORE_BYTES)).decode("utf-8", "replace")
+    ignored = Ignored(rules or "")
     held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
     answer, coming = [], 0
+    sizes: list[int] = []
+    lfs_sizes: list[int] = []
     for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
         by_lfs = _goes_by_lfs(path, size, sample)
         there = before.get(path)
         oid = there.etag if there is not None and there.sha256 in held else None
-        if oid is None:
+        if oid is None and not ignored.has(path):
             coming += 2 * size if by_lfs else size  # with Xet, the disk holds the chunks and the file
+            sizes.append(size)
+            lfs_sizes += [size] if by_lfs else []
         answer.append(
             {
                 "path": path,
                 "uploadMode": "lfs" if by_lfs else "regular",
-                "shouldIgnore": False,
+                "shouldIgnore": ignored.has(path),
                 "oid": oid,  # a client does not send a file again whose digest it finds here
             }
         )
-    check_room(registry.blobs, coming)  # early: Xet clients retry a full disk for a long time
+    # early, as a Xet client retries for a long time, and then hides the reason
+    check_room(registry.blobs, coming)
+    with registry.db.read() as connection:
+        for token_id, some in ((None, sizes), (caller.token_id, lfs_sizes)):
+            quotas.check_announced(connection, registry.settings.limits, row, token_id=token_id, sizes=some)
     return JSONResponse({"files": answer})
 
 
@@ -131,7 +147,7 @@ async def make_commit(
     def may_write() -> None:
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, caller, repo_id)
-            commits.find_commit(connection, row, revision)
+            commits.find_commit(connection, row, revision, prefers="branch")
 
     await run_in_threadpool(may_write)  # before the server stores a byte of the body
     branch = revision.removeprefix("refs/heads/")
@@ -174,7 +190,7 @@ class _Draft:
         self._header: JsonObject | None = None
         self._operations: list[Operation] = []
         self._regular_bytes = 0
-        self._regular: list[str] = []  # digests of the files that came with the lines
+        self._regular: dict[str, int] = {}  # the sizes of the files that came with the lines, by sha256
         self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
@@ -208,7 +224,7 @@ class _Draft:
             data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
             self._regular_bytes += len(data)
             blob = self._registry.blobs.put([data], size=len(data))
-            self._regular.append(blob.sha256)
+            self._regular[blob.sha256] = blob.size
             return Put(path=path, blob=blob, lfs=False)
         if key == "lfsFile":
             if content.text("algo", "sha256") != "sha256":
@@ -245,7 +261,10 @@ class _Draft:
             raise bad_request(f"parentCommit `{shown(parent)}`: expected 7 to 40 lower-case hex digits")
         self._take_unchecked()
         with registry.db.begin() as connection:
+            lock_space(connection)
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            if set(self._regular) - registry.blobs.holds(self._regular):
+                raise busy("the server removed an unused file with the same bytes at this moment; commit again")
             quotas.check_upload(
                 connection,
                 registry.settings.limits,
@@ -260,7 +279,7 @@ class _Draft:
                 if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: LFS object {oid} is missing or has another size; upload it again")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
-            damage.unmark(connection, self._regular)
+            damage.unmark(connection, list(self._regular))
             proposal = Proposal(
                 branch=branch,
                 title=header.text("summary", "", limit=10_000) or "commit",

@@ -114,7 +114,7 @@ def _not_here(what: str) -> Refusal:
 
 
 @router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
-def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl, xorbs: XorbsOf) -> JSONResponse:
+def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl) -> JSONResponse:
     """The address and the token of an upload to this repository. The client requests a new one before it expires."""
     with registry.db.read() as connection:
         repo = registry.repos.find_writable(connection, caller, repo_id)
@@ -127,7 +127,6 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         )
         lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
     now = time.time()
-    xorbs.sweep(now)
     check_room(registry.blobs, 1)  # clients give up here at once, but send a refused xorb again and again
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
     claims = {
@@ -214,6 +213,9 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
         counted = quotas.sent_before(connection, space.repo_id, named)
         damaged = damage.marked(connection, list(counted))
     here = registry.blobs.holds({sha256: named[sha256].size_bytes for sha256 in counted}) - damaged
+    if here:
+        with registry.db.begin() as connection:
+            here = registry.repos.keep(connection, space.repo_id, space.user, here)
     new = [file for file in named.values() if file.sha256 not in here]
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))

@@ -96,6 +96,17 @@ class Tree:
         start, end = keys_below(folder)
         return self._totals(self._node(self.root), start, end, END) if folder else self._node(self.root).totals
 
+    def unseen(self, seen: set[str]) -> Iterator[Node]:
+        """The nodes whose ids are not in `seen`; their ids join it."""
+        waiting = [self.root]
+        while waiting:
+            ids = [node_id for node_id in dict.fromkeys(waiting[:LOADED_AT_ONCE]) if node_id not in seen]
+            waiting = waiting[LOADED_AT_ONCE:]
+            seen.update(ids)
+            for node in self._load(ids):
+                yield node
+                waiting += [link.id for link in node.items] if node.height else []
+
     def _totals(self, node: Node, start: str, end: str, bound: str) -> Totals:
         """The sums over the files in `[start, end)`; `bound` is after all files of the node."""
         found, ends = Totals(), [*node.keys[1:], bound]

@@ -1,0 +1,85 @@
+"""Which builds a mirror of many repositories lacks, from the listings of two servers alone."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.core.errors import SpecError
+from adapterhub.core.specs import AdapterSpec, parse_namespace
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Digest
+    from adapterhub.distribution.hub import Hub, Published
+
+
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_.*?\[\]!-]{1,96}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryPattern:
+    """The repositories of a namespace whose names match a pattern with `*`, `?` and `[…]`: `acme/*`."""
+
+    namespace: str
+    pattern: str
+
+    @classmethod
+    def parse(cls, text: str) -> RepositoryPattern:
+        """The pattern that `text` spells.
+
+        Raises:
+            SpecError: the namespace is missing or is no name.
+        """
+        namespace, slash, pattern = text.partition("/")
+        if not slash or not _PATTERN.fullmatch(pattern):
+            raise SpecError(text, "expected a namespace and a pattern, such as `acme/*`")
+        return cls(namespace=parse_namespace(namespace), pattern=pattern)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.pattern}"
+
+
+def parse_repositories(text: str) -> AdapterSpec | RepositoryPattern:
+    """The pattern that `text` spells if it holds `*`, `?` or `[`, else the adapter spec.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    return RepositoryPattern.parse(text) if set(text) & set("*?[") else AdapterSpec.parse(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A release, the spec that means it, the repository `to` that it belongs to, and whether it is there already."""
+
+    release: Published
+    spec: AdapterSpec
+    to: str
+    digest: Digest | None
+    is_there: bool
+
+
+def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace: str | None) -> Iterator[Planned]:
+    """Every release of `pattern` on `source` that is not yanked, and whether `target` has it.
+
+    A version with another digest on the target counts as missing: the copy compares the manifests, and refuses it
+    unless they are the same.
+    """
+    place = namespace or pattern.namespace
+    there = {(one.repo, one.version): one.digest for one in target.published(place)}
+    for one in source.published(pattern.namespace):
+        name = one.repo.partition("/")[2]
+        if one.yanked or not fnmatch.fnmatchcase(name, pattern.pattern):
+            continue
+        to = f"{place}/{name}"
+        known = there.get((to, one.version))
+        yield Planned(
+            release=one,
+            spec=AdapterSpec.parse(f"{pattern.namespace}/{(one.name or name).lower()}=={one.version}"),
+            to=to,
+            digest=one.digest or known,
+            is_there=(to, one.version) in there and (known is None or one.digest in (None, known)),
+        )

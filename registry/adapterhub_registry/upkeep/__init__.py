@@ -1,0 +1,1 @@
+"""Gives the space of a registry back."""

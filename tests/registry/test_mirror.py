@@ -1,0 +1,154 @@
+"""`adapt mirror 'acme/*'`: every released version that the other server lacks, and next to no requests when it lacks none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from adapterhub.api.library import Library
+from adapterhub.core.errors import SpecError
+from adapterhub.distribution.mirroring import parse_repositories
+from tests.registry.proxy import Proxy, proxy_of
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
+from tests.registry.test_limits import client
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
+
+
+@dataclass(frozen=True)
+class World:
+    adapt: Adapt
+    ours: Running
+    theirs: Running
+    near: Proxy
+    far: Proxy
+
+    def mirror(self, *arguments: str) -> str:
+        """Mirror from ours to theirs, and forget the requests of before."""
+        self.near.seen.clear()
+        self.far.seen.clear()
+        return self.adapt.ok("mirror", *arguments, "--from", "ours", "--to", "theirs")
+
+    def push(self, name: str, version: str, seed: int) -> None:
+        make_adapter(self.adapt.folder / f"{name}-{version}", seed=seed)
+        added = ("add", f"./{name}-{version}", "--name", name, "--version", version, "--base", "base")
+        self.adapt.ok(*added)
+        self.adapt.ok("push", f"{name}=={version}", "--to", f"acme/{name}", "--remote", "ours")
+
+
+@pytest.fixture
+def world(tmp_path: Path, online: None) -> Iterator[World]:
+    """Two registries, and a home that reaches each through a proxy that notes the requests."""
+    make_base(tmp_path / "base")
+    adapt = Adapt(tmp_path)
+    adapt.ok("base", "add", "./base", "--as", "base")
+    with (
+        running(tmp_path / "a") as ours,
+        running(tmp_path / "b") as theirs,
+        proxy_of(ours.url) as near,
+        proxy_of(theirs.url) as far,
+    ):
+        for name, server, proxy in (("ours", ours, near), ("theirs", theirs, far)):
+            adapt.ok("remote", "add", name, proxy.url)
+            adapt.ok("remote", "login", name, "--token", server.token)
+        yield World(adapt, ours, theirs, near, far)
+
+
+def versions(server: Running, repo: str) -> dict[str, str]:
+    listed = server.get(f"/api/adapt/v1/adapters/{repo}/versions")
+    return {one["version"]: one["digest"] for one in listed.json()["versions"]} if listed.is_success else {}
+
+
+def test_a_pattern_copies_every_released_version_but_the_yanked_ones(world: World) -> None:
+    for seed, (name, version) in enumerate([("qa", "1.0.0"), ("qa", "1.1.0"), ("json", "1.0.0"), ("bad", "1.0.0")]):
+        world.push(name, version, seed)
+    yanked = {"version": "1.0.0", "reason": "leaked labels"}
+    world.ours.post("/api/adapt/v1/adapters/acme/bad/yank", yanked).raise_for_status()
+
+    planned = world.mirror("acme/*", "--dry-run")
+    before = versions(world.theirs, "acme/qa")
+    done = world.mirror("acme/*")
+
+    assert planned.count("would copy acme/") == done.count("copied acme/") == 3
+    assert before == versions(world.theirs, "acme/bad") == {}
+    for repo in ("acme/qa", "acme/json"):
+        assert versions(world.theirs, repo) == versions(world.ours, repo) != {}
+
+
+def test_a_mirror_that_lacks_nothing_costs_one_request_to_each_server(world: World) -> None:
+    for seed in range(3):
+        world.push(f"qa{seed}", "1.0.0", seed)
+    world.mirror("acme/*")
+
+    done = world.mirror("acme/*")
+
+    assert done.count("already there: acme/qa") == 3
+    assert [request.path.partition("?")[0] for request in world.near.seen + world.far.seen] == [
+        "/api/adapt/v1/releases"
+    ] * 2
+
+
+def test_a_pattern_takes_the_repositories_that_it_matches(world: World) -> None:
+    for seed, name in enumerate(["qa-en", "qa-de", "json"]):
+        world.push(name, "1.0.0", seed)
+
+    found = Library(world.adapt.folder / "home").mirror("acme/qa-*", origin="ours", target="theirs", namespace="copy")
+
+    assert sorted((one.name, one.created) for one in found) == [("acme/qa-de", True), ("acme/qa-en", True)]
+    assert sorted(one["id"] for one in world.theirs.get("/api/models").json()) == ["copy/qa-de", "copy/qa-en"]
+
+
+def test_plain_repositories_are_copied_once(world: World) -> None:
+    make_adapter(world.adapt.folder / "plain")
+    weights = (world.adapt.folder / "plain" / "adapter_model.safetensors").read_bytes()
+    with client(world.ours) as http:
+        Push(repo="acme/plain", weights=weights).run(http)
+
+    first, second = world.mirror("acme/*"), world.mirror("acme/*")
+
+    assert first.startswith("copied acme/plain 1.0.0")
+    assert second.startswith("already there: acme/plain 1.0.0")
+
+
+def test_pages_of_releases_follow_each_other(world: World) -> None:
+    with client(world.ours) as http:
+        for number in range(5):
+            Push(repo=f"acme/p{number}", weights=bytes([number]) * 500).run(http)
+        Push(repo="other/p", weights=b"o" * 500).run(http)
+    found, cursor, pages = [], "", 0
+    while cursor is not None:
+        query = f"namespace=acme&limit=2&cursor={cursor}" if cursor else "namespace=acme&limit=2"
+        page = world.ours.get(f"/api/adapt/v1/releases?{query}").json()
+        found += [(one["repo"], one["version"], one["yanked"]) for one in page["releases"]]
+        cursor, pages = page["next_cursor"], pages + 1
+
+    assert found == [(f"acme/p{number}", "1.0.0", False) for number in range(5)]
+    assert pages == 3
+
+
+def test_private_repositories_are_listed_only_to_those_who_see_them(world: World) -> None:
+    with client(world.ours) as http:
+        Push(repo="acme/secret", weights=b"s" * 500).run(http)
+        http.put("/api/models/acme/secret/settings", json={"private": True}).raise_for_status()
+
+    assert world.ours.get("/api/adapt/v1/releases?namespace=acme", token=None).json()["releases"] == []
+    assert len(world.ours.get("/api/adapt/v1/releases?namespace=acme").json()["releases"]) == 1
+
+
+@pytest.mark.parametrize("text", ["*/*", "*", "acme/*@base", "acme/a/*", "acme/*==1.0", "ac[me/*", "acme/*\\n"])
+def test_a_pattern_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse_repositories(text)
+
+
+def test_a_pattern_takes_no_base_and_no_rank(tmp_path: Path) -> None:
+    adapt = Adapt(tmp_path)
+    servers = ("--from", "http://127.0.0.1:9", "--to", "http://127.0.0.1:8")
+
+    said = adapt.fails(2, "mirror", "acme/*", "--rank", "4", *servers)
+
+    assert "a pattern copies builds of every base and rank" in said
