@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
 from adapterhub.api.results import Sent
 from adapterhub.api.steps.finding import find_build
+from adapterhub.api.steps.keys import login_to, public_key, sign_build, signing_key, trust_key
 from adapterhub.api.steps.publishing import (
-    login_to,
     mirror_releases,
-    public_key,
     pull_release,
     push_build,
-    sign_build,
-    signing_key,
-    trust_key,
 )
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_namespace

@@ -283,7 +283,7 @@ class WithWeights(OpenedLibrary):
 
         Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`.
         """
-        from adapterhub.api.steps.resizing import plan_resize
+        from adapterhub.api.steps.combining import plan_resize
 
         check_naming(bump, variant=variant, version=version)
         said = {"version": version, "task": task, "description": description}

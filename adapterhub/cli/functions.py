@@ -84,7 +84,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.tune": f"{_STEPS}.tuning:tuned",
     },
     "compare": {"Library.compare": f"{_STEPS}.combining:compared"},
-    "resize": {"Library.resize": f"{_STEPS}.resizing:plan_resize"},
+    "resize": {"Library.resize": f"{_STEPS}.combining:plan_resize"},
     "extract": {"Library.extract": "adapterhub.weights.extract:extract_into_library"},
     "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
     "run": {
@@ -102,14 +102,14 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},
     "unyank": {"Library.unyank": "adapterhub.distribution.withdrawal:unyank"},
     "delete": {"Library.delete": "adapterhub.distribution.withdrawal:delete"},
-    "sign": {"Library.sign": f"{_STEPS}.publishing:sign_build"},
+    "sign": {"Library.sign": f"{_STEPS}.keys:sign_build"},
     "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
     "key list": {
         "Library.keys.names": "adapterhub.trust.signing.keys:KeyFolder.names",
         "Library.trusted_keys": f"{_TRUST}.read",
     },
-    "key show": {"Library.public_key": f"{_STEPS}.publishing:public_key"},
-    "key trust": {"Library.trust_key": f"{_STEPS}.publishing:trust_key"},
+    "key show": {"Library.public_key": f"{_STEPS}.keys:public_key"},
+    "key trust": {"Library.trust_key": f"{_STEPS}.keys:trust_key"},
     "key untrust": {"Library.untrust_key": f"{_TRUST}.untrust"},
     "key policy": {
         "Library.set_signature_policy": f"{_TRUST}.set_policy",
@@ -119,7 +119,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "remote set": {"Library.remotes.set_signatures": f"{_REMOTES}.set_signatures"},
     "remote list": {"Library.remotes.all": f"{_REMOTES}.all"},
     "remote remove": {"Library.remotes.remove": f"{_REMOTES}.remove"},
-    "remote login": {"Library.login": f"{_STEPS}.publishing:login_to"},
+    "remote login": {"Library.login": f"{_STEPS}.keys:login_to"},
     "remote logout": {"Library.remotes.logout": f"{_REMOTES}.logout"},
     "cache": {"Library.space": "adapterhub.library.upkeep.space:space_of"},
     "gc": {

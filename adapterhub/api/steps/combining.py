@@ -1,21 +1,24 @@
-"""Adapters put together: those that are named, with a weight each, made into a new one."""
+"""New adapters from others: several put together with a weight each, or one made smaller."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
 from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem
+from adapterhub.core.specs import names_folder, parse_name
 from adapterhub.distribution.choosing import find_installed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.intake.description import Description
@@ -196,8 +199,6 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
 
 def name_of_label(label: str) -> str:
     """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
-    from adapterhub.core.specs import names_folder
-
     if names_folder(label):
         return Path(label).expanduser().resolve().name.lower()
     return label.partition("==")[0].rpartition("/")[2].lower()
@@ -209,8 +210,6 @@ def default_name(labels: Sequence[str], ending: str = "") -> str:
     Raises:
         UsageProblem: the joined name is invalid, or equals the name of a parent.
     """
-    from adapterhub.core.specs import parse_name
-
     parts = [name_of_label(label) for label in labels]
     name = "-".join([*parts, ending] if ending else parts)
     try:
@@ -219,3 +218,77 @@ def default_name(labels: Sequence[str], ending: str = "") -> str:
         return parse_name(name)
     except SpecError as error:
         raise UsageProblem(f"the result needs a name: {error.message}", hint=_NAME_HINT) from None
+
+
+# ---------------------------------------------------------------- resize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Size of an adapter's files in bytes, and how many modules have which rank."""
+
+    size_bytes: int
+    ranks: Mapping[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {"size_bytes": self.size_bytes, "ranks": {str(r): count for r, count in sorted(self.ranks.items())}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resizing:
+    """A resize that was looked at: what to run, where to, and what the adapter holds before."""
+
+    combination: Combination
+    target: Description | Path
+    before: Held
+
+
+def plan_resize(
+    library: Library,
+    adapter: str,
+    output: str | None,
+    cut: Mapping[str, int | float],
+    *,
+    dtype: str | None = None,
+    base: BaseSpec | None = None,
+    said: Mapping[str, str | None],
+) -> Resizing:
+    """Look at the adapter that is to be made smaller; `cut` is one of rank, energy and max_error.
+
+    `said` takes the place of what the author of the adapter wrote about it.
+    """
+    from adapterhub.weights.recipes.toml.values import Step
+
+    rank = cut.get("rank")
+    parent = ingredient(library, adapter, 1.0, base)
+    before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
+    combination = Step(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
+    if rank is not None and rank >= max(before.ranks):
+        combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
+    output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
+    if names_folder(output):
+        return Resizing(combination=combination, target=Path(output).expanduser(), before=before)
+    words = _words_of(library, parent) | {key: text for key, text in said.items() if text is not None}
+    return Resizing(combination=combination, target=description_from(output, words), before=before)
+
+
+def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[Held, str | None]:
+    """The size and ranks of an adapter's files, and the dtype of all factors if they share a valid one."""
+    from adapterhub.weights.dtypes import TORCH_DTYPES
+    from adapterhub.weights.lowrank.factors import AdapterFactors
+    from adapterhub.weights.merge import DTYPES
+
+    with AdapterFactors(folder, expected) as factors:
+        ranks = Counter(module.rank for module in factors.modules.values())
+        dtypes = {TORCH_DTYPES[spec.dtype] for module in factors.modules.values() for spec in (module.a, module.b)}
+        size = len(factors.config_bytes) + factors.header.size_bytes
+    own = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
+    return Held(size_bytes=size, ranks=ranks), own
+
+
+def _words_of(library: Library, parent: Ingredient) -> dict[str, str]:
+    """The description that an installed adapter's author gave."""
+    if parent.digest is None:
+        return {}
+    manifest = library.store.read_manifest(parent.digest)
+    words = {"version": manifest.version, "task": manifest.task, "description": manifest.description}
+    return {key: text for key, text in (words | {"license": manifest.license}).items() if text}

@@ -116,7 +116,7 @@ def show(session: Session, name: str) -> None:
     Example:
       adapt key show ana > ana.pub
     """
-    from adapterhub.api.steps.publishing import public_key
+    from adapterhub.api.steps.keys import public_key
 
     found = public_key(session, name)
     session.out.result(
@@ -155,7 +155,7 @@ def trust(
       adapt key trust ben ./ben.pub --scope 'acme/*' --not-after 2027-12-31
       adapt key trust ben --accept acme/legal-qa
     """
-    from adapterhub.api.steps.publishing import trust_key
+    from adapterhub.api.steps.keys import trust_key
 
     made = trust_key(
         session, name, file, scope=scope, remotes=remotes, not_after=not_after, replace=replace, accept=accept

@@ -59,7 +59,8 @@ def push(
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign
     """
-    from adapterhub.api.steps.publishing import place_for, push_build, signing_key
+    from adapterhub.api.steps.keys import signing_key
+    from adapterhub.api.steps.publishing import place_for, push_build
     from adapterhub.core.ranks import RankRange
     from adapterhub.distribution.choosing import look_up
 

@@ -138,7 +138,7 @@ def login(session: Session, name: str, token: str | None) -> None:
       adapt remote login ours
       adapt remote login https://adapters.example.org --token TOKEN
     """
-    from adapterhub.api.steps.publishing import login_to
+    from adapterhub.api.steps.keys import login_to
 
     place = session.remotes.get(name)
     if token is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.publishing import sign_build, signing_key
+from adapterhub.api.steps.keys import sign_build, signing_key
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_options
 from adapterhub.projects.session import wanted_from

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.api.steps.combining import combine
+from adapterhub.api.steps.combining import Resizing, combine, plan_resize, weights_in
 from adapterhub.api.steps.merge_choice import one_cut
-from adapterhub.api.steps.resizing import Resizing, plan_resize, weights_in
 from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.cutting import cut_options, ranks_text
