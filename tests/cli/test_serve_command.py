@@ -1,4 +1,4 @@
-"""`adapt serve` from argv to the last process, with a stand-in for vLLM (`tests/engines` has the real one)."""
+"""`adapt serve` from argv to the last process, with a stand-in for vLLM (`tests/inference/engines` has the real one)."""
 
 from __future__ import annotations
 

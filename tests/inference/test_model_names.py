@@ -1,4 +1,4 @@
-"""What vLLM and its clients see of names, with FastAPI routes that do what vLLM's do (`tests/engines` has the real ones)."""
+"""What vLLM and its clients see of names, with FastAPI routes that do what vLLM's do (`tests/inference/engines` has the real ones)."""
 
 from __future__ import annotations
 

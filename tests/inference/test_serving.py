@@ -1,4 +1,4 @@
-"""What is leased to an engine, and what is not; without an engine (`tests/engines` has the real one)."""
+"""What is leased to an engine, and what is not; without an engine (`tests/inference/engines` has the real one)."""
 
 from __future__ import annotations
 

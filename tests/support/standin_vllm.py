@@ -1,6 +1,6 @@
 """A stand-in for vLLM that starts in a tenth of a second: its plugin interface, its routes for names, its child process.
 
-What it stands for was read in vLLM 0.32 and is proved with the real one in `tests/engines`; here it lets the default run
+What it stands for was read in vLLM 0.32 and is proved with the real one in `tests/inference/engines`; here it lets the default run
 start, ask, kill and stop a server.
 """
 
