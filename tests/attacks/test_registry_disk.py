@@ -159,12 +159,14 @@ def test_a_full_disk_is_named_and_reading_goes_on(small: Small) -> None:
         small.http.post("/api/repos/create", json={"organization": "acme", "name": "y"}),
         small.http.post("/api/models/acme/x/commit/main", content=commit.replace("aGFsbG8=", "aGVsbG8=")),
         small.http.get("/api/models/acme/x/xet-write-token/main"),
+        small.http.post("/api/models/acme/x/branch/dev", json={}),
     ]
     read = small.http.get("/acme/x/resolve/main/a.txt")
     listed = small.http.get("/api/models")
     small.empty()
     again = small.http.post("/api/repos/create", json={"organization": "acme", "name": "y"})
 
-    assert [(answer.status_code, answer.headers["X-Error-Code"]) for answer in writes] == [(507, "NoRoom")] * 3
-    assert writes[0].json()["error"] == "the server's disk is full; nothing was changed"
+    assert [(answer.status_code, answer.headers["X-Error-Code"]) for answer in writes] == [(507, "NoRoom")] * 4
+    assert "nothing was stored" in writes[0].json()["error"]
+    assert writes[3].json()["error"] == "the server's disk is full; nothing was changed"
     assert (read.text, listed.status_code, again.status_code) == ("hallo", 200, 200)

@@ -180,7 +180,7 @@ def test_two_private_look_alikes_live_side_by_side(server: Running) -> None:
     names = ["acme/legal-qa", "acme/legal_qa", "acme/LEGAL-QA"]
 
     assert [create(server, name, private=True).status_code for name in names] == [200] * 3
-    assert [show(server, name, private=False).status_code for name in names] == [200, 400, 400]
+    assert [show(server, name, private=False).status_code for name in names] == [200, 400, 409]
 
 
 def test_a_database_of_an_earlier_version_gives_way_too(server: Running) -> None:

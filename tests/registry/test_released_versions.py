@@ -305,19 +305,20 @@ def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection:
         ref_names.check_new(connection, row, "branch", "v1.0.0", most=9)
 
 
-@pytest.mark.parametrize("kind", ["branch", "tag"])
-def test_a_branch_and_a_tag_never_share_a_name(connection: Connection, desk: Repos, kind: ref_names.Kind) -> None:
-    row = create(connection, desk)
+@pytest.mark.parametrize(
+    ("kind", "name", "place"), [("branch", "one", "heads"), ("tag", "one", "heads"), ("tag", "two", "tags")]
+)
+def test_a_tag_takes_no_name_of_another_ref_and_a_branch_none_of_another_branch(
+    connection: Connection, desk: Repos, kind: ref_names.Kind, name: str, place: str
+) -> None:
+    row, other = create(connection, desk), create(connection, desk, "ann/y")
     desk.create_branch(connection, ANN, RepoId("ann/x"), "one", start=None)
     desk.create_tag(connection, ANN, RepoId("ann/x"), "two", at="main", message=None)
-    create(connection, desk, "ann/y")
 
-    for name, has in (("one", "branch"), ("two", "tag")):
-        with pytest.raises(Refusal, match=f"`ann/x` already has a {has} named `{name}`") as refused:
-            ref_names.check_new(connection, row, kind, name, most=9)
-        assert refused.value.status == 409
-        desk_y = connection.execute(select(repos).where(repos.c.full_name == "ann/y")).one()
-        ref_names.check_new(connection, desk_y, kind, name, most=9)
+    with pytest.raises(Refusal, match=f"refs/{place}/{name} already exists in `ann/x`") as refused:
+        ref_names.check_new(connection, row, kind, name, most=9)
+    assert refused.value.status == 409
+    ref_names.check_new(connection, other, kind, name, most=9)
 
 
 def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: Repos) -> None:

@@ -219,6 +219,25 @@ def test_pushes_succeed_while_their_old_bytes_are_being_removed(alone: Running) 
     assert removed > 0
 
 
+def test_the_bytes_of_rewritten_histories_go_and_what_is_left_stays_whole(alone: Running, all_is_old: None) -> None:
+    kept, secret = push(alone, "acme/kept", b"k" * 5000), b"s" * 6000
+    alone.post("/api/repos/create", {"organization": "acme", "name": "x"}).raise_for_status()
+    with client(alone) as http:
+        Push(repo="acme/x", weights=secret).commit(http)
+    for number in range(3):
+        write(alone, "acme/x", "notes.txt", f"note {number}")
+    forgotten = {"deletions": {"sha": [hashlib.sha256(secret).hexdigest()], "rewriteHistory": True}}
+    alone.post("/api/models/acme/x/lfs-files/batch", forgotten).raise_for_status()
+    alone.post("/api/models/acme/x/super-squash/main", {}).raise_for_status()
+
+    freed = free_space(alone.registry, policy=Policy(others=0))
+
+    assert (freed.blobs.number, freed.blobs.bytes) == (3, 6000 + 2 * len("note 0"))
+    assert alone.get("/acme/x/resolve/main/notes.txt").text == "note 2"
+    assert is_whole(alone, kept)
+    assert json.loads(registry("check", "--root", alone.root, "--bytes", "--json").stdout)["problems"] == []
+
+
 # ------------------------------------------------------------ retention
 def write(server: Running, repo: str, path: str, content: str) -> str:
     file = {"path": path, "content": base64.b64encode(content.encode()).decode(), "encoding": "base64"}
