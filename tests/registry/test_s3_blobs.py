@@ -272,11 +272,13 @@ def test_a_bucket_that_is_away_is_told_and_nothing_else_fails(tmp_path: Path, mo
             content='{"key":"file","value":{"path":"a","content":"aGk="}}',
             headers={"Authorization": f"Bearer {server.token}"},
         )
-        made = server.post("/api/repos/create", {"organization": "acme", "name": "x"})
+        made = server.post("/api/repos/create", {"organization": "acme", "name": "x"})  # writes .gitattributes
+        listed = server.get("/api/models")
 
     assert (health.status_code, health.json()["blobs"], health.json()["database"]) == (503, "unreachable", "ok")
     assert commit.status_code == 404
-    assert made.status_code == 200
+    assert made.status_code == 503
+    assert (listed.status_code, listed.json()) == (200, [])
     with pytest.raises(StoreUnreachable, match="does not answer"):
         S3Blobs(Bucket(nowhere)).check()
 
