@@ -32,7 +32,7 @@ Parameter = tuple[str, str]
 
 CALLS: dict[Parameter, tuple[Kind, str]] = {
     # {} is the hostile thing, NEW a name that nothing has yet
-    ("add", "folder"): ("adapter", "add {} --name NEW --base corpus-base"),
+    ("add", "folders"): ("adapter", "add {} --name NEW --base corpus-base"),
     ("add", "--base"): ("base", "add good --name NEW --base {}"),
     ("audit", "adapters"): ("adapter", "audit {}"),
     ("base add", "place"): ("base", "base add {} --as NEW"),
@@ -93,12 +93,14 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("why", "--project"): ("project", "why kept --project {}"),
 }
 ELSEWHERE: dict[Parameter, str] = {
+    ("base export-record", "which"): "names a registered base: its record is read, not its folder",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
     ("doctor", "--from"): "a place to mend from; test_repair.py",
     ("merge", "--on"): "as `run --base`",
     ("mirror", "--base"): "a filter; both ends are servers",
+    ("remove", "--project"): "as `uninstall --project`, the same command",
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
     ("serve", "--base"): "an engine loads it; the base is trusted",
@@ -112,7 +114,7 @@ WRITTEN = {"-o", "--into", "--plot", "--out", "--log", "--to"}
 CODES = {0, 3} | {kind.exit_code for kind in AdapterHubError.__subclasses__()}
 ONE_WAY_IN = {"--from", "--base"}
 """Options that all commands give to one function; each gets every seventh of the hostile things."""
-TESTED_WHOLE = {("add", "folder"), ("install", "--from"), ("verify", "adapters")}
+TESTED_WHOLE = {("add", "folders"), ("install", "--from"), ("verify", "adapters")}
 """Ways in that tests/trust/test_hostile.py sends the whole corpus through."""
 OUTSIDE = "outside-secret-3f1c"
 

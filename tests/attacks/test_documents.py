@@ -30,6 +30,9 @@ OWN_JSON = {
     "inference/serving/llama_cpp.py": "what an engine that was started here says, on loopback",
     "inference/serving/vllm.py": "what a child of our own printed",
     "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
+    "cli/start/base.py": "a record that this program wrote a line before",
+    "formats/cards/metadata.py": "what it dumped itself a line before, to have plain values",
+    "vllm_plugin/model_names.py": "a request that vLLM reads the same way, and the list of models that vLLM made",
     "cli/completion/completing.py": "the list of remotes that this program wrote",
 }
 """Modules that may call `json.loads`: what they read was written or checked by this program a moment ago."""
