@@ -151,7 +151,7 @@ def test_operations_change_what_they_would_change_in_a_plain_list(
         if kind == "p":
             plain[path] = content
             continue
-        gone = [name for name in plain if (name == path if kind == "d" else name.startswith(f"{path}/"))]
+        gone = [path] if kind == "d" and path in plain else [name for name in plain if name.startswith(f"{path}/")]
         for name in gone:
             del plain[name]
         plain = plain if gone else None
