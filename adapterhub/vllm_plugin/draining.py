@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from adapterhub.inference.serving.control import CONTROL_HEADER, DRAIN_PATH, REFUSED_WHILE_DRAINING, is_key
-from adapterhub.vllm_plugin.model_names import App, Message, Receive, Send
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
 
 
 class Draining:
@@ -24,14 +23,12 @@ class Draining:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"] == DRAIN_PATH:
-            given = [value.decode("latin-1") for name, value in scope["headers"] if name == CONTROL_HEADER.encode()]
-            allowed = bool(given) and is_key(given[0], self._key)
+            allowed = is_key(header_of(scope, CONTROL_HEADER), self._key)
             if allowed:
                 await self._drain()
-            await _answer(send, 200 if allowed else 403, {"drained": allowed})
+            await answer(send, 200 if allowed else 403, {"drained": allowed})
         elif self._drains:
-            error = {"message": REFUSED_WHILE_DRAINING, "type": "ServiceUnavailable", "param": None, "code": 503}
-            await _answer(send, 503, {"error": error}, (b"connection", b"close"))
+            await refuse(send, 503, REFUSED_WHILE_DRAINING, "ServiceUnavailable", (b"connection", b"close"))
         else:
             await self._run(scope, receive, send)
 
@@ -48,10 +45,3 @@ class Draining:
         self._drains = True
         async with self._is_idle:
             await self._is_idle.wait_for(lambda: not self._running)
-
-
-async def _answer(send: Send, status: int, value: object, *headers: tuple[bytes, bytes]) -> None:
-    body = json.dumps(value).encode()
-    sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": sent})
-    await send({"type": "http.response.body", "body": body})

@@ -7,14 +7,13 @@ machine, unchecked, and unload what others use. `--middleware adapterhub.vllm_pl
 
 from __future__ import annotations
 
-import hmac
-import json
 import os
 from typing import Final
 
-from adapterhub.inference.serving.control import CONTROL_KEY
+from adapterhub.inference.serving.control import CONTROL_KEY, is_key
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
-from adapterhub.vllm_plugin.model_names import App, Message, ModelNames, Receive, Send
+from adapterhub.vllm_plugin.model_names import ModelNames
 from adapterhub.vllm_plugin.resolver import registered_resolver
 
 LOADING: Final = ("/v1/load_lora_adapter", "/adapters")
@@ -33,7 +32,7 @@ class Guard:
         resolver = registered_resolver()
         named = ModelNames(app, resolver) if resolver else app
         self._app = Draining(named, os.environ.get(CONTROL_KEY, ""))
-        self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "").encode()
+        self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""
@@ -41,10 +40,7 @@ class Guard:
         if not words:
             await self._app(scope, receive, send)
             return
-        body = json.dumps({"error": {"message": words, "type": "Forbidden", "param": None, "code": 403}}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await refuse(send, 403, words, "Forbidden")
 
     def _refusal(self, scope: Message) -> str:
         if scope["type"] != "http":
@@ -53,10 +49,6 @@ class Guard:
         if method == "POST" and path.endswith(LOADING):
             return _NO_LOADING
         unloads = path.endswith("/v1/unload_lora_adapter") if method == "POST" else "/adapters/" in path
-        if unloads and method in {"POST", "DELETE"} and not self._is_admin(scope):
+        if unloads and method in {"POST", "DELETE"} and not is_key(header_of(scope, "x-admin-key"), self._admin_key):
             return _NO_UNLOADING
         return ""
-
-    def _is_admin(self, scope: Message) -> bool:
-        given = [value for name, value in scope.get("headers", ()) if name.lower() == b"x-admin-key"]
-        return bool(self._admin_key and given) and hmac.compare_digest(given[0], self._admin_key)

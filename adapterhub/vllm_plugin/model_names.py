@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MODELS: Final = "/v1/models"
 UNLOAD: Final = "/v1/unload_lora_adapter"
@@ -99,11 +93,16 @@ class ModelNames:
         models = _models(scope)
         if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
             return body, None
+        leased = await self._found(name, models, is_unload=key == "lora_name")
+        return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
+
+    async def _found(self, name: str, models: Any, *, is_unload: bool) -> LeasedAdapter | None:  # noqa: ANN401 - vLLM's class
+        if is_unload:  # what is not loaded need not be looked up
+            return self._used.get(name) or self._resolver.known(name)
         try:
-            leased = await self._resolver.leased(models.model_config.model, name)
-        except AdapterHubError:
-            return body, None  # vLLM asks the resolver, too, which then refuses with the reason
-        return json.dumps(value | {key: leased.model}).encode(), leased
+            return await self._resolver.leased(models.model_config.model, name)
+        except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
+            return None
 
     def _is_of_others(self, name: str, models: Any) -> bool:  # noqa: ANN401 - vLLM's class
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
@@ -176,8 +175,7 @@ def _models(scope: Message) -> Any:  # noqa: ANN401 - vLLM's OpenAIServingModels
 
 
 def _is_json(scope: Message) -> bool:
-    types = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
-    return bool(types) and types[0].partition(b";")[0].strip().lower() == b"application/json"
+    return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -190,6 +190,16 @@ def test_a_refusal_has_its_status_and_reason(engine: Engine) -> None:
     assert (status, body) == (404, {"error": "no adapter `nothing` is known to this server"})
 
 
+def test_a_fault_of_ours_is_no_fault_of_the_request(engine: Engine, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    add("legal-qa")
+    monkeypatch.setattr(AdapterHubResolver, "_opened", fail)
+
+    assert (engine.ask("legal-qa")[0], engine.ask("base-7b")[0]) == (424, 200)
+
+
 def test_the_list_of_models_shows_no_path(engine: Engine, add: Add) -> None:
     digest = add("legal-qa").build.manifest.digest
     name = f"legal-qa==1.0.0#{digest[:19]}"

@@ -82,7 +82,7 @@ def push_build(
 
 
 def release_of(library: Library, build: Installed) -> Release:
-    """An installed build as it is published, with the Hub id that its base has here."""
+    """The release that `push` publishes of an installed build, with the Hub id that its base has here."""
     return Release(
         manifest=build.manifest,
         namespace=build.namespace,

@@ -22,9 +22,9 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def is_key(given: str, key: str) -> bool:
-    """Whether `given` is the key; never for an empty key."""
-    return bool(key) and hmac.compare_digest(given.encode(), key.encode())
+def is_key(given: bytes, key: str) -> bool:
+    """Whether `given`, as it came in a header, is the key; never for an empty key."""
+    return bool(key) and hmac.compare_digest(given, key.encode())
 
 
 def drain(url: str, key: str, within_s: float) -> bool:

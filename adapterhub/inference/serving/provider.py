@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Final
+from weakref import WeakValueDictionary
 
 from adapterhub.core.digests import Digest, hex_of
 from adapterhub.core.errors import (
@@ -49,7 +50,6 @@ RANK_SETTING: Final = "max-lora-rank"
 _REMEMBERED: Final = 1024
 _STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json")
 _DIGEST_SHOWN: Final = len("sha256:") + 12
-_STRIPES: Final = 64
 _OWNER_ONLY: Final = 0o700
 
 Sources = Callable[[AdapterSpec], Sequence[Source]]
@@ -108,7 +108,7 @@ class AdapterProvider:
         self._names_of: object = None
         self._names_lock = Lock()
         self._refused: dict[str, tuple[float, AdapterHubError]] = {}
-        self._name_locks, self._digest_locks = ([Lock() for _ in range(_STRIPES)] for _ in range(2))
+        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._leases: dict[Digest, contextlib.ExitStack] = {}
         self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
@@ -124,13 +124,18 @@ class AdapterProvider:
 
     def release(self, digest: Digest) -> None:
         """End the lease of one adapter, which the engine must not read again; the next `find` makes a new one."""
-        with self._digest_locks[hash(digest) % _STRIPES]:
+        with self._lock_of(digest):
             self._leased.pop(digest, None)
             with self._names_lock:
                 self._names = {name: leased for name, leased in self._names.items() if leased.digest != digest}
             lease = self._leases.pop(digest, None)
             if lease is not None:
                 lease.close()
+
+    def _lock_of(self, key: str) -> Lock:
+        """The lock of one name or digest, which goes with its last holder: no other one waits for it."""
+        with self._leases_lock:
+            return self._locks.setdefault(key, Lock())
 
     def known(self, name: str) -> LeasedAdapter | None:
         """The adapter that `name` was found to be, if the library has not changed since. Costs one look at a file."""
@@ -180,7 +185,7 @@ class AdapterProvider:
         """
         spec = self._spec(name)
         with self._remembering(name):
-            with self._name_locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests fetch it once
+            with self._lock_of(spec.full_name):  # simultaneous first requests fetch it once
                 build = self._build(spec, self._sources(spec))
             return self._lease(build)
 
@@ -258,7 +263,7 @@ class AdapterProvider:
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
         digest = build.manifest.digest
-        with self._digest_locks[hash(digest) % _STRIPES]:
+        with self._lock_of(digest):
             if digest not in self._leased:
                 self._leased[digest] = self._new_lease(build)
             return self._leased[digest]

@@ -4,7 +4,7 @@
 
 Everything runs on loopback: a registry that has the adapters, two `adapt serve` with libraries of their own that are empty
 but for the base, and vllm-router with `consistent_hash`. Requests carry `x-session-id: <digest of the adapter>`. While the
-registry is down, and while it hangs, clients name adapters that nobody has; the base and the loaded adapters answer as
+registry is down, and while it hangs, clients name adapters that do not exist; the base and the loaded adapters answer as
 before. Then one replica is killed, and the other resolves its adapters and answers with the same tokens.
 """
 
@@ -44,7 +44,7 @@ NAMESPACE = "acme"
 class Report:
     """What was seen. `lives_on` lists the replicas of each adapter before the kill; times in seconds.
 
-    `unknown_names` has the statuses of names that nobody has while the registry fails in one way, and `right` the share of
+    `unknown_names` has the statuses of such names while the registry fails in one way, and `right` the share of
     answers by the base and the loaded adapters meanwhile that came with status 200 and the tokens of before.
     """
 
