@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,8 +88,6 @@ def test_a_revoked_token_hears_nothing_while_it_waits(server: Running) -> None:
             "GET", f"{FEED}?since={since}&wait=20", headers={"Authorization": f"Bearer {mine}"}
         )
         answers: list[httpx.Response] = []
-        import threading
-
         follower = threading.Thread(target=lambda: answers.append(client.send(waiting)))
         follower.start()
         end = time.monotonic() + 10
@@ -158,7 +157,7 @@ def ended(server: Running, number: int) -> list[dict[str, Any]]:
 
 # ------------------------------------------------------------ the server's network
 INSIDE = [
-    *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
+    *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),  # noqa: S104
     *("255.255.255.255", "240.0.0.1", "198.18.0.1", "192.0.2.1", "::1", "::", "fe80::1", "fec0::1", "fd00::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"),
     *("2001:0:4136:e378:8000:63bf:3fff:fdd2", "ff02::1", "2001:db8::1"),
@@ -175,7 +174,16 @@ def test_an_address_on_the_internet_counts_as_public(address: str) -> None:
     assert sending.is_public(ipaddress.ip_address(address))
 
 
-SPELLINGS = ["localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:7f00:1]", "127.0.0.1.", "①②⑦.0.0.1"]
+SPELLINGS = [
+    "localhost",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "[::ffff:7f00:1]",
+    "127.0.0.1.",
+    "①②⑦.0.0.1",
+]
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
@@ -217,7 +225,9 @@ def test_one_inside_address_among_public_ones_refuses_the_name(monkeypatch: pyte
     both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("8.8.8.8", "10.0.0.1")]
     monkeypatch.setattr(sending.socket, "getaddrinfo", lambda *_, **__: both)
 
-    assert send("https://both.example/").problem == "the host name leads to an address that this server does not send to"
+    assert (
+        send("https://both.example/").problem == "the host name leads to an address that this server does not send to"
+    )
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -203,6 +203,11 @@ REFUSALS = [
     ("registry user list --root ./nowhere", 10),
     ("registry user revoke ann --root ./nowhere", 10),
     ("registry gc --root ./nowhere", 10),
+    ("registry webhook add acme http://example.org --root ./nowhere", 10),
+    ("registry webhook list --root ./nowhere", 10),
+    ("registry webhook remove 1 --root ./nowhere", 10),
+    ("registry webhook test 1 --url nothing", 2),
+    ("registry webhook deliveries 1 --root ./nowhere", 10),
     ("registry token revoke 99 --root ./registry", 10),
 ]
 

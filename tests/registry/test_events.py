@@ -128,14 +128,20 @@ class Repo:
 
 
 def test_a_change_that_fails_leaves_no_event(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.begin() as connection:
-        outbox.record(connection, Repo, "version.yanked")  # type: ignore[arg-type]
-        raise ZeroDivisionError
+    def change() -> None:
+        with database.begin() as connection:
+            outbox.record(connection, Repo, "version.yanked")  # type: ignore[arg-type]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change()
 
     assert read(database, 0).events == []
 
 
-def test_an_event_that_commits_late_comes_after_those_that_were_read(request: pytest.FixtureRequest, pg: Postgres) -> None:
+def test_an_event_that_commits_late_comes_after_those_that_were_read(
+    request: pytest.FixtureRequest, pg: Postgres
+) -> None:
     """The later transaction commits first: who has read it still gets the earlier one."""
     database = Database(pg.new_database())
     late = database.engine.connect()
@@ -149,7 +155,10 @@ def test_an_event_that_commits_late_comes_after_those_that_were_read(request: py
 
     second = read(database, first.next)
 
-    assert [event["data"]["reason"] for event in (*first.events, *second.events)] == ["first to commit", "first to begin"]
+    assert [event["data"]["reason"] for event in (*first.events, *second.events)] == [
+        "first to commit",
+        "first to begin",
+    ]
     database.close()
 
 

@@ -177,7 +177,8 @@ def test_a_namespace_has_a_bounded_number_of_webhooks(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(namespace_webhooks=2)) as server:
         body = {"scope": "acme", "url": "https://hooks.example.org/"}
         answers = [
-            server.post("/api/adapt/v1/webhooks", body | {"scope": scope}) for scope in ("acme", "acme/x", "acme/y", "b")
+            server.post("/api/adapt/v1/webhooks", body | {"scope": scope})
+            for scope in ("acme", "acme/x", "acme/y", "b")
         ]
         server.send("DELETE", "/api/adapt/v1/webhooks/1")
         again = server.post("/api/adapt/v1/webhooks", body)
