@@ -1,38 +1,38 @@
 """One name for each adapter inside vLLM, whatever spec a request writes; and a list of models without paths.
 
 vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have slots and batches of their own. So the
-`model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model` and
-in the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`.
+`model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model`, in
+the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`, and in the first event of a stream.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of
+from adapterhub.core.errors import AdapterDenied
+from adapterhub.inference.serving import refusal_of
+from adapterhub.inference.serving.answers import described, with_field
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
+from adapterhub.vllm_plugin.residency import Models, Residency
 
 if TYPE_CHECKING:
-    from adapterhub.inference.serving import LeasedAdapter
+    from adapterhub.inference.serving import LeasedAdapter, Refusal
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
 MODELS: Final = "/v1/models"
 UNLOAD: Final = "/v1/unload_lora_adapter"
-MOST_LOADED: Final = 1000
-"""How many adapters vLLM may know; the one that was used least recently is unloaded."""
+_GONE: Final[Message] = {"type": "http.disconnect"}
 
 
 class ModelNames:
-    """ASGI middleware before vLLM's routes. `resolver` finds the adapters."""
+    """ASGI middleware before vLLM's routes. `resolver` finds the adapters, `residency` keeps those that vLLM has."""
 
-    def __init__(self, app: App, resolver: AdapterHubResolver) -> None:
+    def __init__(self, app: App, resolver: AdapterHubResolver, residency: Residency) -> None:
         self._app = app
-        self._resolver = resolver
-        self._running: Counter[str] = Counter()
-        self._used: dict[str, LeasedAdapter] = {}
-        """By model name, the least recently used first."""
+        self.resolver = resolver
+        self.residency = residency
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on under the adapter's one name."""
@@ -42,98 +42,56 @@ class ModelNames:
         elif scope["method"] == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
             await self._list(scope, receive, send, unquote(path[len(MODELS) + 1 :]))
         elif scope["method"] == "POST" and _is_json(scope):
-            await self._forward(scope, receive, send, "lora_name" if path.endswith(UNLOAD) else "model")
+            await self._forward(scope, receive, send, is_unload=path.endswith(UNLOAD))
         else:
             await self._app(scope, receive, send)
 
     # ------------------------------------------------------------ requests
-    async def _forward(self, scope: Message, receive: Receive, send: Send, key: str) -> None:
-        leased: LeasedAdapter | None = None
-        statuses: list[int] = []
-        was_read = False
-
-        async def named() -> Message:
-            # The body is rewritten when vLLM reads it, which is after it has checked the client's key.
-            nonlocal leased, was_read
-            if was_read:
-                return await receive()
-            was_read = True
-            body = await _whole_body(receive)
-            if body is None:
-                return {"type": "http.disconnect"}
-            body, leased = await self._rewritten(scope, body, key)
-            if leased is not None:
-                self._running[leased.model] += 1
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def signed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
-                if leased is not None:
-                    message["headers"] = [*message.get("headers", ()), *self._headers(leased)]
-            await send(message)
-
+    async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        exchange = _Exchange(self, _models(scope), receive, send, is_unload=is_unload)
         try:
-            await self._app(scope, named, signed)
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.refusal is None:
+                raise
         finally:
-            if leased is not None:
-                self._running[leased.model] -= 1
-                if key == "lora_name" and statuses == [200]:
-                    self._unloaded(leased, _models(scope).lora_requests)
-                elif key == "model":
-                    self._note_use(leased, _models(scope).lora_requests)
+            if exchange.leased is not None:
+                await self.residency.leave(exchange.leased, exchange.models)
+        if exchange.refusal is not None:
+            await refuse(send, exchange.refusal.status, exchange.refusal.message, "AdapterDenied")
 
-    async def _rewritten(self, scope: Message, body: bytes, key: str) -> tuple[bytes, LeasedAdapter | None]:
+    async def rewritten(
+        self,
+        models: Models,
+        body: bytes,
+        *,
+        is_unload: bool,
+    ) -> tuple[bytes, LeasedAdapter | None]:
         """The body with the adapter's one name, and the adapter; the same body where it names none."""
         try:
             value = json.loads(body)
         except ValueError:
             return body, None
+        key = "lora_name" if is_unload else "model"
         name = value.get(key) if isinstance(value, dict) else None
-        models = _models(scope)
         if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
             return body, None
-        leased = await self._found(name, models, is_unload=key == "lora_name")
+        leased = await self._found(name, models, is_unload=is_unload)
         return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
 
-    async def _found(self, name: str, models: Any, *, is_unload: bool) -> LeasedAdapter | None:  # noqa: ANN401 - vLLM's class
+    async def _found(self, name: str, models: Models, *, is_unload: bool) -> LeasedAdapter | None:
         if is_unload:  # what is not loaded need not be looked up
-            return self._used.get(name) or self._resolver.known(name)
+            return self.residency.find(name) or self.resolver.known(name)
         try:
-            return await self._resolver.leased(models.model_config.model, name)
+            return await self.resolver.leased(models.model_config.model, name)
+        except AdapterDenied:
+            raise
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
 
-    def _is_of_others(self, name: str, models: Any) -> bool:  # noqa: ANN401 - vLLM's class
+    def _is_of_others(self, name: str, models: Models) -> bool:
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
-        return name in models.lora_requests and name not in self._used
-
-    def _headers(self, leased: LeasedAdapter) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"x-adapter-name", leased.label.encode()),
-            (b"x-adapter-digest", leased.digest.encode()),
-            (b"x-base-digest", self._resolver.base_digest().encode()),
-        ]
-
-    # ------------------------------------------------------------ what is loaded
-    def _note_use(self, leased: LeasedAdapter, lora_requests: dict[str, Any]) -> None:
-        if leased.model not in lora_requests:  # vLLM could not load it, or it was unloaded meanwhile
-            self._unloaded(leased, lora_requests)
-            return
-        self._used.pop(leased.model, None)
-        self._used[leased.model] = leased
-        idle = iter([name for name in self._used if not self._running[name]])
-        while len(self._used) > MOST_LOADED and (name := next(idle, None)) is not None:
-            lora_requests.pop(name, None)
-            self._unloaded(self._used[name], lora_requests)
-
-    def _unloaded(self, leased: LeasedAdapter, lora_requests: dict[str, Any]) -> None:
-        """End the lease, unless vLLM may read the files again: for a request that runs, or under another name."""
-        self._used.pop(leased.model, None)
-        is_read = any(request.lora_path == str(leased.folder) for request in lora_requests.values())
-        if not self._running[leased.model] and not is_read:
-            del self._running[leased.model]
-            self._resolver.release(leased)
+        return name in models.lora_requests and self.residency.find(name) is None
 
     # ------------------------------------------------------------ the list of models
     async def _list(self, scope: Message, receive: Receive, send: Send, name: str) -> None:
@@ -162,7 +120,7 @@ class ModelNames:
         cards = [card | {"root": card["id"]} for card in value["data"]]
         if not name:
             return 200, value | {"data": cards}
-        known = self._resolver.known(name)
+        known = self.resolver.known(name)
         for card in cards:
             if card["id"] in {name, known.model if known else name}:
                 return 200, card
@@ -170,8 +128,67 @@ class ModelNames:
         return 404, {"error": error}
 
 
-def _models(scope: Message) -> Any:  # noqa: ANN401 - vLLM's OpenAIServingModels
+class _Exchange:
+    """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
+
+    def __init__(self, names: ModelNames, models: Models, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        self.models = models
+        self.leased: LeasedAdapter | None = None
+        self.refusal: Refusal | None = None
+        self._names = names
+        self._receive = receive
+        self._send = send
+        self._is_unload = is_unload
+        self._was_read = False
+        self._field = b""
+        """Of the first event of a stream, until that was sent."""
+
+    async def receive(self) -> Message:
+        """The body under the adapter's one name. vLLM reads it after it has checked the client's key."""
+        if self._was_read:
+            return await self._receive()
+        self._was_read = True
+        body = await _whole_body(self._receive)
+        if body is None:
+            return _GONE
+        try:
+            body, self.leased = await self._names.rewritten(self.models, body, is_unload=self._is_unload)
+        except AdapterDenied as error:
+            self.refusal = refusal_of(error)
+            return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
+        if self.leased is not None:
+            self._names.residency.enter(self.leased)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer on; the headers and the first event of a stream say who answers."""
+        if self.refusal is not None:
+            return
+        if self.leased is not None:
+            if message["type"] == "http.response.start":
+                base = self._names.resolver.base_digest()
+                if _is_stream(message):
+                    self._field = described(self.leased.label, self.leased.digest, base)
+                message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
+            elif self._field and (event := with_field(message.get("body", b""), self._field)):
+                message["body"], self._field = event, b""
+        await self._send(message)
+
+
+def _models(scope: Message) -> Models:
     return scope["app"].state.openai_serving_models
+
+
+def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-adapter-name", leased.label.encode()),
+        (b"x-adapter-digest", leased.digest.encode()),
+        (b"x-base-digest", base_digest.encode()),
+    ]
+
+
+def _is_stream(start: Message) -> bool:
+    return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
 
 
 def _is_json(scope: Message) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
+    from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -72,6 +74,7 @@ class AdapterHubResolver:
         self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
         self._provider: AdapterProvider | None = None
+        self._session: Session | None = None
         self._opening = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -137,10 +140,33 @@ class AdapterHubResolver:
         """The digest of the served base's weights; "" before the first lookup."""
         return self._provider.base.fingerprint.weights if self._provider else ""
 
-    def _settings(self) -> ServeSettings:
+    @functools.cached_property
+    def settings(self) -> ServeSettings:
+        """The settings of this process; raises `UsageProblem` for bad ones."""
         from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
+
+    @functools.cached_property
+    def denied(self) -> Denied:
+        """What this server does not serve any more; raises as `Denied`."""
+        from adapterhub.inference.serving.access.denied import Denied
+
+        return Denied(self.settings.deny, self.settings.deny_file)
+
+    @functools.cached_property
+    def _remotes(self) -> UnreachableRemotes:
+        from adapterhub.inference.serving import UnreachableRemotes
+
+        return UnreachableRemotes()
+
+    def look_for_yanks(self) -> None:
+        """Deny what its server has yanked; see `access.yanks`. Blocks."""
+        from adapterhub.inference.serving.access.yanks import look_for_yanks
+
+        if self._provider is not None and self._session is not None:
+            find_source = None if self.settings.offline else self._session.place_source
+            look_for_yanks(self._provider.library, self._provider.leased(), self.denied, find_source, self._remotes)
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model, whose files are read once."""
@@ -152,22 +178,22 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
+        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.inference.serving.vllm import option_in
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
-        settings = self._settings()
+        settings = self.settings
         variables = {"ADAPTERHUB_TIMEOUT_S": str(TIMEOUT_S), **self._environ}
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
-        remotes = UnreachableRemotes()
+        self._session = session
         library = session.library
         folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
         record = bases.find(BaseSpec(kind="path", text=str(folder)))
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
-            return _sources(session, spec, settings, remotes)
+            return _sources(session, spec, settings, self._remotes)
 
         return AdapterProvider(
             library,
@@ -176,6 +202,7 @@ class AdapterHubResolver:
             sources=sources,
             max_rank=settings.max_rank or _max_rank_in(self._argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+            denied=self.denied,
         )
 
 
