@@ -13,7 +13,15 @@ from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied
 from adapterhub.inference.serving import refusal_of
-from adapterhub.inference.serving.answers import described, with_field
+from adapterhub.inference.serving.answers import (
+    WITH_USAGE,
+    described,
+    lacks_usage,
+    says_only_usage,
+    with_field,
+    with_usage,
+)
+from adapterhub.inference.serving.metrics import Measured
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
 from adapterhub.vllm_plugin.residency import Models, Residency
 
@@ -48,7 +56,7 @@ class ModelNames:
 
     # ------------------------------------------------------------ requests
     async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
-        exchange = _Exchange(self, _models(scope), receive, send, is_unload=is_unload)
+        exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
@@ -57,37 +65,44 @@ class ModelNames:
         finally:
             if exchange.leased is not None:
                 await self.residency.leave(exchange.leased, exchange.models)
+            exchange.measured.end()
         if exchange.refusal is not None:
             await refuse(send, exchange.refusal.status, exchange.refusal.message, "AdapterDenied")
 
-    async def rewritten(
-        self,
-        models: Models,
-        body: bytes,
-        *,
-        is_unload: bool,
-    ) -> tuple[bytes, LeasedAdapter | None]:
-        """The body with the adapter's one name, and the adapter; the same body where it names none."""
+    async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
+        """The body with the adapter's one name, which `exchange` gets; the same body where it names none."""
         try:
             value = json.loads(body)
         except ValueError:
-            return body, None
-        key = "lora_name" if is_unload else "model"
-        name = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
-            return body, None
-        leased = await self._found(name, models, is_unload=is_unload)
-        return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
+            return body
+        name = value.get(exchange.key) if isinstance(value, dict) else None
+        models = exchange.models
+        if not isinstance(name, str):
+            return body
+        exchange.hides_usage = lacks_usage(exchange.path, value)
+        is_base = models.is_base_model(name)
+        if is_base or self._is_of_others(name, models):
+            exchange.measured.adapter = None if is_base else name
+            return with_usage(body) if exchange.hides_usage else body
+        leased = exchange.leased = await self._found(name, exchange)
+        if leased is None:
+            return body
+        added = WITH_USAGE if exchange.hides_usage else {}
+        return json.dumps({**value, **added, exchange.key: leased.model}).encode()
 
-    async def _found(self, name: str, models: Models, *, is_unload: bool) -> LeasedAdapter | None:
-        if is_unload:  # what is not loaded need not be looked up
+    async def _found(self, name: str, exchange: _Exchange) -> LeasedAdapter | None:
+        if exchange.is_unload:  # what is not loaded need not be looked up
             return self.residency.find(name) or self.resolver.known(name)
+        measured = exchange.measured
         try:
-            return await self.resolver.leased(models.model_config.model, name)
+            leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
         except AdapterDenied:
             raise
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
+        measured.adapter = leased.label
+        self.resolver.metrics.looked_up(measured.found)
+        return leased
 
     def _is_of_others(self, name: str, models: Models) -> bool:
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
@@ -131,15 +146,21 @@ class ModelNames:
 class _Exchange:
     """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
 
-    def __init__(self, names: ModelNames, models: Models, receive: Receive, send: Send, *, is_unload: bool) -> None:
-        self.models = models
+    def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        self.models = _models(scope)
+        self.path = str(scope["path"])
+        self.is_unload = is_unload
+        self.key = "lora_name" if is_unload else "model"
         self.leased: LeasedAdapter | None = None
         self.refusal: Refusal | None = None
+        self.measured = Measured(names.resolver.metrics)
+        self.hides_usage = False
+        """Whether the usage in the stream is for us alone."""
         self._names = names
         self._receive = receive
         self._send = send
-        self._is_unload = is_unload
         self._was_read = False
+        self._is_answer = False
         self._field = b""
         """Of the first event of a stream, until that was sent."""
 
@@ -152,9 +173,10 @@ class _Exchange:
         if body is None:
             return _GONE
         try:
-            body, self.leased = await self._names.rewritten(self.models, body, is_unload=self._is_unload)
+            body = await self._names.rewritten(self, body)
         except AdapterDenied as error:
             self.refusal = refusal_of(error)
+            self._names.resolver.count_refusal(self.refusal.status)
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
         if self.leased is not None:
             self._names.residency.enter(self.leased)
@@ -164,13 +186,19 @@ class _Exchange:
         """Send a part of the answer on; the headers and the first event of a stream say who answers."""
         if self.refusal is not None:
             return
-        if self.leased is not None:
-            if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start":
+            self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
+            if self.leased is not None:
                 base = self._names.resolver.base_digest()
                 if _is_stream(message):
                     self._field = described(self.leased.label, self.leased.digest, base)
                 message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
-            elif self._field and (event := with_field(message.get("body", b""), self._field)):
+        elif self._is_answer:
+            body = message.get("body", b"")
+            self.measured.take(body)
+            if self.hides_usage and says_only_usage(body):
+                message["body"] = b""
+            elif self._field and (event := with_field(body, self._field)):
                 message["body"], self._field = event, b""
         await self._send(message)
 

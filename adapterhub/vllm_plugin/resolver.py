@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.metrics import LookUp, ServingMetrics
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -72,7 +73,7 @@ class AdapterHubResolver:
         self._argv = list(argv) or sys.argv
         self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
-        self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
+        self._pending: dict[str, asyncio.Future[tuple[LeasedAdapter, LookUp]]] = {}
         self._provider: AdapterProvider | None = None
         self._session: Session | None = None
         self._opening = Lock()
@@ -95,12 +96,19 @@ class AdapterHubResolver:
             from adapterhub.inference.serving import refusal_of
 
             refusal = refusal_of(error)
+            self.count_refusal(refusal.status)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
             words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
+            self.count_refusal(HTTPStatus.FAILED_DEPENDENCY)
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
+
+    def count_refusal(self, status: HTTPStatus) -> None:
+        """Count a request for an adapter that gets none."""
+        self.metrics.looked_up("refused")
+        self.metrics.refused(status)
 
     async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
         """The adapter for `name`, checked and leased.
@@ -108,24 +116,29 @@ class AdapterHubResolver:
         Raises:
             AdapterHubError: the refusal.
         """
+        return (await self.found(base_model_name, name))[0]
+
+    async def found(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
+        """The same, and how it was found."""
         known = self.known(name)
         if known is not None:
-            return known
+            return known, "hit"
         if name not in self._pending:  # simultaneous requests for a name share one lookup
             self._pending[name] = asyncio.ensure_future(self._look_up(base_model_name, name))
             self._pending[name].add_done_callback(lambda _: self._pending.pop(name))
         return await asyncio.shield(self._pending[name])  # a client that leaves does not end it for the others
 
-    async def _look_up(self, base_model_name: str, name: str) -> LeasedAdapter:
+    async def _look_up(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
         loop = asyncio.get_running_loop()
         provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
         leased = await loop.run_in_executor(self._local, provider.find_installed, name)
+        found: LookUp = "installed"
         if leased is None:
-            leased = await loop.run_in_executor(self._remote, provider.fetch, name)
+            leased, found = await loop.run_in_executor(self._remote, provider.fetch, name), "fetched"
         _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
-        return leased
+        return leased, found
 
     def known(self, name: str) -> LeasedAdapter | None:
         """The adapter that `name` is by the last lookup; see `AdapterProvider.known`."""
@@ -146,6 +159,13 @@ class AdapterHubResolver:
         from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
+
+    @functools.cached_property
+    def metrics(self) -> ServingMetrics:
+        """What this process has done with adapters."""
+        from adapterhub.inference.serving.metrics import metrics_of_process
+
+        return metrics_of_process()
 
     @functools.cached_property
     def denied(self) -> Denied:
@@ -203,6 +223,7 @@ class AdapterHubResolver:
             max_rank=settings.max_rank or _max_rank_in(self._argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
             denied=self.denied,
+            progress=self.metrics.fetched,
         )
 
 

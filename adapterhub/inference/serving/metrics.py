@@ -6,8 +6,12 @@ llama.cpp shows them at its own `/metrics`. The names are the same.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from adapterhub.inference.serving.answers import Usage, usage_in
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -66,6 +70,56 @@ class ServingMetrics:
                 return counter.labels(OTHER, *more).inc  # type: ignore[no-any-return]
             name = self._labels[adapter] = adapter
         return counter.labels(name, *more).inc  # type: ignore[no-any-return]
+
+
+@functools.cache
+def metrics_of_process() -> ServingMetrics:
+    """The counters in the registry that this process shows, such as vLLM's."""
+    return ServingMetrics()
+
+
+def own_metrics() -> tuple[CollectorRegistry | None, ServingMetrics]:
+    """Counters in a registry of their own, which `exposition` shows; no registry where the package is missing."""
+    try:
+        from prometheus_client import CollectorRegistry
+    except ImportError:
+        return None, ServingMetrics()
+    registry = CollectorRegistry()
+    return registry, ServingMetrics(registry)
+
+
+class Measured:
+    """One request: made when it comes, given each part of its answer, and ended.
+
+    `adapter` is the name under which it counts, None for the base. `usage` is what the answer has said of its tokens.
+    """
+
+    __slots__ = ("_began", "_has_answered", "_metrics", "adapter", "found", "usage")
+
+    def __init__(self, metrics: ServingMetrics) -> None:
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._has_answered = False
+        self.adapter: str | None = None
+        self.found: LookUp | None = None
+        self.usage: Usage | None = None
+
+    def take(self, piece: bytes) -> None:
+        """A part of the answer, of any size."""
+        if not piece:
+            return
+        if not self._has_answered:
+            self._has_answered = True
+            self._metrics.answered(self.adapter, self.found, time.perf_counter() - self._began)
+        usage = usage_in(piece)
+        if usage is not None:
+            before = self.usage or usage
+            self.usage = Usage(max(before.prompt, usage.prompt), max(before.generated, usage.generated))
+
+    def end(self) -> None:
+        """The answer is whole, or the client has left."""
+        if self.usage is not None:
+            self._metrics.used_tokens(self.adapter, self.usage.prompt, self.usage.generated)
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:

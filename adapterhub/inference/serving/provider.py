@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Final
 from weakref import WeakValueDictionary
 
-from adapterhub.core.digests import Digest, hex_of
+from adapterhub.core.digests import Digest, Progress, hex_of
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -81,7 +81,7 @@ class AdapterProvider:
     in `sources`, and installs what it finds there. Before
     the first lease of a build, it checks the bytes, format, shapes, numbers and base, and the rules of `engine` (such
     as `vllm@0.32`). A leased build has its own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from
-    the engine.
+    the engine. `progress` counts the bytes that come from sources.
     """
 
     def __init__(
@@ -94,12 +94,14 @@ class AdapterProvider:
         max_rank: int | None = None,
         signatures: SignaturePolicy | None = None,
         denied: Denied | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.library = library
         self.base = base
         self.engine = engine
         self.denied = denied or Denied()
         self._sources = sources
+        self._progress = progress
         self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
@@ -227,7 +229,7 @@ class AdapterProvider:
             if not self._was_allowed(without_base):
                 raise
             plan = self._planned(without_base, sources, allow_base_mismatch=True)
-        added = run_install(self.library, plan, signatures=self._signatures)
+        added = run_install(self.library, plan, self._progress, signatures=self._signatures)
         build = plan.present or (added.build if added else None)
         assert build is not None  # it was there, or was added
         return build

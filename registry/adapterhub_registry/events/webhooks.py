@@ -122,7 +122,12 @@ class Webhooks:
                     f"`{namespace}` has {count} webhooks, as many as this registry allows; nothing was changed",
                     hint="remove one that nobody reads: `adapt registry webhook list`",
                 )
-            row = {"scope": scope, "url": url, "secret": secret, "types": json.dumps(sorted(set(types)))}
+            row: dict[str, object] = {
+                "scope": scope,
+                "url": url,
+                "secret": secret,
+                "types": json.dumps(sorted(set(types))),
+            }
             row |= {"owner": self._caller.user if self._caller else None, "created_at": now_ms()}
             number = inserted_id(connection.execute(insert(webhooks).values(row)))
             return NewWebhook(webhook=_record(connection, self._row(connection, number)), secret=secret)
