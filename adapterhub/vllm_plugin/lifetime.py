@@ -39,5 +39,8 @@ class Lifetime:
                 loop.call_soon_threadsafe(drop_denied)
 
         denied.on_change(changed)
-        with Upkeep([(LOOK_S, denied.refresh), (YANKS_S, self._resolver.look_for_yanks)]):
+        with contextlib.ExitStack() as running:
+            running.enter_context(Upkeep([(LOOK_S, denied.refresh), (YANKS_S, self._resolver.look_for_yanks)]))
+            if self._resolver.settings.follow:
+                running.enter_context(self._resolver.followers(lambda: None))
             yield

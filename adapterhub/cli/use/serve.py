@@ -95,6 +95,9 @@ _CPU_SLOTS: Final = 32
     metavar="S",
     help="When stopped, let running requests finish for at most S seconds.",
 )
+@click.option(
+    "--follow", is_flag=True, help="Follow the events of the registries: a yank stops an adapter within a second."
+)
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @access_options
 @signatures_option
@@ -118,6 +121,7 @@ def serve(
     log: Path | None,
     start_timeout: float,
     drain: float,
+    follow: bool,
     dry_run: bool,
     deny: tuple[str, ...],
     deny_file: Path | None,
@@ -163,6 +167,7 @@ def serve(
         remote=remote,
         offline=offline,
         signatures=signatures,
+        follow=follow and not offline,
         deny=deny,
         deny_file=deny_file,
     )

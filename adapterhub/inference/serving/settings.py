@@ -14,6 +14,7 @@ _MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
 _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
 _DENY: Final = "ADAPTERHUB_SERVE_DENY"
 _DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
 _POLICIES: Final = ("require", "warn", "off")
@@ -24,7 +25,8 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. `deny`
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
+    `follow`, the server follows the events of its registries. `deny`
     and `deny_file` list what is not served, as `access.denied.Denied` reads them.
     """
 
@@ -33,6 +35,7 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    follow: bool = False
     deny: tuple[str, ...] = ()
     deny_file: Path | None = None
 
@@ -44,6 +47,7 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _FOLLOW: "1" if self.follow else "",
             _DENY: "\n".join(self.deny),
             _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
         }
@@ -67,6 +71,7 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            follow=environ.get(_FOLLOW, "") not in {"", "0"},
             deny=tuple(environ.get(_DENY, "").splitlines()),
             deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
         )
