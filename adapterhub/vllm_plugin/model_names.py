@@ -3,15 +3,19 @@
 vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have slots and batches of their own. So the
 `model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model` and
 in the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`.
+
+An alias, too, becomes the name of one build here, so that a request ends under the build with which it began.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of
 
 if TYPE_CHECKING:
@@ -93,16 +97,17 @@ class ModelNames:
         models = _models(scope)
         if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
             return body, None
-        leased = await self._found(name, models, is_unload=key == "lora_name")
-        return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
-
-    async def _found(self, name: str, models: Any, *, is_unload: bool) -> LeasedAdapter | None:  # noqa: ANN401 - vLLM's class
-        if is_unload:  # what is not loaded need not be looked up
-            return self._used.get(name) or self._resolver.known(name)
-        try:
-            return await self._resolver.leased(models.model_config.model, name)
-        except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
-            return None
+        leased: LeasedAdapter | None = None
+        if key == "lora_name":  # what is not loaded need not be looked up
+            leased = self._used.get(name) or self._resolver.known(name)
+            return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
+        base, exact = models.model_config.model, name
+        request = request_key(header_of(scope, KEY_HEADER).decode("latin-1"), value)
+        with contextlib.suppress(Exception):  # vLLM asks the resolver next, which refuses with the reason
+            exact = await self._resolver.aliases.exact(base, name, request)
+            leased = await self._resolver.leased(base, exact)
+        model = leased.model if leased is not None else exact
+        return body if model == name else json.dumps(value | {key: model}).encode(), leased
 
     def _is_of_others(self, name: str, models: Any) -> bool:  # noqa: ANN401 - vLLM's class
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""

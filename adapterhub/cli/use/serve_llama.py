@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, say_dry, started, stay
 from adapterhub.core.errors import NotAllowed, UsageProblem
 from adapterhub.core.extras import require
 
@@ -46,7 +46,8 @@ def serve_llama(
     engine_port = free_port("127.0.0.1")
     extra = ["--parallel", str(slots or _SLOTS), *args.extra]
     with session.library.store.intent("serve llama.cpp") as intent:
-        with checked(session, args, ENGINE) as handed:
+        with checked(session, args, ENGINE) as found:
+            args, handed, aliases = found.args, found.handed, found.aliases
             files = [intent.folder / f"{at}-{one.digest[7:19]}.gguf" for at, one in enumerate(handed)]
             if not args.dry_run:
                 _write(session, args, handed, files)
@@ -56,12 +57,21 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds)
+        moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
+        served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
+        names = Names(served_name, served, builds, moving, aliases)
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
                 with front(args.host, args.port, engine_port, names) as server:
-                    stay(session, engine, document, drain_s=args.drain_s, drain=lambda: server.drain(args.drain_s))
+                    stay(
+                        session,
+                        engine,
+                        document,
+                        drain_s=args.drain_s,
+                        drain=lambda: server.drain(args.drain_s),
+                        refresh_aliases=names.refresh,
+                    )
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
 

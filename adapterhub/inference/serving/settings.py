@@ -9,10 +9,12 @@ from typing import Final
 
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.inference.serving.aliases import TTL_S
 
 _MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
 _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
+_ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
 _POLICIES: Final = ("require", "warn", "off")
 
@@ -22,7 +24,8 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library.
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. An alias
+    is looked up again after `alias_ttl_s` seconds.
     """
 
     root: Path
@@ -30,6 +33,7 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    alias_ttl_s: float = TTL_S
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -39,6 +43,7 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -60,4 +65,15 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
         )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or TTL_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageProblem(f"{_ALIAS_TTL} is `{shown(text)}`, expected seconds of at least 0")
+    return seconds
