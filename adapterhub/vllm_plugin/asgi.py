@@ -6,6 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from adapterhub.inference.serving.answers import refusal_body
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -27,5 +29,4 @@ async def answer(send: Send, status: int, value: object, *headers: tuple[bytes, 
 
 async def refuse(send: Send, status: int, message: str, kind: str, *headers: tuple[bytes, bytes]) -> None:
     """Answer with an error as vLLM writes one."""
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    await answer(send, status, {"error": error}, *headers)
+    await answer(send, status, refusal_body(status, message, kind), *headers)

@@ -13,7 +13,9 @@ from typing import Final
 from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
+from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
+from adapterhub.vllm_plugin.residency import Residency
 from adapterhub.vllm_plugin.resolver import registered_resolver
 
 LOADING: Final = ("/v1/load_lora_adapter", "/adapters")
@@ -30,14 +32,22 @@ class Guard:
 
     def __init__(self, app: App) -> None:
         resolver = registered_resolver()
-        named = ModelNames(app, resolver) if resolver else app
         self._control_key = os.environ.get(CONTROL_KEY, "")
         self._aliases = resolver.aliases if resolver else None
-        self._app = Draining(named, self._control_key)
+        self._lifetime: Lifetime | None = None
+        if resolver is not None:
+            residency = Residency(resolver)
+            self._lifetime = Lifetime(resolver, residency)
+            app = ModelNames(app, resolver, residency)
+        self._app = Draining(app, self._control_key)
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""
+        if scope["type"] == "lifespan" and self._lifetime:
+            with self._lifetime.of(scope["app"]):
+                await self._app(scope, receive, send)
+            return
         words = self._refusal(scope)
         if words:
             await refuse(send, 403, words, "Forbidden")

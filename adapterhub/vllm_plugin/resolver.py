@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
+    from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.metrics import LookUp, ServingMetrics
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -78,9 +81,10 @@ class AdapterHubResolver:
         self._argv = list(argv) or sys.argv
         self.local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self.remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
-        self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
+        self._pending: dict[str, asyncio.Future[tuple[LeasedAdapter, LookUp]]] = {}
         self.aliases = MovingNames(self)
         self._provider: AdapterProvider | None = None
+        self._session: Session | None = None
         self._opening = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -102,10 +106,12 @@ class AdapterHubResolver:
             from adapterhub.inference.serving import refusal_of
 
             refusal = refusal_of(error)
+            self.count_refusal(refusal.status)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
             words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
+            self.count_refusal(HTTPStatus.FAILED_DEPENDENCY)
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
@@ -117,30 +123,40 @@ class AdapterHubResolver:
                 hint="start it with `adapt serve`, or with `--middleware adapterhub.vllm_plugin.guard.Guard`",
             )
 
+    def count_refusal(self, status: HTTPStatus) -> None:
+        """Count a request for an adapter that gets none."""
+        self.metrics.looked_up("refused")
+        self.metrics.refused(status)
+
     async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
         """The adapter for `name`, a spec without an alias, checked and leased.
 
         Raises:
             AdapterHubError: the refusal.
         """
+        return (await self.found(base_model_name, name))[0]
+
+    async def found(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
+        """The same, and how it was found."""
         known = self.known(name)
         if known is not None:
-            return known
+            return known, "hit"
         if name not in self._pending:  # simultaneous requests for a name share one lookup
             self._pending[name] = asyncio.ensure_future(self._look_up(base_model_name, name))
             self._pending[name].add_done_callback(lambda _: self._pending.pop(name))
         return await asyncio.shield(self._pending[name])  # a client that leaves does not end it for the others
 
-    async def _look_up(self, base_model_name: str, name: str) -> LeasedAdapter:
+    async def _look_up(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
         loop = asyncio.get_running_loop()
         provider = await self.provider(base_model_name)
         leased = await loop.run_in_executor(self.local, provider.find_installed, name)
+        found: LookUp = "installed"
         if leased is None:
-            leased = await loop.run_in_executor(self.remote, provider.fetch, name)
+            leased, found = await loop.run_in_executor(self.remote, provider.fetch, name), "fetched"
         _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
-        return leased
+        return leased, found
 
     async def provider(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model; the first call opens it in a thread."""
@@ -163,10 +179,40 @@ class AdapterHubResolver:
         """The digest of the served base's weights; "" before the first lookup."""
         return self._provider.base.fingerprint.weights if self._provider else ""
 
-    def _settings(self) -> ServeSettings:
+    @functools.cached_property
+    def settings(self) -> ServeSettings:
+        """The settings of this process; raises `UsageProblem` for bad ones."""
         from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
+
+    @functools.cached_property
+    def metrics(self) -> ServingMetrics:
+        """What this process has done with adapters."""
+        from adapterhub.inference.serving.metrics import metrics_of_process
+
+        return metrics_of_process()
+
+    @functools.cached_property
+    def denied(self) -> Denied:
+        """What this server does not serve any more; raises as `Denied`."""
+        from adapterhub.inference.serving.access.denied import Denied
+
+        return Denied(self.settings.deny, self.settings.deny_file)
+
+    @functools.cached_property
+    def _remotes(self) -> UnreachableRemotes:
+        from adapterhub.inference.serving import UnreachableRemotes
+
+        return UnreachableRemotes()
+
+    def look_for_yanks(self) -> None:
+        """Deny what its server has yanked; see `access.yanks`. Blocks."""
+        from adapterhub.inference.serving.access.yanks import look_for_yanks
+
+        if self._provider is not None and self._session is not None:
+            find_source = None if self.settings.offline else self._session.place_source
+            look_for_yanks(self._provider.library, self._provider.leased(), self.denied, find_source, self._remotes)
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model, whose files are read once."""
@@ -178,22 +224,22 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
+        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.inference.serving.vllm import option_in
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
-        settings = self._settings()
+        settings = self.settings
         variables = {"ADAPTERHUB_TIMEOUT_S": str(TIMEOUT_S), **self._environ}
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
-        remotes = UnreachableRemotes()
+        self._session = session
         library = session.library
         folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
         record = bases.find(BaseSpec(kind="path", text=str(folder)))
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
-            return _sources(session, spec, settings, remotes)
+            return _sources(session, spec, settings, self._remotes)
 
         return AdapterProvider(
             library,
@@ -203,6 +249,8 @@ class AdapterHubResolver:
             max_rank=settings.max_rank or _max_rank_in(self._argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
             alias_ttl_s=settings.alias_ttl_s,
+            denied=self.denied,
+            progress=self.metrics.fetched,
         )
 
 

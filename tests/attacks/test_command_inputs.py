@@ -81,6 +81,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),
     ("run", "--batch"): ("file", "run kept --base corpus-base --batch {} --out ./out-NEW"),
     ("search", "--base"): ("base", "search --base {}"),
+    ("serve", "--deny-file"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --deny-file {}"),
     ("show", "--base"): ("base", "show kept --base {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("tree", "--project"): ("project", "tree --project {}"),

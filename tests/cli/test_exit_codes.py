@@ -202,6 +202,9 @@ REFUSALS = [
     ("serve --base nothing", 10),
     ("serve --base base-7b --python ./nowhere", 10),
     ("serve --base base-7b --engine llama.cpp", 2),
+    ("serve --base base-7b --deny ../x", 2),
+    ("serve --base base-7b --deny-file ./nowhere", 10),
+    ("serve legal-qa --base base-7b --python ./vllm/python --offline --deny legal-qa", 14),
     ("serve nothing --base base-7b --python ./vllm/python --offline", 10),
     ("serve --base base-7b --python ./vllm/python --port 0 --log ./log --engine-args=--fail", 18),
     ("demo --wheels ./nowhere", 2),
@@ -213,6 +216,11 @@ REFUSALS = [
     ("registry user list --root ./nowhere", 10),
     ("registry user revoke ann --root ./nowhere", 10),
     ("registry gc --root ./nowhere", 10),
+    ("registry webhook add acme http://example.org --root ./nowhere", 10),
+    ("registry webhook list --root ./nowhere", 10),
+    ("registry webhook remove 1 --root ./nowhere", 10),
+    ("registry webhook test 1 --url nothing", 2),
+    ("registry webhook deliveries 1 --root ./nowhere", 10),
     ("registry token revoke 99 --root ./registry", 10),
 ]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from fastapi.responses import JSONResponse
 from adapterhub.core.errors import StoreLocked
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
-from adapterhub.vllm_plugin import guard, model_names
+from adapterhub.vllm_plugin import guard, residency
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.support.standin_vllm import make_standin
 
@@ -32,15 +33,19 @@ class Engine:
     def __init__(self, base: BaseRecord, resolver: AdapterHubResolver) -> None:
         self.resolver = resolver
         self.bodies: list[dict[str, Any]] = []
+        self.resolver = resolver
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.has_loaded = asyncio.Event()
         self.lora_requests: dict[str, Any] = {}
+        self.removed: list[int] = []
+        self.has_removed = asyncio.Event()
         self.app = FastAPI()
         self.app.state.openai_serving_models = SimpleNamespace(
             is_base_model=lambda name: name == "base-7b",
             lora_requests=self.lora_requests,
             model_config=SimpleNamespace(model=str(base.path)),
+            engine_client=SimpleNamespace(remove_lora=self._remove),
         )
         self._add_routes(str(base.path), resolver)
         self.app.add_middleware(_Keys)
@@ -74,6 +79,11 @@ class Engine:
             cards += [{"id": n, "root": r.lora_path, "parent": "base-7b"} for n, r in self.lora_requests.items()]
             return {"object": "list", "data": cards}
 
+    async def _remove(self, lora_id: int) -> bool:
+        self.removed.append(lora_id)
+        self.has_removed.set()
+        return True
+
     async def send(
         self, method: str, path: str, value: object = None, **headers: str
     ) -> tuple[int, dict[str, str], Any]:
@@ -101,6 +111,18 @@ class Engine:
         told = {name.decode(): data.decode() for name, data in answer[0]["headers"]}
         text = b"".join(message.get("body", b"") for message in answer[1:])
         return answer[0]["status"], told, json.loads(text)
+
+    @contextlib.asynccontextmanager
+    async def life(self) -> AsyncIterator[None]:
+        """The server as its host runs it, from its start to its end."""
+        messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        said: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.create_task(self.app({"type": "lifespan", "asgi": {}}, messages.get, said.put))
+        await messages.put({"type": "lifespan.startup"})
+        assert (await said.get())["type"] == "lifespan.startup.complete"
+        yield
+        await messages.put({"type": "lifespan.shutdown"})
+        await task
 
     def ask(self, name: str, **headers: str) -> tuple[int, dict[str, str], Any]:
         return asyncio.run(self.send("POST", "/v1/completions", {"model": name, "prompt": "a"}, **headers))
@@ -148,7 +170,7 @@ def test_every_spelling_is_one_adapter_of_the_engine(engine: Engine, add: Add) -
 
 
 def test_the_base_and_adapters_of_others_keep_their_names(engine: Engine) -> None:
-    engine.lora_requests["static"] = SimpleNamespace(lora_path="/static")
+    engine.lora_requests["static"] = SimpleNamespace(lora_path="/static", lora_int_id=1)
 
     answers = [engine.ask(name) for name in ("base-7b", "static")]
 
@@ -253,7 +275,7 @@ def test_the_least_recently_used_adapter_makes_room(
     engine: Engine, library: Library, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builds = [add(name, seed=at).build for at, name in enumerate(("one", "two", "three"))]
-    monkeypatch.setattr(model_names, "MOST_LOADED", 2)
+    monkeypatch.setattr(residency, "MOST_LOADED", 2)
 
     for name in ("one", "two", "one", "three"):
         engine.ask(name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.test_serve_command import serving
+from tests.registry.receiver import receiver
 from tests.registry.running import Running, running
 from tests.support.command_line import Adapt
 from tests.support.docs_sandbox import HUB_ID, WIDTH, make_sandbox
@@ -49,6 +50,11 @@ _FACTS_OF = {
     "registry-check": {"bytes"},
     "registry-move": {"bytes"},
     "registry-token-log": {"at", "actor"},
+    "registry-webhook-add": {"secret", "url"},
+    "registry-webhook-list": {"url"},
+    "registry-webhook-remove": {"url"},
+    "registry-webhook-test": {"event", "ended"},
+    "registry-webhook-deliveries": {"event", "ended"},
     "serve": {"command"},
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
@@ -202,6 +208,13 @@ def _registry(w: World) -> None:
     w.says("registry-token-log", "registry", "token", "log", *here)
     w.says("registry-user-list", "registry", "user", "list", *here)
     w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
+    with receiver() as got:
+        network = ("--webhook-network", "127.0.0.0/8")
+        w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here, *network)
+        w.says("registry-webhook-test", "registry", "webhook", "test", "1", *here, *network)
+    w.says("registry-webhook-list", "registry", "webhook", "list", *here)
+    w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
+    w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     alone = w.folder / "registry-3"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
+from adapterhub.cli.use.serve_access import access_options
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, say_dry, started, stay
 from adapterhub.core.errors import EngineFailed, UsageProblem
 
@@ -103,6 +104,7 @@ _CPU_SLOTS: Final = 32
     help="Look up what an alias means again after S seconds; SIGHUP does it at once.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
+@access_options
 @signatures_option
 @remote_options
 @common
@@ -126,6 +128,8 @@ def serve(
     drain: float,
     alias_ttl: float,
     dry_run: bool,
+    deny: tuple[str, ...],
+    deny_file: Path | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
@@ -150,6 +154,7 @@ def serve(
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
     """
     from adapterhub.inference.serving import ServeSettings
+    from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.vllm import option_in
 
@@ -171,6 +176,8 @@ def serve(
         remote=remote,
         offline=offline,
         signatures=signatures,
+        deny=deny,
+        deny_file=deny_file,
         alias_ttl_s=alias_ttl,
     )
     args = ServeArgs(
@@ -180,6 +187,7 @@ def serve(
         host=host,
         port=free_port(host, port) if not dry_run else port,
         settings=settings,
+        denied=Denied(deny, deny_file),
         extra=tuple(_split(engine_args)),
         log=log,
         start_timeout_s=start_timeout,

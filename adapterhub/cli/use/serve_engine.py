@@ -20,6 +20,7 @@ from adapterhub.projects.session import sources_from
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
+    from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.aliases import ServedAliases
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
@@ -36,6 +37,7 @@ class ServeArgs:
     host: str
     port: int
     settings: ServeSettings
+    denied: Denied
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float
@@ -73,6 +75,7 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
         max_rank=args.settings.max_rank,
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
         alias_ttl_s=args.settings.alias_ttl_s,
+        denied=args.denied,
     )
     with contextlib.closing(provider):
         specs: list[AdapterSpec] = []

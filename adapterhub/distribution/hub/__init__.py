@@ -22,6 +22,7 @@ from adapterhub.core.digests import Digest, digest_of, strict_json
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub._commit import HubCommit
+from adapterhub.distribution.hub._events import EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
@@ -318,8 +319,19 @@ class Hub:
 
     def hurried(self) -> Hub:
         """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
+        return self._with_silence(min(HURRY_S, self._wire.silence_s))
+
+    def events(self, since: int | None, wait_s: int = 0) -> EventPage:
+        """What changed after the number `since`, at the latest after `wait_s` seconds; with None, where to begin.
+
+        Only a server with the feature `events` has this.
+        """
+        patient = self._with_silence(self._wire.silence_s + wait_s)
+        return events_since(patient._wire, since, wait_s)  # noqa: SLF001 - of this class
+
+    def _with_silence(self, silence_s: float) -> Hub:
         token = self._api.token if isinstance(self._api.token, str) else None
-        return Hub(endpoint=self.endpoint, token=token, label=self.label, silence_s=min(HURRY_S, self._wire.silence_s))
+        return Hub(endpoint=self.endpoint, token=token, label=self.label, silence_s=silence_s)
 
     # ------------------------------------------------------------ other
     def repository_of(self, release: Release) -> tuple[str, str]:

@@ -12,26 +12,33 @@ import http.client
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NotFound, SpecError, shown
+from adapterhub.core.errors import AdapterDenied, AdapterHubError, AdapterNotFound, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.aliases import KEY_HEADER, ServedAliases, request_key
+from adapterhub.inference.serving.answers import WITH_USAGE, lacks_usage, says_only_usage
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
+from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
+from adapterhub.inference.serving.refusal import refusal_of
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 MOST_BYTES: Final = 64 << 20
 """The front refuses a longer request."""
 
 _CHUNK_BYTES: Final = 1 << 16
 _ANSWER_S: Final = 3600.0
+_METRICS_S: Final = 5.0
 _OWN_HEADERS: Final = frozenset({"connection", "transfer-encoding", "keep-alive", "content-length", "host"})
 _CLOSED: Final = ("/lora-adapters", "/models/load", "/models/unload")
 """Routes of the engine that change the answers to all clients, or show paths."""
@@ -71,12 +78,15 @@ class Names:
         base: str,
         adapters: Sequence[str],
         builds: Sequence[tuple[str, Digest]] = (),
+        denied: Denied | None = None,
+        *,
         moving: Sequence[str] = (),
         aliases: ServedAliases | None = None,
     ) -> None:
         self.base = base
         self.adapters = tuple(adapters)
-        self._builds = [(*label.rsplit("==", 1), digest) for label, digest in builds]
+        self.builds = dict(zip(adapters, builds, strict=False))
+        self.denied = denied or Denied()
         self._moving, self._aliases = tuple(moving), aliases
         self._looking = threading.Lock()
 
@@ -84,24 +94,32 @@ class Names:
         """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither.
 
         `key` chooses between the targets of an alias.
+
+        Raises:
+            AdapterDenied: it means an adapter that is not served any more.
         """
         if self._aliases is not None and "@" in name:
             name = self._meant(self._aliases, name, key)
-        if name == self.base or name in self.adapters:
-            return name
+        fitting = [name] if name == self.base or name in self.adapters else self._fitting(name)
+        allowed = [one for one in fitting if one not in self.builds or self.denied.reason(*self.builds[one]) is None]
+        if fitting and not allowed:
+            self.denied.ensure_allowed(*self.builds[fitting[0]])
+        return allowed[0] if allowed else None
+
+    def _fitting(self, name: str) -> list[str]:
+        """The served names of the adapters that fit `name` as a spec, the newest first."""
         try:
             spec = AdapterSpec.parse(name)
         except SpecError:
-            return None
+            return []
         if spec.base is not None and spec.base.text != self.base:
-            return None
-        allowed = SpecifierSet(spec.specifiers, prereleases=True)
-        fitting = [
-            (Version(version), at)
-            for at, (full_name, version, digest) in enumerate(self._builds)
-            if full_name == spec.full_name and version in allowed and digest.startswith(spec.digest_prefix or "")
-        ]
-        return self.adapters[max(fitting)[1]] if fitting else None
+            return []
+        fitting = []
+        for at, (served, (label, digest)) in enumerate(self.builds.items()):
+            full_name, version = label.rsplit("==", 1)
+            if full_name == spec.full_name and spec.matches(version) and digest.startswith(spec.digest_prefix or ""):
+                fitting.append((Version(version), at, served))
+        return [served for *_, served in sorted(fitting, reverse=True)]
 
     def refresh(self) -> bool:
         """Look every alias up again at its next request."""
@@ -121,12 +139,16 @@ class Names:
 
     def _ensure_loaded(self, specs: Sequence[str]) -> None:
         for spec in map(AdapterSpec.parse, specs):
-            if all(digest != spec.digest_prefix for _, _, digest in self._builds):
+            if all(digest != spec.digest_prefix for _, digest in self.builds.values()):
                 raise AdapterNotFound(f"{spec.full_name}{spec.specifiers} was not loaded when the server started")
 
     def scales(self, name: str) -> list[dict[str, float]]:
         """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
         return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
+
+    def label(self, name: str) -> str | None:
+        """The name and version of a served adapter; None for the base."""
+        return None if name == self.base else self.builds[name][0] if name in self.builds else name
 
     def listing(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
@@ -145,6 +167,7 @@ class Front(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.engine_port = engine_port
         self.names = names
+        self.counted_in, self.metrics = own_metrics()
         self.drains = False
         self._running = 0
         self._changed = threading.Condition()
@@ -213,7 +236,20 @@ class _Handler(BaseHTTPRequestHandler):
         if self._route() in {"/v1/models", "/models"}:
             self._answer(HTTPStatus.OK, self.server.names.listing())
             return
-        self._pass_on(None, self.server.names.base)
+        if self._route() == "/metrics" and self.server.counted_in is not None:
+            self._show_metrics(self.server.counted_in)
+            return
+        self._pass_on(None)
+
+    def _show_metrics(self, registry: CollectorRegistry) -> None:
+        """Our counters, and those of the engine where it was started with `--metrics`."""
+        data, kind = exposition(registry)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.engine_port, timeout=_METRICS_S)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            data += answer.read() if answer.status == HTTPStatus.OK and "text/plain" in str(answer.headers) else b""
+        self._send(HTTPStatus.OK, kind, data)
 
     def _post(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -237,11 +273,28 @@ class _Handler(BaseHTTPRequestHandler):
             return
         asked = body.get("model", self.server.names.base)
         key = request_key(self.headers.get(KEY_HEADER, ""), body)
-        name = self.server.names.find(asked, key) if isinstance(asked, str) else None
-        if name is None:
-            self._refuse(HTTPStatus.NOT_FOUND, f"no adapter `{shown(asked)}` is served; GET /v1/models lists them")
+        try:
+            name = self.server.names.find(asked, key) if isinstance(asked, str) else None
+        except AdapterDenied as error:
+            told = refusal_of(error)
+            self._refuse(told.status, told.message, counts=True)
             return
-        self._pass_on(json.dumps(body | {"lora": self.server.names.scales(name)}).encode(), name)
+        if name is None:
+            words = f"no adapter `{shown(asked)}` is served; GET /v1/models lists them"
+            self._refuse(HTTPStatus.NOT_FOUND, words, counts=True)
+            return
+        measured = Measured(self.server.metrics)
+        measured.adapter = self.server.names.label(name)
+        if measured.adapter is not None:
+            measured.found = "hit"
+            self.server.metrics.looked_up("hit")
+        added = {"lora": self.server.names.scales(name)}
+        hides_usage = lacks_usage(self._route(), body)
+        body |= {**added, **WITH_USAGE} if hides_usage else added
+        try:
+            self._pass_on(json.dumps(body).encode(), name, measured, hides_usage=hides_usage)
+        finally:
+            measured.end()
 
     def _route(self) -> str:
         return self.path.partition("?")[0].rstrip("/")
@@ -253,8 +306,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, REFUSED_WHILE_DRAINING)
         return self.server.drains
 
-    def _pass_on(self, body: bytes | None, name: str) -> None:
-        """Forward the request to the engine, and stream its answer back with `name` as the model."""
+    def _pass_on(
+        self, body: bytes | None, name: str = "", measured: Measured | None = None, *, hides_usage: bool = False
+    ) -> None:
+        """Forward the request to the engine, and stream its answer back with `name` as the model, or the base's."""
+        name = name or self.server.names.base
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
         connection = http.client.HTTPConnection("127.0.0.1", self.server.engine_port, timeout=_ANSWER_S)
         with contextlib.closing(connection):
@@ -271,30 +327,53 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")  # the end of the stream is the end of the answer
             self.end_headers()
             self.close_connection = True
+            counts = measured.take if measured and answer.status == HTTPStatus.OK else _ignore
             with contextlib.suppress(OSError, http.client.HTTPException):  # one side closed the connection
-                kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip()
-                if kind == "application/json":
-                    self.wfile.write(_named(answer.read(), name))
-                elif kind == "text/event-stream":
-                    for line in answer:
-                        start, data, rest = line.partition(b"data: ")
-                        self.wfile.write(line if start or not data else data + _named(rest.rstrip(b"\n"), name) + b"\n")
-                        self.wfile.flush()
-                else:
-                    while piece := answer.read1(_CHUNK_BYTES):
-                        self.wfile.write(piece)
-                        self.wfile.flush()
+                for piece in _pieces(answer, name, hides_usage=hides_usage, counts=counts):
+                    self.wfile.write(piece)
+                    self.wfile.flush()
 
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
+    def _refuse(self, status: HTTPStatus, message: str, *, counts: bool = False) -> None:
+        if counts:
+            self.server.metrics.looked_up("refused")
+            self.server.metrics.refused(status)
         self._answer(status, {"error": {"message": message, "type": status.phrase, "code": int(status)}})
 
     def _answer(self, status: HTTPStatus, value: Mapping[str, Any]) -> None:
-        data = json.dumps(value).encode()
+        self._send(status, "application/json", json.dumps(value).encode())
+
+    def _send(self, status: HTTPStatus, kind: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _pieces(
+    answer: http.client.HTTPResponse, name: str, *, hides_usage: bool, counts: Callable[[bytes], None]
+) -> Iterator[bytes]:
+    """The parts of an answer for the client; `counts` gets each as the engine sent it."""
+    kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip()
+    if kind == "application/json":
+        data = answer.read()
+        counts(data)
+        yield _named(data, name)
+    elif kind == "text/event-stream":
+        for line in answer:
+            counts(line)
+            start, data, rest = line.partition(b"data: ")
+            if hides_usage and says_only_usage(line):
+                answer.readline()  # the empty line that ends the event
+            else:
+                yield line if start or not data else data + _named(rest.rstrip(b"\n"), name) + b"\n"
+    else:
+        while piece := answer.read1(_CHUNK_BYTES):
+            yield piece
+
+
+def _ignore(_piece: bytes) -> None:
+    pass
 
 
 def _named(data: bytes, name: str) -> bytes:

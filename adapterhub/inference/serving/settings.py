@@ -16,6 +16,8 @@ _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
 _ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_DENY: Final = "ADAPTERHUB_SERVE_DENY"
+_DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
 _POLICIES: Final = ("require", "warn", "off")
 
 
@@ -24,8 +26,9 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. An alias
-    is looked up again after `alias_ttl_s` seconds.
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. `deny`
+    and `deny_file` list what is not served, as `access.denied.Denied` reads them. An alias is looked up again after
+    `alias_ttl_s` seconds.
     """
 
     root: Path
@@ -33,6 +36,8 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    deny: tuple[str, ...] = ()
+    deny_file: Path | None = None
     alias_ttl_s: float = TTL_S
 
     def to_environ(self) -> dict[str, str]:
@@ -43,6 +48,8 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _DENY: "\n".join(self.deny),
+            _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
             _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
         }
         return {name: value for name, value in pairs.items() if value}
@@ -65,6 +72,8 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            deny=tuple(environ.get(_DENY, "").splitlines()),
+            deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
             alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
         )
 
