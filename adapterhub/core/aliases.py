@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.errors import SpecError, UsageProblem, shown
+from adapterhub.core.errors import NotFound, SpecError, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, looks_like_revision, parse_name, parse_version
 
 MOST_TARGETS: Final = 16
@@ -147,6 +147,40 @@ def _score(text: str, weight: float) -> float:
 def is_weight(value: object) -> bool:
     """Whether a value is the weight of a target: a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def earlier(alias: Alias, to: int | None) -> tuple[Target, ...]:
+    """The targets one step back, or those after the move number `to`, counted from 1.
+
+    Rollbacks that follow each other each go one step further back.
+
+    Raises:
+        NotFound: there is no such move.
+    """
+    if to is None:
+        found = next((targets for targets in reversed(_steps(alias)[:-1]) if targets), None)
+        if found is None:
+            raise NotFound(
+                f"`{alias}` was nothing else before. Nothing was changed",
+                hint=f"`adapt alias set {alias.name} {alias.adapter}==VERSION` moves it",
+            )
+        return found
+    if not 1 <= to <= len(alias.moves) or not alias.moves[to - 1].targets:
+        raise NotFound(
+            f"`{alias}` has no move {to} with a target. Nothing was changed",
+            hint=f"`adapt alias history {alias}` lists its moves",
+        )
+    return alias.moves[to - 1].targets
+
+
+def _steps(alias: Alias) -> list[tuple[Target, ...]]:
+    """What the alias was, step by step to what it is now; a rollback takes back the steps that it went back over."""
+    steps: list[tuple[Target, ...]] = []
+    for move in alias.moves:
+        while move.action == "rollback" and move.targets in steps:
+            steps.pop()
+        steps.append(move.targets)
+    return steps
 
 
 def check_targets(alias: str, targets: Sequence[Target]) -> tuple[Target, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adapterhub.core.aliases import Alias, Target, parse_alias
+from adapterhub.core.aliases import Alias, Target, earlier, parse_alias
 from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem
 from adapterhub.core.specs import AdapterName, AdapterSpec
-from adapterhub.library.store.aliases import earlier, not_here
+from adapterhub.library.store.aliases import not_here
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Library

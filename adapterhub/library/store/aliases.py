@@ -24,6 +24,7 @@ from adapterhub.core.aliases import (
     Move,
     Target,
     check_targets,
+    earlier,
     parse_alias,
     short,
     targets_text,
@@ -200,40 +201,6 @@ class Aliases:
                 f"`{shown(str(path), 200)}` is damaged: {shown(str(error), 200)}",
                 hint="delete it, then set the alias again with `adapt alias set`",
             ) from None
-
-
-def earlier(alias: Alias, to: int | None) -> tuple[Target, ...]:
-    """The targets one step back, or those after the move number `to`, counted from 1.
-
-    Rollbacks that follow each other each go one step further back.
-
-    Raises:
-        NotFound: there is no such move.
-    """
-    if to is None:
-        found = next((targets for targets in reversed(_steps(alias)[:-1]) if targets), None)
-        if found is None:
-            raise NotFound(
-                f"`{alias}` was nothing else before. Nothing was changed",
-                hint=f"`adapt alias set {alias.name} {alias.adapter}==VERSION` moves it",
-            )
-        return found
-    if not 1 <= to <= len(alias.moves) or not alias.moves[to - 1].targets:
-        raise NotFound(
-            f"`{alias}` has no move {to} with a target. Nothing was changed",
-            hint=f"`adapt alias history {alias}` lists its moves",
-        )
-    return alias.moves[to - 1].targets
-
-
-def _steps(alias: Alias) -> list[tuple[Target, ...]]:
-    """What the alias was, step by step to what it is now; a rollback takes back the steps that it went back over."""
-    steps: list[tuple[Target, ...]] = []
-    for move in alias.moves:
-        while move.action == "rollback" and move.targets in steps:
-            steps.pop()
-        steps.append(move.targets)
-    return steps
 
 
 def no_alias(adapter: str, name: str, known: Sequence[str]) -> NotFound:
