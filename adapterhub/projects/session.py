@@ -298,15 +298,18 @@ def hub_of(source: Source) -> Hub:
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
-    """The requested base: the one in the spec after `@`, or `base` (`--base`).
+    """The requested base: the one in the spec after `@`, or `base` (`--base`). An alias after `@` is no base.
 
     Raises:
         SpecError: the two differ.
         BaseNotFound: no such base is known.
     """
     from adapterhub.core.specs import hint_for_unknown_base
+    from adapterhub.library.aliasing import alias_of
     from adapterhub.library.bases.requested import requested_base
 
+    if alias_of(library, spec) is not None:
+        return requested_base(base, library.bases)
     if spec.base is not None and base is not None and spec.base != base:
         raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
     return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from adapterhub.inference.serving.control import CONTROL_KEY, is_key
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
+from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
 from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
@@ -32,12 +32,14 @@ class Guard:
 
     def __init__(self, app: App) -> None:
         resolver = registered_resolver()
+        self._control_key = os.environ.get(CONTROL_KEY, "")
+        self._aliases = resolver.aliases if resolver else None
         self._lifetime: Lifetime | None = None
         if resolver is not None:
             residency = Residency(resolver)
             self._lifetime = Lifetime(resolver, residency)
             app = ModelNames(app, resolver, residency)
-        self._app = Draining(app, os.environ.get(CONTROL_KEY, ""))
+        self._app = Draining(app, self._control_key)
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -47,10 +49,18 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         words = self._refusal(scope)
-        if not words:
+        if words:
+            await refuse(send, 403, words, "Forbidden")
+        elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == ALIASES_PATH:
+            await self._refresh_aliases(scope, send)
+        else:
             await self._app(scope, receive, send)
-            return
-        await refuse(send, 403, words, "Forbidden")
+
+    async def _refresh_aliases(self, scope: Message, send: Send) -> None:
+        """Look every alias up again, for `adapt serve` on its SIGHUP."""
+        allowed = is_key(header_of(scope, CONTROL_HEADER), self._control_key)
+        names = await self._aliases.refresh() if allowed and self._aliases else []
+        await answer(send, 200 if allowed else 403, {"aliases": names})
 
     def _refusal(self, scope: Message) -> str:
         if scope["type"] != "http":

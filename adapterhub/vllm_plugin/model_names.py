@@ -3,16 +3,20 @@
 vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have slots and batches of their own. So the
 `model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model`, in
 the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`, and in the first event of a stream.
+
+An alias, too, becomes the name of one build here, so that a request ends under the build with which it began.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied
 from adapterhub.inference.serving import refusal_of
+from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import (
     WITH_USAGE,
     described,
@@ -84,11 +88,18 @@ class ModelNames:
         if is_base or self._is_of_others(name, models):
             exchange.measured.adapter = None if is_base else name
             return with_usage(body) if exchange.hides_usage else body
-        leased = exchange.leased = await self._found(name, exchange)
-        if leased is None:
+        exact = name if exchange.is_unload else await self._exact(name, request_key(exchange.key_header, value), models)
+        leased = exchange.leased = await self._found(exact, exchange)
+        if leased is None and exact == name:
             return body
-        added = WITH_USAGE if exchange.hides_usage else {}
-        return json.dumps({**value, **added, exchange.key: leased.model}).encode()
+        added = WITH_USAGE if exchange.hides_usage and leased else {}
+        return json.dumps({**value, **added, exchange.key: leased.model if leased else exact}).encode()
+
+    async def _exact(self, name: str, key: str | None, models: Models) -> str:
+        """The exact spec that an alias means for a request key; every other name unchanged."""
+        with contextlib.suppress(Exception):  # vLLM asks the resolver next, which refuses with the reason
+            return await self.resolver.aliases.exact(models.model_config.model, name, key)
+        return name
 
     async def _found(self, name: str, exchange: _Exchange) -> LeasedAdapter | None:
         if exchange.is_unload:  # what is not loaded need not be looked up
@@ -151,6 +162,7 @@ class _Exchange:
         self.path = str(scope["path"])
         self.is_unload = is_unload
         self.key = "lora_name" if is_unload else "model"
+        self.key_header = header_of(scope, KEY_HEADER).decode("latin-1")
         self.leased: LeasedAdapter | None = None
         self.refusal: Refusal | None = None
         self.measured = Measured(names.resolver.metrics)

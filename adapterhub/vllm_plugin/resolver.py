@@ -14,8 +14,16 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    BaseNotFound,
+    SpecError,
+    UnsupportedAdapter,
+    shown,
+)
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
+from adapterhub.vllm_plugin.moving import MovingNames
 from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
@@ -73,9 +81,10 @@ class AdapterHubResolver:
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
         self._argv = list(argv) or sys.argv
-        self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
-        self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
+        self.local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
+        self.remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._pending: dict[str, asyncio.Future[tuple[LeasedAdapter, LookUp]]] = {}
+        self.aliases = MovingNames(self)
         self._provider: AdapterProvider | None = None
         self._session: Session | None = None
         self._opening = Lock()
@@ -90,6 +99,7 @@ class AdapterHubResolver:
         from vllm.lora.request import LoRARequest
 
         try:
+            await self._ensure_no_alias(base_model_name, lora_name)
             leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
             _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
@@ -107,13 +117,21 @@ class AdapterHubResolver:
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
+    async def _ensure_no_alias(self, base_model_name: str, name: str) -> None:
+        """Raise for an alias, whose present meaning vLLM would keep for ever; the middleware lets none come here."""
+        if await self.aliases.exact(base_model_name, name) != name:
+            raise UnsupportedAdapter(
+                f"`{shown(name)}` is an alias, and this server runs without adapterhub's middleware",
+                hint="start it with `adapt serve`, or with `--middleware adapterhub.vllm_plugin.guard.Guard`",
+            )
+
     def count_refusal(self, status: HTTPStatus) -> None:
         """Count a request for an adapter that gets none."""
         self.metrics.looked_up("refused")
         self.metrics.refused(status)
 
     async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
-        """The adapter for `name`, checked and leased.
+        """The adapter for `name`, a spec without an alias, checked and leased.
 
         Raises:
             AdapterHubError: the refusal.
@@ -132,19 +150,27 @@ class AdapterHubResolver:
 
     async def _look_up(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
         loop = asyncio.get_running_loop()
-        provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
-        leased = await loop.run_in_executor(self._local, provider.find_installed, name)
+        provider = await self.provider(base_model_name)
+        leased = await loop.run_in_executor(self.local, provider.find_installed, name)
         found: LookUp = "installed"
         if leased is None:
-            leased, found = await loop.run_in_executor(self._remote, provider.fetch, name), "fetched"
+            leased, found = await loop.run_in_executor(self.remote, provider.fetch, name), "fetched"
         _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
         return leased, found
 
+    async def provider(self, base_model_name: str) -> AdapterProvider:
+        """The provider for the served model; the first call opens it in a thread."""
+        if self._provider is not None:
+            return self._provider
+        return await asyncio.get_running_loop().run_in_executor(self.local, self._opened, base_model_name)
+
     def known(self, name: str) -> LeasedAdapter | None:
         """The adapter that `name` is by the last lookup; see `AdapterProvider.known`."""
-        return self._provider.known(name) if self._provider else None
+        if self._provider is None:
+            return None
+        return self._provider.known(next(iter(self._provider.aliases.specs(name)), name))
 
     def release(self, leased: LeasedAdapter) -> None:
         """End a lease; see `AdapterProvider.release`."""
@@ -253,6 +279,7 @@ class AdapterHubResolver:
             sources=sources,
             max_rank=settings.max_rank or _max_rank_in(self._argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+            alias_ttl_s=settings.alias_ttl_s,
             denied=self.denied,
             progress=self.metrics.fetched,
         )

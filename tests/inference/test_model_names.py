@@ -31,6 +31,7 @@ class Engine:
     """The routes, behind the guard. `bodies` are those that the completion route read."""
 
     def __init__(self, base: BaseRecord, resolver: AdapterHubResolver) -> None:
+        self.resolver = resolver
         self.bodies: list[dict[str, Any]] = []
         self.resolver = resolver
         self.may_answer = asyncio.Event()

@@ -38,7 +38,7 @@ _FACTS = {
     "seconds", "tokens_per_second", "rows_per_second", "received_bytes", "fact", "pem", "text", "card", "script", "seed",
     "relative_error", "worst_error", "truncation_error", "worst_module", "worst_tensor", "base_loss", "loss_before", "loss_after",
     "single_losses", "token", "host", "pid", "added_at", "tune_loss_base", "tune_loss_before",
-    "tune_loss_after", "published_at",
+    "tune_loss_after", "published_at", "moved_at", "moved_by", "at", "by",
 }  # fmt: skip
 """Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
@@ -303,6 +303,13 @@ def _project(w: World) -> None:
 
 
 def _verbs(w: World) -> None:
+    w.says("alias-set", "alias", "set", "prod", "legal-qa")
+    w.says("alias-list", "alias", "list")
+    w.says("alias-show", "alias", "show", "legal-qa@prod")
+    w.says("alias-history", "alias", "history", "legal-qa@prod")
+    w.says("alias-remove", "alias", "remove", "legal-qa@prod")
+    w.says("alias-rollback", "alias", "rollback", "legal-qa@prod")
+    w.adapt.ok("alias", "remove", "legal-qa@prod")  # its build is removed below
     w.says("tree", "tree", "both")
     w.says("tree.holders", "tree", "--holders")
     w.says("diff", "diff", "legal-qa", "summarize")

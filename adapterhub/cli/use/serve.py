@@ -15,7 +15,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
 from adapterhub.cli.use.serve_access import access_options
-from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, say_dry, started, stay
 from adapterhub.core.errors import EngineFailed, UsageProblem
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ _CPU_SLOTS: Final = 32
 @click.option(
     "--follow", is_flag=True, help="Follow the events of the registries: a yank stops an adapter within a second."
 )
+@click.option(
+    "--alias-ttl",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Look up what an alias means again after S seconds; SIGHUP does it at once.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @access_options
 @signatures_option
@@ -122,6 +130,7 @@ def serve(
     start_timeout: float,
     drain: float,
     follow: bool,
+    alias_ttl: float,
     dry_run: bool,
     deny: tuple[str, ...],
     deny_file: Path | None,
@@ -137,10 +146,14 @@ def serve(
     and keeps it while it is in use. With llama.cpp, only the given SPECs are served. Ctrl-C or SIGTERM stops the engine
     and every process that it started.
 
+    A request may name an alias: `"model": "legal-qa@prod"`. When the alias moves, new requests get the new build, and
+    those that run end with the one they began with.
+
     \b
     Examples:
       adapt serve --base base-7b
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
+      adapt serve legal-qa@prod --base base-7b --alias-ttl 2
       adapt serve legal-qa --base base-7b --dry-run
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
     """
@@ -170,6 +183,7 @@ def serve(
         follow=follow and not offline,
         deny=deny,
         deny_file=deny_file,
+        alias_ttl_s=alias_ttl,
     )
     args = ServeArgs(
         specs=specs,
@@ -220,7 +234,8 @@ def _serve_vllm(
     from adapterhub.inference.serving.vllm import VllmOptions, command_of, find_vllm
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
-    with checked(session, args, f"vllm@{vllm.version}") as handed:
+    with checked(session, args, f"vllm@{vllm.version}") as found:
+        args, handed = found.args, found.handed
         max_rank = _max_rank(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
         options = VllmOptions(
@@ -251,7 +266,7 @@ def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
     """Start the server, load the named adapters, and wait until it ends."""
-    from adapterhub.inference.serving.control import CONTROL_KEY, new_key
+    from adapterhub.inference.serving.control import CONTROL_KEY, REFRESH_S, new_key, refresh_aliases
     from adapterhub.inference.serving.control import drain as ask_to_drain
     from adapterhub.inference.serving.front import message_in, post
     from adapterhub.inference.serving.vllm import command_of, environ_of, option_in
@@ -262,16 +277,17 @@ def run_vllm(
     with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
         engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
         for spec in args.specs:
-            body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
+            body = {"model": str(spec), "prompt": "a", "max_tokens": 1}
             status, answer = post(f"{document['url']}/v1/completions", body, key=key)
             if status != HTTPStatus.OK:
-                raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
+                raise EngineFailed(f"vLLM did not load `{spec}` ({status}): {message_in(answer)}")
         stay(
             session,
             engine,
             document,
             drain_s=args.drain_s,
             drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
+            refresh_aliases=lambda: refresh_aliases(document["url"], control_key, REFRESH_S),
         )
 
 

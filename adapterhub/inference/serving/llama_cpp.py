@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterDenied, NotFound, SpecError, shown
+from adapterhub.core.errors import AdapterDenied, AdapterHubError, AdapterNotFound, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.inference.serving.aliases import KEY_HEADER, ServedAliases, request_key
 from adapterhub.inference.serving.answers import WITH_USAGE, lacks_usage, says_only_usage
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
 from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
@@ -68,7 +69,8 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too.
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `moving` are the
+    aliases of the start; `aliases` says what these and others mean, among the adapters that were loaded.
     """
 
     def __init__(
@@ -77,18 +79,27 @@ class Names:
         adapters: Sequence[str],
         builds: Sequence[tuple[str, Digest]] = (),
         denied: Denied | None = None,
+        *,
+        moving: Sequence[str] = (),
+        aliases: ServedAliases | None = None,
     ) -> None:
         self.base = base
         self.adapters = tuple(adapters)
         self.builds = dict(zip(adapters, builds, strict=False))
         self.denied = denied or Denied()
+        self._moving, self._aliases = tuple(moving), aliases
+        self._looking = threading.Lock()
 
-    def find(self, name: str) -> str | None:
+    def find(self, name: str, key: str | None = None) -> str | None:
         """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither.
+
+        `key` chooses between the targets of an alias.
 
         Raises:
             AdapterDenied: it means an adapter that is not served any more.
         """
+        if self._aliases is not None and "@" in name:
+            name = self._meant(self._aliases, name, key)
         fitting = [name] if name == self.base or name in self.adapters else self._fitting(name)
         allowed = [one for one in fitting if one not in self.builds or self.denied.reason(*self.builds[one]) is None]
         if fitting and not allowed:
@@ -110,6 +121,27 @@ class Names:
                 fitting.append((Version(version), at, served))
         return [served for *_, served in sorted(fitting, reverse=True)]
 
+    def refresh(self) -> bool:
+        """Look every alias up again at its next request."""
+        if self._aliases is not None:
+            self._aliases.forget()
+        return self._aliases is not None
+
+    def _meant(self, aliases: ServedAliases, name: str, key: str | None) -> str:
+        """The exact spec that an alias means; other names unchanged. One request at a time looks it up."""
+        if aliases.is_due(name) and self._looking.acquire(blocking=False):
+            try:
+                with contextlib.suppress(AdapterHubError):
+                    aliases.look_up(name, self._ensure_loaded)
+            finally:
+                self._looking.release()
+        return aliases.chosen(name, key) or name
+
+    def _ensure_loaded(self, specs: Sequence[str]) -> None:
+        for spec in map(AdapterSpec.parse, specs):
+            if all(digest != spec.digest_prefix for _, digest in self.builds.values()):
+                raise AdapterNotFound(f"{spec.full_name}{spec.specifiers} was not loaded when the server started")
+
     def scales(self, name: str) -> list[dict[str, float]]:
         """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
         return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
@@ -120,7 +152,8 @@ class Names:
 
     def listing(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)]
+        names = (self.base, *self.adapters, *self._moving)
+        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
         return {"object": "list", "data": rows}
 
 
@@ -239,8 +272,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
             return
         asked = body.get("model", self.server.names.base)
+        key = request_key(self.headers.get(KEY_HEADER, ""), body)
         try:
-            name = self.server.names.find(asked) if isinstance(asked, str) else None
+            name = self.server.names.find(asked, key) if isinstance(asked, str) else None
         except AdapterDenied as error:
             told = refusal_of(error)
             self._refuse(told.status, told.message, counts=True)

@@ -18,6 +18,7 @@ from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
     BaseMismatch,
+    BaseNotFound,
     Malformed,
     NamespaceBound,
     NoCompatibleRelease,
@@ -33,6 +34,7 @@ from adapterhub.distribution.install import InstallPlan, plan_install, run_insta
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
+from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -91,7 +93,7 @@ class AdapterProvider:
     the engine. `progress` counts the bytes that come from sources.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sides of one server
         self,
         library: Library,
         base: BaseRecord,
@@ -100,10 +102,12 @@ class AdapterProvider:
         sources: Sources = lambda _: (),
         max_rank: int | None = None,
         signatures: SignaturePolicy | None = None,
+        alias_ttl_s: float = TTL_S,
         denied: Denied | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.library = library
+        self.aliases = ServedAliases(library, sources, ttl_s=alias_ttl_s)
         self.base = base
         self.engine = engine
         self.denied = denied or Denied()
@@ -159,8 +163,26 @@ class AdapterProvider:
             return self._names_now().get(name)
 
     def find(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec `name`, leased: from the library, or else fetched. Raises as `fetch`."""
-        return self.find_installed(name) or self.fetch(name)
+        """The adapter for the spec or alias `name`, leased: from the library, or else fetched. Raises as `fetch`.
+
+        Of an alias with several targets, it is the one with the largest weight.
+        """
+        exact = next(iter(self.targets(name)), name)
+        return self.find_installed(exact) or self.fetch(exact)
+
+    def targets(self, name: str) -> list[str]:
+        """The exact specs that the alias `name` means now, the largest weight first; none if it is no alias.
+
+        Raises:
+            AmbiguousSpec, RemoteUnreachable: it may be an alias, but of which adapter, or what it means, is unknown.
+        """
+        if "@" in name and self.aliases.is_due(name):
+            self.aliases.look_up(name)
+        return self.aliases.specs(name)
+
+    def forget_alias(self, name: str | None = None) -> None:
+        """Look the alias `name` up again at its next request, or every alias: it may have moved."""
+        self.aliases.forget(name)
 
     def find_installed(self, name: str) -> LeasedAdapter | None:
         """The adapter for the spec `name`, leased; None where only a source may have one that fits.
@@ -248,7 +270,10 @@ class AdapterProvider:
             return
         if spec.base.kind == "path":
             raise SpecError(str(spec), "a request may name its base by alias, Hub id or digest, not by path")
-        named = requested_base(spec.base, self.library.bases)
+        try:
+            named = requested_base(spec.base, self.library.bases)
+        except BaseNotFound as error:
+            raise reworded(error, f"`{spec}` names no alias, and {error.message}") from None
         served = BaseRef(fingerprint=self.base.fingerprint, hints=self.base.hints)
         if named is not None and not named.judge(served).verdict.allows_attach:
             raise BaseMismatch(f"`{spec}` names another base than the served one, `{self.base.label}`")

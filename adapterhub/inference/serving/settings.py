@@ -9,10 +9,12 @@ from typing import Final
 
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.inference.serving.aliases import TTL_S
 
 _MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
 _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
+_ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
 _FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
 _DENY: Final = "ADAPTERHUB_SERVE_DENY"
@@ -26,8 +28,8 @@ class ServeSettings:
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
     means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
-    `follow`, the server follows the events of its registries. `deny`
-    and `deny_file` list what is not served, as `access.denied.Denied` reads them.
+    `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
+    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds.
     """
 
     root: Path
@@ -38,6 +40,7 @@ class ServeSettings:
     follow: bool = False
     deny: tuple[str, ...] = ()
     deny_file: Path | None = None
+    alias_ttl_s: float = TTL_S
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -50,6 +53,7 @@ class ServeSettings:
             _FOLLOW: "1" if self.follow else "",
             _DENY: "\n".join(self.deny),
             _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
+            _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -74,4 +78,15 @@ class ServeSettings:
             follow=environ.get(_FOLLOW, "") not in {"", "0"},
             deny=tuple(environ.get(_DENY, "").splitlines()),
             deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
+            alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
         )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or TTL_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageProblem(f"{_ALIAS_TTL} is `{shown(text)}`, expected seconds of at least 0")
+    return seconds

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub_registry.access.tokens import Caller, TokenRecord
-from adapterhub_registry.api import events_api
+from adapterhub_registry.api import aliases_api, events_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -57,7 +57,7 @@ from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
 FEATURES: Final = (
-    *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases"),
+    *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
     *("events", "webhooks"),
 )
 MAX_DIGESTS: Final = 50
@@ -276,6 +276,7 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
 
 
 router.include_router(events_api.router)
+router.include_router(aliases_api.router)
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)
