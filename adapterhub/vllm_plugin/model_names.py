@@ -11,14 +11,19 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from adapterhub.core.errors import AdapterDenied
-from adapterhub.inference.serving import refusal_of
+from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
+from adapterhub.inference.serving.access.gate import STREAMS_WITHOUT_USAGE
+from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.answers import described, with_field
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
+from adapterhub.vllm_plugin.access import ASKED
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, is_json, is_stream, refuse_request
 from adapterhub.vllm_plugin.residency import Models, Residency
+from adapterhub.vllm_plugin.resolver import note_refusal
 
 if TYPE_CHECKING:
-    from adapterhub.inference.serving import LeasedAdapter, Refusal
+    from adapterhub.inference.serving import LeasedAdapter
+    from adapterhub.inference.serving.access.gate import Asked
+    from adapterhub.inference.serving.access.tenants import Tenant
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
 MODELS: Final = "/v1/models"
@@ -41,14 +46,14 @@ class ModelNames:
             await self._app(scope, receive, send)
         elif scope["method"] == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
             await self._list(scope, receive, send, unquote(path[len(MODELS) + 1 :]))
-        elif scope["method"] == "POST" and _is_json(scope):
+        elif scope["method"] == "POST" and is_json(scope):
             await self._forward(scope, receive, send, is_unload=path.endswith(UNLOAD))
         else:
             await self._app(scope, receive, send)
 
     # ------------------------------------------------------------ requests
     async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
-        exchange = _Exchange(self, _models(scope), receive, send, is_unload=is_unload)
+        exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
@@ -56,36 +61,66 @@ class ModelNames:
                 raise
         finally:
             if exchange.leased is not None:
-                await self.residency.leave(exchange.leased, exchange.models)
+                await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
         if exchange.refusal is not None:
-            await refuse(send, exchange.refusal.status, exchange.refusal.message, "AdapterDenied")
+            if exchange.asked is not None:
+                raise exchange.refusal  # `Access` notes it
+            await refuse_request(send, exchange.refusal)
 
     async def rewritten(
-        self,
-        models: Models,
-        body: bytes,
-        *,
-        is_unload: bool,
+        self, models: Models, body: bytes, asked: Asked | None, *, is_unload: bool
     ) -> tuple[bytes, LeasedAdapter | None]:
-        """The body with the adapter's one name, and the adapter; the same body where it names none."""
+        """The body with the adapter's one name, and the adapter; the same body where it names none.
+
+        Raises:
+            AdapterDenied: the adapter is not served any more.
+            RequestRefused: the tenant may not use it, or has no room for it.
+        """
+        tenant = asked.tenant if asked else None
         try:
             value = json.loads(body)
         except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            if tenant is not None:
+                raise RequestRefused(400, "the body is not a JSON object")
             return body, None
         key = "lora_name" if is_unload else "model"
-        name = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
-            return body, None
-        leased = await self._found(name, models, is_unload=is_unload)
-        return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
+        name = value.get(key)
+        is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
+        if asked is not None:
+            name = _admitted(asked, name, is_base=is_base)
+        changes = _wanting_usage(value, asked) if asked is not None else {}
+        leased: LeasedAdapter | None = None
+        if isinstance(name, str) and not is_base and not self._is_of_others(name, models):
+            leased = await self._found(name, models, is_unload=is_unload, is_final=tenant is not None)
+            if leased is not None:
+                if tenant is not None:
+                    tenant.ensure_may_use(name, leased.label)
+                changes[key] = leased.model
+                await self.residency.enter(leased, tenant, models)
+        return json.dumps(value | changes).encode() if changes else body, leased
 
-    async def _found(self, name: str, models: Models, *, is_unload: bool) -> LeasedAdapter | None:
+    async def _found(self, name: str, models: Models, *, is_unload: bool, is_final: bool) -> LeasedAdapter | None:
+        """The adapter of that name; None leaves the refusal to vLLM. With `is_final`, it is ours.
+
+        A tenant must not learn from the form of a refusal whether others have an adapter of that name.
+        """
         if is_unload:  # what is not loaded need not be looked up
             return self.residency.find(name) or self.resolver.known(name)
         try:
             return await self.resolver.leased(models.model_config.model, name)
         except AdapterDenied:
             raise
+        except AdapterHubError as error:
+            if is_final:
+                note_refusal(name, error)
+                if isinstance(error, AmbiguousSpec):  # it lists the adapters of others
+                    raise RequestRefused(
+                        400, f"`{shown(name, 200)}` means several adapters; name its namespace"
+                    ) from None
+                raise RequestRefused.of(error) from None
+            return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
 
@@ -109,32 +144,48 @@ class ModelNames:
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
         if status == 200:  # noqa: PLR2004 - OK
-            status, value = self._listing(json.loads(body), name)
+            asked: Asked | None = scope.get(ASKED)
+            status, value = self._listing(json.loads(body), name, asked.tenant if asked else None)
             body = json.dumps(value).encode()
         headers = [(key, data) for key, data in start["headers"] if key.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _listing(self, value: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    def _listing(self, value: dict[str, Any], name: str, tenant: Tenant | None) -> tuple[int, dict[str, Any]]:
         cards = [card | {"root": card["id"]} for card in value["data"]]
+        if tenant is not None:
+            cards = [card for card in cards if self._may_see(tenant, card)]
         if not name:
             return 200, value | {"data": cards}
         known = self.resolver.known(name)
         for card in cards:
             if card["id"] in {name, known.model if known else name}:
                 return 200, card
-        error = {"message": f"the model `{name}` is not loaded", "type": "NotFoundError", "param": "model", "code": 404}
+        error = {
+            "message": f"the model `{shown(name, 200)}` is not loaded",
+            "type": "NotFoundError",
+            "param": "model",
+            "code": 404,
+        }
         return 404, {"error": error}
+
+    def _may_see(self, tenant: Tenant, card: dict[str, Any]) -> bool:
+        leased = self.residency.find(card["id"])
+        if leased is not None:
+            return tenant.allows(leased.label.partition("==")[0])
+        return tenant.base if card.get("parent") is None else tenant.allows(card["id"])
 
 
 class _Exchange:
     """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
 
-    def __init__(self, names: ModelNames, models: Models, receive: Receive, send: Send, *, is_unload: bool) -> None:
-        self.models = models
+    def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        self.models = _models(scope)
+        self.asked: Asked | None = scope.get(ASKED)
+        self.tenant = self.asked.tenant if self.asked else None
         self.leased: LeasedAdapter | None = None
-        self.refusal: Refusal | None = None
+        self.refusal: RequestRefused | None = None
         self._names = names
         self._receive = receive
         self._send = send
@@ -152,12 +203,17 @@ class _Exchange:
         if body is None:
             return _GONE
         try:
-            body, self.leased = await self._names.rewritten(self.models, body, is_unload=self._is_unload)
+            body, self.leased = await self._names.rewritten(self.models, body, self.asked, is_unload=self._is_unload)
         except AdapterDenied as error:
-            self.refusal = refusal_of(error)
+            self.refusal = RequestRefused.of(error)
+        except RequestRefused as refusal:
+            self.refusal = refusal
+        if self.refusal is not None:
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
-        if self.leased is not None:
-            self._names.residency.enter(self.leased)
+        if self.asked is not None:
+            self.asked.begins(len(body))
+            if self.leased is not None:
+                self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Message) -> None:
@@ -167,7 +223,7 @@ class _Exchange:
         if self.leased is not None:
             if message["type"] == "http.response.start":
                 base = self._names.resolver.base_digest()
-                if _is_stream(message):
+                if is_stream(message):
                     self._field = described(self.leased.label, self.leased.digest, base)
                 message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
             elif self._field and (event := with_field(message.get("body", b""), self._field)):
@@ -187,12 +243,29 @@ def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes
     ]
 
 
-def _is_stream(start: Message) -> bool:
-    return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
+def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of a body that nobody has checked
+    """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
+    if isinstance(name, str):
+        asked.model = shown(name, 300)
+    if asked.tenant is None:
+        return name
+    if is_base:
+        asked.tenant.ensure_may_use_base()
+        return name
+    if not isinstance(name, str):
+        raise RequestRefused(400, "expected a text as the `model`")
+    return asked.tenant.name_for(name)
 
 
-def _is_json(scope: Message) -> bool:
-    return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
+def _wanting_usage(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """What makes vLLM tell the tokens of a stream, where the client does not ask for them."""
+    if value.get("stream") is not True or asked.route not in STREAMS_WITHOUT_USAGE:
+        return {}
+    options = value.get("stream_options") or {}
+    if not isinstance(options, dict) or options.get("include_usage") is True:
+        return {}
+    asked.hides_usage = True
+    return {"stream_options": options | {"include_usage": True}}
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

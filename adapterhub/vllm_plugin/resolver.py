@@ -69,7 +69,7 @@ class AdapterHubResolver:
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
-        self._argv = list(argv) or sys.argv
+        self.argv = list(argv) or sys.argv
         self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
@@ -89,7 +89,7 @@ class AdapterHubResolver:
         try:
             leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
-            _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
+            note_refusal(lora_name, error)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
                 return None
             from adapterhub.inference.serving import refusal_of
@@ -188,7 +188,7 @@ class AdapterHubResolver:
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
         self._session = session
         library = session.library
-        folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
+        folder = folder_of_model(base_model_name, option_in(self.argv, "--revision"))
         bases: Bases = library.bases
         record = bases.find(BaseSpec(kind="path", text=str(folder)))
 
@@ -200,7 +200,7 @@ class AdapterHubResolver:
             record,
             engine=f"vllm@{vllm_version() or ''}".rstrip("@"),
             sources=sources,
-            max_rank=settings.max_rank or _max_rank_in(self._argv),
+            max_rank=settings.max_rank or _max_rank_in(self.argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
             denied=self.denied,
         )
@@ -250,6 +250,11 @@ def _max_rank_in(argv: Sequence[str]) -> int | None:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def note_refusal(name: str, error: AdapterHubError) -> None:
+    """Log why a name is refused, with what only the operator may see."""
+    _log.warning("%s: %s", shown(name), f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _others_may_know() -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
@@ -35,6 +36,7 @@ class ServeArgs:
     port: int
     settings: ServeSettings
     denied: Denied
+    gate: Gate
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float

@@ -6,6 +6,11 @@ import json
 from typing import Any, Final
 
 _EVENT: Final = b"data: {"
+_USAGE: Final = b'"usage":'
+_USAGE_BYTES: Final = 4096
+_OF_PROMPT: Final = ("prompt_tokens", "input_tokens")
+_OF_ANSWER: Final = ("completion_tokens", "output_tokens")
+_DECODER: Final = json.JSONDecoder()
 
 
 def described(name: str, digest: str, base: str) -> bytes:
@@ -22,6 +27,35 @@ def with_field(event: bytes, field: bytes) -> bytes | None:
     return event[:at] + field + (b"" if event[at : at + 1] == b"}" else b", ") + event[at:]
 
 
-def refusal_body(status: int, message: str, kind: str) -> dict[str, Any]:
+def refusal_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's API writes one."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def kind_in(error: bytes) -> str | None:
+    """The `type` of an error in OpenAI's form; None in another form."""
+    try:
+        kind = json.loads(error)["error"]["type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def usage_in(data: bytes) -> tuple[int, int] | None:
+    """The tokens of the prompt and of the answer, as an answer or an event tells them; None if it does not.
+
+    Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
+    """
+    at = data.rfind(_USAGE)
+    if at < 0:
+        return None
+    try:
+        value, _ = _DECODER.raw_decode(data[at + len(_USAGE) : at + _USAGE_BYTES].decode("utf-8", "replace").lstrip())
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = (
+        next((value[key] for key in keys if type(value.get(key)) is int), 0) for keys in (_OF_PROMPT, _OF_ANSWER)
+    )
+    return prompt, completion
