@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.inference.serving.answers import Usage, lacks_usage, says_only_usage, usage_in, with_usage
+from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in, with_changes
 from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp import Names, front
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
@@ -130,7 +130,7 @@ def test_a_client_that_asks_for_usage_gets_it(url: str, add: Add) -> None:
 
     assert '"usage":{"prompt_tokens":5' in told
     assert "usage" not in not_told
-    assert scraped(url)["adapter_tokens_total", "legal-qa==1.0.0,generated"] == 3
+    assert scraped(url)["adapter_tokens_total", "legal-qa==1.0.0,generated"] == 6
 
 
 def test_what_is_denied_is_counted_as_refused(url: str, add: Add, engine: Engine) -> None:  # noqa: F811 - the fixture
@@ -242,12 +242,23 @@ def test_usage_is_read_where_an_answer_says_it(piece: bytes, usage: Usage | None
     assert usage_in(piece) == usage
 
 
-def test_a_request_that_says_how_it_wants_its_stream_stays_as_it_is() -> None:
-    path, body = "/v1/completions", b'{"model": "m", "stream": true, "x": {"y": "}"} }\n'
+def test_a_stream_is_made_to_tell_its_usage_unless_it_does() -> None:
+    route, asks = "/v1/completions", {"stream_options": {"include_usage": True}}
 
-    assert json.loads(with_usage(body)) == {**json.loads(body), "stream_options": {"include_usage": True}}
-    assert lacks_usage(path, json.loads(body))
-    assert not lacks_usage(path, {"stream": True, "stream_options": None})
-    assert not lacks_usage(path, {"stream": "yes"})
-    assert not lacks_usage("/v1/responses", {"stream": True})
+    assert asking_for_usage(route, {"stream": True}) == asks
+    assert asking_for_usage(route, {"stream": True, "stream_options": None}) == asks
+    assert asking_for_usage(route, {"stream": True, "stream_options": {"continuous_usage_stats": True}}) == asks
+    for value in ({"stream": "yes"}, {}, {"stream": True, **asks}, {"stream": True, "stream_options": 1}):
+        assert asking_for_usage(route, value) == {}
+    assert asking_for_usage("/v1/responses", {"stream": True}) == {}
     assert not says_only_usage(b'data: {"choices":[{"text":"\\"choices\\":[]"}],"usage":{}}')
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": "m", "x": {"y": "}"} }\n', b"{}", b' {"a": 1}', b'{"stream_options": null}']
+)
+def test_a_changed_body_says_the_rest_as_before(body: bytes) -> None:
+    changes = {"stream_options": {"include_usage": True}}
+
+    assert json.loads(with_changes(body, json.loads(body), changes)) == {**json.loads(body), **changes}
+    assert with_changes(body, json.loads(body), {}) is body
