@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from adapterhub.inference.serving.access.gate import INFERENCE_ROUTES, OPEN_ROUTES, Asked, Gate, request_id
@@ -16,9 +17,10 @@ ASKED: Final = "adapterhub.asked"
 class Access:
     """ASGI middleware before all others but the guard of closed routes."""
 
-    def __init__(self, app: App, gate: Gate) -> None:
+    def __init__(self, app: App, gate: Gate, count_refusal: Callable[[int], None] = lambda _: None) -> None:
         self._app = app
         self._gate = gate
+        self._count_refusal = count_refusal
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request of a tenant on; refuse every other one, and routes that are not for tenants."""
@@ -37,6 +39,7 @@ class Access:
                     _ensure_open(scope, path)
                 await self._app(_with(scope, asked), receive, exchange.send)
         except RequestRefused as refusal:
+            self._count_refusal(refusal.status)
             await refuse_request(exchange.send, refusal)
 
 

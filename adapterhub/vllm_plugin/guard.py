@@ -68,7 +68,7 @@ class Guard:
         residency = Residency(resolver, gate, room)
         self._lifetime = Lifetime(resolver, residency, gate)
         self._inner = Draining(ModelNames(app, resolver, residency), self._control_key)
-        self._app = Access(self._inner, gate) if gate.is_needed else self._inner
+        self._app = Access(self._inner, gate, resolver.metrics.refused) if gate.is_needed else self._inner
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""

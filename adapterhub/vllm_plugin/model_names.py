@@ -253,7 +253,10 @@ class _Exchange:
         except RequestRefused as refusal:
             self.refusal = refusal
         if self.refusal is not None:
-            self._names.resolver.count_refusal(self.refusal.status)
+            metrics = self._names.resolver.metrics
+            metrics.looked_up("refused")
+            if self.asked is None:  # else `Access` counts it, as it counts its own
+                metrics.refused(self.refusal.status)
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
         if self.asked is not None:
             self.asked.begins(len(body))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,8 @@ from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, expositi
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.library import Library
 from tests.inference.test_model_names import KEY, Add, Engine, engine  # noqa: F401 - a fixture
+from tests.inference.test_tenants import ask as ask_as
+from tests.inference.test_tenants import file, make  # noqa: F401 - fixtures
 
 USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
 STREAMED = {"model": "", "prompt": "a", "stream": True}
@@ -144,6 +147,22 @@ def test_what_is_denied_is_counted_as_refused(url: str, add: Add, engine: Engine
     assert found["lookups_total", "refused"] == 1
     assert sum(value for (name, _), value in found.items() if name == "refusals_total") == 1
     assert found["adapter_requests_total", "legal-qa==1.0.0"] == 1
+
+
+def test_what_a_tenant_must_not_do_is_counted_once(make: Callable[..., Engine], add: Add) -> None:  # noqa: F811 - the fixture
+    add("beta-qa")
+    tenants, registry = make(), CollectorRegistry()
+    tenants.resolver.__dict__["metrics"] = ServingMetrics(registry)
+
+    async def run() -> list[int]:
+        asked = [("beta", "base-7b"), ("nobody", "beta-qa"), ("acme", "nothing"), ("beta", "beta-qa")]
+        return [(await ask_as(tenants, *one))[0] for one in asked]
+
+    assert asyncio.run(run()) == [403, 401, 404, 200]
+    found = samples(exposition(registry)[0].decode())
+    assert {code: value for (name, code), value in found.items() if name == "refusals_total"} == dict.fromkeys(
+        ("401", "403", "404"), 1.0
+    )
 
 
 ENGINE = """
