@@ -69,7 +69,9 @@ def load(name):
     known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
 
 for name in os.environ.get("ADAPTERHUB_SERVE_PRELOAD", "").splitlines():
-    load(name)
+    (resolver,) = LoRAResolverRegistry.resolvers.values()
+    for spec in asyncio.run(resolver.aliases.targets(option("--model"), name)):
+        load(spec)
 
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
