@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from adapterhub.inference.serving.access.gate import INFERENCE_ROUTES, OPEN_ROUTES, Asked, Gate, request_id
+from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.control import DRAIN_PATH
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, is_json, is_stream, refuse_request
@@ -34,19 +34,10 @@ class Access:
         try:
             with self._gate.passing(asked, header_of(scope, "authorization")):
                 if asked.tenant is not None:
-                    _ensure_open(scope, path)
+                    ensure_for_tenants(scope["method"], path, is_json=is_json(scope))
                 await self._app(_with(scope, asked), receive, exchange.send)
         except RequestRefused as refusal:
             await refuse_request(exchange.send, refusal)
-
-
-def _ensure_open(scope: Message, path: str) -> None:
-    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those of other clients."""
-    is_list = scope["method"] == "GET" and (path == "/v1/models" or path.startswith("/v1/models/"))
-    if not is_list and not (scope["method"] == "POST" and path in INFERENCE_ROUTES):
-        raise RequestRefused(403, "this route is closed on a server with tenants")
-    if not is_list and not is_json(scope):
-        raise RequestRefused(415, "expected a body of the type `application/json`")
 
 
 def _with(scope: Message, asked: Asked) -> Message:

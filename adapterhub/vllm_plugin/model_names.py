@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
-from adapterhub.inference.serving.access.gate import STREAMS_WITHOUT_USAGE
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.answers import described, with_field
 from adapterhub.vllm_plugin.access import ASKED
@@ -90,7 +89,7 @@ class ModelNames:
         is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
         if asked is not None:
             name = _admitted(asked, name, is_base=is_base)
-        changes = _wanting_usage(value, asked) if asked is not None else {}
+        changes = asked.wanting_usage(value) if asked is not None else {}
         leased: LeasedAdapter | None = None
         if isinstance(name, str) and not is_base and not self._is_of_others(name, models):
             leased = await self._found(name, models, is_unload=is_unload, is_final=tenant is not None)
@@ -255,17 +254,6 @@ def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401
     if not isinstance(name, str):
         raise RequestRefused(400, "expected a text as the `model`")
     return asked.tenant.name_for(name)
-
-
-def _wanting_usage(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """What makes vLLM tell the tokens of a stream, where the client does not ask for them."""
-    if value.get("stream") is not True or asked.route not in STREAMS_WITHOUT_USAGE:
-        return {}
-    options = value.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage") is True:
-        return {}
-    asked.hides_usage = True
-    return {"stream_options": options | {"include_usage": True}}
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -59,7 +59,9 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, args.denied)
+        names = Names(
+            served_name, [model_of(spec) for spec in args.specs], builds, args.denied, args.record.fingerprint.weights
+        )
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
@@ -70,8 +72,8 @@ def serve_llama(
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (YANKS_S, look)])
-                with upkeep, front(args.host, args.port, engine_port, names) as server:
+                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
+                with upkeep, front(args.host, args.port, engine_port, names, args.gate) as server:
                     stay(session, engine, document, drain_s=args.drain_s, drain=lambda: server.drain(args.drain_s))
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None

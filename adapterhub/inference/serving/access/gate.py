@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -59,6 +59,16 @@ class Asked:
     """Whether the engine got the request."""
     hides_usage: bool = False
     """Whether the event with the usage is for us alone."""
+
+    def wanting_usage(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes the engine tell the tokens of a stream, where the client does not ask for them."""
+        if body.get("stream") is not True or self.route not in STREAMS_WITHOUT_USAGE:
+            return {}
+        options = body.get("stream_options") or {}
+        if not isinstance(options, dict) or options.get("include_usage") is True:
+            return {}
+        self.hides_usage = True
+        return {"stream_options": options | {"include_usage": True}}
 
     def begins(self, body_bytes: int) -> None:
         """Note that the engine gets the request."""
@@ -183,3 +193,17 @@ class Gate:
 def request_id(given: str) -> str:
     """The id that the client gave its request, if it is printable and short; else a new one."""
     return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else uuid.uuid4().hex
+
+
+def ensure_for_tenants(method: str, route: str, *, is_json: bool) -> None:
+    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those that change the server.
+
+    Raises:
+        RequestRefused: 403 for the route, 415 for a body that is not JSON.
+    """
+    if method == "GET" and (route == "/v1/models" or route.startswith("/v1/models/")):
+        return
+    if method != "POST" or route not in INFERENCE_ROUTES:
+        raise RequestRefused(403, "this route is closed on a server with tenants")
+    if not is_json:
+        raise RequestRefused(415, "expected a body of the type `application/json`")
