@@ -6,6 +6,7 @@ from typing import Final
 
 from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.answers import USAGE
 from adapterhub.inference.serving.control import DRAIN_PATH
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, is_json, is_stream, refuse_request
 
@@ -57,11 +58,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Send a part on, after noting its status and its tokens."""
         asked = self._asked
-        if message["type"] == "http.response.start":
+        body = message.get("body", b"")
+        if self._is_stream and body and USAGE not in body:
+            asked.events += 1  # most parts of a stream
+        elif message["type"] == "http.response.start":
             asked.status = message["status"]
             self._is_stream = is_stream(message)
             message["headers"] = [*message["headers"], (b"x-request-id", asked.request_id.encode("latin-1"))]
-        elif body := message.get("body", b""):
+        elif body:
             if asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
                 asked.failed(body)
             elif not asked.saw(body, is_stream=self._is_stream):

@@ -6,7 +6,9 @@ import json
 from typing import Any, Final
 
 _EVENT: Final = b"data: {"
-_USAGE: Final = b'"usage":'
+USAGE: Final = b'"usage":'
+"""What an answer has that tells its tokens."""
+
 _USAGE_BYTES: Final = 4096
 _OF_PROMPT: Final = ("prompt_tokens", "input_tokens")
 _OF_ANSWER: Final = ("completion_tokens", "output_tokens")
@@ -46,11 +48,11 @@ def usage_in(data: bytes) -> tuple[int, int] | None:
 
     Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
     """
-    at = data.rfind(_USAGE)
+    at = data.rfind(USAGE)
     if at < 0:
         return None
     try:
-        value, _ = _DECODER.raw_decode(data[at + len(_USAGE) : at + _USAGE_BYTES].decode("utf-8", "replace").lstrip())
+        value, _ = _DECODER.raw_decode(data[at + len(USAGE) : at + _USAGE_BYTES].decode("utf-8", "replace").lstrip())
     except ValueError:
         return None
     if not isinstance(value, dict):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -33,6 +34,8 @@ STREAMS_WITHOUT_USAGE: Final = frozenset({"/v1/completions", "/v1/chat/completio
 
 _ID_CHARACTERS: Final = 128
 _BYTES_A_TOKEN: Final = 4
+_PROCESS: Final = secrets.token_hex(8)
+_NUMBERS: Final = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -192,7 +195,7 @@ class Gate:
 
 def request_id(given: str) -> str:
     """The id that the client gave its request, if it is printable and short; else a new one."""
-    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else uuid.uuid4().hex
+    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else f"{_PROCESS}-{next(_NUMBERS)}"
 
 
 def ensure_for_tenants(method: str, route: str, *, is_json: bool) -> None:
