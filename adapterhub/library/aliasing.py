@@ -47,8 +47,11 @@ def without_alias(library: Library, spec: AdapterSpec) -> AdapterSpec:
     Of several targets, it takes the one with the largest weight; `library.note_choice` gets a sentence about that.
     """
     alias = alias_of(library, spec)
-    if alias is None:
-        return spec
+    return spec if alias is None else at_main(library, spec, alias)
+
+
+def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
+    """`spec` with the digest of the alias's main target; a note says what the others are."""
     if len(alias.targets) > 1:
         library.note_choice(
             f"`{alias}` is {alias.text()}; this takes {alias.main.version}, the one with the largest weight"
