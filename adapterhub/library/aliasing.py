@@ -69,7 +69,9 @@ def build_under(library: Library, alias: Alias, target: Target) -> Installed:
     for build in library.builds_named(name, namespace or None):
         if build.manifest.digest == target.digest and build.full_name == alias.adapter:
             return build
-    if alias.place:
+    if alias == library.project_alias(AdapterSpec.parse(str(alias))):
+        hint = "run `adapt sync`, which brings what the project locks"
+    elif alias.place:
         hint = f"`adapt install {alias.adapter}=={target.version}#{target.digest[:19]}` installs it"
     else:
         hint = f"install it again, or `adapt alias set {alias.name} {alias.adapter}==VERSION` moves the alias"

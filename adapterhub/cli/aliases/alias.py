@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_alias, complete_remote
 from adapterhub.cli.groups import Group
-from adapterhub.cli.options.params import SPEC, Session, common
+from adapterhub.cli.options.params import SPEC, Session, common, project_option, trust_option
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -84,10 +84,17 @@ def alias() -> None:
 @alias.command("set")
 @click.argument("name", shell_complete=complete_alias)
 @click.argument("targets", nargs=-1, required=True, type=TargetType(), metavar="SPEC[=WEIGHT]...")
+@click.option("--save", is_flag=True, help="Set it in the project's adapters.toml instead, then lock and sync.")
+@project_option
+@trust_option
 @common
 @server_options
 def set_(
-    session: Session, name: str, targets: tuple[tuple[AdapterSpec, float | None], ...], server: Server | None
+    session: Session,
+    name: str,
+    targets: tuple[tuple[AdapterSpec, float | None], ...],
+    save: bool,
+    server: Server | None,
 ) -> None:
     """Point an alias at a build, or at several with weights.
 
@@ -95,17 +102,27 @@ def set_(
     serve` gives each request key one of them, in proportion to the weights. Every other command takes the one with the
     largest weight.
 
-    With --remote, moves the alias of a repository of a registry, whose targets are released versions. `adapt install
-    acme/legal-qa@prod` then takes the build that it means there.
+    With --save, the project's file says what the alias means there, and its lock pins that. It comes before the
+    library's. With --remote, moves the alias of a repository of a registry, whose targets are released versions. `adapt
+    install acme/legal-qa@prod` then takes the build that it means there.
 
     \b
     Examples:
       adapt alias set prod legal-qa==1.2
       adapt alias set prod legal-qa==1.2=0.9 legal-qa==1.3=0.1
+      adapt alias set prod legal-qa==1.2 --save
       adapt alias set prod acme/legal-qa==1.2 --remote ours
     """
     from adapterhub.api.aliases.steps import set_alias
 
+    if save:
+        if server is not None:
+            raise UsageProblem("`--save` is for the project, `--remote` for a registry", hint="set one after the other")
+        from adapterhub.api.aliases.projects import set_project_alias
+
+        made = set_project_alias(session, name, targets, bars=session.out)
+        session.out.result(made.to_json(), lambda: session.out.line(f"{made}: {made.text()}, locked"))
+        return
     _tell_moved(session, server.set_alias(name, targets) if server else set_alias(session, name, targets))
 
 
