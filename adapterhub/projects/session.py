@@ -16,6 +16,7 @@ from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, Usage
 
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.library.bases.requested import RequestedBase
@@ -206,6 +207,20 @@ class Session:
         url = kind.parse_address(place)
         known = (remote for remote in self.remotes.all() if remote.url == url)
         return self._source_with(next(known, Remote(name="", url=url, kind=kind.name)), None, token)
+
+    def followed_places(self, named: str | None, builds: Mapping[Digest, str]) -> list[str]:
+        """The servers that requests are looked up on: `named`, or the remotes; and those that `builds` came from.
+
+        `builds` are labels such as `acme/legal-qa==1.2.0` by digest.
+        """
+        from adapterhub.library.store.origins import is_url
+
+        remotes = [self.remote(named)] if named else self.remotes.all()
+        found = [remote.url for remote in remotes]
+        for digest, label in builds.items():
+            origin = self.library.origins.under(digest, label.rpartition("==")[0])
+            found += [origin.place] if origin is not None and origin.is_server else []
+        return list(dict.fromkeys(url for url in found if is_url(url)))
 
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""

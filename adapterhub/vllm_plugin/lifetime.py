@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
 from adapterhub.inference.serving.access.yanks import YANKS_S
@@ -13,6 +14,10 @@ from adapterhub.inference.serving.access.yanks import YANKS_S
 if TYPE_CHECKING:
     from adapterhub.vllm_plugin.residency import Residency
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
+
+
+ALIASES_S: Final = 30.0
+"""How long a thread that follows events waits for the look-up of aliases."""
 
 
 class Lifetime:
@@ -38,6 +43,14 @@ class Lifetime:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(drop_denied)
 
+        def refresh_aliases() -> None:
+            refreshed = asyncio.run_coroutine_threadsafe(self._resolver.aliases.refresh(), loop)
+            with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):  # two names before Python 3.11
+                refreshed.result(ALIASES_S)
+
         denied.on_change(changed)
-        with Upkeep([(LOOK_S, denied.refresh), (YANKS_S, self._resolver.look_for_yanks)]):
+        with contextlib.ExitStack() as running:
+            running.enter_context(Upkeep([(LOOK_S, denied.refresh), (YANKS_S, self._resolver.look_for_yanks)]))
+            if self._resolver.settings.follow:
+                running.enter_context(self._resolver.followers(refresh_aliases))
             yield

@@ -7,7 +7,7 @@ import atexit
 import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -29,9 +29,11 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.following import Followers
     from adapterhub.inference.serving.metrics import LookUp, ServingMetrics
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
@@ -213,6 +215,35 @@ class AdapterHubResolver:
         if self._provider is not None and self._session is not None:
             find_source = None if self.settings.offline else self._session.place_source
             look_for_yanks(self._provider.library, self._provider.leased(), self.denied, find_source, self._remotes)
+
+    def followers(self, refresh_aliases: Callable[[], None]) -> Followers:
+        """The threads that follow the events of the registries that adapters come from; see `Followers`."""
+        from adapterhub.inference.serving.following import Followers, Reactions, feed_of, renew
+
+        def renew_names(adapters: Collection[tuple[str, str]] | None) -> None:
+            if self._provider is not None:
+                renew(self._provider, adapters)
+
+        heard = Reactions(
+            served=lambda: {*self._served(), *self.denied.withdrawn()},
+            look_for_yanks=self.look_for_yanks,
+            refresh_aliases=refresh_aliases,
+            renew=renew_names,
+        )
+        return Followers(
+            self._places, lambda place: feed_of(self._of_session().place_source(place)), heard, self._remotes
+        )
+
+    def _served(self) -> dict[Digest, str]:
+        return self._provider.leased() if self._provider else {}
+
+    def _of_session(self) -> Session:
+        assert self._session is not None  # `_places` names none before
+        return self._session
+
+    def _places(self) -> list[str]:
+        """The registries that adapters come from; none before the first request for one."""
+        return self._session.followed_places(self.settings.remote, self._served()) if self._session else []
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model, whose files are read once."""

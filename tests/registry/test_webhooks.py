@@ -80,8 +80,13 @@ def test_each_change_of_a_repository_reaches_its_webhook_signed_and_in_order(ser
         *("repository.moved", "repository.deleted"),
     ]
     assert [event["number"] for event in events] == sorted({event["number"] for event in events})
-    assert events[0]["data"].keys() == {"repo", "version", "digest"}
-    assert events[1]["data"] | {"digest": ""} == {"repo": "acme/legal-qa", "by": "ann", "digest": "", **about}
+    assert events[0]["data"].keys() == {"repo", "name", "version", "digest"}
+    assert events[1]["data"] | {"digest": ""} == about | {
+        "repo": "acme/legal-qa",
+        "name": "legal-qa",
+        "by": "ann",
+        "digest": "",
+    }
     assert events[4]["data"] == {"repo": "acme/legal-qa", "to": "acme/law"}
     assert events[5]["data"] == {"repo": "acme/law"}
     for message, event in zip(messages, events, strict=True):

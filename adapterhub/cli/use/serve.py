@@ -96,6 +96,9 @@ _CPU_SLOTS: Final = 32
     help="When stopped, let running requests finish for at most S seconds.",
 )
 @click.option(
+    "--follow", is_flag=True, help="Follow the events of the registries: a yank stops an adapter within a second."
+)
+@click.option(
     "--alias-ttl",
     type=click.FloatRange(min=0),
     default=10.0,
@@ -126,6 +129,7 @@ def serve(
     log: Path | None,
     start_timeout: float,
     drain: float,
+    follow: bool,
     alias_ttl: float,
     dry_run: bool,
     deny: tuple[str, ...],
@@ -176,6 +180,7 @@ def serve(
         remote=remote,
         offline=offline,
         signatures=signatures,
+        follow=follow and not offline,
         deny=deny,
         deny_file=deny_file,
         alias_ttl_s=alias_ttl,

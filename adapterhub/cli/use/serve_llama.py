@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def serve_llama(
     from adapterhub.inference.serving import UnreachableRemotes
     from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
+    from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
 
@@ -70,11 +72,17 @@ def serve_llama(
         def look() -> None:
             look_for_yanks(session.library, labels, args.denied, find_source, remotes)
 
+        def follow() -> Followers:
+            places = session.followed_places(args.settings.remote, labels)
+            heard = Reactions(served=labels.keys, look_for_yanks=look, refresh_aliases=names.refresh)
+            return Followers(lambda: places, lambda place: feed_of(session.place_source(place)), heard, remotes)
+
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
                 upkeep = Upkeep([(LOOK_S, args.denied.refresh), (YANKS_S, look)])
-                with upkeep, front(args.host, args.port, engine_port, names) as server:
+                following = follow() if args.settings.follow else contextlib.nullcontext()
+                with upkeep, following, front(args.host, args.port, engine_port, names) as server:
                     stay(
                         session,
                         engine,

@@ -11,6 +11,8 @@ from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.distribution.hub._wire import Wire
 
 MOST_IN_PAGE: Final = 500
+LONGEST_WAIT_S: Final = 30
+"""How long a registry lets a request wait for an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.inference.serving.provider import AdapterProvider
 from adapterhub.inference.serving.unreachable import UnreachableRemotes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.distribution.hub import Hub
-    from adapterhub.distribution.hub._events import Event, EventPage
+    from adapterhub.distribution.hub import Event, EventPage
+    from adapterhub.library.transfer import Source
+
+YANKS: Final = frozenset({"version.yanked", "version.unyanked"})
+NEW: Final = frozenset({"version.published", "version.unyanked"})
+ALIAS: Final = "alias.moved"
 
 WAIT_S: Final = 20
 """How long a request waits at the registry for an event; shorter than proxies wait for an answer."""
@@ -101,6 +109,7 @@ class Followers:
                 elif page.events:
                     self._heard(place, page.events)
                 since, pause_s = page.next, FIRST_RETRY_S
+                threading.current_thread().name = f"adapterhub-follow {place} since"
             except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on and tries again
                 if pause_s == FIRST_RETRY_S:
                     words = error.message if isinstance(error, AdapterHubError) else repr(error)
@@ -109,10 +118,70 @@ class Followers:
                 pause_s = min(2 * pause_s, LONGEST_RETRY_S)
 
 
-def feed_of(hub: Hub) -> Feed | None:
-    """The feed of a server; None if it has none.
+@dataclass(frozen=True, kw_only=True)
+class Reactions:
+    """What a server does when a registry says that something changed. Each function may block, and may raise.
+
+    `served` are the builds whose yank matters, denied ones included. `renew` gets the adapters with new versions, as
+    `(namespace, name)`; None stands for all.
+    """
+
+    served: Callable[[], Collection[Digest]]
+    look_for_yanks: Callable[[], None]
+    refresh_aliases: Callable[[], None] = lambda: None
+    renew: Callable[[Collection[tuple[str, str]] | None], None] = lambda _: None
+
+    def __call__(self, place: str, events: Sequence[Event] | None) -> None:
+        """React to the events of one registry; see `Heard`."""
+        served = self.served()
+        if events is None or any(event.type in YANKS and event.digest in served for event in events):
+            self._do(place, self.look_for_yanks)
+        if events is None or any(event.type == ALIAS for event in events):
+            self._do(place, self.refresh_aliases)
+        new = None if events is None else {_adapter(event) for event in events if event.type in NEW}
+        if new is None or new:
+            self._do(place, lambda: self.renew(new))
+
+    @staticmethod
+    def _do(place: str, reaction: Callable[[], None]) -> None:
+        try:
+            reaction()
+        except AdapterHubError as error:
+            _log.warning("after an event of %s: %s", place, error.message)
+
+
+def _adapter(event: Event) -> tuple[str, str]:
+    namespace, _, repo = event.repo.partition("/")
+    name = event.data.get("name")
+    return namespace, name if isinstance(name, str) else repo
+
+
+def renew(provider: AdapterProvider, adapters: Collection[tuple[str, str]] | None) -> None:
+    """Bring what is newer for the names in use that allow several versions, so that the next request gets it.
+
+    `adapters` are those with new versions, as `(namespace, name)`; None stands for all.
+    """
+    for name, leased in provider.in_use().items():
+        spec = AdapterSpec.parse(name)
+        if spec.pinned_version is not None or spec.digest_prefix is not None:
+            continue
+        if adapters is not None and not any(spec.name == n and spec.namespace in {None, s} for s, n in adapters):
+            continue
+        try:
+            provider.bring_newest(spec, leased)
+        except (AdapterNotFound, NoCompatibleRelease):
+            continue
+        except AdapterHubError as error:
+            _log.warning("%s stays %s: %s", shown(name), leased.label, error.message)
+
+
+def feed_of(source: Source) -> Feed | None:
+    """The feed of the server behind a source; None if it has none.
 
     Raises:
         RemoteUnreachable: it does not answer.
     """
-    return hub if "events" in hub.features else None
+    from adapterhub.distribution.hub import Hub  # imports the Hub's client, for which nothing else here waits
+
+    hub = getattr(source, "hub", source)
+    return hub if isinstance(hub, Hub) and "events" in hub.features else None

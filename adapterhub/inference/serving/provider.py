@@ -11,6 +11,8 @@ from threading import Lock
 from typing import Final
 from weakref import WeakValueDictionary
 
+from packaging.version import Version
+
 from adapterhub.core.digests import Digest, Progress, hex_of
 from adapterhub.core.errors import (
     AdapterHubError,
@@ -74,6 +76,11 @@ class LeasedAdapter:
     rank: int | None
     verdict: Verdict
     warnings: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+        return self.label.rpartition("==")[2]
 
 
 class AdapterProvider:
@@ -224,6 +231,31 @@ class AdapterProvider:
                 build = self._build(spec, self._sources(spec))
             return self._lease(build)
 
+    def in_use(self) -> dict[str, LeasedAdapter]:
+        """What each name that was looked up lately means, or last meant."""
+        with self._names_lock:
+            return {**self._earlier, **self._names}
+
+    def bring_newest(self, spec: AdapterSpec, than: LeasedAdapter) -> None:
+        """Install the build that sources have for `spec`, if it is newer `than` the present one and can be served.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: no source has one that fits.
+            AdapterHubError: it cannot be served, and was not kept; or as `fetch`.
+        """
+        sources = self._sources(spec)
+        plan = self._planned(replace(spec, base=None), sources, allow_base_mismatch=False, library_first=False)
+        if plan.present is not None or Version(plan.release.manifest.version) <= Version(than.version):
+            return
+        added = run_install(self.library, plan, self._progress, signatures=self._signatures)
+        if added is None:
+            return
+        try:
+            self._lease(added.build)
+        except AdapterHubError:
+            self.library.remove([added.build])
+            raise
+
     # ------------------------------------------------------------ find
     def _spec(self, name: str) -> AdapterSpec:
         spec = AdapterSpec.parse(name)
@@ -259,7 +291,9 @@ class AdapterProvider:
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool) -> InstallPlan:
+    def _planned(
+        self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool, library_first: bool = True
+    ) -> InstallPlan:
         return plan_install(
             self.library,
             spec,
@@ -267,6 +301,7 @@ class AdapterProvider:
             wanted=self._wanted,
             bounds=self._bounds,
             allow_base_mismatch=allow_base_mismatch,
+            library_first=library_first,
             objection=lambda one: self._reason(f"{one.full_name}=={one.version}", one.digest, one.yanked),
         )
 

@@ -16,6 +16,7 @@ _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
 _ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
 _DENY: Final = "ADAPTERHUB_SERVE_DENY"
 _DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
 _POLICIES: Final = ("require", "warn", "off")
@@ -26,9 +27,9 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. `deny`
-    and `deny_file` list what is not served, as `access.denied.Denied` reads them. An alias is looked up again after
-    `alias_ttl_s` seconds.
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
+    `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
+    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds.
     """
 
     root: Path
@@ -36,6 +37,7 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    follow: bool = False
     deny: tuple[str, ...] = ()
     deny_file: Path | None = None
     alias_ttl_s: float = TTL_S
@@ -48,6 +50,7 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _FOLLOW: "1" if self.follow else "",
             _DENY: "\n".join(self.deny),
             _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
             _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
@@ -72,6 +75,7 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            follow=environ.get(_FOLLOW, "") not in {"", "0"},
             deny=tuple(environ.get(_DENY, "").splitlines()),
             deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
             alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),

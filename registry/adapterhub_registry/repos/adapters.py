@@ -111,10 +111,12 @@ def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
 def record_release(connection: Connection, repo: Row[Any], kind: EventType, *, tag: str, **more: object) -> None:
     """Record an event of the release that `tag` names; of any other tag, none."""
     version = version_of(tag)
-    wanted = select(releases.c.digest).where(releases.c.repo_id == repo.id, releases.c.version == version)
-    digest = connection.scalar(wanted)
-    if digest is not None:
-        outbox.record(connection, repo, kind, version=version, digest=f"sha256:{digest}", **more)
+    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    wanted = select(releases.c.digest, adapters.c.name).join_from(releases, adapters, mine, isouter=True)
+    row = connection.execute(wanted.where(releases.c.repo_id == repo.id, releases.c.version == version)).one_or_none()
+    if row is not None:
+        name = row.name or repo.full_name.partition("/")[2]
+        outbox.record(connection, repo, kind, name=name, version=version, digest=f"sha256:{row.digest}", **more)
 
 
 def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> None:
