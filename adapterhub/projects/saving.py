@@ -139,7 +139,8 @@ def builds_of_key(session: Session, project: Project, key: AdapterName, spec: Ad
     entry = lock.entries.get(key) if lock else None
     if lock is None or entry is None:
         return []
-    if any(other.digest == entry.digest for other in lock.entries.values() if other.key != key):
+    others = [other for other in lock.entries.values() if adapter_of(other.key) != key]  # its aliases go with it
+    if any(other.digest == entry.digest for other in others):
         session.out.note(f"`{spec.full_name}` stays installed: the project uses it under another name")
         return []
     build = locked_build(session.library, entry)
