@@ -1,17 +1,21 @@
-"""What a server does beside answering, from its start to its end: it follows the deny list and looks for yanks."""
+"""What a server does beside answering, from its start to its end.
+
+It loads adapters before it takes requests, follows the deny list and the tenants, and looks for yanks.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
 from adapterhub.inference.serving.access.yanks import YANKS_S
 
 if TYPE_CHECKING:
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.vllm_plugin.residency import Residency
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
@@ -23,14 +27,20 @@ ALIASES_S: Final = 30.0
 class Lifetime:
     """The work of one server beside its requests."""
 
-    def __init__(self, resolver: AdapterHubResolver, residency: Residency) -> None:
+    def __init__(self, resolver: AdapterHubResolver, residency: Residency, gate: Gate) -> None:
+        self._gate = gate
         self._resolver = resolver
         self._residency = residency
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @contextlib.contextmanager
-    def of(self, app: Any) -> Iterator[None]:  # noqa: ANN401 - vLLM's FastAPI application
-        """Do it while the block, the life of `app`, lasts. Runs on the event loop of its requests."""
+    @contextlib.asynccontextmanager
+    async def of(self, app: Any) -> AsyncIterator[None]:  # noqa: ANN401 - vLLM's FastAPI application
+        """Do it while the block, the life of `app`, lasts. Runs on the event loop of its requests.
+
+        Raises:
+            AdapterHubError: an adapter that the settings name cannot be loaded, before the block begins.
+        """
+        await self._load(app.state.openai_serving_models)
         loop = asyncio.get_running_loop()
         denied = self._resolver.denied
 
@@ -49,8 +59,19 @@ class Lifetime:
                 refreshed.result(ALIASES_S)
 
         denied.on_change(changed)
+        look = self._resolver.look_for_yanks
         with contextlib.ExitStack() as running:
-            running.enter_context(Upkeep([(LOOK_S, denied.refresh), (YANKS_S, self._resolver.look_for_yanks)]))
+            running.enter_context(self._gate.open())
+            tasks = [(LOOK_S, denied.refresh), (LOOK_S, self._gate.refresh), (YANKS_S, look)]
+            running.enter_context(Upkeep(tasks))
             if self._resolver.settings.follow:
                 running.enter_context(self._resolver.followers(refresh_aliases))
             yield
+
+    async def _load(self, models: Any) -> None:  # noqa: ANN401 - vLLM's OpenAIServingModels
+        pins = self._resolver.settings.pins
+        base = models.model_config.model
+        for name in (*pins, *self._resolver.settings.preload):
+            for spec in await self._resolver.aliases.targets(base, name):
+                leased = await self._resolver.leased(base, spec)
+                await self._residency.load(leased, models, pin=name in pins)

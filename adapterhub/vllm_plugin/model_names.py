@@ -14,23 +14,35 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from adapterhub.core.errors import AdapterDenied
-from adapterhub.inference.serving import refusal_of
+from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
+from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import (
-    WITH_USAGE,
+    asking_for_usage,
     described,
-    lacks_usage,
     says_only_usage,
+    with_changes,
     with_field,
-    with_usage,
 )
 from adapterhub.inference.serving.metrics import Measured
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
+from adapterhub.vllm_plugin.access import ASKED
+from adapterhub.vllm_plugin.asgi import (
+    App,
+    Message,
+    Receive,
+    Send,
+    header_of,
+    is_json,
+    is_stream,
+    refuse_request,
+)
 from adapterhub.vllm_plugin.residency import Models, Residency
+from adapterhub.vllm_plugin.resolver import note_refusal
 
 if TYPE_CHECKING:
-    from adapterhub.inference.serving import LeasedAdapter, Refusal
+    from adapterhub.inference.serving import LeasedAdapter
+    from adapterhub.inference.serving.access.gate import Asked
+    from adapterhub.inference.serving.access.tenants import Tenant
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
 MODELS: Final = "/v1/models"
@@ -53,7 +65,7 @@ class ModelNames:
             await self._app(scope, receive, send)
         elif scope["method"] == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
             await self._list(scope, receive, send, unquote(path[len(MODELS) + 1 :]))
-        elif scope["method"] == "POST" and _is_json(scope):
+        elif scope["method"] == "POST" and is_json(scope):
             await self._forward(scope, receive, send, is_unload=path.endswith(UNLOAD))
         else:
             await self._app(scope, receive, send)
@@ -68,40 +80,66 @@ class ModelNames:
                 raise
         finally:
             if exchange.leased is not None:
-                await self.residency.leave(exchange.leased, exchange.models)
+                await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
             exchange.measured.end()
         if exchange.refusal is not None:
-            await refuse(send, exchange.refusal.status, exchange.refusal.message, "AdapterDenied")
+            if exchange.asked is not None:
+                raise exchange.refusal  # `Access` notes it
+            await refuse_request(send, exchange.refusal)
 
     async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
-        """The body with the adapter's one name, which `exchange` gets; the same body where it names none."""
+        """The body with the adapter's one name; the same body where it names none. `exchange` gets the adapter.
+
+        Raises:
+            AdapterDenied: the adapter is not served any more.
+            RequestRefused: the tenant may not use it, or has no room for it.
+        """
+        tenant, asked, models = exchange.tenant, exchange.asked, exchange.models
         try:
             value = json.loads(body)
         except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            if tenant is not None:
+                raise RequestRefused(400, "the body is not a JSON object")
             return body
-        name = value.get(exchange.key) if isinstance(value, dict) else None
-        models = exchange.models
-        if not isinstance(name, str):
-            return body
-        exchange.hides_usage = lacks_usage(exchange.path, value)
-        is_base = models.is_base_model(name)
-        if is_base or self._is_of_others(name, models):
-            exchange.measured.adapter = None if is_base else name
-            return with_usage(body) if exchange.hides_usage else body
-        exact = name if exchange.is_unload else await self._exact(name, request_key(exchange.key_header, value), models)
-        leased = exchange.leased = await self._found(exact, exchange)
-        if leased is None and exact == name:
-            return body
-        added = WITH_USAGE if exchange.hides_usage and leased else {}
-        return json.dumps({**value, **added, exchange.key: leased.model if leased else exact}).encode()
+        name = value.get(exchange.key)
+        is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
+        if asked is not None:
+            name = _admitted(asked, name, is_base=is_base)
+        changes = {} if exchange.is_unload else asking_for_usage(exchange.route, value)
+        if isinstance(name, str) and not is_base:
+            exchange.measured.adapter = name
+            if not self._is_of_others(name, models):
+                named = await self._named(name, value, exchange)
+                if named is None:
+                    return body
+                changes[exchange.key] = named
+        exchange.hides_usage = "stream_options" in changes
+        return with_changes(body, value, changes)
 
-    async def _exact(self, name: str, key: str | None, models: Models) -> str:
-        """The exact spec that an alias means for a request key; every other name unchanged."""
-        with contextlib.suppress(Exception):  # vLLM asks the resolver next, which refuses with the reason
-            return await self.resolver.aliases.exact(models.model_config.model, name, key)
-        return name
+    async def _named(self, name: str, value: dict[str, Any], exchange: _Exchange) -> str | None:
+        """The adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
+        exact = name
+        if not exchange.is_unload:
+            with contextlib.suppress(Exception):  # the look-up below, or vLLM's, refuses with the reason
+                key = request_key(exchange.key_header, value)
+                exact = await self.resolver.aliases.exact(exchange.models.model_config.model, name, key)
+        leased = await self._found(exact, exchange)
+        if leased is None:
+            return None if exact == name else exact
+        if exchange.tenant is not None:
+            exchange.tenant.ensure_may_use(name, leased.label)
+        exchange.measured.adapter = leased.label
+        await self.residency.enter(leased, exchange.tenant, exchange.models)
+        exchange.leased = leased
+        return leased.model
 
     async def _found(self, name: str, exchange: _Exchange) -> LeasedAdapter | None:
+        """The adapter of that name; None leaves the refusal to vLLM. For a tenant, it is ours.
+
+        A tenant must not learn from the form of a refusal whether others have an adapter of that name.
+        """
         if exchange.is_unload:  # what is not loaded need not be looked up
             return self.residency.find(name) or self.resolver.known(name)
         measured = exchange.measured
@@ -109,9 +147,17 @@ class ModelNames:
             leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
         except AdapterDenied:
             raise
+        except AdapterHubError as error:
+            if exchange.tenant is not None:
+                note_refusal(name, error)
+                if isinstance(error, AmbiguousSpec):  # it lists the adapters of others
+                    raise RequestRefused(
+                        400, f"`{shown(name, 200)}` means several adapters; name its namespace"
+                    ) from None
+                raise RequestRefused.of(error) from None
+            return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
-        measured.adapter = leased.label
         self.resolver.metrics.looked_up(measured.found)
         return leased
 
@@ -135,23 +181,37 @@ class ModelNames:
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
         if status == 200:  # noqa: PLR2004 - OK
-            status, value = self._listing(json.loads(body), name)
+            asked: Asked | None = scope.get(ASKED)
+            status, value = self._listing(json.loads(body), name, asked.tenant if asked else None)
             body = json.dumps(value).encode()
         headers = [(key, data) for key, data in start["headers"] if key.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _listing(self, value: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    def _listing(self, value: dict[str, Any], name: str, tenant: Tenant | None) -> tuple[int, dict[str, Any]]:
         cards = [card | {"root": card["id"]} for card in value["data"]]
+        if tenant is not None:
+            cards = [card for card in cards if self._may_see(tenant, card)]
         if not name:
             return 200, value | {"data": cards}
         known = self.resolver.known(name)
         for card in cards:
             if card["id"] in {name, known.model if known else name}:
                 return 200, card
-        error = {"message": f"the model `{name}` is not loaded", "type": "NotFoundError", "param": "model", "code": 404}
+        error = {
+            "message": f"the model `{shown(name, 200)}` is not loaded",
+            "type": "NotFoundError",
+            "param": "model",
+            "code": 404,
+        }
         return 404, {"error": error}
+
+    def _may_see(self, tenant: Tenant, card: dict[str, Any]) -> bool:
+        leased = self.residency.find(card["id"])
+        if leased is not None:
+            return tenant.allows(leased.label.partition("==")[0])
+        return tenant.base if card.get("parent") is None else tenant.allows(card["id"])
 
 
 class _Exchange:
@@ -159,12 +219,14 @@ class _Exchange:
 
     def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
         self.models = _models(scope)
-        self.path = str(scope["path"])
+        self.route = str(scope["path"]).removeprefix(scope.get("root_path", "")).rstrip("/")
         self.is_unload = is_unload
         self.key = "lora_name" if is_unload else "model"
         self.key_header = header_of(scope, KEY_HEADER).decode("latin-1")
+        self.asked: Asked | None = scope.get(ASKED)
+        self.tenant = self.asked.tenant if self.asked else None
         self.leased: LeasedAdapter | None = None
-        self.refusal: Refusal | None = None
+        self.refusal: RequestRefused | None = None
         self.measured = Measured(names.resolver.metrics)
         self.hides_usage = False
         """Whether the usage in the stream is for us alone."""
@@ -187,11 +249,19 @@ class _Exchange:
         try:
             body = await self._names.rewritten(self, body)
         except AdapterDenied as error:
-            self.refusal = refusal_of(error)
-            self._names.resolver.count_refusal(self.refusal.status)
+            self.refusal = RequestRefused.of(error)
+        except RequestRefused as refusal:
+            self.refusal = refusal
+        if self.refusal is not None:
+            metrics = self._names.resolver.metrics
+            metrics.looked_up("refused")
+            if self.asked is None:  # else `Access` counts it, as it counts its own
+                metrics.refused(self.refusal.status)
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
-        if self.leased is not None:
-            self._names.residency.enter(self.leased)
+        if self.asked is not None:
+            self.asked.begins(len(body))
+            if self.leased is not None:
+                self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Message) -> None:
@@ -202,12 +272,14 @@ class _Exchange:
             self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
             if self.leased is not None:
                 base = self._names.resolver.base_digest()
-                if _is_stream(message):
+                if is_stream(message):
                     self._field = described(self.leased.label, self.leased.digest, base)
                 message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
         elif self._is_answer:
             body = message.get("body", b"")
             self.measured.take(body)
+            if self.asked is not None:
+                self.asked.usage = self.measured.usage
             if self.hides_usage and says_only_usage(body):
                 message["body"] = b""
             elif self._field and (event := with_field(body, self._field)):
@@ -227,12 +299,18 @@ def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes
     ]
 
 
-def _is_stream(start: Message) -> bool:
-    return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
-
-
-def _is_json(scope: Message) -> bool:
-    return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
+def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of a body that nobody has checked
+    """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
+    if isinstance(name, str):
+        asked.model = shown(name, 300)
+    if asked.tenant is None:
+        return name
+    if is_base:
+        asked.tenant.ensure_may_use_base()
+        return name
+    if not isinstance(name, str):
+        raise RequestRefused(400, "expected a text as the `model`")
+    return asked.tenant.name_for(name)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

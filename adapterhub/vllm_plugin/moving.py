@@ -39,6 +39,16 @@ class MovingNames:
                 await asyncio.shield(look_up)
         return aliases.chosen(name, key) or name
 
+    async def targets(self, base_model_name: str, name: str) -> list[str]:
+        """The exact specs of all targets of an alias; for any other name, that name.
+
+        Raises:
+            AdapterHubError: as `exact`.
+        """
+        if await self.exact(base_model_name, name) == name:
+            return [name]
+        return (await self._resolver.provider(base_model_name)).aliases.specs(name)
+
     async def refresh(self, name: str | None = None) -> list[str]:
         """Look up now every alias that requests have named, or one; return their names. Requests go on meanwhile."""
         if not self._base_model_name:

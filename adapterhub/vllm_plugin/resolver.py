@@ -80,7 +80,7 @@ class AdapterHubResolver:
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
-        self._argv = list(argv) or sys.argv
+        self.argv = list(argv) or sys.argv
         self.local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self.remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._pending: dict[str, asyncio.Future[tuple[LeasedAdapter, LookUp]]] = {}
@@ -102,7 +102,7 @@ class AdapterHubResolver:
             await self._ensure_no_alias(base_model_name, lora_name)
             leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
-            _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
+            note_refusal(lora_name, error)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
                 return None
             from adapterhub.inference.serving import refusal_of
@@ -125,7 +125,7 @@ class AdapterHubResolver:
                 hint="start it with `adapt serve`, or with `--middleware adapterhub.vllm_plugin.guard.Guard`",
             )
 
-    def count_refusal(self, status: HTTPStatus) -> None:
+    def count_refusal(self, status: int) -> None:
         """Count a request for an adapter that gets none."""
         self.metrics.looked_up("refused")
         self.metrics.refused(status)
@@ -265,7 +265,7 @@ class AdapterHubResolver:
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
         self._session = session
         library = session.library
-        folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
+        folder = folder_of_model(base_model_name, option_in(self.argv, "--revision"))
         bases: Bases = library.bases
         record = bases.find(BaseSpec(kind="path", text=str(folder)))
 
@@ -277,7 +277,7 @@ class AdapterHubResolver:
             record,
             engine=f"vllm@{vllm_version() or ''}".rstrip("@"),
             sources=sources,
-            max_rank=settings.max_rank or _max_rank_in(self._argv),
+            max_rank=settings.max_rank or _max_rank_in(self.argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
             alias_ttl_s=settings.alias_ttl_s,
             denied=self.denied,
@@ -329,6 +329,11 @@ def _max_rank_in(argv: Sequence[str]) -> int | None:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def note_refusal(name: str, error: AdapterHubError) -> None:
+    """Log why a name is refused, with what only the operator may see."""
+    _log.warning("%s: %s", shown(name), f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _others_may_know() -> bool:

@@ -206,6 +206,8 @@ REFUSALS = [
     ("serve --base base-7b --engine llama.cpp", 2),
     ("serve --base base-7b --deny ../x", 2),
     ("serve --base base-7b --deny-file ./nowhere", 10),
+    ("serve --base base-7b --tenants ./text.txt", 16),
+    ("serve --base base-7b --audit-log ./nowhere/log", 14),
     ("serve legal-qa --base base-7b --python ./vllm/python --offline --deny legal-qa", 14),
     ("serve nothing --base base-7b --python ./vllm/python --offline", 10),
     ("serve --base base-7b --python ./vllm/python --port 0 --log ./log --engine-args=--fail", 18),

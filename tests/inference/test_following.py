@@ -101,7 +101,7 @@ def test_events_stop_an_adapter_bring_it_back_and_move_ranges_but_no_exact_name(
     world.ann.ok("push", "legal-qa==1.9.0", "--to", f"{world.team}/legal-qa")
     world.publish("1.2.0")
     commits = {version: hide(world, version) for version in ("1.9.0", "1.2.0")}
-    engine.resolver._argv = ["vllm", "--enable-lora", "--max-lora-rank", "16"]
+    engine.resolver.argv = ["vllm", "--enable-lora", "--max-lora-rank", "16"]
     anything, low, exact = (f"{world.team}/legal-qa{part}" for part in ("", "<1.2", "==1.1"))
 
     async def run() -> list[object]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +22,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.inference.serving.answers import Usage, lacks_usage, says_only_usage, usage_in, with_usage
+from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in, with_changes
 from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp import Names, front
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.library import Library
 from tests.inference.test_model_names import KEY, Add, Engine, engine  # noqa: F401 - a fixture
+from tests.inference.test_tenants import ask as ask_as
+from tests.inference.test_tenants import file, make  # noqa: F401 - fixtures
 
 USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
 STREAMED = {"model": "", "prompt": "a", "stream": True}
@@ -130,7 +133,7 @@ def test_a_client_that_asks_for_usage_gets_it(url: str, add: Add) -> None:
 
     assert '"usage":{"prompt_tokens":5' in told
     assert "usage" not in not_told
-    assert scraped(url)["adapter_tokens_total", "legal-qa==1.0.0,generated"] == 3
+    assert scraped(url)["adapter_tokens_total", "legal-qa==1.0.0,generated"] == 6
 
 
 def test_what_is_denied_is_counted_as_refused(url: str, add: Add, engine: Engine) -> None:  # noqa: F811 - the fixture
@@ -144,6 +147,22 @@ def test_what_is_denied_is_counted_as_refused(url: str, add: Add, engine: Engine
     assert found["lookups_total", "refused"] == 1
     assert sum(value for (name, _), value in found.items() if name == "refusals_total") == 1
     assert found["adapter_requests_total", "legal-qa==1.0.0"] == 1
+
+
+def test_what_a_tenant_must_not_do_is_counted_once(make: Callable[..., Engine], add: Add) -> None:  # noqa: F811 - the fixture
+    add("beta-qa")
+    tenants, registry = make(), CollectorRegistry()
+    tenants.resolver.__dict__["metrics"] = ServingMetrics(registry)
+
+    async def run() -> list[int]:
+        asked = [("beta", "base-7b"), ("nobody", "beta-qa"), ("acme", "nothing"), ("beta", "beta-qa")]
+        return [(await ask_as(tenants, *one))[0] for one in asked]
+
+    assert asyncio.run(run()) == [403, 401, 404, 200]
+    found = samples(exposition(registry)[0].decode())
+    assert {code: value for (name, code), value in found.items() if name == "refusals_total"} == dict.fromkeys(
+        ("401", "403", "404"), 1.0
+    )
 
 
 ENGINE = """
@@ -242,12 +261,23 @@ def test_usage_is_read_where_an_answer_says_it(piece: bytes, usage: Usage | None
     assert usage_in(piece) == usage
 
 
-def test_a_request_that_says_how_it_wants_its_stream_stays_as_it_is() -> None:
-    path, body = "/v1/completions", b'{"model": "m", "stream": true, "x": {"y": "}"} }\n'
+def test_a_stream_is_made_to_tell_its_usage_unless_it_does() -> None:
+    route, asks = "/v1/completions", {"stream_options": {"include_usage": True}}
 
-    assert json.loads(with_usage(body)) == {**json.loads(body), "stream_options": {"include_usage": True}}
-    assert lacks_usage(path, json.loads(body))
-    assert not lacks_usage(path, {"stream": True, "stream_options": None})
-    assert not lacks_usage(path, {"stream": "yes"})
-    assert not lacks_usage("/v1/responses", {"stream": True})
+    assert asking_for_usage(route, {"stream": True}) == asks
+    assert asking_for_usage(route, {"stream": True, "stream_options": None}) == asks
+    assert asking_for_usage(route, {"stream": True, "stream_options": {"continuous_usage_stats": True}}) == asks
+    for value in ({"stream": "yes"}, {}, {"stream": True, **asks}, {"stream": True, "stream_options": 1}):
+        assert asking_for_usage(route, value) == {}
+    assert asking_for_usage("/v1/responses", {"stream": True}) == {}
     assert not says_only_usage(b'data: {"choices":[{"text":"\\"choices\\":[]"}],"usage":{}}')
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": "m", "x": {"y": "}"} }\n', b"{}", b' {"a": 1}', b'{"stream_options": null}']
+)
+def test_a_changed_body_says_the_rest_as_before(body: bytes) -> None:
+    changes = {"stream_options": {"include_usage": True}}
+
+    assert json.loads(with_changes(body, json.loads(body), changes)) == {**json.loads(body), **changes}
+    assert with_changes(body, json.loads(body), {}) is body

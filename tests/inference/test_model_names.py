@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from adapterhub.core.errors import StoreLocked
 from adapterhub.library.bases.records import BaseRecord
@@ -30,8 +30,7 @@ KEY = {"authorization": "Bearer k"}
 class Engine:
     """The routes, behind the guard. `bodies` are those that the completion route read."""
 
-    def __init__(self, base: BaseRecord, resolver: AdapterHubResolver) -> None:
-        self.resolver = resolver
+    def __init__(self, base: BaseRecord, resolver: AdapterHubResolver, *, has_key: bool = True) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.resolver = resolver
         self.may_answer = asyncio.Event()
@@ -39,34 +38,55 @@ class Engine:
         self.has_loaded = asyncio.Event()
         self.lora_requests: dict[str, Any] = {}
         self.removed: list[int] = []
+        self._ids = 0
         self.has_removed = asyncio.Event()
         self.app = FastAPI()
         self.app.state.openai_serving_models = SimpleNamespace(
             is_base_model=lambda name: name == "base-7b",
             lora_requests=self.lora_requests,
+            resolve_lora=self.resolve_lora,
             model_config=SimpleNamespace(model=str(base.path)),
             engine_client=SimpleNamespace(remove_lora=self._remove),
         )
-        self._add_routes(str(base.path), resolver)
-        self.app.add_middleware(_Keys)
+        self._base = str(base.path)
+        self._add_routes(self._base)
+        if has_key:
+            self.app.add_middleware(_Keys)
         self.app.add_middleware(guard.Guard)
 
-    def _add_routes(self, base: str, resolver: AdapterHubResolver) -> None:
+    async def resolve_lora(self, name: str) -> Any:
+        if name not in self.lora_requests:
+            request = await self.resolver.resolve_lora(self._base, name)
+            self._ids += 1
+            request.lora_int_id = self._ids
+            self.lora_requests[name] = request
+        return self.lora_requests[name]
+
+    def _add_routes(self, base: str) -> None:
         @self.app.post("/v1/completions")
-        async def complete(request: Request) -> JSONResponse:
+        async def complete(request: Request) -> Response:
             from vllm.exceptions import GracefulHTTPError
 
             body = await request.json()
             self.bodies.append(body)
             name = body["model"]
             try:
-                if name != "base-7b" and name not in self.lora_requests:
-                    self.lora_requests[name] = await resolver.resolve_lora(base, name)
+                if name != "base-7b":
+                    await self.resolve_lora(name)
             except GracefulHTTPError as error:
                 return JSONResponse({"error": error.message}, int(error.http_status))
             self.has_loaded.set()
             await self.may_answer.wait()
-            return JSONResponse({"model": name})
+            usage = {"prompt_tokens": 3, "completion_tokens": 2}
+            if not body.get("stream"):
+                return JSONResponse({"model": name, "choices": [{"text": "ab"}], "usage": usage})
+            events: list[dict[str, Any]] = [{"model": name, "choices": [{"text": text}]} for text in "ab"]
+            if (body.get("stream_options") or {}).get("include_usage"):
+                events.append({"model": name, "choices": [], "usage": usage})
+            lines = [json.dumps(event, separators=(",", ":")) for event in events]
+            return StreamingResponse(
+                (f"data: {line}\n\n" for line in [*lines, "[DONE]"]), media_type="text/event-stream"
+            )
 
         @self.app.post("/v1/unload_lora_adapter")
         async def unload(request: Request) -> JSONResponse:
@@ -98,11 +118,9 @@ class Engine:
         answer: list[Any] = []
 
         async def receive() -> dict[str, Any]:
-            return (
-                {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-                if parts
-                else {"type": "http.disconnect"}
-            )
+            if not parts:
+                await asyncio.Event().wait()  # the client stays
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
         async def take(message: Any) -> None:
             answer.append(message)
@@ -110,7 +128,8 @@ class Engine:
         await self.app(scope, receive, take)
         told = {name.decode(): data.decode() for name, data in answer[0]["headers"]}
         text = b"".join(message.get("body", b"") for message in answer[1:])
-        return answer[0]["status"], told, json.loads(text)
+        is_json = told.get("content-type") == "application/json"
+        return answer[0]["status"], told, json.loads(text) if is_json else text.decode()
 
     @contextlib.asynccontextmanager
     async def life(self) -> AsyncIterator[None]:

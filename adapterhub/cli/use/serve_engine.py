@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.aliases import ServedAliases
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
@@ -38,6 +39,7 @@ class ServeArgs:
     port: int
     settings: ServeSettings
     denied: Denied
+    gate: Gate
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float
@@ -85,6 +87,11 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
         # a model name has no base, which is the served one
         names = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in specs]
         yield Checked(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
+
+
+def requested_name(spec: AdapterSpec) -> str:
+    """What a request would call it: without a base by path, which no request may name."""
+    return str(spec if spec.base is not None and spec.base.kind == "alias" else replace(spec, base=None))
 
 
 def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:

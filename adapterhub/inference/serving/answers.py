@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _EVENT: Final = b"data: {"
 _USAGE: Final = b'"usage":'
 _NO_CHOICE: Final = (b'"choices":[]', b'"choices": []')
 _LONGEST_USAGE: Final = 4096
+_OF_PROMPT: Final = ("prompt_tokens", "input_tokens")
+_OF_ANSWER: Final = ("completion_tokens", "output_tokens")
 _DECODER: Final = json.JSONDecoder()
-WITH_USAGE: Final[Mapping[str, Any]] = {"stream_options": {"include_usage": True}}
+STREAMS_WITHOUT_USAGE: Final = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/completions", "/chat/completions"}
+)
+"""Routes whose streams tell the tokens only on demand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The tokens of a prompt, and of its answer."""
 
     prompt: int
@@ -24,7 +27,10 @@ class Usage:
 
 
 def usage_in(piece: bytes) -> Usage | None:
-    """The last usage in a part of an answer. A quote inside a text is escaped, so no text is taken for one."""
+    """The last usage that a part of an answer tells; None if it tells none.
+
+    Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
+    """
     at = piece.rfind(_USAGE)
     if at < 0:
         return None
@@ -33,27 +39,33 @@ def usage_in(piece: bytes) -> Usage | None:
         value, _ = _DECODER.raw_decode(piece[start : start + _LONGEST_USAGE].decode("utf-8", "replace").lstrip())
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value.keys() & {*_OF_PROMPT, *_OF_ANSWER}:
         return None
-    prompt = value.get("prompt_tokens", value.get("input_tokens"))
-    generated = value.get("completion_tokens", value.get("output_tokens", 0))
-    if type(prompt) is not int or type(generated) is not int or min(prompt, generated) < 0:
-        return None
-    return Usage(prompt, generated)
+    found = [next((value[key] for key in keys if key in value), 0) for keys in (_OF_PROMPT, _OF_ANSWER)]
+    return Usage(*found) if all(type(count) is int and count >= 0 for count in found) else None
 
 
-def lacks_usage(path: str, value: Mapping[str, Any]) -> bool:
-    """Whether a request asks for a stream that would not say its usage; `WITH_USAGE` lets it."""
-    return value.get("stream") is True and "stream_options" not in value and path.endswith("/completions")
+def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request for a stream must say beside the rest, so that its end tells the usage; {} where it will."""
+    if value.get("stream") is not True or route not in STREAMS_WITHOUT_USAGE:
+        return {}
+    options = value.get("stream_options")
+    if (options is not None and not isinstance(options, dict)) or (options or {}).get("include_usage") is True:
+        return {}
+    return {"stream_options": {"include_usage": True}}  # a usage in every event, too, would not be for us alone
 
 
-def with_usage(body: bytes) -> bytes:
-    """The body of such a request with `WITH_USAGE`, without writing the rest anew."""
-    return body[: body.rindex(b"}")] + b"," + json.dumps(WITH_USAGE).encode()[1:]
+def with_changes(body: bytes, value: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """The body of a request, which holds `value`, with some changes; new members need no new text for the others."""
+    if not changes:
+        return body
+    if changes.keys() & value.keys() or not value:
+        return json.dumps({**value, **changes}).encode()
+    return body[: body.rindex(b"}")] + b"," + json.dumps(changes).encode()[1:]
 
 
 def says_only_usage(event: bytes) -> bool:
-    """Whether a server-sent event is the one that `WITH_USAGE` adds to a stream."""
+    """Whether a server-sent event is the one that `asking_for_usage` adds to a stream."""
     return _USAGE in event and any(none in event for none in _NO_CHOICE)
 
 
@@ -71,6 +83,15 @@ def with_field(event: bytes, field: bytes) -> bytes | None:
     return event[:at] + field + (b"" if event[at : at + 1] == b"}" else b", ") + event[at:]
 
 
-def refusal_body(status: int, message: str, kind: str) -> dict[str, Any]:
+def refusal_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's API writes one."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def kind_in(error: bytes) -> str | None:
+    """The `type` of an error in OpenAI's form; None in another form."""
+    try:
+        kind = json.loads(error)["error"]["type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None

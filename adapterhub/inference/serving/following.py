@@ -127,8 +127,8 @@ class Reactions:
     """
 
     served: Callable[[], Collection[Digest]]
-    look_for_yanks: Callable[[], None]
-    refresh_aliases: Callable[[], None] = lambda: None
+    look_for_yanks: Callable[[], object]
+    refresh_aliases: Callable[[], object] = lambda: None
     renew: Callable[[Collection[tuple[str, str]] | None], None] = lambda _: None
 
     def __call__(self, place: str, events: Sequence[Event] | None) -> None:
@@ -143,7 +143,7 @@ class Reactions:
             self._do(place, lambda: self.renew(new))
 
     @staticmethod
-    def _do(place: str, reaction: Callable[[], None]) -> None:
+    def _do(place: str, reaction: Callable[[], object]) -> None:
         try:
             reaction()
         except AdapterHubError as error:

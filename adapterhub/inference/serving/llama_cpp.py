@@ -25,7 +25,7 @@ from adapterhub.core.errors import AdapterDenied, AdapterHubError, AdapterNotFou
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.aliases import KEY_HEADER, ServedAliases, request_key
-from adapterhub.inference.serving.answers import WITH_USAGE, lacks_usage, says_only_usage
+from adapterhub.inference.serving.answers import asking_for_usage, says_only_usage
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
 from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
 from adapterhub.inference.serving.refusal import refusal_of
@@ -288,11 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
         if measured.adapter is not None:
             measured.found = "hit"
             self.server.metrics.looked_up("hit")
-        added = {"lora": self.server.names.scales(name)}
-        hides_usage = lacks_usage(self._route(), body)
-        body |= {**added, **WITH_USAGE} if hides_usage else added
+        added = asking_for_usage(self._route(), body)
+        body |= {"lora": self.server.names.scales(name), **added}
         try:
-            self._pass_on(json.dumps(body).encode(), name, measured, hides_usage=hides_usage)
+            self._pass_on(json.dumps(body).encode(), name, measured, hides_usage=bool(added))
         finally:
             measured.end()
 

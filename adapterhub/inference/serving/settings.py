@@ -19,6 +19,10 @@ _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
 _FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
 _DENY: Final = "ADAPTERHUB_SERVE_DENY"
 _DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
+_TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
+_AUDIT_LOG: Final = "ADAPTERHUB_SERVE_AUDIT_LOG"
+_PRELOAD: Final = "ADAPTERHUB_SERVE_PRELOAD"
+_PIN: Final = "ADAPTERHUB_SERVE_PIN"
 _POLICIES: Final = ("require", "warn", "off")
 
 
@@ -29,7 +33,9 @@ class ServeSettings:
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
     means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
     `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
-    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds.
+    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is the file of
+    the tenants, `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the
+    first request.
     """
 
     root: Path
@@ -41,6 +47,10 @@ class ServeSettings:
     deny: tuple[str, ...] = ()
     deny_file: Path | None = None
     alias_ttl_s: float = TTL_S
+    tenants: Path | None = None
+    audit_log: str | None = None
+    preload: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -54,6 +64,10 @@ class ServeSettings:
             _DENY: "\n".join(self.deny),
             _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
             _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
+            _TENANTS: str(self.tenants.absolute()) if self.tenants else "",
+            _AUDIT_LOG: self.audit_log or "",
+            _PRELOAD: "\n".join(self.preload),
+            _PIN: "\n".join(self.pins),
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -79,6 +93,10 @@ class ServeSettings:
             deny=tuple(environ.get(_DENY, "").splitlines()),
             deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
             alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
+            tenants=Path(named) if (named := environ.get(_TENANTS)) else None,
+            audit_log=environ.get(_AUDIT_LOG) or None,
+            preload=tuple(environ.get(_PRELOAD, "").splitlines()),
+            pins=tuple(environ.get(_PIN, "").splitlines()),
         )
 
 

@@ -38,6 +38,8 @@ class WatchedFile(Generic[_T]):
     def __init__(self, path: Path, parse: Callable[[bytes, Path], _T]) -> None:
         self.path = path
         self._parse = parse
+        self.rule: Callable[[_T], None] = lambda _: None
+        """Refuses, by an `AdapterHubError`, a value that this server cannot use."""
         self._seen = self._facts()
         self.value = self._read()
 
@@ -62,7 +64,9 @@ class WatchedFile(Generic[_T]):
             raise NotFound(f"cannot read `{shown(str(self.path), 200)}`: {error.strerror}") from None
         if len(data) > LIMIT_BYTES:
             raise Malformed(f"`{shown(str(self.path), 200)}` is larger than {LIMIT_BYTES:,} bytes")
-        return self._parse(data, self.path)
+        value = self._parse(data, self.path)
+        self.rule(value)
+        return value
 
     def _facts(self) -> tuple[int, int, int] | None:
         try:
