@@ -48,6 +48,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Recording())
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Each worker gets neighbouring tests, and takes over half of what another has left when its own are done.
+
+    So models and servers that the tests of a file share are made once, not once in each worker.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The fast set, `-m "not slow"`, is without every test that starts a process or a server, or makes a model.
 
