@@ -91,7 +91,7 @@ class AdapterHubResolver:
                 return None
             from adapterhub.inference.serving import refusal_of
 
-            refusal = refusal_of(error)
+            refusal = refusal_of(error, lora_name)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))

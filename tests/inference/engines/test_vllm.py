@@ -100,7 +100,7 @@ def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_
 ) -> None:
     answer = server.complete(name, PROMPTS[0])
 
-    assert (answer.status, words in answer.message) == (status, True), answer.value
+    assert (answer.status, words in answer.message, f"`{name}`" in answer.message) == (status, True, True), answer.value
     assert str(served.root) not in answer.message
     assert [server.complete(n, PROMPTS[1]).tokens for n in ("smol", "plain")] == [
         expected[n][1] for n in ("smol", "plain")
