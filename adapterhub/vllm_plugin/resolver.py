@@ -20,7 +20,7 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
@@ -152,8 +152,14 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
         from adapterhub.inference.serving.vllm import option_in
+
+        folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
+        return self.open_provider(BaseSpec(kind="path", text=str(folder)))
+
+    def open_provider(self, base: BaseSpec) -> AdapterProvider:
+        """A provider of adapters for `base`, with the places and limits of the environment and the command line."""
+        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
@@ -162,9 +168,8 @@ class AdapterHubResolver:
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
         remotes = UnreachableRemotes()
         library = session.library
-        folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
-        record = bases.find(BaseSpec(kind="path", text=str(folder)))
+        record = bases.find(base)
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
             return _sources(session, spec, settings, remotes)
