@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from adapterhub.inference.serving.control import CONTROL_KEY, is_key
+from adapterhub.inference.serving.control import CONTROL_KEY, LOADS_FIRST, is_key
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
 from adapterhub.vllm_plugin.model_names import ModelNames
@@ -31,7 +31,7 @@ class Guard:
     def __init__(self, app: App) -> None:
         resolver = registered_resolver()
         named = ModelNames(app, resolver) if resolver else app
-        self._app = Draining(named, os.environ.get(CONTROL_KEY, ""))
+        self._app = Draining(named, os.environ.get(CONTROL_KEY, ""), loads_first=bool(os.environ.get(LOADS_FIRST)))
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -67,6 +67,10 @@ class Engine:
             name = (await request.json())["lora_name"]
             return JSONResponse({}, 200 if self.lora_requests.pop(name, None) else 404)
 
+        @self.app.get("/health")
+        async def health() -> dict[str, str]:
+            return {}
+
         @self.app.get("/v1/models")
         async def models() -> dict[str, Any]:
             cards = [{"id": "base-7b", "root": base, "parent": None}]
@@ -272,7 +276,28 @@ def test_routes_that_load_or_unload_are_closed(engine: Engine, path: str) -> Non
     assert asyncio.run(engine.send(method, path, {}))[0] == 403
 
 
-# ---------------------------------------------------------------- stop
+# ---------------------------------------------------------------- start and stop
+def test_a_server_is_healthy_when_its_adapters_are_loaded(
+    engine: Engine, base: BaseRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERHUB_SERVE_LOADS_FIRST", "1")
+
+    async def run() -> list[int]:
+        asked = [
+            engine.send("GET", "/health"),
+            engine.send("GET", "/health", x_control_key="control"),
+            engine.send("POST", "/adapterhub/loaded", x_control_key="wrong"),
+            engine.send("GET", "/health"),
+            engine.send("POST", "/adapterhub/loaded", x_control_key="control"),
+            engine.send("GET", "/health"),
+        ]
+        return [(await one)[0] for one in asked]
+
+    assert asyncio.run(run()) == [503, 200, 403, 503, 200, 200]
+    monkeypatch.delenv("ADAPTERHUB_SERVE_LOADS_FIRST")
+    assert asyncio.run(Engine(base, guard.registered_resolver()).send("GET", "/health"))[0] == 200
+
+
 def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new(engine: Engine, add: Add) -> None:
     add("legal-qa")
 

@@ -75,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200, {})
     def do_POST(self):
+        if self.path.startswith("/adapterhub/"):
+            return self.answer(200, {})
         if "--api-key" in sys.argv and self.headers["Authorization"] != "Bearer " + option("--api-key"):
             return self.answer(401, {"error": "Unauthorized"})
         name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]

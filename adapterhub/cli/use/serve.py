@@ -234,27 +234,34 @@ def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
     """Start the server, load the named adapters, and wait until it ends."""
-    from adapterhub.inference.serving.control import CONTROL_KEY, new_key
-    from adapterhub.inference.serving.control import drain as ask_to_drain
+    from adapterhub.inference.serving import control
     from adapterhub.inference.serving.front import message_in, post
     from adapterhub.inference.serving.vllm import command_of, environ_of, option_in
 
     key = option_in(args.extra, "--api-key") or os.environ.get("VLLM_API_KEY")
-    control_key = new_key()
-    ours = replace(args.settings, max_rank=options.max_rank).to_environ() | {CONTROL_KEY: control_key}
+    control_key = control.new_key()
+    ours = replace(args.settings, max_rank=options.max_rank).to_environ() | {control.CONTROL_KEY: control_key}
+    if args.specs:
+        ours[control.LOADS_FIRST] = "1"
     with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
-        engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
+        engine.wait_until_ready(
+            f"{document['url']}{control.HEALTH_PATH}",
+            within_s=args.start_timeout_s,
+            headers={control.CONTROL_HEADER: control_key},
+        )
         for spec in args.specs:
             body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
             status, answer = post(f"{document['url']}/v1/completions", body, key=key)
             if status != HTTPStatus.OK:
                 raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
+        if args.specs and not control.say_loaded(document["url"], control_key):
+            raise EngineFailed(f"`{document['url']}` does not answer")
         stay(
             session,
             engine,
             document,
             drain_s=args.drain_s,
-            drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
+            drain=lambda: control.drain(document["url"], control_key, args.drain_s),
         )
 
 

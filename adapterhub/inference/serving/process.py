@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Final
 
 from adapterhub.core.errors import EngineFailed
@@ -59,7 +60,14 @@ class EngineProcess:
         """Its process id, which is also the id of its group."""
         return self._process.pid
 
-    def wait_until_ready(self, url: str, *, within_s: float, while_waiting: Callable[[], None] = lambda: None) -> None:
+    def wait_until_ready(
+        self,
+        url: str,
+        *,
+        within_s: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         """Return when a GET of `url` answers 200.
 
         Raises:
@@ -72,7 +80,7 @@ class EngineProcess:
                 raise EngineFailed(
                     f"the engine {_ended(code)} before it was ready", hint="its last output, above, shows the reason"
                 )
-            if _answers(url):
+            if _answers(url, headers):
                 return
             while_waiting()
             time.sleep(_POLL_S)
@@ -127,9 +135,10 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, headers: Mapping[str, str]) -> bool:
+    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - our own URL on loopback
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310 - our own URL on loopback
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310 - as above
             return bool(answer.status == HTTPStatus.OK)
     except (OSError, urllib.error.URLError, ValueError):
         return False
