@@ -33,7 +33,7 @@ def only(kind: str) -> Any:
 STATEFUL = only("StatefulSet")
 POD = STATEFUL["spec"]["template"]["spec"]
 SERVER = POD["containers"][0]
-CONFIG = only("ConfigMap")["data"]
+CONFIG, FILES = (one["data"] for one in MANIFESTS if one["kind"] == "ConfigMap")
 
 
 def faults(manifest: Any) -> list[str]:
@@ -119,7 +119,7 @@ def test_no_container_may_more_than_it_needs() -> None:
     assert all(one["readOnlyRootFilesystem"] and not one["allowPrivilegeEscalation"] for one in locked)
     assert all(one["capabilities"] == {"drop": ["ALL"]} for one in locked)
     assert (POD["securityContext"]["runAsNonRoot"], POD["automountServiceAccountToken"]) == (True, False)
-    assert {"VLLM_API_KEY", "ADAPTERHUB_SERVE_ADMIN_KEY", "ADAPTERHUB_TOKEN"} == set(secrets)
+    assert {"ADAPTERHUB_SERVE_ADMIN_KEY", "ADAPTERHUB_TOKEN"} == set(secrets)
     assert only("NetworkPolicy")["spec"]["policyTypes"] == ["Ingress", "Egress"]
 
 
@@ -128,17 +128,27 @@ def test_the_library_is_prepared_again_and_again_and_the_server_takes_its_argume
     tmp_path: Path, base: BaseRecord, add: Callable[..., Added]
 ) -> None:
     add("legal-qa", into=(adapt := Adapt(tmp_path, "served")).library)
+    mounted = tmp_path / "files"
+    mounted.mkdir()
+    for name, text in FILES.items():
+        (mounted / name).write_text(text)
     program = tmp_path / "bin" / "adapt"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adapterhub.cli "$@"\n')
     program.chmod(0o755)
-    variables = {key: text for key, text in CONFIG.items() if key.isidentifier()}
-    variables |= {"ADAPTERHUB_HOME": str(adapt.library.root), "BASE_FOLDER": str(base.path), "PYTHONPATH": str(ROOT)}
-    script = ["sh", "-c", CONFIG["prepare.sh"]]
+    variables = CONFIG | {
+        "ADAPTERHUB_HOME": str(adapt.library.root),
+        "BASE_FOLDER": str(base.path),
+        "PYTHONPATH": str(ROOT),
+    }
+    script = ["sh", str(mounted / Path(POD["initContainers"][0]["command"][-1]).name)]
 
     for _ in range(2):
         subprocess.run(script, env=variables | {"PATH": f"{program.parent}:/usr/bin:/bin"}, check=True, timeout=60)
-    arguments = [word.replace("$(BASE)", CONFIG["BASE"]) for word in SERVER["args"]]
+    # the namespace belongs to the registry, which is not here
+    told = [word.removeprefix("acme/") for word in SERVER["args"]]
+    folder = next(one["mountPath"] for one in SERVER["volumeMounts"] if one["name"] == "config")
+    arguments = [word.replace("$(BASE)", CONFIG["BASE"]).replace(folder, str(mounted)) for word in told]
     shown = adapt.json("serve", *arguments, "--dry-run", "--python", make_standin(tmp_path / "vllm"))
 
     assert [one["name"] for one in adapt.json("remote", "list")][:1] == [CONFIG["ADAPTERHUB_REMOTE"]]

@@ -114,6 +114,17 @@ def test_what_would_change_the_answers_of_others_or_says_nothing_is_refused(
     assert connection.getresponse().status == status
 
 
+def test_a_denied_adapter_is_refused_and_the_base_is_not(url: str) -> None:
+    NAMES.denied.deny(parse_digest("sha256:" + 64 * "a"), "leaks names")
+    refused = [post(f"{url}/v1/completions", {"model": name}) for name in ("legal-qa", "legal-qa>=1.1")]
+    others = [post(f"{url}/v1/completions", {"model": name})[0] for name in ("base-7b", "summarize")]
+    NAMES.denied.allow(parse_digest("sha256:" + 64 * "a"))
+
+    assert [status for status, _ in refused] == [410, 410]
+    assert refused[0][1]["error"]["message"] == "`legal-qa==1.2.0` is not served any more: leaks names"
+    assert (others, post(f"{url}/v1/completions", {"model": "legal-qa"})[0]) == ([200, 200], 200)
+
+
 def test_a_body_without_a_length_or_beyond_the_limit_is_refused(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     connection.putrequest("POST", "/v1/completions")

@@ -81,10 +81,10 @@ def test_the_guard_knows_every_route_that_loads_and_unloads(facts: Facts) -> Non
 
 
 def test_the_middleware_reads_what_the_list_of_models_has(facts: Facts) -> None:
-    source = ast.parse(inspect.getsource(model_names))
     read = {
         node.attr
-        for node in ast.walk(source)
+        for path in PLUGIN.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"models", "_models(scope)"}
     }
     own = "entrypoints/openai/models/serving.py: OpenAIServingModels."

@@ -64,6 +64,13 @@ for point in {p.name: p for p in entry_points(group="vllm.general_plugins")}.val
 core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 known = {option("--served-model-name"): option("--model")}
 
+def load(name):
+    (resolver,) = LoRAResolverRegistry.resolvers.values()
+    known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
+
+for name in os.environ.get("ADAPTERHUB_SERVE_PRELOAD", "").splitlines():
+    load(name)
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
     def answer(self, status, value):
@@ -75,15 +82,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200, {})
     def do_POST(self):
-        if self.path.startswith("/adapterhub/"):
-            return self.answer(200, {})
         if "--api-key" in sys.argv and self.headers["Authorization"] != "Bearer " + option("--api-key"):
             return self.answer(401, {"error": "Unauthorized"})
         name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
         try:
             if name not in known:
-                (resolver,) = LoRAResolverRegistry.resolvers.values()
-                known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
+                load(name)
         except GracefulHTTPError as error:
             self.answer(int(error.http_status), {"error": {"message": error.message}})
         else:

@@ -1,4 +1,4 @@
-"""How `adapt serve` asks the server that it started for something: a request with a key that both alone know."""
+"""How `adapt serve` asks the server that it started to drain: a request with a key that both alone know."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ CONTROL_KEY: Final = "ADAPTERHUB_SERVE_CONTROL_KEY"
 
 CONTROL_HEADER: Final = "x-control-key"
 DRAIN_PATH: Final = "/adapterhub/drain"
-LOADED_PATH: Final = "/adapterhub/loaded"
-"""A POST here says that the named adapters are loaded."""
-
-HEALTH_PATH: Final = "/health"
-LOADS_FIRST: Final = "ADAPTERHUB_SERVE_LOADS_FIRST"
-"""The environment variable that makes a server unhealthy until LOADED_PATH, so that no router sends it requests."""
-
-_ANSWER_S: Final = 30.0
 REFUSED_WHILE_DRAINING: Final = "this server is about to stop and takes no new requests; send the request again"
 
 
@@ -40,16 +32,7 @@ def drain(url: str, key: str, within_s: float) -> bool:
 
     Returns False if some still run after `within_s` seconds, or if the server does not answer.
     """
-    return _asked(f"{url}{DRAIN_PATH}", key, within_s)
-
-
-def say_loaded(url: str, key: str) -> bool:
-    """Tell the server at `url` that it has the named adapters; False if it does not answer."""
-    return _asked(f"{url}{LOADED_PATH}", key, _ANSWER_S)
-
-
-def _asked(url: str, key: str, within_s: float) -> bool:
-    request = urllib.request.Request(url, b"", {CONTROL_HEADER: key})  # noqa: S310 - our own URL
+    request = urllib.request.Request(f"{url}{DRAIN_PATH}", b"", {CONTROL_HEADER: key})  # noqa: S310 - our own URL
     try:
         with urllib.request.urlopen(request, timeout=within_s) as answer:  # noqa: S310 - as above
             return bool(answer.status == HTTPStatus.OK)

@@ -17,7 +17,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Final
 
 from adapterhub.core.errors import EngineFailed
@@ -60,14 +59,7 @@ class EngineProcess:
         """Its process id, which is also the id of its group."""
         return self._process.pid
 
-    def wait_until_ready(
-        self,
-        url: str,
-        *,
-        within_s: float,
-        headers: Mapping[str, str] = MappingProxyType({}),
-        while_waiting: Callable[[], None] = lambda: None,
-    ) -> None:
+    def wait_until_ready(self, url: str, *, within_s: float, while_waiting: Callable[[], None] = lambda: None) -> None:
         """Return when a GET of `url` answers 200.
 
         Raises:
@@ -80,7 +72,7 @@ class EngineProcess:
                 raise EngineFailed(
                     f"the engine {_ended(code)} before it was ready", hint="its last output, above, shows the reason"
                 )
-            if _answers(url, headers):
+            if _answers(url):
                 return
             while_waiting()
             time.sleep(_POLL_S)
@@ -135,10 +127,9 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _answers(url: str, headers: Mapping[str, str]) -> bool:
-    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - our own URL on loopback
+def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310 - our own URL on loopback
             return bool(answer.status == HTTPStatus.OK)
     except (OSError, urllib.error.URLError, ValueError):
         return False

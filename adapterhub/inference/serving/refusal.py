@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from adapterhub.core.errors import (
+    AdapterDenied,
     AdapterHubError,
     AdapterNotFound,
     Conflict,
@@ -33,6 +34,7 @@ _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
     (Malformed, HTTPStatus.UNPROCESSABLE_ENTITY),
     (DiskFull, HTTPStatus.FAILED_DEPENDENCY),
+    (AdapterDenied, HTTPStatus.GONE),
     (NotAllowed, HTTPStatus.FORBIDDEN),
     (StoreLocked, HTTPStatus.FAILED_DEPENDENCY),
     (Conflict, HTTPStatus.CONFLICT),

@@ -152,3 +152,22 @@ def option_in(argv: Sequence[str], name: str) -> str | None:
         if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
+
+
+def engine_room(argv: Sequence[str]) -> int:
+    """How many adapters the vLLM of that command line keeps in memory."""
+    texts = [option_in(argv, name) for name in ("--max-cpu-loras", "--max-loras")]
+    return next((int(text) for text in texts if text and text.isascii() and text.isdigit()), 1)
+
+
+def ensure_room(room: int, shares: int, pinned: int) -> None:
+    """Refuse shares of tenants that do not fit into the memory for adapters beside the pinned ones.
+
+    Raises:
+        UsageProblem: `shares` and `pinned` are together more than `room`.
+    """
+    if shares + pinned > room:
+        raise UsageProblem(
+            f"tenants may have {shares} adapters in memory together, and {pinned} are pinned, but vLLM keeps {room}",
+            hint="start with more `--cpu-slots`, or lower `max-loaded` of some tenants",
+        )

@@ -36,11 +36,12 @@ USES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "exceptions.py": ("GracefulHTTPError.__init__",),
     "plugins/__init__.py": ("DEFAULT_PLUGINS_GROUP",),
-    # what middleware reads and changes: vllm_plugin/model_names.py, guard.py
+    # what middleware reads and changes: vllm_plugin/model_names.py, residency.py, guard.py
     "entrypoints/openai/models/serving.py": (
         "OpenAIServingModels.is_base_model",
         "OpenAIServingModels.lora_requests",
         "OpenAIServingModels.model_config",
+        "OpenAIServingModels.engine_client",
         "OpenAIServingModels.resolve_lora",
     ),
     "entrypoints/serve/lora/protocol.py": ("LoadLoRAAdapterRequest", "UnloadLoRAAdapterRequest"),
@@ -84,7 +85,8 @@ USES: Final[Mapping[str, tuple[str, ...]]] = {
     # what `adapterhub.vllm` reads of a model in the same process: vllm_plugin/in_process.py
     "entrypoints/llm.py": ("LLM.generate", "LLM.llm_engine"),
     "v1/engine/llm_engine.py": ("LLMEngine.vllm_config",),
-    "v1/engine/async_llm.py": ("AsyncLLM.vllm_config",),
+    "v1/engine/async_llm.py": ("AsyncLLM.vllm_config", "AsyncLLM.output_processor", "AsyncLLM.remove_lora"),
+    "v1/engine/output_processor.py": ("OutputProcessor.request_states", "RequestState.lora_name"),
     "config/vllm.py": ("VllmConfig.model_config", "VllmConfig.lora_config"),
     "config/model.py": ("ModelConfig.model", "ModelConfig.revision"),
 }
