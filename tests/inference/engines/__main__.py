@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -123,7 +124,9 @@ def main() -> int:
     ready = time.monotonic()
     tests = [str(Path(__file__).parent), "-m", "engine", "-q", "-n0", "--durations=12"]
     code = subprocess.run([sys.executable, "-m", "pytest", *tests, *sys.argv[1:]], env=environ, cwd=ROOT, check=False)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = f"programs {ready - start:.0f} s, tests {time.monotonic() - ready:.0f} s"
+    took += f", {spent.ru_utime + spent.ru_stime:.0f} s of CPU in all"
     print(f"{'passed' if code.returncode == 0 else 'FAILED'}: {took}")  # noqa: T201 - its report
     return code.returncode
 

@@ -189,22 +189,24 @@ class Report:
             "p99 s",
             "unknown names",
         ]
-        rows = [head, *(self._row(phase) for phase in self.phases), self._row("")]
+        rows = [head, *(row_of(self.load, phase) for phase in self.phases), row_of(self.load, "")]
         widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return [*lines, f"right at the first try: {100 * self.right_share:.3f} %", *map(str, self.checks.items())]
 
-    def _row(self, phase: str) -> list[str]:
-        some = [one for one in self.load.outcomes if phase in ("", one.phase)]
-        refused = Counter(one.status for one in some if one.status >= 400)
-        times = [one.seconds for one in some]
-        p50, p99 = (statistics.quantiles(times, n=100)[at] for at in (49, 98))
-        unknown = self.load.statuses(phase) if phase else Counter(status for _, status in self.load.strangers)
-        return [
-            phase or "all", str(len(some)), str(sum(one.is_right for one in some)),
-            str(sum(one.is_wrong for one in some)), _counts(refused), str(sum(one.status == 0 for one in some)),
-            str(sum(one.repeated for one in some)), f"{p50:.2f}", f"{p99:.2f}", _counts(unknown),
-        ]  # fmt: skip
+
+def row_of(load: Load, phase: str) -> list[str]:
+    """The figures of a phase; of all for ""."""
+    some = [one for one in load.outcomes if phase in ("", one.phase)]
+    refused = Counter(one.status for one in some if one.status >= 400)
+    times = [one.seconds for one in some]
+    p50, p99 = (statistics.quantiles(times, n=100)[at] for at in (49, 98))
+    unknown = load.statuses(phase) if phase else Counter(status for _, status in load.strangers)
+    return [
+        phase or "all", str(len(some)), str(sum(one.is_right for one in some)),
+        str(sum(one.is_wrong for one in some)), _counts(refused), str(sum(one.status == 0 for one in some)),
+        str(sum(one.repeated for one in some)), f"{p50:.2f}", f"{p99:.2f}", _counts(unknown),
+    ]  # fmt: skip
 
 
 def _counts(found: Counter[int]) -> str:
@@ -233,7 +235,8 @@ class Run:
                 time.sleep(0.1)
 
         yield wait
-        print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)  # noqa: T201 - its progress
+        row = "  ".join(row_of(self.load, name))
+        print(f"{row}  ({time.monotonic() - begun:.0f} s)", file=sys.stderr, flush=True)  # noqa: T201 - its progress
 
     def registry_fails(self) -> None:
         registry, proxy = self.fleet.registry, self.fleet.proxy
@@ -310,23 +313,28 @@ def jobs_of(fleet: Fleet) -> list[Job]:
 
 def run(folder: Path) -> Report:
     with fleet(folder, ADAPTERS) as made:
-        load = Load(made.front, jobs_of(made))
-        for job in load.jobs:  # all adapters are loaded before anything fails
-            assert job.stream or attempt(made.front, job) == (200, True), job
-        places = [one.adapters() & set(made.digests) for one in made.replicas]
-        killed, drained = sorted(made.replicas, key=lambda one: -len(places[made.replicas.index(one)]))
-        chaos = Run(made, load)
-        chaos.checks["each adapter is on one replica"] = not (places[0] & places[1]) and (
-            places[0] | places[1] == set(made.digests)
-        )
-        with load.running():
-            with chaos.phase("nothing fails") as wait:
-                wait()
-            chaos.registry_fails()
-            chaos.replica_is_killed(killed)
-            chaos.replica_is_drained(drained)
-        chaos.checks["a killed `adapt serve` leaves no process and no lease"] = _leaves_nothing(killed)
-        return Report(load, chaos.phases, chaos.checks)
+        jobs = jobs_of(made)
+        with made.running() as front:
+            return _run(made, Load(front, jobs))
+
+
+def _run(made: Fleet, load: Load) -> Report:
+    for job in {job.session: job for job in load.jobs}.values():  # all adapters are loaded before anything fails
+        assert attempt(load.front, job) == (200, True), job
+    places = [one.adapters() & set(made.digests) for one in made.replicas]
+    killed, drained = sorted(made.replicas, key=lambda one: -len(places[made.replicas.index(one)]))
+    chaos = Run(made, load)
+    chaos.checks["each adapter is on one replica"] = not (places[0] & places[1]) and (
+        places[0] | places[1] == set(made.digests)
+    )
+    with load.running():
+        with chaos.phase("nothing fails") as wait:
+            wait()
+        chaos.registry_fails()
+        chaos.replica_is_killed(killed)
+        chaos.replica_is_drained(drained)
+    chaos.checks["a killed `adapt serve` leaves no process and no lease"] = _leaves_nothing(killed)
+    return Report(load, chaos.phases, chaos.checks)
 
 
 def _leaves_nothing(replica: Replica) -> bool:

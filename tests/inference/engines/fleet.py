@@ -27,7 +27,7 @@ from tests.registry.proxy import Proxy, proxy_of
 from tests.support.real_base import smollm2_base
 
 PAGE = ROOT / "docs" / "how-to" / "scale-serving.md"
-CONFIG = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+CONFIG = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 NAMESPACE = "acme"
 
 
@@ -115,7 +115,7 @@ class Replica:
         return {row["id"].partition("==")[0] for row in self.server.get("/v1/models")["data"]}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fleet:
     """`digests` are those of the adapters, by the names that requests use."""
 
@@ -123,12 +123,21 @@ class Fleet:
     registry: Registry
     proxy: Proxy
     replicas: list[Replica]
-    front: Server
     digests: dict[str, str]
 
     def folder_of(self, name: str) -> Path:
         """What PEFT saved."""
         return self.served.folders[name.removeprefix(f"{NAMESPACE}/")]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Server]:
+        """The router, before replicas that start at the same time."""
+        with contextlib.ExitStack() as stack:
+            for one in self.replicas:
+                stack.enter_context(one.running)
+            with ThreadPoolExecutor(len(self.replicas)) as threads:
+                list(threads.map(Replica.start, self.replicas))
+            yield stack.enter_context(router(self.replicas, self.served.root / "router.log"))
 
 
 def router_options() -> list[str]:
@@ -167,10 +176,9 @@ def publish(served: ServedLibrary, registry: Registry, count: int) -> dict[str, 
 
 @contextlib.contextmanager
 def fleet(folder: Path, adapters: int) -> Iterator[Fleet]:
-    """All of it, ready; the replicas start at the same time."""
-    served = make_served_library(folder)
+    """A registry with adapters, and two replicas that are set up."""
+    served, registry = make_served_library(folder), Registry(folder / "registry")
     with contextlib.ExitStack() as stack:
-        registry = Registry(folder / "registry")
         stack.callback(registry.stop)
         registry.start()
         digests = publish(served, registry, adapters)
@@ -178,8 +186,4 @@ def fleet(folder: Path, adapters: int) -> Iterator[Fleet]:
         replicas = [Replica(folder / f"replica-{at}", proxy.url) for at in (1, 2)]
         for one in replicas:
             one.set_up()
-            stack.enter_context(one.running)
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(Replica.start, replicas))
-        front = stack.enter_context(router(replicas, folder / "router.log"))
-        yield Fleet(served, registry, proxy, replicas, front, digests)
+        yield Fleet(served, registry, proxy, replicas, digests)
