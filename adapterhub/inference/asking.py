@@ -30,7 +30,7 @@ class Typed:
             other = "--system" if self.system is not None else "--chat" if self.chat else "--raw"
             raise UsageProblem(f"`--template` and `{other}` exclude each other: each says what the prompt becomes")
         if self.system is not None and self.chat is False:
-            raise UsageProblem("`--system` needs a chat, and `--raw` forbids one")
+            raise UsageProblem("`--system` needs a chat, and `--raw` (or `--no-chat`) forbids one")
         PromptForm.typed(None, template=self.template, system=self.system)
 
     @property
