@@ -59,7 +59,8 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, args.denied)
+        said = [one["calling"] for one in document["adapters"]]
+        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, said, args.denied)
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
