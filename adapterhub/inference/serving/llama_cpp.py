@@ -69,8 +69,9 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `moving` are the
-    aliases of the start; `aliases` says what these and others mean, among the adapters that were loaded.
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
+    to ask each, for the list of models. `moving` are the aliases of the start; `aliases` says what these and others
+    mean, among the adapters that were loaded.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Names:
         base: str,
         adapters: Sequence[str],
         builds: Sequence[tuple[str, Digest]] = (),
+        callings: Sequence[Mapping[str, Any]] = (),
         denied: Denied | None = None,
         *,
         moving: Sequence[str] = (),
         aliases: ServedAliases | None = None,
     ) -> None:
         self.base = base
+        self._callings = dict(zip(adapters, callings, strict=False))
         self.adapters = tuple(adapters)
         self.builds = dict(zip(adapters, builds, strict=False))
         self.denied = denied or Denied()
@@ -153,7 +156,10 @@ class Names:
     def listing(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
         names = (self.base, *self.adapters, *self._moving)
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        rows: list[dict[str, Any]] = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        for row in rows:
+            if row["id"] in self._callings:
+                row["calling"] = self._callings[row["id"]]
         return {"object": "list", "data": rows}
 
 
