@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Subject
+from adapterhub.trust.verify.checks.contract import contract_of
 
 
 def _empty() -> Mapping[str, Any]:
@@ -55,7 +59,7 @@ def describe(
     """The manifest of the adapter in `subject`, whose files are `entries`."""
     config, facts = subject.config, subject.facts
     card = _card(subject)
-    return Manifest(
+    manifest = Manifest(
         name=description.name,
         version=description.version,
         base=base_declared(config, description, base),
@@ -75,6 +79,15 @@ def describe(
         annotations=description.annotations,
         card=card,
     )
+    return manifest if manifest.prompt is not None else manifest.with_prompt(_prompt_of_contract(subject))
+
+
+def _prompt_of_contract(subject: Subject) -> PromptForm | None:
+    """The form in which a contract asks; None without one. Another check says what is wrong with a broken one."""
+    with contextlib.suppress(Malformed, DigestMismatch, CouldNotTell, OSError):
+        contract = contract_of(subject)
+        return contract.prompt if contract is not None else None
+    return None
 
 
 def _card(subject: Subject) -> str:
