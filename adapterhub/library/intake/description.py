@@ -37,6 +37,7 @@ class Description:
     task: str | None = None
     description: str = ""
     license: str | None = None
+    prompt: PromptForm | None = None
     parents: tuple[Parent, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=_empty)
     metrics: Mapping[str, Any] = field(default_factory=_empty)
@@ -59,7 +60,7 @@ def describe(
     """The manifest of the adapter in `subject`, whose files are `entries`."""
     config, facts = subject.config, subject.facts
     card = _card(subject)
-    manifest = Manifest(
+    made = Manifest(
         name=description.name,
         version=description.version,
         base=base_declared(config, description, base),
@@ -79,7 +80,7 @@ def describe(
         annotations=description.annotations,
         card=card,
     )
-    return manifest if manifest.prompt is not None else manifest.with_prompt(_prompt_of_contract(subject))
+    return made.with_prompt(description.prompt or _prompt_of_contract(subject))
 
 
 def _prompt_of_contract(subject: Subject) -> PromptForm | None:

@@ -19,7 +19,9 @@ from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.projects.session import wanted_from
-from adapterhub.trust.verify import manifest_in
+from adapterhub.trust.verify import ensure_undamaged, manifest_in
+from adapterhub.trust.verify.checks.digests import differing
+from adapterhub.trust.verify.listing import list_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +75,14 @@ class ContractSubject:
                 hint = "`adapt doctor --repair` mends what it can"
                 raise DigestMismatch(str(where), expected=entry.sha256, actual=actual, hint=hint)
         return contract_in(self.folder)
+
+    def ensure_undamaged(self) -> None:
+        """Hash every file, for a caller that loads none of them.
+
+        Raises:
+            DigestMismatch: one is not the file of the manifest.
+        """
+        ensure_undamaged(differing(list_folder(self.folder), self.manifest), f"{self.folder}/")
 
     def kind(self) -> str | None:
         """The kind of contract that its task calls for: `classify`, `embed`, or None for one that writes text."""

@@ -84,6 +84,7 @@ def verdict_on(
     asked = {**_asked(question, made), "bounds": asdict(bounds)}
     kept = KeptResults(library.store)
     if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
+        subject.ensure_undamaged()
         return found.named(subject.name, subject.version)
     result = _measured(library, subject, record, contract, question, made, bars=bars, models=models or Models())
     if subject.manifest is not None and result.verdict in ("PASS", "CHANGED"):
