@@ -31,7 +31,7 @@ from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.contract.vectors import packed
 from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.formats.prompts.rendering import base_template
+from adapterhub.formats.prompts.rendering import base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
     DEFAULT_NEW_TOKENS,
     Row,
@@ -88,6 +88,13 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
     """
     if form.form == "chat" and form.chat_template is None and base_template(tokenizer) is None:
         raise Incompatible("the form is `chat`, and this base has no chat template", hint="pass `--prompt raw`")
+    if has_other_template(form, tokenizer):
+        raise Incompatible(
+            "the adapter's prompt form names another chat template than this base's",
+            hint="pass `--prompt chat` to record with the base's own",
+        )
+    if form.form == "chat" and form.chat_template_sha256 is None:
+        form = replace(form, chat_template_sha256=base_template_digest(tokenizer))
     if plan.bounds.is_loose:
         raise UsageProblem("bounds below 0.5 prove nothing", hint="`same` and `retention` are shares from 0.5 to 1")
     wanted = _distinct(plan.goldens)[: max(count * _CANDIDATES, count + FEWEST_GOLDENS)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of, subject_of_build
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
+from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.library.results import KeptResults
@@ -81,7 +82,7 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**_asked(question, made), "bounds": asdict(bounds)}
+    asked = {**_asked(question, made, record), "bounds": asdict(bounds)}
     kept = KeptResults(library.store)
     if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
         subject.ensure_undamaged()
@@ -92,8 +93,12 @@ def verdict_on(
     return result
 
 
-def _asked(question: Question, made: Tested) -> dict[str, Any]:
+def _asked(question: Question, made: Tested, record: BaseRecord) -> dict[str, Any]:
+    """What decides the result; the tokenizer and the chat template are read now, as they may change under a record."""
+    hints = read_hints(record.path) if record.path is not None else record.hints
     return {
+        "tokenizer": hints.tokenizer_sha256 or "",
+        "chat_template": hints.chat_template_sha256 or "",
         "contract": made.contract,
         "base": made.base_weights,
         "dtype": question.dtype,
