@@ -152,9 +152,9 @@ def test(
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt test --help`")
     library = session.project_library
     if not record:
-        given = {"--examples": examples, "--prompt": prompt, "--template": template, "--system": system}
-        given["--max-new-tokens"] = max_new_tokens
-        ensure_none_of_recording({**given, "--detached": detached, "--digests": digests or None})
+        given: dict[str, object] = {"--examples": examples, "--prompt": prompt, "--template": template}
+        given |= {"--system": system, "--max-new-tokens": max_new_tokens, "--detached": detached}
+        ensure_none_of_recording({**given, "--digests": digests or None})
         question = Question(
             on=on,
             dtype=dtype,

@@ -17,7 +17,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import contract_in
-from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.projects.session import wanted_from
 from adapterhub.trust.verify import ensure_undamaged, manifest_in
 from adapterhub.trust.verify.checks.digests import differing
@@ -46,6 +46,11 @@ class ContractSubject:
     def name(self) -> str:
         """Its full name, or the folder."""
         return self.build.full_name if self.build else self.label
+
+    @property
+    def base(self) -> BaseRef | None:
+        """The base that it declares, or that was pinned for it."""
+        return self.build.base if self.build else self.manifest.base if self.manifest else None
 
     @property
     def version(self) -> str:
@@ -121,12 +126,18 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
     Raises:
         BaseNotFound: it is unknown, or its weights are not on this machine.
     """
-    if on is None:
+    declared = subject.base.fingerprint if subject.base else None
+    if on is None and declared is None:
         return find_base(library, [{subject.label: 1.0}], None)
-    record = library.bases.find(on)
-    if record.path is None or not record.path.is_dir():
+    if on is not None:
+        record: BaseRecord | None = library.bases.find(on)
+    else:
+        assert declared is not None  # the base that only the user could know was found above
+        record = library.bases.by_fingerprint(declared)
+    if record is None or record.path is None or not record.path.is_dir():
+        label = record.label if record else subject.base.label if subject.base else subject.label
         raise BaseNotFound(
-            f"the weights of base `{record.label}` are not on this machine",
+            f"the weights of base `{label}` are not on this machine",
             hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
         )
     return record
