@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapterhub.cli.documents._contracts import CONTRACTS
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
@@ -43,6 +44,7 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Finding out": VERBS,
     "Weights": WEIGHTS,
     "Answers": ANSWERS,
+    "Contracts": CONTRACTS,
     "Engines": ENGINES,
     "Keys and signatures": KEYS,
     "Servers": SERVERS,

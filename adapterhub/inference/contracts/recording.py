@@ -190,9 +190,19 @@ class _Recorder:
     def goldens(
         self, wanted: Sequence[Wanted], count: int, margin: float
     ) -> tuple[list[Golden], list[tuple[str, str]]]:
-        """The goldens, and what is left out with the reason."""
-        if not wanted:
-            return [], []
+        """The goldens, and what is left out with the reason; asks no more than it takes to have `count`."""
+        found: list[Golden] = []
+        left_out: list[tuple[str, str]] = []
+        rest = list(wanted)
+        while rest and len(found) < count:
+            some, rest = rest[: count - len(found)], rest[count - len(found) :]
+            kept, lost = self.asked(some, margin)
+            found += kept
+            left_out += lost
+        return found, left_out
+
+    def asked(self, wanted: Sequence[Wanted], margin: float) -> tuple[list[Golden], list[tuple[str, str]]]:
+        """The goldens among some inputs, and those that cannot be goldens."""
         prompts = self.rows([one.asked for one in wanted])
         answers = greedy(self.model, self.tokenizer, prompts, self.form, self.tick)
         pairs = [Row(prompt=p, answer=a[:MAX_ANSWER_TOKENS]) for p, a in zip(prompts, answers, strict=True)]
@@ -208,7 +218,7 @@ class _Recorder:
                 left_out.append((one.id, "has an empty answer"))
             elif score.margin < max(margin, 0.0) or not score.same:
                 left_out.append((one.id, f"hangs on a coin: its margin is {score.margin:.3f} nats"))
-            elif len(found) < count:
+            else:
                 found.append(golden)
         return found, left_out
 
