@@ -182,7 +182,13 @@ class Manifest:
         return canonical_json(self.to_json())
 
     def with_prompt(self, form: PromptForm | None) -> Manifest:
-        """The same build with another prompt form, or none."""
+        """The same build with another prompt form, or none.
+
+        Raises:
+            Malformed, DigestMismatch: the form is one that no manifest may hold.
+        """
+        if form is not None:
+            PromptForm.from_json(form.to_json(), "behaviour.prompt")
         rest = {key: item for key, item in self.behaviour.items() if key != _PROMPT}
         return replace(self, behaviour=rest if form is None else rest | {_PROMPT: form.to_json()})
 

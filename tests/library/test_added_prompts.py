@@ -193,3 +193,10 @@ def test_python_adds_with_a_form_and_notes_what_it_took(folder: Path, tmp_path: 
     (folder / "Modelfile").write_text("SYSTEM Be long.")
     taken = library.add(folder, name="taken").build.manifest.prompt
     assert taken == PromptForm(form="chat", system="Be long.")
+
+
+def test_form_that_no_manifest_may_hold_is_refused_before_anything_is_stored(folder: Path, tmp_path: Path) -> None:
+    library = adapterhub.Library(tmp_path / "home")
+    with pytest.raises(Malformed, match="exactly one"):
+        library.add(folder, prompt=PromptForm(form="template", template="{input}{input}"))
+    assert not list(library.installed())

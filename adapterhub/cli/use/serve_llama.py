@@ -56,7 +56,8 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds)
+        said = [one["calling"] for one in document["adapters"]]
+        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, said)
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:

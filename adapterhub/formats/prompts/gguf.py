@@ -57,7 +57,7 @@ def _after(head: bytes, at: int, kind: int) -> int:
     inner, count = struct.unpack_from("<IQ", head, at)
     at += 12
     if inner != _STRING:
-        return at + _size(inner) * count
+        return at + _size(inner) * int(count)
     for _ in range(count):
         at = _text(head, at)[1]
     return at

@@ -61,11 +61,19 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too.
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
+    to ask each, for the list of models.
     """
 
-    def __init__(self, base: str, adapters: Sequence[str], builds: Sequence[tuple[str, Digest]] = ()) -> None:
+    def __init__(
+        self,
+        base: str,
+        adapters: Sequence[str],
+        builds: Sequence[tuple[str, Digest]] = (),
+        callings: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.base = base
+        self._callings = dict(zip(adapters, callings, strict=False))
         self.adapters = tuple(adapters)
         self._builds = [(*label.rsplit("==", 1), digest) for label, digest in builds]
 
@@ -93,7 +101,12 @@ class Names:
 
     def listing(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)]
+        rows: list[dict[str, Any]] = [
+            {"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)
+        ]
+        for row in rows:
+            if row["id"] in self._callings:
+                row["calling"] = self._callings[row["id"]]
         return {"object": "list", "data": rows}
 
 

@@ -127,7 +127,7 @@ def with_template(form: PromptForm, template: FoundTemplate) -> PromptForm:
 
 def _completed(asked: PromptForm, template: FoundTemplate | None, known: Digest | None) -> PromptChoice:
     """What the user typed, with the chat template that belongs to it."""
-    if asked.form != "chat":
+    if asked.form != "chat" or asked.chat_template_sha256 is not None:
         return PromptChoice(form=asked)
     if template is None:
         return PromptChoice(form=replace(asked, chat_template_sha256=known))
