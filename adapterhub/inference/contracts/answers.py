@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from adapterhub.formats.contract.reader import MAX_PROMPT_TOKENS
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.prompts.rendering import prompt_tokens
 from adapterhub.inference.contracts.unknown import Tick, Unknown
+from adapterhub.inference.generation import NEW_TOKENS, Writing, continued, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from adapterhub.inference.generation import Model
 
-DEFAULT_NEW_TOKENS: Final = 64
 ROWS: Final = 8
 """Prompts that are answered together."""
 
@@ -85,24 +84,11 @@ def greedy(
     model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], form: PromptForm, tick: Tick
 ) -> list[list[int]]:
     """The greedy answer to each prompt, up to and including its end token or one of the form's stop texts."""
-    import torch
-
     found: list[list[int]] = []
     for at in range(0, len(prompts), ROWS):
         rows = prompts[at : at + ROWS]
-        tokens, mask = _padded(rows, _filler(tokenizer), left=not model.config.is_encoder_decoder)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sampling settings in the base's generation config, unused here
-            made = model.generate(
-                input_ids=tokens.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=form.max_new_tokens or DEFAULT_NEW_TOKENS,
-                pad_token_id=_filler(tokenizer),
-                do_sample=False,
-                num_beams=1,
-            )
-        skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
-        found += [_ended(row, model, tokenizer, form.stop) for row in made[:, skipped:].tolist()]
+        limits = [form.max_new_tokens or NEW_TOKENS] * len(rows)
+        found += continued(model, tokenizer, rows, Writing(), stops=[form.stop] * len(rows), limits=limits)
         tick(len(rows))
     return found
 
@@ -110,35 +96,6 @@ def greedy(
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of an answer, without special tokens."""
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-def _ended(tokens: list[int], model: Model, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> list[int]:
-    held = model.generation_config.eos_token_id
-    ends = set(held) if isinstance(held, list | tuple) else {held}
-    for at, token in enumerate(tokens, 1):
-        if token in ends or (stops and any(stop in text_of(tokenizer, tokens[:at]) for stop in stops)):
-            return tokens[:at]
-    return tokens
-
-
-def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token. It is masked, so any token will do if the tokenizer has none."""
-    found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
-    return next((number for number in found if number is not None), 0)
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both [rows, longest]."""
-    import torch
-
-    longest = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), longest), filler, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for at, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        tokens[at, place] = torch.tensor(row)
-        mask[at, place] = 1
-    return tokens, mask
 
 
 # ---------------------------------------------------------------- scores
@@ -183,15 +140,15 @@ def _scored(model: Model, rows: Sequence[Row], *, keeps_some: bool) -> list[Scor
     import torch
 
     if model.config.is_encoder_decoder:
-        tokens, mask = _padded([row.prompt for row in rows], 0, left=False)
+        tokens, mask = padded([row.prompt for row in rows], 0, left=False)
         start = model.config.decoder_start_token_id
         given = [[start, *row.answer[:-1]] for row in rows]
-        decoder, _ = _padded(given, 0, left=False)
+        decoder, _ = padded(given, 0, left=False)
         places = [range(len(row.answer)) for row in rows]
         arguments: dict[str, Any] = {"decoder_input_ids": decoder.to(model.device)}
         keeps_some = False
     else:
-        tokens, mask = _padded([[*row.prompt, *row.answer] for row in rows], 0, left=False)
+        tokens, mask = padded([[*row.prompt, *row.answer] for row in rows], 0, left=False)
         places = [range(len(row.prompt) - 1, len(row.prompt) + len(row.answer) - 1) for row in rows]
         arguments = {"use_cache": False}
     first, last = min(place.start for place in places), max(place.stop for place in places)

@@ -12,7 +12,6 @@ from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, Golden, LeaveAlone, ids_digest
 from adapterhub.formats.prompts.rendering import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
-    DEFAULT_NEW_TOKENS,
     Row,
     Score,
     greedy,
@@ -23,6 +22,7 @@ from adapterhub.inference.contracts.answers import (
 from adapterhub.inference.contracts.encoders import encode
 from adapterhub.inference.contracts.judging import Judgement, Measured, judge
 from adapterhub.inference.contracts.unknown import Tick, Unknown, memory_as_unknown, ticking
+from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def _measure(
     lines: list[Golden | LeaveAlone | Expect] = [*contract.distinct, *contract.leave_alone, *contract.expects]
     is_encoder = contract.kind in ENCODERS
     answers = [getattr(line, "tokens", ()) for line in lines]
-    new = form.max_new_tokens or DEFAULT_NEW_TOKENS
+    new = form.max_new_tokens or NEW_TOKENS
     room = 0 if is_encoder else max([new if contract.expects else 0, *map(len, answers)])
     asked = [line.asked for line in lines if line.asked is not None]
     rows = prompts_in_tokens(form, asked, model, tokenizer, new=room)

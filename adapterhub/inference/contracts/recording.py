@@ -33,7 +33,6 @@ from adapterhub.formats.contract.vectors import packed
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.prompts.rendering import base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
-    DEFAULT_NEW_TOKENS,
     Row,
     Score,
     greedy,
@@ -43,6 +42,7 @@ from adapterhub.inference.contracts.answers import (
 )
 from adapterhub.inference.contracts.encoders import encode
 from adapterhub.inference.contracts.unknown import Tick, Unknown, memory_as_unknown, ticking
+from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,7 +184,7 @@ class _Recorder:
     tick: Tick
 
     def rows(self, asked: Sequence[Asked], form: PromptForm | None = None) -> list[list[int]]:
-        new = (form or self.form).max_new_tokens or DEFAULT_NEW_TOKENS
+        new = (form or self.form).max_new_tokens or NEW_TOKENS
         return prompts_in_tokens(form or self.form, asked, self.model, self.tokenizer, new=new)
 
     def goldens(

@@ -48,6 +48,11 @@ class ContractSubject:
         return self.build.full_name if self.build else self.label
 
     @property
+    def place(self) -> str | Path:
+        """The spec of exactly this build, or the folder."""
+        return self.build.spec if self.build else self.folder
+
+    @property
     def base(self) -> BaseRef | None:
         """The base that it declares, or that was pinned for it."""
         return self.build.base if self.build else self.manifest.base if self.manifest else None
@@ -187,12 +192,12 @@ def model_of(
     Raises:
         BaseMismatch, UnsupportedAdapter, RefusedAdapter, DigestMismatch: as `attach`.
     """
-    from adapterhub.inference.classification import labels_of
+    from adapterhub.inference.classification import kinds_of
     from adapterhub.inference.loader import attach
 
     named = BaseSpec.parse(record.alias or str(record.path))
     adapter = subject.build or subject.folder
-    labels = labels_of(library, [adapter], named, allow_base_mismatch=False) if kind != "embed" else None
+    labels = kinds_of(library, [subject.place], named, allow_base_mismatch=False).labels if kind != "embed" else None
     base, tokenizer = models.load(record, dtype, load_in, labels=labels, is_encoder=kind == "embed")
     with attach(base, adapter, library=library, base=named) as attached:
         yield attached.model, tokenizer, attached.adapters[0].verdict.name
