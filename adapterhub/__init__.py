@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.store.catalog import Installed
     from adapterhub.trust.verify import verify_folder
+    from adapterhub.vllm_plugin import in_process as vllm
     from adapterhub.weights.merge import MergeInput
     from adapterhub.weights.merge import merge as merge_adapters
 
@@ -61,6 +62,7 @@ __all__ = [
     "merge_adapters",
     "read_requirements",
     "verify_folder",
+    "vllm",
 ]
 
 _MODULES = {
@@ -86,6 +88,7 @@ _MODULES = {
     "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",
 }
+_MODULES_WHOLE = {"vllm": "vllm_plugin.in_process"}
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
 
 
@@ -94,6 +97,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from importlib.metadata import version
 
         return version("adapterhub")
+    if name in _MODULES_WHOLE:
+        return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
     if name not in _MODULES:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
     from adapterhub.core.extras import extra_named

@@ -18,6 +18,7 @@ AdapterHubError                  exit code
 ├── DigestMismatch               12   the bytes do not match their digest
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
+│   ├── AdapterDenied                 its publisher or the server's operator has withdrawn it
 │   ├── DiskFull                      no room
 │   └── SignatureRefused              a signature is missing, broken, forged, or not for this
 ├── Conflict                     15   the target has other content, or is locked
@@ -227,6 +228,10 @@ class NotAllowed(AdapterHubError):
     """You lack the right to do this, or a policy forbids it."""
 
     exit_code = 14
+
+
+class AdapterDenied(NotAllowed):
+    """A server does not serve this adapter any more: its publisher yanked it, or the operator denies it."""
 
 
 class DiskFull(NotAllowed):

@@ -18,6 +18,8 @@ from adapterhub.projects.session import sources_from
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
+    from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.calling import Calling
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
@@ -34,6 +36,8 @@ class ServeArgs:
     host: str
     port: int
     settings: ServeSettings
+    denied: Denied
+    gate: Gate
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float
@@ -58,6 +62,7 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[list[Lea
         sources=lambda spec: _sources(session, args.settings, spec),
         max_rank=args.settings.max_rank,
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+        denied=args.denied,
     )
     with contextlib.closing(provider):
         handed = _all_of(provider, args.specs, session)
