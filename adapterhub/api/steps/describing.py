@@ -78,6 +78,7 @@ def installed_document(
         "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),
         "lineage": node.to_json()["parents"],
         "used_by": [use.to_json() for use in uses],
+        "aliases": library.aliases.by_build().get((build.full_name, manifest.digest), []),
         "policy_refusal": _policy_refusal(session, library, build),
         **_modules(build),
     }

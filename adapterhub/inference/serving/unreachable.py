@@ -37,6 +37,11 @@ class UnreachableRemotes:
         """The same source, which fails at once while its remote rests."""
         return _Guarded(source, self)
 
+    def rests(self, place: str) -> bool:
+        """Whether a use of the remote at `place` would fail at once."""
+        with self._lock:
+            return place in self._resting and self._clock() < self._resting[place][0]
+
     def call(self, place: str, request: Callable[[], _T]) -> _T:
         """The result of `request`, which talks to the remote at `place`.
 
