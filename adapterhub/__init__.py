@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
     from adapterhub.formats.base.fingerprint import compare as compare_bases
     from adapterhub.formats.manifest import Manifest
+    from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
@@ -53,6 +54,7 @@ __all__ = [
     "MergeInput",
     "ProgressEvent",
     "Project",
+    "PromptForm",
     "attach",
     "compare_bases",
     "default_library",
@@ -79,6 +81,7 @@ _MODULES = {
     "MergeInput": "weights.merge",
     "ProgressEvent": "api.reporting",
     "Project": "api.project",
+    "PromptForm": "formats.prompts.form",
     "compare_bases": "formats.base.fingerprint",
     "fingerprint_folder": "formats.base.fingerprint",
     "merge_adapters": "weights.merge",

@@ -60,7 +60,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "identify": {"Library.identify": "adapterhub.library.identify:identify"},
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
-    "alias set": {"Library.set_alias": f"{_ALIASES}:set_alias"},
+    "alias set": {
+        "Library.set_alias": f"{_ALIASES}:set_alias",
+        "Project.set_alias": "adapterhub.api.aliases.projects:set_project_alias",
+    },
     "alias list": {"Library.list_aliases": f"{_ALIASES}:list_aliases"},
     "alias show": {"Library.alias": f"{_ALIASES}:existing_alias"},
     "alias remove": {"Library.remove_alias": f"{_ALIASES}:remove_alias"},

@@ -43,8 +43,8 @@ MAX_WEIGHT = 1e6
 class FoundAdapter:
     """One adapter to attach. `base` is the base that it declares; `build` is None for a folder outside the library.
 
-    `wanted` is the base that the caller named for it. `subject` holds the verified files: read the adapter's bytes
-    from there, and drop it from anything that you keep.
+    `manifest` is that of the build or of the folder, if it has one. `wanted` is the base that the caller named for it.
+    `subject` holds the verified files: read the adapter's bytes from there, and drop it from anything that you keep.
     """
 
     label: str
@@ -53,6 +53,7 @@ class FoundAdapter:
     base: BaseRef
     build: Installed | None
     wanted: RequestedBase | None
+    manifest: Manifest | None = None
     warnings: tuple[str, ...] = ()
     subject: Subject | None = None
 
@@ -168,6 +169,7 @@ class Finder:
             base=build.base,
             build=build,
             wanted=wanted,
+            manifest=build.manifest,
             warnings=warnings,
             subject=subject,
         )
@@ -187,6 +189,7 @@ class Finder:
             base=manifest.base if manifest else BaseRef(hints=BaseHints()),
             build=None,
             wanted=requested_base(self.base, self.library.bases),
+            manifest=manifest,
             warnings=warnings,
             subject=subject,
         )

@@ -47,8 +47,11 @@ def without_alias(library: Library, spec: AdapterSpec) -> AdapterSpec:
     Of several targets, it takes the one with the largest weight; `library.note_choice` gets a sentence about that.
     """
     alias = alias_of(library, spec)
-    if alias is None:
-        return spec
+    return spec if alias is None else at_main(library, spec, alias)
+
+
+def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
+    """`spec` with the digest of the alias's main target; a note says what the others are."""
     if len(alias.targets) > 1:
         library.note_choice(
             f"`{alias}` is {alias.text()}; this takes {alias.main.version}, the one with the largest weight"
@@ -66,7 +69,9 @@ def build_under(library: Library, alias: Alias, target: Target) -> Installed:
     for build in library.builds_named(name, namespace or None):
         if build.manifest.digest == target.digest and build.full_name == alias.adapter:
             return build
-    if alias.place:
+    if alias == library.project_alias(AdapterSpec.parse(str(alias))):
+        hint = "run `adapt sync`, which brings what the project locks"
+    elif alias.place:
         hint = f"`adapt install {alias.adapter}=={target.version}#{target.digest[:19]}` installs it"
     else:
         hint = f"install it again, or `adapt alias set {alias.name} {alias.adapter}==VERSION` moves the alias"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
 
 if TYPE_CHECKING:
+    from adapterhub.core.aliases import Alias
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
@@ -73,7 +74,15 @@ class Session:
 
         library = Library(self.root)
         library.note_choice = self.note_once
+        library.project_alias = self._project_alias
         return library
+
+    def _project_alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias of the project that `spec` names; None outside a project."""
+        from adapterhub.projects.builds import ProjectNames
+
+        folder = self.project_folder
+        return ProjectNames(folder).alias(spec) if folder is not None else None
 
     def note_once(self, text: str) -> None:
         """Report `text` unless it is empty or this session has reported it."""

@@ -166,6 +166,8 @@ REFUSALS = [
     ("alias set base-7b legal-qa", 15),
     ("alias set main legal-qa", 2),
     ("alias set prod legal-qa summarize", 2),
+    ("alias set prod legal-qa==1 --save", 10),
+    ("alias set prod acme/legal-qa==1 --remote dead", 13),
     ("alias list NOTHING", 2),
     ("alias show legal-qa@prod", 10),
     ("alias show legal-qa", 2),

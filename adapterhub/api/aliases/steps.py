@@ -77,13 +77,13 @@ def find_alias(session: Session, spec: AdapterSpec) -> Alias:
     return found
 
 
-def existing_alias(session: Session, spec: AdapterSpec) -> Alias:
-    """As `find_alias`, but not one that was removed.
+def existing_alias(session: Session, spec: AdapterSpec, found: Alias | None = None) -> Alias:
+    """As `find_alias`, but not one that was removed; `found` is what a server says.
 
     Raises:
         NotFound: there is none, or it was removed.
     """
-    found = find_alias(session, spec)
+    found = found or find_alias(session, spec)
     if not found.targets:
         raise NotFound(f"`{found}` was removed", hint=f"`adapt alias rollback {found}` brings it back")
     return found

@@ -65,8 +65,9 @@ def serve_llama(
         builds = [(one.label, one.digest) for one in handed]
         moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
         served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
+        said = [one["calling"] for one in document["adapters"]]
         digest = args.record.fingerprint.weights
-        names = Names(served_name, served, builds, args.denied, digest, moving=moving, aliases=aliases)
+        names = Names(served_name, served, builds, said, args.denied, digest, moving=moving, aliases=aliases)
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()

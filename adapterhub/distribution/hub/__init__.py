@@ -18,9 +18,11 @@ from typing import IO, cast
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, digest_of, strict_json
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._commit import HubCommit
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
@@ -319,6 +321,16 @@ class Hub:
     def withdrawal(self) -> Withdrawal:
         """Yanks and deletes on this server."""
         return Withdrawal(self._api, self._wire, is_registry="yank" in self.features)
+
+    @property
+    def aliases(self) -> RegistryAliases:
+        """The aliases of this server."""
+        return RegistryAliases(self._wire, is_offered=FEATURE in self.features)
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias that the `@word` of a spec is here; see `moving.HasAliases`."""
+        found = self.aliases.find(spec)
+        return found.alias if found else None
 
     def hurried(self) -> Hub:
         """The same server, given up on after a few silent seconds: for what is good to know, not needed."""

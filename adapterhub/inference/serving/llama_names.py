@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packaging.version import Version
@@ -21,7 +21,8 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `moving` are the
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
+    to ask each, for the list of models. `moving` are the
     aliases of the start; `aliases` says what these and others mean, among the adapters that were loaded.
     """
 
@@ -30,6 +31,7 @@ class Names:
         base: str,
         adapters: Sequence[str],
         builds: Sequence[tuple[str, Digest]] = (),
+        callings: Sequence[Mapping[str, Any]] = (),
         denied: Denied | None = None,
         base_digest: str = "",
         *,
@@ -38,6 +40,7 @@ class Names:
     ) -> None:
         self.base = base
         self.base_digest = base_digest
+        self._callings = dict(zip(adapters, callings, strict=False))
         self.adapters = tuple(adapters)
         self.builds = dict(zip(adapters, builds, strict=False))
         self.denied = denied or Denied()
@@ -113,5 +116,8 @@ class Names:
         """The answer to GET /v1/models."""
         served = (self.base, *self.adapters, *self._moving)
         names = [name for name in served if tenant is None or self.may_use(tenant, name)]
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        rows: list[dict[str, Any]] = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        for row in rows:
+            if row["id"] in self._callings:
+                row["calling"] = self._callings[row["id"]]
         return {"object": "list", "data": rows}

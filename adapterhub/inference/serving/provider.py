@@ -32,6 +32,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
@@ -76,6 +77,7 @@ class LeasedAdapter:
     rank: int | None
     verdict: Verdict
     warnings: tuple[str, ...]
+    prompt: PromptForm | None = None
 
     @property
     def version(self) -> str:
@@ -367,6 +369,7 @@ class AdapterProvider:
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
+                prompt=build.manifest.prompt,
             )
             self._leases[leased.digest] = undo.pop_all()
         return leased

@@ -9,8 +9,10 @@ from http import HTTPStatus
 from threading import Lock
 from typing import IO, Final, TypeVar
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.errors import RemoteUnreachable, reworded
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.moving import alias_at
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.transfer import Source
@@ -94,6 +96,9 @@ class _Guarded:
 
     def releases(self, spec: AdapterSpec) -> Sequence[Release]:
         return self.remotes.call(self.place, lambda: self.source.releases(spec))
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        return self.remotes.call(self.place, lambda: alias_at(self.source, spec))
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         return self.remotes.call(self.place, lambda: self.source.open(release, entry))
