@@ -30,10 +30,10 @@ from tests.inference.engines.servers import Server, bare_vllm, cpu_seconds, grou
 from tests.inference.engines.variants import PROMPTS
 from tests.support.real_base import smollm2_base
 
-ROUNDS = 10
-REQUESTS = 16
-"""A round and a server; 8 at once."""
-TOKENS = 12
+ROUNDS = 12
+REQUESTS = 8
+"""At once, a round and a server."""
+TOKENS = 8
 KINDS: Mapping[str, dict[str, Any]] = {"whole answers": {}, "streams": {"stream": True}}
 OURS, LORA, PLAIN = "adapterhub", "vllm --enable-lora", "vllm"
 
@@ -64,7 +64,7 @@ def cost_of(server: Server, more: Mapping[str, Any]) -> Cost:
     """Of the requests of one round."""
     processes = group_of(server.pid)
     before = cpu_seconds(processes), cpu_seconds([server.pid])
-    with ThreadPoolExecutor(8) as threads:
+    with ThreadPoolExecutor(REQUESTS) as threads:
         jobs = [PROMPTS[at % len(PROMPTS)] for at in range(REQUESTS)]
         answers = list(threads.map(lambda prompt: server.complete("base", prompt, TOKENS, **more), jobs))
     assert all(answer.status == 200 for answer in answers)
