@@ -200,6 +200,7 @@ def test_numbers_that_are_not_finite_never_come_in(
         from_directory(library, base, tmp_path / "published").find("legal-qa")
 
     assert [code for code, _ in caught.value.findings] == ["E_NONFINITE"]
+    assert refusal_of(caught.value, "legal-qa>=1").message.startswith("`legal-qa>=1`: refused `…1.0.0`")
     assert list(library.installed()) == []
 
 
@@ -251,6 +252,17 @@ def test_a_refusal_has_the_status_that_says_whose_fault_it_is(error: AdapterHubE
 )
 def test_a_refusal_does_not_tell_the_places_of_the_server(message: str, told: str) -> None:
     assert refusal_of(RefusedAdapter(message, [])).message == told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("refused `https://ours.example/acme/legal-qa`", "`acme/legal-qa`: refused `…`"),
+        ("`acme/legal-qa` cannot be served", "`acme/legal-qa` cannot be served"),
+    ],
+)
+def test_a_refusal_has_the_name_as_the_client_wrote_it(message: str, told: str) -> None:
+    assert refusal_of(RefusedAdapter(message, []), "acme/legal-qa").message == told
 
 
 def test_a_client_is_not_told_which_places_were_asked() -> None:

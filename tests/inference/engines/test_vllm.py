@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -74,11 +75,21 @@ def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_
 ) -> None:
     answer = server.complete(name, PROMPTS[0])
 
-    assert (answer.status, words in answer.message) == (status, True), answer.value
+    assert (answer.status, words in answer.message, f"`{name}`" in answer.message) == (status, True, True), answer.value
     assert str(served.root) not in answer.message
     assert [server.complete(n, PROMPTS[1]).tokens for n in ("smol", "plain")] == [
         expected[n][1] for n in ("smol", "plain")
     ]
+
+
+def test_the_metric_by_which_gateways_choose_a_server_has_the_one_name(server: Server, served: ServedLibrary) -> None:
+    server.complete("plain>=1", PROMPTS[0])
+    digest = served.library.builds_named("plain")[0].manifest.digest
+
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("vllm:lora_requests_info")]
+
+    assert any(f'running_lora_adapters="plain==1.0.0#{digest[:19]}"' in line for line in lines)
 
 
 @pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
