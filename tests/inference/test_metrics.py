@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapterhub.core.digests import parse_digest
 from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in, with_changes
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import Names, front
+from adapterhub.inference.serving.llama_cpp import front
+from adapterhub.inference.serving.llama_names import Names
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.library import Library
@@ -211,7 +212,9 @@ def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> N
     assert found["adapter_tokens_total", "base,prompt"] == 5
     assert found["first_answer_seconds_count", "hit"] == 2
     assert "llamacpp:requests 7" in text
-    assert stream == 'data: {"choices": [{"text": "a"}]}\n\ndata: {"choices": [{"text": "b"}]}\n\ndata: [DONE]\n\n'
+    events = stream.split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["choices"] == [{"text": "a"}]
+    assert events[1:] == ['data: {"choices": [{"text": "b"}]}', "data: [DONE]", ""]
 
 
 def test_bytes_from_sources_are_counted(tmp_path: Path, library: Library, base: Any, add: Add) -> None:

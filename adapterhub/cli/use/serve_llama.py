@@ -38,7 +38,8 @@ def serve_llama(
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.front import free_port
-    from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
+    from adapterhub.inference.serving.llama_cpp import command_of, find_llama_server, front
+    from adapterhub.inference.serving.llama_names import Names
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
@@ -65,7 +66,8 @@ def serve_llama(
         moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
         served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
         said = [one["calling"] for one in document["adapters"]]
-        names = Names(served_name, served, builds, said, args.denied, moving=moving, aliases=aliases)
+        digest = args.record.fingerprint.weights
+        names = Names(served_name, served, builds, said, args.denied, digest, moving=moving, aliases=aliases)
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
@@ -81,9 +83,9 @@ def serve_llama(
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (YANKS_S, look)])
+                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
                 following = follow() if args.settings.follow else contextlib.nullcontext()
-                with upkeep, following, front(args.host, args.port, engine_port, names) as server:
+                with upkeep, following, front(args.host, args.port, engine_port, names, args.gate) as server:
                     stay(
                         session,
                         engine,

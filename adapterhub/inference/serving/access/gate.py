@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -30,6 +31,8 @@ INFERENCE_ROUTES: Final = frozenset({
 
 _ID_CHARACTERS: Final = 128
 _BYTES_A_TOKEN: Final = 4
+_PROCESS: Final = secrets.token_hex(8)
+_NUMBERS: Final = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -70,10 +73,6 @@ class Asked:
         """Note the error that the engine answered with."""
         if self.refusal is None:
             self.refusal = kind_in(body) or "Error"
-
-    def saw_event(self) -> None:
-        """Note a part of a stream."""
-        self.events += 1
 
     @property
     def tokens(self) -> int:
@@ -170,4 +169,18 @@ class Gate:
 
 def request_id(given: str) -> str:
     """The id that the client gave its request, if it is printable and short; else a new one."""
-    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else uuid.uuid4().hex
+    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else f"{_PROCESS}-{next(_NUMBERS)}"
+
+
+def ensure_for_tenants(method: str, route: str, *, is_json: bool) -> None:
+    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those that change the server.
+
+    Raises:
+        RequestRefused: 403 for the route, 415 for a body that is not JSON.
+    """
+    if method == "GET" and (route == "/v1/models" or route.startswith("/v1/models/")):
+        return
+    if method != "POST" or route not in INFERENCE_ROUTES:
+        raise RequestRefused(403, "this route is closed on a server with tenants")
+    if not is_json:
+        raise RequestRefused(415, "expected a body of the type `application/json`")
