@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterhub.api.adapters import WithAdapters
+from adapterhub.api.aliases.methods import WithAliases
 from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.inspecting import WithInspection
 from adapterhub.api.models import WithModels
@@ -12,8 +13,16 @@ from adapterhub.api.weights import WithWeights
 from adapterhub.api.withdrawing import WithWithdrawal
 
 
-class Library(
-    WithAdapters, WithInspection, WithPublishing, WithWithdrawal, WithWeights, WithModels, WithContracts, WithUpkeep
+class Library(  # what it can do, by subject
+    WithAdapters,
+    WithAliases,
+    WithInspection,
+    WithPublishing,
+    WithWithdrawal,
+    WithWeights,
+    WithModels,
+    WithContracts,
+    WithUpkeep,
 ):
     """The library in a folder; `Library.default()` is that of the command line.
 

@@ -146,7 +146,7 @@ class WithUpkeep(OpenedLibrary):
         return space_of(self)
 
     def unused(self) -> Sequence[Installed]:
-        """Installed adapters that no project and no process needs: what `gc(unused=True)` removes first."""
+        """Installed adapters that no project, alias or process needs: what `gc(unused=True)` removes first."""
         from adapterhub.library.upkeep.space import unused_builds
 
         return unused_builds(self)

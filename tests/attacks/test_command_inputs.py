@@ -34,6 +34,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     # {} is the hostile thing, NEW a name that nothing has yet
     ("add", "folders"): ("adapter", "add {} --name NEW --base corpus-base"),
     ("add", "--base"): ("base", "add good --name NEW --base {}"),
+    ("alias set", "--project"): ("project", "alias set prod kept==1 --save --project {}"),
     ("audit", "adapters"): ("adapter", "audit {}"),
     ("base add", "place"): ("base", "base add {} --as NEW"),
     ("base compare", "first"): ("base", "base compare {} corpus-base"),

@@ -12,6 +12,7 @@ from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
+from adapterhub.distribution.moving import exact_at
 from adapterhub.distribution.outdated import Offer, offers
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.projects.session import wanted_from
@@ -52,11 +53,12 @@ def plan_one(
     Raises:
         NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
     """
-    library = session.library
+    library, sources = session.library, sources_of(spec)
+    spec = exact_at(library, spec, sources)
     plan = plan_install(
         library,
         spec,
-        sources_of(spec),
+        sources,
         wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
         bounds=bounds,
         allow_base_mismatch=allow_base_mismatch,
