@@ -48,6 +48,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Recording())
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`, one more than there are cores: tests also wait for disks, and for servers that they start and stop."""
+    from xdist.plugin import pytest_xdist_auto_num_workers
+
+    return pytest_xdist_auto_num_workers(config) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Each worker gets neighbouring tests, and takes over half of what another has left when its own are done.
+
+    So models and servers that the tests of a file share are made once, not once in each worker.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The fast set, `-m "not slow"`, is without every test that starts a process or a server, or makes a model.
 

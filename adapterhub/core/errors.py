@@ -29,6 +29,7 @@ AdapterHubError                  exit code
 │   ├── MalformedTensorFile
 │   ├── MalformedConfig
 │   ├── MalformedManifest
+│   ├── ChatTemplateRefused           a chat template is broken, or passes a limit
 │   └── RefusedAdapter                the findings of `verify` say why
 ├── CouldNotTell                 17   a check could not run
 └── EngineFailed                 18   an inference engine did not start, or stopped by itself
@@ -319,6 +320,14 @@ class MalformedManifest(Malformed):
         )
         self.where = where
         self.problems = tuple(problems)
+
+
+class ChatTemplateRefused(Malformed):
+    """A chat template cannot be rendered; `reason` is `broken`, `forbidden` (by the sandbox) or `limits`."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "pass `--raw`, `--template` or `--chat` to use another prompt form")
+        self.reason = reason
 
 
 class RefusedAdapter(Malformed):

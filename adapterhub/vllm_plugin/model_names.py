@@ -118,7 +118,7 @@ class ModelNames:
                     raise RequestRefused(
                         400, f"`{shown(name, 200)}` means several adapters; name its namespace"
                     ) from None
-                raise RequestRefused.of(error) from None
+                raise RequestRefused.of(error, name) from None
             return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None

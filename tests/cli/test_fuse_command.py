@@ -293,7 +293,7 @@ def test_memory_is_far_below_the_size_of_the_base(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- the real base
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_base_answers_fused_as_it_does_with_the_adapter_attached(tmp_path: Path) -> None:
     sentence = "Priya wants 5 lamps for 30 dollars."
     library = Library(tmp_path / "home")

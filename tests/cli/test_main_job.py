@@ -67,6 +67,7 @@ def test_attach_generate_and_detach_leave_every_base_parameter_as_it_was(home, m
     assert answer(base, tokenizer, SENTENCE, max_new_tokens=24) == plain
 
 
+@pytest.mark.exhaustive
 def test_a_mixture_at_run_time_gives_the_logits_of_the_merge(home, model, tmp_path):
     library, _ = home
     base, tokenizer = model
@@ -85,6 +86,7 @@ def test_a_mixture_at_run_time_gives_the_logits_of_the_merge(home, model, tmp_pa
     assert torch.allclose(mixture, once, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_one_training_step_on_the_base_is_another_base(home):
     library, _ = home
     tuned, tokenizer = load_base(smollm2_base(), dtype="float32")
@@ -98,6 +100,7 @@ def test_one_training_step_on_the_base_is_another_base(home):
         attach(tuned, "json@smol", library=library)
 
 
+@pytest.mark.exhaustive
 def test_the_base_in_another_precision_is_accepted(home):
     library, _ = home
     half, tokenizer = load_base(smollm2_base(), dtype="bfloat16")

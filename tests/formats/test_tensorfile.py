@@ -4,7 +4,7 @@ import json
 import os
 import random
 import struct
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from adapterhub.core.errors import MalformedTensorFile
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import Limits, header_bytes, read_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, TensorSpec
-
-FUZZ_S = 6.0
 
 
 def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -252,8 +250,8 @@ def test_reading_is_the_inverse_of_writing(
 
 
 @pytest.mark.slow
-def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path) -> None:
-    """Flips, cuts, swaps and insertions of a real file for a few seconds; what is accepted the library accepts too."""
+def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path, amount: Callable[[int, int], int]) -> None:
+    """Flips, cuts, swaps and insertions of a real file; what is accepted the library accepts too."""
     from safetensors import deserialize
 
     chance = random.Random(20251124)
@@ -277,8 +275,8 @@ def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path) -> None
         b'"a":',
         b"9" * 30,
     ]
-    file, until, tried, accepted = tmp_path / "x.safetensors", time.monotonic() + FUZZ_S, 0, 0
-    while time.monotonic() < until:
+    file, accepted = tmp_path / "x.safetensors", 0
+    for _ in range(amount(4_000, 20_000)):
         raw = bytearray(good)
         for _ in range(chance.randint(1, 4)):
             at = chance.randrange(len(raw))
@@ -298,7 +296,6 @@ def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path) -> None
         if chance.random() < 0.5:  # keep the length true, so that the header itself is reached
             raw[:8] = struct.pack("<Q", max(0, min(len(raw) - 8 - 72, len(raw))))
         file.write_bytes(raw)
-        tried += 1
         try:
             read_header(file)
         except MalformedTensorFile:
@@ -306,5 +303,4 @@ def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path) -> None
         accepted += 1
         deserialize(bytes(raw))
 
-    assert tried > 1000
     assert accepted > 0

@@ -130,7 +130,7 @@ def many(tmp_path: Path, amount: Callable[[int, int], int]) -> Iterator[list[Pat
     key = max(name for name in tensors if "lora_B" in name)
     root, generator = tmp_path / "many", torch.Generator().manual_seed(0)
     made = []
-    for number in range(amount(120, 1000)):
+    for number in range(amount(72, 1000)):
         folder = root / f"{number:04}"
         folder.mkdir(parents=True)
         changed = tensors[key] + 0.05 * torch.randn(tensors[key].shape, generator=generator)

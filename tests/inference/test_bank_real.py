@@ -27,7 +27,9 @@ CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-3}, torch.bfloat16: {"rtol": 0
 """Of logits of about 20, resp. a few roundings of bfloat16 of them; two adapters differ by ten times as much."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.exhaustive)], ids=["fp32", "bf16"]
+)
 def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(dtype: torch.dtype, library: Library) -> None:
     model: Any
     model, tokenizer = load_base(smollm2_base(), dtype=str(dtype).removeprefix("torch."))
@@ -73,7 +75,9 @@ def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(dtype: torch.dt
     assert float((alone["json"] - alone["pirate"]).abs().max()) > 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.exhaustive)], ids=["fp32", "bf16"]
+)
 def test_adapters_on_a_real_encoder_give_the_vectors_of_peft(
     dtype: torch.dtype, tmp_path: Path, library: Library
 ) -> None:

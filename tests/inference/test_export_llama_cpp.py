@@ -60,7 +60,7 @@ def real_adapters(tmp_path: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_adapters_on_smollm2_have_pefts_logits(tmp_path: Path, library: Library) -> None:
     library.bases.add(smollm2_base(), "smollm2")
     engine = Engine(smollm2_gguf())

@@ -93,6 +93,10 @@ class Engine:
             name = (await request.json())["lora_name"]
             return JSONResponse({}, 200 if self.lora_requests.pop(name, None) else 404)
 
+        @self.app.get("/health")
+        async def health() -> dict[str, str]:
+            return {}
+
         @self.app.get("/v1/models")
         async def models() -> dict[str, Any]:
             cards = [{"id": "base-7b", "root": base, "parent": None}]

@@ -254,7 +254,7 @@ def full() -> tuple[Any, Any]:
     return load_base(smollm2_base(), dtype="float32")
 
 
-@pytest.fixture(scope="module", params=["4bit", "8bit"])
+@pytest.fixture(scope="module", params=["4bit", pytest.param("8bit", marks=pytest.mark.exhaustive)])
 def loaded(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
     return request.param, *load_base(smollm2_base(), dtype="float32", load_in=request.param)
 
@@ -293,7 +293,7 @@ def test_each_of_two_adapters_in_turn_is_right_on_a_packed_base_that_stays_as_it
     assert distances[:2] == distances[2:]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_logits_on_a_packed_base_are_those_of_peft_on_a_fresh_one(
     home: tuple[Adapt, BaseRecord], loaded: tuple[str, Any, Any]
 ) -> None:
@@ -326,7 +326,7 @@ def test_the_command_answers_with_an_adapter_on_a_packed_base(home: tuple[Adapt,
     assert document["base_unchanged"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_base_is_refused_although_it_is_packed(home: tuple[Adapt, BaseRecord], tmp_path: Path) -> None:
     adapt, _ = home
     tuned, tokenizer = load_base(smollm2_base(), dtype="float32")

@@ -144,7 +144,7 @@ def test_installed_adapter_is_found_and_verified_for_the_resized_base(
     assert (report.errors, [f.code for f in report.warnings]) == ((), ["W_BASE_RESIZED"])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adapter_of_real_smollm2_has_equal_logits_once_a_pad_token_is_added(library: Library, tmp_path: Path) -> None:
     record = library.bases.add(smollm2_base(), "smollm2")
     library.catalog.put_base(record)

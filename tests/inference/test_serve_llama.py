@@ -166,6 +166,9 @@ def test_no_path_of_the_server_is_shown(url: str) -> None:
 
 def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Path) -> None:
     adapt = Adapt(make_library(tmp_path))
+    config = tmp_path / "b" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/home/ann/base"}))
+    adapt.ok("add", tmp_path / "b", "--name", "c", "--base", "base-7b")
     base = tmp_path / "base.gguf"
     base.write_bytes(b"GGUF")
     program = tmp_path / "llama-server"
@@ -173,14 +176,16 @@ def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Pa
     program.chmod(0o755)
     options = ["--engine", "llama.cpp", "--gguf", str(base), "--llama-server", str(program)]
 
-    with serving(adapt, Path(sys.executable), "a", "b", *options) as (document, process):
-        status, answer = post(f"{document['url']}/v1/completions", {"model": "b", "prompt": "x"})
+    with serving(adapt, Path(sys.executable), "a", "c", *options) as (document, process):
+        status, answer = post(f"{document['url']}/v1/completions", {"model": "c", "prompt": "x"})
         files = [Path(word) for word in answer["argv"] if word.endswith(".gguf")]
         magics = [path.read_bytes()[:4] for path in files]
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
 
     assert (status, [one["scale"] for one in answer["lora"]]) == (200, [0.0, 1.0])
     assert (files[0], len(files), set(magics)) == (base, 3, {b"GGUF"})
-    assert process.returncode == 0
+    assert (process.returncode, said.count("warning"), said.count("/home/ann/base")) == (0, 1, 1), said
     assert not files[1].exists()
 
 

@@ -354,7 +354,7 @@ def test_the_missing_package_is_named_with_the_extra(
     assert refused.value.hint == "`pip install 'adapterhub[tune]'` installs it"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_for_orders_are_found_on_a_real_base(library: Library) -> None:
     from adapterhub.cli.start.demo_run.tasks import make_tasks
     from adapterhub.inference.loader.text import load_base

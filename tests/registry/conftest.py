@@ -84,6 +84,10 @@ def proxy(server: Running) -> Iterator[Proxy]:
         yield proxy
 
 
+XET_ALONE = pytest.mark.parametrize("mode", ["xet", pytest.param("lfs", marks=pytest.mark.exhaustive)], indirect=True)
+"""For tests in which the way of uploading decides little; `--exhaustive` takes both."""
+
+
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> Mapping[str, str]:
     """The client's switches: as installed (Xet), and with Xet off (LFS)."""

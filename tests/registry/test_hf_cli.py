@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry.conftest import Served, serving
+from tests.registry.conftest import XET_ALONE, Served, serving
 
 Hf = Callable[..., "subprocess.CompletedProcess[str]"]
 HF = [sys.executable, "-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()"]
@@ -52,7 +52,11 @@ def test_upload_then_download(hf: Hf, folder: Path, repo: str, tmp_path: Path) -
     assert (tmp_path / "back" / "adapter_config.json").exists()
 
 
-@pytest.mark.parametrize("limit", ["namespace_bytes=1000000", "token_upload_bytes_per_day=1000000"])
+@pytest.mark.parametrize(
+    ("limit", "mode"),
+    [("namespace_bytes=1000000", "xet"), ("token_upload_bytes_per_day=1000000", "lfs")],
+    indirect=["mode"],
+)
 def test_a_reached_quota_is_one_readable_sentence(
     mode: Mapping[str, str], folder: Path, tmp_path: Path, limit: str
 ) -> None:
@@ -70,6 +74,7 @@ def test_a_reached_quota_is_one_readable_sentence(
         assert "permission" not in done.stderr
 
 
+@XET_ALONE
 def test_cache_verify_finds_a_flipped_byte(hf: Hf, folder: Path, repo: str, tmp_path: Path) -> None:
     hf("upload", repo, str(folder), ".")
     hf("download", repo)
@@ -85,6 +90,7 @@ def test_cache_verify_finds_a_flipped_byte(hf: Hf, folder: Path, repo: str, tmp_
     assert "adapter_model.safetensors" in damaged.stdout + damaged.stderr
 
 
+@XET_ALONE
 def test_tags(hf: Hf, folder: Path, repo: str) -> None:
     hf("upload", repo, str(folder), ".")
     hf("repos", "tag", "create", repo, "v1.0", "-m", "the first")
@@ -96,6 +102,7 @@ def test_tags(hf: Hf, folder: Path, repo: str) -> None:
     assert "v1.0" not in hf("repos", "tag", "list", repo).stdout
 
 
+@XET_ALONE
 def test_repositories_are_made_listed_and_removed(hf: Hf, repo: str) -> None:
     name = repo.replace("cli/", "admin/")
     hf("repos", "create", name)
@@ -107,6 +114,7 @@ def test_repositories_are_made_listed_and_removed(hf: Hf, repo: str) -> None:
     assert name not in hf("repos", "list", "--format", "json").stdout
 
 
+@XET_ALONE
 def test_models_are_listed_by_tag(hf: Hf, folder: Path, repo: str) -> None:
     hf("upload", repo, str(folder), ".")
 
@@ -117,6 +125,7 @@ def test_models_are_listed_by_tag(hf: Hf, folder: Path, repo: str) -> None:
     assert repo in told
 
 
+@XET_ALONE
 def test_login_keeps_a_token_that_is_good(served: Served, tmp_path: Path, mode: Mapping[str, str]) -> None:
     environment = served.environment(tmp_path / "home", **mode)
 

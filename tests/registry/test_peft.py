@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry.conftest import ROOT, Served
+from tests.registry.conftest import ROOT, XET_ALONE, Served
 
 SCRIPT = """
 import json, sys
@@ -54,7 +54,7 @@ print(json.dumps({"distances": found, "tags": tags}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["xet", pytest.param("lfs", marks=pytest.mark.exhaustive)], indirect=True)
+@XET_ALONE
 def test_peft_and_transformers_push_and_load_by_name(served: Served, tmp_path: Path, mode: Mapping[str, str]) -> None:
     space = f"peft-{'lfs' if mode else 'xet'}"
     environment = served.environment(tmp_path, HF_TOKEN=served.token, OMP_NUM_THREADS="1", **mode)

@@ -129,7 +129,7 @@ def start(forks: subprocess.Popen[str]) -> tuple[int, str]:
 def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
     shared: Shared, forks: subprocess.Popen[str], amount: Callable[[int, int], int]
 ) -> None:
-    kills = amount(30, 100)
+    kills = amount(15, 100)
     draw, answered = random.Random(8), []
     headers = {"Authorization": f"Bearer {shared.token}"}
     latest_s = 0.0

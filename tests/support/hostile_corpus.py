@@ -84,15 +84,20 @@ def _link(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def run(verb: str, cases: list[tuple[str, Path]], folder: Path, base: Path) -> dict[str, dict[str, Any]]:
-    """What `hostile_child` tells of each case, by id; the library is `folder/home`."""
+def run(
+    verb: str, cases: list[tuple[str, Path]], folder: Path, base: Path, *, add_after_each: int = 1
+) -> dict[str, dict[str, Any]]:
+    """What `hostile_child` tells of each case, by id; the library is `folder/home`.
+
+    After one in `add_after_each` of those that were refused, it adds a good adapter.
+    """
     folder.mkdir()
     for name in ("tmp", "user"):
         (folder / name).mkdir()
     good(folder / "good")
     job = {
         "folder": str(folder), "base": "corpus-base", "base_folder": str(base), "good": str(folder / "good"),
-        "missing": str(folder / "nothing-here"),
+        "missing": str(folder / "nothing-here"), "add_after_each": add_after_each,
         "cases": [{"id": name, "path": str(path), "name": name.lower()} for name, path in cases],
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))

@@ -45,7 +45,9 @@ class LoRAResolverRegistry:
         f"def {kind}_{what}(*rest): pass\n"
         for kind in ("bgmv", "sgmv")
         for what in ("shrink", "expand", "expand_slice")
-    ),
+    )
+    + "class PunicaWrapperCPU:\n"
+    + "".join(f"    def add_lora_{what}(*rest): pass\n" for what in ("linear", "logits", "embedding")),
     "vllm/entrypoints/__init__.py": "",
     "vllm/entrypoints/openai/__init__.py": "",
     "vllm/entrypoints/openai/api_server.py": """

@@ -67,7 +67,7 @@ def told(
     folder = place / f"run-{verb}"
     before = tree(place, folder)
 
-    found = run("install" if verb == "builds" else verb, paths, folder, base)
+    found = run("install" if verb == "builds" else verb, paths, folder, base, add_after_each=amount(5, 1))
 
     assert tree(place, folder) == before  # nothing written beside the library, by any case
     assert {p.name for p in folder.iterdir()} - {"home", "job.json", "good", "tmp", "user"} == set()

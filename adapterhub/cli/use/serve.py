@@ -15,6 +15,7 @@ import click
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
 from adapterhub.cli.use.serve_access import access_options
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_LEAST_RANK: Final = 16
 _SLOTS: Final = 4
 _CPU_SLOTS: Final = 32
 
@@ -234,7 +234,7 @@ def _serve_vllm(
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
     with checked(session, args, f"vllm@{vllm.version}") as handed:
-        max_rank = _max_rank(session, args, handed)
+        max_rank = max_rank_for(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
         shares = tenants.loaded if (tenants := args.gate.tenants) else int(bool(args.settings.pins))
         needed = shares + len(args.settings.pins)
@@ -283,27 +283,6 @@ def run_vllm(
             drain_s=args.drain_s,
             drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
         )
-
-
-def _max_rank(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:
-    """The rank to allow: that of the named adapters, else of installed adapters for this base."""
-    from adapterhub.formats.base.fingerprint import compare
-    from adapterhub.inference.engines.vllm import MAX_RANKS
-    from adapterhub.inference.serving.provider import RANK_SETTING
-    from adapterhub.inference.serving.vllm import allowed_rank
-
-    if args.settings.max_rank is not None:
-        return allowed_rank(args.settings.max_rank)
-    if handed:
-        needed = [rank for h in handed if isinstance(rank := h.verdict.settings.get(RANK_SETTING), int)]
-        return allowed_rank(max([_LEAST_RANK, *needed]))
-    ours = args.record.fingerprint
-    ranks = [
-        build.manifest.rank
-        for build in session.library.installed()
-        if build.manifest.rank and compare(build.base.fingerprint, ours).verdict.allows_attach
-    ]
-    return allowed_rank(max([_LEAST_RANK, *(rank for rank in ranks if rank <= MAX_RANKS[-1])]))
 
 
 def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:

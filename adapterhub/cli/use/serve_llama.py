@@ -59,9 +59,9 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(
-            served_name, [model_of(spec) for spec in args.specs], builds, args.denied, args.record.fingerprint.weights
-        )
+        said = [one["calling"] for one in document["adapters"]]
+        base_digest = args.record.fingerprint.weights
+        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, said, args.denied, base_digest)
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
@@ -87,4 +87,5 @@ def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], f
     for one, path in zip(handed, files, strict=True):
         spec = f"{one.label}#{one.digest[:19]}"
         for note in export(spec, path, form="gguf", library=session.library, base=base).notes:
-            session.out.warn(f"{one.label}: {note}")
+            if note not in one.warnings:  # else it was said
+                session.out.warn(f"{one.label}: {note}")

@@ -69,7 +69,8 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too.
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
+    to ask each, for the list of models.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class Names:
         base: str,
         adapters: Sequence[str],
         builds: Sequence[tuple[str, Digest]] = (),
+        callings: Sequence[Mapping[str, Any]] = (),
         denied: Denied | None = None,
         base_digest: str = "",
     ) -> None:
         self.base = base
         self.base_digest = base_digest
+        self._callings = dict(zip(adapters, callings, strict=False))
         self.adapters = tuple(adapters)
         self.builds = dict(zip(adapters, builds, strict=False))
         self.denied = denied or Denied()
@@ -125,7 +128,10 @@ class Names:
     def listing(self, tenant: Tenant | None = None) -> dict[str, Any]:
         """The answer to GET /v1/models."""
         names = [n for n in (self.base, *self.adapters) if tenant is None or self.may_use(tenant, n)]
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        rows: list[dict[str, Any]] = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
+        for row in rows:
+            if row["id"] in self._callings:
+                row["calling"] = self._callings[row["id"]]
         return {"object": "list", "data": rows}
 
 

@@ -29,6 +29,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.library.bases.records import BaseRecord
@@ -72,6 +73,7 @@ class LeasedAdapter:
     rank: int | None
     verdict: Verdict
     warnings: tuple[str, ...]
+    prompt: PromptForm | None = None
 
 
 class AdapterProvider:
@@ -305,6 +307,7 @@ class AdapterProvider:
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
+                prompt=build.manifest.prompt,
             )
             self._leases[leased.digest] = undo.pop_all()
         return leased

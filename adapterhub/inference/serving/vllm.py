@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.inference.engines.vllm import MAX_RANKS, slot_rank
 
 PLUGIN: Final = "adapterhub"
 GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"
 _PROBE_S: Final = 120
+_HEAD: Final = "lm_head.weight"
+_EMBEDDING: Final = "embed_tokens.weight"
+_LINEAR: Final = (".weight", "experts.gate_up_proj", "experts.down_proj")
 _INSTALL: Final = "`pip install vllm adapterhub` in one environment, then `--python ITS/bin/python`"
 _PROBE: Final = """
 import importlib.metadata as m, json
@@ -90,6 +95,19 @@ def allowed_rank(rank: int) -> int:
     if allowed is None:
         raise UsageProblem(f"rank {rank} is above the largest that vLLM supports, {MAX_RANKS[-1]}")
     return allowed
+
+
+def slot_bytes(tensors: Iterable[TensorFacts], rank: int, item_bytes: int) -> int:
+    """The memory of one slot for adapters of `rank`: vLLM allots every slot of every layer at the largest rank.
+
+    A linear layer or embedding [out, in] takes rank x (out + in) numbers of `item_bytes`, for each expert if there are
+    experts. A head that is the embedding takes its own.
+    """
+    linear = [fact for fact in tensors if fact.name.endswith(_LINEAR) and len(fact.shape) in {2, 3}]
+    sizes = [math.prod(fact.shape[:-2]) * sum(fact.shape[-2:]) for fact in linear]
+    if not any(fact.name.endswith(_HEAD) for fact in linear):
+        sizes += [sum(fact.shape) for fact in linear if fact.name.endswith(_EMBEDDING)]
+    return rank * item_bytes * sum(sizes)
 
 
 def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:

@@ -34,9 +34,9 @@ class RequestRefused(Exception):
         self.retry_after_s = None if retry_after_s is None else max(1, math.ceil(retry_after_s))
 
     @classmethod
-    def of(cls, error: AdapterHubError) -> RequestRefused:
+    def of(cls, error: AdapterHubError, name: str = "") -> RequestRefused:
         """The refusal of an adapter; see `refusal_of`."""
-        told = refusal_of(error)
+        told = refusal_of(error, name)
         return cls(int(told.status), told.message)
 
     @property
