@@ -17,7 +17,7 @@ from adapterhub.inference.serving.answers import described, with_field
 from adapterhub.vllm_plugin.access import ASKED
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, is_json, is_stream, refuse_request
 from adapterhub.vllm_plugin.residency import Models, Residency
-from adapterhub.vllm_plugin.resolver import note_refusal
+from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
@@ -90,6 +90,8 @@ class ModelNames:
         if asked is not None:
             name = _admitted(asked, name, is_base=is_base)
         changes = asked.wanting_usage(value) if asked is not None else {}
+        if name != value.get(key):
+            changes[key] = name
         leased: LeasedAdapter | None = None
         if isinstance(name, str) and not is_base and not self._is_of_others(name, models):
             leased = await self._found(name, models, is_unload=is_unload, is_final=tenant is not None)
@@ -121,6 +123,9 @@ class ModelNames:
                 raise RequestRefused.of(error, name) from None
             return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
+            if is_final:
+                note_fault(name)
+                raise RequestRefused(424, FAULT.format(name=shown(name))) from None
             return None
 
     def _is_of_others(self, name: str, models: Models) -> bool:
