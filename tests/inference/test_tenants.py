@@ -328,6 +328,13 @@ def test_routes_that_do_not_tell_the_adapter_are_closed(
     assert without[0] == (403 if "lora_adapter" in path else 401)
 
 
+def test_a_browser_asks_for_the_rules_of_origins_without_a_key(make: Callable[..., Engine], tmp_path: Path) -> None:
+    status = asyncio.run(make().send("OPTIONS", "/v1/completions", authorization=""))[0]
+
+    assert status == 405  # of the routes; vLLM's CORS rules answer before them
+    assert not (tmp_path / "audit").read_text()
+
+
 def test_a_body_that_is_not_json_reaches_no_engine(make: Callable[..., Engine]) -> None:
     engine = make()
     headers = {"authorization": "Bearer adapt-acme"}
