@@ -56,6 +56,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
         "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file or folder"),
+        "alias": ("adapterhub.cli.aliases.alias:alias", "Give a build a moving name, and move it back"),
         "diff": ("adapterhub.cli.inspect.diff:diff", "Show the exact differences between two adapters"),
     },
     "Projects": {

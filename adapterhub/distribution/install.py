@@ -60,14 +60,17 @@ def plan_install(
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
+    library_first: bool = True,
 ) -> InstallPlan:
     """Choose the build for `spec`. `objection` applies a policy, as in `resolve`.
+
+    Without `library_first`, only the sources decide: they may have a newer build than the library.
 
     Raises:
         NoCompatibleRelease: one reason per release of every place.
         AdapterNotFound: no place has an adapter of that name.
     """
-    places = (library, *sources)
+    places = (library, *sources) if library_first else tuple(sources)
     while True:
         found = first_fitting(
             library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection

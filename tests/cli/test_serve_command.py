@@ -223,6 +223,35 @@ def test_a_base_whose_folder_is_gone_is_refused(adapt: Adapt, python: Path) -> N
     assert "without an existing folder" in adapt.fails(2, "serve", "--base", "base-7b", "--python", python)
 
 
+# ---------------------------------------------------------------- aliases
+def test_an_alias_is_served_with_all_its_targets_and_looked_up_again_on_a_signal(
+    adapt: Adapt, python: Path, add: Add
+) -> None:
+    add("legal-qa", version="1.1.0", seed=1)
+    add("legal-qa", version="1.2.0", seed=2, rank=32)
+    adapt.ok("alias", "set", "prod", "legal-qa==1.0=0.9", "legal-qa==1.2=0.1")
+
+    with serving(adapt, python, "legal-qa@prod", "--alias-ttl", "3600") as (document, process):
+        url = document["url"]
+        adapt.ok("alias", "set", "prod", "legal-qa==1.1")
+        before = ask(url, "legal-qa@prod")[1]["model"]
+        process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        while not (after := ask(url, "legal-qa@prod")[1]["model"]).startswith("legal-qa==1.1.0#"):
+            assert time.monotonic() < end, after
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+
+    assert before.startswith(("legal-qa==1.0.0#", "legal-qa==1.2.0#"))
+    first, second = document["adapters"]
+    assert (first["model"], first["adapter"], second["adapter"]) == (
+        "legal-qa@prod", "legal-qa==1.0.0", "legal-qa==1.2.0"
+    )  # fmt: skip
+    assert document["max_rank"] == 32
+    assert "looked every alias up again" in said
+    assert process.returncode == 0
+
+
 # ---------------------------------------------------------------- tenants
 def test_a_new_key_comes_with_its_line_for_the_file(adapt: Adapt, python: Path) -> None:
     said = adapt.ok("serve", "--new-key")

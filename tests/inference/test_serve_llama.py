@@ -16,9 +16,13 @@ import pytest
 from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import NotFound
 from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.aliases import ServedAliases
 from adapterhub.inference.serving.front import free_port, post
-from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
+from adapterhub.inference.serving.llama_cpp import find_llama_server, front
+from adapterhub.inference.serving.llama_names import Names
 from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.library.aliasing import point
+from adapterhub.library.library import Added, Library
 from tests.cli.test_serve_command import serving
 from tests.support.command_line import Adapt
 from tests.support.run_library import make_library
@@ -233,6 +237,29 @@ def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path:
 def test_a_machine_without_the_server_is_told_how_to_get_it() -> None:
     with pytest.raises(NotFound, match="`/nowhere/llama-server` was not found"):
         find_llama_server("/nowhere/llama-server")
+
+
+# ---------------------------------------------------------------- aliases
+def test_an_alias_moves_among_the_adapters_that_were_loaded(library: Library, add: Callable[..., Added]) -> None:
+    one, two, late = (add("legal-qa", version=f"1.{number}", seed=number).build for number in (1, 2, 3))
+    point(library, "prod", [(one, 0.5), (two, 0.5)])
+    builds = [(f"legal-qa=={b.manifest.version}", b.manifest.digest) for b in (one, two)]
+    aliases = ServedAliases(library, ttl_s=3600)
+    names = Names("base-7b", ["first", "second"], builds, moving=["legal-qa@prod"], aliases=aliases)
+
+    shared = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    point(library, "prod", [(two, 1.0)])
+    kept = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    names.refresh()
+    moved = names.find("legal-qa@prod")
+    point(library, "prod", [(late, 1.0)])
+    names.refresh()
+    stays = names.find("legal-qa@prod")
+
+    assert (shared, kept) == ({"first", "second"}, {"first", "second"})
+    assert (moved, stays) == ("second", "second")
+    assert names.find("legal-qa@nothing") is None
+    assert [row["id"] for row in names.listing()["data"]] == ["base-7b", "first", "second", "legal-qa@prod"]
 
 
 # ---------------------------------------------------------------- tenants

@@ -350,13 +350,13 @@ def test_after_a_fault_no_bare_name_reaches_the_engine(
 ) -> None:
     add("legal-qa", namespace="gamma")
     engine = make()
-    find = AdapterHubResolver.leased
+    find = AdapterHubResolver.found
 
     async def fail_once(*given: Any) -> Any:
-        monkeypatch.setattr(AdapterHubResolver, "leased", find)
+        monkeypatch.setattr(AdapterHubResolver, "found", find)
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(AdapterHubResolver, "leased", fail_once)
+    monkeypatch.setattr(AdapterHubResolver, "found", fail_once)
 
     status, _, body = asyncio.run(ask(engine, "acme", "legal-qa"))
 

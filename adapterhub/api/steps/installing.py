@@ -10,6 +10,7 @@ from adapterhub.api.reporting import report_warnings
 from adapterhub.core.errors import shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
+from adapterhub.distribution.moving import exact_at
 from adapterhub.distribution.outdated import Offer, offers
 from adapterhub.projects.session import wanted_from
 from adapterhub.projects.upgrades import library_requests
@@ -47,11 +48,12 @@ def plan_one(
     Raises:
         NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
     """
-    library = session.library
+    library, sources = session.library, sources_of(spec)
+    spec = exact_at(library, spec, sources)
     plan = plan_install(
         library,
         spec,
-        sources_of(spec),
+        sources,
         wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
         bounds=bounds,
         allow_base_mismatch=allow_base_mismatch,

@@ -128,6 +128,7 @@ class Listed(TypedDict):
     parents: Annotated[int, "number of adapters merged into it"]
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
+    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
 
 
 class SignatureState(TypedDict):
@@ -156,6 +157,7 @@ class Shown(Manifest):
     signature: SignatureState
     lineage: Annotated[list[Node], "the adapters merged into it"]
     used_by: Annotated[list[Use], "reasons to keep it"]
+    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
     policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     groups: Annotated[list[ModuleGroup], "its modules, grouped"]
     whole: Annotated[list[str], "tensors that replace a tensor of the base"]

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +17,7 @@ from adapterhub.inference.serving.access.quotas import Quotas
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.access.tenants import Tenant, Tenants
 from adapterhub.inference.serving.access.watched import WatchedFile
-from adapterhub.inference.serving.answers import kind_in, usage_in
+from adapterhub.inference.serving.answers import Usage, kind_in
 
 OPEN_ROUTES: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
 """Routes that need no key and have no line in the audit log."""
@@ -28,9 +28,6 @@ INFERENCE_ROUTES: Final = frozenset({
     "/classify", "/tokenize", "/detokenize", "/inference/v1/generate",
 })  # fmt: skip
 """Routes whose JSON body has the `model`: the only ones, with the list of models, that a tenant may use."""
-
-STREAMS_WITHOUT_USAGE: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
-"""Routes whose streams tell the tokens only on demand."""
 
 _ID_CHARACTERS: Final = 128
 _BYTES_A_TOKEN: Final = 4
@@ -53,25 +50,12 @@ class Asked:
     base: str | None = None
     status: int | None = None
     refusal: str | None = None
-    usage: tuple[int, int] | None = None
-    """Tokens of the prompt and of the answer."""
+    usage: Usage | None = None
     asked_bytes: int = 0
     events: int = 0
     """Of a stream, each with at least one token."""
     is_engaged: bool = False
     """Whether the engine got the request."""
-    hides_usage: bool = False
-    """Whether the event with the usage is for us alone."""
-
-    def wanting_usage(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What makes the engine tell the tokens of a stream, where the client does not ask for them."""
-        if body.get("stream") is not True or self.route not in STREAMS_WITHOUT_USAGE:
-            return {}
-        options = body.get("stream_options") or {}
-        if not isinstance(options, dict) or options.get("include_usage") is True:
-            return {}
-        self.hides_usage = True
-        return {"stream_options": options | {"include_usage": True}}
 
     def begins(self, body_bytes: int) -> None:
         """Note that the engine gets the request."""
@@ -89,16 +73,6 @@ class Asked:
         """Note the error that the engine answered with."""
         if self.refusal is None:
             self.refusal = kind_in(body) or "Error"
-
-    def saw(self, data: bytes, *, is_stream: bool) -> bool:
-        """Note a part of the answer, of which a stream has one for each event; whether the client should get it."""
-        if is_stream:
-            self.events += 1
-        usage = usage_in(data)
-        if usage is None:
-            return True
-        self.usage = usage if self.usage is None else (usage[0] or self.usage[0], usage[1])  # some tell each part once
-        return not (self.hides_usage and is_stream and b'"choices":[]' in data)
 
     @property
     def tokens(self) -> int:
