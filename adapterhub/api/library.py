@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterhub.api.adapters import WithAdapters
 from adapterhub.api.aliases.methods import WithAliases
+from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.inspecting import WithInspection
 from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
@@ -13,7 +14,15 @@ from adapterhub.api.withdrawing import WithWithdrawal
 
 
 class Library(  # what it can do, by subject
-    WithAdapters, WithAliases, WithInspection, WithPublishing, WithWithdrawal, WithWeights, WithModels, WithUpkeep
+    WithAdapters,
+    WithAliases,
+    WithInspection,
+    WithPublishing,
+    WithWithdrawal,
+    WithWeights,
+    WithModels,
+    WithContracts,
+    WithUpkeep,
 ):
     """The library in a folder; `Library.default()` is that of the command line.
 

@@ -57,6 +57,11 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.verify_all": f"{_STEPS}.checking:reports_of",
     },
     "check": {"Library.check": f"{_STEPS}.checking:checked_by"},
+    "test": {
+        "Library.test": f"{_STEPS}.contracts.testing:verdict_on",
+        "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
+        "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
+    },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "identify": {"Library.identify": "adapterhub.library.identify:identify"},
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
+from adapterhub.core.errors import BaseNotFound, NotFound, RemoteUnreachable, SpecError, UsageProblem, reworded, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
@@ -321,7 +321,12 @@ def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> R
         return requested_base(base, library.bases)
     if spec.base is not None and base is not None and spec.base != base:
         raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
-    return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+    try:
+        return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+    except BaseNotFound as error:
+        if spec.base is None or spec.base.kind != "alias":
+            raise
+        raise reworded(error, hint=f"{error.hint}; `adapt alias list` shows the aliases of adapters") from None
 
 
 def sources_from(session: Session, places: tuple[Path, ...]) -> list[Source]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterHubError
-
 if TYPE_CHECKING:
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
@@ -55,8 +53,14 @@ class MovingNames:
             return []
         aliases = (await self._resolver.provider(self._base_model_name)).aliases
         names = [one for one in aliases.names() if name in (None, one)]
-        await asyncio.gather(*(self._looked_up(one) for one in names), return_exceptions=True)
+        await asyncio.gather(*(self._looked_up_afresh(one) for one in names), return_exceptions=True)
         return names
+
+    async def _looked_up_afresh(self, name: str) -> None:
+        """Look an alias up after the look-up that runs, which may have begun before the alias moved."""
+        if name in self._pending:
+            await asyncio.wait([self._pending[name]])
+        await asyncio.shield(self._looked_up(name))
 
     def _looked_up(self, name: str) -> asyncio.Future[None]:
         """The look-up of an alias, which simultaneous requests share."""
@@ -81,9 +85,9 @@ class MovingNames:
             if not is_final:
                 alias = await loop.run_in_executor(resolver.remote, aliases.there, name, alias)
             if is_known and alias is not None:  # fetched and checked first: it moves only to what can be served
-                targets = specs_of(name, alias)
+                targets = specs_of(name, alias).values()
                 await asyncio.gather(*(resolver.leased(self._base_model_name, spec) for spec in targets))
-        except AdapterHubError as error:
+        except Exception as error:  # after any failure, requests go on under what it meant
             if not is_known:
                 raise
             aliases.keep(name, error)

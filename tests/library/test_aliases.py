@@ -11,6 +11,7 @@ import pytest
 from adapterhub.core.errors import (
     AdapterNotFound,
     AmbiguousSpec,
+    BaseNotFound,
     Conflict,
     Malformed,
     NoCompatibleRelease,
@@ -23,8 +24,12 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.finding import Finder
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Library
+from adapterhub.library.store.index import Filters
 from adapterhub.library.transfer import copy
+from adapterhub.library.upkeep.lineage import Lineage
+from adapterhub.library.upkeep.space import unused_builds
 from adapterhub.projects.session import wanted_from
+from adapterhub.projects.uses import Uses
 
 
 @pytest.fixture
@@ -184,3 +189,18 @@ def test_moves_at_the_same_time_are_all_kept(library, builds):
     alias = library.aliases.get("legal-qa", "prod")
     assert alias is not None
     assert {move.targets[0].weight for move in alias.moves} == {float(number + 1) for number in range(12)}
+
+
+def test_a_target_is_in_use_and_what_no_alias_means_is_not(library, builds):
+    point(library, "prod", [(builds[0], 0.9), (builds[1], 0.1)])
+
+    assert [build.manifest.version for build in unused_builds(library)] == ["1.4"]
+    uses = Uses(library.root, Lineage(library.root, library.catalog.search(Filters()))).of(builds[1].manifest.digest)
+    assert [(use.kind, use.who, use.why) for use in uses] == [("alias", "legal-qa@prod", "means it")]
+
+
+def test_a_word_that_is_neither_says_where_both_are_listed(library, builds):
+    with pytest.raises(BaseNotFound) as caught:
+        found(library, "legal-qa@proud")
+
+    assert "`adapt alias list`" in caught.value.hint

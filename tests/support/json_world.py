@@ -38,11 +38,12 @@ _FACTS = {
     "seconds", "tokens_per_second", "rows_per_second", "received_bytes", "fact", "pem", "text", "card", "script", "seed",
     "relative_error", "worst_error", "truncation_error", "worst_module", "worst_tensor", "base_loss", "loss_before", "loss_after",
     "single_losses", "token", "host", "pid", "added_at", "tune_loss_base", "tune_loss_before",
-    "tune_loss_after", "published_at", "moved_at", "moved_by", "at", "by",
+    "tune_loss_after", "published_at", "moved_at", "moved_by",
 }  # fmt: skip
 """Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
 _FACTS_OF = {
+    "alias-history": {"at", "by"},
     "cache": _SIZES,
     "gc": _SIZES,
     "extract": _SIZES,
@@ -56,6 +57,15 @@ _FACTS_OF = {
     "registry-webhook-test": {"event", "ended"},
     "registry-webhook-deliveries": {"event", "ended"},
     "serve": {"command"},
+    "test": {
+        "loss",
+        "recorded_loss",
+        "retention",
+        "retention_worst",
+        "recorded_text",
+        "cpu_seconds",
+        "engine",
+    },
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
 or a free port is among the words."""
@@ -258,6 +268,12 @@ def _answers(w: World) -> None:
     (w.folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     tune = ("--tune", "examples.jsonl", "--tune-budget", 4)
     w.says("merge.tune", "merge", "plain", "polite", *tune, "-o", "tuned")
+    asked = (PROMPT, "Who?", "The boat.", "No.", "Over there", "We see")
+    inputs = [{"prompt": text, "completion": " At sea."} for text in asked]
+    (w.folder / "inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs))
+    record = ("--examples", "inputs.jsonl", "--max-new-tokens", 3, "--margin", 0, "--detached", "./beside")
+    w.says("test.record", "test", "--record", "plain", *record)
+    w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
 
 
 def _engines(w: World) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterhub.cli.documents._aliases import ALIASES
+from adapterhub.cli.documents._contracts import CONTRACTS
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
@@ -45,6 +46,7 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Finding out": VERBS,
     "Weights": WEIGHTS,
     "Answers": ANSWERS,
+    "Contracts": CONTRACTS,
     "Engines": ENGINES,
     "Keys and signatures": KEYS,
     "Servers": SERVERS,

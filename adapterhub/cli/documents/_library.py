@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
@@ -205,6 +206,7 @@ class Installed(Plan):
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
     linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
 class Verified(TypedDict):

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final
 
@@ -33,10 +33,14 @@ _log = logging.getLogger("adapterhub.aliases")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a name means, None if it is no alias, and until when (in seconds of the clock) it need not be looked up."""
+    """What a name means, None if it is no alias, and until when (in seconds of the clock) it need not be looked up.
+
+    `specs` are the exact specs by digest, the largest weight first.
+    """
 
     alias: Alias | None
     until: float
+    specs: Mapping[str, str] = field(default_factory=dict)
 
 
 class ServedAliases:
@@ -70,12 +74,12 @@ class ServedAliases:
             return None
         alias = known.alias
         target = alias.main if len(alias.targets) == 1 else alias.for_key(key or secrets.token_hex(8))
-        return str(exact(AdapterSpec.parse(name), alias, target))
+        return known.specs[target.digest]
 
     def specs(self, name: str) -> list[str]:
         """The exact specs of all targets of `name`, the largest weight first; none if it is no known alias."""
         known = self._known.get(name)
-        return [] if known is None or known.alias is None else specs_of(name, known.alias)
+        return [] if known is None else list(known.specs.values())
 
     def is_due(self, name: str) -> bool:
         """Whether `name` has to be looked up: it never was, or too long ago."""
@@ -106,7 +110,7 @@ class ServedAliases:
         try:
             alias, is_final = self.here(name)
             alias = alias if is_final else self.there(name, alias)
-            ensure(specs_of(name, alias) if alias else ())
+            ensure(list(specs_of(name, alias).values()) if alias else [])
         except AdapterHubError as error:
             if not is_known:
                 raise
@@ -166,18 +170,20 @@ class ServedAliases:
             before = self._known.get(name)
             if len(self._known) >= _REMEMBERED and before is None:
                 self._known = {one: known for one, known in self._known.items() if known.alias is not None}
-            self._known[name] = _Known(alias, self._clock() + self._ttl_s)
+            specs = specs_of(name, alias) if alias else {}
+            self._known[name] = _Known(alias, self._clock() + self._ttl_s, specs)
         was = before.alias.targets if before and before.alias else ()
         now = alias.targets if alias else ()
         if was != now and was:
             _log.info("%s moved from %s to %s", name, targets_text(was), targets_text(now))
 
-    def keep(self, name: str, error: AdapterHubError) -> None:
+    def keep(self, name: str, error: Exception) -> None:
         """`name` keeps its meaning until the next look-up, because of `error`."""
         with self._lock:
             known = self._known.get(name, _Known(None, 0.0))
             self._known[name] = replace(known, until=self._clock() + self._ttl_s)
-        _log.warning("%s stays as it was: %s", name, error.message)
+        fault = None if isinstance(error, AdapterHubError) else error
+        _log.warning("%s stays as it was: %s", name, getattr(error, "message", error), exc_info=fault)
 
 
 def request_key(header: str, body: Mapping[str, Any]) -> str | None:
@@ -186,8 +192,8 @@ def request_key(header: str, body: Mapping[str, Any]) -> str | None:
     return header or (user if isinstance(user, str) and user else None)
 
 
-def specs_of(name: str, alias: Alias) -> list[str]:
-    """The exact specs of the targets under `name`, the largest weight first."""
+def specs_of(name: str, alias: Alias) -> dict[str, str]:
+    """By digest, the exact specs of the targets under `name`, the largest weight first."""
     spec = AdapterSpec.parse(name)
     ordered = sorted(alias.targets, key=lambda target: -target.weight)
-    return [str(exact(spec, alias, target)) for target in ordered]
+    return {target.digest: str(exact(spec, alias, target)) for target in ordered}

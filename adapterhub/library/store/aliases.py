@@ -103,7 +103,9 @@ class Aliases:
                 alias = self._read(path)
             except Malformed:
                 continue
-            for target in alias.targets if alias is not None else ():
+            if alias is None:  # removed since it was listed
+                continue
+            for target in alias.targets:
                 found.setdefault((alias.adapter, target.digest), []).append(alias.name)
         return found
 

@@ -245,7 +245,7 @@ class _Reader(DocumentReader):
             for name, value in table.items():
                 path = f"aliases.{key}.{name}"
                 alias = self.parsed(name, parse_alias, path)
-                weights = self.parsed("", lambda _, value=value: weights_in(value), path)
+                weights = self.parsed("", functools.partial(_weights, value), path)
                 if alias is not None and weights is not None:
                     found += targets_wanted(wanted, alias, weights)
         return found
@@ -329,6 +329,10 @@ def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
             if name in inputs and name not in done:
                 trail[name] = [*inputs[name]]
     return []
+
+
+def _weights(value: object, _text: str) -> dict[str, float]:
+    return weights_in(value)
 
 
 def _word(text: str) -> str:

@@ -145,9 +145,8 @@ def _move(
     alias = ever(connection, repo, name)
     assert alias is not None  # it has the move that was just recorded
     _point_ref(connection, repo, name, alias)
-    known = (
-        adapter_of(connection, repo, (alias.targets or before.targets)[0].digest) if alias.targets or before else None
-    )
+    told = alias.targets or (before.targets if before else ())
+    known = adapter_of(connection, repo, told[0].digest) if told else None
     outbox.record(
         connection,
         repo,
