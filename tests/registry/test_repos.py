@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from adapterhub_registry.access import tokens as tokens_module
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller
 from adapterhub_registry.database.db import Database, blobs, commits, refs, releases, repos, tombstones, uploads
 from adapterhub_registry.errors import Refusal
@@ -198,8 +199,8 @@ def test_a_pattern_takes_the_marks_of_sql_as_letters(desk: Desk) -> None:
 
 
 def test_a_pattern_becomes_one_of_sql() -> None:
-    assert repos_module._like("a*?b") == "a%_b"
-    assert repos_module._like("a\\%_b") == "a\\\\\\%\\_b"
+    assert tokens_module._like("a*?b") == "a%_b"
+    assert tokens_module._like("a\\%_b") == "a\\\\\\%\\_b"
 
 
 def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:

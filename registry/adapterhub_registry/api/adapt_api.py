@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
 from sqlalchemy.engine import Connection
@@ -48,7 +48,8 @@ from adapterhub_registry.api.adapt_models import (
     YankedReleases,
     YankRequest,
 )
-from adapterhub_registry.api.context import CallerOf, RegistryOf, StrictRoute, opened_cursor, sealed_cursor, user_of
+from adapterhub_registry.api.adapt_router import adapt_router
+from adapterhub_registry.api.context import CallerOf, RegistryOf, opened_cursor, sealed_cursor, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden
@@ -65,16 +66,11 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "T
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request is malformed"},
-    401: {"model": Problem, "description": "The request has no token, or an invalid one"},
-    422: {"model": Problem, "description": "A member has the wrong type or exceeds a limit"},
-}
 _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "description": "The token lacks the right"}}
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
 _BODY: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too large"}}
 
-router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS, route_class=StrictRoute)
+router = adapt_router()
 
 NamePart = Annotated[str, Path(pattern=NAME)]
 
@@ -275,8 +271,7 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
     return Response("".join(lines), media_type=METRICS_TYPE)
 
 
-router.include_router(events_api.router)
-router.include_router(aliases_api.router)
+router.routes += [*events_api.router.routes, *aliases_api.router.routes]
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)

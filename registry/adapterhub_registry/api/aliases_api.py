@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import Field
 from sqlalchemy import Row
 from sqlalchemy.engine import Connection
@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.aliases import MOST_MOVES, MOST_TARGETS, Alias, Move
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem, Question
-from adapterhub_registry.api.context import CallerOf, RegistryOf, StrictRoute
+from adapterhub_registry.api.adapt_router import adapt_router
+from adapterhub_registry.api.context import CallerOf, RegistryOf
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import aliases
@@ -28,7 +29,7 @@ _WRITING: Final[dict[int | str, dict[str, Any]]] = {
     413: {"model": Problem, "description": "The body is too large, or the repository has too many aliases"},
 }
 
-router = APIRouter(route_class=StrictRoute)
+router = adapt_router()
 
 NamePart = Annotated[str, Path(pattern=NAME)]
 Version = Annotated[str, Field(min_length=1, max_length=64)]

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from adapterhub_registry.api.adapt_models import Answer, Question
-from adapterhub_registry.events.outbox import MOST_IN_PAGE
-from adapterhub_registry.events.sending import MOST_URL_CHARACTERS
+from adapterhub_registry.api.adapt_models import Answer, Question, whole
+from adapterhub_registry.events.outbox import MOST_IN_PAGE, Change
+from adapterhub_registry.events.sending import MOST_URL_CHARACTERS, URL
+from adapterhub_registry.names import PART
 
 LONGEST_WAIT_S = 30
+SCOPE = f"^{PART.pattern}(/{PART.pattern})?$"
 MOST_NUMBER = 2**53 - 1
 
 
@@ -43,11 +45,9 @@ class EventPage(Answer):
 class WebhookRequest(Question):
     """A new webhook: a namespace or `namespace/name`, an https URL, and event types (none means all)."""
 
-    scope: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    url: Annotated[str, StringConstraints(min_length=1, max_length=MOST_URL_CHARACTERS)]
-    types: Annotated[list[Annotated[str, StringConstraints(max_length=32)]], Field(max_length=16)] = Field(
-        default_factory=list
-    )
+    scope: Annotated[str, StringConstraints(max_length=200, pattern=SCOPE)]
+    url: Annotated[str, StringConstraints(max_length=MOST_URL_CHARACTERS, pattern=whole(URL))]
+    types: Annotated[list[Change], Field(max_length=16)] = Field(default_factory=list)
 
 
 class WebhookFacts(Answer):

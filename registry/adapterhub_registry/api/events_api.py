@@ -7,13 +7,14 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import Problem
+from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.bodies import Slots
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, StrictRoute, caller_of, user_of
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, caller_of, user_of
 from adapterhub_registry.api.event_models import (
     DeliveryFacts,
     DeliveryList,
@@ -35,12 +36,13 @@ STOPPING: Final = "adapterhub.stopping"
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
 _SCOPE: Final[dict[int | str, dict[str, Any]]] = {
     **_MISSING,
+    403: {"model": Problem, "description": "The server does not send to this address"},
     409: {"model": Problem, "description": "The namespace has as many webhooks as the registry allows"},
     413: {"model": Problem, "description": "The body is too large"},
 }
 _BUSY: Final[dict[int | str, dict[str, Any]]] = {429: {"model": Problem, "description": "Too many requests wait"}}
 
-router = APIRouter(route_class=StrictRoute)
+router = adapt_router()
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 

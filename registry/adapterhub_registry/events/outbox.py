@@ -22,7 +22,7 @@ from adapterhub_registry.access.tokens import Caller, reached_names
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos
 from adapterhub_registry.database.event_tables import deliveries, events, webhooks
 
-EventType = Literal[
+Change = Literal[
     "version.published",
     "version.yanked",
     "version.unyanked",
@@ -30,10 +30,10 @@ EventType = Literal[
     "alias.moved",
     "repository.deleted",
     "repository.moved",
-    "webhook.test",
 ]
+EventType = Change | Literal["webhook.test"]
 TEST: Final = "webhook.test"
-TYPES: Final = tuple(name for name in get_args(EventType) if name != TEST)
+TYPES: Final = get_args(Change)
 """The types that a webhook may choose."""
 
 KEPT_S: Final = 30 * 86_400.0

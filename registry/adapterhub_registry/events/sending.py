@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -19,12 +20,14 @@ from urllib.parse import SplitResult, urlsplit
 
 import h11
 
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import NotAllowed, UsageProblem, shown
 from adapterhub_registry.settings import Network
 
 TIMEOUT_S: Final = 10.0
 MOST_ANSWER_BYTES: Final = 1 << 16
 MOST_URL_CHARACTERS: Final = 2000
+_PORT: Final = r":([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+URL: Final = re.compile(rf"https?://([A-Za-z0-9.-]{{1,253}}|\[[0-9A-Fa-f:.]{{2,45}}\])({_PORT})?([/?][!\"$-~]*)?")
 _BLOCK_BYTES: Final = 1 << 14
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _DNS = ThreadPoolExecutor(8, thread_name_prefix="webhook-dns")  # slow name servers hold up nothing else
@@ -48,24 +51,24 @@ def check_url(url: str, allowed: tuple[Network, ...]) -> None:
     """Check the address of a receiver as far as that goes without a connection.
 
     Raises:
-        UsageProblem: it is not an https URL (http, for an address in `allowed`), or names an address that is refused.
+        UsageProblem: it is not a URL of a web server.
+        NotAllowed: it is not https (http, where some networks are `allowed`), or names an address that is refused.
     """
+    if len(url) > MOST_URL_CHARACTERS or not URL.fullmatch(url):
+        raise UsageProblem(f"webhook URL `{shown(url)}`: expected one such as https://hooks.example.org/adapters")
     try:
         place = urlsplit(url)
-        host, _port = place.hostname, place.port
-    except ValueError:
-        host, place = None, SplitResult("", "", "", "", "")
-    plain = len(url) <= MOST_URL_CHARACTERS and url.isascii() and url.isprintable() and " " not in url
-    if not (plain and host) or place.scheme not in {"http", "https"} or place.username is not None or place.fragment:
-        raise UsageProblem(f"webhook URL `{shown(url)}`: expected one such as https://hooks.example.org/adapters")
+    except ValueError:  # brackets around what is no address
+        raise NotAllowed(f"webhook URL `{shown(url)}`: the host is not an address; nothing was changed") from None
+    host = place.hostname or ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         if place.scheme == "http" and not allowed:
-            raise UsageProblem(f"webhook URL `{shown(url)}`: expected https") from None
+            raise NotAllowed(f"webhook URL `{shown(url)}`: expected https; nothing was changed") from None
         return
     if not _may_reach(address, allowed, scheme=place.scheme):
-        raise UsageProblem(
+        raise NotAllowed(
             f"webhook URL `{shown(url)}`: the server sends to public addresses by https only",
             hint="the operator allows others: `adapt registry serve --webhook-network 10.0.0.0/8`",
         )

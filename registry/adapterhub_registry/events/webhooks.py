@@ -98,8 +98,9 @@ class Webhooks:
         """Send the events of `scope`, a namespace or `namespace/name`, to `url`; of some `types`, or of all.
 
         Raises:
-            UsageProblem: a malformed scope, type or URL, or a URL that this server does not send to.
-            NotFound: the caller does not own the scope.
+            UsageProblem: an unknown type, or a malformed URL.
+            NotAllowed: a URL that this server does not send to.
+            NotFound: a malformed scope, or one that the caller does not own.
             Conflict: the namespace has as many webhooks as the registry allows.
         """
         scope = _parse_scope(scope)
@@ -182,7 +183,7 @@ def _parse_scope(scope: str) -> str:
     try:
         return str(parse_repo_id(namespace, name if slash else "any")).removesuffix("" if slash else "/any")
     except Refusal:
-        raise UsageProblem(
+        raise NotFound(
             f"scope `{shown(scope)}`: expected a namespace such as acme, or a repository such as acme/legal-qa"
         ) from None
 
