@@ -208,7 +208,10 @@ def merge_into_folder(combination: Combination, folder: Path, *, progress: Merge
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
         made = _run(combination, folder, scratch, progress)
-    return replace(made, warnings=(*warnings, *made.warnings))
+    form, told = _common_form(list(combination.leaves()))
+    if form is not None:
+        told = [f"a folder holds no prompt form, and its parents state {form.label}; give it to `adapt add`"]
+    return replace(made, warnings=(*warnings, *told, *made.warnings))
 
 
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
