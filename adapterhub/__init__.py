@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from adapterhub.distribution.requirements import read_requirements
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
     from adapterhub.formats.base.fingerprint import compare as compare_bases
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.manifest import Manifest
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.inference.bank import AdapterBank
@@ -48,6 +50,7 @@ __all__ = [
     "BaseSpec",
     "BaseVerdict",
     "Bases",
+    "Contract",
     "Installed",
     "Library",
     "Manifest",
@@ -55,6 +58,7 @@ __all__ = [
     "ProgressEvent",
     "Project",
     "PromptForm",
+    "Tested",
     "attach",
     "compare_bases",
     "default_library",
@@ -75,6 +79,7 @@ _MODULES = {
     "BaseSpec": "core.specs",
     "BaseVerdict": "formats.base.fingerprint",
     "Bases": "library.bases.records",
+    "Contract": "formats.contract.contract",
     "Installed": "library.store.catalog",
     "Library": "api.library",
     "Manifest": "formats.manifest",
@@ -82,6 +87,7 @@ _MODULES = {
     "ProgressEvent": "api.reporting",
     "Project": "api.project",
     "PromptForm": "formats.prompts.form",
+    "Tested": "formats.contract.results",
     "compare_bases": "formats.base.fingerprint",
     "fingerprint_folder": "formats.base.fingerprint",
     "merge_adapters": "weights.merge",

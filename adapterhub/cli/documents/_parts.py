@@ -128,8 +128,8 @@ class Node(TypedDict):
 class Use(TypedDict):
     """A reason to keep an adapter."""
 
-    kind: Annotated[str, "`project`, `merge` or `process`"]
-    who: Annotated[str, "a folder, a name and version, or a process"]
+    kind: Annotated[str, "`project`, `alias`, `merge` or `process`"]
+    who: Annotated[str, "a folder, an alias, a name and version, or a process"]
     why: Annotated[str, "as text"]
     key: Annotated[str | None, "the adapter's name in the project"]
     digest: Annotated[str | None, "digest of the merge"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from adapterhub.cli.documents._parts import Digest, File, Path, TypedDict
+from adapterhub.cli.documents._contracts import Tested
+from adapterhub.cli.documents._parts import Digest, File, NotRequired, Path, TypedDict
 
 
 # ---------------------------------------------------------------- project and lock
@@ -178,6 +179,8 @@ class Newer(_FromVersion):
     digest: Digest
     place: Annotated[str, "where it was found, as text"]
     path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract of the installed one"]]
+    kept: NotRequired[Annotated[bool, "with --test: whether it came in"]]
 
 
 class Requirements(TypedDict):
