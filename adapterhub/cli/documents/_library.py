@@ -1,9 +1,12 @@
 """Documents of the commands for the library and its bases."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.api import health
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
@@ -21,6 +24,12 @@ from adapterhub.cli.documents._parts import (
     Use,
     Verdict,
 )
+from adapterhub.cli.documents._values import document_of
+from adapterhub.library import audit
+from adapterhub.library.upkeep import repair
+
+Audited = document_of(audit.Audited)
+RepairStep = document_of(repair.Step)
 
 
 # ---------------------------------------------------------------- bases
@@ -214,38 +223,6 @@ class Verified(TypedDict):
     facts: Annotated[dict[str, Any] | None, "facts from the files; null if they cannot be read"]
 
 
-class LicensePart(TypedDict):
-    """The licence of one part."""
-
-    part: Annotated[str, "`adapter`, `base` or `parent`"]
-    name: str
-    stated: Annotated[str | None, "as stated by its author"]
-    spdx: str | None
-
-
-class License(TypedDict):
-    """The licences of all parts together."""
-
-    spdx: Annotated[str | None, "an SPDX expression; null if none is known"]
-    terms: Annotated[list[str], "what the licences forbid or require"]
-    complete: Annotated[bool, "whether the licence of every part is known"]
-    parts: list[LicensePart]
-
-
-class Audited(TypedDict):
-    """The audit of one adapter."""
-
-    adapter: str
-    name: str | None
-    version: str | None
-    digest: Digest | None
-    path: Path
-    status: Annotated[str, "`ok`, `failed` or `unknown`"]
-    license: License | None
-    findings: list[Finding]
-    ignored: Annotated[int, "number of findings left out by --ignore"]
-
-
 class Audit(TypedDict):
     """The audit of all adapters."""
 
@@ -300,24 +277,6 @@ class Swept(TypedDict):
     in_use: Annotated[list[Holder], "programs that keep objects in use"]
 
 
-class Check(TypedDict):
-    """One check of the installation."""
-
-    check: Annotated[str, "what was checked"]
-    state: Annotated[str, "`ok`, `warning`, `failed` or `skipped`"]
-    fact: Annotated[str, "the result, as text"]
-    hint: Annotated[str, "what to do; may be empty"]
-
-
-class RepairStep(TypedDict):
-    """One attempted repair."""
-
-    action: Annotated[str, "such as `restored` or `quarantined`"]
-    path: Path
-    detail: Annotated[str, "details, as text"]
-    mended: Annotated[bool, "whether the damage is gone"]
-
-
 class Repaired(TypedDict):
     """The result of a repair."""
 
@@ -360,7 +319,7 @@ ADAPTERS = {
     "remove": Uninstalled,
     "uninstall": Uninstalled,
     "gc": Swept,
-    "doctor": list[Check],
+    "doctor": list[document_of(health.Line)],
     "doctor.repair": Repaired,
     "completion": Completion,
 }

@@ -1,10 +1,14 @@
 """Documents of projects."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from adapterhub.cli.documents._parts import Digest, File, Path, TypedDict
+from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import outdated
 
 
 # ---------------------------------------------------------------- project and lock
@@ -197,22 +201,6 @@ class FolderOf(TypedDict):
     rank: int | None
 
 
-class Offer(TypedDict):
-    """The releases that one place has of a locked or installed adapter."""
-
-    name: Annotated[str, "its name in the project, else its own name"]
-    spec: Annotated[str, "the spec that was searched for"]
-    current: Annotated[str, "the locked or installed version"]
-    current_digest: Digest
-    allowed: Annotated[str | None, "the newest version that the requirement allows; null: none"]
-    allowed_digest: Digest | None
-    newest: Annotated[str | None, "the newest version that fits the base"]
-    newest_digest: Digest | None
-    place: Annotated[str, "as text"]
-    yanked: Annotated[str | None, "why the current version was withdrawn; null: it was not"]
-    problem: Annotated[str | None, "why the place did not answer"]
-
-
 PROJECTS = {
     "init": Init,
     "lock": Lock,
@@ -226,7 +214,7 @@ PROJECTS = {
     "upgrade.library": list[Newer],
     "rollback": Upgraded,
     "rollback.dry-run": UpgradePlan,
-    "outdated": list[Offer],
+    "outdated": list[document_of(outdated.Offer)],
     "export": Requirements,
     "list.format": list[FolderOf],
 }

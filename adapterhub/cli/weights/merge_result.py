@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.combining import combine, report_merged
-from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def merge_to_library(
     report_merged(session, merged)
     added, made = merged.added, merged.made
     assert added is not None  # it went into the library
-    document = added_document(added) | _document(made, combination) | (extra or {})
+    document = added.to_json() | _document(made, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest
     if expected is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from adapterhub.formats.documented import Documented
 
 Setting = int | bool | str | tuple[str, ...]
 Settings = Mapping[str, Setting]
@@ -13,29 +15,22 @@ Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why not. `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does."""
+class Reason(Documented, keys="feature effect detail says source", title="EngineReason"):
+    """A reason why an engine does not read an adapter correctly.
 
-    feature: str
-    effect: str
-    says: str
-    detail: str
-    source: str = ""
+    `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does.
+    """
+
+    feature: Annotated[str, "key of the feature; [engines](engines.md#the-rules) lists the features"]
+    effect: Annotated[str, "`refuses`, or `misreads`: loads it and answers as a different adapter"]
+    says: Annotated[str, "what the engine does with it"]
+    detail: Annotated[str, "where the adapter has the feature"]
+    source: Annotated[str, "place in the engine's source; may be empty"] = ""
 
     @property
     def text(self) -> str:
         """One sentence."""
         return f"{self.detail}: {self.says}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return {
-            "feature": self.feature,
-            "effect": self.effect,
-            "detail": self.detail,
-            "says": self.says,
-            "source": self.source,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
