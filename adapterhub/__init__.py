@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
     from adapterhub.formats.base.fingerprint import compare as compare_bases
     from adapterhub.formats.manifest import Manifest
+    from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.store.catalog import Installed
     from adapterhub.trust.verify import verify_folder
+    from adapterhub.vllm_plugin import in_process as vllm
     from adapterhub.weights.merge import MergeInput
     from adapterhub.weights.merge import merge as merge_adapters
 
@@ -52,6 +54,7 @@ __all__ = [
     "MergeInput",
     "ProgressEvent",
     "Project",
+    "PromptForm",
     "attach",
     "compare_bases",
     "default_library",
@@ -59,6 +62,7 @@ __all__ = [
     "merge_adapters",
     "read_requirements",
     "verify_folder",
+    "vllm",
 ]
 
 _MODULES = {
@@ -77,12 +81,14 @@ _MODULES = {
     "MergeInput": "weights.merge",
     "ProgressEvent": "api.reporting",
     "Project": "api.project",
+    "PromptForm": "formats.prompts.form",
     "compare_bases": "formats.base.fingerprint",
     "fingerprint_folder": "formats.base.fingerprint",
     "merge_adapters": "weights.merge",
     "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",
 }
+_MODULES_WHOLE = {"vllm": "vllm_plugin.in_process"}
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
 
 
@@ -91,6 +97,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from importlib.metadata import version
 
         return version("adapterhub")
+    if name in _MODULES_WHOLE:
+        return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
     if name not in _MODULES:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
     from adapterhub.core.extras import extra_named

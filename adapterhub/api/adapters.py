@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, overload
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.reporting import report_card
 from adapterhub.api.results import Listing
+from adapterhub.api.steps import installing
 from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
-from adapterhub.api.steps.installing import Upgraded, add_described, install_one, plan_one, upgrade_library
 from adapterhub.api.steps.searching import (
     COLUMNS,
     SERVER_COLUMNS,
@@ -22,7 +22,7 @@ from adapterhub.api.steps.searching import (
 )
 from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.outdated import Offer
+    from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.store.index import BuildRow
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -215,6 +216,7 @@ class WithAdapters(OpenedLibrary):
         variant: bool = False,
         task: str | None = None,
         license: str | None = None,  # noqa: A002 - the option's name
+        prompt: PromptForm | None = None,
         base: BaseLike | None = None,
         guess_base: bool = True,
         namespace: str | None = None,
@@ -232,6 +234,7 @@ class WithAdapters(OpenedLibrary):
             variant: add a build of another rank to a version that exists.
             task: what it is for, such as `legal-qa`.
             license: an SPDX expression; default: the one that the folder's README names.
+            prompt: how the adapter wants to be asked; default: what the folder says for certain, such as a Modelfile.
             base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
             guess_base: False leaves the base unknown, until `pin`, where none is given.
             namespace: as in `acme/legal-qa`.
@@ -251,24 +254,25 @@ class WithAdapters(OpenedLibrary):
             <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
         """
         check_naming(bump, variant=variant, version=version)
-        folder, record, guess = Path(folder).expanduser(), self.record_of(base), None
-        if not any((description, name, version, task, license, namespace, bump, variant)):
-            taken = add_described(self.session, folder, base_of(base), progress=progress)
+        folder, record, found = Path(folder).expanduser(), self.record_of(base), None
+        if not any((description, name, version, task, license, namespace, bump, variant, prompt)):
+            taken = installing.add_described(self.session, folder, base_of(base), progress=progress)
             if taken is not None:
                 return taken
         if not isinstance(description, Description):
-            from adapterhub.library.identify import guess as guesses
-
-            description = Description(
-                name=guesses.guess_name(folder) if name is None else parse_name(name),
-                version=parse_version(version or "1.0.0"),
+            found = installing.describe_folder(
+                self,
+                folder,
+                name=name,
+                version=version,
+                record=record,
+                guess=guess_base,
+                prompt=prompt,
                 task=task,
                 description=description,
                 license=license,
             )
-            if record is None and guess_base and folder.is_dir():
-                guess = guesses.guess_base(self, folder)
-                record = guess.record
+            description, record = found.about, found.record
         with contextlib.ExitStack() as stack:
             if progress is None:
                 progress = stack.enter_context(self.reports.progress(f"add {description.name}", None))
@@ -281,8 +285,8 @@ class WithAdapters(OpenedLibrary):
                 variant=variant,
                 progress=progress,
             )
-        if guess is not None and added.created:
-            self.reports.note(guess.sentence(description.name))
+        for note in found.notes if found and added.created else ():
+            self.reports.note(note)
         report_card(self.session, added)
         return added
 
@@ -318,7 +322,7 @@ class WithAdapters(OpenedLibrary):
         allow_base_mismatch: bool,
         exclude_newer: str | None,
     ) -> InstallPlan:
-        return plan_one(
+        return installing.plan_one(
             self.session,
             spec_of(spec),
             where,
@@ -373,7 +377,7 @@ class WithAdapters(OpenedLibrary):
             spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
         )
         name = plan.release.full_name
-        added = install_one(self.session, plan, where, signatures, bars=self.reports, what=name)
+        added = installing.install_one(self.session, plan, where, signatures, bars=self.reports, what=name)
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused
         return build
@@ -431,9 +435,9 @@ class WithAdapters(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Sequence[Upgraded]:
+    ) -> Sequence[installing.Upgraded]:
         """Install the newest release of each installed name beside the older, which stays until you remove it."""
-        return upgrade_library(
+        return installing.upgrade_library(
             self.session,
             [spec_of(spec) for spec in specs],
             remote=remote,

@@ -202,8 +202,9 @@ class WithModels(OpenedLibrary):
         *,
         base: BaseLike | None = None,
         system: str | None = None,
-        chat: bool = False,
-        max_new_tokens: int = 64,
+        chat: bool | None = None,
+        template: str | None = None,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
@@ -221,8 +222,10 @@ class WithModels(OpenedLibrary):
             prompt: one or several.
             base: the base, where the spec names none.
             system: what the chat template puts before the prompt; means `chat`.
-            chat: put the prompt into the base's chat template.
-            max_new_tokens: length.
+            chat: put the prompt into a chat template; False uses it unchanged. Without `chat`, `template` or `system`,
+                the form that the adapter's build states is used.
+            template: a text with one `{input}`, around the prompt.
+            max_new_tokens: length; default: that of the adapter's form, else 64.
             temperature: draw tokens; 0 is greedy.
             top_p: draw from the likeliest only.
             seed: makes drawing repeatable.
@@ -235,19 +238,26 @@ class WithModels(OpenedLibrary):
             One answer for each prompt: `.text`, `.tokens`, `.seconds`; from a classifier (SEQ_CLS) also `.label` and
             `.probabilities`.
         """
-        from adapterhub.inference.classification import classify, labels_of
-        from adapterhub.inference.generation import Question, Writing, write
+        from adapterhub.inference.asking import Typed, wish_of
+        from adapterhub.inference.classification import classify, kinds_of
+        from adapterhub.inference.generation import NEW_TOKENS, Question, Writing, write
         from adapterhub.inference.loader import attach
         from adapterhub.inference.loader.text import load_base
 
+        typed = Typed(chat=chat, template=template, system=system)
+        typed.ensure_clear()
         pairs = dict(with_weights(adapter, None)) if adapter is not None else {}
         record = find_base(self, [{text_of(what): weight for what, weight in pairs.items()}], base_of(base))
         assert record.path is not None  # see `find_base`
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        questions = [Question(text=text, system=system, chat=chat) for text in prompts]
-        writing = Writing(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        writing = Writing(max_new_tokens=max_new_tokens or NEW_TOKENS, temperature=temperature, top_p=top_p, seed=seed)
         named = BaseSpec.parse(record.alias or folder_text(record.path))
-        labels = labels_of(self, pairs, named, allow_base_mismatch=allow_base_mismatch)
+        kinds = kinds_of(self, pairs, named, allow_base_mismatch=allow_base_mismatch)
+        labels, forms = kinds.labels, {text_of(what): form for what, form in kinds.forms.items()}
+        form = wish_of({text_of(what): weight for what, weight in pairs.items()}, forms, typed).form
+        questions = [
+            Question(text=text, form=form, max_new_tokens=max_new_tokens or form.max_new_tokens) for text in prompts
+        ]
         model, tokenizer = load_base(record.path, dtype=dtype, load_in=load_in, labels=labels)
         if not pairs:
             return write(model, tokenizer, questions, writing, on_text=on_text)

@@ -18,6 +18,7 @@ AdapterHubError                  exit code
 ├── DigestMismatch               12   the bytes do not match their digest
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
+│   ├── AdapterDenied                 its publisher or the server's operator has withdrawn it
 │   ├── DiskFull                      no room
 │   └── SignatureRefused              a signature is missing, broken, forged, or not for this
 ├── Conflict                     15   the target has other content, or is locked
@@ -28,6 +29,7 @@ AdapterHubError                  exit code
 │   ├── MalformedTensorFile
 │   ├── MalformedConfig
 │   ├── MalformedManifest
+│   ├── ChatTemplateRefused           a chat template is broken, or passes a limit
 │   └── RefusedAdapter                the findings of `verify` say why
 ├── CouldNotTell                 17   a check could not run
 └── EngineFailed                 18   an inference engine did not start, or stopped by itself
@@ -228,6 +230,10 @@ class NotAllowed(AdapterHubError):
     exit_code = 14
 
 
+class AdapterDenied(NotAllowed):
+    """A server does not serve this adapter any more: its publisher yanked it, or the operator denies it."""
+
+
 class DiskFull(NotAllowed):
     """The disk, a quota or a file-size limit is full; nothing incomplete was kept."""
 
@@ -314,6 +320,14 @@ class MalformedManifest(Malformed):
         )
         self.where = where
         self.problems = tuple(problems)
+
+
+class ChatTemplateRefused(Malformed):
+    """A chat template cannot be rendered; `reason` is `broken`, `forbidden` (by the sandbox) or `limits`."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "pass `--raw`, `--template` or `--chat` to use another prompt form")
+        self.reason = reason
 
 
 class RefusedAdapter(Malformed):

@@ -14,7 +14,7 @@ from typing import Final
 
 from adapterhub.core.errors import MissingExtra
 
-_WEIGHTS: Final = ("torch", "transformers", "peft", "numpy")
+_WEIGHTS: Final = ("torch", "transformers", "peft", "numpy", "jinja2")
 
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {

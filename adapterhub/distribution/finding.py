@@ -42,8 +42,8 @@ MAX_WEIGHT = 1e6
 class FoundAdapter:
     """One adapter to attach. `base` is the base that it declares; `build` is None for a folder outside the library.
 
-    `wanted` is the base that the caller named for it. `subject` holds the verified files: read the adapter's bytes
-    from there, and drop it from anything that you keep.
+    `manifest` is that of the build or of the folder, if it has one. `wanted` is the base that the caller named for it.
+    `subject` holds the verified files: read the adapter's bytes from there, and drop it from anything that you keep.
     """
 
     label: str
@@ -52,6 +52,7 @@ class FoundAdapter:
     base: BaseRef
     build: Installed | None
     wanted: RequestedBase | None
+    manifest: Manifest | None = None
     warnings: tuple[str, ...] = ()
     subject: Subject | None = None
 
@@ -164,6 +165,7 @@ class Finder:
             base=build.base,
             build=build,
             wanted=wanted,
+            manifest=build.manifest,
             warnings=warnings,
             subject=subject,
         )
@@ -183,6 +185,7 @@ class Finder:
             base=manifest.base if manifest else BaseRef(hints=BaseHints()),
             build=None,
             wanted=requested_base(self.base, self.library.bases),
+            manifest=manifest,
             warnings=warnings,
             subject=subject,
         )

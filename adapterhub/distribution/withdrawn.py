@@ -49,11 +49,18 @@ def why_withdrawn(library: Library, build: Installed, find_source: FindSource | 
     return withdrawn_builds(library, [build], find_source).get(build.manifest.digest)
 
 
-def withdrawn(library: Library, builds: Iterable[Here], find_source: FindSource | None) -> dict[Digest, str]:
+def withdrawn(
+    library: Library,
+    builds: Iterable[Here],
+    find_source: FindSource | None,
+    *,
+    call: Callable[[str, Callable[[], None]], None] = lambda _, ask: ask(),
+) -> dict[Digest, str]:
     """The reason of each of `builds` that its server has yanked, by its digest.
 
     Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
-    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it.
+    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it. `call` makes
+    the requests to the server at a URL, or leaves them out by raising an `AdapterHubError`.
     """
     by_place: dict[str, list[Here]] = {}
     admission = Admission(library)
@@ -77,7 +84,7 @@ def withdrawn(library: Library, builds: Iterable[Here], find_source: FindSource 
 
     def ask_quietly(place: str) -> None:
         try:
-            ask(place)
+            call(place, lambda: ask(place))
         except AdapterHubError:  # not needed: what was seen before counts
             return
 

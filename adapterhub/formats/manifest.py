@@ -21,6 +21,7 @@ from adapterhub.core.specs import AdapterName, parse_name, parse_version
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
+from adapterhub.formats.prompts.form import PromptForm, read_form
 
 SCHEMA = "adapterhub/1"
 MANIFEST_FILE = "adapterhub.json"
@@ -30,6 +31,7 @@ CARD_FILE = "README.md"
 SIGNATURE_FILE = "model.sig"
 LIMIT_BYTES = 16 << 20
 _MAX_PARENTS = 1024
+_PROMPT = "prompt"
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -121,6 +123,12 @@ class Manifest:
         """Identity of this build."""
         return digest_of(self.to_bytes())
 
+    @cached_property
+    def prompt(self) -> PromptForm | None:
+        """How the adapter wants to be asked, `behaviour.prompt`; None when the manifest does not say."""
+        held = self.behaviour.get(_PROMPT)
+        return None if held is None else PromptForm.from_json(held, "behaviour.prompt", knows_all=False)
+
     @property
     def digests(self) -> dict[str, Digest]:
         """The digests of the files, by their paths."""
@@ -172,6 +180,17 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal manifests have equal bytes on every machine."""
         return canonical_json(self.to_json())
+
+    def with_prompt(self, form: PromptForm | None) -> Manifest:
+        """The same build with another prompt form, or none.
+
+        Raises:
+            Malformed, DigestMismatch: the form is one that no manifest may hold.
+        """
+        if form is not None:
+            PromptForm.from_json(form.to_json(), "behaviour.prompt")
+        rest = {key: item for key, item in self.behaviour.items() if key != _PROMPT}
+        return replace(self, behaviour=rest if form is None else rest | {_PROMPT: form.to_json()})
 
     def with_base(self, base: BaseRef) -> Manifest:
         """The same build with another `base`."""
@@ -261,12 +280,18 @@ class _Reader(DocumentReader):
             parameters=self.take(top, "parameters", int) or 0,
             parents=self.parents(top),
             recipe=self.take(top, "recipe", dict) or {},
-            behaviour=self.take(top, "behaviour", dict) or {},
+            behaviour=self.behaviour(top),
             metrics=self.take(top, "metrics", dict) or {},
             annotations=self.take(top, "annotations", dict) or {},
             card=self.take(top, "card", str) or "",
             extra={key: item for key, item in top.items() if key not in known or key == "extra"},
         )
+
+    def behaviour(self, top: Mapping[str, Any]) -> Mapping[str, Any]:
+        value: Mapping[str, Any] = self.take(top, "behaviour", dict) or {}
+        if _PROMPT in value:
+            read_form(self, value[_PROMPT], f"behaviour.{_PROMPT}.")
+        return value
 
     def base(self, value: dict[str, Any]) -> BaseRef:
         fingerprint, hints = None, BaseHints()

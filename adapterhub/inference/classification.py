@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,8 @@ from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter, UsagePro
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter
 from adapterhub.formats.manifest import Manifest
-from adapterhub.inference.generation import Answer, Question, Writing, tokens_of
+from adapterhub.formats.prompts.form import PromptForm, unknown_keys
+from adapterhub.inference.generation import Answer, Question, Writing, all_tokens_of
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject, open_subject
 
@@ -25,10 +27,23 @@ _NEITHER: Final = ("TOKEN_CLS", "QUESTION_ANS")
 _MATRIX: Final = 2
 
 
-def labels_of(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kinds:
+    """What the adapters of one model are for.
+
+    `labels` says how many labels the classifiers tell apart, None if all write text. `forms` has the prompt form that
+    each build states, by the adapter as it was given; `notes` tells of forms that a newer version wrote.
+    """
+
+    labels: int | None
+    forms: Mapping[AdapterLike, PromptForm | None]
+    notes: tuple[str, ...] = ()
+
+
+def kinds_of(
     library: Library, adapters: Iterable[AdapterLike | None], base: BaseSpec | None, *, allow_base_mismatch: bool
-) -> int | None:
-    """How many labels the classifiers among `adapters` tell apart; None if all of them write text.
+) -> Kinds:
+    """How many labels the classifiers among `adapters` tell apart, and how each wants to be asked.
 
     `adapters` are all that one model is loaded for, None standing for the base alone. Reads configs and headers only,
     and passes over adapters that cannot be found: loading them says why.
@@ -39,6 +54,8 @@ def labels_of(
     """
     finder = Finder(library, base, lambda: None, allow_base_mismatch=allow_base_mismatch, check=_glance)
     kinds: dict[int | None, str] = {}
+    forms: dict[AdapterLike, PromptForm | None] = {}
+    notes = []
     for adapter in adapters:
         if adapter is None:
             kinds.setdefault(None, "none")
@@ -48,6 +65,11 @@ def labels_of(
         except AdapterHubError:
             continue
         kinds.setdefault(_labels(found), found.label)
+        forms[adapter] = found.manifest.prompt if found.manifest is not None else None
+        newer = unknown_keys(found.manifest.behaviour["prompt"]) if found.manifest and forms[adapter] else []
+        if newer:
+            whose = f"the prompt form of `{shown(found.label, 200)}`"
+            notes.append(f"{whose} has `{shown(newer[0])}`, which is passed over; a newer adapterhub may read it")
     if len(kinds) > 1:
         (first, one), (second, other) = list(kinds.items())[:2]
         raise UsageProblem(
@@ -55,7 +77,7 @@ def labels_of(
             " no one model in memory does both",
             hint="run them one after the other",
         )
-    return next(iter(kinds), None)
+    return Kinds(labels=next(iter(kinds), None), forms=forms, notes=tuple(notes))
 
 
 def _does(labels: int | None) -> str:
@@ -105,12 +127,12 @@ def classify(
     with each answer's text.
 
     Raises:
-        UsageProblem: a text has no valid tokens; see `tokens_of`.
+        UsageProblem: a text has no valid tokens; see `all_tokens_of`.
     """
     import torch
 
     start = time.perf_counter()
-    rows = [tokens_of(model, tokenizer, question, Writing(max_new_tokens=0)) for question in questions]
+    rows = all_tokens_of(model, tokenizer, questions, Writing(max_new_tokens=0))
     numbers: dict[int, list[float]] = {}
     for length in sorted({len(row) for row in rows}):
         chosen = [at for at, row in enumerate(rows) if len(row) == length]

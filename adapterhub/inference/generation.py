@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import UsageProblem
+from adapterhub.formats.prompts.form import RAW, PromptForm
+from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.inference.stopping import StopGate, Stops, before_stop
 
 if TYPE_CHECKING:
     import torch
@@ -25,23 +28,28 @@ if TYPE_CHECKING:
 OnText = Callable[[str], None]
 """Called with each new piece of an answer."""
 
+NEW_TOKENS: Final = 64
+"""How many new tokens an answer takes at most, where nobody says."""
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A prompt. `chat` puts it into the base's chat template; so does a `system` text, which needs a template."""
+    """What is asked, and the form that makes a prompt of it; a form's own number of new tokens is `max_new_tokens`."""
 
     text: str
-    system: str | None = None
-    chat: bool = False
+    form: PromptForm = RAW
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """The settings of generation: greedy unless `temperature` is above 0; `top_p` and `seed` apply to sampling only."""
+    """The settings of generation: greedy unless `temperature` is above 0; `top_p` and `seed` apply to sampling only.
 
-    max_new_tokens: int = 64
+    `max_new_tokens` is for questions that have no number of their own.
+    """
+
+    max_new_tokens: int = NEW_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -69,48 +77,48 @@ class Answer:
         return {"label": self.label, "probability": rounded[self.label], "probabilities": rounded}
 
 
-def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the base has a chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
+def all_tokens_of(
+    model: Model, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], writing: Writing
+) -> list[list[int]]:
+    """The tokens of each prompt. Questions of one form are rendered together.
+
+    Raises:
+        UsageProblem: a prompt has no tokens, or too many for the model with the requested new ones, or its form does
+            not suit it or the base.
+        ChatTemplateRefused: an adapter's own chat template cannot be used.
+    """
+    rows: dict[int, list[int]] = {}
+    for form in dict.fromkeys(question.form for question in questions):
+        places = [at for at, question in enumerate(questions) if question.form == form]
+        made = prompt_tokens(form, [questions[at].text for at in places], tokenizer)
+        rows |= zip(places, made, strict=True)
+    for at, question in enumerate(questions):
+        _ensure_room(model, rows[at], _limit(question, writing))
+    return [rows[at] for at in range(len(questions))]
 
 
 def tokens_of(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question, writing: Writing) -> list[int]:
-    """The tokens of the prompt.
+    """The tokens of one prompt; see `all_tokens_of`."""
+    return all_tokens_of(model, tokenizer, [question], writing)[0]
 
-    Raises:
-        UsageProblem: there are no tokens, or too many for the model with the requested new ones, or the base has no
-            chat template.
-    """
-    text, is_chat = question.text, question.chat or question.system is not None
-    if is_chat:
-        text = _as_chat(tokenizer, question)
-    found: list[int] = tokenizer(text, add_special_tokens=not is_chat)["input_ids"]
+
+def _limit(question: Question, writing: Writing) -> int:
+    return writing.max_new_tokens if question.max_new_tokens is None else question.max_new_tokens
+
+
+def _ensure_room(model: Model, found: list[int], new: int) -> None:
     if not found:
         raise UsageProblem("the prompt is empty", hint="put it in quotes, or send it on stdin")
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     room = getattr(config, "max_position_embeddings", None)
     if model.config.is_encoder_decoder or not isinstance(room, int):
-        return found
-    if len(found) + writing.max_new_tokens > room:
+        return
+    if len(found) + new > room:
         raise UsageProblem(
-            f"the prompt has {len(found):,} tokens, and {writing.max_new_tokens:,} new ones are requested;"
+            f"the prompt has {len(found):,} tokens, and {new:,} new ones are requested;"
             f" this base has room for {room:,} in all",
             hint="shorten the prompt, or lower --max-new-tokens",
         )
-    return found
-
-
-def _as_chat(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
-    if not has_chat_template(tokenizer):
-        raise UsageProblem("this base has no chat template", hint="omit `--chat` and the system text")
-    turns = [] if question.system is None else [{"role": "system", "content": question.system}]
-    turns.append({"role": "user", "content": question.text})
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:  # templates refuse unknown roles
-        raise UsageProblem(f"the chat template of this base refuses the prompt: {shown(str(error), 200)}") from None
 
 
 def write(
@@ -124,37 +132,44 @@ def write(
     """The answers to all `questions`, generated in one batch; `on_text` streams a single answer in pieces.
 
     Shorter prompts are padded on the left (on the right for an encoder), so each row gets the same answer as alone, up
-    to the rounding of sums. Sampling is repeatable for the same batch and seed, and does not advance torch's generator.
+    to the rounding of sums. An answer ends before the first of its form's stop texts. Sampling is repeatable for the
+    same batch and seed, and does not advance torch's generator.
 
     Raises:
         UsageProblem: a prompt has no valid tokens; see `tokens_of`.
     """
     import torch
 
-    rows = [tokens_of(model, tokenizer, question, writing) for question in questions]
+    rows = all_tokens_of(model, tokenizer, questions, writing)
+    limits = [_limit(question, writing) for question in questions]
     tokens, mask = _padded(rows, _filler(tokenizer), left=not model.config.is_encoder_decoder)
     settings: dict[str, Any] = {"do_sample": False}
     if writing.temperature > 0:
         settings = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
-    listener = _Listener(tokenizer, on_text) if on_text and len(rows) == 1 else None
+    stops = [question.form.stop for question in questions]
+    skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
+    watch = Stops(tokenizer, stops, limits, skipped) if any(stops) or len(set(limits)) > 1 else None
+    listener = _Listener(tokenizer, on_text, stops[0]) if on_text and len(rows) == 1 else None
     start = time.perf_counter()
     with torch.no_grad(), _seeded(writing.seed, model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sampling settings in the base's generation config, unused here
         made = model.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=writing.max_new_tokens,
+            max_new_tokens=max(limits),
+            stopping_criteria=None if watch is None else [watch],
             pad_token_id=_filler(tokenizer),
             streamer=listener,
             **settings,
         )
     seconds = time.perf_counter() - start
-    skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
     ends = _ends(model)
     answers = []
-    for row, new in zip(rows, made[:, skipped:].tolist(), strict=True):
-        kept = _until_end(new, ends)
-        text = str(tokenizer.decode(kept, skip_special_tokens=True))
+    for at, (row, new) in enumerate(zip(rows, made[:, skipped:].tolist(), strict=True)):
+        kept = _until_end(new[: limits[at]], ends)
+        if watch is not None:
+            kept = kept[: watch.ended.get(at, len(kept))]
+        text = before_stop(str(tokenizer.decode(kept, skip_special_tokens=True)), stops[at])
         answers.append(Answer(text=text, tokens=len(kept), prompt_tokens=len(row), seconds=seconds))
     return answers
 
@@ -203,11 +218,12 @@ class _Listener:
     """A streamer for `generate`: decodes tokens to text, and holds back text that may still change.
 
     It decodes only the tokens since the last piece, together with those of the piece before, for the space between.
+    Text that may begin one of the `stops` is held back, and nothing is sent from a stop on.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText, stops: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.on_text = on_text
+        self.gate = StopGate(on_text, stops)
         self.tokens: list[int] = []
         self.context = self.sent = 0  # where the context begins, and how many tokens were sent as text
         self.is_prompt = True
@@ -223,13 +239,14 @@ class _Listener:
     def end(self) -> None:
         """Send the rest."""
         self._send(is_end=True)
+        self.gate.end()
 
     def _send(self, *, is_end: bool) -> None:
         before = self._text(self.tokens[self.context : self.sent])
         now = self._text(self.tokens[self.context :])
         if len(now) <= len(before) or (now.endswith(_INCOMPLETE) and not is_end):
             return
-        self.on_text(now[len(before) :])
+        self.gate.send(now[len(before) :])
         self.context, self.sent = self.sent, len(self.tokens)
 
     def _text(self, tokens: list[int]) -> str:

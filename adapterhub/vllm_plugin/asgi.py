@@ -6,6 +6,9 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.answers import refusal_body
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -15,6 +18,16 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 def header_of(scope: Message, name: str) -> bytes:
     """The first header `name`, which is in lower case; empty where the request has none."""
     return next((value for key, value in scope.get("headers", ()) if key.lower() == name.encode()), b"")
+
+
+def is_json(scope: Message) -> bool:
+    """Whether the body of a request is JSON, by its type."""
+    return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
+
+
+def is_stream(start: Message) -> bool:
+    """Whether an answer is a stream of events, by its start."""
+    return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
 
 
 async def answer(send: Send, status: int, value: object, *headers: tuple[bytes, bytes]) -> None:
@@ -27,5 +40,10 @@ async def answer(send: Send, status: int, value: object, *headers: tuple[bytes, 
 
 async def refuse(send: Send, status: int, message: str, kind: str, *headers: tuple[bytes, bytes]) -> None:
     """Answer with an error as vLLM writes one."""
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    await answer(send, status, {"error": error}, *headers)
+    await answer(send, status, refusal_body(status, message, kind), *headers)
+
+
+async def refuse_request(send: Send, refusal: RequestRefused) -> None:
+    """Answer with a refusal of our own."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+    await refuse(send, refusal.status, refusal.message, refusal.kind, *headers)

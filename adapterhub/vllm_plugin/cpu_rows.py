@@ -3,11 +3,13 @@
 vLLM's torch operations index the weights by each row's slot, and -1, which means "no adapter", selects the last one. So
 a request for the base, in one batch with a request for an adapter, is answered by that adapter. Triton's kernels, on
 GPUs, skip such rows, and so do the operations here. They multiply all rows of a sequence at once, where vLLM's copy the
-weights for each row, and so cost less.
+weights for each row, and so cost less. A batch without any adapter costs what it costs without LoRA: none of its layers
+comes as far as the operations.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -15,6 +17,9 @@ from types import ModuleType
 from typing import Any, Final
 
 FIXED_IN: Final = "0.33"
+LAYER_METHODS: Final = ("add_lora_linear", "add_lora_logits", "add_lora_embedding")
+"""Those by which the layers of a model add the update of an adapter to their output, in place."""
+
 _MODULE: Final = "vllm.lora.punica_wrapper.punica_cpu"
 
 Argument = Any
@@ -33,7 +38,9 @@ def mend_base_rows() -> bool:
 
     if not current_platform.is_cpu():
         return False
-    replace_operations(importlib.import_module(_MODULE))
+    module = importlib.import_module(_MODULE)
+    replace_operations(module)
+    skip_base_batches(module.PunicaWrapperCPU)
     return True
 
 
@@ -63,6 +70,21 @@ def replace_operations(module: ModuleType) -> None:
     """Replace the six operations that `module` uses."""
     for name, operation in OPERATIONS.items():
         setattr(module, name, operation)
+
+
+def skip_base_batches(wrapper: type) -> None:
+    """Let the layers' methods of vLLM's `wrapper` return at once while no row of the batch has an adapter."""
+    for name in LAYER_METHODS:
+        setattr(wrapper, name, _unless_base_only(getattr(wrapper, name)))
+
+
+def _unless_base_only(method: Operation) -> Operation:
+    @functools.wraps(method)
+    def applied(self: Argument, *rest: Argument, **named: Argument) -> None:
+        if not (self.is_prefill and self.no_lora):  # `no_lora` is of this batch only if `is_prefill`
+            method(self, *rest, **named)
+
+    return applied
 
 
 def _shrink(output: Tensor, width: int, scaling: float) -> Target:

@@ -7,14 +7,24 @@ machine, unchecked, and unload what others use. `--middleware adapterhub.vllm_pl
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Final
 
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.control import CONTROL_KEY, is_key
+from adapterhub.inference.serving.vllm import engine_room, ensure_room
+from adapterhub.vllm_plugin.access import Access
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
+from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
+from adapterhub.vllm_plugin.names import LOGGER
+from adapterhub.vllm_plugin.residency import Residency
 from adapterhub.vllm_plugin.resolver import registered_resolver
+
+_log = logging.getLogger(LOGGER)
 
 LOADING: Final = ("/v1/load_lora_adapter", "/adapters")
 """Routes that take a path; the second is SageMaker's name for the first."""
@@ -26,29 +36,79 @@ _NO_UNLOADING: Final = "unloading an adapter needs the admin key of this server,
 
 
 class Guard:
-    """ASGI middleware before vLLM's routes; inside it stand `Draining` and `ModelNames`."""
+    """ASGI middleware before vLLM's routes; inside it stand `Access`, `Draining` and `ModelNames`."""
 
     def __init__(self, app: App) -> None:
-        resolver = registered_resolver()
-        named = ModelNames(app, resolver) if resolver else app
-        self._app = Draining(named, os.environ.get(CONTROL_KEY, ""))
+        self._lifetime: Lifetime | None = None
+        self._app = self._inner = app
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
+        self._broken = ""
+        """Why this server must not answer."""
+        try:
+            self._build(app)
+        except AdapterHubError as error:
+            self._broken = _told(error)
+
+    def _build(self, app: App) -> None:
+        resolver = registered_resolver()
+        control_key = os.environ.get(CONTROL_KEY, "")
+        if resolver is None:
+            self._app = self._inner = Draining(app, control_key)
+            return
+        settings = resolver.settings
+        resolver.denied  # noqa: B018 - a bad list ends the start
+        self.gate = gate = Gate(settings.tenants, settings.audit_log)
+        is_shared = settings.tenants is not None or bool(settings.pins)
+        room = engine_room(resolver.argv) if is_shared else None
+        if room is not None:
+            gate.accept(lambda tenants: ensure_room(room, tenants.loaded, len(settings.pins)))
+        residency = Residency(resolver, gate, room)
+        self._lifetime = Lifetime(resolver, residency, gate)
+        self._inner = Draining(ModelNames(app, resolver, residency), control_key)
+        self._app = Access(self._inner, gate) if gate.is_needed else self._inner
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""
-        words = self._refusal(scope)
-        if not words:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif self._broken:
+            await refuse(send, 503, "this server could not start; its log has the reason", "ServiceUnavailable")
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _live(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._lifetime is None and not self._broken:
             await self._app(scope, receive, send)
             return
-        await refuse(send, 403, words, "Forbidden")
+        failure = self._broken
+        if self._lifetime is not None:
+            try:
+                async with self._lifetime.of(scope["app"]):
+                    await self._app(scope, receive, send)
+            except AdapterHubError as error:
+                failure = _told(error)
+            else:
+                return
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": failure})
 
-    def _refusal(self, scope: Message) -> str:
-        if scope["type"] != "http":
-            return ""
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         path, method = str(scope.get("path", "")).rstrip("/"), scope.get("method")
         if method == "POST" and path.endswith(LOADING):
-            return _NO_LOADING
+            await refuse(send, 403, _NO_LOADING, "Forbidden")
+            return
         unloads = path.endswith("/v1/unload_lora_adapter") if method == "POST" else "/adapters/" in path
-        if unloads and method in {"POST", "DELETE"} and not is_key(header_of(scope, "x-admin-key"), self._admin_key):
-            return _NO_UNLOADING
-        return ""
+        if not unloads or method not in {"POST", "DELETE"}:
+            await self._app(scope, receive, send)
+        elif is_key(header_of(scope, "x-admin-key"), self._admin_key):
+            await self._inner(scope, receive, send)
+        else:
+            await refuse(send, 403, _NO_UNLOADING, "Forbidden")
+
+
+def _told(error: AdapterHubError) -> str:
+    """The reason why the server does not start, which goes to its log, too."""
+    _log.error("the server does not start: %s", f"{error.message} ({error.hint})" if error.hint else error.message)
+    return error.message

@@ -1,38 +1,43 @@
 """One name for each adapter inside vLLM, whatever spec a request writes; and a list of models without paths.
 
 vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have slots and batches of their own. So the
-`model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model` and
-in the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`.
+`model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model`, in
+the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`, and in the first event of a stream.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of
+from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
+from adapterhub.inference.serving.access.gate import STREAMS_WITHOUT_USAGE
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.answers import described, with_field
+from adapterhub.vllm_plugin.access import ASKED
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, is_json, is_stream, refuse_request
+from adapterhub.vllm_plugin.residency import Models, Residency
+from adapterhub.vllm_plugin.resolver import note_refusal
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
+    from adapterhub.inference.serving.access.gate import Asked
+    from adapterhub.inference.serving.access.tenants import Tenant
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
 MODELS: Final = "/v1/models"
 UNLOAD: Final = "/v1/unload_lora_adapter"
-MOST_LOADED: Final = 1000
-"""How many adapters vLLM may know; the one that was used least recently is unloaded."""
+_GONE: Final[Message] = {"type": "http.disconnect"}
 
 
 class ModelNames:
-    """ASGI middleware before vLLM's routes. `resolver` finds the adapters."""
+    """ASGI middleware before vLLM's routes. `resolver` finds the adapters, `residency` keeps those that vLLM has."""
 
-    def __init__(self, app: App, resolver: AdapterHubResolver) -> None:
+    def __init__(self, app: App, resolver: AdapterHubResolver, residency: Residency) -> None:
         self._app = app
-        self._resolver = resolver
-        self._running: Counter[str] = Counter()
-        self._used: dict[str, LeasedAdapter] = {}
-        """By model name, the least recently used first."""
+        self.resolver = resolver
+        self.residency = residency
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on under the adapter's one name."""
@@ -41,99 +46,87 @@ class ModelNames:
             await self._app(scope, receive, send)
         elif scope["method"] == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
             await self._list(scope, receive, send, unquote(path[len(MODELS) + 1 :]))
-        elif scope["method"] == "POST" and _is_json(scope):
-            await self._forward(scope, receive, send, "lora_name" if path.endswith(UNLOAD) else "model")
+        elif scope["method"] == "POST" and is_json(scope):
+            await self._forward(scope, receive, send, is_unload=path.endswith(UNLOAD))
         else:
             await self._app(scope, receive, send)
 
     # ------------------------------------------------------------ requests
-    async def _forward(self, scope: Message, receive: Receive, send: Send, key: str) -> None:
-        leased: LeasedAdapter | None = None
-        statuses: list[int] = []
-        was_read = False
-
-        async def named() -> Message:
-            # The body is rewritten when vLLM reads it, which is after it has checked the client's key.
-            nonlocal leased, was_read
-            if was_read:
-                return await receive()
-            was_read = True
-            body = await _whole_body(receive)
-            if body is None:
-                return {"type": "http.disconnect"}
-            body, leased = await self._rewritten(scope, body, key)
-            if leased is not None:
-                self._running[leased.model] += 1
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def signed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
-                if leased is not None:
-                    message["headers"] = [*message.get("headers", ()), *self._headers(leased)]
-            await send(message)
-
+    async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
         try:
-            await self._app(scope, named, signed)
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.refusal is None:
+                raise
         finally:
-            if leased is not None:
-                self._running[leased.model] -= 1
-                if key == "lora_name" and statuses == [200]:
-                    self._unloaded(leased, _models(scope).lora_requests)
-                elif key == "model":
-                    self._note_use(leased, _models(scope).lora_requests)
+            if exchange.leased is not None:
+                await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
+        if exchange.refusal is not None:
+            if exchange.asked is not None:
+                raise exchange.refusal  # `Access` notes it
+            await refuse_request(send, exchange.refusal)
 
-    async def _rewritten(self, scope: Message, body: bytes, key: str) -> tuple[bytes, LeasedAdapter | None]:
-        """The body with the adapter's one name, and the adapter; the same body where it names none."""
+    async def rewritten(
+        self, models: Models, body: bytes, asked: Asked | None, *, is_unload: bool
+    ) -> tuple[bytes, LeasedAdapter | None]:
+        """The body with the adapter's one name, and the adapter; the same body where it names none.
+
+        Raises:
+            AdapterDenied: the adapter is not served any more.
+            RequestRefused: the tenant may not use it, or has no room for it.
+        """
+        tenant = asked.tenant if asked else None
         try:
             value = json.loads(body)
         except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            if tenant is not None:
+                raise RequestRefused(400, "the body is not a JSON object")
             return body, None
-        name = value.get(key) if isinstance(value, dict) else None
-        models = _models(scope)
-        if not isinstance(name, str) or models.is_base_model(name) or self._is_of_others(name, models):
-            return body, None
-        leased = await self._found(name, models, is_unload=key == "lora_name")
-        return body if leased is None else json.dumps(value | {key: leased.model}).encode(), leased
+        key = "lora_name" if is_unload else "model"
+        name = value.get(key)
+        is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
+        if asked is not None:
+            name = _admitted(asked, name, is_base=is_base)
+        changes = _wanting_usage(value, asked) if asked is not None else {}
+        leased: LeasedAdapter | None = None
+        if isinstance(name, str) and not is_base and not self._is_of_others(name, models):
+            leased = await self._found(name, models, is_unload=is_unload, is_final=tenant is not None)
+            if leased is not None:
+                if tenant is not None:
+                    tenant.ensure_may_use(name, leased.label)
+                changes[key] = leased.model
+                await self.residency.enter(leased, tenant, models)
+        return json.dumps(value | changes).encode() if changes else body, leased
 
-    async def _found(self, name: str, models: Any, *, is_unload: bool) -> LeasedAdapter | None:  # noqa: ANN401 - vLLM's class
+    async def _found(self, name: str, models: Models, *, is_unload: bool, is_final: bool) -> LeasedAdapter | None:
+        """The adapter of that name; None leaves the refusal to vLLM. With `is_final`, it is ours.
+
+        A tenant must not learn from the form of a refusal whether others have an adapter of that name.
+        """
         if is_unload:  # what is not loaded need not be looked up
-            return self._used.get(name) or self._resolver.known(name)
+            return self.residency.find(name) or self.resolver.known(name)
         try:
-            return await self._resolver.leased(models.model_config.model, name)
+            return await self.resolver.leased(models.model_config.model, name)
+        except AdapterDenied:
+            raise
+        except AdapterHubError as error:
+            if is_final:
+                note_refusal(name, error)
+                if isinstance(error, AmbiguousSpec):  # it lists the adapters of others
+                    raise RequestRefused(
+                        400, f"`{shown(name, 200)}` means several adapters; name its namespace"
+                    ) from None
+                raise RequestRefused.of(error, name) from None
+            return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
 
-    def _is_of_others(self, name: str, models: Any) -> bool:  # noqa: ANN401 - vLLM's class
+    def _is_of_others(self, name: str, models: Models) -> bool:
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
-        return name in models.lora_requests and name not in self._used
-
-    def _headers(self, leased: LeasedAdapter) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"x-adapter-name", leased.label.encode()),
-            (b"x-adapter-digest", leased.digest.encode()),
-            (b"x-base-digest", self._resolver.base_digest().encode()),
-        ]
-
-    # ------------------------------------------------------------ what is loaded
-    def _note_use(self, leased: LeasedAdapter, lora_requests: dict[str, Any]) -> None:
-        if leased.model not in lora_requests:  # vLLM could not load it, or it was unloaded meanwhile
-            self._unloaded(leased, lora_requests)
-            return
-        self._used.pop(leased.model, None)
-        self._used[leased.model] = leased
-        idle = iter([name for name in self._used if not self._running[name]])
-        while len(self._used) > MOST_LOADED and (name := next(idle, None)) is not None:
-            lora_requests.pop(name, None)
-            self._unloaded(self._used[name], lora_requests)
-
-    def _unloaded(self, leased: LeasedAdapter, lora_requests: dict[str, Any]) -> None:
-        """End the lease, unless vLLM may read the files again: for a request that runs, or under another name."""
-        self._used.pop(leased.model, None)
-        is_read = any(request.lora_path == str(leased.folder) for request in lora_requests.values())
-        if not self._running[leased.model] and not is_read:
-            del self._running[leased.model]
-            self._resolver.release(leased)
+        return name in models.lora_requests and self.residency.find(name) is None
 
     # ------------------------------------------------------------ the list of models
     async def _list(self, scope: Message, receive: Receive, send: Send, name: str) -> None:
@@ -151,31 +144,128 @@ class ModelNames:
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
         if status == 200:  # noqa: PLR2004 - OK
-            status, value = self._listing(json.loads(body), name)
+            asked: Asked | None = scope.get(ASKED)
+            status, value = self._listing(json.loads(body), name, asked.tenant if asked else None)
             body = json.dumps(value).encode()
         headers = [(key, data) for key, data in start["headers"] if key.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _listing(self, value: dict[str, Any], name: str) -> tuple[int, dict[str, Any]]:
+    def _listing(self, value: dict[str, Any], name: str, tenant: Tenant | None) -> tuple[int, dict[str, Any]]:
         cards = [card | {"root": card["id"]} for card in value["data"]]
+        if tenant is not None:
+            cards = [card for card in cards if self._may_see(tenant, card)]
         if not name:
             return 200, value | {"data": cards}
-        known = self._resolver.known(name)
+        known = self.resolver.known(name)
         for card in cards:
             if card["id"] in {name, known.model if known else name}:
                 return 200, card
-        error = {"message": f"the model `{name}` is not loaded", "type": "NotFoundError", "param": "model", "code": 404}
+        error = {
+            "message": f"the model `{shown(name, 200)}` is not loaded",
+            "type": "NotFoundError",
+            "param": "model",
+            "code": 404,
+        }
         return 404, {"error": error}
 
+    def _may_see(self, tenant: Tenant, card: dict[str, Any]) -> bool:
+        leased = self.residency.find(card["id"])
+        if leased is not None:
+            return tenant.allows(leased.label.partition("==")[0])
+        return tenant.base if card.get("parent") is None else tenant.allows(card["id"])
 
-def _models(scope: Message) -> Any:  # noqa: ANN401 - vLLM's OpenAIServingModels
+
+class _Exchange:
+    """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
+
+    def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        self.models = _models(scope)
+        self.asked: Asked | None = scope.get(ASKED)
+        self.tenant = self.asked.tenant if self.asked else None
+        self.leased: LeasedAdapter | None = None
+        self.refusal: RequestRefused | None = None
+        self._names = names
+        self._receive = receive
+        self._send = send
+        self._is_unload = is_unload
+        self._was_read = False
+        self._field = b""
+        """Of the first event of a stream, until that was sent."""
+
+    async def receive(self) -> Message:
+        """The body under the adapter's one name. vLLM reads it after it has checked the client's key."""
+        if self._was_read:
+            return await self._receive()
+        self._was_read = True
+        body = await _whole_body(self._receive)
+        if body is None:
+            return _GONE
+        try:
+            body, self.leased = await self._names.rewritten(self.models, body, self.asked, is_unload=self._is_unload)
+        except AdapterDenied as error:
+            self.refusal = RequestRefused.of(error)
+        except RequestRefused as refusal:
+            self.refusal = refusal
+        if self.refusal is not None:
+            return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
+        if self.asked is not None:
+            self.asked.begins(len(body))
+            if self.leased is not None:
+                self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer on; the headers and the first event of a stream say who answers."""
+        if self.refusal is not None:
+            return
+        if self.leased is not None:
+            if message["type"] == "http.response.start":
+                base = self._names.resolver.base_digest()
+                if is_stream(message):
+                    self._field = described(self.leased.label, self.leased.digest, base)
+                message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
+            elif self._field and (event := with_field(message.get("body", b""), self._field)):
+                message["body"], self._field = event, b""
+        await self._send(message)
+
+
+def _models(scope: Message) -> Models:
     return scope["app"].state.openai_serving_models
 
 
-def _is_json(scope: Message) -> bool:
-    return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
+def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-adapter-name", leased.label.encode()),
+        (b"x-adapter-digest", leased.digest.encode()),
+        (b"x-base-digest", base_digest.encode()),
+    ]
+
+
+def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of a body that nobody has checked
+    """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
+    if isinstance(name, str):
+        asked.model = shown(name, 300)
+    if asked.tenant is None:
+        return name
+    if is_base:
+        asked.tenant.ensure_may_use_base()
+        return name
+    if not isinstance(name, str):
+        raise RequestRefused(400, "expected a text as the `model`")
+    return asked.tenant.name_for(name)
+
+
+def _wanting_usage(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """What makes vLLM tell the tokens of a stream, where the client does not ask for them."""
+    if value.get("stream") is not True or asked.route not in STREAMS_WITHOUT_USAGE:
+        return {}
+    options = value.get("stream_options") or {}
+    if not isinstance(options, dict) or options.get("include_usage") is True:
+        return {}
+    asked.hides_usage = True
+    return {"stream_options": options | {"include_usage": True}}
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
+    from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -67,11 +69,12 @@ class AdapterHubResolver:
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
-        self._argv = list(argv) or sys.argv
+        self.argv = list(argv) or sys.argv
         self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
         self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
         self._provider: AdapterProvider | None = None
+        self._session: Session | None = None
         self._opening = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -86,12 +89,12 @@ class AdapterHubResolver:
         try:
             leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
-            _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
+            note_refusal(lora_name, error)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
                 return None
             from adapterhub.inference.serving import refusal_of
 
-            refusal = refusal_of(error)
+            refusal = refusal_of(error, lora_name)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
@@ -137,10 +140,33 @@ class AdapterHubResolver:
         """The digest of the served base's weights; "" before the first lookup."""
         return self._provider.base.fingerprint.weights if self._provider else ""
 
-    def _settings(self) -> ServeSettings:
+    @functools.cached_property
+    def settings(self) -> ServeSettings:
+        """The settings of this process; raises `UsageProblem` for bad ones."""
         from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
+
+    @functools.cached_property
+    def denied(self) -> Denied:
+        """What this server does not serve any more; raises as `Denied`."""
+        from adapterhub.inference.serving.access.denied import Denied
+
+        return Denied(self.settings.deny, self.settings.deny_file)
+
+    @functools.cached_property
+    def _remotes(self) -> UnreachableRemotes:
+        from adapterhub.inference.serving import UnreachableRemotes
+
+        return UnreachableRemotes()
+
+    def look_for_yanks(self) -> None:
+        """Deny what its server has yanked; see `access.yanks`. Blocks."""
+        from adapterhub.inference.serving.access.yanks import look_for_yanks
+
+        if self._provider is not None and self._session is not None:
+            find_source = None if self.settings.offline else self._session.place_source
+            look_for_yanks(self._provider.library, self._provider.leased(), self.denied, find_source, self._remotes)
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model, whose files are read once."""
@@ -152,30 +178,36 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
         from adapterhub.inference.serving.vllm import option_in
+
+        folder = folder_of_model(base_model_name, option_in(self.argv, "--revision"))
+        return self.open_provider(BaseSpec(kind="path", text=str(folder)))
+
+    def open_provider(self, base: BaseSpec) -> AdapterProvider:
+        """A provider of adapters for `base`, with the places and limits of the environment and the command line."""
+        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
-        settings = self._settings()
+        settings = self.settings
         variables = {"ADAPTERHUB_TIMEOUT_S": str(TIMEOUT_S), **self._environ}
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=variables)
-        remotes = UnreachableRemotes()
+        self._session = session
         library = session.library
-        folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
-        record = bases.find(BaseSpec(kind="path", text=str(folder)))
+        record = bases.find(base)
 
         def sources(spec: AdapterSpec) -> Sequence[Source]:
-            return _sources(session, spec, settings, remotes)
+            return _sources(session, spec, settings, self._remotes)
 
         return AdapterProvider(
             library,
             record,
             engine=f"vllm@{vllm_version() or ''}".rstrip("@"),
             sources=sources,
-            max_rank=settings.max_rank or _max_rank_in(self._argv),
+            max_rank=settings.max_rank or _max_rank_in(self.argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+            denied=self.denied,
         )
 
 
@@ -223,6 +255,11 @@ def _max_rank_in(argv: Sequence[str]) -> int | None:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def note_refusal(name: str, error: AdapterHubError) -> None:
+    """Log why a name is refused, with what only the operator may see."""
+    _log.warning("%s: %s", shown(name), f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _others_may_know() -> bool:

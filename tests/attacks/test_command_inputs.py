@@ -81,6 +81,8 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),
     ("run", "--batch"): ("file", "run kept --base corpus-base --batch {} --out ./out-NEW"),
     ("search", "--base"): ("base", "search --base {}"),
+    ("serve", "--deny-file"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --deny-file {}"),
+    ("serve", "--tenants"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --tenants {}"),
     ("show", "--base"): ("base", "show kept --base {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("tree", "--project"): ("project", "tree --project {}"),
@@ -108,7 +110,7 @@ ELSEWHERE: dict[Parameter, str] = {
     ("serve", "--llama-server"): "a program of the user's, which is run",
     ("serve", "--python"): "a program of the user's, which is run",
 }
-WRITTEN = {"-o", "--into", "--plot", "--out", "--log", "--to"}
+WRITTEN = {"-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log"}
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 
 CODES = {0, 3} | {kind.exit_code for kind in AdapterHubError.__subclasses__()}

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.generation import Question, Writing, tokens_of, write
 from adapterhub.inference.loader.text import load_base
 from tests.support.command_line import Adapt
@@ -35,6 +36,9 @@ def adapt(made: Path) -> Adapt:
 @pytest.fixture(scope="module")
 def model(made: Path) -> tuple[Any, Any]:
     return load_base(made / "base")
+
+
+CHAT, BRIEF = PromptForm(form="chat"), PromptForm(form="chat", system="Be brief")
 
 
 # ---------------------------------------------------------------- one answer
@@ -92,7 +96,7 @@ def test_a_mixture_and_the_proof_of_the_base_are_in_the_document(adapt: Adapt) -
 # ---------------------------------------------------------------- chat
 def test_a_prompt_goes_in_as_it_is_unless_a_chat_is_asked_for(model: Any) -> None:
     base, tokenizer = model
-    questions = [Question(text="Hi"), Question(text="Hi", chat=True), Question(text="Hi", system="Be brief")]
+    questions = [Question(text="Hi"), Question(text="Hi", form=CHAT), Question(text="Hi", form=BRIEF)]
 
     read = [tokenizer.decode(tokens_of(base, tokenizer, question, Writing())) for question in questions]
 
@@ -104,7 +108,7 @@ def test_chat_and_system_reach_the_model_and_the_choice_is_told(adapt: Adapt, ma
     chat = adapt("run", "a", "Hi", "--max-new-tokens", 8, "--system", "Be brief")
     declined = adapt("run", "a", "Hi", "--max-new-tokens", 8, "--no-chat")
 
-    assert chat.stdout == alone(made, model, "a", Question(text="Hi", system="Be brief"), 8) + "\n" != plain.stdout
+    assert chat.stdout == alone(made, model, "a", Question(text="Hi", form=BRIEF), 8) + "\n" != plain.stdout
     assert "--chat" in plain.stderr
     assert "--chat" not in chat.stderr + declined.stderr
     assert declined.stdout == plain.stdout
@@ -114,7 +118,7 @@ def test_a_base_without_a_chat_template_refuses_a_chat(tmp_path: Path) -> None:
     base, tokenizer = load_base(write_base(tmp_path / "plain", template=None))
 
     with pytest.raises(UsageProblem, match="no chat template"):
-        write(base, tokenizer, [Question(text="Hi", chat=True)], Writing())
+        write(base, tokenizer, [Question(text="Hi", form=CHAT)], Writing())
 
 
 def test_a_template_that_refuses_the_prompt_is_no_bug(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_a_template_that_refuses_the_prompt_is_no_bug(tmp_path: Path) -> None:
     base, tokenizer = load_base(write_base(tmp_path / "strict", template=template))
 
     with pytest.raises(UsageProblem, match="no system role"):
-        write(base, tokenizer, [Question(text="Hi", system="Be brief")], Writing())
+        write(base, tokenizer, [Question(text="Hi", form=BRIEF)], Writing())
 
 
 # ---------------------------------------------------------------- drawing

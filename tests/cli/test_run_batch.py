@@ -11,6 +11,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from adapterhub import AdapterBank
+from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.text import load_base
 from tests.support.command_line import Adapt
@@ -63,7 +64,8 @@ def test_rows_of_a_batch_are_answered_as_they_are_alone(
         "run", "--batch", write_rows(tmp_path, ROWS), "--out", out, "--max-new-tokens", 12, "--batch-size", size
     )
 
-    questions = [Question(text=row["prompt"], system=row.get("system")) for row in ROWS]
+    chats = [PromptForm.typed(None, system=row.get("system")) or RAW for row in ROWS]
+    questions = [Question(text=row["prompt"], form=form) for row, form in zip(ROWS, chats, strict=True)]
     expected = [alone(made, model, row["adapter"], q) for row, q in zip(ROWS, questions, strict=True)]
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert (done.exit_code, done.stdout) == (0, f"wrote 9 answers to {out}\n"), done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from adapterhub.cli.start.demo_run import ADAPTERS, BASE_ALIAS
 from adapterhub.core.specs import parse_name
+from adapterhub.formats.prompts.form import RAW
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.real_base import smollm2_base
@@ -26,7 +27,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     record = adapt.library.bases.add(smollm2_base(), BASE_ALIAS)
     adapt.library.catalog.put_base(record)
     for name in ADAPTERS:
-        adapt.library.add(SHIPPED / name, Description(name=parse_name(name), version="1.0.0"), base=record)
+        adapt.library.add(SHIPPED / name, Description(name=parse_name(name), version="1.0.0", prompt=RAW), base=record)
     [(_, prompts)] = blocks(PAGE, "jsonl")
     Path(adapt.folder / "prompts.jsonl").write_text(prompts, encoding="utf-8")
     return adapt

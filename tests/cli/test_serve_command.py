@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from adapterhub.core.display import size_text
+from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from tests.inference.test_serving import publish
@@ -175,6 +177,14 @@ def test_the_rank_is_that_of_what_is_installed(adapt: Adapt, python: Path, add: 
     add("wide", rank=20)
     command = ["serve", "--base", "base-7b", "--python", python, "--dry-run"]
 
+    result = adapt(*command)
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if "wide==1.0.0" in line]
+    small, large = (slot_bytes(adapt.library.bases.list()[0].tensors, rank, 2) for rank in (16, 32))
+    assert len(said) == 1
+    assert f"rank 32, so every slot takes {size_text(large)}" in said[0]
+    assert f"rank 16 ({size_text(small)}) is enough" in said[0]
+    assert "wide" not in adapt(*command, "--max-rank", "32").stderr
     assert adapt.json(*command)["max_rank"] == 32
     assert adapt.json(*command[:1], "legal-qa", *command[1:])["max_rank"] == 16
     assert adapt.json(*command, "--max-rank", "100")["max_rank"] == 128

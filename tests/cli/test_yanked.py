@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 
 import pytest
 
+from adapterhub.core.errors import AdapterDenied
+from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Hub
+from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
+from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.inference.serving.access.yanks import look_for_yanks
+from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.session import LogReporter, Session
 from tests.cli.test_cli_verbs_remote import World
 from tests.registry.running import running
 from tests.support.tiny import make_adapter, make_base
@@ -293,3 +301,27 @@ def test_several_repositories_with_one_version_are_named(world):
     assert f"{name}-7b==1.0.0" in told
     assert world.ann.json("yank", f"{name}@base-7b==1.0.0")["repo"] == f"{name}-7b"
     assert world.ann.json("delete", f"{name}-13b==1.0.0", "--yes")["repo"] == f"{name}-13b"
+
+
+# ---------------------------------------------------------------- a running server
+def test_a_server_stops_an_adapter_that_is_yanked_while_it_runs(world, kind, monkeypatch):
+    library, denied, remotes = Library(world.bob.library.root), Denied(), UnreachableRemotes()
+    world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
+    session = Session(root=library.root, out=LogReporter("test"))
+    record = library.bases.find(BaseSpec.parse("base-7b"))
+    name = f"{world.team}/legal-qa==1.1"
+
+    def look() -> None:
+        look_for_yanks(library, provider.leased(), denied, session.place_source, remotes)
+
+    with contextlib.closing(AdapterProvider(library, record, engine="vllm@0.32", denied=denied)) as provider:
+        provider.find(name)
+        look()
+        assert provider.find(name)
+        world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--reason", "leaked labels")
+        look()
+        with pytest.raises(AdapterDenied, match="is not served any more: leaked labels"):
+            provider.find(name)
+        world.ann.ok("unyank", f"{world.team}/legal-qa==1.1.0")
+        look()
+        assert provider.find(f"{name}.0")

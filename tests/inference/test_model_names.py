@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from adapterhub.core.errors import StoreLocked
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
-from adapterhub.vllm_plugin import guard, model_names
+from adapterhub.vllm_plugin import guard, residency
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.support.standin_vllm import make_standin
 
@@ -29,49 +30,83 @@ KEY = {"authorization": "Bearer k"}
 class Engine:
     """The routes, behind the guard. `bodies` are those that the completion route read."""
 
-    def __init__(self, base: BaseRecord, resolver: AdapterHubResolver) -> None:
+    def __init__(self, base: BaseRecord, resolver: AdapterHubResolver, *, has_key: bool = True) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.resolver = resolver
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.has_loaded = asyncio.Event()
         self.lora_requests: dict[str, Any] = {}
+        self.removed: list[int] = []
+        self._ids = 0
+        self.has_removed = asyncio.Event()
         self.app = FastAPI()
         self.app.state.openai_serving_models = SimpleNamespace(
             is_base_model=lambda name: name == "base-7b",
             lora_requests=self.lora_requests,
+            resolve_lora=self.resolve_lora,
             model_config=SimpleNamespace(model=str(base.path)),
+            engine_client=SimpleNamespace(remove_lora=self._remove),
         )
-        self._add_routes(str(base.path), resolver)
-        self.app.add_middleware(_Keys)
+        self._base = str(base.path)
+        self._add_routes(self._base)
+        if has_key:
+            self.app.add_middleware(_Keys)
         self.app.add_middleware(guard.Guard)
 
-    def _add_routes(self, base: str, resolver: AdapterHubResolver) -> None:
+    async def resolve_lora(self, name: str) -> Any:
+        if name not in self.lora_requests:
+            request = await self.resolver.resolve_lora(self._base, name)
+            self._ids += 1
+            request.lora_int_id = self._ids
+            self.lora_requests[name] = request
+        return self.lora_requests[name]
+
+    def _add_routes(self, base: str) -> None:
         @self.app.post("/v1/completions")
-        async def complete(request: Request) -> JSONResponse:
+        async def complete(request: Request) -> Response:
             from vllm.exceptions import GracefulHTTPError
 
             body = await request.json()
             self.bodies.append(body)
             name = body["model"]
             try:
-                if name != "base-7b" and name not in self.lora_requests:
-                    self.lora_requests[name] = await resolver.resolve_lora(base, name)
+                if name != "base-7b":
+                    await self.resolve_lora(name)
             except GracefulHTTPError as error:
                 return JSONResponse({"error": error.message}, int(error.http_status))
             self.has_loaded.set()
             await self.may_answer.wait()
-            return JSONResponse({"model": name})
+            usage = {"prompt_tokens": 3, "completion_tokens": 2}
+            if not body.get("stream"):
+                return JSONResponse({"model": name, "choices": [{"text": "ab"}], "usage": usage})
+            events: list[dict[str, Any]] = [{"model": name, "choices": [{"text": text}]} for text in "ab"]
+            if (body.get("stream_options") or {}).get("include_usage"):
+                events.append({"model": name, "choices": [], "usage": usage})
+            lines = [json.dumps(event, separators=(",", ":")) for event in events]
+            return StreamingResponse(
+                (f"data: {line}\n\n" for line in [*lines, "[DONE]"]), media_type="text/event-stream"
+            )
 
         @self.app.post("/v1/unload_lora_adapter")
         async def unload(request: Request) -> JSONResponse:
             name = (await request.json())["lora_name"]
             return JSONResponse({}, 200 if self.lora_requests.pop(name, None) else 404)
 
+        @self.app.get("/health")
+        async def health() -> dict[str, str]:
+            return {}
+
         @self.app.get("/v1/models")
         async def models() -> dict[str, Any]:
             cards = [{"id": "base-7b", "root": base, "parent": None}]
             cards += [{"id": n, "root": r.lora_path, "parent": "base-7b"} for n, r in self.lora_requests.items()]
             return {"object": "list", "data": cards}
+
+    async def _remove(self, lora_id: int) -> bool:
+        self.removed.append(lora_id)
+        self.has_removed.set()
+        return True
 
     async def send(
         self, method: str, path: str, value: object = None, **headers: str
@@ -87,11 +122,9 @@ class Engine:
         answer: list[Any] = []
 
         async def receive() -> dict[str, Any]:
-            return (
-                {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-                if parts
-                else {"type": "http.disconnect"}
-            )
+            if not parts:
+                await asyncio.Event().wait()  # the client stays
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
         async def take(message: Any) -> None:
             answer.append(message)
@@ -99,7 +132,20 @@ class Engine:
         await self.app(scope, receive, take)
         told = {name.decode(): data.decode() for name, data in answer[0]["headers"]}
         text = b"".join(message.get("body", b"") for message in answer[1:])
-        return answer[0]["status"], told, json.loads(text)
+        is_json = told.get("content-type") == "application/json"
+        return answer[0]["status"], told, json.loads(text) if is_json else text.decode()
+
+    @contextlib.asynccontextmanager
+    async def life(self) -> AsyncIterator[None]:
+        """The server as its host runs it, from its start to its end."""
+        messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        said: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.create_task(self.app({"type": "lifespan", "asgi": {}}, messages.get, said.put))
+        await messages.put({"type": "lifespan.startup"})
+        assert (await said.get())["type"] == "lifespan.startup.complete"
+        yield
+        await messages.put({"type": "lifespan.shutdown"})
+        await task
 
     def ask(self, name: str, **headers: str) -> tuple[int, dict[str, str], Any]:
         return asyncio.run(self.send("POST", "/v1/completions", {"model": name, "prompt": "a"}, **headers))
@@ -147,7 +193,7 @@ def test_every_spelling_is_one_adapter_of_the_engine(engine: Engine, add: Add) -
 
 
 def test_the_base_and_adapters_of_others_keep_their_names(engine: Engine) -> None:
-    engine.lora_requests["static"] = SimpleNamespace(lora_path="/static")
+    engine.lora_requests["static"] = SimpleNamespace(lora_path="/static", lora_int_id=1)
 
     answers = [engine.ask(name) for name in ("base-7b", "static")]
 
@@ -252,7 +298,7 @@ def test_the_least_recently_used_adapter_makes_room(
     engine: Engine, library: Library, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builds = [add(name, seed=at).build for at, name in enumerate(("one", "two", "three"))]
-    monkeypatch.setattr(model_names, "MOST_LOADED", 2)
+    monkeypatch.setattr(residency, "MOST_LOADED", 2)
 
     for name in ("one", "two", "one", "three"):
         engine.ask(name)

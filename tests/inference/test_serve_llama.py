@@ -114,6 +114,17 @@ def test_what_would_change_the_answers_of_others_or_says_nothing_is_refused(
     assert connection.getresponse().status == status
 
 
+def test_a_denied_adapter_is_refused_and_the_base_is_not(url: str) -> None:
+    NAMES.denied.deny(parse_digest("sha256:" + 64 * "a"), "leaks names")
+    refused = [post(f"{url}/v1/completions", {"model": name}) for name in ("legal-qa", "legal-qa>=1.1")]
+    others = [post(f"{url}/v1/completions", {"model": name})[0] for name in ("base-7b", "summarize")]
+    NAMES.denied.allow(parse_digest("sha256:" + 64 * "a"))
+
+    assert [status for status, _ in refused] == [410, 410]
+    assert refused[0][1]["error"]["message"] == "`legal-qa==1.2.0` is not served any more: leaks names"
+    assert (others, post(f"{url}/v1/completions", {"model": "legal-qa"})[0]) == ([200, 200], 200)
+
+
 def test_a_body_without_a_length_or_beyond_the_limit_is_refused(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     connection.putrequest("POST", "/v1/completions")
@@ -154,6 +165,9 @@ def test_no_path_of_the_server_is_shown(url: str) -> None:
 
 def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Path) -> None:
     adapt = Adapt(make_library(tmp_path))
+    config = tmp_path / "b" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/home/ann/base"}))
+    adapt.ok("add", tmp_path / "b", "--name", "c", "--base", "base-7b")
     base = tmp_path / "base.gguf"
     base.write_bytes(b"GGUF")
     program = tmp_path / "llama-server"
@@ -161,14 +175,16 @@ def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Pa
     program.chmod(0o755)
     options = ["--engine", "llama.cpp", "--gguf", str(base), "--llama-server", str(program)]
 
-    with serving(adapt, Path(sys.executable), "a", "b", *options) as (document, process):
-        status, answer = post(f"{document['url']}/v1/completions", {"model": "b", "prompt": "x"})
+    with serving(adapt, Path(sys.executable), "a", "c", *options) as (document, process):
+        status, answer = post(f"{document['url']}/v1/completions", {"model": "c", "prompt": "x"})
         files = [Path(word) for word in answer["argv"] if word.endswith(".gguf")]
         magics = [path.read_bytes()[:4] for path in files]
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
 
     assert (status, [one["scale"] for one in answer["lora"]]) == (200, [0.0, 1.0])
     assert (files[0], len(files), set(magics)) == (base, 3, {b"GGUF"})
-    assert process.returncode == 0
+    assert (process.returncode, said.count("warning"), said.count("/home/ann/base")) == (0, 1, 1), said
     assert not files[1].exists()
 
 

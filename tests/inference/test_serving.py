@@ -8,12 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.disk.files import digest_of_file
@@ -46,7 +43,6 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import register
-from adapterhub.vllm_plugin.cpu_rows import OPERATIONS, needs_mending, replace_operations
 from adapterhub.vllm_plugin.guard import Guard
 from adapterhub.vllm_plugin.resolver import folder_of_model
 from tests.support.tiny import make_base
@@ -204,6 +200,7 @@ def test_numbers_that_are_not_finite_never_come_in(
         from_directory(library, base, tmp_path / "published").find("legal-qa")
 
     assert [code for code, _ in caught.value.findings] == ["E_NONFINITE"]
+    assert refusal_of(caught.value, "legal-qa>=1").message.startswith("`legal-qa>=1`: refused `…1.0.0`")
     assert list(library.installed()) == []
 
 
@@ -255,6 +252,17 @@ def test_a_refusal_has_the_status_that_says_whose_fault_it_is(error: AdapterHubE
 )
 def test_a_refusal_does_not_tell_the_places_of_the_server(message: str, told: str) -> None:
     assert refusal_of(RefusedAdapter(message, [])).message == told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("refused `https://ours.example/acme/legal-qa`", "`acme/legal-qa`: refused `…`"),
+        ("`acme/legal-qa` cannot be served", "`acme/legal-qa` cannot be served"),
+    ],
+)
+def test_a_refusal_has_the_name_as_the_client_wrote_it(message: str, told: str) -> None:
+    assert refusal_of(RefusedAdapter(message, []), "acme/legal-qa").message == told
 
 
 def test_a_client_is_not_told_which_places_were_asked() -> None:
@@ -337,76 +345,6 @@ def test_options_are_read_off_a_command_line() -> None:
 def test_a_served_model_that_cannot_be_found_is_refused() -> None:
     with pytest.raises(NotFound, match="is not a folder"):
         folder_of_model("nobody/nothing")
-
-
-@pytest.mark.parametrize(
-    ("version", "needed"), [("0.32.0", True), ("0.33.0", False), ("0.9.2+cpu", True), (None, False), ("?", False)]
-)
-def test_only_versions_with_the_fault_are_mended(*, version: str | None, needed: bool) -> None:
-    assert needs_mending(version) is needed
-
-
-ROWS = [-1, 2, 2, 0, -1, -1, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("four_dimensions", [True, False])
-@pytest.mark.parametrize("prefix", ["bgmv", "sgmv"])
-@pytest.mark.parametrize(
-    ("name", "arguments", "columns"),
-    [
-        ("shrink", (2.0,), slice(0, 5)),
-        ("expand", (True,), slice(0, 5)),
-        ("expand", (False,), slice(0, 5)),
-        ("expand_slice", (3, 5, True), slice(3, 8)),
-        ("expand_slice", (3, 5, False), slice(3, 8)),
-    ],
-)
-def test_each_row_gets_the_update_of_its_own_slot_and_rows_without_an_adapter_get_none(
-    dtype: torch.dtype, name: str, prefix: str, arguments: tuple[Any, ...], columns: slice, *, four_dimensions: bool
-) -> None:
-    generator = torch.Generator().manual_seed(1)
-    inputs, weights, output = (
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in [(7, 6), (3, 5, 6), (7, 9)]
-    )
-    scale, keep = (arguments[0], False) if name == "shrink" else (1.0, arguments[-1])
-    expected = output.double()
-    for at, slot in enumerate(ROWS):
-        update = scale * weights[slot].double() @ inputs[at].double() if slot >= 0 else torch.zeros(5)
-        expected[at, columns] = update + (expected[at, columns] if keep else 0)
-    slots = torch.tensor(ROWS)
-    told: tuple[Any, ...] = (slots,)
-    if prefix == "sgmv":
-        runs, lengths = slots.unique_consecutive(return_counts=True)
-        told = (lengths.cumsum(0) - lengths, lengths, runs, len(runs), 2, len(ROWS))
-    before = inputs.clone()
-
-    OPERATIONS[f"{prefix}_{name}"](
-        inputs, weights.unsqueeze(1) if four_dimensions else weights, output, *told, *arguments
-    )
-
-    # one rounding of the result: 2^-24 and 2^-9, and sums of six products before
-    assert torch.allclose(output.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
-    assert torch.equal(inputs, before)
-
-
-def test_an_adapter_wider_than_its_layer_is_cut() -> None:
-    output = torch.ones(2, 3)
-
-    OPERATIONS["bgmv_expand"](torch.ones(2, 4), torch.ones(1, 1, 5, 4), output, torch.tensor([0, -1]), add_inputs=True)
-
-    assert output.tolist() == [[5.0] * 3, [1.0] * 3]
-
-
-def test_operations_are_replaced_in_the_module_that_uses_them() -> None:
-    module = SimpleNamespace(**dict.fromkeys(OPERATIONS))
-
-    replace_operations(module)
-
-    assert vars(module) == dict(OPERATIONS)
-    assert sorted(OPERATIONS) == [
-        f"{prefix}_{name}" for prefix in ("bgmv", "sgmv") for name in ("expand", "expand_slice", "shrink")
-    ]
 
 
 # ---------------------------------------------------------------- the guard

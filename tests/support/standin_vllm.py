@@ -45,7 +45,9 @@ class LoRAResolverRegistry:
         f"def {kind}_{what}(*rest): pass\n"
         for kind in ("bgmv", "sgmv")
         for what in ("shrink", "expand", "expand_slice")
-    ),
+    )
+    + "class PunicaWrapperCPU:\n"
+    + "".join(f"    def add_lora_{what}(*rest): pass\n" for what in ("linear", "logits", "embedding")),
     "vllm/entrypoints/__init__.py": "",
     "vllm/entrypoints/openai/__init__.py": "",
     "vllm/entrypoints/openai/api_server.py": """
@@ -64,6 +66,13 @@ for point in {p.name: p for p in entry_points(group="vllm.general_plugins")}.val
 core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 known = {option("--served-model-name"): option("--model")}
 
+def load(name):
+    (resolver,) = LoRAResolverRegistry.resolvers.values()
+    known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
+
+for name in os.environ.get("ADAPTERHUB_SERVE_PRELOAD", "").splitlines():
+    load(name)
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
     def answer(self, status, value):
@@ -80,8 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
         try:
             if name not in known:
-                (resolver,) = LoRAResolverRegistry.resolvers.values()
-                known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
+                load(name)
         except GracefulHTTPError as error:
             self.answer(int(error.http_status), {"error": {"message": error.message}})
         else:

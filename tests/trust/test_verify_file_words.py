@@ -93,7 +93,7 @@ def test_what_is_not_taken_is_noted_up_to_six_names(folder: Path) -> None:
     assert list(listing.findings) == [
         note("S_PICKLE", names(".bin"), "can run code when opened; never opened"),
         note("S_CODE", names(".py"), "can hold or name code; never opened"),
-        note("S_TEMPLATE", names(".jinja"), "tokenizer and chat template are the base's; not taken"),
+        note("S_TEMPLATE", names(".jinja"), "tokenizer and chat template are the base's; not taken as files"),
         note("S_OTHER", names(".txt"), "not part of an adapter; not taken"),
     ]
     assert (len(listing.others), sorted(listing.taken)) == (28, [CONFIG_FILE, WEIGHTS_FILE])

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.resolve import Objection
-    from adapterhub.library.library import Added
+    from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.library import Added, Library
     from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
@@ -107,6 +110,57 @@ def add_described(
     if added is not None or plan.present is None:
         return added
     return Added(build=plan.present, report=Report.of([]), created=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What is known of a folder before it is added; `notes` tells the user what was guessed."""
+
+    about: Description
+    record: BaseRecord | None
+    notes: tuple[str, ...]
+
+
+def describe_folder(
+    library: Library,
+    folder: Path,
+    *,
+    name: str | None,
+    version: str | None,
+    record: BaseRecord | None,
+    guess: bool,
+    prompt: PromptForm | None,
+    task: str | None,
+    description: str,
+    license: str | None,  # noqa: A002 - the option's name
+) -> Described:
+    """Name, base and prompt form of a PEFT output folder: what was given, else what the folder says for certain.
+
+    Raises:
+        SpecError: `name` or `version` does not parse.
+        UsageProblem: no name can be made of the folder's, or its chat template is too long to keep.
+    """
+    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.identify.guess import guess_base, guess_name
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.intake.prompts import choose_form
+
+    own = guess_name(folder) if name is None else parse_name(name)
+    notes: list[str] = []
+    if record is None and guess and folder.is_dir():
+        guessed = guess_base(library, folder)
+        record = guessed.record
+        notes.append(guessed.sentence(own))
+    chosen = choose_form(folder, prompt, record.hints if record else None)
+    about = Description(
+        name=own,
+        version=parse_version(version or "1.0.0"),
+        task=task,
+        description=description,
+        license=license,
+        prompt=chosen.form,
+    )
+    return Described(about=about, record=record, notes=tuple(note for note in (*notes, chosen.note) if note))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -11,10 +11,12 @@ from adapterhub.cli.adapters.add_several import add_several
 from adapterhub.cli.adapters.added import say_added
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.prompting import prompt_options, warn_of_backslashes
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.library import Added
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @naming_options
 @click.option("--description", default="", metavar="TEXT", help="Describe the adapter in one sentence.")
 @click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one in the folder's README].")
+@prompt_options
 @common
 def add(
     session: Session,
@@ -42,6 +45,7 @@ def add(
     variant: bool,
     description: str,
     licence: str | None,
+    form: PromptForm | None,
 ) -> None:
     """Check PEFT output folders and add them to the library.
 
@@ -55,48 +59,58 @@ def add(
     A folder with an `adapterhub.json`, such as a published build or one in the Hugging Face cache, is taken in as that
     file describes it, unless you describe it otherwise.
 
+    Record with --prompt how the adapter wants to be asked: `adapt run`, `serve` and `export` use that form.
+
     \b
     Examples:
       adapt add ./out/legal-qa --base base-7b --task legal-qa
       adapt add ./out/legal-qa-r4 --name legal-qa --bump minor
+      adapt add ./out/larger --template "Which is larger? {input} Answer:"
       adapt add runs/*
       adapt add ./share/legal-qa/1.0.0-r4
     """
     from adapterhub.core.specs import parse_name, parse_version
     from adapterhub.library.intake.clashes import check_naming
-    from adapterhub.library.intake.description import Description
 
     check_naming(bump, variant=variant, version=version)
     if base is not None and no_base:
         raise UsageProblem("`--base` and `--no-base` exclude each other")
     if name is not None and len(folders) > 1:
         raise UsageProblem(f"`--name` names one adapter, and there are {len(folders)} folders")
+    warn_of_backslashes(session, form)
     library = session.library
     record = library.bases.find(base) if base is not None else None
     named = None if name is None else parse_name(name)
     number = parse_version(version or "1.0.0")
-    is_undescribed = not any((named, task, version, description, licence, bump, variant, no_base))
+    is_undescribed = not any((named, task, version, description, licence, bump, variant, no_base, form))
 
     def add_one(folder: Path) -> Added:
-        from adapterhub.library.identify.guess import guess_base, guess_name
+        from adapterhub.api.steps.installing import add_described, describe_folder
 
         if is_undescribed and folder.is_dir():
-            from adapterhub.api.steps.installing import add_described
-
             with session.out.progress("add", None) as progress:
                 taken = add_described(session, folder, base, progress=progress)
             if taken is not None:
                 return taken
-        own = named or guess_name(folder)
-        about = Description(name=own, version=number, task=task, description=description, license=licence)
-        guess = None if record is not None or no_base or not folder.is_dir() else guess_base(library, folder)
+        found = describe_folder(
+            library,
+            folder,
+            name=named,
+            version=number,
+            record=record,
+            guess=not no_base,
+            prompt=form,
+            task=task,
+            description=description,
+            license=licence,
+        )
+        own = found.about.name
         size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
         with session.out.progress(f"add {own}", size) as progress:
-            found = record if guess is None else guess.record
-            added = library.add(folder, about, base=found, bump=bump, variant=variant, progress=progress)
-        if added.created and guess is not None:
-            session.out.note(guess.sentence(own))
-        elif added.created and no_base:
+            added = library.add(folder, found.about, base=found.record, bump=bump, variant=variant, progress=progress)
+        for note in found.notes if added.created else ():
+            session.out.note(note)
+        if added.created and no_base:
             session.out.note(f"the base is unknown; record it with `adapt base pin {own} BASE`")
         return added
 

@@ -42,6 +42,14 @@ class Exported(document_of(export.Exported)):
 
 
 # ---------------------------------------------------------------- servers
+class Calling(TypedDict):
+    """How clients ask an adapter; engines apply no prompt form."""
+
+    route: Annotated[str, "`/v1/completions` or `/v1/chat/completions`"]
+    how: Annotated[str, "what to send there, as text"]
+    prompt_form: Annotated[dict[str, Any] | None, "the build's [prompt form](manifest.md#the-prompt-form)"]
+
+
 class ServedAdapter(TypedDict):
     """An adapter of a server, given at its start."""
 
@@ -49,6 +57,7 @@ class ServedAdapter(TypedDict):
     adapter: Annotated[str, "name and version"]
     digest: Digest
     rank: int | None
+    calling: Calling
 
 
 class ServePlan(TypedDict):

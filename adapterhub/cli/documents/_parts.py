@@ -84,7 +84,7 @@ class Manifest(TypedDict):
     parameters: NotRequired[int]
     parents: NotRequired[list[Parent]]
     recipe: NotRequired[Annotated[dict[str, Any], "the [recipe](recipe.md) that made it"]]
-    behaviour: NotRequired[dict[str, Any]]
+    behaviour: NotRequired[Annotated[dict[str, Any], "with `prompt`, the [prompt form](manifest.md#the-prompt-form)"]]
     metrics: NotRequired[dict[str, Any]]
     annotations: NotRequired[dict[str, Any]]
     card: NotRequired[Annotated[Any, "digest or text of the card"]]

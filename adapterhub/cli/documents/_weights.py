@@ -116,12 +116,16 @@ class Labelled(TypedDict):
     probabilities: NotRequired[Annotated[dict[str, float], "of all labels, which sum to 1"]]
 
 
+PromptForm = Annotated[dict[str, Any], "the [prompt form](manifest.md#the-prompt-form) that it was asked in"]
+
+
 class Answer(Drawing, Labelled):
     """The answer to a prompt."""
 
     adapters: list[UsedAdapter]
     base: str
     prompt: str
+    prompt_form: PromptForm
     text: str
     tokens: Annotated[int, "tokens generated"]
     seconds: Annotated[float, "time of generation"]
@@ -132,6 +136,7 @@ class ComparedAnswer(Labelled):
 
     answered_by: str
     adapters: list[UsedAdapter]
+    prompt_form: PromptForm
     text: str
     tokens: int
     seconds: float

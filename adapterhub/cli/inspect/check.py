@@ -80,7 +80,7 @@ def _say(session: Session, checked: Sequence[Checked], targets: Sequence[str]) -
             out.line(f"  {verdict.target:{width}}  {'yes' if one.says_yes(verdict) else 'no'}  {flags}".rstrip())
             for reason in verdict.reasons:
                 out.line(f"    {reason.text}")
-            for note in verdict.notes:
+            for note in (*verdict.steps, *verdict.notes):
                 out.note(f"    note: {note}")
     for number, target in enumerate(targets):
         good = [one.verdicts[number] for one in checked if one.says_yes(one.verdicts[number])]

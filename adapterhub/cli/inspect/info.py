@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.inspect.info_modules import group_fields, verdict_fields
+from adapterhub.cli.inspect.info_modules import group_fields, prompt_label, verdict_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
@@ -104,6 +104,7 @@ def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:
         ("task", d.get("task")),
         ("description", d.get("description") or None),
         ("license", d.get("license")),
+        ("prompt form", prompt_label(d)),
         ("method", ", ".join(d["method"]).lower()),
         ("rank", d.get("rank")),
         ("alpha", d.get("alpha")),

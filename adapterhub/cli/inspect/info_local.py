@@ -67,6 +67,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         ("task", manifest.task),
         ("description", manifest.description or None),
         ("license", manifest.license),
+        ("prompt form", manifest.prompt.label if manifest.prompt else None),
         ("method", ", ".join(manifest.method).lower()),
         ("rank", manifest.rank),
         ("alpha", f"{manifest.alpha:g}" if manifest.alpha is not None else None),

@@ -46,11 +46,12 @@ def demo(session: Session, wheels: Path | None) -> None:
     shipped = Path(__file__).parent / "demo_run" / "adapters"
     steps = [["base", "add", str(folder), "--as", BASE_ALIAS]]
     for name, task in ADAPTERS.items():
-        steps.append(["add", str(shipped / name), "--name", name, "--base", BASE_ALIAS, "--task", task])
+        named = ["--name", name, "--base", BASE_ALIAS, "--task", task]
+        steps.append(["add", str(shipped / name), *named, "--prompt", "raw", "--bump", "patch"])
     steps += [
         ["verify", "--all"],
         ["list"],
-        ["merge", *ADAPTERS, "--weights", WEIGHTS, "-o", MERGE_NAME],
+        ["merge", *ADAPTERS, "--weights", WEIGHTS, "-o", MERGE_NAME, "--bump", "patch"],
         ["search", "--base", BASE_ALIAS],
     ]
     for step in steps:

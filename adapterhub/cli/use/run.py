@@ -46,10 +46,17 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option("--system", metavar="TEXT", help="Put TEXT before the prompt in the chat template; implies --chat.")
 @click.option(
-    "--chat/--no-chat", default=None, help="Put the prompt into the base's chat template [default: --no-chat]."
+    "--chat/--no-chat",
+    " /--raw",
+    default=None,
+    help="Put the prompt into a chat template, or use it unchanged [default: as the adapter's build states, else raw].",
 )
+@click.option("--template", metavar="TEXT", help="Put the prompt in the place of `{input}` in TEXT.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Stop after N tokens."
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N tokens [default: as the build states, else 64].",
 )
 @click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Sample at T; 0 is greedy [default: 0].")
 @click.option(
@@ -95,7 +102,8 @@ def run(
     base: BaseSpec | None,
     system: str | None,
     chat: bool | None,
-    max_new_tokens: int,
+    template: str | None,
+    max_new_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
@@ -109,50 +117,55 @@ def run(
 ) -> None:
     """Answer PROMPT with an adapter on its frozen base, on the CPU or the first GPU; streams the text.
 
-    Without PROMPT, or with `-`, reads the prompt from stdin. The SPEC `none` is the base alone. The prompt is used
-    unchanged unless you pass --chat or --system. An adapter answers best in the prompt format that it was trained with,
-    which its files do not record. The command first checks that the base matches the adapter's fingerprint, and never
-    changes the base. An adapter for classification (SEQ_CLS) answers with the label and its probability.
+    Without PROMPT, or with `-`, reads the prompt from stdin. The SPEC `none` is the base alone. The prompt takes the
+    form that the adapter's build states, and a note says which; --raw, --chat, --system and --template go before it.
+    Without a form it is used unchanged. The command first checks that the base matches the adapter's fingerprint, and
+    never changes the base. An adapter for classification (SEQ_CLS) answers with the label and its probability.
 
     \b
     Examples:
       adapt run legal-qa@base-7b "The parties agree that"
       adapt run --with legal-qa:0.7,summarize:0.3 --base base-7b "The parties agree that"
+      adapt run legal-qa@base-7b "The parties agree that" --raw
       adapt run legal-qa@base-7b "The parties agree that" --compare summarize,none
       adapt run legal-qa@base-7b --batch prompts.jsonl --out answers.jsonl
     """
     loading = Loading(base=base, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
-    if system is not None and chat is False:
-        raise UsageProblem("`--system` needs a chat, and `--no-chat` forbids one")
+    from adapterhub.inference.asking import Typed
+
+    typed = Typed(chat=chat, template=template, system=system)
+    typed.ensure_clear()
     if out is not None and batch is None:
         raise UsageProblem("`--out` needs `--batch`, whose answers it stores", hint="pass `--batch FILE`")
     if batch is not None and compared:
         raise UsageProblem("`--compare` and `--batch` exclude each other", hint="name each row's adapter in the file")
     who, prompt = _who_and_prompt(words, mixture, compared, is_batch=batch is not None)
-    writing = _writing(max_new_tokens, temperature, top_p, seed)
-    from adapterhub.inference.generation import Question
-
+    writing = _writing(temperature, top_p, seed)
     if batch is not None:
         from adapterhub.cli.use.run_batch import Batch, answer_batch
 
-        question = Question(text="", system=system, chat=bool(chat))
-        asked = Batch(
-            prompts=batch, out=out, default=who[0] if who else None, question=question, chat=chat, size=batch_size
+        batched = Batch(
+            prompts=batch,
+            out=out,
+            default=who[0] if who else None,
+            typed=typed,
+            max_new_tokens=max_new_tokens,
+            size=batch_size,
         )
-        answer_batch(session, asked, writing, loading, prove_base=prove_base)
+        answer_batch(session, batched, writing, loading, prove_base=prove_base)
         return
-    question = Question(text=_prompt(prompt), system=system, chat=bool(chat))
+    text = _prompt(prompt)
     library = session.project_library
     model = Model(session, library, find_base(library, who, base), loading, who)
-    if chat is None and system is None:
-        model.note_chat_template()
+    asked = [(choice, text, typed) for choice in who]
+    questions = model.questions(asked, max_new_tokens=max_new_tokens, compares=bool(compared))
     if compared:
         from adapterhub.cli.use.run_compare import compare_answers
 
-        compare_answers(model, who, question, writing, prove_base=prove_base)
+        compare_answers(model, who, questions, writing, prove_base=prove_base)
         return
     with model.proved(wanted=prove_base) as proof:
-        document = _answer(model, who[0], question, writing)
+        document = _answer(model, who[0], questions[0], writing)
     document |= proof
     session.out.result(document, lambda: None)  # streamed already
 
@@ -171,6 +184,7 @@ def _answer(model: Model, choice: Choice, question: Question, writing: Writing) 
         "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
         "base": model.record.label,
         "prompt": question.text,
+        "prompt_form": question.form.to_json(),
         "text": answer.text,
         "tokens": answer.tokens,
         "seconds": round(answer.seconds, 3),
@@ -218,7 +232,7 @@ def _prompt(word: str) -> str:
     return text.removesuffix("\n")
 
 
-def _writing(max_new_tokens: int, temperature: float | None, top_p: float | None, seed: int | None) -> Writing:
+def _writing(temperature: float | None, top_p: float | None, seed: int | None) -> Writing:
     """Greedy unless --temperature or --top-p is given; without --seed, a random seed that the result reports."""
     from adapterhub.inference.generation import Writing
 
@@ -228,7 +242,6 @@ def _writing(max_new_tokens: int, temperature: float | None, top_p: float | None
         option = "--seed" if top_p is None else "--top-p"
         raise UsageProblem(f"`{option}` needs sampling, and this is greedy", hint="also pass `--temperature` above 0")
     return Writing(
-        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=1.0 if top_p is None else top_p,
         seed=secrets.randbelow(1 << 31) if seed is None else seed,

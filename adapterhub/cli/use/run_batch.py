@@ -14,27 +14,28 @@ from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of
 from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
+from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, NotFound, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.inference.asking import Typed
     from adapterhub.inference.generation import Answer, Question, Writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The settings of a batch. `default` answers rows without an adapter; `question` is the template of each question.
+    """The settings of a batch. `default` answers rows without an adapter.
 
-    `chat` is None if the user did not choose: then a row with a system text is a chat, and others are not.
+    `typed` and `max_new_tokens` are what the user said; a row's own system text makes it a chat.
     """
 
     prompts: Path
     out: Path | None
     default: Choice | None
-    question: Question
-    chat: bool | None
+    typed: Typed
+    max_new_tokens: int | None
     size: int
 
 
@@ -50,11 +51,10 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
     rows, problems = read_rows(batch.prompts, batch.default)
     library, choices = session.project_library, [row.choice for row in rows]
     model = Model(session, library, find_base(library, choices, loading.base), loading, choices)
-    if batch.chat is None and batch.question.system is None and all(row.system is None for row in rows):
-        model.note_chat_template()
-    questions = [_question(batch, row, problems) for row in rows]
+    asked = [(row.choice, row.prompt, _typed(batch.typed, row, problems)) for row in rows]
+    questions = model.questions(asked, max_new_tokens=batch.max_new_tokens)
     if model.labels is not None:
-        writing = replace(writing, max_new_tokens=0)
+        questions = [replace(question, max_new_tokens=0) for question in questions]
     lengths = _lengths(model, rows, questions, writing, problems)
     with model.proved(wanted=prove_base) as proof:
         start = time.perf_counter()
@@ -77,25 +77,33 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
         raise trouble
 
 
-def _question(batch: Batch, row: Row, problems: RowProblems) -> Question:
-    """The question of a row; its own system text replaces that of the command."""
-    if row.system is not None and batch.chat is False:
-        problems.found.append(f"line {row.line}: has a `system` text, and --no-chat forbids a chat")
-        return replace(batch.question, text=row.prompt)
-    return replace(batch.question, text=row.prompt, system=batch.question.system if row.system is None else row.system)
+def _typed(typed: Typed, row: Row, problems: RowProblems) -> Typed:
+    """What the user said of the row; its own system text replaces that of the command."""
+    if row.system is None:
+        return typed
+    if typed.chat is False or typed.template is not None:
+        option = "--raw" if typed.template is None else "--template"
+        problems.found.append(f"line {row.line}: has a `system` text, and {option} forbids a chat")
+        return typed
+    return replace(typed, system=row.system)
 
 
 def _lengths(
     model: Model, rows: Sequence[Row], questions: Sequence[Question], writing: Writing, problems: RowProblems
 ) -> list[int]:
     """The tokens of each prompt; raises for prompts and adapters that cannot be used, all at once."""
-    from adapterhub.inference.generation import tokens_of
+    from adapterhub.inference.generation import all_tokens_of
 
-    lengths = []
+    def length_of(question: Question) -> int:
+        return len(all_tokens_of(model.base, model.tokenizer, [question], writing)[0])
+
+    try:
+        lengths = [len(found) for found in all_tokens_of(model.base, model.tokenizer, questions, writing)]
+    except AdapterHubError:  # now one by one, for the lines
+        numbered = zip(rows, questions, strict=True)
+        lengths = [problems.check(row.line, lambda q=question: length_of(q)) or 0 for row, question in numbered]  # type: ignore[misc] # bound now
     reasons: dict[tuple[tuple[str, float], ...], str] = {}
-    for row, question in zip(rows, questions, strict=True):
-        found = problems.check(row.line, lambda q=question: tokens_of(model.base, model.tokenizer, q, writing))  # type: ignore[misc] # bound now
-        lengths.append(len(found or ()))
+    for row in rows:
         key = tuple(row.choice.items())
         if key not in reasons:
             reasons[key] = model.why_not(row.choice)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def compare_answers(
-    model: Model, who: Sequence[Choice], question: Question, writing: Writing, *, prove_base: bool
+    model: Model, who: Sequence[Choice], questions: Sequence[Question], writing: Writing, *, prove_base: bool
 ) -> None:
     """Answer with each adapter in turn and print the answers in columns, or one below the other."""
     labels = [label_of(choice) for choice in who]
     out = model.session.out
     answers: list[dict[str, Any]] = []
     with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
-        for at, (label, choice) in enumerate(zip(labels, who, strict=True)):
+        for at, (label, choice, question) in enumerate(zip(labels, who, questions, strict=True)):
             progress(at, len(who))
             with model.using(choice) as (adapted, adapters):
                 (answer,) = model.answers(adapted, [question], writing)
@@ -29,13 +29,14 @@ def compare_answers(
                 {
                     "answered_by": label,
                     "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
+                    "prompt_form": question.form.to_json(),
                     "text": answer.text,
                     "tokens": answer.tokens,
                     "seconds": round(answer.seconds, 3),
                     **answer.label_json(),
                 }
             )
-    document: dict[str, Any] = {"base": model.record.label, "prompt": question.text, "answers": answers}
+    document: dict[str, Any] = {"base": model.record.label, "prompt": questions[0].text, "answers": answers}
     document |= drawing_of(writing) | proof
     out.result(document, lambda: _say(out, labels, [answer["text"] for answer in answers]))
 

@@ -17,6 +17,7 @@ from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, 
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.asking import Forms, Typed
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.generation import Answer, OnText, Question, Writing
     from adapterhub.inference.loader import AttachedAdapter
@@ -28,6 +29,9 @@ NONE: Final = "none"
 
 RESIDENT: Final = 32
 """The number of adapters in memory at a time; those of one answer always fit."""
+
+_FORMS_SAID: Final = 4
+"""How many prompt forms one note lists."""
 
 Choice = Mapping[str, float]
 """Adapters and their weights that answer together; empty for the base alone."""
@@ -120,7 +124,7 @@ class Model:
         self, session: Session, library: Library, record: BaseRecord, loading: Loading, choices: Sequence[Choice]
     ) -> None:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.classification import labels_of
+        from adapterhub.inference.classification import kinds_of
         from adapterhub.inference.loader.text import load_base
 
         assert record.path is not None  # see `find_base`
@@ -133,7 +137,11 @@ class Model:
         self._together = max(RESIDENT, *(len(choice) for choice in choices))
         self._mixable: dict[_Key, bool] = {}
         adapters = [name for choice in choices for name in (choice or (None,))]
-        self.labels = labels_of(library, adapters, self._named, allow_base_mismatch=loading.allow_base_mismatch)
+        kinds = kinds_of(library, adapters, self._named, allow_base_mismatch=loading.allow_base_mismatch)
+        self.labels = kinds.labels
+        self.forms: Forms = {str(name): form for name, form in kinds.forms.items()}
+        for note in kinds.notes:
+            session.out.warn(note)
         session.out.note(f"loading base {record.label}" + (f" in {loading.load_in}" if loading.load_in else ""))
         self.base, self.tokenizer = load_base(
             record.path, dtype=loading.dtype, load_in=loading.load_in, labels=self.labels
@@ -282,11 +290,40 @@ class Model:
         compared = "the same" if before == after else after
         self.session.out.note(f"base parameters: {before} before, {compared} after")
 
-    def note_chat_template(self) -> None:
-        """Tell a user who chose neither --chat nor --no-chat that the base has a chat template."""
-        from adapterhub.inference.generation import has_chat_template
+    # ------------------------------------------------------------ prompt forms
+    def questions(
+        self, asked: Sequence[tuple[Choice, str, Typed]], *, max_new_tokens: int | None, compares: bool = False
+    ) -> list[Question]:
+        """What each choice is asked, in its prompt form; says once which forms are used.
 
-        if self.labels is None and has_chat_template(self.tokenizer):
+        `max_new_tokens` of the user goes before that of a form. If it `compares`, the base alone is asked as the first
+        adapter that states a form.
+        """
+        from adapterhub.formats.prompts.rendering import has_other_template
+        from adapterhub.inference.asking import wish_of
+        from adapterhub.inference.generation import Question
+
+        made: list[Question] = []
+        said: dict[str, None] = {}
+        for choice, text, typed in asked:
+            wish = wish_of(choice, self.forms if choice or compares else {}, typed)
+            form = wish.form
+            made.append(Question(text=text, form=form, max_new_tokens=max_new_tokens or form.max_new_tokens))
+            if form.form != "raw" or wish.states or any(self.forms.get(name) for name in choice):
+                said[f"{form.label} for `{shown(label_of(choice), 100)}`{wish.states}"] = None
+            if has_other_template(form, self.tokenizer):
+                self._warn(f"`{shown(label_of(choice), 200)}` wants another chat template than this base has")
+        self._note_forms(list(said), is_free=all(typed.says_nothing for _, _, typed in asked))
+        return made
+
+    def _note_forms(self, said: Sequence[str], *, is_free: bool) -> None:
+        """Say which forms are used; without any, that the base has a chat template that is not used."""
+        from adapterhub.formats.prompts.rendering import base_template
+
+        if said:
+            more = f"; and {len(said) - _FORMS_SAID} more" if len(said) > _FORMS_SAID else ""
+            self.session.out.note(f"prompt form: {'; '.join(said[:_FORMS_SAID])}{more}")
+        elif is_free and self.labels is None and base_template(self.tokenizer) is not None:
             self.session.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
 
 

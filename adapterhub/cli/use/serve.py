@@ -7,15 +7,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
+from adapterhub.cli.use.serve_access import access_options
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
-from adapterhub.core.errors import EngineFailed, UsageProblem
+from adapterhub.cli.use.serve_rank import max_rank_for
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_LEAST_RANK: Final = 16
 _SLOTS: Final = 4
 _CPU_SLOTS: Final = 32
 
@@ -95,6 +95,7 @@ _CPU_SLOTS: Final = 32
     help="When stopped, let running requests finish for at most S seconds.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
+@access_options
 @signatures_option
 @remote_options
 @common
@@ -117,6 +118,11 @@ def serve(
     start_timeout: float,
     drain: float,
     dry_run: bool,
+    pins: tuple[AdapterSpec, ...],
+    tenants: Path | None,
+    audit_log: str | None,
+    deny: tuple[str, ...],
+    deny_file: Path | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
@@ -134,9 +140,12 @@ def serve(
       adapt serve --base base-7b
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
       adapt serve legal-qa --base base-7b --dry-run
+      adapt serve --base base-7b --tenants tenants.toml --audit-log audit.jsonl
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
     """
     from adapterhub.inference.serving import ServeSettings
+    from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.vllm import option_in
 
@@ -145,6 +154,7 @@ def serve(
             "an engine cannot take `--token`",
             hint="store it with `adapt remote login`, where the engine reads it",
         )
+    split_args = tuple(_split(engine_args))
     library = session.library
     record = library.bases.find(base)
     if record.path is None or not record.path.is_dir():
@@ -153,29 +163,49 @@ def serve(
             hint=f"register its folder with `adapt base add PATH --as {record.alias or 'NAME'}`",
         )
     settings = ServeSettings(
-        root=session.root.absolute(), max_rank=max_rank, remote=remote, offline=offline, signatures=signatures
+        root=session.root.absolute(),
+        max_rank=max_rank,
+        remote=remote,
+        offline=offline,
+        signatures=signatures,
+        deny=deny,
+        deny_file=deny_file,
+        tenants=tenants,
+        audit_log=audit_log,
+        preload=tuple(map(model_of, specs)),
+        pins=tuple(map(model_of, pins)),
     )
+    gate = Gate(tenants, None if dry_run else audit_log)
+    has_key = bool(os.environ.get("VLLM_API_KEY") or option_in(split_args, "--api-key"))
+    if tenants is not None and has_key:
+        raise UsageProblem("`--tenants` has the keys of this server; unset VLLM_API_KEY and `--api-key`")
     args = ServeArgs(
-        specs=specs,
+        specs=tuple(dict.fromkeys((*specs, *pins))),
         record=record,
         model=record.path.absolute(),
         host=host,
         port=free_port(host, port) if not dry_run else port,
         settings=settings,
-        extra=tuple(_split(engine_args)),
+        denied=Denied(deny, deny_file),
+        gate=gate,
+        extra=split_args,
         log=log,
         start_timeout_s=start_timeout,
         drain_s=drain,
         dry_run=dry_run,
     )
-    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and not option_in(args.extra, "--api-key"):
-        session.out.warn(f"anyone who reaches `{host}` can use this server; set VLLM_API_KEY to require a key")
+    if host not in LOOPBACK and not has_key and tenants is None:
+        session.out.warn(
+            f"anyone who reaches `{host}` can use this server; `--tenants` or VLLM_API_KEY makes it require a key"
+        )
     served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
         from adapterhub.cli.use.serve_llama import serve_llama
 
         if cpu_slots is not None:
             raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory")
+        if pins:
+            raise UsageProblem("`--pin` is for vLLM; llama.cpp keeps every SPEC in memory")
         serve_llama(session, args, served_name, gguf=gguf, llama_server=llama_server, slots=slots)
         return
     if gguf is not None or llama_server is not None:
@@ -200,12 +230,16 @@ def _serve_vllm(
     slots: int | None,
     cpu_slots: int | None,
 ) -> None:
-    from adapterhub.inference.serving.vllm import VllmOptions, command_of, find_vllm
+    from adapterhub.inference.serving.vllm import VllmOptions, command_of, ensure_room, find_vllm
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
     with checked(session, args, f"vllm@{vllm.version}") as handed:
-        max_rank = _max_rank(session, args, handed)
+        max_rank = max_rank_for(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
+        shares = tenants.loaded if (tenants := args.gate.tenants) else int(bool(args.settings.pins))
+        needed = shares + len(args.settings.pins)
+        cpu_slots = max(cpu_slots or max(_CPU_SLOTS, len(handed), needed), slots)
+        ensure_room(cpu_slots, shares, len(args.settings.pins))
         options = VllmOptions(
             model=args.model,
             served_name=served_name,
@@ -213,7 +247,7 @@ def _serve_vllm(
             port=args.port,
             max_rank=max_rank,
             slots=slots,
-            cpu_slots=max(cpu_slots or max(_CPU_SLOTS, len(handed)), slots),
+            cpu_slots=cpu_slots,
             extra=(*_other_flags(handed), *args.extra),
         )
     # From here on the engine's process checks and leases; the checked adapters are in the library by now.
@@ -233,22 +267,15 @@ def _serve_vllm(
 def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
-    """Start the server, load the named adapters, and wait until it ends."""
+    """Start the server, which loads the named adapters before it answers, and wait until it ends."""
     from adapterhub.inference.serving.control import CONTROL_KEY, new_key
     from adapterhub.inference.serving.control import drain as ask_to_drain
-    from adapterhub.inference.serving.front import message_in, post
-    from adapterhub.inference.serving.vllm import command_of, environ_of, option_in
+    from adapterhub.inference.serving.vllm import command_of, environ_of
 
-    key = option_in(args.extra, "--api-key") or os.environ.get("VLLM_API_KEY")
     control_key = new_key()
     ours = replace(args.settings, max_rank=options.max_rank).to_environ() | {CONTROL_KEY: control_key}
     with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
         engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
-        for spec in args.specs:
-            body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
-            status, answer = post(f"{document['url']}/v1/completions", body, key=key)
-            if status != HTTPStatus.OK:
-                raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
         stay(
             session,
             engine,
@@ -256,27 +283,6 @@ def run_vllm(
             drain_s=args.drain_s,
             drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
         )
-
-
-def _max_rank(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:
-    """The rank to allow: that of the named adapters, else of installed adapters for this base."""
-    from adapterhub.formats.base.fingerprint import compare
-    from adapterhub.inference.engines.vllm import MAX_RANKS
-    from adapterhub.inference.serving.provider import RANK_SETTING
-    from adapterhub.inference.serving.vllm import allowed_rank
-
-    if args.settings.max_rank is not None:
-        return allowed_rank(args.settings.max_rank)
-    if handed:
-        needed = [rank for h in handed if isinstance(rank := h.verdict.settings.get(RANK_SETTING), int)]
-        return allowed_rank(max([_LEAST_RANK, *needed]))
-    ours = args.record.fingerprint
-    ranks = [
-        build.manifest.rank
-        for build in session.library.installed()
-        if build.manifest.rank and compare(build.base.fingerprint, ours).verdict.allows_attach
-    ]
-    return allowed_rank(max([_LEAST_RANK, *(rank for rank in ranks if rank <= MAX_RANKS[-1])]))
 
 
 def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:

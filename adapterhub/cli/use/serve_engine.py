@@ -18,6 +18,9 @@ from adapterhub.projects.session import sources_from
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
+    from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import Gate
+    from adapterhub.inference.serving.calling import Calling
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
@@ -33,6 +36,8 @@ class ServeArgs:
     host: str
     port: int
     settings: ServeSettings
+    denied: Denied
+    gate: Gate
     extra: tuple[str, ...]
     log: Path | None
     start_timeout_s: float
@@ -57,9 +62,14 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[list[Lea
         sources=lambda spec: _sources(session, args.settings, spec),
         max_rank=args.settings.max_rank,
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+        denied=args.denied,
     )
     with contextlib.closing(provider):
-        yield _all_of(provider, args.specs, session)
+        handed = _all_of(provider, args.specs, session)
+        for one, calling in zip(handed, callings(args, handed), strict=True):
+            if calling.warning:
+                session.out.warn(f"{one.label}: {calling.warning}; {calling.how} to {calling.route}")
+        yield handed
 
 
 def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:
@@ -137,11 +147,18 @@ def document_of(
         "base": args.record.label,
         "model": served_name,
         "adapters": [
-            {"model": model_of(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank}
-            for spec, h in zip(args.specs, handed, strict=True)
+            {"model": model_of(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank, "calling": one.to_json()}
+            for spec, h, one in zip(args.specs, handed, callings(args, handed), strict=True)
         ],
         "command": list(command),
     }
+
+
+def callings(args: ServeArgs, handed: Sequence[LeasedAdapter]) -> list[Calling]:
+    """How to ask each of the adapters."""
+    from adapterhub.inference.serving.calling import calling_of
+
+    return [calling_of(one.prompt, args.record.hints.chat_template_sha256) for one in handed]
 
 
 def model_of(spec: AdapterSpec) -> str:
@@ -153,6 +170,7 @@ def say_dry(session: Session, document: dict[str, Any]) -> None:
     """Print the adapters and the command that would run."""
     for adapter in document["adapters"]:
         session.out.line(f"{adapter['model']} is {adapter['adapter']}, rank {adapter['rank']}, {adapter['digest']}")
+        session.out.line(f"  {_call_line(adapter)}")
     session.out.line(f"would start: {shlex.join(document['command'])}")
 
 
@@ -161,6 +179,14 @@ def say_ready(session: Session, document: dict[str, Any]) -> None:
     session.out.line(f"serving {document['model']} at {document['url']}/v1")
     for adapter in document["adapters"]:
         session.out.line(f"  {adapter['model']} is {adapter['adapter']}, {adapter['digest']}")
-    model = document["adapters"][0]["model"] if document["adapters"] else document["model"]
-    body = f'{{"model": "{model}", "prompt": "The parties agree that", "max_tokens": 32}}'
-    session.out.hint(f"`curl {document['url']}/v1/completions -H 'Content-Type: application/json' -d '{body}'`")
+        session.out.line(f"    {_call_line(adapter)}")
+    from adapterhub.inference.serving.calling import calling_from, calling_of
+
+    first = next(iter(document["adapters"]), None)
+    calling = calling_from(first["calling"]) if first else calling_of(None, None)
+    body = shlex.quote(calling.example(first["model"] if first else document["model"]))
+    session.out.hint(f"`curl {document['url']}{calling.route} -H 'Content-Type: application/json' -d {body}`")
+
+
+def _call_line(adapter: dict[str, Any]) -> str:
+    return f"ask it at {adapter['calling']['route']}: {adapter['calling']['how']}"

@@ -32,6 +32,9 @@ def serve_llama(
 
     Nothing proves that `gguf` holds the base, since it may be quantised; llama.cpp compares architecture and shapes.
     """
+    from adapterhub.inference.serving import UnreachableRemotes
+    from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
+    from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
 
@@ -56,11 +59,20 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds)
+        said = [one["calling"] for one in document["adapters"]]
+        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, said, args.denied)
+        labels = {digest: label for label, digest in builds}
+        find_source = None if args.settings.offline else session.place_source
+        remotes = UnreachableRemotes()
+
+        def look() -> None:
+            look_for_yanks(session.library, labels, args.denied, find_source, remotes)
+
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                with front(args.host, args.port, engine_port, names) as server:
+                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (YANKS_S, look)])
+                with upkeep, front(args.host, args.port, engine_port, names) as server:
                     stay(session, engine, document, drain_s=args.drain_s, drain=lambda: server.drain(args.drain_s))
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
@@ -74,4 +86,5 @@ def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], f
     for one, path in zip(handed, files, strict=True):
         spec = f"{one.label}#{one.digest[:19]}"
         for note in export(spec, path, form="gguf", library=session.library, base=base).notes:
-            session.out.warn(f"{one.label}: {note}")
+            if note not in one.warnings:  # else it was said
+                session.out.warn(f"{one.label}: {note}")

@@ -25,6 +25,7 @@ from adapterhub.formats.cards.metadata import (
 from adapterhub.formats.cards.usage import usage_of
 from adapterhub.formats.licenses.hub_ids import hub_license
 from adapterhub.formats.manifest import CARD_FILE, Manifest
+from adapterhub.formats.prompts.form import PromptForm
 
 CARD_LIMIT_BYTES = 256 << 10
 _FACTS: Final = "\n## Adapter facts\n"
@@ -88,6 +89,8 @@ def make_card(
     matter |= {"library_name": "peft", "tags": [*(t for t in own_tags or [] if t not in tags), *tags]}
     if base:
         matter["base_model"] = base
+    if manifest.prompt is not None:
+        matter |= _inference(manifest.prompt, matter)
     if manifest.license:
         _state_license(matter, manifest.license, notes)
     front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)
@@ -95,6 +98,18 @@ def make_card(
     text = body.strip() or f"# {manifest.name}\n\n{manifest.description}".strip()
     usage = usage_of(manifest, base, repo, endpoint) if repo else ""
     return Card(text=f"---\n{front}---\n\n{text}\n{_FACTS}{_facts(manifest, base)}{usage}", notes=tuple(notes))
+
+
+def _inference(form: PromptForm, matter: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the Hub's own inference that a form states; the author's go before them."""
+    own = matter.get("inference")
+    stated = own.get("parameters") if isinstance(own, dict) else None
+    found = {"max_new_tokens": form.max_new_tokens, "stop": list(form.stop) or None}
+    parameters = {key: value for key, value in found.items() if value is not None}
+    if not parameters or (own is not None and not isinstance(own, dict)):
+        return {}
+    rest = own if isinstance(own, dict) else {}
+    return {"inference": {**rest, "parameters": parameters | (stated if isinstance(stated, dict) else {})}}
 
 
 def refusals_of(manifest: Manifest, card: Card) -> list[Problem]:
@@ -151,6 +166,7 @@ def _facts(manifest: Manifest, base: str) -> str:
         ("base", base or manifest.base.label),
         ("base weights", fingerprint.weights if fingerprint else "unknown"),
         ("task", manifest.task),
+        ("prompt form", manifest.prompt.label.replace("|", "\\|") if manifest.prompt else None),
         ("method", ", ".join(manifest.method)),
         ("rank", manifest.rank),
         # 8 whether it was read as 8 or 8.0: one manifest, one card

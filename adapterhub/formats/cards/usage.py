@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.prompts.form import PromptForm
 
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 512)
 """The values of `--max-lora-rank` that vLLM takes."""
@@ -19,6 +21,7 @@ def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
         "## How to use it",
         "With [adapt](https://pypi.org/project/adapterhub/), which checks every byte and the base:",
         _fenced("sh", f"adapt install {repo}{remote}", f'adapt run {manifest.name} --base {model} "…"'),
+        *_asking(manifest.prompt),
         "With PEFT" + (f", after `export HF_ENDPOINT={endpoint}`:" if endpoint else ":"),
         _fenced(
             "python",
@@ -34,6 +37,28 @@ def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
         command = f"{variable}vllm serve {model} --enable-lora --max-lora-rank {rank}"
         parts += ["With vLLM:", _fenced("sh", f"{command} --lora-modules {manifest.name}={repo}")]
     return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _asking(form: PromptForm | None) -> list[str]:
+    """How to make a prompt of a question where `adapt run`, which does it by itself, does not run."""
+    if form is None:
+        return []
+    said = ["`adapt run` asks it in the form that it was trained with."]
+    if form.template is not None:
+        before, after = form.parts
+        said += [
+            "Other programs take the whole prompt:",
+            _fenced("python", f"prompt = {before!r} + question + {after!r}"),
+        ]
+    elif form.form == "chat":
+        whose = (
+            "its own chat template, which `adapterhub.json` holds" if form.chat_template else "the base's chat template"
+        )
+        system = f" and the system text `{shown(form.system, 400)}`" if form.system is not None else ""
+        said.append(f"Elsewhere, ask it in a chat, with {whose}{system}.")
+    elif form.form == "raw":
+        said.append("Elsewhere, give it your text unchanged, without a chat template.")
+    return said
 
 
 def _fenced(language: str, *lines: str) -> str:

@@ -9,6 +9,7 @@ and the base is the right one.
 
 A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE`, `RULES`, `settings(traits)` and `notes(traits)`. The
 file has the name that users type, with an underscore for a dot. Files that begin with an underscore are not engines.
+`STEPS`, where an engine needs them, are what its user does before it loads the adapter.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: Base
         engine=name,
         version=version,
         reasons=reasons,
+        steps=getattr(rules, "STEPS", ()),
         notes=tuple(notes),
         settings=settings,
         flags=as_flags(settings),

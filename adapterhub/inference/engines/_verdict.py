@@ -35,12 +35,16 @@ class Reason(Documented, keys="feature effect detail says source", title="Engine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line."""
+    """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line.
+
+    `steps` are what somebody who starts the engine by hand does first. `adapt serve` does it itself.
+    """
 
     target: str
     engine: str
     version: str | None
     reasons: tuple[Reason, ...]
+    steps: tuple[str, ...]
     notes: tuple[str, ...]
     settings: Settings
     flags: tuple[str, ...]
@@ -59,7 +63,7 @@ class Verdict:
             "version": self.version,
             "ok": self.ok,
             "reasons": [reason.to_json() for reason in self.reasons],
-            "notes": list(self.notes),
+            "notes": [*self.steps, *self.notes],
             "settings": settings,
             "flags": list(self.flags),
         }

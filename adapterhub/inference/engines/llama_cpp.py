@@ -104,6 +104,8 @@ def _on_other(feature: str) -> Test:
     return test
 
 
+STEPS: Final = ("needs the file that `adapt export --format gguf` writes, given as `--lora FILE.gguf`",)
+
 _MIXTURES: Final = ", ".join(f"`{kind}`" for kind, base in BASES.items() if base.experts)
 
 RULES: Final[Sequence[Rule]] = (
@@ -174,7 +176,7 @@ def settings(_traits: Traits) -> Settings:
 
 def notes(traits: Traits) -> list[str]:
     """What was not judged, and what is worth knowing."""
-    said = ["needs the file that `adapt export --format gguf` writes, given as `--lora FILE.gguf`"]
+    said: list[str] = []
     if traits.base.model_type is None:
         said.append("the base is unknown here, so whether its layers have names in GGUF was not judged")
     if (traits.of_kind("embedding") or traits.of_kind("head")) and traits.base.is_tied is None:

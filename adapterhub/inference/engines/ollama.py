@@ -18,6 +18,8 @@ SOURCE: Final = (
     "supports Llama and Gemma 2 only, and neither rsLoRA nor patterns"
 )
 
+STEPS: Final = ("one adapter per model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",)
+
 RULES: Final[Sequence[Rule]] = llama_cpp.RULES
 
 
@@ -28,8 +30,5 @@ def settings(_traits: Traits) -> Settings:
 
 def notes(traits: Traits) -> list[str]:
     """What was not judged, and what is worth knowing."""
-    said = [
-        "best effort: not run here; some releases since 0.34.1 reportedly refuse `ADAPTER` lines",
-        "one adapter per model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",
-    ]
-    return [*said, *llama_cpp.notes(traits)[1:]]
+    said = "best effort: not run here; some releases since 0.34.1 reportedly refuse `ADAPTER` lines"
+    return [said, *llama_cpp.notes(traits)]

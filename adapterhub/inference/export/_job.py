@@ -20,6 +20,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
@@ -51,7 +52,7 @@ class Adapter:
     """An adapter that is ready to be written: open files, its base if it is known, and the engine's verdict.
 
     `names` gives the base's name for a module of the adapter. `base_config` is the base's `config.json`; empty if
-    unknown.
+    unknown. `prompt` is the form that the adapter's manifest states.
     """
 
     label: str
@@ -62,6 +63,7 @@ class Adapter:
     facts: BaseFacts
     names: BaseNames | None
     verdict: Verdict
+    prompt: PromptForm | None = None
     warnings: tuple[str, ...] = ()
 
     def base_name(self, module: str) -> str:
@@ -123,6 +125,7 @@ class Job:
                 facts=facts,
                 names=names,
                 verdict=verdict,
+                prompt=found.manifest.prompt if found.manifest else None,
                 warnings=warnings,
             )
 

@@ -22,8 +22,10 @@ from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.prompts.gguf import PROMPT_PREFIX
 from adapterhub.inference.engines.llama_cpp import BASES, GgufBase
 from adapterhub.inference.export._job import Adapter, Exported, Job
+from adapterhub.inference.export._prompts import prompt_notes, prompt_prefix
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
@@ -65,7 +67,7 @@ def export(job: Job, out: Path) -> Exported:
             paths=(out,),
             label=adapter.label,
             size_bytes=out.stat().st_size,
-            notes=adapter.warnings,
+            notes=(*adapter.warnings, *prompt_notes(adapter.prompt)),
             flags=("--lora", str(out)),
         )
 
@@ -187,8 +189,10 @@ def _names(place: _Place | _Experts) -> tuple[str, str]:
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str]:
-    """The metadata of the file. llama.cpp reads the types, llama-server the task; the rest is for people."""
+    """The metadata of the file. llama.cpp reads the types, llama-server task and prefix; the rest is for people."""
     found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.factors.folder.resolve().name}
+    if prefix := prompt_prefix(adapter.prompt):
+        found[PROMPT_PREFIX] = prefix
     manifest = adapter.manifest
     if manifest is not None:
         found["general.name"] = f"{manifest.name} {manifest.version}"

@@ -7,11 +7,13 @@ lines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.formats.prompts.modelfile import modelfile_lines
 from adapterhub.inference.export._job import Exported, Job
 from adapterhub.inference.export.gguf import write_gguf
 
@@ -36,16 +38,18 @@ def export(job: Job, out: Path) -> Exported:
     with job.opened("ollama", needs_base=True) as adapter:
         with new_folder(out, durable=True) as folder:
             write_gguf(adapter, folder / ADAPTER_FILE, dtype=job.dtype or "float32", job=job)
-            (folder / MODELFILE).write_text(_modelfile(adapter.label, base), encoding="utf-8")
+            lines, untold = ([], []) if adapter.prompt is None else modelfile_lines(adapter.prompt)
+            (folder / MODELFILE).write_text(_modelfile(adapter.label, base, lines), encoding="utf-8")
         paths = (out / MODELFILE, out / ADAPTER_FILE)
         return Exported(
             paths=paths,
             label=adapter.label,
             size_bytes=sum(path.stat().st_size for path in paths),
-            notes=(*adapter.warnings, _BEST_EFFORT),
+            notes=(*adapter.warnings, *untold, _BEST_EFFORT),
         )
 
 
-def _modelfile(label: str, base: str) -> str:
-    """The text of a Modelfile; the path in it is relative to the file."""
-    return f"# {shown(label, 200)}, exported by adapterhub\nFROM {base}\nADAPTER ./{ADAPTER_FILE}\n"
+def _modelfile(label: str, base: str, prompt: Sequence[str]) -> str:
+    """The text of a Modelfile, with the lines of the prompt form; the path in it is relative to the file."""
+    lines = [f"# {shown(label, 200)}, exported by adapterhub", f"FROM {base}", f"ADAPTER ./{ADAPTER_FILE}", *prompt]
+    return "".join(f"{line}\n" for line in lines)

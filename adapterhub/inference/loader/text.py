@@ -10,6 +10,7 @@ import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.core.extras import require
+from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
@@ -80,7 +81,7 @@ def answer(
     chat: bool = False,
 ) -> str:
     """The greedy continuation of `prompt`; `chat` puts the prompt into the base's chat template first."""
-    question = Question(text=prompt, chat=chat)
+    question = Question(text=prompt, form=PromptForm(form="chat") if chat else RAW)
     return write(model, tokenizer, [question], Writing(max_new_tokens=max_new_tokens))[0].text
 
 

@@ -62,15 +62,6 @@ def post(url: str, value: object, *, key: str | None = None) -> tuple[int, Any]:
         raise EngineFailed(f"`{url}` does not answer: {shown(str(error), 200)}") from None
 
 
-def message_in(answer: object) -> str:
-    """The error message in the answer of an OpenAI-compatible server."""
-    if isinstance(answer, dict):
-        error = answer.get("error", answer)
-        if isinstance(error, dict):
-            return str(error.get("message", error))
-    return str(answer)
-
-
 def _read(data: bytes) -> object:
     try:
         return json.loads(data)

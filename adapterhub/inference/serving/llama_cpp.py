@@ -18,13 +18,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import NotFound, SpecError, shown
+from adapterhub.core.errors import AdapterDenied, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
+from adapterhub.inference.serving.refusal import refusal_of
 
 MOST_BYTES: Final = 64 << 20
 """The front refuses a longer request."""
@@ -61,31 +62,50 @@ class Names:
     """Translates names for the engine.
 
     `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too.
+    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
+    to ask each, for the list of models.
     """
 
-    def __init__(self, base: str, adapters: Sequence[str], builds: Sequence[tuple[str, Digest]] = ()) -> None:
+    def __init__(
+        self,
+        base: str,
+        adapters: Sequence[str],
+        builds: Sequence[tuple[str, Digest]] = (),
+        callings: Sequence[Mapping[str, Any]] = (),
+        denied: Denied | None = None,
+    ) -> None:
         self.base = base
+        self._callings = dict(zip(adapters, callings, strict=False))
         self.adapters = tuple(adapters)
-        self._builds = [(*label.rsplit("==", 1), digest) for label, digest in builds]
+        self.builds = dict(zip(adapters, builds, strict=False))
+        self.denied = denied or Denied()
 
     def find(self, name: str) -> str | None:
-        """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither."""
-        if name == self.base or name in self.adapters:
-            return name
+        """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither.
+
+        Raises:
+            AdapterDenied: it means an adapter that is not served any more.
+        """
+        fitting = [name] if name == self.base or name in self.adapters else self._fitting(name)
+        allowed = [one for one in fitting if one not in self.builds or self.denied.reason(*self.builds[one]) is None]
+        if fitting and not allowed:
+            self.denied.ensure_allowed(*self.builds[fitting[0]])
+        return allowed[0] if allowed else None
+
+    def _fitting(self, name: str) -> list[str]:
+        """The served names of the adapters that fit `name` as a spec, the newest first."""
         try:
             spec = AdapterSpec.parse(name)
         except SpecError:
-            return None
+            return []
         if spec.base is not None and spec.base.text != self.base:
-            return None
-        allowed = SpecifierSet(spec.specifiers, prereleases=True)
-        fitting = [
-            (Version(version), at)
-            for at, (full_name, version, digest) in enumerate(self._builds)
-            if full_name == spec.full_name and version in allowed and digest.startswith(spec.digest_prefix or "")
-        ]
-        return self.adapters[max(fitting)[1]] if fitting else None
+            return []
+        fitting = []
+        for at, (served, (label, digest)) in enumerate(self.builds.items()):
+            full_name, version = label.rsplit("==", 1)
+            if full_name == spec.full_name and spec.matches(version) and digest.startswith(spec.digest_prefix or ""):
+                fitting.append((Version(version), at, served))
+        return [served for *_, served in sorted(fitting, reverse=True)]
 
     def scales(self, name: str) -> list[dict[str, float]]:
         """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
@@ -93,7 +113,12 @@ class Names:
 
     def listing(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
-        rows = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)]
+        rows: list[dict[str, Any]] = [
+            {"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)
+        ]
+        for row in rows:
+            if row["id"] in self._callings:
+                row["calling"] = self._callings[row["id"]]
         return {"object": "list", "data": rows}
 
 
@@ -198,7 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
             return
         asked = body.get("model", self.server.names.base)
-        name = self.server.names.find(asked) if isinstance(asked, str) else None
+        try:
+            name = self.server.names.find(asked) if isinstance(asked, str) else None
+        except AdapterDenied as error:
+            told = refusal_of(error)
+            self._refuse(told.status, told.message)
+            return
         if name is None:
             self._refuse(HTTPStatus.NOT_FOUND, f"no adapter `{shown(asked)}` is served; GET /v1/models lists them")
             return

@@ -29,7 +29,9 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
+from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -71,6 +73,7 @@ class LeasedAdapter:
     rank: int | None
     verdict: Verdict
     warnings: tuple[str, ...]
+    prompt: PromptForm | None = None
 
 
 class AdapterProvider:
@@ -92,10 +95,12 @@ class AdapterProvider:
         sources: Sources = lambda _: (),
         max_rank: int | None = None,
         signatures: SignaturePolicy | None = None,
+        denied: Denied | None = None,
     ) -> None:
         self.library = library
         self.base = base
         self.engine = engine
+        self.denied = denied or Denied()
         self._sources = sources
         self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
@@ -121,6 +126,10 @@ class AdapterProvider:
         with self._leases_lock:
             self._links.close()
             self._folder = None
+
+    def leased(self) -> dict[Digest, str]:
+        """The labels of the adapters that the engine may read now."""
+        return {digest: one.label for digest, one in list(self._leased.items())}
 
     def release(self, digest: Digest) -> None:
         """End the lease of one adapter, which the engine must not read again; the next `find` makes a new one."""
@@ -164,8 +173,12 @@ class AdapterProvider:
             try:
                 build = self._build(spec, ())
             except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
+                self._ensure_not_denied(spec)
                 earlier = self._earlier.get(name)  # its folder was deleted by hand: the lease holds its files
-                return earlier if earlier and earlier.digest in self._leased else None
+                if earlier is None or earlier.digest not in self._leased:
+                    return None
+                self.denied.ensure_allowed(earlier.label, earlier.digest)
+                return earlier
             leased = self._lease(build)
         with self._names_lock:
             names = self._names_now()
@@ -229,7 +242,20 @@ class AdapterProvider:
             wanted=self._wanted,
             bounds=self._bounds,
             allow_base_mismatch=allow_base_mismatch,
+            objection=lambda one: self._reason(f"{one.full_name}=={one.version}", one.digest, one.yanked),
         )
+
+    def _reason(self, label: str, digest: Digest, yanked: str | None) -> str | None:
+        """Why a build is not served; None if it may be."""
+        return self.denied.reason(label, digest) or (None if yanked is None else yanked or NO_REASON)
+
+    def _ensure_not_denied(self, spec: AdapterSpec) -> None:
+        """Refuse a name that only a withdrawn build of the library fits: no source is searched for another one."""
+        for build in self.library.builds_named(spec.name, spec.namespace):
+            version, digest = build.manifest.version, build.manifest.digest
+            if spec.matches(version) and digest.startswith(spec.digest_prefix or ""):
+                label = f"{build.full_name}=={version}"
+                ensure_none(label, self._reason(label, digest, self.library.yanked(build)))
 
     def _was_allowed(self, spec: AdapterSpec) -> bool:
         """Whether a build of that name was installed for this base with `--allow-base-mismatch`."""
@@ -257,8 +283,8 @@ class AdapterProvider:
         return self._names
 
     def _library_state(self) -> object:
-        """Changes with what is installed, with the trusted keys and with the remotes."""
-        return tuple(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
+        """Changes with what is installed, with the trusted keys, with the remotes and with what is denied."""
+        return self.denied.edition, *(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
@@ -281,6 +307,7 @@ class AdapterProvider:
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
+                prompt=build.manifest.prompt,
             )
             self._leases[leased.digest] = undo.pop_all()
         return leased

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from adapterhub.core.errors import (
+    AdapterDenied,
     AdapterHubError,
     AdapterNotFound,
     Conflict,
@@ -23,6 +24,7 @@ from adapterhub.core.errors import (
     NotFound,
     StoreLocked,
     UsageProblem,
+    shown,
 )
 
 _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
@@ -32,6 +34,7 @@ _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
     (Malformed, HTTPStatus.UNPROCESSABLE_ENTITY),
     (DiskFull, HTTPStatus.FAILED_DEPENDENCY),
+    (AdapterDenied, HTTPStatus.GONE),
     (NotAllowed, HTTPStatus.FORBIDDEN),
     (StoreLocked, HTTPStatus.FAILED_DEPENDENCY),
     (Conflict, HTTPStatus.CONFLICT),
@@ -50,10 +53,14 @@ class Refusal:
     message: str
 
 
-def refusal_of(error: AdapterHubError) -> Refusal:
-    """The status and the message for a client, without hints, folders and addresses, which are for the operator."""
+def refusal_of(error: AdapterHubError, name: str = "") -> Refusal:
+    """The status and the message for a client, without hints, folders and addresses, which are for the operator.
+
+    A message without `name`, as the client wrote it, begins with it: some errors name a place alone.
+    """
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.FAILED_DEPENDENCY)
     words = _PLACES.sub("…", error.message)
     if isinstance(error, AdapterNotFound):
         words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources
-    return Refusal(status=status, message=words)
+    asked = f"`{shown(name)}`" if name else ""
+    return Refusal(status=status, message=words if asked in words else f"{asked}: {words}")

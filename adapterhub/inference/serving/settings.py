@@ -14,6 +14,12 @@ _MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
 _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_DENY: Final = "ADAPTERHUB_SERVE_DENY"
+_DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
+_TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
+_AUDIT_LOG: Final = "ADAPTERHUB_SERVE_AUDIT_LOG"
+_PRELOAD: Final = "ADAPTERHUB_SERVE_PRELOAD"
+_PIN: Final = "ADAPTERHUB_SERVE_PIN"
 _POLICIES: Final = ("require", "warn", "off")
 
 
@@ -22,7 +28,9 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library.
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. `deny`
+    and `deny_file` list what is not served, as `access.denied.Denied` reads them. `tenants` is the file of the tenants,
+    `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the first request.
     """
 
     root: Path
@@ -30,6 +38,12 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    deny: tuple[str, ...] = ()
+    deny_file: Path | None = None
+    tenants: Path | None = None
+    audit_log: str | None = None
+    preload: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -39,6 +53,12 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _DENY: "\n".join(self.deny),
+            _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
+            _TENANTS: str(self.tenants.absolute()) if self.tenants else "",
+            _AUDIT_LOG: self.audit_log or "",
+            _PRELOAD: "\n".join(self.preload),
+            _PIN: "\n".join(self.pins),
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -60,4 +80,10 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            deny=tuple(environ.get(_DENY, "").splitlines()),
+            deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
+            tenants=Path(named) if (named := environ.get(_TENANTS)) else None,
+            audit_log=environ.get(_AUDIT_LOG) or None,
+            preload=tuple(environ.get(_PRELOAD, "").splitlines()),
+            pins=tuple(environ.get(_PIN, "").splitlines()),
         )

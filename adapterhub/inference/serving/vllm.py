@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.inference.engines.vllm import MAX_RANKS, slot_rank
 
 PLUGIN: Final = "adapterhub"
 GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"
 _PROBE_S: Final = 120
+_HEAD: Final = "lm_head.weight"
+_EMBEDDING: Final = "embed_tokens.weight"
+_LINEAR: Final = (".weight", "experts.gate_up_proj", "experts.down_proj")
 _INSTALL: Final = "`pip install vllm adapterhub` in one environment, then `--python ITS/bin/python`"
 _PROBE: Final = """
 import importlib.metadata as m, json
@@ -92,6 +97,19 @@ def allowed_rank(rank: int) -> int:
     return allowed
 
 
+def slot_bytes(tensors: Iterable[TensorFacts], rank: int, item_bytes: int) -> int:
+    """The memory of one slot for adapters of `rank`: vLLM allots every slot of every layer at the largest rank.
+
+    A linear layer or embedding [out, in] takes rank x (out + in) numbers of `item_bytes`, for each expert if there are
+    experts. A head that is the embedding takes its own.
+    """
+    linear = [fact for fact in tensors if fact.name.endswith(_LINEAR) and len(fact.shape) in {2, 3}]
+    sizes = [math.prod(fact.shape[:-2]) * sum(fact.shape[-2:]) for fact in linear]
+    if not any(fact.name.endswith(_HEAD) for fact in linear):
+        sizes += [sum(fact.shape) for fact in linear if fact.name.endswith(_EMBEDDING)]
+    return rank * item_bytes * sum(sizes)
+
+
 def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
     """The command that starts the server.
 
@@ -134,3 +152,22 @@ def option_in(argv: Sequence[str], name: str) -> str | None:
         if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
+
+
+def engine_room(argv: Sequence[str]) -> int:
+    """How many adapters the vLLM of that command line keeps in memory."""
+    texts = [option_in(argv, name) for name in ("--max-cpu-loras", "--max-loras")]
+    return next((int(text) for text in texts if text and text.isascii() and text.isdigit()), 1)
+
+
+def ensure_room(room: int, shares: int, pinned: int) -> None:
+    """Refuse shares of tenants that do not fit into the memory for adapters beside the pinned ones.
+
+    Raises:
+        UsageProblem: `shares` and `pinned` are together more than `room`.
+    """
+    if shares + pinned > room:
+        raise UsageProblem(
+            f"tenants may have {shares} adapters in memory together, and {pinned} are pinned, but vLLM keeps {room}",
+            hint="start with more `--cpu-slots`, or lower `max-loaded` of some tenants",
+        )

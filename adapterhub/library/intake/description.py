@@ -12,6 +12,7 @@ from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Subject
 
@@ -33,6 +34,7 @@ class Description:
     task: str | None = None
     description: str = ""
     license: str | None = None
+    prompt: PromptForm | None = None
     parents: tuple[Parent, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=_empty)
     metrics: Mapping[str, Any] = field(default_factory=_empty)
@@ -55,7 +57,7 @@ def describe(
     """The manifest of the adapter in `subject`, whose files are `entries`."""
     config, facts = subject.config, subject.facts
     card = _card(subject)
-    return Manifest(
+    made = Manifest(
         name=description.name,
         version=description.version,
         base=base_declared(config, description, base),
@@ -75,6 +77,7 @@ def describe(
         annotations=description.annotations,
         card=card,
     )
+    return made if description.prompt is None else made.with_prompt(description.prompt)
 
 
 def _card(subject: Subject) -> str:

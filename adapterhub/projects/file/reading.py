@@ -26,8 +26,8 @@ from adapterhub.core.specs import (
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.formats.documents import DocumentReader, toml_of
+from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
-from adapterhub.projects.file.positions import both_sides, line_of, lines_of
 from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from

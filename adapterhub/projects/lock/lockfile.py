@@ -16,7 +16,7 @@ from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
 from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
-from adapterhub.projects.file.positions import both_sides
+from adapterhub.formats.toml_lines import both_sides
 from adapterhub.projects.lock._entries import LockReader, Section
 from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
 from adapterhub.projects.values import (

@@ -2,6 +2,7 @@
 
 Only allow-listed names are opened. Two exceptions say what a file is: in a folder without PEFT's weights the headers
 of other safetensors files, and files of up to 1,024 bytes with the name of a pickle, which may be Git LFS pointers.
+`library.intake.prompts` opens a few more, through `take`, for the prompt form.
 A taken file may be a link inside its folder, or the link into the `blobs` of a Hugging Face cache
 (`snapshots/<commit>/file -> ../../blobs/<id>`); any other way out is refused.
 """
@@ -27,7 +28,7 @@ from adapterhub.trust.verify.foreign import NO_PEFT, weights_of_others
 from adapterhub.trust.verify.report import Finding, some
 
 TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
-"""The only names that are ever opened."""
+"""The only names that a check opens."""
 
 
 _MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
@@ -252,7 +253,7 @@ def _skipped(folder: Path, others: tuple[str, ...]) -> Iterator[Finding]:
     why = {
         "S_PICKLE": "can run code when opened; never opened",
         "S_CODE": "can hold or name code; never opened",
-        "S_TEMPLATE": "tokenizer and chat template are the base's; not taken",
+        "S_TEMPLATE": "tokenizer and chat template are the base's; not taken as files",
         "S_OTHER": "not part of an adapter; not taken",
     }
     for code, names in groups.items():

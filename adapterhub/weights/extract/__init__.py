@@ -21,9 +21,11 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, problem_list, shown
 from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
+from adapterhub.library.intake.prompts import template_in, with_template
 from adapterhub.library.library import Added, Library
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import NEW_HEADS, Other, Pairing, kept_whole, pair, unit_of
@@ -166,8 +168,25 @@ def extract_into_library(
         measured = {"relative_error": result.relative_error, "missing_share": result.missing_share}
         # Later digits are noise of the factorisations and would give each machine its own manifest.
         metrics = {f"extract_{key}": float(f"{number:.3g}") for key, number in measured.items()}
-        about = replace(about, recipe=result.recipe, metrics=metrics)
-        return library.add(result.out_folder, about, base=base, bump=bump, variant=variant), result
+        form = about.prompt or _own_template(base, tuned)
+        about = replace(about, recipe=result.recipe, metrics=metrics, prompt=form)
+        added = library.add(result.out_folder, about, base=base, bump=bump, variant=variant)
+    if form is not None:
+        kept = f"the adapter keeps the chat template of {shown(tuned.label, 200)}, which differs from its base's"
+        result = replace(result, warnings=(*result.warnings, kept))
+    return added, result
+
+
+def _own_template(base: BaseRecord, tuned: BaseRecord) -> PromptForm | None:
+    """A chat in the tuned model's template, where that is another than the base's and a build can hold it."""
+    theirs = tuned.hints.chat_template_sha256
+    if tuned.path is None or theirs is None or theirs == base.hints.chat_template_sha256:
+        return None
+    template = template_in(tuned.path)
+    try:
+        return None if template is None else with_template(PromptForm(form="chat"), template)
+    except UsageProblem:  # longer than a build holds
+        return None
 
 
 def ensure_room(

@@ -19,6 +19,7 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
@@ -28,6 +29,7 @@ from adapterhub.weights.catalogue import describe
 from adapterhub.weights.merge import DEFAULT_DTYPE, MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX, Inner, Step, empty_mapping, without_none
 
+_FORMS_TOLD: Final = 4
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
 """The digests that a recipe records of a folder, and their files."""
 
@@ -122,6 +124,7 @@ def merge_into_library(
         ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
+        prompt, dropped = _common_form(list(combination.leaves()))
         about = replace(
             description,
             base=base if base != BaseRef() else None,  # otherwise the config names it
@@ -130,12 +133,14 @@ def merge_into_library(
             ),
             recipe=made.recipe,
             metrics={**description.metrics, **_measured(made)},
+            prompt=description.prompt or prompt,
         )
         record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
         if record is not None and base.fingerprint is not None:
             record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
         added = library.add(made.result.out_folder, about, base=record, bump=bump, variant=variant)
-    return Outcome(added=added, made=replace(made, warnings=(*warnings, *made.warnings)))
+    told = [] if description.prompt else dropped
+    return Outcome(added=added, made=replace(made, warnings=(*warnings, *told, *made.warnings)))
 
 
 def ensure_room(
@@ -232,6 +237,19 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             warnings.append(f"`{other.label}` was made for the same base with a vocabulary of another size")
     return first.base, warnings
+
+
+def _common_form(ingredients: Sequence[Ingredient]) -> tuple[PromptForm | None, list[str]]:
+    """The prompt form that all ingredients state, and a warning where they state different ones.
+
+    The form of the sum is not known then: each parent answers best in its own.
+    """
+    forms = {i.label: found.prompt if (found := manifest_in(i.folder)) else None for i in ingredients}
+    first = next(iter(forms.values()))
+    if all(form == first for form in forms.values()):
+        return first, []
+    words = [f"`{shown(label, 200)}` {form.label if form else 'states none'}" for label, form in forms.items()]
+    return None, [f"the result states no prompt form, because its parents differ: {'; '.join(words[:_FORMS_TOLD])}"]
 
 
 def _run(combination: Combination, out_folder: Path, scratch: Path, progress: MergeProgress | None) -> Made:

@@ -1,16 +1,18 @@
 """The one command: an environment with vLLM and a build of llama.cpp (once, 3 GB, minutes), then every test here.
 
-python -m tests.inference.engines                 all of it
-python -m tests.inference.engines -k greedy       arguments go to pytest
+python -m tests.engines                 all of it
+python -m tests.engines -k greedy       arguments go to pytest
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.support.real_base import cache_folder
@@ -110,11 +112,23 @@ def llama_server() -> Path:
 
 
 def main() -> int:
-    """Run pytest on this folder; its exit code."""
-    environ = {"OMP_NUM_THREADS": "1", **os.environ, "ADAPTERHUB_VLLM_PYTHON": str(vllm_python())}
-    environ["ADAPTERHUB_LLAMA_SERVER"] = str(llama_server())
-    command = [sys.executable, "-m", "pytest", str(Path(__file__).parent.parent), "-m", "engine", "-q", *sys.argv[1:]]
-    return subprocess.run(command, env=environ, cwd=ROOT, check=False).returncode
+    """Run pytest on this wing and say how long each part took; pytest's exit code."""
+    start = time.monotonic()
+    environ = {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "ADAPTERHUB_VLLM_PYTHON": str(vllm_python()),
+        "ADAPTERHUB_LLAMA_SERVER": str(llama_server()),
+        "ADAPTERHUB_VLLM_ROUTER": str(router_program()),
+    }
+    ready = time.monotonic()
+    tests = [str(Path(__file__).parent), "-m", "engine", "-q", "-n0", "--durations=12"]
+    code = subprocess.run([sys.executable, "-m", "pytest", *tests, *sys.argv[1:]], env=environ, cwd=ROOT, check=False)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = f"programs {ready - start:.0f} s, tests {time.monotonic() - ready:.0f} s"
+    took += f", {spent.ru_utime + spent.ru_stime:.0f} s of CPU in all"
+    print(f"{'passed' if code.returncode == 0 else 'FAILED'}: {took}")  # noqa: T201 - its report
+    return code.returncode
 
 
 if __name__ == "__main__":

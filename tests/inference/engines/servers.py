@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -56,6 +57,23 @@ class Answer:
         return self.value["choices"][0]["token_ids"]
 
 
+def completion_of(model: str, prompt: str, count: int) -> dict[str, Any]:
+    """A request for `count` greedy tokens."""
+    return {
+        "model": model, "prompt": prompt_ids(prompt), "max_tokens": count, "min_tokens": count, "temperature": 0,
+        "ignore_eos": True, "return_token_ids": True,
+    }  # fmt: skip
+
+
+def tokens_of_stream(text: str) -> list[int] | None:
+    """The tokens of a streamed completion; None where its end is missing."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    if not lines or lines.pop() != "[DONE]":
+        return None
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    return [token for choice in choices for token in choice.get("token_ids") or ()]
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that answers at `url`; `pid` is the engine's, `parent` that of `adapt serve`."""
@@ -66,17 +84,22 @@ class Server:
     parent: subprocess.Popen[str] | None = None
 
     def post(self, path: str, value: object, timeout_s: float = 300.0, headers: dict[str, str] | None = None) -> Answer:
-        body = json.dumps(value).encode()
-        request = urllib.request.Request(
-            f"{self.url}{path}", body, {"Content-Type": "application/json"} | (headers or {})
-        )
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            with self.opened(path, value, timeout_s, headers) as answer:
                 data = answer.read()
                 return Answer(answer.status, json.loads(data) if data[:1] in (b"{", b"[") else data.decode())
         except urllib.error.HTTPError as error:
             data = error.read()
             return Answer(error.code, json.loads(data) if data[:1] in (b"{", b"[") else data.decode())
+
+    def opened(
+        self, path: str, value: object, timeout_s: float = 300.0, headers: dict[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """The answer to a POST, of which nothing but its head is read."""
+        sent = {"Content-Type": "application/json"} | (headers or {})
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(value).encode(), sent)
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)
+        return answer
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
@@ -91,11 +114,7 @@ class Server:
     def complete(
         self, model: str, prompt: str, count: int = TOKENS, *, headers: dict[str, str] | None = None, **more: Any
     ) -> Answer:
-        value = {
-            "model": model, "prompt": prompt_ids(prompt), "max_tokens": count, "min_tokens": count, "temperature": 0,
-            "ignore_eos": True, "return_token_ids": True,
-        }  # fmt: skip
-        return self.post("/v1/completions", value | more, headers=headers)
+        return self.post("/v1/completions", completion_of(model, prompt, count) | more, headers=headers)
 
     def tokens(self, model: str, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:
         return [self.complete(model, prompt).tokens for prompt in prompts]
@@ -106,11 +125,17 @@ class Server:
 
 @contextlib.contextmanager
 def adapt_serve(
-    home: Path, log: Path, *arguments: str, engine_args: str = ENGINE_ARGS, sources: str = "", offline: bool = True
+    home: Path,
+    log: Path,
+    *arguments: str,
+    port: int = 0,
+    engine_args: str = ENGINE_ARGS,
+    sources: str = "",
+    offline: bool = True,
 ) -> Iterator[Server]:
     """`adapt serve`, ready; ended by SIGTERM."""
     command = [
-        sys.executable, "-m", "adapterhub.cli", "serve", *arguments, "--port", "0", "--json", "--log", str(log),
+        sys.executable, "-m", "adapterhub.cli", "serve", *arguments, "--port", str(port), "--json", "--log", str(log),
         "--python", vllm_python(), "--engine-args", engine_args, "--start-timeout", str(START_S),
     ]  # fmt: skip
     environ = engine_environ() | {"ADAPTERHUB_HOME": str(home), "ADAPTERHUB_SOURCES": sources}
@@ -134,12 +159,15 @@ def adapt_serve(
 
 
 @contextlib.contextmanager
-def bare_vllm(model: Path, log: Path, *arguments: str, environ: dict[str, str] | None = None) -> Iterator[Server]:
+def bare_vllm(
+    model: Path, log: Path, *arguments: str, lora: bool = True, environ: dict[str, str] | None = None
+) -> Iterator[Server]:
     """vLLM as its own documentation starts it, without our plugin unless `environ` brings it."""
     port = free_port("127.0.0.1")
     command = [
         vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "base",
-        "--host", "127.0.0.1", "--port", str(port), "--enable-lora", "--enforce-eager", *ENGINE_ARGS.split(), *arguments,
+        "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *ENGINE_ARGS.split(), *arguments,
+        *(["--enable-lora"] if lora else []),
     ]  # fmt: skip
     made = engine_environ() | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_PLUGINS": "none"} | (environ or {})
     url = f"http://127.0.0.1:{port}"
@@ -156,12 +184,13 @@ def group_of(pid: int) -> list[int]:
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
-    """Of the processes since each started."""
-    ticks = 0
-    for pid in processes:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime, stime
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Of the threads of the processes that live, since each started; to the nanosecond, where `stat` has ticks of 10 ms."""
+    tasks = [task for pid in processes for task in Path(f"/proc/{pid}/task").iterdir()]
+    spent = 0
+    for task in tasks:
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            spent += int((task / "schedstat").read_text().split()[0])
+    return spent / 1e9
 
 
 def wait_for_end_of_group(pid: int, within_s: float = 60.0) -> list[int]:

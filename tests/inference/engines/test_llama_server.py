@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.inference.engines.served_library import ServedLibrary, make_served_library
+from tests.inference.engines.served_library import ServedLibrary
 from tests.inference.engines.servers import Server, adapt_serve
 from tests.inference.engines.variants import PROMPTS, SERVED, TOKENS, peft_tokens, prompt_ids
 from tests.support.llama_cpp import smollm2_gguf
@@ -16,15 +16,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
-    made = make_served_library(tmp_path_factory.mktemp("llama"))
-    for seed, (name, config) in enumerate(SERVED.items(), 1):
-        made.add(name, config, seed=seed)
-    return made
-
-
-@pytest.fixture(scope="module")
-def server(served: ServedLibrary) -> Iterator[Server]:
+def llama(served: ServedLibrary) -> Iterator[Server]:
     program = os.environ["ADAPTERHUB_LLAMA_SERVER"]
     chosen = ["--base", "smol", "--engine", "llama.cpp", "--gguf", str(smollm2_gguf()), "--llama-server", program]
     flags = "--ctx-size 1024 --threads 1"
@@ -40,21 +32,21 @@ def tokens_of(server: Server, name: str, prompt: str) -> list[int]:
 
 
 def test_greedy_tokens_are_those_of_peft_whichever_adapter_was_asked_before(
-    server: Server, served: ServedLibrary
+    llama: Server, served: ServedLibrary
 ) -> None:
     expected = {"smol": peft_tokens(None), **{name: peft_tokens(served.folders[name]) for name in SERVED}}
 
     for names in (["smol", *SERVED], [*reversed(SERVED), "smol"]):
-        found = {name: [tokens_of(server, name, prompt) for prompt in PROMPTS] for name in names}
+        found = {name: [tokens_of(llama, name, prompt) for prompt in PROMPTS] for name in names}
         assert found == {name: expected[name] for name in names}
 
 
-def test_an_unknown_name_and_the_engines_own_switch_are_refused(server: Server) -> None:
+def test_an_unknown_name_and_the_engines_own_switch_are_refused(llama: Server) -> None:
     asked = {"prompt": PROMPTS[0], "max_tokens": 1}
 
-    unknown = server.post("/v1/completions", {"model": "nobody", **asked})
-    switch = server.post("/lora-adapters", [{"id": 0, "scale": 1.0}])
-    known = server.post(
+    unknown = llama.post("/v1/completions", {"model": "nobody", **asked})
+    switch = llama.post("/lora-adapters", [{"id": 0, "scale": 1.0}])
+    known = llama.post(
         "/v1/chat/completions", {"model": "plain", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     )
 

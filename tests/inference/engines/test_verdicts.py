@@ -14,7 +14,7 @@ from adapterhub.inference.serving.provider import RANK_SETTING
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import open_subject
-from tests.inference.engines.servers import Server, bare_vllm
+from tests.inference.engines.servers import Server
 from tests.inference.engines.variants import PROMPTS, VARIANTS, peft_logprobs, prompt_ids, write_variant
 from tests.support.llama_cpp import Engine, smollm2_gguf
 from tests.support.real_base import smollm2_base
@@ -39,13 +39,6 @@ def record(folder: Path) -> BaseRecord:
     return Library(folder / "home").bases.look(smollm2_base())
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    options = ["--max-lora-rank", str(MOST), "--max-loras", "1", "--max-cpu-loras", "2"]
-    with bare_vllm(smollm2_base(), folder / "vllm.log", *options) as running:
-        yield running
-
-
 def verdict_on(adapter: Path, record: BaseRecord, target: str) -> Verdict:
     subject, findings = open_subject(adapter)
     assert subject is not None, findings
@@ -68,12 +61,12 @@ def is_served_right(server: Server, name: str, adapter: Path) -> tuple[bool, str
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_vllm_does_what_the_verdict_says(name: str, folder: Path, record: BaseRecord, server: Server) -> None:
+def test_vllm_does_what_the_verdict_says(name: str, folder: Path, record: BaseRecord, bare: Server) -> None:
     adapter = write_variant(folder / name, VARIANTS[name])
     verdict = verdict_on(adapter, record, "vllm@0.32")
     needed = verdict.settings.get(RANK_SETTING)
 
-    served, said = is_served_right(server, name, adapter)
+    served, said = is_served_right(bare, name, adapter)
 
     assert served == (verdict.ok and isinstance(needed, int) and needed <= MOST), (said, verdict)
     print(f"{name}: {'yes' if verdict.ok else 'no'} ({needed}); {said}")  # noqa: T201 - `-s` shows the table

@@ -5,48 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
 
-from tests.inference.engines.served_library import ServedLibrary, make_served_library, other_training, spoil
-from tests.inference.engines.servers import Server, adapt_serve, engine_environ, group_of, kill, wait_for_end_of_group
-from tests.inference.engines.variants import LINEAR, PROMPTS, SERVED, VARIANTS, peft_tokens
+from tests.inference.engines.served_library import ServedLibrary
+from tests.inference.engines.servers import Server, engine_environ
+from tests.inference.engines.variants import PROMPTS, SERVED, peft_tokens
 
 pytestmark = pytest.mark.engine
-
-SERVED_LONG = ["plain", "--base", "smol", "--offline", "--drain", "600"]
-SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
-    made = make_served_library(tmp_path_factory.mktemp("serve"))
-    for seed, (name, config) in enumerate(SERVED.items(), 1):
-        made.add(name, config, seed=seed)
-    made.add("embedding", VARIANTS["embedding"], seed=7)
-    for number in range(6):
-        made.add(f"many-{number}", SMALL, seed=20 + number)
-    made.add("big", {"r": 32, "lora_alpha": 32, "target_modules": LINEAR}, seed=9)
-    made.add("elsewhere", SMALL, seed=10, base=other_training(made.record))
-    made.publish("fresh", SMALL, seed=11)
-    spoil(made.publish("spoilt", SMALL, seed=12))
-    return made
 
 
 @pytest.fixture(scope="module")
 def expected(served: ServedLibrary) -> dict[str, list[list[int]]]:
     names = ["plain", "rslora", "patterns", "embedding", "fresh", "many-0"]
     return {"smol": peft_tokens(None), **{name: peft_tokens(served.folders[name]) for name in names}}
-
-
-@pytest.fixture(scope="module")
-def server(served: ServedLibrary) -> Iterator[Server]:
-    arguments = ["plain", "--base", "smol", "--max-rank", "16", "--slots", "3", "--cpu-slots", "4"]
-    with adapt_serve(served.home, served.root / "vllm.log", *arguments, sources=str(served.published)) as running:
-        yield running
 
 
 def test_greedy_tokens_are_those_of_peft(server: Server, expected: dict[str, list[list[int]]]) -> None:
@@ -100,11 +75,21 @@ def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_
 ) -> None:
     answer = server.complete(name, PROMPTS[0])
 
-    assert (answer.status, words in answer.message) == (status, True), answer.value
+    assert (answer.status, words in answer.message, f"`{name}`" in answer.message) == (status, True, True), answer.value
     assert str(served.root) not in answer.message
     assert [server.complete(n, PROMPTS[1]).tokens for n in ("smol", "plain")] == [
         expected[n][1] for n in ("smol", "plain")
     ]
+
+
+def test_the_metric_by_which_gateways_choose_a_server_has_the_one_name(server: Server, served: ServedLibrary) -> None:
+    server.complete("plain>=1", PROMPTS[0])
+    digest = served.library.builds_named("plain")[0].manifest.digest
+
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("vllm:lora_requests_info")]
+
+    assert any(f'running_lora_adapters="plain==1.0.0#{digest[:19]}"' in line for line in lines)
 
 
 @pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
@@ -128,49 +113,6 @@ def test_what_is_served_survives_remove_gc_and_rm(
 
     assert refused.returncode == 15
     assert server.complete("many-0", PROMPTS[1]).tokens == expected["many-0"][1]
-
-
-def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(served: ServedLibrary) -> None:
-    with adapt_serve(served.home, served.root / "dies.log", "--base", "smol", "--offline") as running:
-        assert len(group_of(running.pid)) > 2  # the engine has processes of its own
-        kill(running.pid)
-        assert running.parent is not None
-        code = running.parent.wait(60)
-        said = running.parent.stderr.read() if running.parent.stderr else ""
-
-    assert (code, "ended by signal SIGKILL" in said) == (18, True), said
-    assert group_of(running.pid) == []
-
-
-def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(served: ServedLibrary) -> None:
-    with adapt_serve(served.home, served.root / "told.log", "plain", "--base", "smol", "--offline") as told:
-        pass
-    with adapt_serve(served.home, served.root / "killed.log", "--base", "smol", "--offline") as killed:
-        assert killed.parent is not None
-        kill(killed.parent.pid)
-
-    assert told.parent is not None
-    assert told.parent.returncode == 0
-    assert (group_of(told.pid), wait_for_end_of_group(killed.pid)) == ([], [])
-    # other servers of this library hold theirs
-    left = [lease.name.partition("-")[0] for lease in (served.home / "leases").iterdir()]
-    assert {str(told.pid), str(killed.pid)} & set(left) == set()
-
-
-def test_a_long_answer_is_finished_before_the_engine_stops(served: ServedLibrary) -> None:
-    with (
-        adapt_serve(served.home, served.root / "drained.log", *SERVED_LONG) as running,
-        ThreadPoolExecutor(1) as threads,
-    ):
-        assert running.parent is not None
-        whole = running.complete("plain", PROMPTS[0], 100).tokens
-        answer = threads.submit(running.complete, "plain", PROMPTS[0], 100)
-        while running.metric("vllm:num_requests_running") == 0:
-            assert not answer.done()
-        running.parent.terminate()
-
-        assert answer.result().tokens == whole
-        assert running.parent.wait(60) == 0
 
 
 def _adapt(served: ServedLibrary, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:

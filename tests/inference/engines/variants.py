@@ -17,6 +17,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 PROMPTS = ("The parties agree that", "A recipe for bread begins with", "Once upon a time there was")
 TOKENS = 16
+SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 SERVED: Mapping[str, dict[str, Any]] = {
     "plain": {"r": 8, "lora_alpha": 16, "target_modules": LINEAR},

@@ -1,0 +1,129 @@
+"""The part of an Ollama Modelfile that says how a model is asked: SYSTEM, TEMPLATE and PARAMETER, written and read.
+
+Ollama's templates are Go templates. Read here is only literal text around one `{{ .Prompt }}`; any other action is
+named, not translated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from adapterhub.core.errors import Malformed, shown
+from adapterhub.formats.prompts.form import MAX_NEW_TOKENS, PromptForm, template_of
+
+LIMIT_BYTES: Final = 256 << 10
+_QUOTE: Final = '"""'
+_PROMPT: Final = "{{ .Prompt }}"
+_BRACES: Final = '{{ "{{" }}'
+_LINE: Final = re.compile(r"\s*(?P<word>[A-Za-z]+)[ \t]+(?P<rest>.*)", re.DOTALL)
+_ACTION: Final = re.compile(r"\{\{ ?(\.Prompt|\"\{\{\") ?\}\}")
+
+
+def modelfile_lines(form: PromptForm) -> tuple[list[str], list[str]]:
+    """The lines of a form, and a note for each part that a Modelfile cannot hold."""
+    lines: list[str] = []
+    notes: list[str] = []
+
+    def put(what: str, text: str) -> None:
+        if _QUOTE in text:
+            notes.append(f"the Modelfile has no `{what}`: its text holds three quotes, which end a text there")
+        else:
+            lines.append(f"{what} {_QUOTE}{text}{_QUOTE}")
+
+    if form.chat_template is not None:
+        notes.append(
+            "the Modelfile has no TEMPLATE: the adapter's chat template is Jinja, and Ollama's are Go templates"
+        )
+    elif form.form in ("raw", "template"):
+        before, after = (part.replace("{{", _BRACES) for part in form.parts)
+        put("TEMPLATE", f"{before}{_PROMPT}{after}")
+    if form.system is not None:
+        put("SYSTEM", form.system)
+    for text in form.stop:
+        put("PARAMETER stop", text)
+    if form.max_new_tokens is not None:
+        lines.append(f"PARAMETER num_predict {form.max_new_tokens}")
+    return lines, notes
+
+
+def form_in_modelfile(text: str) -> PromptForm | None:
+    """The form that a Modelfile states; None if it says nothing of prompts.
+
+    A TEMPLATE of one `{{ .Prompt }}` gives `template`, or `raw` without text around it; a SYSTEM alone gives `chat`.
+
+    Raises:
+        Malformed: its TEMPLATE does more, or the form breaks a limit; the message says which.
+    """
+    said: dict[str, str] = {}
+    value: dict[str, Any] = {}
+    for word, rest in _instructions(text):
+        if word in ("TEMPLATE", "SYSTEM"):
+            said[word] = rest
+        elif word == "PARAMETER":
+            name, _, argument = rest.partition(" ")
+            argument = _unquoted(argument.strip()) or ""
+            if name == "stop" and argument:
+                value.setdefault("stop", []).append(argument)
+            elif name == "num_predict" and argument.isascii() and argument.isdigit() and len(argument) < 6:  # noqa: PLR2004 - five digits
+                value["max_new_tokens"] = min(max(int(argument), 1), MAX_NEW_TOKENS)
+    if "TEMPLATE" in said:
+        if "SYSTEM" in said:
+            raise Malformed("its Modelfile has a SYSTEM text and a TEMPLATE without a place for it")
+        form = _template(said["TEMPLATE"])
+        value = form.to_json() | value
+    elif "SYSTEM" in said:
+        value |= {"form": "chat", "system": said["SYSTEM"]}
+    else:
+        return None
+    return PromptForm.from_json(value, "Modelfile")
+
+
+def _template(text: str) -> PromptForm:
+    sides = [""]
+    at = 0
+    for match in _ACTION.finditer(text):
+        sides[-1] += text[at : match.start()]
+        at = match.end()
+        if match[1] == ".Prompt":
+            sides.append("")
+        else:
+            sides[-1] += "{{"
+    sides[-1] += text[at:]
+    left = next((side for side in re.split(_ACTION, text)[::2] if "{{" in side), None)
+    if left is not None or len(sides) != 2:  # noqa: PLR2004 - before and after
+        what = shown(left[left.index("{{") :], 40) if left is not None else f"{len(sides) - 1} places for the prompt"
+        raise Malformed(f"its Modelfile's TEMPLATE is a Go template with `{what}`, which is not translated")
+    raw = PromptForm(form="raw")
+    return raw if sides == ["", ""] else replace(raw, form="template", template=template_of(*sides))
+
+
+def _instructions(text: str) -> Iterator[tuple[str, str]]:
+    """The instructions with their arguments, which may go over several lines within quotes."""
+    lines = iter(text.replace("\r\n", "\n").split("\n"))
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match is None or line.lstrip().startswith("#"):
+            continue
+        word, rest = match["word"].upper(), match["rest"].strip()
+        head, _, value = rest.partition(" ") if word == "PARAMETER" else ("", "", rest)
+        value = value.lstrip()
+        while _unquoted(value) is None:
+            more = next(lines, None)
+            if more is None:
+                return
+            value = f"{value}\n{more}"
+            if _unquoted(value.rstrip()) is not None:
+                value = value.rstrip()
+        yield word, f"{head} {value}" if head else _unquoted(value) or ""
+
+
+def _unquoted(text: str) -> str | None:
+    """`text` without its quotes; None while they are open."""
+    for quote in (_QUOTE, '"'):
+        if text.startswith(quote):
+            is_closed = len(text) >= 2 * len(quote) and text.endswith(quote)
+            return text[len(quote) : -len(quote)] if is_closed else None
+    return text

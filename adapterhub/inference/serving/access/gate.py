@@ -1,0 +1,185 @@
+"""Lets requests in: by their key and quota, and with a line in the audit log when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.inference.serving.access.audit_log import AuditLog, stamp
+from adapterhub.inference.serving.access.quotas import Quotas
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.access.tenants import Tenant, Tenants
+from adapterhub.inference.serving.access.watched import WatchedFile
+from adapterhub.inference.serving.answers import kind_in, usage_in
+
+OPEN_ROUTES: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
+"""Routes that need no key and have no line in the audit log."""
+
+INFERENCE_ROUTES: Final = frozenset({
+    "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+    "/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank", "/pooling",
+    "/classify", "/tokenize", "/detokenize", "/inference/v1/generate",
+})  # fmt: skip
+"""Routes whose JSON body has the `model`: the only ones, with the list of models, that a tenant may use."""
+
+STREAMS_WITHOUT_USAGE: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
+"""Routes whose streams tell the tokens only on demand."""
+
+_ID_CHARACTERS: Final = 128
+_BYTES_A_TOKEN: Final = 4
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request, from its first byte to the last of its answer. What is not known stays None."""
+
+    route: str
+    request_id: str
+    began: float = field(default_factory=time.monotonic)
+    began_at: float = field(default_factory=time.time)
+    tenant: Tenant | None = None
+    model: str | None = None
+    adapter: str | None = None
+    digest: str | None = None
+    base: str | None = None
+    status: int | None = None
+    refusal: str | None = None
+    usage: tuple[int, int] | None = None
+    """Tokens of the prompt and of the answer."""
+    asked_bytes: int = 0
+    events: int = 0
+    """Of a stream, each with at least one token."""
+    is_engaged: bool = False
+    """Whether the engine got the request."""
+    hides_usage: bool = False
+    """Whether the event with the usage is for us alone."""
+
+    def begins(self, body_bytes: int) -> None:
+        """Note that the engine gets the request."""
+        self.is_engaged, self.asked_bytes = True, body_bytes
+
+    def is_for(self, label: str, digest: str, base: str) -> None:
+        """Note the adapter that answers."""
+        self.adapter, self.digest, self.base = label, digest, base
+
+    def refused(self, refusal: RequestRefused) -> None:
+        """Note a refusal of our own."""
+        self.status, self.refusal = refusal.status, refusal.kind
+
+    def failed(self, body: bytes) -> None:
+        """Note the error that the engine answered with."""
+        if self.refusal is None:
+            self.refusal = kind_in(body) or "Error"
+
+    def saw(self, data: bytes, *, is_stream: bool) -> bool:
+        """Note a part of the answer, of which a stream has one for each event; whether the client should get it."""
+        if is_stream:
+            self.events += 1
+        usage = usage_in(data)
+        if usage is None:
+            return True
+        self.usage = usage if self.usage is None else (usage[0] or self.usage[0], usage[1])  # some tell each part once
+        return not (self.hides_usage and is_stream and b'"choices":[]' in data)
+
+    @property
+    def tokens(self) -> int:
+        """What counts against the quota: the usage, or an estimate for a client that left before it was known."""
+        if self.usage is not None:
+            return sum(self.usage)
+        if not self.is_engaged or (self.status is not None and self.status >= HTTPStatus.BAD_REQUEST):
+            return 0
+        return self.events + self.asked_bytes // _BYTES_A_TOKEN
+
+    def record(self) -> dict[str, Any]:
+        """The line of the audit log."""
+        prompt, completion = self.usage or (None, None)
+        return {
+            "time": stamp(self.began_at),
+            "request_id": self.request_id,
+            "tenant": self.tenant.name if self.tenant else None,
+            "route": self.route,
+            "model": self.model,
+            "adapter": self.adapter,
+            "digest": self.digest,
+            "base": self.base,
+            "status": self.status,
+            "refusal": self.refusal,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "duration_s": round(time.monotonic() - self.began, 3),
+        }
+
+
+class Gate:
+    """The entrance of one server. Without tenants everybody may enter; without an audit log nothing is written.
+
+    Raises:
+        NotFound, Malformed: the file of the tenants.
+        NotAllowed: the audit log.
+    """
+
+    def __init__(self, tenants: Path | None = None, audit_log: str | None = None) -> None:
+        self._tenants = None if tenants is None else WatchedFile(tenants, Tenants.parse)
+        self._audit = None if audit_log is None else AuditLog(audit_log)
+        self._quotas = Quotas()
+
+    @property
+    def tenants(self) -> Tenants | None:
+        """The tenants now; None if there are none, and every client may use everything."""
+        return self._tenants.value if self._tenants else None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether requests have to pass it."""
+        return self._tenants is not None or self._audit is not None
+
+    def accept(self, tenants: Callable[[Tenants], None]) -> None:
+        """Apply one more rule to the file of the tenants, now and whenever it is read again."""
+        if self._tenants is not None:
+            tenants(self._tenants.value)
+            self._tenants.rule = tenants
+
+    def refresh(self) -> None:
+        """Read the file of the tenants again if it changed."""
+        if self._tenants is not None:
+            self._tenants.refresh()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Write the audit log while the block runs."""
+        with self._audit or contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def passing(self, asked: Asked, authorization: bytes) -> Iterator[None]:
+        """Let a request in for the time of the block, and write its line afterwards.
+
+        Raises:
+            RequestRefused: 401 for its key, 429 for a quota; from the block, too, after noting it.
+        """
+        entered: Tenant | None = None
+        try:
+            if self._tenants is not None:
+                asked.tenant = self._tenants.value.of(authorization)
+                self._quotas.enter(asked.tenant)
+                entered = asked.tenant
+            yield
+        except RequestRefused as refusal:
+            asked.refused(refusal)
+            raise
+        finally:
+            if entered is not None:
+                self._quotas.leave(entered, asked.tokens)
+            if self._audit is not None:
+                self._audit.write(asked.record())
+
+
+def request_id(given: str) -> str:
+    """The id that the client gave its request, if it is printable and short; else a new one."""
+    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else uuid.uuid4().hex

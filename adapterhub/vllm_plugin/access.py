@@ -1,0 +1,78 @@
+"""Lets requests in by the key of a tenant, and notes each in the audit log; see `inference.serving.access.gate`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adapterhub.inference.serving.access.gate import INFERENCE_ROUTES, OPEN_ROUTES, Asked, Gate, request_id
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.control import DRAIN_PATH
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, is_json, is_stream, refuse_request
+
+ASKED: Final = "adapterhub.asked"
+"""The key in a request's scope, where the middleware inside finds the `Asked`."""
+
+
+class Access:
+    """ASGI middleware before all others but the guard of closed routes."""
+
+    def __init__(self, app: App, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request of a tenant on; refuse every other one, and routes that are not for tenants."""
+        if scope["type"] == "websocket" and self._gate.tenants is not None:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        path = str(scope.get("path", "")).removeprefix(scope.get("root_path", "")).rstrip("/")
+        if scope["type"] != "http" or path in OPEN_ROUTES or path == DRAIN_PATH:
+            await self._app(scope, receive, send)
+            return
+        asked = Asked(route=path, request_id=request_id(header_of(scope, "x-request-id").decode("latin-1")))
+        exchange = _Exchange(asked, send)
+        try:
+            with self._gate.passing(asked, header_of(scope, "authorization")):
+                if asked.tenant is not None:
+                    _ensure_open(scope, path)
+                await self._app(_with(scope, asked), receive, exchange.send)
+        except RequestRefused as refusal:
+            await refuse_request(exchange.send, refusal)
+
+
+def _ensure_open(scope: Message, path: str) -> None:
+    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those of other clients."""
+    is_list = scope["method"] == "GET" and (path == "/v1/models" or path.startswith("/v1/models/"))
+    if not is_list and not (scope["method"] == "POST" and path in INFERENCE_ROUTES):
+        raise RequestRefused(403, "this route is closed on a server with tenants")
+    if not is_list and not is_json(scope):
+        raise RequestRefused(415, "expected a body of the type `application/json`")
+
+
+def _with(scope: Message, asked: Asked) -> Message:
+    """The scope with `asked`, and with its id for vLLM's own log."""
+    headers = [(key, value) for key, value in scope["headers"] if key != b"x-request-id"]
+    return {**scope, "headers": [*headers, (b"x-request-id", asked.request_id.encode("latin-1"))], ASKED: asked}
+
+
+class _Exchange:
+    """The answer to one request, as it goes to the client."""
+
+    def __init__(self, asked: Asked, send: Send) -> None:
+        self._asked = asked
+        self._send = send
+        self._is_stream = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part on, after noting its status and its tokens."""
+        asked = self._asked
+        if message["type"] == "http.response.start":
+            asked.status = message["status"]
+            self._is_stream = is_stream(message)
+            message["headers"] = [*message["headers"], (b"x-request-id", asked.request_id.encode("latin-1"))]
+        elif body := message.get("body", b""):
+            if asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
+                asked.failed(body)
+            elif not asked.saw(body, is_stream=self._is_stream):
+                message["body"] = b""
+        await self._send(message)

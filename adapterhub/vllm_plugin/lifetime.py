@@ -1,0 +1,60 @@
+"""What a server does beside answering, from its start to its end.
+
+It loads adapters before it takes requests, follows the deny list and the tenants, and looks for yanks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
+from adapterhub.inference.serving.access.yanks import YANKS_S
+
+if TYPE_CHECKING:
+    from adapterhub.inference.serving.access.gate import Gate
+    from adapterhub.vllm_plugin.residency import Residency
+    from adapterhub.vllm_plugin.resolver import AdapterHubResolver
+
+
+class Lifetime:
+    """The work of one server beside its requests."""
+
+    def __init__(self, resolver: AdapterHubResolver, residency: Residency, gate: Gate) -> None:
+        self._gate = gate
+        self._resolver = resolver
+        self._residency = residency
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def of(self, app: Any) -> AsyncIterator[None]:  # noqa: ANN401 - vLLM's FastAPI application
+        """Do it while the block, the life of `app`, lasts. Runs on the event loop of its requests.
+
+        Raises:
+            AdapterHubError: an adapter that the settings name cannot be loaded, before the block begins.
+        """
+        await self._load(app.state.openai_serving_models)
+        loop = asyncio.get_running_loop()
+        denied = self._resolver.denied
+
+        def drop_denied() -> None:
+            task = loop.create_task(self._residency.drop_denied(app.state.openai_serving_models))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(drop_denied)
+
+        denied.on_change(changed)
+        look = self._resolver.look_for_yanks
+        with self._gate.open(), Upkeep([(LOOK_S, denied.refresh), (LOOK_S, self._gate.refresh), (YANKS_S, look)]):
+            yield
+
+    async def _load(self, models: Any) -> None:  # noqa: ANN401 - vLLM's OpenAIServingModels
+        pins = self._resolver.settings.pins
+        for name in (*pins, *self._resolver.settings.preload):
+            leased = await self._resolver.leased(models.model_config.model, name)
+            await self._residency.load(leased, models, pin=name in pins)
