@@ -12,26 +12,13 @@ from adapterhub.inference import engines, export
 
 
 # ---------------------------------------------------------------- would it be read
-class EngineVerdict(TypedDict):
-    """Whether one engine reads an adapter correctly."""
-
-    target: Annotated[str, "as given, such as `vllm@0.32`"]
-    engine: str
-    version: Annotated[str | None, "as given; null: none was given"]
-    ok: Annotated[bool, "whether the engine reads it as PEFT does and the adapter is sound"]
-    reasons: list[document_of(engines.Reason)]
-    notes: Annotated[list[str], "what was not judged, and what is worth knowing"]
-    settings: Annotated[dict[str, Any], "options that a server needs, by name; a number is a minimum"]
-    flags: Annotated[list[str], "`settings` as words of a command line"]
-
-
 class Judged(TypedDict):
     """The verdicts of several engines on one adapter."""
 
     adapter: Annotated[str, "the folder as given, or name and version"]
     status: Annotated[str, "result of `adapt verify`: `ok`, `failed` or `unknown`"]
     errors: Annotated[list[Finding], "problems that make it unsound for every engine"]
-    verdicts: Annotated[list[EngineVerdict], "one for each target, in the order given"]
+    verdicts: Annotated[list[document_of(engines.Verdict)], "one for each target, in the order given"]
 
 
 # ---------------------------------------------------------------- in another form

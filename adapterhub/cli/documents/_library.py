@@ -25,8 +25,10 @@ from adapterhub.cli.documents._parts import (
     Verdict,
 )
 from adapterhub.cli.documents._values import document_of
+from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
 from adapterhub.library.upkeep import repair
+from adapterhub.trust.verify import report
 
 Audited = document_of(audit.Audited)
 RepairStep = document_of(repair.Step)
@@ -88,14 +90,6 @@ class ListedBase(TypedDict):
     parameters: int | None
     hub_id: str | None
     path: Path | None
-
-
-class BaseComparison(TypedDict):
-    """The relation of two bases."""
-
-    verdict: Verdict
-    allows_attach: Annotated[bool, "whether an adapter for one base may run on the other"]
-    differences: Annotated[list[str], "one sentence per difference"]
 
 
 class Pinned(TypedDict):
@@ -214,13 +208,10 @@ class Installed(Plan):
     linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
 
 
-class Verified(TypedDict):
+class Verified(document_of(report.Report)):
     """The report of `verify` on one adapter."""
 
     adapter: Annotated[str, "as given, or name and version"]
-    status: Annotated[str, "`ok`, `failed` or `unknown`"]
-    findings: list[Finding]
-    facts: Annotated[dict[str, Any] | None, "facts from the files; null if they cannot be read"]
 
 
 class Audit(TypedDict):
@@ -298,7 +289,7 @@ BASES = {
     "base-list": list[ListedBase],
     "base-show": ShownBase,
     "base-export-record": BaseRecord,
-    "base-compare": BaseComparison,
+    "base-compare": document_of(fingerprint.Comparison),
     "base-remove": Removed,
     "base-pin": Pinned,
 }

@@ -9,6 +9,10 @@ from typing import Annotated
 from adapterhub.cli.documents._parts import Digest, File, Path, TypedDict
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import outdated
+from adapterhub.projects import locking, values
+
+Change = document_of(locking.Change)
+LockedBase = document_of(values.LockedBase)
 
 
 # ---------------------------------------------------------------- project and lock
@@ -75,28 +79,12 @@ class LockedAdapter(Locked):
     wanted: Annotated[str, "the requirement that it meets"]
 
 
-class LockedBase(TypedDict):
-    """The base of a project."""
-
-    spec: Annotated[str, "as the project file writes it"]
-    weights: Annotated[str | None, "weights digest"]
-    hub_id: str | None
-
-
 class LockEntries(TypedDict):
     """The entries of a lock file."""
 
     base: LockedBase | None
     adapters: list[LockedAdapter]
     merges: list[Locked]
-
-
-class Change(TypedDict):
-    """A difference from the previous lock."""
-
-    kind: Annotated[str, "`added`, `changed` or `removed`"]
-    key: Annotated[str, "the name in the project"]
-    text: Annotated[str, "as text"]
 
 
 class LockChanges(LockEntries):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, Json, Progress, canonical_json, digest_of, parse_digest
 from adapterhub.core.errors import Malformed, shown
@@ -25,6 +25,7 @@ from adapterhub.formats.base.precision import may_be_same, number_text, stored_b
 from adapterhub.formats.base.vocabulary import is_vocabulary
 from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import object_at
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
@@ -257,11 +258,11 @@ def files_digest(entries: Iterable[tuple[str, str]]) -> Digest:
 
 # ---------------------------------------------------------------- compare
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Documented, keys="verdict allows_attach=verdict.allows_attach differences", title="BaseComparison"):
     """A verdict, and the differences between the first and the second base as sentences."""
 
     verdict: BaseVerdict
-    differences: tuple[str, ...] = ()
+    differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
 
 
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 from adapterhub.formats.documented import Documented
 
@@ -34,39 +34,25 @@ class Reason(Documented, keys="feature effect detail says source", title="Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Documented, keys="target engine version ok reasons notes settings flags", title="EngineVerdict"):
     """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line.
 
     `steps` are what somebody who starts the engine by hand does first. `adapt serve` does it itself.
     """
 
-    target: str
+    target: Annotated[str, "as given, such as `vllm@0.32`"]
     engine: str
-    version: str | None
+    version: Annotated[str | None, "as given; null: none was given"]
     reasons: tuple[Reason, ...]
     steps: tuple[str, ...]
-    notes: tuple[str, ...]
-    settings: Settings
-    flags: tuple[str, ...]
+    notes: Annotated[tuple[str, ...], "what was not judged, and what is worth knowing"]
+    settings: Annotated[Settings, "options that a server needs, by name; a number is a minimum"]
+    flags: Annotated[tuple[str, ...], "`settings` as words of a command line"]
 
     @property
     def ok(self) -> bool:
         """Whether the engine loads the adapter and reads it as PEFT does."""
         return not self.reasons
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        settings = {key: list(item) if isinstance(item, tuple) else item for key, item in self.settings.items()}
-        return {
-            "target": self.target,
-            "engine": self.engine,
-            "version": self.version,
-            "ok": self.ok,
-            "reasons": [reason.to_json() for reason in self.reasons],
-            "notes": [*self.steps, *self.notes],
-            "settings": settings,
-            "flags": list(self.flags),
-        }
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:

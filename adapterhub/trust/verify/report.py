@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import shown
@@ -63,11 +63,11 @@ class Facts(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Report:
+class Report(Documented, keys="status findings facts"):
     """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
 
     findings: tuple[Finding, ...]
-    facts: Facts | None = None
+    facts: Annotated[Facts | None, "null if the files cannot be read"] = None
 
     @classmethod
     def of(cls, findings: Iterable[Finding], facts: Facts | None = None) -> Report:
@@ -102,14 +102,6 @@ class Report:
     def status(self) -> Status:
         """`failed` with an error, else `unknown` when a question stayed open, else `ok`."""
         return "failed" if self.errors else "unknown" if self.unknowns else "ok"
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "status": self.status,
-            "findings": [f.to_json() for f in self.findings],
-            "facts": self.facts.to_json() if self.facts else None,
-        }
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
