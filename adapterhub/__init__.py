@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
     from adapterhub.formats.base.fingerprint import compare as compare_bases
     from adapterhub.formats.base.folders import fingerprint_folder
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.manifest import Manifest
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.inference.bank import AdapterBank
@@ -49,6 +51,7 @@ __all__ = [
     "BaseSpec",
     "BaseVerdict",
     "Bases",
+    "Contract",
     "Installed",
     "Library",
     "Manifest",
@@ -56,6 +59,7 @@ __all__ = [
     "ProgressEvent",
     "Project",
     "PromptForm",
+    "Tested",
     "attach",
     "compare_bases",
     "default_library",
@@ -76,6 +80,7 @@ _MODULES = {
     "BaseSpec": "core.specs",
     "BaseVerdict": "formats.base.fingerprint",
     "Bases": "library.bases.records",
+    "Contract": "formats.contract.contract",
     "Installed": "library.store.catalog",
     "Library": "api.library",
     "Manifest": "formats.manifest",
@@ -83,6 +88,7 @@ _MODULES = {
     "ProgressEvent": "api.reporting",
     "Project": "api.project",
     "PromptForm": "formats.prompts.form",
+    "Tested": "formats.contract.results",
     "compare_bases": "formats.base.fingerprint",
     "fingerprint_folder": "formats.base.folders",
     "merge_adapters": "weights.merge",

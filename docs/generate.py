@@ -43,6 +43,8 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "E_BASE_WEIGHT": "A tensor would replace a weight of the base.",
         "E_CODE": "The config names code that a loader would import or run.",
         "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or has a value that PEFT cannot mean.",
+        "E_CONTRACT": "The behaviour contract in `evals.jsonl` breaks its format, or asks in another prompt form than"
+        " the manifest.",
         "E_CONTAINER": "The weights file is missing or breaks the safetensors format.",
         "E_DIGEST": "A file is missing, or its bytes do not match the manifest.",
         "E_DTYPE": "A tensor does not contain floating point numbers.",
@@ -65,6 +67,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "unknown": {
         "U_BASE_WEIGHT": "A tensor claims to be a copy of a base tensor; only a comparison with the base can tell.",
+        "U_CONTRACT": "The behaviour contract has a newer format than this version reads.",
         "U_METHOD": "For this method only the container, config and numbers are checked, not the pairs.",
         "U_SHAPE": "The shapes cannot be compared: the base is quantised, or a variant rearranges layers.",
     },

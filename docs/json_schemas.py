@@ -26,6 +26,7 @@ VARIANTS: Final = {
     "methods": "with `--methods`",
     "project": "in a project",
     "recipe": "with `--recipe`",
+    "record": "with `--record`",
     "repair": "with `--repair`",
     "revoke": "with `--revoke`",
     "save": "with `--save`",

@@ -46,7 +46,7 @@ MOST_SKIPPED = 36
 _FENCE = re.compile(
     r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_NOTE = re.compile(r"exit (?P<exit>\d+)|needs a model")
+_NOTE = re.compile(r"(?=.)(?:needs a model(?:, |$))?(?:exit (?P<exit>\d+))?")
 """The comment on the line above a fence. Renderers other than GitHub's drop a fence with words after its language."""
 
 
@@ -78,7 +78,7 @@ def steps(page: Path, *, with_model: bool = False) -> list[Step]:
     """The commands of a page; those under `<!-- needs a model -->` run in `test_run_page.py`."""
     found = []
     for note, text in blocks(page, "console"):
-        if (note == "needs a model") is not with_model:
+        if note.startswith("needs a model") is not with_model:
             continue
         exits = _NOTE.fullmatch(note)
         exit_code = int(exits["exit"] or 0) if exits else 0
@@ -95,7 +95,11 @@ def unread_fences(text: str) -> list[str]:
     notes = [m["note"] for m in _FENCE.finditer(text) if m["language"] == "console" and m["note"]]
     return [
         *(f"`{line.strip()}`: put the exit code into a line above it, `<!-- exit 2 -->`" for line in with_words),
-        *(f"`<!-- {n} -->`: write `exit N` or `needs a model`" for n in notes if not _NOTE.fullmatch(n)),
+        *(
+            f"`<!-- {n} -->`: write `exit N`, `needs a model` or both with a comma"
+            for n in notes
+            if not _NOTE.fullmatch(n)
+        ),
         *(
             f"`<!-- {n} -->`: no fence follows it"
             for n in re.findall(r"^<!-- (exit .*) -->\n(?!```)", text, re.MULTILINE)

@@ -11,6 +11,7 @@ from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, ba
 from adapterhub.api.reporting import report_card
 from adapterhub.api.results import Listing
 from adapterhub.api.steps import installing
+from adapterhub.api.steps.contracts.gating import contract_gate
 from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
 from adapterhub.api.steps.searching import (
     COLUMNS,
@@ -30,10 +31,10 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.places import SpecSources, objection_from, project_base
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.core.digests import Progress
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.distribution.install import InstallPlan
-    from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.store.index import BuildRow
     from adapterhub.trust.signing.policy import SignaturePolicy
@@ -344,6 +345,7 @@ class WithAdapters(OpenedLibrary):
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
         exclude_newer: str | None = None,
+        test: Testing | None = None,
         signatures: SignaturePolicy | None = None,
         remote: str | None = None,
         token: str | None = None,
@@ -360,6 +362,7 @@ class WithAdapters(OpenedLibrary):
             places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
             allow_base_mismatch: take a build for other weights of the same shapes; recorded.
             exclude_newer: take no release newer than a day (`2026-01-31`), a time or an age (`7d`).
+            test: `keep` it only if it answers as its contract records on your base, or only `warn`.
             signatures: `require`, `warn` or `off` for this call.
             remote: ask only this server, a remote's name or a URL.
             token: access token for it.
@@ -370,6 +373,7 @@ class WithAdapters(OpenedLibrary):
             NoCompatibleRelease: releases exist, none fits; `.refusals` holds a reason for each.
             SignatureRefused, NamespaceBound: a policy forbids it; nothing was fetched.
             DigestMismatch, RemoteUnreachable: it could not be fetched whole; nothing was installed.
+            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was installed.
         """
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
@@ -377,7 +381,8 @@ class WithAdapters(OpenedLibrary):
             spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
         )
         name = plan.release.full_name
-        added = installing.install_one(self.session, plan, where, signatures, bars=self.reports, what=name)
+        gate = contract_gate(self, test, bars=self.reports, out=self.reports)
+        added = installing.install_one(self.session, plan, where, signatures, bars=self.reports, what=name, gate=gate)
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused
         return build
@@ -402,49 +407,3 @@ class WithAdapters(OpenedLibrary):
     def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
         """Remove one adapter or several, as `uninstall` does."""
         self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
-
-    def outdated(
-        self,
-        *specs: SpecLike,
-        places: StrPath | Iterable[StrPath] = (),
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[Offer]:
-        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`."""
-        from adapterhub.distribution.outdated import offers
-        from adapterhub.projects.upgrades import library_requests
-
-        asked = library_requests(
-            self.session,
-            [spec_of(spec) for spec in specs],
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=paths_of(places),
-        )
-        with self.reports.steps("check", unit="adapters") as progress:
-            return offers(self, asked, progress)
-
-    def upgrade(
-        self,
-        *specs: SpecLike,
-        dry_run: bool = False,
-        places: StrPath | Iterable[StrPath] = (),
-        signatures: SignaturePolicy | None = None,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[installing.Upgraded]:
-        """Install the newest release of each installed name beside the older, which stays until you remove it."""
-        return installing.upgrade_library(
-            self.session,
-            [spec_of(spec) for spec in specs],
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=paths_of(places),
-            signatures=signatures,
-            dry_run=dry_run,
-            bars=self.reports,
-        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.api.aliases.projects import set_project_alias
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.steps.installing import install_one, plan_one
@@ -16,6 +17,7 @@ from adapterhub.projects.places import ProjectSources, SpecSources, objection_fr
 from adapterhub.projects.project import read_project
 
 if TYPE_CHECKING:
+    from adapterhub.core.aliases import Alias
     from adapterhub.core.specs import AdapterName
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects import values
@@ -31,6 +33,26 @@ class WithEdits:
 
     def _read(self) -> values.Project:
         return read_project(self.folder)
+
+    def set_alias(
+        self, name: str, target: SpecLike | Mapping[SpecLike, float], *, sync: bool = True, offline: bool = False
+    ) -> Alias:
+        """Set an alias in `adapters.toml`, lock it, and sync: `project.set_alias("prod", "legal-qa==1.2")`.
+
+        Args:
+            name: one word; the alias belongs to the project's adapter of the target.
+            target: an exact version, or several with weights above 0.
+            sync: bring the targets into `adapters/`.
+            offline: use no network.
+
+        Raises:
+            NotFound: the project has no such adapter.
+            UsageProblem, SpecError: a target names no version, or the name or the targets are not usable.
+            AdapterHubError: the versions cannot be locked; the project file is as before.
+        """
+        pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
+        targets = [(spec_of(spec), weight) for spec, weight in pairs]
+        return set_project_alias(self._session, name, targets, syncs=sync, offline=offline, bars=self.library.reports)
 
     def install(
         self,

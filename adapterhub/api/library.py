@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from adapterhub.api.adapters import WithAdapters
+from adapterhub.api.aliases.methods import WithAliases
+from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.inspecting import WithInspection
 from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
@@ -11,7 +13,17 @@ from adapterhub.api.weights import WithWeights
 from adapterhub.api.withdrawing import WithWithdrawal
 
 
-class Library(WithAdapters, WithInspection, WithPublishing, WithWithdrawal, WithWeights, WithModels, WithUpkeep):
+class Library(  # what it can do, by subject
+    WithAdapters,
+    WithAliases,
+    WithInspection,
+    WithPublishing,
+    WithWithdrawal,
+    WithWeights,
+    WithModels,
+    WithContracts,
+    WithUpkeep,
+):
     """The library in a folder; `Library.default()` is that of the command line.
 
     Making one costs nothing and writes nothing. Threads may share it. `on_progress` is called with a `ProgressEvent`

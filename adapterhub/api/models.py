@@ -247,14 +247,18 @@ class WithModels(OpenedLibrary):
         typed = Typed(chat=chat, template=template, system=system)
         typed.ensure_clear()
         pairs = dict(with_weights(adapter, None)) if adapter is not None else {}
-        record = find_base(self, [{text_of(what): weight for what, weight in pairs.items()}], base_of(base))
+        weights = {text_of(what): weight for what, weight in pairs.items()}
+        record = find_base(self, [weights], base_of(base))
         assert record.path is not None  # see `find_base`
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         writing = Writing(max_new_tokens=max_new_tokens or NEW_TOKENS, temperature=temperature, top_p=top_p, seed=seed)
         named = BaseSpec.parse(record.alias or folder_text(record.path))
         kinds = kinds_of(self, pairs, named, allow_base_mismatch=allow_base_mismatch)
         labels, forms = kinds.labels, {text_of(what): form for what, form in kinds.forms.items()}
-        form = wish_of({text_of(what): weight for what, weight in pairs.items()}, forms, typed).form
+        wish = wish_of(weights, forms, typed)
+        form = wish.form
+        if form.form != "raw" or any(forms.values()):
+            self.reports.note(f"prompt form: {form.label}{wish.states}")
         questions = [
             Question(text=text, form=form, max_new_tokens=max_new_tokens or form.max_new_tokens) for text in prompts
         ]

@@ -133,7 +133,8 @@ class OpenedLibrary(local.Library):
         library.session = PythonSession(
             root=library.root, out=library.reports, variables=os.environ, opened=library, follows_folder=True
         )
-        library.resolve_name = ProjectNames(Path.cwd()).build
+        names = ProjectNames(Path.cwd())
+        library.resolve_name, library.project_alias = names.build, names.alias
         return library
 
     @property

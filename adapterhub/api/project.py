@@ -67,7 +67,8 @@ class Project(WithEdits):
         opened = Library.default() if library is None else library
         self.library = opened if isinstance(opened, Library) else Library(opened)
         if library is None:
-            self.library.resolve_name = ProjectNames(self.folder).build
+            names = ProjectNames(self.folder)
+            self.library.resolve_name, self.library.project_alias = names.build, names.alias
         self._session = PythonSession(
             root=self.library.root,
             out=self.library.reports,

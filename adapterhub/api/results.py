@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from adapterhub.core.display import html_table
 
 if TYPE_CHECKING:
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Added
     from adapterhub.library.store.catalog import Installed
     from adapterhub.trust.verify import Report
@@ -88,7 +89,8 @@ class Merged:
     """A merge or a smaller adapter: what was made, how far it is from the exact sum, and what it was made of.
 
     `adapter` is None where the result is a plain folder. `as_recorded` compares with the digest of a recipe; None
-    where the recipe records none. `tuning` holds what a search of weights measured.
+    where the recipe records none. `tuning` holds what a search of weights measured, `tests` what the result kept of
+    its parents' contracts, where that was tested.
     """
 
     folder: Path
@@ -97,6 +99,7 @@ class Merged:
     added: Added | None = None
     as_recorded: bool | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    tests: Sequence[Tested] = ()
 
     @property
     def adapter(self) -> Installed | None:

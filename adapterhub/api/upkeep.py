@@ -1,4 +1,4 @@
-"""Keep a library from Python: bases, space, repair, health."""
+"""Keep a library from Python: bases, space, repair, health, newer releases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.health import Line, health
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.results import Listing
+from adapterhub.api.steps.installing import Upgraded, upgrade_library
 from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.distribution.choosing import look_up
@@ -17,11 +18,13 @@ from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
 
 if TYPE_CHECKING:
+    from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Swept
     from adapterhub.library.upkeep.repair import Step
     from adapterhub.library.upkeep.space import Space
+    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
 class WithUpkeep(OpenedLibrary):
@@ -143,7 +146,7 @@ class WithUpkeep(OpenedLibrary):
         return space_of(self)
 
     def unused(self) -> Sequence[Installed]:
-        """Installed adapters that no project and no process needs: what `gc(unused=True)` removes first."""
+        """Installed adapters that no project, alias or process needs: what `gc(unused=True)` removes first."""
         from adapterhub.library.upkeep.space import unused_builds
 
         return unused_builds(self)
@@ -199,3 +202,57 @@ class WithUpkeep(OpenedLibrary):
             Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`.
         """
         return health(self.session, remote=remote, token=token, offline=offline)
+
+    # ------------------------------------------------------------ newer releases
+    def outdated(
+        self,
+        *specs: SpecLike,
+        places: StrPath | Iterable[StrPath] = (),
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Offer]:
+        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`."""
+        from adapterhub.distribution.outdated import offers
+        from adapterhub.projects.upgrades import library_requests
+
+        asked = library_requests(
+            self.session,
+            [spec_of(spec) for spec in specs],
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=paths_of(places),
+        )
+        with self.reports.steps("check", unit="adapters") as progress:
+            return offers(self, asked, progress)
+
+    def upgrade(
+        self,
+        *specs: SpecLike,
+        dry_run: bool = False,
+        places: StrPath | Iterable[StrPath] = (),
+        signatures: SignaturePolicy | None = None,
+        test: bool = False,
+        accept_changes: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Upgraded]:
+        """Install the newest release of each installed name beside the older, which stays until you remove it.
+
+        With `test`, a release must pass the contract of the one that is installed; `.tested` says how it did.
+        `accept_changes` takes one that does not.
+        """
+        return upgrade_library(
+            self.session,
+            [spec_of(spec) for spec in specs],
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=paths_of(places),
+            signatures=signatures,
+            dry_run=dry_run,
+            testing=None if not test else "warn" if accept_changes else "keep",
+            bars=self.reports,
+        )

@@ -29,6 +29,7 @@ from adapterhub.api.steps.combining import (
     ingredient,
     report_merged,
 )
+from adapterhub.api.steps.contracts.gating import merge_test, same_adapter_test
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
@@ -37,6 +38,7 @@ from adapterhub.distribution.finding import AdapterLike, with_weights
 from adapterhub.library.intake.clashes import Bump, check_naming
 
 if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.library.library import Added
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.extract import ExtractResult
@@ -98,6 +100,7 @@ class WithWeights(OpenedLibrary):
         tune: StrPath | None = None,
         on: BaseLike | None = None,
         tune_budget: int | None = None,
+        test: bool = False,
     ) -> Merged:
         """Merge adapters into one: the weighted sum of their updates, exact by default, with the error measured.
 
@@ -126,8 +129,9 @@ class WithWeights(OpenedLibrary):
             offline: with `recipe`: ask no server for them.
             force: with `recipe`: its name may be that of an installed adapter.
             tune: JSON Lines of examples; find the weights that answer them best (see `tune`).
-            on: with `tune`: the base to try them on.
+            on: with `tune` or `test`: the base to ask on.
             tune_budget: with `tune`: how many weights to try.
+            test: keep the result only if it keeps the `never` and `leave_alone` lines of all parents' contracts.
 
         Returns:
             `.error`, `.parents`, `.adapter` (or `.folder`), `.ranks`, `.recipe`, `.warnings`.
@@ -136,6 +140,7 @@ class WithWeights(OpenedLibrary):
             MergeRefused: they cannot be added up; every reason is listed.
             BaseMismatch: they were made for different bases.
             ReleaseExists, Conflict: the name and version exist for this base, or the folder does; nothing was merged.
+            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UsageProblem: arguments that do not go together.
         """
         check_naming(bump, variant=variant, version=version)
@@ -150,6 +155,7 @@ class WithWeights(OpenedLibrary):
                 target,
                 said,
                 more,
+                tests_on=(base_of(on),) if test else None,
                 offline=offline,
                 force=force,
                 bump=bump,
@@ -193,7 +199,16 @@ class WithWeights(OpenedLibrary):
                 about = replace(about, metrics=found.metrics)
         combination = chosen.step(ingredients)
         return self._merged(
-            combine(self, combination, about, tuning=tuning, bump=bump, variant=variant, bars=self.reports)
+            combine(
+                self,
+                combination,
+                about,
+                tuning=tuning,
+                bump=bump,
+                variant=variant,
+                test=merge_test(self, combination, base_of(on), bars=self.reports) if test else None,
+                bars=self.reports,
+            )
         )
 
     def _merge_recipe(
@@ -207,6 +222,7 @@ class WithWeights(OpenedLibrary):
         force: bool,
         bump: Bump | None,
         variant: bool,
+        tests_on: tuple[BaseSpec | None] | None,
     ) -> Merged:
         from adapterhub.api.steps.recipes import plan_recipe
 
@@ -220,6 +236,9 @@ class WithWeights(OpenedLibrary):
             force=force,
             bars=self.reports,
         )
+        test = merge_test(self, plan.combination, *tests_on, bars=self.reports) if tests_on else None
+        if test is not None:
+            test.measures = bump is not None or plan.expected is None
         return self._merged(
             combine(
                 self,
@@ -228,6 +247,7 @@ class WithWeights(OpenedLibrary):
                 expected=plan.expected if bump is None else None,
                 bump=bump,
                 variant=variant,
+                test=test,
                 bars=self.reports,
             )
         )
@@ -278,10 +298,12 @@ class WithWeights(OpenedLibrary):
         variant: bool = False,
         task: str | None = None,
         description: str | None = None,
+        test: bool = False,
     ) -> Merged:
         """Make an adapter smaller: the closest update of a lower rank, module by module, with the error measured.
 
-        Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`.
+        Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`. With `test` the result
+        must pass the adapter's contract, or nothing is written.
         """
         from adapterhub.api.steps.combining import plan_resize
 
@@ -299,6 +321,7 @@ class WithWeights(OpenedLibrary):
                 what="resize",
                 bump=bump,
                 variant=variant,
+                test=same_adapter_test(self, plan.combination, bars=self.reports) if test else None,
                 bars=self.reports,
             )
         )

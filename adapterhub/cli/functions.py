@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _STEPS: Final = "adapterhub.api.steps"
+_ALIASES: Final = "adapterhub.api.aliases.steps"
 _REMOTES: Final = "adapterhub.library.remotes:Remotes"
 _TRUST: Final = "adapterhub.trust.signing.trust:TrustFile"
 _REMOVE: Final = {
@@ -56,9 +57,23 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.verify_all": f"{_STEPS}.checking:reports_of",
     },
     "check": {"Library.check": f"{_STEPS}.checking:checked_by"},
+    "test": {
+        "Library.test": f"{_STEPS}.contracts.testing:verdict_on",
+        "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
+        "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
+    },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "identify": {"Library.identify": "adapterhub.library.identify:identify"},
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
+    "alias set": {
+        "Library.set_alias": f"{_ALIASES}:set_alias",
+        "Project.set_alias": "adapterhub.api.aliases.projects:set_project_alias",
+    },
+    "alias list": {"Library.list_aliases": f"{_ALIASES}:list_aliases"},
+    "alias show": {"Library.alias": f"{_ALIASES}:existing_alias"},
+    "alias remove": {"Library.remove_alias": f"{_ALIASES}:remove_alias"},
+    "alias history": {"Library.alias_history": f"{_ALIASES}:find_alias"},
+    "alias rollback": {"Library.roll_back_alias": f"{_ALIASES}:roll_back_alias"},
     "lock": {"Project.lock": f"{_STEPS}.projects:lock_project"},
     "sync": {"Project.sync": f"{_STEPS}.projects:sync_project"},
     "trust": {

@@ -32,9 +32,10 @@ AdapterHubError                  exit code
 │   ├── ChatTemplateRefused           a chat template is broken, or passes a limit
 │   └── RefusedAdapter                the findings of `verify` say why
 ├── CouldNotTell                 17   a check could not run
+├── BehaviourChanged              3   an adapter no longer does what its contract records
 └── EngineFailed                 18   an inference engine did not start, or stopped by itself
 
-Exit codes 0 (done), 1 (our bug), 3 (finished, some items failed) and 130 (interrupted) belong to no class.
+Exit codes 0 (done), 1 (our bug) and 130 (interrupted) belong to no class; 3 also says that some items failed.
 """
 
 from __future__ import annotations
@@ -342,6 +343,12 @@ class CouldNotTell(AdapterHubError):
     """A check could not run, so the answer is neither yes nor no."""
 
     exit_code = 17
+
+
+class BehaviourChanged(AdapterHubError):
+    """An adapter no longer does what a contract records, and the caller asked for one that does."""
+
+    exit_code = EXIT_SOME_FAILED
 
 
 class EngineFailed(AdapterHubError):

@@ -15,6 +15,7 @@ from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
+from adapterhub.library.aliasing import alias_of, build_under, without_alias
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
@@ -72,6 +73,7 @@ def first_fitting(
         NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing while
             the library has a build in this namespace from another place.
     """
+    spec = without_alias(library, spec)
     everything: dict[str, Candidate] = {}
     admission = Admission(library)
     foreign: list[Installed] = []
@@ -191,6 +193,10 @@ def _resolved(
     allow_base_mismatch: bool = False,
 ) -> tuple[list[Installed], Resolution]:
     """The installed builds with the name in `spec`, and the choice among them."""
+    alias = alias_of(library, spec)
+    if alias is not None:
+        build_under(library, alias, alias.main)  # says plainly that it is not here
+        spec = without_alias(library, spec)
     named = library.resolve_name(library, spec) if library.resolve_name and bounds == ANY_RANK else None
     if named is not None:
         spec = AdapterSpec.parse(named.spec)

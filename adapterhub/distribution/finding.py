@@ -23,6 +23,7 @@ from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.formats.peft.attachable import ensure_attachable
 from adapterhub.library.admission.admission import Admission
+from adapterhub.library.aliasing import alias_of
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -132,6 +133,9 @@ class Finder:
             Admission(self.library).ensure_usable(what)
             return self._installed(what, weight, requested_base(self.base, self.library.bases))
         spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
+        if alias_of(self.library, spec) is not None:
+            wanted = requested_base(self.base, self.library.bases)
+            return self._installed(self._choose(spec, wanted), weight, wanted)
         wanted = requested_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
         return self._installed(self._choose(spec, wanted), weight, wanted)
 

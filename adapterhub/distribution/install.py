@@ -7,8 +7,10 @@ later never overrides one listed earlier.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound
@@ -27,10 +29,13 @@ from adapterhub.library.intake.staging import Staging
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import attach_signature
-from adapterhub.library.transfer import Source, copy
+from adapterhub.library.transfer import Receiver, Source, copy
 from adapterhub.trust.signing.provenance import read_signature
 from adapterhub.trust.signing.trust import GivenPolicy
 from adapterhub.trust.verify import Finding, Report
+
+Gate = Callable[[Path, Release], None]
+"""Looks at the files of a build before it appears in the library, and raises where it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +65,17 @@ def plan_install(
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
+    library_first: bool = True,
 ) -> InstallPlan:
     """Choose the build for `spec`. `objection` applies a policy, as in `resolve`.
+
+    Without `library_first`, only the sources decide: they may have a newer build than the library.
 
     Raises:
         NoCompatibleRelease: one reason per release of every place.
         AdapterNotFound: no place has an adapter of that name.
     """
-    places = (library, *sources)
+    places = (library, *sources) if library_first else tuple(sources)
     while True:
         found = first_fitting(
             library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
@@ -90,8 +98,9 @@ def run_install(
     progress: Progress | None = None,
     *,
     signatures: GivenPolicy = None,
+    gate: Gate | None = None,
 ) -> Added | None:
-    """Carry a plan out. Returns None when the build was already installed; the same policies apply to it.
+    """Carry a plan out. Returns None when the build was already installed; the same policies and `gate` apply to it.
 
     `signatures` overrides the user's policies. The findings include what the signature proves. A build for other
     weights than requested, which only `allow_base_mismatch` permits, is recorded as a mismatch.
@@ -106,8 +115,10 @@ def run_install(
         if plan.source is not library and not Admission(library).is_ours(plan.present):
             vouch(library, plan.present, plan.release, plan.source, plan.asked, signatures)
         Admission(library).ensure_usable(plan.present, signatures)
+        if gate is not None:
+            gate(plan.present.folder, plan.release)
     else:
-        destination = Expecting(library, record)
+        destination = Expecting(library, record, gate)
         signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
         copy(plan.release, plan.source, destination, progress, signature=signature)
         assert destination.added is not None  # `copy` published
@@ -207,9 +218,10 @@ def admit(
 class Expecting:
     """A library as a destination for builds that should fit `base`; `added` is the result of the last copy."""
 
-    def __init__(self, library: Library, base: BaseRecord | None) -> None:
+    def __init__(self, library: Library, base: BaseRecord | None, gate: Gate | None = None) -> None:
         self._library = library
         self._base = base
+        self._gate = gate
         self.added: Added | None = None
 
     @property
@@ -218,8 +230,30 @@ class Expecting:
         return self._library.label
 
     @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[Staging]:
+    def receive(self, release: Release) -> Iterator[Receiver]:
         """See `transfer.Destination`."""
         with self._library.receive(release, self._base) as incoming:
-            yield incoming
+            yield incoming if self._gate is None else _Gated(incoming, release, self._gate)
         self.added = incoming.added
+
+
+@dataclass(frozen=True, slots=True)
+class _Gated:
+    """A staging whose files a gate sees before they are published."""
+
+    staging: Staging
+    release: Release
+    gate: Gate
+
+    def has(self, entry: FileEntry) -> bool:
+        return self.staging.has(entry)
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        self.staging.put(entry, stream, progress)
+
+    def sign(self, signature: bytes) -> bool:
+        return self.staging.sign(signature)
+
+    def publish(self) -> None:
+        self.gate(self.staging.folder, self.release)
+        self.staging.publish()

@@ -83,6 +83,7 @@ class DocumentReader:
 
     kinds: ClassVar[Mapping[type, str]] = TOML_KINDS
     null_is_absent: ClassVar[bool] = True
+    most_characters: ClassVar[int] = MAX_TEXT_CHARACTERS
 
     def __init__(self) -> None:
         self.problems: list[tuple[str, str]] = []
@@ -145,8 +146,8 @@ class DocumentReader:
         item = self.take(holder, key, str, path, required=required)
         if item is None:
             return None
-        if len(item) > MAX_TEXT_CHARACTERS:
-            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
+        if len(item) > self.most_characters:
+            self.say(f"{path}{key}", f"at most {self.most_characters} characters, got {len(item)}")
         elif not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
             self.say(f"{path}{key}", "holds half a character (a surrogate)")
         else:

@@ -138,19 +138,49 @@ def write(
     Raises:
         UsageProblem: a prompt has no valid tokens; see `tokens_of`.
     """
+    rows = all_tokens_of(model, tokenizer, questions, writing)
+    stops = [question.form.stop for question in questions]
+    start = time.perf_counter()
+    made = continued(
+        model,
+        tokenizer,
+        rows,
+        writing,
+        stops=stops,
+        limits=[_limit(question, writing) for question in questions],
+        on_text=on_text,
+    )
+    seconds = time.perf_counter() - start
+    answers = []
+    for row, kept, ends in zip(rows, made, stops, strict=True):
+        text = before_stop(str(tokenizer.decode(kept, skip_special_tokens=True)), ends)
+        answers.append(Answer(text=text, tokens=len(kept), prompt_tokens=len(row), seconds=seconds))
+    return answers
+
+
+def continued(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    writing: Writing,
+    *,
+    stops: Sequence[Sequence[str]],
+    limits: Sequence[int],
+    on_text: OnText | None = None,
+) -> list[list[int]]:
+    """The new tokens of each row of prompt tokens, as `write` generates them; `stops` and `limits` are one a row.
+
+    A row ends with its end token, with the token that completes a stop text, or after its limit.
+    """
     import torch
 
-    rows = all_tokens_of(model, tokenizer, questions, writing)
-    limits = [_limit(question, writing) for question in questions]
-    tokens, mask = _padded(rows, _filler(tokenizer), left=not model.config.is_encoder_decoder)
+    tokens, mask = padded(rows, filler(tokenizer), left=not model.config.is_encoder_decoder)
     settings: dict[str, Any] = {"do_sample": False}
     if writing.temperature > 0:
         settings = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
-    stops = [question.form.stop for question in questions]
     skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
     watch = Stops(tokenizer, stops, limits, skipped) if any(stops) or len(set(limits)) > 1 else None
     listener = _Listener(tokenizer, on_text, stops[0]) if on_text and len(rows) == 1 else None
-    start = time.perf_counter()
     with torch.no_grad(), _seeded(writing.seed, model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sampling settings in the base's generation config, unused here
         made = model.generate(
@@ -158,37 +188,33 @@ def write(
             attention_mask=mask.to(model.device),
             max_new_tokens=max(limits),
             stopping_criteria=None if watch is None else [watch],
-            pad_token_id=_filler(tokenizer),
+            pad_token_id=filler(tokenizer),
             streamer=listener,
             **settings,
         )
-    seconds = time.perf_counter() - start
     ends = _ends(model)
-    answers = []
-    for at, (row, new) in enumerate(zip(rows, made[:, skipped:].tolist(), strict=True)):
+    found = []
+    for at, new in enumerate(made[:, skipped:].tolist()):
         kept = _until_end(new[: limits[at]], ends)
-        if watch is not None:
-            kept = kept[: watch.ended.get(at, len(kept))]
-        text = before_stop(str(tokenizer.decode(kept, skip_special_tokens=True)), stops[at])
-        answers.append(Answer(text=text, tokens=len(kept), prompt_tokens=len(row), seconds=seconds))
-    return answers
+        found.append(kept if watch is None else kept[: watch.ended.get(at, len(kept))])
+    return found
 
 
-def _padded(rows: Sequence[list[int]], filler: int, *, left: bool) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:
     """Token ids and mask, both [rows, longest]."""
     import torch
 
     longest = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), longest), filler, dtype=torch.int64)
+    tokens = torch.full((len(rows), longest), fill, dtype=torch.int64)
     mask = torch.zeros((len(rows), longest), dtype=torch.int64)
     for at, row in enumerate(rows):
         place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        tokens[at, place] = torch.tensor(row)
+        tokens[at, place] = torch.tensor(list(row))
         mask[at, place] = 1
     return tokens, mask
 
 
-def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+def filler(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token. It is masked, so any token will do if the tokenizer has none."""
     found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
     return next((number for number in found if number is not None), 0)

@@ -17,18 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress, hex_of
 from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import (
-    AdapterNotFound,
-    BaseMismatch,
-    MalformedManifest,
-    NotAllowed,
-    shown,
-)
+from adapterhub.core.errors import AdapterNotFound, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.cards.card import card_for
@@ -41,6 +36,7 @@ from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exi
 from adapterhub.library.intake.description import Description, base_declared, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
 from adapterhub.library.intake.staging import Staging, stage_files
+from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders, objects_of
 from adapterhub.library.store.leases import Leases
@@ -86,9 +82,11 @@ class Library:
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
         self.yanks = Yanks(self.store)
+        self.aliases = Aliases(root)
         self._pins = Pins(root)
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
+        self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     @property
@@ -365,6 +363,7 @@ class Library:
         """Remove installed builds; their bytes stay in the store until `gc`."""
         with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
             self._leases.ensure_none(builds)
+            self.aliases.ensure_none(builds)
             with self.catalog.changing(), self.store.os_errors_as_refusals():
                 for number, build in enumerate(builds):
                     with contextlib.suppress(FileNotFoundError):  # another process removed it

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.disk.home import LOCK_FILE
@@ -18,6 +19,7 @@ from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.library import UNKNOWN_BASE, Library
 from adapterhub.library.store.catalog import Installed
+from adapterhub.projects.aliases import is_alias_key, locked_alias
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.project import find_project
 from adapterhub.projects.values import Locked, LockedAdapter
@@ -189,6 +191,16 @@ class ProjectNames:
             except NotFound:
                 self._entries = {}
         return self._entries
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias that `spec` names by the lock: of the project's name, or of its only name for that adapter."""
+        if spec.base is None or spec.base.kind != "alias":
+            return None
+        entries = self.entries()
+        keys = [spec.name] if spec.namespace is None else []
+        keys += [key for key, entry in entries.items() if spec.namespace and full_name_of(entry) == spec.full_name]
+        found = (locked_alias(entries, key, spec.base.text) for key in keys if not is_alias_key(key))
+        return next(filter(None, found), None)
 
     def build(self, library: Library, spec: AdapterSpec) -> Installed | None:
         """The locked build that `spec` means; None unless `spec` is a bare name of the project.

@@ -14,6 +14,7 @@ from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.formats.documents import near_name
 from adapterhub.formats.release import Release
+from adapterhub.projects.aliases import is_alias_key
 from adapterhub.projects.builds import label_of, namespace_of
 from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter
 from adapterhub.projects.file.policy import refusal
@@ -85,6 +86,11 @@ def plan_rollback(library: Library, project: Project, names: Sequence[str]) -> R
 
 def _known(project: Project, name: str) -> AdapterName:
     keys = [wanted.key for wanted in project.requirements]
+    if name in keys and is_alias_key(name):
+        raise Conflict(
+            f"`{shown(name)}` is an alias of this project, which `{PROJECT_FILE}` sets. Nothing was changed",
+            hint=f"`adapt alias set --save` moves it; `git log -p {PROJECT_FILE}` shows what it was",
+        )
     if name not in keys:
         near = near_name(name, keys)
         raise NotFound(

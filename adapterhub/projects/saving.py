@@ -11,6 +11,7 @@ from packaging.version import Version
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Conflict, NotFound
 from adapterhub.formats.documents import near_name
+from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import locked_build
 from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter, without_adapters, write_project
 from adapterhub.projects.lock.lockfile import previous_lock
@@ -118,7 +119,8 @@ def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
     keys = [wanted.key for wanted in project.requirements]
     if spec.namespace is None and spec.name in keys:
         return spec.name
-    found = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]
+    named = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]
+    found = [key for key in named if not is_alias_key(key)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -137,7 +139,8 @@ def builds_of_key(session: Session, project: Project, key: AdapterName, spec: Ad
     entry = lock.entries.get(key) if lock else None
     if lock is None or entry is None:
         return []
-    if any(other.digest == entry.digest for other in lock.entries.values() if other.key != key):
+    others = [other for other in lock.entries.values() if adapter_of(other.key) != key]  # its aliases go with it
+    if any(other.digest == entry.digest for other in others):
         session.out.note(f"`{spec.full_name}` stays installed: the project uses it under another name")
         return []
     build = locked_build(session.library, entry)
@@ -148,6 +151,7 @@ def take_out(session: Session, project: Project, keys: Sequence[AdapterName]) ->
     """Remove names from the project file and the lock, both or neither; the rest of the lock stays unchanged."""
     with editing(session.library, project.folder):
         text = without_adapters(text_of_project(project.folder), keys)
+        keys = [*keys, *(one.key for one in project.adapters if is_alias_key(one.key) and adapter_of(one.key) in keys)]
         lock = previous_lock(project)
         write_project(project.folder, text)
         if lock is not None:

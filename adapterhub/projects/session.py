@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
+from adapterhub.core.errors import BaseNotFound, NotFound, RemoteUnreachable, SpecError, UsageProblem, reworded, shown
 
 if TYPE_CHECKING:
+    from adapterhub.core.aliases import Alias
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.library.bases.requested import RequestedBase
@@ -72,7 +74,15 @@ class Session:
 
         library = Library(self.root)
         library.note_choice = self.note_once
+        library.project_alias = self._project_alias
         return library
+
+    def _project_alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias of the project that `spec` names; None outside a project."""
+        from adapterhub.projects.builds import ProjectNames
+
+        folder = self.project_folder
+        return ProjectNames(folder).alias(spec) if folder is not None else None
 
     def note_once(self, text: str) -> None:
         """Report `text` unless it is empty or this session has reported it."""
@@ -198,6 +208,20 @@ class Session:
         known = (remote for remote in self.remotes.all() if remote.url == url)
         return self._source_with(next(known, Remote(name="", url=url, kind=kind.name)), None, token)
 
+    def followed_places(self, named: str | None, builds: Mapping[Digest, str]) -> list[str]:
+        """The servers that requests are looked up on: `named`, or the remotes; and those that `builds` came from.
+
+        `builds` are labels such as `acme/legal-qa==1.2.0` by digest.
+        """
+        from adapterhub.library.store.origins import is_url
+
+        remotes = [self.remote(named)] if named else self.remotes.all()
+        found = [remote.url for remote in remotes]
+        for digest, label in builds.items():
+            origin = self.library.origins.under(digest, label.rpartition("==")[0])
+            found += [origin.place] if origin is not None and origin.is_server else []
+        return list(dict.fromkeys(url for url in found if is_url(url)))
+
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""
         remote = self.remote(named, for_bases=for_bases)
@@ -283,18 +307,26 @@ def hub_of(source: Source) -> Hub:
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
-    """The requested base: the one in the spec after `@`, or `base` (`--base`).
+    """The requested base: the one in the spec after `@`, or `base` (`--base`). An alias after `@` is no base.
 
     Raises:
         SpecError: the two differ.
         BaseNotFound: no such base is known.
     """
     from adapterhub.core.specs import hint_for_unknown_base
+    from adapterhub.library.aliasing import alias_of
     from adapterhub.library.bases.requested import requested_base
 
+    if alias_of(library, spec) is not None:
+        return requested_base(base, library.bases)
     if spec.base is not None and base is not None and spec.base != base:
         raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
-    return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+    try:
+        return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+    except BaseNotFound as error:
+        if spec.base is None or spec.base.kind != "alias":
+            raise
+        raise reworded(error, hint=f"{error.hint}; `adapt alias list` shows the aliases of adapters") from None
 
 
 def sources_from(session: Session, places: tuple[Path, ...]) -> list[Source]:

@@ -1,4 +1,4 @@
-"""Finds who needs an adapter: projects that lock it, merges made from it, and processes that read it now."""
+"""Finds who needs an adapter: projects that lock it, aliases, merges made from it, and processes that read it now."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Annotated, Final, Literal
 from adapterhub.core.disk.claims import Claim, living
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.documented import Documented
+from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.index import BuildRow
 from adapterhub.library.store.roots import KnownProject, KnownProjects
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.values import Locked, LockedMerge
 
-Kind = Literal["project", "merge", "process"]
+Kind = Literal["project", "alias", "merge", "process"]
 
 _MOST_LEVELS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use(Documented):
-    """One reason to keep an adapter. `who` is a project's folder, a merge as `name==version`, or a process.
+    """One reason to keep an adapter. `who` is a project's folder, an alias, a merge as `name==version`, or a process.
 
     `why` is the reason in words; `key` is the adapter's name in the project; `uses` are the reasons to keep the merge.
     """
 
-    kind: Annotated[Kind, "`project`, `merge` or `process`"]
-    who: Annotated[str, "a folder, a name and version, or a process"]
+    kind: Annotated[Kind, "`project`, `alias`, `merge` or `process`"]
+    who: Annotated[str, "a folder, an alias, a name and version, or a process"]
     why: Annotated[str, "as text"]
     key: Annotated[str | None, "the adapter's name in the project"] = None
     digest: Annotated[str | None, "digest of the merge"] = None
@@ -66,9 +67,18 @@ class Uses:
         """
         return [*living(self._root / "leases"), *living(self._root / "intents")]
 
+    @cached_property
+    def aliases(self) -> Mapping[str, Sequence[str]]:
+        """By digest, the aliases of the library that have the build as a target."""
+        found: dict[str, list[str]] = {}
+        for (adapter, digest), names in Aliases(self._root).by_build().items():
+            found.setdefault(digest, []).extend(f"{adapter}@{name}" for name in names)
+        return found
+
     def of(self, digest: str, *, level: int = 0) -> tuple[Use, ...]:
         """Why the adapter with that manifest is needed; empty if nothing needs it."""
-        return (*self._of_projects(digest), *self._of_merges(digest, level), *self._of_processes(digest))
+        aliases = [Use(kind="alias", who=name, why="means it") for name in self.aliases.get(digest, ())]
+        return (*self._of_projects(digest), *aliases, *self._of_merges(digest, level), *self._of_processes(digest))
 
     def needed_by(self, claim: Claim) -> list[BuildRow]:
         """The installed builds that a claim needs."""

@@ -34,7 +34,8 @@ class ProjectRemote:
 class AdapterRequirement:
     """One adapter that a project requires. `key` is its name in the project, and its folder in `adapters/`.
 
-    `group` is None if `sync` always brings it. `remote` restricts the lookup to one remote of the project.
+    `group` is None if `sync` always brings it. `remote` restricts the lookup to one remote of the project. A target of
+    an alias has a `weight` and the key `legal-qa@prod`, or `legal-qa@prod@1.3` for those besides the main one.
     """
 
     key: AdapterName
@@ -42,6 +43,7 @@ class AdapterRequirement:
     ranks: RankRange = ANY_RANK
     group: str | None = None
     remote: str | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from adapterhub.inference.serving.access.gate import INFERENCE_ROUTES, OPEN_ROUTES, Asked, Gate, request_id
+from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.control import DRAIN_PATH
 from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, is_json, is_stream, refuse_request
@@ -16,9 +17,10 @@ ASKED: Final = "adapterhub.asked"
 class Access:
     """ASGI middleware before all others but the guard of closed routes."""
 
-    def __init__(self, app: App, gate: Gate) -> None:
+    def __init__(self, app: App, gate: Gate, count_refusal: Callable[[int], None] = lambda _: None) -> None:
         self._app = app
         self._gate = gate
+        self._count_refusal = count_refusal
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request of a tenant on; refuse every other one, and routes that are not for tenants."""
@@ -34,19 +36,11 @@ class Access:
         try:
             with self._gate.passing(asked, header_of(scope, "authorization")):
                 if asked.tenant is not None:
-                    _ensure_open(scope, path)
+                    ensure_for_tenants(scope["method"], path, is_json=is_json(scope))
                 await self._app(_with(scope, asked), receive, exchange.send)
         except RequestRefused as refusal:
+            self._count_refusal(refusal.status)
             await refuse_request(exchange.send, refusal)
-
-
-def _ensure_open(scope: Message, path: str) -> None:
-    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those of other clients."""
-    is_list = scope["method"] == "GET" and (path == "/v1/models" or path.startswith("/v1/models/"))
-    if not is_list and not (scope["method"] == "POST" and path in INFERENCE_ROUTES):
-        raise RequestRefused(403, "this route is closed on a server with tenants")
-    if not is_list and not is_json(scope):
-        raise RequestRefused(415, "expected a body of the type `application/json`")
 
 
 def _with(scope: Message, asked: Asked) -> Message:
@@ -64,15 +58,15 @@ class _Exchange:
         self._is_stream = False
 
     async def send(self, message: Message) -> None:
-        """Send a part on, after noting its status and its tokens."""
+        """Send a part on, after noting its status and a stream's events."""
         asked = self._asked
-        if message["type"] == "http.response.start":
+        body = message.get("body", b"")
+        if self._is_stream and body:
+            asked.events += 1  # most parts of an answer
+        elif message["type"] == "http.response.start":
             asked.status = message["status"]
             self._is_stream = is_stream(message)
             message["headers"] = [*message["headers"], (b"x-request-id", asked.request_id.encode("latin-1"))]
-        elif body := message.get("body", b""):
-            if asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
-                asked.failed(body)
-            elif not asked.saw(body, is_stream=self._is_stream):
-                message["body"] = b""
+        elif body and asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
+            asked.failed(body)
         await self._send(message)

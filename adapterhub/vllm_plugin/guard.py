@@ -13,13 +13,14 @@ from typing import Final
 
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.inference.serving.access.gate import Gate
-from adapterhub.inference.serving.control import CONTROL_KEY, is_key
+from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
 from adapterhub.vllm_plugin.access import Access
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, refuse
+from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
 from adapterhub.vllm_plugin.draining import Draining
 from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
+from adapterhub.vllm_plugin.moving import MovingNames
 from adapterhub.vllm_plugin.names import LOGGER
 from adapterhub.vllm_plugin.residency import Residency
 from adapterhub.vllm_plugin.resolver import registered_resolver
@@ -42,6 +43,8 @@ class Guard:
         self._lifetime: Lifetime | None = None
         self._app = self._inner = app
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
+        self._control_key = os.environ.get(CONTROL_KEY, "")
+        self._aliases: MovingNames | None = None
         self._broken = ""
         """Why this server must not answer."""
         try:
@@ -51,9 +54,9 @@ class Guard:
 
     def _build(self, app: App) -> None:
         resolver = registered_resolver()
-        control_key = os.environ.get(CONTROL_KEY, "")
+        self._aliases = resolver.aliases if resolver else None
         if resolver is None:
-            self._app = self._inner = Draining(app, control_key)
+            self._app = self._inner = Draining(app, self._control_key)
             return
         settings = resolver.settings
         resolver.denied  # noqa: B018 - a bad list ends the start
@@ -64,8 +67,8 @@ class Guard:
             gate.accept(lambda tenants: ensure_room(room, tenants.loaded, len(settings.pins)))
         residency = Residency(resolver, gate, room)
         self._lifetime = Lifetime(resolver, residency, gate)
-        self._inner = Draining(ModelNames(app, resolver, residency), control_key)
-        self._app = Access(self._inner, gate) if gate.is_needed else self._inner
+        self._inner = Draining(ModelNames(app, resolver, residency), self._control_key)
+        self._app = Access(self._inner, gate, resolver.metrics.refused) if gate.is_needed else self._inner
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""
@@ -99,6 +102,9 @@ class Guard:
         if method == "POST" and path.endswith(LOADING):
             await refuse(send, 403, _NO_LOADING, "Forbidden")
             return
+        if method == "POST" and path == ALIASES_PATH:
+            await self._refresh_aliases(scope, send)
+            return
         unloads = path.endswith("/v1/unload_lora_adapter") if method == "POST" else "/adapters/" in path
         if not unloads or method not in {"POST", "DELETE"}:
             await self._app(scope, receive, send)
@@ -106,6 +112,12 @@ class Guard:
             await self._inner(scope, receive, send)
         else:
             await refuse(send, 403, _NO_UNLOADING, "Forbidden")
+
+    async def _refresh_aliases(self, scope: Message, send: Send) -> None:
+        """Look every alias up again, for `adapt serve` on its SIGHUP."""
+        allowed = is_key(header_of(scope, CONTROL_HEADER), self._control_key)
+        names = await self._aliases.refresh() if allowed and self._aliases else []
+        await answer(send, 200 if allowed else 403, {"aliases": names})
 
 
 def _told(error: AdapterHubError) -> str:

@@ -111,11 +111,16 @@ def _served(llm: Any) -> tuple[BaseSpec, int]:  # noqa: ANN401 - vLLM's class
 
 def _named(root: Path, spec: AdapterSpec, base: BaseSpec | str | None) -> BaseSpec:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.aliasing import alias_of, build_under
     from adapterhub.library.library import Library
 
+    library = Library(root)
+    moving = alias_of(library, spec) if base is None else None
+    if moving is not None:
+        return BaseSpec.parse(library.base_label(build_under(library, moving, moving.main).base))
     if base is not None or spec.base is not None:
         return BaseSpec.parse(str(base if base is not None else spec.base))
-    aliases = Library(root).bases.aliases()
+    aliases = library.bases.aliases()
     if len(aliases) != 1:
         raise UsageProblem(
             f"the base of `{spec}` is unknown: {len(aliases)} bases are registered",

@@ -6,9 +6,10 @@ It loads adapters before it takes requests, follows the deny list and the tenant
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
 from adapterhub.inference.serving.access.yanks import YANKS_S
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.vllm_plugin.residency import Residency
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
+
+
+ALIASES_S: Final = 30.0
+"""How long a thread that follows events waits for the look-up of aliases."""
 
 
 class Lifetime:
@@ -48,13 +53,25 @@ class Lifetime:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(drop_denied)
 
+        def refresh_aliases() -> None:
+            refreshed = asyncio.run_coroutine_threadsafe(self._resolver.aliases.refresh(), loop)
+            with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):  # two names before Python 3.11
+                refreshed.result(ALIASES_S)
+
         denied.on_change(changed)
         look = self._resolver.look_for_yanks
-        with self._gate.open(), Upkeep([(LOOK_S, denied.refresh), (LOOK_S, self._gate.refresh), (YANKS_S, look)]):
+        with contextlib.ExitStack() as running:
+            running.enter_context(self._gate.open())
+            tasks = [(LOOK_S, denied.refresh), (LOOK_S, self._gate.refresh), (YANKS_S, look)]
+            running.enter_context(Upkeep(tasks))
+            if self._resolver.settings.follow:
+                running.enter_context(self._resolver.followers(refresh_aliases))
             yield
 
     async def _load(self, models: Any) -> None:  # noqa: ANN401 - vLLM's OpenAIServingModels
         pins = self._resolver.settings.pins
+        base = models.model_config.model
         for name in (*pins, *self._resolver.settings.preload):
-            leased = await self._resolver.leased(models.model_config.model, name)
-            await self._residency.load(leased, models, pin=name in pins)
+            for spec in await self._resolver.aliases.targets(base, name):
+                leased = await self._resolver.leased(base, spec)
+                await self._residency.load(leased, models, pin=name in pins)

@@ -3,20 +3,39 @@
 vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have slots and batches of their own. So the
 `model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model`, in
 the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`, and in the first event of a stream.
+
+An alias, too, becomes the name of one build here, so that a request ends under the build with which it began.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
-from adapterhub.inference.serving.access.gate import STREAMS_WITHOUT_USAGE
 from adapterhub.inference.serving.access.refused import RequestRefused
-from adapterhub.inference.serving.answers import described, with_field
+from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
+from adapterhub.inference.serving.answers import (
+    asking_for_usage,
+    described,
+    says_only_usage,
+    with_changes,
+    with_field,
+)
+from adapterhub.inference.serving.metrics import Measured
 from adapterhub.vllm_plugin.access import ASKED
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, is_json, is_stream, refuse_request
+from adapterhub.vllm_plugin.asgi import (
+    App,
+    Message,
+    Receive,
+    Send,
+    header_of,
+    is_json,
+    is_stream,
+    refuse_request,
+)
 from adapterhub.vllm_plugin.residency import Models, Residency
 from adapterhub.vllm_plugin.resolver import note_refusal
 
@@ -62,21 +81,20 @@ class ModelNames:
         finally:
             if exchange.leased is not None:
                 await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
+            exchange.measured.end()
         if exchange.refusal is not None:
             if exchange.asked is not None:
                 raise exchange.refusal  # `Access` notes it
             await refuse_request(send, exchange.refusal)
 
-    async def rewritten(
-        self, models: Models, body: bytes, asked: Asked | None, *, is_unload: bool
-    ) -> tuple[bytes, LeasedAdapter | None]:
-        """The body with the adapter's one name, and the adapter; the same body where it names none.
+    async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
+        """The body with the adapter's one name; the same body where it names none. `exchange` gets the adapter.
 
         Raises:
             AdapterDenied: the adapter is not served any more.
             RequestRefused: the tenant may not use it, or has no room for it.
         """
-        tenant = asked.tenant if asked else None
+        tenant, asked, models = exchange.tenant, exchange.asked, exchange.models
         try:
             value = json.loads(body)
         except ValueError:
@@ -84,36 +102,53 @@ class ModelNames:
         if not isinstance(value, dict):
             if tenant is not None:
                 raise RequestRefused(400, "the body is not a JSON object")
-            return body, None
-        key = "lora_name" if is_unload else "model"
-        name = value.get(key)
+            return body
+        name = value.get(exchange.key)
         is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
         if asked is not None:
             name = _admitted(asked, name, is_base=is_base)
-        changes = _wanting_usage(value, asked) if asked is not None else {}
-        leased: LeasedAdapter | None = None
-        if isinstance(name, str) and not is_base and not self._is_of_others(name, models):
-            leased = await self._found(name, models, is_unload=is_unload, is_final=tenant is not None)
-            if leased is not None:
-                if tenant is not None:
-                    tenant.ensure_may_use(name, leased.label)
-                changes[key] = leased.model
-                await self.residency.enter(leased, tenant, models)
-        return json.dumps(value | changes).encode() if changes else body, leased
+        changes = {} if exchange.is_unload else asking_for_usage(exchange.route, value)
+        if isinstance(name, str) and not is_base:
+            exchange.measured.adapter = name
+            if not self._is_of_others(name, models):
+                named = await self._named(name, value, exchange)
+                if named is None:
+                    return body
+                changes[exchange.key] = named
+        exchange.hides_usage = "stream_options" in changes
+        return with_changes(body, value, changes)
 
-    async def _found(self, name: str, models: Models, *, is_unload: bool, is_final: bool) -> LeasedAdapter | None:
-        """The adapter of that name; None leaves the refusal to vLLM. With `is_final`, it is ours.
+    async def _named(self, name: str, value: dict[str, Any], exchange: _Exchange) -> str | None:
+        """The adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
+        exact = name
+        if not exchange.is_unload:
+            with contextlib.suppress(Exception):  # the look-up below, or vLLM's, refuses with the reason
+                key = request_key(exchange.key_header, value)
+                exact = await self.resolver.aliases.exact(exchange.models.model_config.model, name, key)
+        leased = await self._found(exact, exchange)
+        if leased is None:
+            return None if exact == name else exact
+        if exchange.tenant is not None:
+            exchange.tenant.ensure_may_use(name, leased.label)
+        exchange.measured.adapter = leased.label
+        await self.residency.enter(leased, exchange.tenant, exchange.models)
+        exchange.leased = leased
+        return leased.model
+
+    async def _found(self, name: str, exchange: _Exchange) -> LeasedAdapter | None:
+        """The adapter of that name; None leaves the refusal to vLLM. For a tenant, it is ours.
 
         A tenant must not learn from the form of a refusal whether others have an adapter of that name.
         """
-        if is_unload:  # what is not loaded need not be looked up
+        if exchange.is_unload:  # what is not loaded need not be looked up
             return self.residency.find(name) or self.resolver.known(name)
+        measured = exchange.measured
         try:
-            return await self.resolver.leased(models.model_config.model, name)
+            leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
         except AdapterDenied:
             raise
         except AdapterHubError as error:
-            if is_final:
+            if exchange.tenant is not None:
                 note_refusal(name, error)
                 if isinstance(error, AmbiguousSpec):  # it lists the adapters of others
                     raise RequestRefused(
@@ -123,6 +158,8 @@ class ModelNames:
             return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             return None
+        self.resolver.metrics.looked_up(measured.found)
+        return leased
 
     def _is_of_others(self, name: str, models: Models) -> bool:
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
@@ -182,15 +219,22 @@ class _Exchange:
 
     def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
         self.models = _models(scope)
+        self.route = str(scope["path"]).removeprefix(scope.get("root_path", "")).rstrip("/")
+        self.is_unload = is_unload
+        self.key = "lora_name" if is_unload else "model"
+        self.key_header = header_of(scope, KEY_HEADER).decode("latin-1")
         self.asked: Asked | None = scope.get(ASKED)
         self.tenant = self.asked.tenant if self.asked else None
         self.leased: LeasedAdapter | None = None
         self.refusal: RequestRefused | None = None
+        self.measured = Measured(names.resolver.metrics)
+        self.hides_usage = False
+        """Whether the usage in the stream is for us alone."""
         self._names = names
         self._receive = receive
         self._send = send
-        self._is_unload = is_unload
         self._was_read = False
+        self._is_answer = False
         self._field = b""
         """Of the first event of a stream, until that was sent."""
 
@@ -203,12 +247,16 @@ class _Exchange:
         if body is None:
             return _GONE
         try:
-            body, self.leased = await self._names.rewritten(self.models, body, self.asked, is_unload=self._is_unload)
+            body = await self._names.rewritten(self, body)
         except AdapterDenied as error:
             self.refusal = RequestRefused.of(error)
         except RequestRefused as refusal:
             self.refusal = refusal
         if self.refusal is not None:
+            metrics = self._names.resolver.metrics
+            metrics.looked_up("refused")
+            if self.asked is None:  # else `Access` counts it, as it counts its own
+                metrics.refused(self.refusal.status)
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
         if self.asked is not None:
             self.asked.begins(len(body))
@@ -220,13 +268,21 @@ class _Exchange:
         """Send a part of the answer on; the headers and the first event of a stream say who answers."""
         if self.refusal is not None:
             return
-        if self.leased is not None:
-            if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start":
+            self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
+            if self.leased is not None:
                 base = self._names.resolver.base_digest()
                 if is_stream(message):
                     self._field = described(self.leased.label, self.leased.digest, base)
                 message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
-            elif self._field and (event := with_field(message.get("body", b""), self._field)):
+        elif self._is_answer:
+            body = message.get("body", b"")
+            self.measured.take(body)
+            if self.asked is not None:
+                self.asked.usage = self.measured.usage
+            if self.hides_usage and says_only_usage(body):
+                message["body"] = b""
+            elif self._field and (event := with_field(body, self._field)):
                 message["body"], self._field = event, b""
         await self._send(message)
 
@@ -255,17 +311,6 @@ def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401
     if not isinstance(name, str):
         raise RequestRefused(400, "expected a text as the `model`")
     return asked.tenant.name_for(name)
-
-
-def _wanting_usage(value: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """What makes vLLM tell the tokens of a stream, where the client does not ask for them."""
-    if value.get("stream") is not True or asked.route not in STREAMS_WITHOUT_USAGE:
-        return {}
-    options = value.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage") is True:
-        return {}
-    asked.hides_usage = True
-    return {"stream_options": options | {"include_usage": True}}
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

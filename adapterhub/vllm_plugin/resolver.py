@@ -7,23 +7,34 @@ import atexit
 import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    BaseNotFound,
+    SpecError,
+    UnsupportedAdapter,
+    shown,
+)
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
+from adapterhub.vllm_plugin.moving import MovingNames
 from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.following import Followers
+    from adapterhub.inference.serving.metrics import LookUp, ServingMetrics
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -70,9 +81,10 @@ class AdapterHubResolver:
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
         self.argv = list(argv) or sys.argv
-        self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
-        self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
-        self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
+        self.local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
+        self.remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
+        self._pending: dict[str, asyncio.Future[tuple[LeasedAdapter, LookUp]]] = {}
+        self.aliases = MovingNames(self)
         self._provider: AdapterProvider | None = None
         self._session: Session | None = None
         self._opening = Lock()
@@ -87,6 +99,7 @@ class AdapterHubResolver:
         from vllm.lora.request import LoRARequest
 
         try:
+            await self._ensure_no_alias(base_model_name, lora_name)
             leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
             note_refusal(lora_name, error)
@@ -95,41 +108,69 @@ class AdapterHubResolver:
             from adapterhub.inference.serving import refusal_of
 
             refusal = refusal_of(error, lora_name)
+            self.count_refusal(refusal.status)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
             words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
+            self.count_refusal(HTTPStatus.FAILED_DEPENDENCY)
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
+    async def _ensure_no_alias(self, base_model_name: str, name: str) -> None:
+        """Raise for an alias, whose present meaning vLLM would keep for ever; the middleware lets none come here."""
+        if await self.aliases.exact(base_model_name, name) != name:
+            raise UnsupportedAdapter(
+                f"`{shown(name)}` is an alias, and this server runs without adapterhub's middleware",
+                hint="start it with `adapt serve`, or with `--middleware adapterhub.vllm_plugin.guard.Guard`",
+            )
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request for an adapter that gets none."""
+        self.metrics.looked_up("refused")
+        self.metrics.refused(status)
+
     async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
-        """The adapter for `name`, checked and leased.
+        """The adapter for `name`, a spec without an alias, checked and leased.
 
         Raises:
             AdapterHubError: the refusal.
         """
+        return (await self.found(base_model_name, name))[0]
+
+    async def found(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
+        """The same, and how it was found."""
         known = self.known(name)
         if known is not None:
-            return known
+            return known, "hit"
         if name not in self._pending:  # simultaneous requests for a name share one lookup
             self._pending[name] = asyncio.ensure_future(self._look_up(base_model_name, name))
             self._pending[name].add_done_callback(lambda _: self._pending.pop(name))
         return await asyncio.shield(self._pending[name])  # a client that leaves does not end it for the others
 
-    async def _look_up(self, base_model_name: str, name: str) -> LeasedAdapter:
+    async def _look_up(self, base_model_name: str, name: str) -> tuple[LeasedAdapter, LookUp]:
         loop = asyncio.get_running_loop()
-        provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
-        leased = await loop.run_in_executor(self._local, provider.find_installed, name)
+        provider = await self.provider(base_model_name)
+        leased = await loop.run_in_executor(self.local, provider.find_installed, name)
+        found: LookUp = "installed"
         if leased is None:
-            leased = await loop.run_in_executor(self._remote, provider.fetch, name)
+            leased, found = await loop.run_in_executor(self.remote, provider.fetch, name), "fetched"
         _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
-        return leased
+        return leased, found
+
+    async def provider(self, base_model_name: str) -> AdapterProvider:
+        """The provider for the served model; the first call opens it in a thread."""
+        if self._provider is not None:
+            return self._provider
+        return await asyncio.get_running_loop().run_in_executor(self.local, self._opened, base_model_name)
 
     def known(self, name: str) -> LeasedAdapter | None:
         """The adapter that `name` is by the last lookup; see `AdapterProvider.known`."""
-        return self._provider.known(name) if self._provider else None
+        if self._provider is None:
+            return None
+        return self._provider.known(next(iter(self._provider.aliases.specs(name)), name))
 
     def release(self, leased: LeasedAdapter) -> None:
         """End a lease; see `AdapterProvider.release`."""
@@ -146,6 +187,13 @@ class AdapterHubResolver:
         from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
+
+    @functools.cached_property
+    def metrics(self) -> ServingMetrics:
+        """What this process has done with adapters."""
+        from adapterhub.inference.serving.metrics import metrics_of_process
+
+        return metrics_of_process()
 
     @functools.cached_property
     def denied(self) -> Denied:
@@ -167,6 +215,35 @@ class AdapterHubResolver:
         if self._provider is not None and self._session is not None:
             find_source = None if self.settings.offline else self._session.place_source
             look_for_yanks(self._provider.library, self._provider.leased(), self.denied, find_source, self._remotes)
+
+    def followers(self, refresh_aliases: Callable[[], None]) -> Followers:
+        """The threads that follow the events of the registries that adapters come from; see `Followers`."""
+        from adapterhub.inference.serving.following import Followers, Reactions, feed_of, renew
+
+        def renew_names(adapters: Collection[tuple[str, str]] | None) -> None:
+            if self._provider is not None:
+                renew(self._provider, adapters)
+
+        heard = Reactions(
+            served=lambda: {*self._served(), *self.denied.withdrawn()},
+            look_for_yanks=self.look_for_yanks,
+            refresh_aliases=refresh_aliases,
+            renew=renew_names,
+        )
+        return Followers(
+            self._places, lambda place: feed_of(self._of_session().place_source(place)), heard, self._remotes
+        )
+
+    def _served(self) -> dict[Digest, str]:
+        return self._provider.leased() if self._provider else {}
+
+    def _of_session(self) -> Session:
+        assert self._session is not None  # `_places` names none before
+        return self._session
+
+    def _places(self) -> list[str]:
+        """The registries that adapters come from; none before the first request for one."""
+        return self._session.followed_places(self.settings.remote, self._served()) if self._session else []
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
         """The provider for the served model, whose files are read once."""
@@ -207,7 +284,9 @@ class AdapterHubResolver:
             sources=sources,
             max_rank=settings.max_rank or _max_rank_in(self.argv),
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+            alias_ttl_s=settings.alias_ttl_s,
             denied=self.denied,
+            progress=self.metrics.fetched,
         )
 
 

@@ -24,7 +24,7 @@ from adapterhub_registry.access.rates import Rates
 from adapterhub_registry.access.telemetry import Telemetry
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.api import adapt_api, operations_api
-from adapterhub_registry.api.bodies import UploadSlots
+from adapterhub_registry.api.bodies import Slots, UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
@@ -38,6 +38,10 @@ from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
+from adapterhub_registry.events.delivery import Deliverer
+from adapterhub_registry.events.outbox import prune
+from adapterhub_registry.events.watching import Watch
+from adapterhub_registry.events.webhooks import Webhooks
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
@@ -71,6 +75,8 @@ def open_registry(settings: Settings) -> Registry:
         downloads=Downloads(database),
         rates=Rates(),
         telemetry=Telemetry(sys.stderr if settings.log_requests else None),
+        webhooks=Webhooks(database, networks=settings.webhook_networks, limits=settings.limits),
+        watch=Watch(database),
     )
 
 
@@ -97,6 +103,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     app.state.registry = registry
     app.state.upload_slots = UploadSlots(settings.limits.uploads_at_once)
+    app.state.follower_slots = Slots(settings.limits.followers_at_once, "followers")
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
@@ -118,6 +125,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry: Registry = app.state.registry
+    settings, retry_s = registry.settings, registry.settings.limits.webhook_retry_s
 
     async def repeat(what: Callable[[], object], every_s: float) -> None:
         while True:
@@ -131,6 +139,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
         asyncio.create_task(repeat(partial(sweep_xorbs, registry), SWEEP_EVERY_S)),
+        asyncio.create_task(repeat(partial(prune, registry.db), SWEEP_EVERY_S)),
+        asyncio.create_task(Deliverer(registry.db, allowed=settings.webhook_networks, retry_s=retry_s).run()),
     ]
     try:
         yield

@@ -47,6 +47,9 @@ class Limits:
     xet_ratio: int = 16  # bytes of files that each sent byte of chunks allows beyond these
     namespace_bytes: int = 0  # of all commits and uploads; each file counts once in a repository
     namespace_repos: int = 0
+    namespace_webhooks: int = 20  # of a namespace and its repositories
+    webhook_retry_s: int = 5  # before the first repeat of a failed delivery; each further wait is four times as long
+    followers_at_once: int = 512  # requests of one server that wait for the next event
 
     def with_values(self, assignments: tuple[str, ...]) -> Limits:
         """These limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
@@ -93,7 +96,8 @@ class Settings:
 
     `public_url` is the address that clients use when the server is behind a proxy; None takes the address of each
     request. `secret` signs short-lived links, and its holder can upload; servers that share a database share it. `s3`
-    is None when blobs lie under `root`. The server believes X-Forwarded-For only from `trusted_proxies`.
+    is None when blobs lie under `root`. The server believes X-Forwarded-For only from `trusted_proxies`. Webhooks reach
+    public addresses by https, and those in `webhook_networks` by http, too.
     """
 
     root: Path
@@ -104,6 +108,7 @@ class Settings:
     limits: Limits = Limits()
     s3: S3Place | None = None
     trusted_proxies: tuple[Network, ...] = ()
+    webhook_networks: tuple[Network, ...] = ()
     log_requests: bool = False
 
     @property
@@ -174,7 +179,7 @@ def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
         try:
             found.append(ipaddress.ip_network(text.strip(), strict=False))
         except ValueError:
-            raise UsageProblem(f"proxy `{shown(text)}`: expected an address or a network such as 10.0.0.0/8") from None
+            raise UsageProblem(f"`{shown(text)}`: expected an address or a network such as 10.0.0.0/8") from None
     return tuple(found)
 
 

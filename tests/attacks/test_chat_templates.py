@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from adapterhub import Installed, Library
+from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import ChatTemplateRefused, UsageProblem
 from adapterhub.formats.prompts.chat import LIMIT_OUTPUT_BYTES, render_chats
 from adapterhub.formats.prompts.form import PromptForm, Turn, template_digest
 from adapterhub.formats.prompts.rendering import prompt_texts, prompt_tokens
+from adapterhub.formats.release import Release
+from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.transfer import copy
+from tests.support.command_line import Adapt
 from tests.support.run_library import write_tokenizer
+from tests.support.tiny import make_adapter
 
 CHAT: list[Turn] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi <there> "}]
 
@@ -116,3 +125,54 @@ FAMILIES = [
         "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}"
     ),
 ]
+
+
+def test_nothing_but_run_renders_a_template(tmp_path: Path) -> None:
+    jinja = LIMITS["loops"]
+    form = PromptForm(form="chat", chat_template=jinja, chat_template_sha256=template_digest(jinja))
+    folder = make_adapter(tmp_path / "out")
+    (folder / "chat_template.jinja").write_text(jinja)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    Library(tmp_path / "author").add(folder, name="hostile", prompt=form)
+    publish(tmp_path / "published", Library(tmp_path / "author").find("hostile"), tmp_path / "author")
+    adapt = Adapt(tmp_path)
+    for command in (
+        ["install", "hostile", "--from", "published"],
+        ["show", "hostile"],
+        ["verify", "hostile"],
+        ["add", "out", "--name", "again", "--prompt", "chat"],
+        ["list"],
+    ):
+        assert adapt(*command).exit_code in (0, 17), command  # 17: no base to verify it against
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before.ru_utime
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "raw",
+        {"form": "template", "template": "{input.__class__}"},
+        {"form": "chat", "chat_template": "x" * ((64 << 10) + 1), "chat_template_sha256": template_digest("x")},
+        {"form": "chat", "chat_template": "{{ messages }}", "chat_template_sha256": template_digest("another")},
+        {"form": "raw", "stop": [""] * 100_000},
+        {"form": "raw", "max_new_tokens": 10**15},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_build_with_a_hostile_form_is_refused_and_leaves_nothing(prompt: object, tmp_path: Path) -> None:
+    build = Library(tmp_path / "author").add(make_adapter(tmp_path / "out"), name="hostile").build
+    publish(tmp_path / "published", build, tmp_path / "author")
+    (manifest,) = (tmp_path / "published").rglob("adapterhub.json")
+    value = json.loads(manifest.read_bytes()) | {"behaviour": {"prompt": prompt}}
+    manifest.chmod(0o644)
+    manifest.write_bytes(canonical_json(value))
+    adapt = Adapt(tmp_path)
+    done = adapt("install", "hostile", "--from", "published")
+    assert done.exit_code != 0
+    assert "behaviour.prompt" in done.stderr
+    assert not list(adapt.library.installed())
+
+
+def publish(place: Path, build: Installed, author: Path) -> None:
+    library = Library(author)
+    copy(Release(manifest=build.manifest, namespace=None, origin="author"), library, PublishedDirectory(place))

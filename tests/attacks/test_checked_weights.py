@@ -73,7 +73,9 @@ SAYS_SO: Mapping[str, str] = {
 }
 USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("demo", "init", "base", "completion", "add", "extract"), "takes nothing that is installed"),
-    **dict.fromkeys(("uninstall", "remove", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"),
+    **dict.fromkeys(
+        ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"
+    ),
     **dict.fromkeys(("lock", "outdated", "upgrade", "rollback"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",

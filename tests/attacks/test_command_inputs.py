@@ -34,6 +34,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     # {} is the hostile thing, NEW a name that nothing has yet
     ("add", "folders"): ("adapter", "add {} --name NEW --base corpus-base"),
     ("add", "--base"): ("base", "add good --name NEW --base {}"),
+    ("alias set", "--project"): ("project", "alias set prod kept==1 --save --project {}"),
     ("audit", "adapters"): ("adapter", "audit {}"),
     ("base add", "place"): ("base", "base add {} --as NEW"),
     ("base compare", "first"): ("base", "base compare {} corpus-base"),
@@ -85,6 +86,9 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("serve", "--tenants"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --tenants {}"),
     ("show", "--base"): ("base", "show kept --base {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
+    ("test", "--examples"): ("file", "test --record kept --examples {}"),
+    ("test", "--tests"): ("file", "test kept --tests {}"),
+    ("test", "adapters"): ("adapter", "test {} --on corpus-base"),
     ("tree", "--project"): ("project", "tree --project {}"),
     ("trust", "folder"): ("project", "trust {}"),
     ("uninstall", "--project"): ("project", "uninstall kept --save --yes --project {}"),
@@ -105,12 +109,15 @@ ELSEWHERE: dict[Parameter, str] = {
     ("remove", "--project"): "as `uninstall --project`, the same command",
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
+    ("test", "--on"): "as `run --base`",
     ("serve", "--base"): "an engine loads it; the base is trusted",
     ("serve", "--gguf"): "an engine loads it; the base is trusted",
     ("serve", "--llama-server"): "a program of the user's, which is run",
     ("serve", "--python"): "a program of the user's, which is run",
 }
-WRITTEN = {"-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log"}
+WRITTEN = {
+    "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",
+}  # fmt: skip
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 
 CODES = {0, 3} | {kind.exit_code for kind in AdapterHubError.__subclasses__()}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 import adapterhub
 from adapterhub.core.errors import ChatTemplateRefused, UsageProblem
+from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.prompts.form import RAW, PromptForm, template_digest
+from adapterhub.formats.prompts.rendering import has_other_template, prompt_texts, prompt_tokens
 from adapterhub.inference.asking import Typed, wish_of
 from adapterhub.inference.generation import Question, Writing, tokens_of, write
 from adapterhub.inference.loader.text import load_base
@@ -180,3 +184,24 @@ def test_hostile_chat_template_of_a_build_is_refused_in_words(adapt: Adapt, made
     assert (refusal.exit_code, refusal.stdout) == (ChatTemplateRefused.exit_code, "")
     assert "it takes more than 1 s" in refusal.stderr
     assert "`--raw`" in refusal.stderr
+
+
+def test_template_of_a_base_with_several_is_known_by_the_digest_of_its_hints(made: Path, tmp_path: Path) -> None:
+    named = [{"name": "default", "template": OWN}, {"name": "tool_use", "template": "x"}]
+    shutil.copytree(made / "base", tmp_path / "several")
+    (tmp_path / "several" / "chat_template.jinja").unlink(missing_ok=True)
+    config = tmp_path / "several" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": named}))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "several")
+    form = PromptForm(form="chat", chat_template_sha256=read_hints(tmp_path / "several").chat_template_sha256)
+    assert not has_other_template(form, tokenizer)
+    assert has_other_template(LOST, tokenizer)
+    assert prompt_texts(form, ["Hi"], tokenizer) == ["[user] Hi "]
+
+
+def test_pairs_are_two_texts_with_one_tab(model: Any) -> None:
+    _, tokenizer = model
+    form = PromptForm(form="text", pair=True)
+    assert prompt_tokens(form, ["Hi\tYes", ("Hi", "Yes")], tokenizer) == [tokenizer("Hi", "Yes")["input_ids"]] * 2
+    with pytest.raises(UsageProblem, match="pairs of texts"):
+        prompt_tokens(form, ["Hi"], tokenizer)

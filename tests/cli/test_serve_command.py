@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.core.digests import digest_of
 from adapterhub.core.display import size_text
+from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
@@ -219,3 +221,61 @@ def test_a_base_whose_folder_is_gone_is_refused(adapt: Adapt, python: Path) -> N
     (adapt.folder / "base").rename(adapt.folder / "moved")
 
     assert "without an existing folder" in adapt.fails(2, "serve", "--base", "base-7b", "--python", python)
+
+
+# ---------------------------------------------------------------- aliases
+def test_an_alias_is_served_with_all_its_targets_and_looked_up_again_on_a_signal(
+    adapt: Adapt, python: Path, add: Add
+) -> None:
+    add("legal-qa", version="1.1.0", seed=1)
+    add("legal-qa", version="1.2.0", seed=2, rank=32)
+    adapt.ok("alias", "set", "prod", "legal-qa==1.0=0.9", "legal-qa==1.2=0.1")
+
+    with serving(adapt, python, "legal-qa@prod", "--alias-ttl", "3600") as (document, process):
+        url = document["url"]
+        adapt.ok("alias", "set", "prod", "legal-qa==1.1")
+        before = ask(url, "legal-qa@prod")[1]["model"]
+        process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        while not (after := ask(url, "legal-qa@prod")[1]["model"]).startswith("legal-qa==1.1.0#"):
+            assert time.monotonic() < end, after
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+
+    assert before.startswith(("legal-qa==1.0.0#", "legal-qa==1.2.0#"))
+    first, second = document["adapters"]
+    assert (first["model"], first["adapter"], second["adapter"]) == (
+        "legal-qa@prod", "legal-qa==1.0.0", "legal-qa==1.2.0"
+    )  # fmt: skip
+    assert document["max_rank"] == 32
+    assert "looked every alias up again" in said
+    assert process.returncode == 0
+
+
+# ---------------------------------------------------------------- tenants
+def test_a_new_key_comes_with_its_line_for_the_file(adapt: Adapt, python: Path) -> None:
+    said = adapt.ok("serve", "--new-key")
+    key, line = said.split("the tenant:")[1].split()[0], said.split("tenants:")[1].strip()
+    (adapt.folder / "tenants.toml").write_text(f'[tenants.acme]\n{line}\nadapters = ["*"]\nmax-loaded = 40\n')
+    command = ["serve", "--base", "base-7b", "--python", python, "--dry-run", "--tenants", "tenants.toml"]
+
+    assert line == f'keys = ["{digest_of(key.encode())}"]'
+    assert adapt.json(*command)["cpu_slots"] == 40
+    assert adapt.json(*command, "--pin", "legal-qa")["cpu_slots"] == 41
+    assert "vLLM keeps 39" in adapt.fails(2, *command, "--cpu-slots", "39")
+
+
+def test_a_server_has_its_keys_in_one_place(adapt: Adapt, python: Path) -> None:
+    (adapt.folder / "tenants.toml").write_text("[tenants.acme]\nkeys = []\nadapters = []\n")
+    command = ["serve", "--base", "base-7b", "--python", python, "--dry-run", "--tenants", "tenants.toml"]
+
+    assert "unset VLLM_API_KEY" in adapt.fails(2, *command, "--engine-args", "--api-key secret")
+
+
+def test_settings_pass_through_the_environment_unchanged(tmp_path: Path) -> None:
+    settings = ServeSettings(
+        root=tmp_path, deny=("legal-qa==1.0 leaks names", "sha256:aaaaaaaa"), deny_file=tmp_path / "denied",
+        tenants=tmp_path / "tenants.toml", audit_log="-", preload=("a", "b>=1,<2"), pins=("c",),
+    )  # fmt: skip
+
+    assert ServeSettings.from_environ(settings.to_environ()) == settings

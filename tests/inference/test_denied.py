@@ -59,7 +59,18 @@ def test_a_rule_names_a_spec_or_a_digest(rule: str, *, is_denied: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "../x", "sha256:zz", "legal-qa@base-7b", "a/b/c", "legal-qa==x", "https://x.org", "sha256:" + 65 * "a"]
+    "text",
+    [
+        "",
+        "../x",
+        "sha256:zz",
+        "legal-qa@base-7b",
+        "a/b/c",
+        "legal-qa==x",
+        "https://x.org",
+        "sha256:" + 65 * "a",
+        "a x\n../y",
+    ],
 )
 def test_a_text_that_is_no_rule_is_refused_before_anything_starts(text: str) -> None:
     with pytest.raises(UsageProblem, match="--deny: "):

@@ -13,11 +13,16 @@ from typing import Any
 
 import pytest
 
-from adapterhub.core.digests import parse_digest
+from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import NotFound
+from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.aliases import ServedAliases
 from adapterhub.inference.serving.front import free_port, post
-from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
+from adapterhub.inference.serving.llama_cpp import find_llama_server, front
+from adapterhub.inference.serving.llama_names import Names
 from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.library.aliasing import point
+from adapterhub.library.library import Added, Library
 from tests.cli.test_serve_command import serving
 from tests.support.command_line import Adapt
 from tests.support.run_library import make_library
@@ -145,9 +150,9 @@ def test_models_are_listed_and_streams_pass_through(url: str) -> None:
     assert [row["id"] for row in listed["data"]] == ["base-7b", "legal-qa", "summarize==1.0"]
     assert answer.getheader("Content-Type") == "text/event-stream"
     *events, end = answer.read().decode().split("\n\n")[:-1]
-    assert [json.loads(event.removeprefix("data: ")) for event in events] == [
-        {"at": at, "model": "legal-qa"} for at in range(3)
-    ]
+    parsed = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert parsed[0].pop("adapter")["name"] == "legal-qa==1.2.0"
+    assert parsed == [{"at": at, "model": "legal-qa"} for at in range(3)]
     assert end == "data: [DONE]"
 
 
@@ -232,3 +237,116 @@ def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path:
 def test_a_machine_without_the_server_is_told_how_to_get_it() -> None:
     with pytest.raises(NotFound, match="`/nowhere/llama-server` was not found"):
         find_llama_server("/nowhere/llama-server")
+
+
+# ---------------------------------------------------------------- aliases
+def test_an_alias_moves_among_the_adapters_that_were_loaded(library: Library, add: Callable[..., Added]) -> None:
+    one, two, late = (add("legal-qa", version=f"1.{number}", seed=number).build for number in (1, 2, 3))
+    point(library, "prod", [(one, 0.5), (two, 0.5)])
+    builds = [(f"legal-qa=={b.manifest.version}", b.manifest.digest) for b in (one, two)]
+    aliases = ServedAliases(library, ttl_s=3600)
+    names = Names("base-7b", ["first", "second"], builds, moving=["legal-qa@prod"], aliases=aliases)
+
+    shared = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    point(library, "prod", [(two, 1.0)])
+    kept = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    names.refresh()
+    moved = names.find("legal-qa@prod")
+    point(library, "prod", [(late, 1.0)])
+    names.refresh()
+    stays = names.find("legal-qa@prod")
+
+    assert (shared, kept) == ({"first", "second"}, {"first", "second"})
+    assert (moved, stays) == ("second", "second")
+    assert names.find("legal-qa@nothing") is None
+    assert [row["id"] for row in names.listing()["data"]] == ["base-7b", "first", "second", "legal-qa@prod"]
+
+
+# ---------------------------------------------------------------- tenants
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A front with two tenants, and its audit log."""
+    folder = tmp_path_factory.mktemp("gated")
+    (folder / "echo.py").write_text(ECHO)
+    (folder / "tenants.toml").write_text(
+        f'[tenants.one]\nkeys = ["{digest_of(b"key-one")}"]\nadapters = ["legal-qa"]\nrequests-per-minute = 1000\n'
+        f'[tenants.two]\nkeys = ["{digest_of(b"key-two")}"]\nadapters = ["summarize"]\nbase = false\n'
+        f'[tenants.slow]\nkeys = ["{digest_of(b"key-slow")}"]\nadapters = []\nrequests-per-minute = 1\n'
+    )
+    engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
+    gate = Gate(folder / "tenants.toml", str(folder / "audit"))
+    command = [sys.executable, str(folder / "echo.py"), "--port", str(engine)]
+    with EngineProcess(command, {}, output=None) as process:
+        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=30)
+        with front("127.0.0.1", port, engine, NAMES, gate):
+            yield f"http://127.0.0.1:{port}", folder / "audit"
+
+
+def status_of(url: str, method: str, path: str, value: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    sent = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
+    connection.request(method, path, None if value is None else json.dumps(value), sent)
+    answer = connection.getresponse()
+    return answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read()
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "status"),
+    [
+        ("one", "legal-qa", 200), ("one", "legal-qa>=1.1", 200), ("one", "base-7b", 200), ("one", "summarize", 403),
+        ("one", "summarize#sha256:bbbbbbbb", 403), ("two", "summarize", 200), ("two", "base-7b", 403),
+        ("two", "legal-qa", 403), ("three", "legal-qa", 401), ("one", "legal-qa>=9", 404), ("two", None, 403),
+    ],
+)  # fmt: skip
+def test_a_tenant_uses_what_its_list_allows(gated: tuple[str, Path], key: str, model: str | None, status: int) -> None:
+    body = {"prompt": "a"} | ({"model": model} if model else {})
+
+    found, headers, data = status_of(gated[0], "POST", "/v1/completions", body, Authorization=f"Bearer key-{key}")
+
+    assert found == status
+    if status == 200 and model != "base-7b":
+        assert headers["x-adapter-digest"].startswith("sha256:")
+    if status != 200:
+        assert set(json.loads(data)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_tenant_of_the_front_sees_its_own_models_and_no_other_route(gated: tuple[str, Path]) -> None:
+    url, key = gated[0], {"Authorization": "Bearer key-two"}
+
+    listed = json.loads(status_of(url, "GET", "/v1/models", **key)[2])
+    closed = [status_of(url, method, path, **key)[0] for method, path in (("GET", "/props"), ("GET", "/slots"))]
+    form = status_of(url, "POST", "/v1/completions", {"model": "summarize"}, **key | {"Content_Type": "text/plain"})
+
+    assert [row["id"] for row in listed["data"]] == ["summarize==1.0"]
+    assert (closed, form[0], status_of(url, "GET", "/health")[0]) == ([403, 403], 415, 200)
+
+
+def test_a_quota_of_the_front_says_when_to_come_back(gated: tuple[str, Path]) -> None:
+    told = [
+        status_of(gated[0], "POST", "/v1/completions", {"model": "base-7b"}, Authorization="Bearer key-slow")
+        for _ in range(2)
+    ]
+
+    assert [status for status, *_ in told] == [200, 429]
+    assert 1 <= int(told[1][1]["retry-after"]) <= 60
+
+
+def test_each_request_to_the_front_has_a_line(gated: tuple[str, Path]) -> None:
+    url, audit = gated
+    body = {"model": "legal-qa", "prompt": "a secret", "stream": True}
+    _, headers, data = status_of(url, "POST", "/v1/completions", body, Authorization="Bearer key-one")
+
+    first = json.loads(data.decode().split("\n\n")[0].removeprefix("data: "))
+    found: list[dict[str, Any]] = []
+    wait_until(lambda: bool(found.extend(lines_of(audit, headers["x-request-id"])) or found))
+    assert first["adapter"] == {"name": "legal-qa==1.2.0", "digest": "sha256:" + 64 * "a", "base": ""}
+    assert (found[0]["tenant"], found[0]["model"], found[0]["adapter"], found[0]["status"]) == (
+        "one", "legal-qa", "legal-qa==1.2.0", 200
+    )  # fmt: skip
+    assert found[0]["prompt_tokens"] is None  # the stand-in tells no usage
+    assert "secret" not in audit.read_text()
+
+
+def lines_of(audit: Path, request_id: str) -> list[dict[str, Any]]:
+    told = [json.loads(line) for line in audit.read_text().splitlines()]
+    return [one for one in told if one["request_id"] == request_id]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.test_serve_command import serving
+from tests.registry.receiver import receiver
 from tests.registry.running import Running, running
 from tests.support.command_line import Adapt
 from tests.support.docs_sandbox import HUB_ID, WIDTH, make_sandbox
@@ -37,11 +38,12 @@ _FACTS = {
     "seconds", "tokens_per_second", "rows_per_second", "received_bytes", "fact", "pem", "text", "card", "script", "seed",
     "relative_error", "worst_error", "truncation_error", "worst_module", "worst_tensor", "base_loss", "loss_before", "loss_after",
     "single_losses", "token", "host", "pid", "added_at", "tune_loss_base", "tune_loss_before",
-    "tune_loss_after", "published_at",
+    "tune_loss_after", "published_at", "moved_at", "moved_by",
 }  # fmt: skip
 """Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
 _FACTS_OF = {
+    "alias-history": {"at", "by"},
     "cache": _SIZES,
     "gc": _SIZES,
     "extract": _SIZES,
@@ -49,7 +51,21 @@ _FACTS_OF = {
     "registry-check": {"bytes"},
     "registry-move": {"bytes"},
     "registry-token-log": {"at", "actor"},
+    "registry-webhook-add": {"secret", "url"},
+    "registry-webhook-list": {"url"},
+    "registry-webhook-remove": {"url"},
+    "registry-webhook-test": {"event", "ended"},
+    "registry-webhook-deliveries": {"event", "ended"},
     "serve": {"command"},
+    "test": {
+        "loss",
+        "recorded_loss",
+        "retention",
+        "retention_worst",
+        "recorded_text",
+        "cpu_seconds",
+        "engine",
+    },
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
 or a free port is among the words."""
@@ -202,6 +218,13 @@ def _registry(w: World) -> None:
     w.says("registry-token-log", "registry", "token", "log", *here)
     w.says("registry-user-list", "registry", "user", "list", *here)
     w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
+    with receiver() as got:
+        network = ("--webhook-network", "127.0.0.0/8")
+        w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here, *network)
+        w.says("registry-webhook-test", "registry", "webhook", "test", "1", *here, *network)
+    w.says("registry-webhook-list", "registry", "webhook", "list", *here)
+    w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
+    w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     alone = w.folder / "registry-3"
@@ -245,6 +268,12 @@ def _answers(w: World) -> None:
     (w.folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     tune = ("--tune", "examples.jsonl", "--tune-budget", 4)
     w.says("merge.tune", "merge", "plain", "polite", *tune, "-o", "tuned")
+    asked = (PROMPT, "Who?", "The boat.", "No.", "Over there", "We see")
+    inputs = [{"prompt": text, "completion": " At sea."} for text in asked]
+    (w.folder / "inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs))
+    record = ("--examples", "inputs.jsonl", "--max-new-tokens", 3, "--margin", 0, "--detached", "./beside")
+    w.says("test.record", "test", "--record", "plain", *record)
+    w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
 
 
 def _engines(w: World) -> None:
@@ -290,6 +319,13 @@ def _project(w: World) -> None:
 
 
 def _verbs(w: World) -> None:
+    w.says("alias-set", "alias", "set", "prod", "legal-qa")
+    w.says("alias-list", "alias", "list")
+    w.says("alias-show", "alias", "show", "legal-qa@prod")
+    w.says("alias-history", "alias", "history", "legal-qa@prod")
+    w.says("alias-remove", "alias", "remove", "legal-qa@prod")
+    w.says("alias-rollback", "alias", "rollback", "legal-qa@prod")
+    w.adapt.ok("alias", "remove", "legal-qa@prod")  # its build is removed below
     w.says("tree", "tree", "both")
     w.says("tree.holders", "tree", "--holders")
     w.says("diff", "diff", "legal-qa", "summarize")

@@ -71,7 +71,9 @@ def load(name):
     known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
 
 for name in os.environ.get("ADAPTERHUB_SERVE_PRELOAD", "").splitlines():
-    load(name)
+    (resolver,) = LoRAResolverRegistry.resolvers.values()
+    for spec in asyncio.run(resolver.aliases.targets(option("--model"), name)):
+        load(spec)
 
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): pass
@@ -86,8 +88,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         if "--api-key" in sys.argv and self.headers["Authorization"] != "Bearer " + option("--api-key"):
             return self.answer(401, {"error": "Unauthorized"})
-        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        (resolver,) = LoRAResolverRegistry.resolvers.values()
+        if self.path == "/adapterhub/aliases":  # as the guard's middleware answers, which needs ASGI
+            assert self.headers["x-control-key"] == os.environ["ADAPTERHUB_SERVE_CONTROL_KEY"]
+            return self.answer(200, {"aliases": asyncio.run(resolver.aliases.refresh())})
+        name = json.loads(raw)["model"]
         try:
+            name = asyncio.run(resolver.aliases.exact(option("--model"), name))
             if name not in known:
                 load(name)
         except GracefulHTTPError as error:

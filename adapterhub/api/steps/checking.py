@@ -17,6 +17,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import AdapterSpec, names_folder
 from adapterhub.library import library as local
+from adapterhub.library.aliasing import without_alias
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
@@ -369,7 +370,7 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
 
 def _builds(library: Library, text: str) -> list[Any]:
     """Every installed build that a spec matches, not only the newest."""
-    spec = AdapterSpec.parse(text)
+    spec = without_alias(library, AdapterSpec.parse(text))
     wanted = wanted_from(library, spec, None)
     builds = [
         build

@@ -18,6 +18,7 @@ from adapterhub.distribution.choosing import find_installed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from adapterhub.api.steps.contracts.gating import MergeTest
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
@@ -115,13 +116,16 @@ def combine(
     tuning: Mapping[str, Any] | None = None,
     bump: Bump | None = None,
     variant: bool = False,
+    test: MergeTest | None = None,
     bars: Bars,
 ) -> Merged:
     """Run a merge into the library under a description, or into a new folder.
 
     `expected` is the digest of the manifest that a recipe recorded; `bump` and `variant` are as for `Library.add`.
+    `test` asks the result what its parents' contracts hold.
 
     Raises:
+        BehaviourChanged, CouldNotTell: `test` does not let the result pass; nothing was written.
         UsageProblem: `bump` or `variant` for a folder, which has no version.
         ReleaseExists: the library has another build under the name and version; nothing was merged.
     """
@@ -130,9 +134,12 @@ def combine(
     ensure_named(target, bump, variant=variant)
     with bars.steps(what, unit="modules") as progress:
         if isinstance(target, Path):
-            made = merge_into_folder(combination, target, progress=progress)
-            return Merged(folder=target, made=made, combination=combination, tuning=tuning or {})
-        outcome = merge_into_library(library, combination, target, bump=bump, variant=variant, progress=progress)
+            made = merge_into_folder(combination, target, progress=progress, test=test)
+            found = tuple(test.results) if test is not None else ()
+            return Merged(folder=target, made=made, combination=combination, tuning=tuning or {}, tests=found)
+        outcome = merge_into_library(
+            library, combination, target, bump=bump, variant=variant, progress=progress, test=test
+        )
     build = outcome.added.build
     return Merged(
         folder=build.folder,
@@ -141,6 +148,7 @@ def combine(
         added=outcome.added,
         as_recorded=None if expected is None else build.manifest.digest == expected,
         tuning=tuning or {},
+        tests=tuple(test.results) if test is not None else (),
     )
 
 

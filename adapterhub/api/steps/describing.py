@@ -11,7 +11,7 @@ from adapterhub.projects.places import refusal_here
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease
+    from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Contents, Hub
@@ -78,6 +78,7 @@ def installed_document(
         "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),
         "lineage": node.to_json()["parents"],
         "used_by": [use.to_json() for use in uses],
+        "aliases": library.aliases.by_build().get((build.full_name, manifest.digest), []),
         "policy_refusal": _policy_refusal(session, library, build),
         **_modules(build),
     }
@@ -137,15 +138,17 @@ def document_on_server(
     *,
     remote: str | None,
     token: str | None,
-    not_here: AdapterNotFound | NoCompatibleRelease | None = None,
+    not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None,
 ) -> dict[str, Any]:
     """Ask a server about an adapter; without a server to ask, `not_here` is raised."""
     sources = session.sources_of(spec, remote, token=token)
     if not sources and not_here is not None:
         raise not_here
     from adapterhub.distribution.hub import Hub, HubNamespace
+    from adapterhub.distribution.moving import exact_at
 
     library = session.library
+    spec = exact_at(library, spec, sources)
     release, source, resolution = choose_release(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )

@@ -145,6 +145,10 @@ def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tupl
             entry = None
         if entry is not None:
             return [(entry.digest, f"{entry.key} {entry.version}")]
+    if spec.base is not None:
+        from adapterhub.library.aliasing import without_alias
+
+        spec = without_alias(session.project_library, spec)
     try:
         rows = lineage.named(spec)
     except AdapterNotFound as error:

@@ -7,20 +7,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.core.errors import shown
+from adapterhub.api.steps.contracts.gating import contract_gate
+from adapterhub.api.steps.contracts.testing import Question
+from adapterhub.core.errors import BehaviourChanged, CouldNotTell, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
+from adapterhub.distribution.moving import exact_at
 from adapterhub.distribution.outdated import Offer, offers
+from adapterhub.formats.contract.reading import contract_in
 from adapterhub.projects.session import wanted_from
 from adapterhub.projects.upgrades import library_requests
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adapterhub.api.steps.contracts.gating import ContractGate, Testing
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.install import InstallPlan
+    from adapterhub.distribution.install import Gate, InstallPlan
     from adapterhub.distribution.resolve import Objection
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.intake.description import Description
@@ -47,11 +53,12 @@ def plan_one(
     Raises:
         NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
     """
-    library = session.library
+    library, sources = session.library, sources_of(spec)
+    spec = exact_at(library, spec, sources)
     plan = plan_install(
         library,
         spec,
-        sources_of(spec),
+        sources,
         wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
         bounds=bounds,
         allow_base_mismatch=allow_base_mismatch,
@@ -71,11 +78,16 @@ def install_one(
     *,
     bars: Bars,
     what: str,
+    gate: Gate | None = None,
 ) -> Added | None:
-    """Carry out a plan of `plan_one`; None when the build was there already. Warnings of its checks are reported."""
+    """Carry out a plan of `plan_one`; None when the build was there already. Warnings of its checks are reported.
+
+    Raises:
+        BehaviourChanged, CouldNotTell: `gate` does not let the build in; nothing was installed.
+    """
     with bars.progress(f"install {what}", plan.copy_bytes) as progress:
         policy = signatures or sources_of.policy_of(plan.source)
-        added = run_install(session.library, plan, progress, signatures=policy)
+        added = run_install(session.library, plan, progress, signatures=policy, gate=gate)
     report_warnings(session, added)
     return added
 
@@ -165,11 +177,21 @@ def describe_folder(
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Upgraded:
-    """One name of the library with a newer release; `added` is None in a preview, or where it was there already."""
+    """One name of the library with a newer release; `added` is None in a preview, or where it was there already.
+
+    `tested` says how the newer release does by the contract of the one that was installed, where that was tested;
+    without `is_kept` it was not let in.
+    """
 
     offer: Offer
     plan: InstallPlan
     added: Added | None
+    tested: Tested | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the release is in the library, or may come in."""
+        return self.tested is None or self.added is not None or self.plan.present is not None
 
     def __repr__(self) -> str:
         taken = self.offer.allowed
@@ -188,9 +210,13 @@ def upgrade_library(
     places: tuple[Path, ...],
     signatures: SignaturePolicy | None,
     dry_run: bool,
+    testing: Testing | None = None,
     bars: Bars,
 ) -> list[Upgraded]:
-    """Install the newest release of each installed name, or of those in `specs`, beside what is there."""
+    """Install the newest release of each installed name, or of those in `specs`, beside what is there.
+
+    With `testing`, each must pass the contract of the installed one; those that do not are not let in by `keep`.
+    """
     library = session.library
     asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
     with bars.steps("check", unit="adapters") as progress:
@@ -214,13 +240,43 @@ def upgrade_library(
             continue  # an older release, which was installed when the newer one was found to be yanked
         for warning in plan.resolution.warnings:
             session.out.warn(warning)
-        added = None
+        added = tested = None
         if not dry_run:
+            gate = _drop_in_gate(session, one.digest, testing, bars=bars)
             with bars.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
-                added = run_install(library, plan, bytes_done, signatures=signatures)
+                try:
+                    added = run_install(library, plan, bytes_done, signatures=signatures, gate=gate)
+                except (BehaviourChanged, CouldNotTell) as error:
+                    if gate is None or not gate.results:
+                        raise
+                    session.out.warn(f"`{one.key}` was not upgraded: {error.message.splitlines()[0]}")
+            tested = gate.results[-1] if gate is not None and gate.results else None
         report_warnings(session, added)
-        done.append(Upgraded(offer=offer, plan=plan, added=added))
+        done.append(Upgraded(offer=offer, plan=plan, added=added, tested=tested))
     return done
+
+
+def _drop_in_gate(session: Session, digest: str, testing: Testing | None, *, bars: Bars) -> ContractGate | None:
+    """Tests what is to take the place of an installed build by the contract of that one.
+
+    Raises:
+        CouldNotTell: the installed build has no contract, and `testing` wants one kept.
+    """
+    if testing is None:
+        return None
+    library = session.library
+    build = next((build for build in library.installed() if build.manifest.digest == digest), None)
+    contract = contract_in(build.folder) if build is not None else None
+    if contract is not None:
+        return contract_gate(library, testing, Question(contract=contract), bars=bars, out=session.out)
+    what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
+    if testing == "keep":
+        raise CouldNotTell(
+            f"{what} has no contract that a newer release could be held to. Nothing was installed",
+            hint="`adapt test --record NAME` records one; `--accept-changes` upgrades without",
+        )
+    session.out.warn(f"{what} has no contract that the newer release could be held to")
+    return None
 
 
 def _yanked_text(offer: Offer) -> str:

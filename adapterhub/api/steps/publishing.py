@@ -13,6 +13,7 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
+from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
 from adapterhub.library.transfer import Copied, copy
 from adapterhub.projects.session import wanted_from
@@ -174,6 +175,7 @@ def pull_release(
     sources: list[Source] = [] if remote else [library]
     if not offline:
         sources += session.sources_of(spec, remote, token=token)
+    spec = exact_at(library, spec, sources)
     wanted = wanted_from(library, spec, base)
     release, source, _ = choose_release(
         session, library, spec, sources, wanted=wanted, bounds=bounds, objection=objection

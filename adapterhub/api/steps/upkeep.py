@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import BaseSpec, names_folder
 from adapterhub.formats.base.weight_files import weight_files
@@ -41,7 +41,9 @@ def add_base(
 
     Raises:
         UsageProblem: `hub_id` is no id of a repository.
+        Conflict: `alias` is the alias of an adapter.
     """
+    _ensure_no_alias(session, alias)
     folder = Path(place).expanduser()
     hub_id = hub_id if hub_id is None else parse_base_id(hub_id)
     if folder.suffix == ".json" and folder.is_file():
@@ -59,6 +61,16 @@ def add_base(
         record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
     library.catalog.put_base(record)
     return record
+
+
+def _ensure_no_alias(session: Session, name: str | None) -> None:
+    """Raise if an adapter has an alias of that name: `legal-qa@prod` would have two meanings."""
+    taken = [alias for alias in session.library.aliases.all() if alias.name == name] if name else []
+    if taken:
+        raise Conflict(
+            f"`{name}` is an alias already: `{taken[0]}`. Nothing was changed",
+            hint="choose another name for the base; `adapt alias list` shows the aliases",
+        )
 
 
 def set_base_hub_id(session: Session, base: BaseSpec, hub_id: str) -> BaseRecord:

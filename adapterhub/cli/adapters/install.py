@@ -21,6 +21,7 @@ from adapterhub.cli.options.params import (
 )
 from adapterhub.cli.options.project_policy import exclude_newer_option
 from adapterhub.cli.options.saving import project_to_save_in, save_options
+from adapterhub.cli.options.testing import gate_from, install_test_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
 from adapterhub.distribution.requirements import read_requirements
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     help="Accept a build made for other weights of the same shapes (a fine-tune), and record that.",
 )
 @exclude_newer_option
+@install_test_options
 @save_options
 @project_option
 @trust_option
@@ -78,6 +80,10 @@ def install(
     dry_run: bool,
     allow_base_mismatch: bool,
     exclude_newer: str | None,
+    test: bool,
+    test_warn: bool,
+    test_dtype: str | None,
+    test_load_in: str | None,
     save: bool,
     no_sync: bool,
     group: str | None,
@@ -103,6 +109,7 @@ def install(
       adapt install acme/legal-qa@base-7b --remote ours --signatures require
       adapt install acme/legal-qa@base-7b --exclude-newer 7d
       adapt install 'acme/legal-qa~=1.2' --save
+      adapt install acme/legal-qa@base-7b --test
       adapt install -r adapters.txt
     """
     from adapterhub.api.steps.installing import install_one, plan_one
@@ -125,6 +132,7 @@ def install(
     base_is_typed = base is not None
     base = base or project_base(session)
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
     for spec in specs:
@@ -141,8 +149,8 @@ def install(
         if dry_run:
             documents.append(_plan_document(plan))
             continue
-        added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
-        documents.append(_done_document(plan, added))
+        added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name, gate=gate)
+        documents.append(_done_document(plan, added) | ({"tests": [gate.results[-1].to_json()]} if gate else {}))
         installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is None:
         session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))

@@ -13,6 +13,7 @@ from adapterhub.api.steps.searching import COLUMNS, SORTS, base_name, cells_of, 
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -140,10 +141,20 @@ def search(
 def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:
     rows = search_installed(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
-    session.out.result(
-        lambda: [_row_document(row, aliases, session.root) for row in rows],
-        lambda: session.out.table(COLUMNS, [cells_of(row, aliases) for row in rows], right=("rank", "size")),
-    )
+    named = Aliases(session.root).by_build()
+    moving = [named.get((row.full_name, row.digest), []) for row in rows]
+
+    def table() -> None:
+        cells = [cells_of(row, aliases) for row in rows]
+        if any(moving):
+            cells = [(*those, ",".join(names)) for those, names in zip(cells, moving, strict=True)]
+        session.out.table((*COLUMNS, *(["aliases"] if any(moving) else [])), cells, right=("rank", "size"))
+
+    def documents() -> list[dict[str, Any]]:
+        pairs = zip(rows, moving, strict=True)
+        return [_row_document(row, aliases, session.root) | {"aliases": names} for row, names in pairs]
+
+    session.out.result(documents, table)
     if not rows and not session.out.as_json:
         session.out.hint(
             "no adapter matches; `adapt add FOLDER --name NAME` and `adapt install NAME@BASE` add adapters"

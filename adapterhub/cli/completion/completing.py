@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROJECT_FILE: Final = "adapters.toml"
 """As in `projects/values.py`, whose import costs more than all of this module."""
 
-_SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}")
+_SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,200}")
 _REQUIREMENT: Final = re.compile(r"(?P<head>[a-z0-9._/-]+(?:@[A-Za-z0-9._/-]+?)?==)(?P<version>[A-Za-z0-9.+!_-]*)")
 _MAX_PROJECT_BYTES: Final = 4_000_000
 
@@ -138,7 +138,20 @@ def _engines() -> Iterable[str]:
     return names()
 
 
+def _adapter_aliases(root: Path) -> Iterator[str]:
+    """Every `name@alias` of the library, from the names of its files."""
+    for path in (root / "aliases").glob("[!.]*@*.json"):
+        yield path.stem.replace("--", "/")
+
+
+def _of_alias(context: click.Context, incomplete: str) -> Iterable[str]:
+    """`name@alias`; the alias alone where a command takes that."""
+    full = list(_adapter_aliases(_root(context)))
+    return [name.partition("@")[2] for name in full] if context.info_name == "set" and "@" not in incomplete else full
+
+
 complete_base = _offer(lambda context, _: _aliases(_root(context)))
+complete_alias = _offer(_of_alias)
 complete_key = _offer(lambda context, _: _keys(_project(context)))
 complete_group = _offer(lambda context, _: _project(context).get("groups", {}))
 complete_engine = _offer(lambda *_: _engines())
@@ -152,14 +165,16 @@ complete_remote = _offer(
 
 
 def complete_spec(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of installed adapters and of the project; after `@` matching bases, after `==` known versions."""
+    """Names of installed adapters and of the project; after `@` matching bases and aliases, after `==` versions."""
     root = _root(context)
     if match := _REQUIREMENT.fullmatch(incomplete):
         name = match["head"].rstrip("=").partition("@")[0]
         fits = [f"{match['head']}{v}" for v in _quietly(lambda: _versions(root, name)) if _SAFE.fullmatch(v)]
     elif "@" in incomplete:
         name = incomplete.partition("@")[0]
-        fits = [f"{name}@{alias}" for alias in _quietly(lambda: _aliases_for(root, name)) if _SAFE.fullmatch(alias)]
+        own = [full for full in _quietly(lambda: _adapter_aliases(root)) if full.startswith(f"{name}@")]
+        bases = _quietly(lambda: _aliases_for(root, name))
+        fits = [text for text in [*(f"{name}@{alias}" for alias in bases), *own] if _SAFE.fullmatch(text)]
     else:
         names = dict.fromkeys([*_quietly(lambda: _index_names(root)), *_in_project(context)])
         fits = sorted(name for name in names if _SAFE.fullmatch(name))

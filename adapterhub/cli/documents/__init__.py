@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapterhub.cli.documents._aliases import ALIASES
+from adapterhub.cli.documents._contracts import CONTRACTS
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
@@ -39,10 +41,12 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Refusals": {"error": Failure},
     "Bases": BASES,
     "The library": ADAPTERS,
+    "Aliases": ALIASES,
     "Projects": PROJECTS,
     "Finding out": VERBS,
     "Weights": WEIGHTS,
     "Answers": ANSWERS,
+    "Contracts": CONTRACTS,
     "Engines": ENGINES,
     "Keys and signatures": KEYS,
     "Servers": SERVERS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from adapterhub.api import health
+from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
@@ -131,6 +132,7 @@ class Listed(TypedDict):
     parents: Annotated[int, "number of adapters merged into it"]
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
+    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
 
 
 class SignatureState(TypedDict):
@@ -159,6 +161,7 @@ class Shown(Manifest):
     signature: SignatureState
     lineage: Annotated[list[Node], "the adapters merged into it"]
     used_by: Annotated[list[Use], "reasons to keep it"]
+    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
     policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     groups: Annotated[list[ModuleGroup], "its modules, grouped"]
     whole: Annotated[list[str], "tensors that replace a tensor of the base"]
@@ -206,6 +209,7 @@ class Installed(Plan):
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
     linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
 class Verified(document_of(report.Report)):

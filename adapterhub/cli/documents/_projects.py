@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from adapterhub.cli.documents._parts import Digest, File, Path, TypedDict
+from adapterhub.cli.documents._contracts import Tested
+from adapterhub.cli.documents._parts import Digest, File, NotRequired, Path, TypedDict
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import outdated
 from adapterhub.projects import locking, values
@@ -170,6 +171,8 @@ class Newer(_FromVersion):
     digest: Digest
     place: Annotated[str, "where it was found, as text"]
     path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract of the installed one"]]
+    kept: NotRequired[Annotated[bool, "with --test: whether it came in"]]
 
 
 class Requirements(TypedDict):

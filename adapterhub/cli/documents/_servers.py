@@ -283,6 +283,45 @@ class LogEntry(TypedDict):
     subject: str
 
 
+class NewWebhook(TypedDict):
+    """A new webhook with the secret that signs its messages, shown only once."""
+
+    id: int
+    scope: Annotated[str, "a namespace, or a repository"]
+    url: str
+    secret: str
+
+
+class Webhook(TypedDict):
+    """A webhook without its secret; the time is RFC 3339."""
+
+    id: int
+    scope: Annotated[str, "a namespace, or a repository"]
+    url: str
+    types: Annotated[str, "event types, separated by commas; empty for all"]
+    owner: Annotated[str | None, "the user who added it; null for the operator of the server"]
+    created: str
+    waiting: Annotated[int, "deliveries that wait"]
+    failed: Annotated[int, "deliveries that failed for good"]
+    silent: Annotated[bool, "true: no token of its owner may change the scope, so it gets nothing"]
+
+
+class Delivery(TypedDict):
+    """A delivery of one event to a webhook; times are RFC 3339."""
+
+    id: int
+    event: str
+    type: str
+    repo: str
+    state: Annotated[str, "`waiting`, `delivered`, `failed`, or `withheld` because its owner may not know the event"]
+    attempts: int
+    status: Annotated[int | None, "of the last answer"]
+    problem: Annotated[str | None, "of the last attempt"]
+    created: str
+    due: Annotated[str | None, "the next attempt"]
+    ended: str | None
+
+
 class FreedSpace(TypedDict):
     """What `gc` removed from a registry, or would remove."""
 
@@ -351,5 +390,10 @@ REGISTRY: dict[str, Any] = {
     "registry-token-log": list[LogEntry],
     "registry-user-list": list[User],
     "registry-user-revoke": list[Token],
+    "registry-webhook-add": NewWebhook,
+    "registry-webhook-list": list[Webhook],
+    "registry-webhook-remove": Webhook,
+    "registry-webhook-test": Delivery,
+    "registry-webhook-deliveries": list[Delivery],
     "registry-gc": FreedSpace,
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Added, Digest, NotRequired, Path, Size, TypedDict, Verdict, WeightedAdapter
 from adapterhub.cli.documents._values import document_of
 from adapterhub.inference import tuning
@@ -28,6 +29,7 @@ class MergedFolder(TypedDict):
     parents: list[WeightedAdapter]
     recipe: Annotated[dict[str, Any], "how to repeat it"]
     tuning: NotRequired[Annotated[document_of(tuning.Tuned), "with --tune"]]
+    tests: NotRequired[Annotated[list[Tested], "with --test: one for each parent that has a contract"]]
 
 
 class Merged(Added, MergedFolder):
@@ -55,6 +57,7 @@ class ResizedFolder(TypedDict):
     worst_module: Annotated[str, "the module with the largest error"]
     worst_error: Annotated[float, "its relative error"]
     recipe: dict[str, Any]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
 class Resized(Added, ResizedFolder):

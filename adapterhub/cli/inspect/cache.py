@@ -74,7 +74,7 @@ def _say(session: Session, space: Space, limit: int) -> None:
     metavar="SECONDS",
     help="Keep objects younger than this [default: 3600].",
 )
-@click.option("--unused", is_flag=True, help="First remove adapters that no project and no process needs.")
+@click.option("--unused", is_flag=True, help="First remove adapters that no project, alias or process needs.")
 @click.option("--yes", "-y", is_flag=True, help="With --unused: remove without a prompt.")
 @common
 def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes: bool) -> None:
@@ -144,7 +144,7 @@ def _confirm(session: Session, builds: list[Installed], *, yes: bool) -> None:
             f"cannot ask before removing {names}: not a terminal",
             hint="pass `--yes` to confirm, or see `adapt gc --unused --dry-run`",
         )
-    session.out.warn(f"no project and no process needs {names}")
+    session.out.warn(f"no project, alias or process needs {names}")
     click.confirm(f"Remove {len(builds)} adapters?", abort=True, err=True)
 
 

@@ -10,7 +10,7 @@ from adapterhub.cli.inspect.info_modules import group_fields, prompt_label, verd
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
-from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease, RemoteUnreachable
 
 if TYPE_CHECKING:
     from adapterhub.core.ranks import RankRange
@@ -51,13 +51,13 @@ def info(
     from adapterhub.core.ranks import RankRange
 
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    not_here: AdapterNotFound | NoCompatibleRelease | None = None
+    not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None
     if remote is None:
         from adapterhub.cli.inspect.info_local import show_installed
 
         try:
             show_installed(session, spec, base, bounds, recipe=recipe, offline=offline)
-        except (AdapterNotFound, NoCompatibleRelease) as error:
+        except (AdapterNotFound, BaseNotFound, NoCompatibleRelease) as error:  # a server may have an alias of that name
             not_here = error
             if recipe:
                 raise
@@ -80,7 +80,7 @@ def _show_remote(
     bounds: RankRange,
     remote: str | None,
     token: str | None,
-    not_here: AdapterNotFound | NoCompatibleRelease | None,
+    not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None,
 ) -> None:
     from adapterhub.api.steps.describing import document_on_server
 

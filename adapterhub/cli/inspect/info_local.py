@@ -57,6 +57,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
     pairs: list[tuple[str, object]] = [
         ("name", build.full_name),
         ("version", manifest.version),
+        ("aliases", ", ".join(d["aliases"]) or None),
         ("yanked", None if d["yanked"] is None else shown(d["yanked"] or "no reason given", 200)),
         ("digest", manifest.digest),
         ("base", (library.base_label(build.base) or "unknown") + pinned),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_spec
+from adapterhub.cli.inspect.tested import EXIT_CODES
 from adapterhub.cli.options.params import (
     Session,
     common,
@@ -17,8 +18,10 @@ from adapterhub.cli.options.params import (
     signatures_option,
     trust_option,
 )
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.api.steps.projects import Preview, Synced
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import ProjectSources
@@ -32,6 +35,12 @@ _NOTHING = "no newer release is allowed; `adapt outdated` shows all releases"
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_spec)
 @click.option("--library", "is_library", is_flag=True, help="Upgrade the library even inside a project.")
 @click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
+@click.option(
+    "--test",
+    is_flag=True,
+    help="In the library: take a release only if it passes the contract of the installed one.",
+)
+@click.option("--accept-changes", is_flag=True, help="With --test: take a release that has changed, and say so.")
 @places_option()
 @signatures_option
 @project_option
@@ -43,6 +52,8 @@ def upgrade(
     names: tuple[str, ...],
     is_library: bool,
     dry_run: bool,
+    test: bool,
+    accept_changes: bool,
     places: tuple[Path, ...],
     signatures: SignaturePolicy | None,
     remote: str | None,
@@ -61,13 +72,29 @@ def upgrade(
       adapt upgrade
       adapt upgrade legal-qa
       adapt upgrade --dry-run
+      adapt upgrade legal-qa --library --test
     """
+    if accept_changes and not test:
+        raise UsageProblem("`--accept-changes` needs `--test`, which tells what has changed")
     project = None if is_library else session.project
     if project is None:
         _upgrade_library(
-            session, names, signatures, remote=remote, token=token, offline=offline, places=places, dry_run=dry_run
+            session,
+            names,
+            signatures,
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=places,
+            dry_run=dry_run,
+            testing=None if not test else "warn" if accept_changes else "keep",
         )
         return
+    if test:
+        raise UsageProblem(
+            "`--test` compares builds of the library, and this is a project",
+            hint="`adapt upgrade NAME --library --test` first, then `adapt upgrade NAME`",
+        )
     from adapterhub.projects.places import ProjectSources
 
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
@@ -148,6 +175,7 @@ def _upgrade_library(
     offline: bool,
     places: tuple[Path, ...],
     dry_run: bool,
+    testing: Testing | None,
 ) -> None:
     from adapterhub.api.steps.installing import upgrade_library
     from adapterhub.core.specs import AdapterSpec
@@ -161,6 +189,7 @@ def _upgrade_library(
         places=places,
         signatures=signatures,
         dry_run=dry_run,
+        testing=testing,
         bars=session.out,
     )
     documents: list[dict[str, Any]] = []
@@ -175,15 +204,27 @@ def _upgrade_library(
                 "digest": taken.digest,
                 "place": one.offer.place,
                 "path": str(one.added.build.folder) if one.added else str(present.folder) if present else None,
+                **({"tests": [one.tested.to_json()], "kept": one.is_kept} if one.tested else {}),
             }
         )
 
     def text() -> None:
         for d in documents:
-            session.out.line(f"{'would install' if dry_run else '~'} {d['name']}  {d['from']} -> {d['to']}")
+            verb = "would install" if dry_run else "~" if d.get("kept", True) else "not upgraded:"
+            session.out.line(f"{verb} {d['name']}  {d['from']} -> {d['to']}{_drop_in(d)}")
         if not documents:
             session.out.line("no newer release found")
 
     session.out.result(documents, text)
     if documents and not dry_run:
         session.out.hint("the older releases stay; `adapt remove NAME==VERSION` removes one")
+    refused = [one.tested.verdict for one in done if one.tested is not None and not one.is_kept]
+    if refused:
+        raise SystemExit(EXIT_CODES["CHANGED" if "CHANGED" in refused else "UNKNOWN"])
+
+
+def _drop_in(document: dict[str, Any]) -> str:
+    """How the newer release does by the contract of the older; empty where that was not tested."""
+    words = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKNOWN": "nothing can be said"}
+    found = [f"  {words[one['verdict']]}: {'; '.join(one['broken'])}".rstrip(": ") for one in document.get("tests", ())]
+    return "".join(found)

@@ -58,6 +58,6 @@ def _say(session: Session, builds: Sequence[tuple[str, tuple[Use, ...]]]) -> Non
 def _branch(use: Use) -> tuple[str, Sequence[Use]]:
     if use.kind == "merge":
         return f"merge {use.who} {use.why}", use.uses
-    who = use.who if use.kind == "process" else f"project {use.who}"
+    who = {"process": use.who, "alias": f"alias {use.who}"}.get(use.kind, f"project {use.who}")
     separator = " " if use.kind == "process" else ": "
     return f"{who}{separator}{use.why}", use.uses

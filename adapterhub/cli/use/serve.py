@@ -14,7 +14,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
 from adapterhub.cli.use.serve_access import access_options
-from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
 from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
 
@@ -94,6 +94,17 @@ _CPU_SLOTS: Final = 32
     metavar="S",
     help="When stopped, let running requests finish for at most S seconds.",
 )
+@click.option(
+    "--follow", is_flag=True, help="Follow the events of the registries: a yank stops an adapter within a second."
+)
+@click.option(
+    "--alias-ttl",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Look up what an alias means again after S seconds; SIGHUP does it at once.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @access_options
 @signatures_option
@@ -117,6 +128,8 @@ def serve(
     log: Path | None,
     start_timeout: float,
     drain: float,
+    follow: bool,
+    alias_ttl: float,
     dry_run: bool,
     pins: tuple[AdapterSpec, ...],
     tenants: Path | None,
@@ -135,10 +148,14 @@ def serve(
     and keeps it while it is in use. With llama.cpp, only the given SPECs are served. Ctrl-C or SIGTERM stops the engine
     and every process that it started.
 
+    A request may name an alias: `"model": "legal-qa@prod"`. When the alias moves, new requests get the new build, and
+    those that run end with the one they began with.
+
     \b
     Examples:
       adapt serve --base base-7b
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
+      adapt serve legal-qa@prod --base base-7b --alias-ttl 2
       adapt serve legal-qa --base base-7b --dry-run
       adapt serve --base base-7b --tenants tenants.toml --audit-log audit.jsonl
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
@@ -168,12 +185,14 @@ def serve(
         remote=remote,
         offline=offline,
         signatures=signatures,
+        follow=follow and not offline,
         deny=deny,
         deny_file=deny_file,
+        alias_ttl_s=alias_ttl,
         tenants=tenants,
         audit_log=audit_log,
-        preload=tuple(map(model_of, specs)),
-        pins=tuple(map(model_of, pins)),
+        preload=tuple(map(requested_name, specs)),
+        pins=tuple(map(requested_name, pins)),
     )
     gate = Gate(tenants, None if dry_run else audit_log)
     has_key = bool(os.environ.get("VLLM_API_KEY") or option_in(split_args, "--api-key"))
@@ -233,7 +252,8 @@ def _serve_vllm(
     from adapterhub.inference.serving.vllm import VllmOptions, command_of, ensure_room, find_vllm
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
-    with checked(session, args, f"vllm@{vllm.version}") as handed:
+    with checked(session, args, f"vllm@{vllm.version}") as found:
+        args, handed = found.args, found.handed
         max_rank = max_rank_for(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
         shares = tenants.loaded if (tenants := args.gate.tenants) else int(bool(args.settings.pins))
@@ -268,7 +288,7 @@ def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
     """Start the server, which loads the named adapters before it answers, and wait until it ends."""
-    from adapterhub.inference.serving.control import CONTROL_KEY, new_key
+    from adapterhub.inference.serving.control import CONTROL_KEY, REFRESH_S, new_key, refresh_aliases
     from adapterhub.inference.serving.control import drain as ask_to_drain
     from adapterhub.inference.serving.vllm import command_of, environ_of
 
@@ -282,6 +302,7 @@ def run_vllm(
             document,
             drain_s=args.drain_s,
             drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),
+            refresh_aliases=lambda: refresh_aliases(document["url"], control_key, REFRESH_S),
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
+    from adapterhub.inference.serving.aliases import ServedAliases
     from adapterhub.inference.serving.calling import Calling
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
@@ -45,14 +48,26 @@ class ServeArgs:
     dry_run: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The adapters to serve, in the order of `args.specs`, which are their model names; `aliases` tells what moves."""
+
+    args: ServeArgs
+    handed: list[LeasedAdapter]
+    aliases: ServedAliases
+
+
 @contextlib.contextmanager
-def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[list[LeasedAdapter]]:
+def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]:
     """Yield the named adapters, each found, checked and leased during the block.
+
+    An alias with several targets brings all of them: its name stands for the first, and the others follow it.
 
     Raises:
         AdapterHubError: the error of the only refused adapter.
         UnsupportedAdapter: several adapters are refused; one line each.
     """
+    from adapterhub.core.specs import AdapterSpec as Spec
     from adapterhub.inference.serving import AdapterProvider
 
     provider = AdapterProvider(
@@ -62,14 +77,25 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[list[Lea
         sources=lambda spec: _sources(session, args.settings, spec),
         max_rank=args.settings.max_rank,
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+        alias_ttl_s=args.settings.alias_ttl_s,
         denied=args.denied,
     )
     with contextlib.closing(provider):
-        handed = _all_of(provider, args.specs, session)
+        specs: list[AdapterSpec] = []
+        for spec in args.specs:
+            specs += [spec, *map(Spec.parse, provider.targets(str(spec))[1:])]
+        handed = _all_of(provider, specs, session)
         for one, calling in zip(handed, callings(args, handed), strict=True):
             if calling.warning:
                 session.out.warn(f"{one.label}: {calling.warning}; {calling.how} to {calling.route}")
-        yield handed
+        # a model name has no base, which is the served one
+        names = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in specs]
+        yield Checked(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
+
+
+def requested_name(spec: AdapterSpec) -> str:
+    """What a request would call it: without a base by path, which no request may name."""
+    return str(spec if spec.base is not None and spec.base.kind == "alias" else replace(spec, base=None))
 
 
 def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:
@@ -113,14 +139,24 @@ def started(
 
 
 def stay(
-    session: Session, engine: EngineProcess, document: dict[str, Any], *, drain_s: float, drain: Callable[[], bool]
+    session: Session,
+    engine: EngineProcess,
+    document: dict[str, Any],
+    *,
+    drain_s: float,
+    drain: Callable[[], bool],
+    refresh_aliases: Callable[[], bool],
 ) -> None:
     """Print that the server is ready, and return when it should stop and `drain` has let running requests finish.
+
+    SIGHUP calls `refresh_aliases`.
 
     Raises:
         EngineFailed: the engine ended by itself.
     """
     document |= {"pid": engine.pid}
+
+    _refresh_on_hangup(session, refresh_aliases)
     try:
         session.out.result(document, lambda: say_ready(session, document))
         sys.stdout.flush()
@@ -136,6 +172,21 @@ def stay(
         session.out.note("stopping the engine")
 
 
+def _refresh_on_hangup(session: Session, refresh_aliases: Callable[[], bool]) -> None:
+    """Call `refresh_aliases` on SIGHUP; where the terminal is gone, the server stops as it would without this."""
+    has_terminal = sys.stdin is not None and sys.stdin.isatty()
+
+    def refresh() -> None:
+        session.out.note("looked every alias up again" if refresh_aliases() else "no alias was looked up again")
+
+    def hang_up(*_: object) -> None:
+        if has_terminal and not sys.stdin.isatty():
+            raise SystemExit
+        threading.Thread(target=refresh, daemon=True).start()
+
+    signal.signal(signal.SIGHUP, hang_up)
+
+
 def document_of(
     args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
 ) -> dict[str, Any]:
@@ -147,7 +198,7 @@ def document_of(
         "base": args.record.label,
         "model": served_name,
         "adapters": [
-            {"model": model_of(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank, "calling": one.to_json()}
+            {"model": str(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank, "calling": one.to_json()}
             for spec, h, one in zip(args.specs, handed, callings(args, handed), strict=True)
         ],
         "command": list(command),
@@ -159,11 +210,6 @@ def callings(args: ServeArgs, handed: Sequence[LeasedAdapter]) -> list[Calling]:
     from adapterhub.inference.serving.calling import calling_of
 
     return [calling_of(one.prompt, args.record.hints.chat_template_sha256) for one in handed]
-
-
-def model_of(spec: AdapterSpec) -> str:
-    """The model name in requests: the spec without its base, which is the served one."""
-    return str(replace(spec, base=None))
 
 
 def say_dry(session: Session, document: dict[str, Any]) -> None:

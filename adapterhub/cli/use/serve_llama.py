@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, say_dry, started, stay
 from adapterhub.core.errors import NotAllowed, UsageProblem
 from adapterhub.core.extras import require
 
@@ -35,8 +36,10 @@ def serve_llama(
     from adapterhub.inference.serving import UnreachableRemotes
     from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
+    from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.front import free_port
-    from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
+    from adapterhub.inference.serving.llama_cpp import command_of, find_llama_server, front
+    from adapterhub.inference.serving.llama_names import Names
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
@@ -49,7 +52,8 @@ def serve_llama(
     engine_port = free_port("127.0.0.1")
     extra = ["--parallel", str(slots or _SLOTS), *args.extra]
     with session.library.store.intent("serve llama.cpp") as intent:
-        with checked(session, args, ENGINE) as handed:
+        with checked(session, args, ENGINE) as found:
+            args, handed, aliases = found.args, found.handed, found.aliases
             files = [intent.folder / f"{at}-{one.digest[7:19]}.gguf" for at, one in enumerate(handed)]
             if not args.dry_run:
                 _write(session, args, handed, files)
@@ -59,8 +63,11 @@ def serve_llama(
             session.out.result(document, lambda: say_dry(session, document))
             return
         builds = [(one.label, one.digest) for one in handed]
+        moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
+        served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
         said = [one["calling"] for one in document["adapters"]]
-        names = Names(served_name, [model_of(spec) for spec in args.specs], builds, said, args.denied)
+        digest = args.record.fingerprint.weights
+        names = Names(served_name, served, builds, said, args.denied, digest, moving=moving, aliases=aliases)
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
@@ -68,12 +75,25 @@ def serve_llama(
         def look() -> None:
             look_for_yanks(session.library, labels, args.denied, find_source, remotes)
 
+        def follow() -> Followers:
+            places = session.followed_places(args.settings.remote, labels)
+            heard = Reactions(served=labels.keys, look_for_yanks=look, refresh_aliases=names.refresh)
+            return Followers(lambda: places, lambda place: feed_of(session.place_source(place)), heard, remotes)
+
         with started(session, args, command, dict(os.environ)) as engine:
             engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (YANKS_S, look)])
-                with upkeep, front(args.host, args.port, engine_port, names) as server:
-                    stay(session, engine, document, drain_s=args.drain_s, drain=lambda: server.drain(args.drain_s))
+                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
+                following = follow() if args.settings.follow else contextlib.nullcontext()
+                with upkeep, following, front(args.host, args.port, engine_port, names, args.gate) as server:
+                    stay(
+                        session,
+                        engine,
+                        document,
+                        drain_s=args.drain_s,
+                        drain=lambda: server.drain(args.drain_s),
+                        refresh_aliases=names.refresh,
+                    )
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
 

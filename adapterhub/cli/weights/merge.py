@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FLAGS: Final = {
     **CHOICE_FLAGS,
+    "test": "--test",
     "adapters": "the adapters",
     **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline", "force")},
     **{name: f"--{name}" for name in ("version", "task", "description", "license")},
@@ -79,11 +80,16 @@ FLAGS: Final = {
     help="Search for the weights that answer these examples best (JSON Lines).",
 )
 @click.option(
+    "--test",
+    is_flag=True,
+    help="Write the merge only if it keeps the `never` and `leave_alone` lines of all parents' contracts.",
+)
+@click.option(
     "--on",
     "on_base",
     type=BASE,
     metavar="BASE",
-    help="With --tune: evaluate on this base [default: the adapters'].",
+    help="With --tune or --test: ask on this base [default: the adapters'].",
 )
 @click.option("--tune-budget", type=click.IntRange(min=1), metavar="N", help="With --tune: try at most N weight sets.")
 @click.option("--methods", is_flag=True, help="List the merge methods and their options.")
@@ -107,6 +113,7 @@ def merge(
     analyze: bool,
     plot: Path | None,
     tune: Path | None,
+    test: bool,
     on_base: BaseSpec | None,
     tune_budget: int | None,
     methods: bool,
@@ -125,6 +132,7 @@ def merge(
       adapt merge legal-qa summarize --method ties_svd --density 0.3 --rank 16 -o both
       adapt merge ./out/legal-qa ./out/tables --weights 1,-1 -o ./difference
       adapt merge legal-qa summarize --tune examples.jsonl --on base-7b -o tuned
+      adapt merge legal-qa summarize --test
       adapt merge legal-qa summarize --analyze
       adapt merge --recipe merge.toml
     """
@@ -137,7 +145,8 @@ def merge(
     details = {"version": version, "task": task, "description": description, "license": licence}
     if recipe is not None:
         _check_unused("`--recipe` sets these", adapters=adapters, weights=weights, base=base, tune=tune, **choice)
-        _check_unused("`--recipe` merges", analyze=analyze, plot=plot, on_base=on_base, tune_budget=tune_budget)
+        unused = {"analyze": analyze, "plot": plot, "on_base": None if test else on_base, "tune_budget": tune_budget}
+        _check_unused("`--recipe` merges", **unused)
         from adapterhub.cli.weights.merge_recipe import merge_by_recipe
 
         merge_by_recipe(
@@ -150,12 +159,13 @@ def merge(
             force=force,
             bump=bump,
             variant=variant,
+            tests_on=(on_base,) if test else None,
         )
         return
     _check_unused("only `--recipe` fetches adapters", places=places, offline=offline)
     _check_unused("only `--recipe` brings a name of its own", force=force)
     if tune is None:
-        _check_unused("only `--tune` evaluates", on_base=on_base, tune_budget=tune_budget)
+        _check_unused("only `--tune` evaluates", on_base=None if test else on_base, tune_budget=tune_budget)
     if not adapters:
         raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
     numbers = weights_from(weights, adapters)
@@ -168,6 +178,7 @@ def merge(
             "`--analyze` merges nothing",
             output=output,
             tune=tune,
+            test=test,
             bump=bump,
             variant=variant,
             **details,
@@ -200,10 +211,11 @@ def merge(
         if about is not None:
             about = replace(about, metrics=found.metrics)
     combination = chosen.step(ingredients)
+    tests_on = (on_base,) if test else None
     if about is None:
-        merge_to_folder(session, combination, Path(output).expanduser(), extra)
+        merge_to_folder(session, combination, Path(output).expanduser(), extra, tests_on=tests_on)
     else:
-        merge_to_library(session, library, combination, about, extra, bump=bump, variant=variant)
+        merge_to_library(session, library, combination, about, extra, bump=bump, variant=variant, tests_on=tests_on)
 
 
 def _check_unused(why: str, **options: Any) -> None:

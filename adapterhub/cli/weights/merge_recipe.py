@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
 
 
@@ -27,6 +28,7 @@ def merge_by_recipe(
     force: bool = False,
     bump: Bump | None = None,
     variant: bool = False,
+    tests_on: tuple[BaseSpec | None] | None = None,
 ) -> None:
     """Merge the recipe's inputs and compare the result with the recorded one; options as `plan_recipe`, `combine`."""
     plan = plan_recipe(
@@ -34,9 +36,16 @@ def merge_by_recipe(
     )
     if isinstance(plan.target, Path):
         ensure_named(plan.target, bump, variant=variant)
-        merge_to_folder(session, plan.combination, plan.target)
+        merge_to_folder(session, plan.combination, plan.target, tests_on=tests_on)
         return
     expected = plan.expected if bump is None else None
     merge_to_library(
-        session, session.library, plan.combination, plan.target, expected=expected, bump=bump, variant=variant
+        session,
+        session.library,
+        plan.combination,
+        plan.target,
+        expected=expected,
+        bump=bump,
+        variant=variant,
+        tests_on=tests_on,
     )

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.combining import combine, report_merged
+from adapterhub.api.steps.contracts.gating import merge_test
+from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from adapterhub.api.results import Merged
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
-    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
+    from adapterhub.weights.recipes.combination import Combination, Ingredient
     from adapterhub.weights.recipes.toml.values import Inner
 
 SUMS: Final = ("cat", "svd", "linear")
@@ -23,13 +27,19 @@ SUMS: Final = ("cat", "svd", "linear")
 
 
 def merge_to_folder(
-    session: Session, combination: Combination, folder: Path, extra: dict[str, Any] | None = None
+    session: Session,
+    combination: Combination,
+    folder: Path,
+    extra: dict[str, Any] | None = None,
+    *,
+    tests_on: tuple[BaseSpec | None] | None = None,
 ) -> None:
-    """Merge into a new folder and print the result."""
-    merged = combine(session.library, combination, folder, bars=session.out)
+    """Merge into a new folder and print the result; `tests_on` holds the base of a test, None for no test."""
+    test = merge_test(session.library, combination, *tests_on, bars=session.out) if tests_on else None
+    merged = combine(session.library, combination, folder, test=test, bars=session.out)
     report_merged(session, merged)
-    document = {"path": str(folder)} | _document(merged.made, combination) | (extra or {})
-    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], merged.made, combination))
+    document = {"path": str(folder)} | _document(merged, combination) | (extra or {})
+    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], merged, combination))
 
 
 def merge_to_library(
@@ -42,13 +52,22 @@ def merge_to_library(
     expected: str | None = None,
     bump: Bump | None = None,
     variant: bool = False,
+    tests_on: tuple[BaseSpec | None] | None = None,
 ) -> None:
-    """Merge into the library and print the result; `expected` is the manifest digest that a recipe records."""
-    merged = combine(library, combination, about, expected=expected, bump=bump, variant=variant, bars=session.out)
+    """Merge into the library and print the result; `expected` is the manifest digest that a recipe records.
+
+    `tests_on` is as for a folder.
+    """
+    test = merge_test(library, combination, *tests_on, bars=session.out) if tests_on else None
+    if test is not None:
+        test.measures = expected is None
+    merged = combine(
+        library, combination, about, expected=expected, bump=bump, variant=variant, test=test, bars=session.out
+    )
     report_merged(session, merged)
-    added, made = merged.added, merged.made
+    added = merged.added
     assert added is not None  # it went into the library
-    document = added.to_json() | _document(made, combination) | (extra or {})
+    document = added.to_json() | _document(merged, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest
     if expected is not None:
@@ -61,7 +80,7 @@ def merge_to_library(
                 "versions and thread counts change the last digits of the numbers"
             )
             session.out.hint("set OMP_NUM_THREADS=1 here and where the recipe was recorded to rule out threads")
-    session.out.result(document, lambda: _say(session, lines, made, combination))
+    session.out.result(document, lambda: _say(session, lines, merged, combination))
 
 
 def _headline(added: Added) -> str:
@@ -70,11 +89,12 @@ def _headline(added: Added) -> str:
     return f"{state} {build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}"
 
 
-def _document(made: Made, combination: Combination) -> dict[str, Any]:
+def _document(merged: Merged, combination: Combination) -> dict[str, Any]:
     from adapterhub.weights.recipes.combination import parents_of
 
-    result = made.result
-    return {
+    made, result = merged.made, merged.made.result
+    tests = {"tests": [one.to_json() for one in merged.tests]} if merged.tests else {}
+    return tests | {
         "relative_error": result.relative_error,
         "worst_module": result.worst_module,
         "worst_error": result.worst_error,
@@ -86,8 +106,8 @@ def _document(made: Made, combination: Combination) -> dict[str, Any]:
     }
 
 
-def _say(session: Session, lines: Sequence[str], made: Made, combination: Combination) -> None:
-    out, result = session.out, made.result
+def _say(session: Session, lines: Sequence[str], merged: Merged, combination: Combination) -> None:
+    out, made, result = session.out, merged.made, merged.made.result
     for line in lines:
         out.line(line)
     out.line(f"  = {sum_text(combination)}")
@@ -102,6 +122,7 @@ def _say(session: Session, lines: Sequence[str], made: Made, combination: Combin
     out.line(f"  {distance}: {result.relative_error:.2g}{worst}")
     if result.truncation_error is not None:
         out.line(f"  lost by the cut to this rank: {result.truncation_error:.2g}")
+    tells_tests(session, merged.tests)
     for inner in made.inner:
         out.line(f"  inner merge by {_method_text(inner.recipe)}: {inner.relative_error:.2g} from its plain sum")
 

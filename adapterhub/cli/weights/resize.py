@@ -8,11 +8,13 @@ import click
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.combining import Resizing, combine, plan_resize, weights_in
+from adapterhub.api.steps.contracts.gating import same_adapter_test
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @naming_options
 @click.option("--task", metavar="TASK", help="Task of the new adapter [default: the adapter's own].")
 @click.option("--description", metavar="TEXT", help="Describe the new adapter [default: the adapter's own].")
+@click.option("--test", is_flag=True, help="Write the result only if it passes the adapter's contract.")
 @common
 def resize(
     session: Session,
@@ -50,6 +53,7 @@ def resize(
     variant: bool,
     task: str | None,
     description: str | None,
+    test: bool,
 ) -> None:
     """Reduce an adapter to a lower rank: the closest update of that rank, module by module.
 
@@ -61,6 +65,7 @@ def resize(
     Examples:
       adapt resize legal-qa --rank 4
       adapt resize legal-qa --rank 4 -o legal-qa --variant
+      adapt resize legal-qa --rank 2 --test
       adapt resize legal-qa --energy 0.99 -o legal-qa-small
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
@@ -71,7 +76,14 @@ def resize(
     cut = one_cut(rank=rank, energy=energy, max_error=max_error)
     plan = plan_resize(session.project_library, adapter, output, cut, dtype=dtype, base=base, said=said)
     merged = combine(
-        session.library, plan.combination, plan.target, what="resize", bump=bump, variant=variant, bars=session.out
+        session.library,
+        plan.combination,
+        plan.target,
+        what="resize",
+        bump=bump,
+        variant=variant,
+        test=same_adapter_test(session.library, plan.combination, bars=session.out) if test else None,
+        bars=session.out,
     )
     if merged.added is None:
         _say(session, plan, merged, rank, f"resized into {merged.folder}", {"path": str(merged.folder)})
@@ -92,6 +104,7 @@ def _say(
     after, _ = weights_in(merged.folder, None)
     document |= {"before": plan.before.to_json(), "after": after.to_json(), "dtype": result.dtype}
     document |= {"relative_error": result.relative_error, "worst_module": result.worst_module}
+    document |= {"tests": [one.to_json() for one in merged.tests]} if merged.tests else {}
     document |= {"worst_error": result.worst_error, "recipe": dict(made.recipe)}
 
     def text() -> None:
@@ -100,6 +113,7 @@ def _say(
             out.line(f"  {when:6}  {size_text(weights.size_bytes)}  {ranks_text(weights.ranks)}")
         worst = f", worst in {result.worst_module}: {result.worst_error:.2g}" if result.worst_error > 0 else ""
         out.line(f"  {result.dtype}; relative error against the adapter: {result.relative_error:.2g}{worst}")
+        tells_tests(session, merged.tests)
         if rank is not None and rank > max(after.ranks):
             out.line(f"  no module's update has a rank above {max(after.ranks)}; rank {rank} would only add zeros")
 

@@ -18,16 +18,19 @@ from typing import IO, cast
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, digest_of, strict_json
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._commit import HubCommit
+from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
-from adapterhub.distribution.hub._session import bound_client
+from adapterhub.distribution.hub._session import bound_client, bounded_client
 from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._versions import (
     Published,
@@ -47,6 +50,8 @@ from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
     "Contents",
+    "Event",
+    "EventPage",
     "Hub",
     "HubCommit",
     "HubNamespace",
@@ -100,6 +105,7 @@ class Hub:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
         self._places: dict[str, PublishedVersion] = {}
         self._features: frozenset[str] | None = None
+        self._feed: Wire | None = None
 
     @property
     def place(self) -> str:
@@ -316,10 +322,32 @@ class Hub:
         """Yanks and deletes on this server."""
         return Withdrawal(self._api, self._wire, is_registry="yank" in self.features)
 
+    @property
+    def aliases(self) -> RegistryAliases:
+        """The aliases of this server."""
+        return RegistryAliases(self._wire, is_offered=FEATURE in self.features)
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias that the `@word` of a spec is here; see `moving.HasAliases`."""
+        found = self.aliases.find(spec)
+        return found.alias if found else None
+
     def hurried(self) -> Hub:
         """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
         token = self._api.token if isinstance(self._api.token, str) else None
         return Hub(endpoint=self.endpoint, token=token, label=self.label, silence_s=min(HURRY_S, self._wire.silence_s))
+
+    def events(self, since: int | None, wait_s: int = 0) -> EventPage:
+        """What changed after the number `since`, at the latest after `wait_s` seconds; with None, where to begin.
+
+        Only a server with the feature `events` has this.
+        """
+        if self._feed is None:
+            silence_s = self._wire.silence_s + LONGEST_WAIT_S
+            token = self._api.token if isinstance(self._api.token, str) else None
+            client = bounded_client(silence_s)
+            self._feed = Wire(self.endpoint, token, version=None, silence_s=silence_s, client=client)
+        return events_since(self._feed, since, wait_s)
 
     # ------------------------------------------------------------ other
     def repository_of(self, release: Release) -> tuple[str, str]:

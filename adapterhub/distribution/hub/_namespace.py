@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
@@ -34,6 +35,12 @@ class HubNamespace:
         if spec.namespace not in (None, self._namespace):
             return []
         return self.hub.releases(replace(spec, namespace=self._namespace))
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """See `moving.HasAliases`."""
+        if spec.namespace not in (None, self._namespace):
+            return None
+        return self.hub.alias(replace(spec, namespace=self._namespace))
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """See `transfer.Source`."""

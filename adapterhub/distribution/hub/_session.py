@@ -36,19 +36,25 @@ def bound_client(silence_s: float | None = None) -> None:
     wait_s = silence_s or VERIFYING_S
     if [wait_s] == _WAIT_S:
         return
+    set_client_factory(lambda: bounded_client(wait_s))
+    _WAIT_S[:] = [wait_s]
+
+
+def bounded_client(wait_s: float) -> HttpObject:
+    """A client that gives up after `wait_s` silent seconds, and on an endless response.
+
+    Raises:
+        RemoteUnreachable: a proxy of the environment is invalid.
+    """
     from huggingface_hub.utils._http import default_client_factory  # keeps the user's proxies and certificates
 
-    def bounded() -> HttpObject:
-        try:
-            client = default_client_factory()
-        except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
-            raise unusable_proxy(error) from None
-        client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
-        _Bounds(client)
-        return client
-
-    set_client_factory(bounded)
-    _WAIT_S[:] = [wait_s]
+    try:
+        client = default_client_factory()
+    except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+        raise unusable_proxy(error) from None
+    client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
+    _Bounds(client)
+    return client
 
 
 class _Bounds:

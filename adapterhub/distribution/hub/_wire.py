@@ -144,10 +144,20 @@ class Wire:
     """Requests to one server, with its token."""
 
     def __init__(
-        self, endpoint: str, token: str | None, *, version: str | None, silence_s: float | None = None
+        self,
+        endpoint: str,
+        token: str | None,
+        *,
+        version: str | None,
+        silence_s: float | None = None,
+        client: HttpObject = None,
     ) -> None:
-        """`silence_s`: how long to wait for the next byte, and for a connection if shorter than `CONNECT_S`."""
+        """`silence_s`: how long to wait for the next byte, and for a connection if shorter than `CONNECT_S`.
+
+        `client` replaces the session that the whole process shares, which anyone may close during a long request.
+        """
         self.endpoint = endpoint
+        self._own_client = client
         self.silence_s = SILENCE_S if silence_s is None else silence_s
         self.received_bytes = 0
         self._headers = {
@@ -259,7 +269,7 @@ class Wire:
             RemoteUnreachable: a proxy is invalid.
         """
         try:
-            return get_session()
+            return self._own_client or get_session()
         except AdapterHubError:
             raise
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adapterhub.core.digests import Digest
+from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.prompts.form import Asked, PromptForm, Turn, template_digest
 
@@ -30,11 +30,20 @@ def base_template_digest(tokenizer: Tokenizer) -> Digest | None:
     return None if held is None else template_digest(held)
 
 
+def _is_base_s(digest: Digest | None, tokenizer: Tokenizer) -> bool:
+    """Whether `digest` is that of the base's template, or of all of them where it has several, as in its hints."""
+    if digest is None:
+        return False
+    held = getattr(tokenizer, "chat_template", None)
+    named = [{"name": name, "template": text} for name, text in held.items()] if isinstance(held, dict) else []
+    return digest == base_template_digest(tokenizer) or (bool(named) and digest == digest_of(canonical_json(named)))
+
+
 def has_other_template(form: PromptForm, tokenizer: Tokenizer) -> bool:
     """Whether the form states the digest of a template that neither it nor the base holds: its prompts differ then."""
     if form.form != "chat" or form.chat_template is not None or form.chat_template_sha256 is None:
         return False
-    return form.chat_template_sha256 != base_template_digest(tokenizer)
+    return not _is_base_s(form.chat_template_sha256, tokenizer)
 
 
 def prompt_texts(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokenizer = None) -> list[str]:
@@ -49,7 +58,7 @@ def prompt_texts(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokeni
     if form.form != "chat":
         return [form.frame(_text(form, asked)) for asked in questions]
     chats = [_chat(form, asked) for asked in questions]
-    if form.chat_template is not None and form.chat_template_sha256 != base_template_digest(tokenizer):
+    if form.chat_template is not None and not _is_base_s(form.chat_template_sha256, tokenizer):
         from adapterhub.formats.prompts.chat import render_chats
 
         special = getattr(tokenizer, "special_tokens_map", None) or {}

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 
 def load_base(
-    folder: Path, *, dtype: str = "auto", load_in: str | None = None, labels: int | None = None
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    load_in: str | None = None,
+    labels: int | None = None,
+    is_encoder: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if there is one.
 
-    With `labels`, it is a classifier of so many labels, whose head is untrained unless the folder has it.
+    With `labels`, it is a classifier of so many labels, whose head is untrained unless the folder has it; with
+    `is_encoder`, it is the model without any head.
     `load_in` quantises the linear layers with bitsandbytes while loading: `4bit` (NF4, with the other tensors in
     `dtype`) or `8bit` (LLM.int8). Reads only safetensors weights, and runs no code that comes with the model.
 
@@ -48,6 +54,8 @@ def load_base(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        if is_encoder:
+            kind = transformers.AutoModel
         if labels is not None:
             kind = transformers.AutoModelForSequenceClassification
             options["num_labels"] = labels

@@ -3,14 +3,70 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 _EVENT: Final = b"data: {"
 _USAGE: Final = b'"usage":'
-_USAGE_BYTES: Final = 4096
+_NO_CHOICE: Final = (b'"choices":[]', b'"choices": []')
+_LONGEST_USAGE: Final = 4096
 _OF_PROMPT: Final = ("prompt_tokens", "input_tokens")
 _OF_ANSWER: Final = ("completion_tokens", "output_tokens")
 _DECODER: Final = json.JSONDecoder()
+STREAMS_WITHOUT_USAGE: Final = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/completions", "/chat/completions"}
+)
+"""Routes whose streams tell the tokens only on demand."""
+
+
+class Usage(NamedTuple):
+    """The tokens of a prompt, and of its answer."""
+
+    prompt: int
+    generated: int
+
+
+def usage_in(piece: bytes) -> Usage | None:
+    """The last usage that a part of an answer tells; None if it tells none.
+
+    Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
+    """
+    at = piece.rfind(_USAGE)
+    if at < 0:
+        return None
+    start = at + len(_USAGE)
+    try:
+        value, _ = _DECODER.raw_decode(piece[start : start + _LONGEST_USAGE].decode("utf-8", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not value.keys() & {*_OF_PROMPT, *_OF_ANSWER}:
+        return None
+    found = [next((value[key] for key in keys if key in value), 0) for keys in (_OF_PROMPT, _OF_ANSWER)]
+    return Usage(*found) if all(type(count) is int and count >= 0 for count in found) else None
+
+
+def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request for a stream must say beside the rest, so that its end tells the usage; {} where it will."""
+    if value.get("stream") is not True or route not in STREAMS_WITHOUT_USAGE:
+        return {}
+    options = value.get("stream_options")
+    if (options is not None and not isinstance(options, dict)) or (options or {}).get("include_usage") is True:
+        return {}
+    return {"stream_options": {"include_usage": True}}  # a usage in every event, too, would not be for us alone
+
+
+def with_changes(body: bytes, value: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """The body of a request, which holds `value`, with some changes; new members need no new text for the others."""
+    if not changes:
+        return body
+    if changes.keys() & value.keys() or not value:
+        return json.dumps({**value, **changes}).encode()
+    return body[: body.rindex(b"}")] + b"," + json.dumps(changes).encode()[1:]
+
+
+def says_only_usage(event: bytes) -> bool:
+    """Whether a server-sent event is the one that `asking_for_usage` adds to a stream."""
+    return _USAGE in event and any(none in event for none in _NO_CHOICE)
 
 
 def described(name: str, digest: str, base: str) -> bytes:
@@ -39,23 +95,3 @@ def kind_in(error: bytes) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return kind if isinstance(kind, str) else None
-
-
-def usage_in(data: bytes) -> tuple[int, int] | None:
-    """The tokens of the prompt and of the answer, as an answer or an event tells them; None if it does not.
-
-    Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
-    """
-    at = data.rfind(_USAGE)
-    if at < 0:
-        return None
-    try:
-        value, _ = _DECODER.raw_decode(data[at + len(_USAGE) : at + _USAGE_BYTES].decode("utf-8", "replace").lstrip())
-    except ValueError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    prompt, completion = (
-        next((value[key] for key in keys if type(value.get(key)) is int), 0) for keys in (_OF_PROMPT, _OF_ANSWER)
-    )
-    return prompt, completion

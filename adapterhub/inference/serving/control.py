@@ -1,4 +1,4 @@
-"""How `adapt serve` asks the server that it started to drain: a request with a key that both alone know."""
+"""How `adapt serve` asks the server that it started for something: a request with a key that both alone know."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ CONTROL_KEY: Final = "ADAPTERHUB_SERVE_CONTROL_KEY"
 
 CONTROL_HEADER: Final = "x-control-key"
 DRAIN_PATH: Final = "/adapterhub/drain"
+ALIASES_PATH: Final = "/adapterhub/aliases"
+"""A POST here looks every alias up again, and answers with their names."""
+
+REFRESH_S: Final = 60.0
+"""How long to wait until every alias is looked up again."""
+
 REFUSED_WHILE_DRAINING: Final = "this server is about to stop and takes no new requests; send the request again"
 
 
@@ -32,7 +38,16 @@ def drain(url: str, key: str, within_s: float) -> bool:
 
     Returns False if some still run after `within_s` seconds, or if the server does not answer.
     """
-    request = urllib.request.Request(f"{url}{DRAIN_PATH}", b"", {CONTROL_HEADER: key})  # noqa: S310 - our own URL
+    return _asked(f"{url}{DRAIN_PATH}", key, within_s)
+
+
+def refresh_aliases(url: str, key: str, within_s: float) -> bool:
+    """Ask the server at `url` to look every alias up again; False if it does not answer within `within_s` seconds."""
+    return _asked(f"{url}{ALIASES_PATH}", key, within_s)
+
+
+def _asked(url: str, key: str, within_s: float) -> bool:
+    request = urllib.request.Request(url, b"", {CONTROL_HEADER: key})  # noqa: S310 - our own URL
     try:
         with urllib.request.urlopen(request, timeout=within_s) as answer:  # noqa: S310 - as above
             return bool(answer.status == HTTPStatus.OK)

@@ -12,29 +12,37 @@ import http.client
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from packaging.version import Version
-
-from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterDenied, NotFound, SpecError, shown
-from adapterhub.core.specs import AdapterSpec
-from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.core.errors import AdapterDenied, NotFound, shown
+from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
+from adapterhub.inference.serving.answers import asking_for_usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
-from adapterhub.inference.serving.refusal import refusal_of
+from adapterhub.inference.serving.llama_names import Names
+from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 MOST_BYTES: Final = 64 << 20
 """The front refuses a longer request."""
 
 _CHUNK_BYTES: Final = 1 << 16
 _ANSWER_S: Final = 3600.0
+_METRICS_S: Final = 5.0
 _OWN_HEADERS: Final = frozenset({"connection", "transfer-encoding", "keep-alive", "content-length", "host"})
 _CLOSED: Final = ("/lora-adapters", "/models/load", "/models/unload")
 """Routes of the engine that change the answers to all clients, or show paths."""
+
+_SHOWS_PATHS: Final = "this route shows paths of the server; GET /v1/models lists the adapters"
+_IS_CLOSED: Final = "the `model` of each request selects the adapter; this route is closed"
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 def find_llama_server(program: str | None) -> str:
@@ -58,80 +66,18 @@ def command_of(program: str, base: Path, adapters: Sequence[Path], port: int, ex
     return [program, "--model", str(base), *loras, "--host", "127.0.0.1", "--port", str(port), *extra]
 
 
-class Names:
-    """Translates names for the engine.
-
-    `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
-    to ask each, for the list of models.
-    """
-
-    def __init__(
-        self,
-        base: str,
-        adapters: Sequence[str],
-        builds: Sequence[tuple[str, Digest]] = (),
-        callings: Sequence[Mapping[str, Any]] = (),
-        denied: Denied | None = None,
-    ) -> None:
-        self.base = base
-        self._callings = dict(zip(adapters, callings, strict=False))
-        self.adapters = tuple(adapters)
-        self.builds = dict(zip(adapters, builds, strict=False))
-        self.denied = denied or Denied()
-
-    def find(self, name: str) -> str | None:
-        """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither.
-
-        Raises:
-            AdapterDenied: it means an adapter that is not served any more.
-        """
-        fitting = [name] if name == self.base or name in self.adapters else self._fitting(name)
-        allowed = [one for one in fitting if one not in self.builds or self.denied.reason(*self.builds[one]) is None]
-        if fitting and not allowed:
-            self.denied.ensure_allowed(*self.builds[fitting[0]])
-        return allowed[0] if allowed else None
-
-    def _fitting(self, name: str) -> list[str]:
-        """The served names of the adapters that fit `name` as a spec, the newest first."""
-        try:
-            spec = AdapterSpec.parse(name)
-        except SpecError:
-            return []
-        if spec.base is not None and spec.base.text != self.base:
-            return []
-        fitting = []
-        for at, (served, (label, digest)) in enumerate(self.builds.items()):
-            full_name, version = label.rsplit("==", 1)
-            if full_name == spec.full_name and spec.matches(version) and digest.startswith(spec.digest_prefix or ""):
-                fitting.append((Version(version), at, served))
-        return [served for *_, served in sorted(fitting, reverse=True)]
-
-    def scales(self, name: str) -> list[dict[str, float]]:
-        """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
-        return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
-
-    def listing(self) -> dict[str, Any]:
-        """The answer to GET /v1/models."""
-        rows: list[dict[str, Any]] = [
-            {"id": name, "object": "model", "owned_by": "adapterhub"} for name in (self.base, *self.adapters)
-        ]
-        for row in rows:
-            if row["id"] in self._callings:
-                row["calling"] = self._callings[row["id"]]
-        return {"object": "list", "data": rows}
-
-
 class Front(ThreadingHTTPServer):
     """The front's server. It counts the requests that run, so that it can drain."""
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], engine_port: int, names: Names) -> None:
+    def __init__(self, address: tuple[str, int], engine_port: int, names: Names, gate: Gate) -> None:
         super().__init__(address, _Handler)
+        self.gate = gate
         self.engine_port = engine_port
         self.names = names
+        self.counted_in, self.metrics = own_metrics()
         self.drains = False
         self._running = 0
         self._changed = threading.Condition()
@@ -156,13 +102,14 @@ class Front(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[Front]:
+def front(host: str, port: int, engine_port: int, names: Names, gate: Gate | None = None) -> Iterator[Front]:
     """Answer requests on `host` and `port` while the block runs.
 
     Raises:
         OSError: the port is taken.
     """
-    with Front((host, port), engine_port, names) as server:
+    gate = gate or Gate()
+    with gate.open(), Front((host, port), engine_port, names, gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server
@@ -175,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: Front
     protocol_version = "HTTP/1.1"
+    _asked = Asked(route="", request_id="")
+    _raw = b""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - as in http.server
         """Log nothing: the engine has its own log."""
@@ -182,70 +131,124 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """List the models; forward everything else to the engine."""
         with self.server.counted():
-            self._get()
+            self._gated(self._get)
 
     def do_POST(self) -> None:
         """Add the scales and forward the request, or refuse it."""
         with self.server.counted():
-            self._post()
+            length = self.headers.get("Content-Length", "")
+            if not (length.isascii() and length.isdigit()) or int(length) > MOST_BYTES:
+                self.close_connection = True
+                self._answer_refusal(RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes"))
+                return
+            self._raw = self.rfile.read(int(length))
+            self._gated(self._post)
+
+    def _gated(self, handle: Callable[[], None]) -> None:
+        """Handle a request whose key and quota let it in; answer with the refusal otherwise."""
+        gate, route = self.server.gate, self._route()
+        self._asked = asked = Asked(route=route, request_id=request_id(self.headers.get("X-Request-Id", "")))
+        try:
+            if route in OPEN_ROUTES:
+                handle()
+                return
+            with gate.passing(asked, self.headers.get("Authorization", "").encode("latin-1")):
+                if asked.tenant is not None:
+                    kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+                    ensure_for_tenants(self.command, route, is_json=kind == "application/json")
+                handle()
+        except RequestRefused as refusal:
+            self._answer_refusal(refusal)
 
     def _get(self) -> None:
-        if self._refuses_all():
-            return
-        if self._route().endswith(_CLOSED):
-            self._refuse(
-                HTTPStatus.FORBIDDEN, "this route shows paths of the server; GET /v1/models lists the adapters"
-            )
-            return
+        self._ensure_open(_SHOWS_PATHS)
         if self._route() in {"/v1/models", "/models"}:
-            self._answer(HTTPStatus.OK, self.server.names.listing())
+            self._answer(HTTPStatus.OK, self.server.names.listing(self._asked.tenant))
             return
-        self._pass_on(None, self.server.names.base)
+        if self._route() == "/metrics" and self.server.counted_in is not None:
+            self._show_metrics(self.server.counted_in)
+            return
+        self._pass_on(None)
+
+    def _show_metrics(self, registry: CollectorRegistry) -> None:
+        """Our counters, and those of the engine where it was started with `--metrics`."""
+        data, kind = exposition(registry)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.engine_port, timeout=_METRICS_S)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            data += answer.read() if answer.status == HTTPStatus.OK and "text/plain" in str(answer.headers) else b""
+        self._send(HTTPStatus.OK, kind, data)
 
     def _post(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > MOST_BYTES:
-            self.close_connection = True
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected a body of at most {MOST_BYTES} bytes")
-            return
-        raw = self.rfile.read(int(length))
-        if self._refuses_all():
-            return
-        if self._route().endswith(_CLOSED):
-            self._refuse(HTTPStatus.FORBIDDEN, "the `model` of each request selects the adapter; this route is closed")
-            return
+        self._ensure_open(_IS_CLOSED)
         try:
-            body = json.loads(raw)
+            body = json.loads(self._raw)
         except ValueError:
-            self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON")
-            return
+            raise RequestRefused(400, "the body is not JSON") from None
         if not isinstance(body, dict):
-            self._refuse(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
-            return
-        asked = body.get("model", self.server.names.base)
+            raise RequestRefused(400, "the body is not a JSON object")
+        measured = Measured(self.server.metrics)
+        name = self._named(body, measured)
+        self._asked.begins(len(self._raw))
+        added = asking_for_usage(self._route(), body)
+        body |= {"lora": self.server.names.scales(name), **added}
         try:
-            name = self.server.names.find(asked) if isinstance(asked, str) else None
-        except AdapterDenied as error:
-            told = refusal_of(error)
-            self._refuse(told.status, told.message)
-            return
-        if name is None:
-            self._refuse(HTTPStatus.NOT_FOUND, f"no adapter `{shown(asked)}` is served; GET /v1/models lists them")
-            return
-        self._pass_on(json.dumps(body | {"lora": self.server.names.scales(name)}).encode(), name)
+            self._pass_on(json.dumps(body).encode(), name, measured, hides_usage=bool(added))
+        finally:
+            measured.end()
+
+    def _named(self, body: dict[str, Any], measured: Measured) -> str:
+        """The served name for a request, which is counted."""
+        metrics = self.server.metrics
+        try:
+            name = self._admitted(body)
+        except RequestRefused:
+            metrics.looked_up("refused")
+            raise
+        measured.adapter = self.server.names.label(name)
+        if measured.adapter is not None:
+            measured.found = "hit"
+            metrics.looked_up("hit")
+        return name
+
+    def _admitted(self, body: Mapping[str, Any]) -> str:
+        """The served name that the `model` of a request means, for this client."""
+        names, asked = self.server.names, self._asked
+        model = body.get("model", names.base)
+        tenant = asked.tenant
+        name: str | None = None
+        if isinstance(model, str):
+            asked.model = shown(model, 300)
+            if tenant is not None and model == names.base:
+                tenant.ensure_may_use_base()
+            spelled = tenant.name_for(model) if tenant is not None and model != names.base else model
+            try:
+                name = names.find(spelled, request_key(self.headers.get(KEY_HEADER, ""), body))
+            except AdapterDenied as error:
+                raise RequestRefused.of(error) from None
+        if name is None or (tenant is not None and not names.may_use(tenant, name)):
+            raise RequestRefused(404, f"no adapter `{shown(model)}` is served; GET /v1/models lists them")
+        if name in names.builds:
+            asked.is_for(*names.builds[name], names.base_digest)
+        return name
 
     def _route(self) -> str:
         return self.path.partition("?")[0].rstrip("/")
 
-    def _refuses_all(self) -> bool:
-        """Refuse the request if the server drains; whether it did."""
+    def _ensure_open(self, closed: str) -> None:
+        """Refuse every request while the server drains, and routes that are closed, which `closed` explains."""
         if self.server.drains:
             self.close_connection = True
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, REFUSED_WHILE_DRAINING)
-        return self.server.drains
+            raise RequestRefused(503, REFUSED_WHILE_DRAINING)
+        if self._route().endswith(_CLOSED):
+            raise RequestRefused(403, closed)
 
-    def _pass_on(self, body: bytes | None, name: str) -> None:
-        """Forward the request to the engine, and stream its answer back with `name` as the model."""
+    def _pass_on(
+        self, body: bytes | None, name: str = "", measured: Measured | None = None, *, hides_usage: bool = False
+    ) -> None:
+        """Forward the request to the engine, and stream its answer back with `name` as the model, or the base's."""
+        name = name or self.server.names.base
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
         connection = http.client.HTTPConnection("127.0.0.1", self.server.engine_port, timeout=_ANSWER_S)
         with contextlib.closing(connection):
@@ -253,39 +256,85 @@ class _Handler(BaseHTTPRequestHandler):
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
             except (OSError, http.client.HTTPException):
-                self._refuse(HTTPStatus.BAD_GATEWAY, "the engine does not answer")
-                return
+                raise RequestRefused(502, "the engine does not answer") from None
+            self._asked.status = answer.status
             self.send_response(answer.status)
             for header, value in answer.getheaders():
                 if header.lower() not in _OWN_HEADERS:
                     self.send_header(header, value)
+            for header, value in self._who():
+                self.send_header(header, value)
             self.send_header("Connection", "close")  # the end of the stream is the end of the answer
             self.end_headers()
             self.close_connection = True
             with contextlib.suppress(OSError, http.client.HTTPException):  # one side closed the connection
-                kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip()
-                if kind == "application/json":
-                    self.wfile.write(_named(answer.read(), name))
-                elif kind == "text/event-stream":
-                    for line in answer:
-                        start, data, rest = line.partition(b"data: ")
-                        self.wfile.write(line if start or not data else data + _named(rest.rstrip(b"\n"), name) + b"\n")
-                        self.wfile.flush()
-                else:
-                    while piece := answer.read1(_CHUNK_BYTES):
-                        self.wfile.write(piece)
-                        self.wfile.flush()
+                self._copy(answer, name, measured, hides_usage=hides_usage)
 
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
-        self._answer(status, {"error": {"message": message, "type": status.phrase, "code": int(status)}})
+    def _who(self) -> Iterator[tuple[str, str]]:
+        """The headers that say who answers."""
+        asked = self._asked
+        if asked.adapter is not None:
+            yield from (("x-adapter-name", asked.adapter), ("x-adapter-digest", asked.digest or ""))
+            yield "x-base-digest", asked.base or ""
+        yield "x-request-id", asked.request_id.encode("latin-1", "replace").decode("latin-1")
 
-    def _answer(self, status: HTTPStatus, value: Mapping[str, Any]) -> None:
-        data = json.dumps(value).encode()
+    def _copy(
+        self, answer: http.client.HTTPResponse, name: str, measured: Measured | None, *, hides_usage: bool
+    ) -> None:
+        """Send the body of the engine's answer on, and note its tokens."""
+        asked = self._asked
+        counts = measured if answer.status == HTTPStatus.OK else None
+        kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip()
+        field = described(asked.adapter, asked.digest or "", asked.base or "") if asked.adapter else b""
+        for piece in _pieces(answer, kind):
+            if counts is not None:
+                counts.take(piece)
+                asked.usage = counts.usage
+            if kind == "application/json":
+                if answer.status >= HTTPStatus.BAD_REQUEST:
+                    asked.failed(piece)
+                told = _named(piece, name)
+            elif kind == "text/event-stream" and piece.startswith(b"data: "):
+                asked.events += 1
+                if hides_usage and says_only_usage(piece):
+                    continue
+                told = b"data: " + _named(piece[6:].rstrip(b"\n"), name) + b"\n\n"
+                if field and (described_too := with_field(told, field)):
+                    told, field = described_too, b""
+            else:
+                told = piece
+            self.wfile.write(told)
+            self.wfile.flush()
+
+    def _answer_refusal(self, refusal: RequestRefused) -> None:
+        self.server.metrics.refused(refusal.status)
+        body = refusal_body(refusal.status, refusal.message, refusal.kind)
+        self._answer(HTTPStatus(refusal.status), body, refusal.headers)
+
+    def _answer(self, status: HTTPStatus, value: Mapping[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> None:
+        self._asked.status = int(status)
+        self._send(status, "application/json", json.dumps(value).encode(), headers)
+
+    def _send(self, status: HTTPStatus, kind: str, data: bytes, headers: Mapping[str, str] = _NO_HEADERS) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
+        for header, text in headers.items():
+            self.send_header(header, text)
         self.end_headers()
         self.wfile.write(data)
+
+
+def _pieces(answer: http.client.HTTPResponse, kind: str) -> Iterator[bytes]:
+    """The parts of an answer: the whole of a JSON answer, each event of a stream, and other data as it comes."""
+    if kind == "application/json":
+        yield answer.read()
+    elif kind == "text/event-stream":
+        for line in answer:
+            yield line + answer.readline() if line.startswith(b"data: ") else line  # an empty line ends an event
+    else:
+        while piece := answer.read1(_CHUNK_BYTES):
+            yield piece
 
 
 def _named(data: bytes, name: str) -> bytes:

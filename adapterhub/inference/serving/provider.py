@@ -11,11 +11,14 @@ from threading import Lock
 from typing import Final
 from weakref import WeakValueDictionary
 
-from adapterhub.core.digests import Digest, hex_of
+from packaging.version import Version
+
+from adapterhub.core.digests import Digest, Progress, hex_of
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
     BaseMismatch,
+    BaseNotFound,
     Malformed,
     NamespaceBound,
     NoCompatibleRelease,
@@ -32,6 +35,7 @@ from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
+from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -75,6 +79,11 @@ class LeasedAdapter:
     warnings: tuple[str, ...]
     prompt: PromptForm | None = None
 
+    @property
+    def version(self) -> str:
+        """Its version."""
+        return self.label.rpartition("==")[2]
+
 
 class AdapterProvider:
     """Finds, checks and leases adapters for one served base. Thread-safe.
@@ -83,10 +92,10 @@ class AdapterProvider:
     in `sources`, and installs what it finds there. Before
     the first lease of a build, it checks the bytes, format, shapes, numbers and base, and the rules of `engine` (such
     as `vllm@0.32`). A leased build has its own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from
-    the engine.
+    the engine. `progress` counts the bytes that come from sources.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sides of one server
         self,
         library: Library,
         base: BaseRecord,
@@ -95,13 +104,17 @@ class AdapterProvider:
         sources: Sources = lambda _: (),
         max_rank: int | None = None,
         signatures: SignaturePolicy | None = None,
+        alias_ttl_s: float = TTL_S,
         denied: Denied | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.library = library
+        self.aliases = ServedAliases(library, sources, ttl_s=alias_ttl_s)
         self.base = base
         self.engine = engine
         self.denied = denied or Denied()
         self._sources = sources
+        self._progress = progress
         self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
@@ -152,8 +165,26 @@ class AdapterProvider:
             return self._names_now().get(name)
 
     def find(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec `name`, leased: from the library, or else fetched. Raises as `fetch`."""
-        return self.find_installed(name) or self.fetch(name)
+        """The adapter for the spec or alias `name`, leased: from the library, or else fetched. Raises as `fetch`.
+
+        Of an alias with several targets, it is the one with the largest weight.
+        """
+        exact = next(iter(self.targets(name)), name)
+        return self.find_installed(exact) or self.fetch(exact)
+
+    def targets(self, name: str) -> list[str]:
+        """The exact specs that the alias `name` means now, the largest weight first; none if it is no alias.
+
+        Raises:
+            AmbiguousSpec, RemoteUnreachable: it may be an alias, but of which adapter, or what it means, is unknown.
+        """
+        if "@" in name and self.aliases.is_due(name):
+            self.aliases.look_up(name)
+        return self.aliases.specs(name)
+
+    def forget_alias(self, name: str | None = None) -> None:
+        """Look the alias `name` up again at its next request, or every alias: it may have moved."""
+        self.aliases.forget(name)
 
     def find_installed(self, name: str) -> LeasedAdapter | None:
         """The adapter for the spec `name`, leased; None where only a source may have one that fits.
@@ -202,6 +233,31 @@ class AdapterProvider:
                 build = self._build(spec, self._sources(spec))
             return self._lease(build)
 
+    def in_use(self) -> dict[str, LeasedAdapter]:
+        """What each name that was looked up lately means, or last meant."""
+        with self._names_lock:
+            return {**self._earlier, **self._names}
+
+    def bring_newest(self, spec: AdapterSpec, than: LeasedAdapter) -> None:
+        """Install the build that sources have for `spec`, if it is newer `than` the present one and can be served.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: no source has one that fits.
+            AdapterHubError: it cannot be served, and was not kept; or as `fetch`.
+        """
+        sources = self._sources(spec)
+        plan = self._planned(replace(spec, base=None), sources, allow_base_mismatch=False, library_first=False)
+        if plan.present is not None or Version(plan.release.manifest.version) <= Version(than.version):
+            return
+        added = run_install(self.library, plan, self._progress, signatures=self._signatures)
+        if added is None:
+            return
+        try:
+            self._lease(added.build)
+        except AdapterHubError:
+            self.library.remove([added.build])
+            raise
+
     # ------------------------------------------------------------ find
     def _spec(self, name: str) -> AdapterSpec:
         spec = AdapterSpec.parse(name)
@@ -216,7 +272,10 @@ class AdapterProvider:
             return
         if spec.base.kind == "path":
             raise SpecError(str(spec), "a request may name its base by alias, Hub id or digest, not by path")
-        named = requested_base(spec.base, self.library.bases)
+        try:
+            named = requested_base(spec.base, self.library.bases)
+        except BaseNotFound as error:
+            raise reworded(error, f"`{spec}` names no alias, and {error.message}") from None
         served = BaseRef(fingerprint=self.base.fingerprint, hints=self.base.hints)
         if named is not None and not named.judge(served).verdict.allows_attach:
             raise BaseMismatch(f"`{spec}` names another base than the served one, `{self.base.label}`")
@@ -229,12 +288,14 @@ class AdapterProvider:
             if not self._was_allowed(without_base):
                 raise
             plan = self._planned(without_base, sources, allow_base_mismatch=True)
-        added = run_install(self.library, plan, signatures=self._signatures)
+        added = run_install(self.library, plan, self._progress, signatures=self._signatures)
         build = plan.present or (added.build if added else None)
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool) -> InstallPlan:
+    def _planned(
+        self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool, library_first: bool = True
+    ) -> InstallPlan:
         return plan_install(
             self.library,
             spec,
@@ -242,6 +303,7 @@ class AdapterProvider:
             wanted=self._wanted,
             bounds=self._bounds,
             allow_base_mismatch=allow_base_mismatch,
+            library_first=library_first,
             objection=lambda one: self._reason(f"{one.full_name}=={one.version}", one.digest, one.yanked),
         )
 

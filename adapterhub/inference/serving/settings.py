@@ -9,11 +9,14 @@ from typing import Final
 
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.inference.serving.aliases import TTL_S
 
 _MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
 _REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
 _OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
+_ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
 _SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
 _DENY: Final = "ADAPTERHUB_SERVE_DENY"
 _DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
 _TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
@@ -28,9 +31,11 @@ class ServeSettings:
     """The sources of adapters while an engine runs, and the limits on what it gets.
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
-    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. `deny`
-    and `deny_file` list what is not served, as `access.denied.Denied` reads them. `tenants` is the file of the tenants,
-    `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the first request.
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
+    `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
+    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is the file of
+    the tenants, `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the
+    first request.
     """
 
     root: Path
@@ -38,8 +43,10 @@ class ServeSettings:
     remote: str | None = None
     offline: bool = False
     signatures: str | None = None
+    follow: bool = False
     deny: tuple[str, ...] = ()
     deny_file: Path | None = None
+    alias_ttl_s: float = TTL_S
     tenants: Path | None = None
     audit_log: str | None = None
     preload: tuple[str, ...] = ()
@@ -53,8 +60,10 @@ class ServeSettings:
             _REMOTE: self.remote or "",
             _OFFLINE: "1" if self.offline else "",
             _SIGNATURES: self.signatures or "",
+            _FOLLOW: "1" if self.follow else "",
             _DENY: "\n".join(self.deny),
             _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
+            _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
             _TENANTS: str(self.tenants.absolute()) if self.tenants else "",
             _AUDIT_LOG: self.audit_log or "",
             _PRELOAD: "\n".join(self.preload),
@@ -80,10 +89,22 @@ class ServeSettings:
             remote=environ.get(_REMOTE) or None,
             offline=environ.get(_OFFLINE, "") not in {"", "0"},
             signatures=signatures or None,
+            follow=environ.get(_FOLLOW, "") not in {"", "0"},
             deny=tuple(environ.get(_DENY, "").splitlines()),
             deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
+            alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
             tenants=Path(named) if (named := environ.get(_TENANTS)) else None,
             audit_log=environ.get(_AUDIT_LOG) or None,
             preload=tuple(environ.get(_PRELOAD, "").splitlines()),
             pins=tuple(environ.get(_PIN, "").splitlines()),
         )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or TTL_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageProblem(f"{_ALIAS_TTL} is `{shown(text)}`, expected seconds of at least 0")
+    return seconds

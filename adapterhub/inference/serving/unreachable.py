@@ -9,8 +9,10 @@ from http import HTTPStatus
 from threading import Lock
 from typing import IO, Final, TypeVar
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.errors import RemoteUnreachable, reworded
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.moving import alias_at
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.transfer import Source
@@ -36,6 +38,11 @@ class UnreachableRemotes:
     def guard(self, source: Source) -> Source:
         """The same source, which fails at once while its remote rests."""
         return _Guarded(source, self)
+
+    def rests(self, place: str) -> bool:
+        """Whether a use of the remote at `place` would fail at once."""
+        with self._lock:
+            return place in self._resting and self._clock() < self._resting[place][0]
 
     def call(self, place: str, request: Callable[[], _T]) -> _T:
         """The result of `request`, which talks to the remote at `place`.
@@ -89,6 +96,9 @@ class _Guarded:
 
     def releases(self, spec: AdapterSpec) -> Sequence[Release]:
         return self.remotes.call(self.place, lambda: self.source.releases(spec))
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        return self.remotes.call(self.place, lambda: alias_at(self.source, spec))
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         return self.remotes.call(self.place, lambda: self.source.open(release, entry))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
@@ -15,6 +17,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Subject
+from adapterhub.trust.verify.checks.contract import contract_of
 
 
 def _empty() -> Mapping[str, Any]:
@@ -77,7 +80,15 @@ def describe(
         annotations=description.annotations,
         card=card,
     )
-    return made if description.prompt is None else made.with_prompt(description.prompt)
+    return made.with_prompt(description.prompt or _prompt_of_contract(subject))
+
+
+def _prompt_of_contract(subject: Subject) -> PromptForm | None:
+    """The form in which a contract asks; None without one. Another check says what is wrong with a broken one."""
+    with contextlib.suppress(Malformed, DigestMismatch, CouldNotTell, OSError):
+        contract = contract_of(subject)
+        return contract.prompt if contract is not None else None
+    return None
 
 
 def _card(subject: Subject) -> str:

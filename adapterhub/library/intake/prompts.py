@@ -3,6 +3,7 @@
 | in the folder | is |
 | --- | --- |
 | `adapterhub.json` with a form | taken |
+| a behaviour contract (`evals.jsonl`) | taken: it was recorded in its form |
 | a Modelfile with a TEMPLATE of one `{{ .Prompt }}`, or a SYSTEM text | taken: Ollama always obeys it |
 | a chat template other than the base's | said: trainers write one beside every adapter; `--prompt chat` takes it |
 | a GGUF file with a prompt prefix | said: nothing applies it, and it lacks the text after the question |
@@ -19,6 +20,9 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_js
 from adapterhub.core.errors import AdapterHubError, UsageProblem, shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reader import MAX_BYTES
+from adapterhub.formats.contract.reading import claims_contract
 from adapterhub.formats.manifest import CARD_FILE
 from adapterhub.formats.prompts.form import MAX_CHAT_TEMPLATE_BYTES, PromptForm, template_digest, template_of
 from adapterhub.formats.prompts.gguf import LOOKED_AT_BYTES, prompt_prefix
@@ -68,6 +72,8 @@ def choose_form(folder: Path, asked: PromptForm | None, base: BaseHints | None) 
     manifest = manifest_in(folder)
     if manifest is not None and manifest.prompt is not None:
         return PromptChoice(form=manifest.prompt, note=_taken(manifest.prompt, "adapterhub.json"))
+    if claims_contract(_read(folder, CONTRACT_FILE, MAX_BYTES) or b""):
+        return PromptChoice()  # it says itself how it asks
     hints: list[str] = []
     if (written := _read(folder, _MODELFILE, LIMIT_BYTES)) is not None:
         try:

@@ -58,6 +58,11 @@ class Staging:
         self._signature: bytes | None = None
         self.added: Added | None = None
 
+    @property
+    def folder(self) -> Path:
+        """The files that were taken so far, as they will be installed."""
+        return self._staging
+
     def has(self, entry: FileEntry) -> bool:
         """Link the file from the store, if its bytes are there and correct; a damaged object goes into quarantine."""
         store, target = self._store, self._staging / entry.path

@@ -118,7 +118,7 @@ def _bytes_below(path: Path) -> int:
 
 
 def unused_builds(library: Library) -> list[Installed]:
-    """Installed builds that no project and no process needs, nor any merge that one of them needs.
+    """Installed builds that no project, alias or process needs, nor any merge that one of them needs.
 
     An unused merge does not keep its parents.
     """
@@ -126,6 +126,7 @@ def unused_builds(library: Library) -> list[Installed]:
     builds = {build.manifest.digest: build for build in installed}
     needed: set[str] = set()
     todo = [digest for holder in holders_of(library) if holder.kind != "installed" for digest in holder.digests]
+    todo += [Digest(digest) for _, digest in library.aliases.by_build()]
     while todo:
         digest = todo.pop()
         if digest in needed:

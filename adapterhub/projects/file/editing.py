@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -82,6 +82,24 @@ def with_adapter(text: str, wanted: AdapterRequirement) -> str:
     return document.as_string().replace("\n", line_end)
 
 
+def with_alias(text: str, key: AdapterName, name: str, weights: Mapping[str, float]) -> str:
+    """The text in which the alias `name` of the adapter `key` means these versions."""
+    import tomlkit
+
+    document, line_end = _parsed(text)
+    if "aliases" not in document:
+        document["aliases"] = tomlkit.table(is_super_table=True)
+    aliases = cast("Table", document["aliases"])
+    if key not in aliases:
+        aliases[key] = tomlkit.table()
+    entry: TomlItem = next(iter(weights))
+    if len(weights) > 1:
+        entry = tomlkit.inline_table()
+        entry.update(weights)
+    _put(cast("Table", aliases[key]), AdapterName(name), entry)
+    return document.as_string().replace("\n", line_end)
+
+
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     """The text without these adapters or merges.
 
@@ -107,7 +125,7 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
                 hint=f"`adapt remove {together} --save` removes all of them; or remove `{key}` from the recipe",
             )
     document, line_end = _parsed(text)
-    for table in (*_tables(document), document.get("merges", {})):
+    for table in (*_tables(document), document.get("merges", {}), document.get("aliases", {})):
         for key in keys:
             if key in table:
                 del table[key]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.aliases import parse_alias
 from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
@@ -28,6 +29,7 @@ from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
+from adapterhub.projects.aliases import targets_wanted, weights_in
 from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from
@@ -36,7 +38,7 @@ LIMIT_BYTES: Final = 4 << 20
 MAX_ENTRIES: Final = 10_000
 """Adapters, groups, merges and remotes of a project, all together."""
 
-_TABLES: Final = ("project", "remotes", "adapters", "groups", "merges", "policy")
+_TABLES: Final = ("project", "remotes", "adapters", "groups", "aliases", "merges", "policy")
 _REMOTE_KEYS: Final = (*KIND_OF_KEY, "namespaces", "signatures", "kind")
 _ADAPTER_KEYS: Final = ("spec", "rank", "min-rank", "max-rank", "remote")
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
@@ -123,7 +125,14 @@ def _entries_in(document: Mapping[str, Any]) -> int:
     groups = document.get("groups")
     tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
     tables += [groups, *groups.values()] if isinstance(groups, dict) else []
+    aliases = document.get("aliases")
+    tables += [one for table in aliases.values() for one in _tables_in(table)] if isinstance(aliases, dict) else []
     return sum(len(table) for table in tables if isinstance(table, dict))
+
+
+def _tables_in(table: object) -> list[object]:
+    """A table and the tables in it."""
+    return [table, *table.values()] if isinstance(table, dict) else []
 
 
 def _malformed(where: str, problems: Sequence[str]) -> Malformed:
@@ -160,6 +169,7 @@ class _Reader(DocumentReader):
             if self.parsed(group, parse_name, f"groups.{group}") is not None:
                 wanted = self.take(groups, group, dict, "groups.") or {}
                 adapters += self.adapters(wanted, group, f"groups.{group}.")
+        adapters += self.aliases(self.take(top, "aliases", dict, "") or {}, adapters)
         project = Project(
             folder=folder,
             base=self.checked(head, "base", BaseSpec.parse, "project."),
@@ -220,6 +230,24 @@ class _Reader(DocumentReader):
             if spec is not None:
                 ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
                 found.append(AdapterRequirement(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
+        return found
+
+    def aliases(self, holder: Mapping[str, Any], adapters: Sequence[AdapterRequirement]) -> list[AdapterRequirement]:
+        found: list[AdapterRequirement] = []
+        known = {wanted.key: wanted for wanted in adapters}
+        for key in holder:
+            table = self.take(holder, key, dict, "aliases.") or {}
+            wanted = known.get(AdapterName(key))
+            if wanted is None:
+                near = self.near(key, known) or "; add it under `[adapters]`"
+                self.say(f"aliases.{key}", f"this project has no adapter `{shown(key)}`{near}")
+                continue
+            for name, value in table.items():
+                path = f"aliases.{key}.{name}"
+                alias = self.parsed(name, parse_alias, path)
+                weights = self.parsed("", functools.partial(_weights, value), path)
+                if alias is not None and weights is not None:
+                    found += targets_wanted(wanted, alias, weights)
         return found
 
     def merge(self, holder: Mapping[str, Any], name: str) -> MergeRequirement | None:
@@ -301,6 +329,10 @@ def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
             if name in inputs and name not in done:
                 trail[name] = [*inputs[name]]
     return []
+
+
+def _weights(value: object, _text: str) -> dict[str, float]:
+    return weights_in(value)
 
 
 def _word(text: str) -> str:

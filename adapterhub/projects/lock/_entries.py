@@ -13,6 +13,7 @@ from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.formats.documents import DocumentReader
+from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
 from adapterhub.weights.recipes.toml.values import Step
@@ -146,7 +147,7 @@ class _SectionReader(DocumentReader):
     def adapter(self) -> LockedAdapter | None:
         self.known(self.values, _ADAPTER)
         entry = LockedAdapter(
-            key=self.checked(self.values, "key", parse_name, required=True),
+            key=self.checked(self.values, "key", parse_key, required=True),
             wanted=self.checked(self.values, "wanted", _text, required=True),
             name=self.checked(self.values, "name", _full_name, required=True),
             **self.build(),

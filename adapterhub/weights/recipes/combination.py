@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
@@ -65,6 +66,9 @@ class Ingredient(MergeInput):
         return replace(self, expected=(manifest.digests if manifest else {}) | recorded)
 
 
+ResultTest = Callable[[Path], Mapping[str, float]]
+"""Looks at the folder that a merge made before anybody sees it: raises, or returns numbers for the manifest."""
+
 Combination: TypeAlias = Step[Ingredient]
 """A merge with its inputs resolved to folders."""
 
@@ -107,10 +111,11 @@ def merge_into_library(
     bump: Bump | None = None,
     variant: bool = False,
     progress: MergeProgress | None = None,
+    test: ResultTest | None = None,
 ) -> Outcome:
     """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
 
-    `bump` and `variant` as for `Library.add`.
+    `bump` and `variant` as for `Library.add`. `test` looks at the result before it is added.
 
     The manifest depends only on the parents and the numbers, not on this library: the base has the name that the first
     parent gives it, and measured errors have three digits, because later digits differ between machines.
@@ -124,6 +129,7 @@ def merge_into_library(
         ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
+        measured = test(made.result.out_folder) if test is not None else {}
         prompt, dropped = _common_form(list(combination.leaves()))
         about = replace(
             description,
@@ -132,7 +138,7 @@ def merge_into_library(
                 Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in parents_of(combination)
             ),
             recipe=made.recipe,
-            metrics={**description.metrics, **_measured(made)},
+            metrics={**description.metrics, **_measured(made), **measured},
             prompt=description.prompt or prompt,
         )
         record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
@@ -194,8 +200,14 @@ def _repeats(step: Combination, recorded: Mapping[str, Any], *, tuned: bool) -> 
     return (is_copy or same_options) and recorded.get("dtype") in (step.dtype, step.dtype or DEFAULT_DTYPE)
 
 
-def merge_into_folder(combination: Combination, folder: Path, *, progress: MergeProgress | None = None) -> Made:
-    """Merge into the new folder `folder`, without a library.
+def merge_into_folder(
+    combination: Combination,
+    folder: Path,
+    *,
+    progress: MergeProgress | None = None,
+    test: ResultTest | None = None,
+) -> Made:
+    """Merge into the new folder `folder`, without a library. `test` looks at the result before it gets its name.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
@@ -204,10 +216,17 @@ def merge_into_folder(combination: Combination, folder: Path, *, progress: Merge
     _, warnings = common_base(list(combination.leaves()))
     with contextlib.ExitStack() as stack:
         scratch = folder.parent
-        if any(isinstance(item, Inner) for item in combination.inputs):
+        if test is not None or any(isinstance(item, Inner) for item in combination.inputs):
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
-        made = _run(combination, folder, scratch, progress)
+        if test is None:
+            made = _run(combination, folder, scratch, progress)
+        else:
+            ensure_new(folder)
+            made = _run(combination, scratch / "result", scratch, progress)
+            test(made.result.out_folder)
+            made.result.out_folder.rename(folder)
+            made = replace(made, result=replace(made.result, out_folder=folder))
     return replace(made, warnings=(*warnings, *made.warnings))
 
 

@@ -22,6 +22,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
+from adapterhub.library.aliasing import without_alias
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
@@ -155,6 +156,7 @@ class _Search:
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
         """The build that the spec matches, installed now if necessary."""
+        spec = without_alias(self.library, spec)
         wanted = requested_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
         try:
             return find_installed(self.library, spec, wanted=wanted)[0]

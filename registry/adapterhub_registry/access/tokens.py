@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, false, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
@@ -59,6 +59,14 @@ class Caller:
         """Whether the caller may change this repository."""
         return self.role != "read" and self.reaches(repo_id)
 
+    def owns(self, scope: str) -> bool:
+        """Whether the caller may change this repository, or every repository of this namespace."""
+        if "/" in scope:
+            return self.writes(scope)
+        named = [glob.partition("/") for glob in self.namespaces]
+        whole = any(name in {"*", ""} and fnmatch.fnmatchcase(scope, space) for space, _, name in named)
+        return self.role != "read" and whole
+
     @property
     def is_admin(self) -> bool:
         """Whether the caller may administer the whole registry."""
@@ -71,6 +79,16 @@ class Caller:
 
 
 ANONYMOUS = Caller(user=None, role="read", namespaces=())
+
+
+def reached_names(caller: Caller, column: ColumnElement[str]) -> ColumnElement[bool]:
+    """The SQL condition for a column of full names that the caller's token covers."""
+    return or_(false(), *(column.like(_like(glob), escape="\\") for glob in caller.namespaces))
+
+
+def _like(glob: str) -> str:
+    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,14 +245,13 @@ class Tokens:
             # readers must get through even when the disk is full
             with contextlib.suppress(OperationalError), self._db.begin() as connection:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(used_at=now))
-        record = _record(row)
-        return Caller(
-            user=record.user,
-            role=record.role,
-            namespaces=record.namespaces,
-            label=record.label,
-            token_id=record.id,
-        )
+        return _caller(_record(row))
+
+
+def callers_of(connection: Connection, user: str) -> list[Caller]:
+    """What the user's tokens that work may do."""
+    works = tokens.c.revoked_at.is_(None) & (tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now_ms()))
+    return [_caller(_record(row)) for row in connection.execute(_SELECT.where(users.c.name == user, works)).all()]
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
@@ -284,6 +301,12 @@ def _record(row: Row[Any]) -> TokenRecord:
         expires_at=row.expires_at,
         used_at=row.used_at,
         revoked_at=row.revoked_at,
+    )
+
+
+def _caller(record: TokenRecord) -> Caller:
+    return Caller(
+        user=record.user, role=record.role, namespaces=record.namespaces, label=record.label, token_id=record.id
     )
 
 

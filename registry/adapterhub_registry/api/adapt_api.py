@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub_registry.access.tokens import Caller, TokenRecord
+from adapterhub_registry.api import aliases_api, events_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -55,7 +56,10 @@ from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
-FEATURES: Final = ("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases")
+FEATURES: Final = (
+    *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
+    *("events", "webhooks"),
+)
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -269,6 +273,10 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
     with registry.db.read() as connection:
         lines = [_metric(f"adapterhub_{name}", text, connection.scalar(count)) for name, text, count in wanted]
     return Response("".join(lines), media_type=METRICS_TYPE)
+
+
+router.include_router(events_api.router)
+router.include_router(aliases_api.router)
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)

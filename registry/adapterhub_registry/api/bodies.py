@@ -19,28 +19,28 @@ RETRY_AFTER_S = 2
 T = TypeVar("T")
 
 
-class UploadSlots:
-    """Limits the uploads that run at the same time, and shares the slots fairly between tokens.
+class Slots:
+    """Limits the requests of a kind (`what`) that run at the same time, and shares the slots fairly between tokens.
 
     A token gets another slot only while more are free than it holds. Alone it takes half of them, the next token half
     of the rest, and so on: a token without a slot is refused only when all are taken. (Dynamic thresholds of Choudhury
     and Hahne, 1998, with alpha = 1.)
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, what: str) -> None:
         self._free = total
+        self._what = what
         self._held: Counter[int | None] = Counter()
-        self.threads = anyio.CapacityLimiter(total)
 
     @contextlib.contextmanager
     def hold(self, token_id: int | None) -> Iterator[None]:
-        """Hold a slot for an upload of this token; call it from the event loop only.
+        """Hold a slot for a request of this token; call it from the event loop only.
 
         Raises:
             Refusal: 429 when no slot is free for this token.
         """
         if self._free <= self._held[token_id]:
-            raise too_many("too many uploads at the same time", after_s=RETRY_AFTER_S)
+            raise too_many(f"too many {self._what} at the same time", after_s=RETRY_AFTER_S)
         self._free -= 1
         self._held[token_id] += 1
         try:
@@ -50,6 +50,14 @@ class UploadSlots:
             self._held[token_id] -= 1
             if not self._held[token_id]:
                 del self._held[token_id]
+
+
+class UploadSlots(Slots):
+    """The slots of uploads, each with a thread."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total, "uploads")
+        self.threads = anyio.CapacityLimiter(total)
 
 
 async def receive_with(request: Request, token_id: int | None, work: Callable[[Iterator[bytes]], T]) -> T:

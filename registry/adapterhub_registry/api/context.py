@@ -24,6 +24,8 @@ from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
+from adapterhub_registry.events.watching import Watch
+from adapterhub_registry.events.webhooks import Webhooks
 from adapterhub_registry.names import RepoId, known_repo_id, parse_path
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
@@ -47,6 +49,8 @@ class Registry:
     downloads: Downloads
     rates: Rates
     telemetry: Telemetry
+    webhooks: Webhooks
+    watch: Watch
 
 
 async def registry_of(request: Request) -> Registry:

@@ -23,7 +23,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -38,11 +37,11 @@ from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub_registry.database import schema
+from adapterhub_registry.database import alias_tables, event_tables, schema  # noqa: F401 - all are of the schema
 
 BUSY_TIMEOUT_MS = 30_000
 
-metadata = MetaData()
+metadata = schema.metadata
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
 """Facts that the servers of one database share: a digest of the `secret`, and when a repository lost chunks."""
@@ -357,7 +356,7 @@ class Database:
             _prepare_sqlite(self.engine)
         with schema.readable(parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
-            schema.bring_up_to_date(connection, metadata)
+            schema.bring_up_to_date(connection)
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:

@@ -1,4 +1,4 @@
-"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens."""
+"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens and webhooks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from adapterhub_registry.operations.options import (
 )
 from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.operations.token_commands import token, user
+from adapterhub_registry.operations.webhook_commands import webhook
 from adapterhub_registry.storage.blobs import StoreUnreachable
 from adapterhub_registry.upkeep.retention import Policy, parse_policy
 from adapterhub_registry.upkeep.space import free_space
@@ -168,6 +169,7 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
 
 registry.add_command(token)
 registry.add_command(user)
+registry.add_command(webhook)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:

@@ -27,6 +27,14 @@ def option(name: str, text: str, *more: str, **attributes: object) -> Callable[[
     return click.option(name, *more, cls=None, **{"envvar": variable, "help": text} | attributes)
 
 
+webhook_network_option = option(
+    "--webhook-network",
+    "Network such as 10.0.0.0/8 that webhooks may reach, by http, too [default: public addresses by https].",
+    "webhook_networks",
+    envvar=f"{PREFIX}WEBHOOK_NETWORKS",
+    multiple=True,
+    metavar="ADDRESS",
+)
 _PLACE = (
     option(
         "--root",
@@ -69,6 +77,7 @@ _SERVER = (
         multiple=True,
         metavar="ADDRESS",
     ),
+    webhook_network_option,
     option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
 
@@ -129,5 +138,6 @@ def settings_of(given: Mapping[str, Any], *, serves: bool) -> Settings:
         limits=limits,
         s3=s3,
         trusted_proxies=parse_networks(tuple(given.get("trusted_proxies", ()))),
+        webhook_networks=parse_networks(tuple(given.get("webhook_networks", ()))),
         log_requests=given.get("log_requests", False),
     )

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from adapterhub.core.errors import UsageProblem
 from adapterhub_registry.access.tokens import LOCAL, ROLES, TokenRecord, Tokens
-from adapterhub_registry.database.db import Database
+from adapterhub_registry.operations.far_options import (
+    far_registry,
+    local_database,
+    show_rows,
+    time_text,
+    where_options,
+)
 from adapterhub_registry.operations.far_tokens import FarTokens
-from adapterhub_registry.operations.options import JSON, check_holds_registry, option, place_options, settings_of
+from adapterhub_registry.operations.options import JSON
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 _COLUMNS = ("id", "user", "role", "namespaces", "label", "created", "expires", "used", "revoked")
-_LOCAL_PLACES = ("root", "database")
 
 
-def _where(command: Command) -> Command:
-    """Add the options that locate a registry, here or elsewhere."""
-    far = (
-        option("--url", "Administer the registry at this address instead, through its server.", metavar="URL"),
-        click.option(
-            "--token",
-            "admin_token",
-            envvar="ADAPTERHUB_TOKEN",
-            metavar="TOKEN",
-            help="Administrator's token for --url [default: ADAPTERHUB_TOKEN].",
-        ),
-    )
-    for add in far:
-        command = add(command)
-    return place_options(command)
+_where = where_options("Administrator's")
 
 
 @click.group()
@@ -94,7 +81,7 @@ def list_(as_json: bool, **given: object) -> None:
     Example:
       adapt registry token list --root ./registry-data
     """
-    _show([_document(record) for record in _tokens(given).records()], _COLUMNS, as_json=as_json)
+    show_rows([_document(record) for record in _tokens(given).records()], _COLUMNS, as_json=as_json)
 
 
 @token.command()
@@ -122,9 +109,9 @@ def log(as_json: bool, **given: object) -> None:
     Example:
       adapt registry token log --url https://registry.example.org
     """
-    entries = [asdict(entry) | {"created_at": _time(entry.created_at)} for entry in _tokens(given).log()]
+    entries = [asdict(entry) | {"created_at": time_text(entry.created_at)} for entry in _tokens(given).log()]
     rows = [{"at": entry["created_at"], **{k: entry[k] for k in ("actor", "action", "subject")}} for entry in entries]
-    _show(rows, ("at", "actor", "action", "subject"), as_json=as_json)
+    show_rows(rows, ("at", "actor", "action", "subject"), as_json=as_json)
 
 
 @click.group()
@@ -147,8 +134,8 @@ def list_users(as_json: bool, **given: object) -> None:
     Example:
       adapt registry user list --url https://registry.example.org
     """
-    rows = [{"user": u.name, "created": _time(u.created_at), "tokens": u.tokens} for u in _tokens(given).users()]
-    _show(rows, ("user", "created", "tokens"), as_json=as_json)
+    rows = [{"user": u.name, "created": time_text(u.created_at), "tokens": u.tokens} for u in _tokens(given).users()]
+    show_rows(rows, ("user", "created", "tokens"), as_json=as_json)
 
 
 @user.command("revoke")
@@ -167,36 +154,9 @@ def revoke_user(name: str, as_json: bool, **given: object) -> None:
 
 
 def _tokens(given: Mapping[str, Any]) -> Tokens | FarTokens:
-    """The tokens that the options name.
-
-    Raises:
-        NotFound: the folder holds no registry; nothing was created.
-        UsageProblem: the options name a registry here and one elsewhere.
-    """
-    if given["url"] is not None:
-        context = click.get_current_context()
-        here = [
-            f"--{name}" for name in _LOCAL_PLACES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        ]
-        if here:
-            raise UsageProblem(f"--url and {here[0]} name two registries; expected one of them")
-        far = FarTokens(given["url"], given["admin_token"])
-        if far.is_plain_text:
-            click.echo(f"warning: {far.url} is not encrypted: others on the network can read the token", err=True)
-        return far
-    if not given["database"]:
-        check_holds_registry(given["root"])
-    database = Database(settings_of(given, serves=False).database)
-    return Tokens(database, actor=f"{getpass.getuser()}, by {LOCAL}")
-
-
-def _show(rows: list[dict[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    click.echo("\t".join(columns))
-    for row in rows:
-        click.echo("\t".join("" if row[name] is None else str(row[name]) for name in columns))
+    """The tokens that the options name."""
+    far = far_registry(given, FarTokens)
+    return far or Tokens(local_database(given), actor=f"{getpass.getuser()}, by {LOCAL}")
 
 
 def _document(record: TokenRecord) -> dict[str, Any]:
@@ -206,14 +166,8 @@ def _document(record: TokenRecord) -> dict[str, Any]:
         "role": record.role,
         "namespaces": ",".join(record.namespaces),
         "label": record.label,
-        "created": _time(record.created_at),
-        "expires": _time(record.expires_at),
-        "used": _time(record.used_at),
-        "revoked": _time(record.revoked_at),
+        "created": time_text(record.created_at),
+        "expires": time_text(record.expires_at),
+        "used": time_text(record.used_at),
+        "revoked": time_text(record.revoked_at),
     }
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc).isoformat(timespec="seconds")

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import re
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from adapterhub_registry.api.events_api import STOPPING
 from adapterhub_registry.errors import Refusal, too_slow
 from adapterhub_registry.settings import Limits
 
@@ -107,6 +108,12 @@ class Protocol(H11Protocol):
         """Wait for the rest of a request that is still arriving."""
         super().on_response_complete()
         self._watch(began=bool(self.conn.trailing_data[0]))
+
+    def shutdown(self) -> None:
+        """Let a request that waits for an event answer now, so that the server can stop."""
+        if self.scope is not None:
+            cast("dict[str, Any]", self.scope)["state"][STOPPING] = True
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""

@@ -19,6 +19,8 @@ from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
 from adapterhub_registry.database.db import adapters, insert_new, now_ms, refs, releases, repos
 from adapterhub_registry.errors import Refusal, conflict
+from adapterhub_registry.events import outbox
+from adapterhub_registry.events.outbox import EventType
 from adapterhub_registry.repos import tombstones
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
 from adapterhub_registry.storage.blobs import BlobStore
@@ -95,12 +97,26 @@ def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, b
     Raises:
         Refusal: 404 for an unknown version.
     """
-    _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason[:MAX_REASON_CHARACTERS])
+    reason = reason[:MAX_REASON_CHARACTERS]
+    _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason)
+    record_release(connection, repo, "version.yanked", tag=f"v{version}", reason=reason, by=by)
 
 
 def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
     """Undo `yank`; raises the same errors."""
     _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
+    record_release(connection, repo, "version.unyanked", tag=f"v{version}")
+
+
+def record_release(connection: Connection, repo: Row[Any], kind: EventType, *, tag: str, **more: object) -> None:
+    """Record an event of the release that `tag` names; of any other tag, none."""
+    version = version_of(tag)
+    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    wanted = select(releases.c.digest, adapters.c.name).join_from(releases, adapters, mine, isouter=True)
+    row = connection.execute(wanted.where(releases.c.repo_id == repo.id, releases.c.version == version)).one_or_none()
+    if row is not None:
+        name = row.name or repo.full_name.partition("/")[2]
+        outbox.record(connection, repo, kind, name=name, version=version, digest=f"sha256:{row.digest}", **more)
 
 
 def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> None:

@@ -69,7 +69,9 @@ class Proposal:
 def find_commit(
     connection: Connection, repo: Row[Any], revision: str, *, prefers: Literal["branch", "tag"] = "tag"
 ) -> str:
-    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more); HEAD is `main`.
+    """The commit of a branch, alias, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
+
+    HEAD is `main`. Hub clients see an alias as a branch.
 
     `prefers` decides where a branch and a tag have the same name.
 
@@ -77,10 +79,10 @@ def find_commit(
         Refusal: 404 RevisionNotFound.
     """
     revision = "main" if revision == "HEAD" else revision
-    kinds, name = ["branch", "tag"], revision
-    for prefix, kind in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
+    kinds, name = ["alias", "branch", "tag"], revision
+    for prefix, meant in (("refs/heads/", ["alias", "branch"]), ("refs/tags/", ["tag"])):
         if revision.startswith(prefix):
-            kinds, name = [kind], revision.removeprefix(prefix)
+            kinds, name = meant, revision.removeprefix(prefix)
     if COMMIT_PREFIX.fullmatch(revision):  # no branch or tag has such a name
         ids = select(commits.c.id).where(commits.c.repo_id == repo.id)
         ids = ids.where(commits.c.id == revision if COMMIT.fullmatch(revision) else commits.c.id.startswith(revision))

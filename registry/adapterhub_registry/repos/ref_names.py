@@ -17,7 +17,7 @@ from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.names import parse_ref_name
 from adapterhub_registry.repos.adapters import version_of
 
-Kind = Literal["branch", "tag"]
+Kind = Literal["branch", "tag", "alias"]
 
 
 def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, most: int) -> None:
@@ -30,9 +30,9 @@ def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, 
     parse_ref_name(name)
     _lock(connection, repo)
     taken = set(connection.scalars(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name)))
-    if kind == "tag" or kind in taken:  # a branch may have the name of a tag, which then means the tag
+    if kind != "branch" or taken & {"branch", "alias"}:  # a branch may have the name of a tag, which then means the tag
         for one in sorted(taken):
-            place = "heads" if one == "branch" else "tags"
+            place = "tags" if one == "tag" else "heads"
             raise conflict(f"Reference refs/{place}/{name} already exists in `{repo.full_name}`")
     count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
     if count >= most:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.lookalike import fold
 from adapterhub_registry.access import gates
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.tokens import Caller, reached_names
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import (
     insert_new,
@@ -42,6 +42,7 @@ from adapterhub_registry.errors import (
     repo_not_found,
     unauthorized,
 )
+from adapterhub_registry.events import outbox
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import adapters, commits, damage, quotas, ref_names, tombstones
 from adapterhub_registry.repos.ref_names import Kind
@@ -72,9 +73,8 @@ class Repos:
     # ------------------------------------------------------------ access
     def visible(self, caller: Caller) -> ColumnElement[bool]:
         """The SQL condition on `repos` for the repositories that `caller` may see."""
-        mine = [repos.c.full_name.like(_like(glob), escape="\\") for glob in caller.namespaces]
         everybody = true() if self._anonymous_read or caller.user is not None else false()
-        return or_(repos.c.private.is_(False) & everybody, *mine)
+        return or_(repos.c.private.is_(False) & everybody, reached_names(caller, repos.c.full_name))
 
     def check_may_read(self, caller: Caller) -> None:
         """Raise 401 when reading needs a token and the caller has none."""
@@ -195,6 +195,7 @@ class Repos:
         """Remove a repository with its history; blobs stay for other repositories, and released versions stay taken."""
         row = self._find_own(connection, caller, repo_id)
         tombstones.bury(connection, row)
+        outbox.record(connection, row, "repository.deleted")
         connection.execute(delete(repos).where(repos.c.id == row.id))
 
     def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
@@ -219,6 +220,9 @@ class Repos:
         connection.execute(delete(redirects).where(redirects.c.full_name.in_([row.full_name, target])))
         if row.full_name != target:
             connection.execute(insert(redirects).values(full_name=row.full_name, repo_id=row.id, created_at=now_ms()))
+            # not where a private one went: who reaches the old name may not reach the new one
+            outbox.record(connection, row, "repository.moved", to=None if row.private else target)
+            outbox.follow_move(connection, row.full_name, target)
 
     def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
         """Change settings and return the new row; 400 when it becomes public and looks like another public name."""
@@ -282,12 +286,14 @@ class Repos:
         self._create_ref(connection, row, "tag", name, commit, message)
         digests = Digests(commits.tree_of(connection, row.id, commit))
         adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
+        adapters.record_release(connection, row, "version.published", tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
         """Remove a tag; the version that it released stays taken."""
         row = self.find_writable(connection, caller, repo_id)
         self._delete_ref(connection, row, "tag", name)
         adapters.choose_listed(connection, row.id)
+        adapters.record_release(connection, row, "version.deleted", tag=name)
 
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
@@ -385,11 +391,6 @@ def _spellings(repo_id: RepoId) -> Iterator[ColumnElement[bool]]:
 def _folded_id(repo_id: RepoId) -> str:
     namespace, _, name = repo_id.partition("/")
     return f"{fold(namespace)}/{fold(name)}"
-
-
-def _like(glob: str) -> str:
-    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%").replace("?", "_")
 
 
 def check_no_pull_request(create_pr: str | None) -> None:

@@ -47,7 +47,7 @@ ADAPTERS = 8
 CLIENTS = 4
 STRANGERS = 2
 """Clients that name adapters that do not exist."""
-LEAST = 250
+LEAST = 100
 TOKENS = 4
 LONG = 100
 """Tokens of the answer that runs while a replica drains."""

@@ -137,7 +137,7 @@ class Fleet:
                 stack.enter_context(one.running)
             with ThreadPoolExecutor(len(self.replicas)) as threads:
                 list(threads.map(Replica.start, self.replicas))
-            yield stack.enter_context(router(self.replicas, self.served.root / "router.log"))
+            yield stack.enter_context(router([one.url for one in self.replicas], self.served.root / "router.log"))
 
 
 def router_options() -> list[str]:
@@ -150,11 +150,11 @@ def router_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def router(replicas: list[Replica], log: Path) -> Iterator[Server]:
+def router(urls: list[str], log: Path) -> Iterator[Server]:
     port, metrics = free_port("127.0.0.1"), free_port("127.0.0.1")
     command = [
         str(router_program()), "--host", "127.0.0.1", "--port", str(port), *router_options(),
-        "--worker-urls", *(one.url for one in replicas), "--prometheus-port", str(metrics),
+        "--worker-urls", *urls, "--prometheus-port", str(metrics),
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with log.open("ab") as output, EngineProcess(command, engine_environ(), output=output) as process:

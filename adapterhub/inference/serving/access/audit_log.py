@@ -27,6 +27,7 @@ MOST_WAITING: Final = 10_000
 
 _AT_ONCE: Final = 1000
 _END_S: Final = 5.0
+_WRITES_EVERY_S: Final = 0.1
 _STDERR_HANDLE: Final = 2
 _SAID_EVERY_S: Final = 60.0
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
@@ -49,8 +50,7 @@ class AuditLog:
         self._waiting: deque[Mapping[str, Any]] = deque()
         self._dropped = 0
         self._said_at = -_SAID_EVERY_S
-        self._ends = False
-        self._has = threading.Condition()
+        self._ends = threading.Event()
         self._is_torn = False
         """Whether the file ends in half a line."""
         self._handle = -1
@@ -63,36 +63,33 @@ class AuditLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._has:
-            self._ends = True
-            self._has.notify()
+        self._ends.set()
         self._thread.join(_END_S)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line. Never blocks and never raises."""
-        with self._has:
-            if len(self._waiting) >= self._most:
-                self._dropped += 1
-            else:
-                self._waiting.append(record)
-                self._has.notify()
+        if len(self._waiting) < self._most:
+            self._waiting.append(record)
+        else:
+            self._dropped += 1
 
     # ------------------------------------------------------------ the thread
     def _run(self) -> None:
-        while True:
-            with self._has:
-                self._has.wait_for(lambda: self._waiting or self._ends)
-                if not self._waiting:
-                    return
-                records = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
-                dropped, self._dropped = self._dropped, 0
+        # It looks by itself from time to time: to wake it for each line would cost a request more than the line.
+        while not self._ends.wait(_WRITES_EVERY_S):
+            self._write_waiting()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            records = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+            dropped, self._dropped = self._dropped, 0
             if dropped:
                 records.insert(0, {"time": stamp(time.time()), "dropped": dropped})
             try:
                 self._append("".join(json.dumps(record) + "\n" for record in records).encode())
             except OSError as error:
-                with self._has:
-                    self._dropped += dropped + len(records) - bool(dropped)
+                self._dropped += dropped + len(records) - bool(dropped)
                 self._say(f"the audit log loses lines: {error.strerror}")
 
     def _append(self, data: bytes) -> None:

@@ -39,8 +39,10 @@ class DenyRule:
         """The rule that `SPEC REASON…` or `sha256:… REASON…` spells.
 
         Raises:
-            SpecError: the first word is neither.
+            SpecError: the first word is neither, or there are several lines.
         """
+        if len(text.splitlines()) > 1:
+            raise SpecError(text, "expected one line")
         what, _, reason = text.strip().partition(" ")
         reason = shown(reason.strip(), REASON_CHARACTERS)
         if what.startswith("sha256:"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -16,7 +17,7 @@ from adapterhub.inference.serving.access.quotas import Quotas
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.access.tenants import Tenant, Tenants
 from adapterhub.inference.serving.access.watched import WatchedFile
-from adapterhub.inference.serving.answers import kind_in, usage_in
+from adapterhub.inference.serving.answers import Usage, kind_in
 
 OPEN_ROUTES: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
 """Routes that need no key and have no line in the audit log."""
@@ -28,11 +29,10 @@ INFERENCE_ROUTES: Final = frozenset({
 })  # fmt: skip
 """Routes whose JSON body has the `model`: the only ones, with the list of models, that a tenant may use."""
 
-STREAMS_WITHOUT_USAGE: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
-"""Routes whose streams tell the tokens only on demand."""
-
 _ID_CHARACTERS: Final = 128
 _BYTES_A_TOKEN: Final = 4
+_PROCESS: Final = secrets.token_hex(8)
+_NUMBERS: Final = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -50,15 +50,12 @@ class Asked:
     base: str | None = None
     status: int | None = None
     refusal: str | None = None
-    usage: tuple[int, int] | None = None
-    """Tokens of the prompt and of the answer."""
+    usage: Usage | None = None
     asked_bytes: int = 0
     events: int = 0
     """Of a stream, each with at least one token."""
     is_engaged: bool = False
     """Whether the engine got the request."""
-    hides_usage: bool = False
-    """Whether the event with the usage is for us alone."""
 
     def begins(self, body_bytes: int) -> None:
         """Note that the engine gets the request."""
@@ -76,16 +73,6 @@ class Asked:
         """Note the error that the engine answered with."""
         if self.refusal is None:
             self.refusal = kind_in(body) or "Error"
-
-    def saw(self, data: bytes, *, is_stream: bool) -> bool:
-        """Note a part of the answer, of which a stream has one for each event; whether the client should get it."""
-        if is_stream:
-            self.events += 1
-        usage = usage_in(data)
-        if usage is None:
-            return True
-        self.usage = usage if self.usage is None else (usage[0] or self.usage[0], usage[1])  # some tell each part once
-        return not (self.hides_usage and is_stream and b'"choices":[]' in data)
 
     @property
     def tokens(self) -> int:
@@ -182,4 +169,18 @@ class Gate:
 
 def request_id(given: str) -> str:
     """The id that the client gave its request, if it is printable and short; else a new one."""
-    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else uuid.uuid4().hex
+    return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else f"{_PROCESS}-{next(_NUMBERS)}"
+
+
+def ensure_for_tenants(method: str, route: str, *, is_json: bool) -> None:
+    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those that change the server.
+
+    Raises:
+        RequestRefused: 403 for the route, 415 for a body that is not JSON.
+    """
+    if method == "GET" and (route == "/v1/models" or route.startswith("/v1/models/")):
+        return
+    if method != "POST" or route not in INFERENCE_ROUTES:
+        raise RequestRefused(403, "this route is closed on a server with tenants")
+    if not is_json:
+        raise RequestRefused(415, "expected a body of the type `application/json`")

@@ -14,8 +14,11 @@ KINDS: Final = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     410: "AdapterDenied",
+    413: "BadRequestError",
     415: "BadRequestError",
     429: "RateLimitError",
+    502: "InternalServerError",
+    503: "ServiceUnavailable",
 }
 """The `type` of an error in OpenAI's API, by status."""
 

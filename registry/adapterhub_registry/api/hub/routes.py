@@ -170,7 +170,7 @@ def own_repositories(
 # ------------------------------------------------------------ branches and tags
 @router.get("/api/models/{namespace}/{name}/refs")
 def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_prs: str | None = None) -> JSONResponse:
-    """Branches and tags with their commits."""
+    """Branches and tags with their commits; an alias is a branch for clients."""
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
         wanted = (
@@ -178,14 +178,15 @@ def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_p
         )
         found = connection.execute(wanted).all()
 
-    def listed(kind: str, prefix: str) -> list[dict[str, Any]]:
+    def listed(prefix: str, *kinds: str) -> list[dict[str, Any]]:
         return [
             {"name": ref.name, "ref": f"{prefix}{ref.name}", "targetCommit": ref.commit_id}
             for ref in found
-            if ref.kind == kind
+            if ref.kind in kinds
         ]
 
-    answer = {"branches": listed("branch", "refs/heads/"), "tags": listed("tag", "refs/tags/"), "converts": []}
+    branches, tags = listed("refs/heads/", "branch", "alias"), listed("refs/tags/", "tag")
+    answer = {"branches": branches, "tags": tags, "converts": []}
     return JSONResponse({**answer, "pullRequests": []} if include_prs else answer)
 
 

@@ -1,0 +1,181 @@
+"""Behaviour contracts from Python: record what an adapter answers, and test whether it still answers so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.api.opened import BaseLike, OpenedLibrary, StrPath, base_of, text_of
+from adapterhub.core.extras import extra_named
+from adapterhub.distribution.finding import AdapterLike
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.recording import RecordedContract
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.results import Tested
+    from adapterhub.formats.prompts.form import PromptForm
+
+
+class WithContracts(OpenedLibrary):
+    """Everything about behaviour contracts."""
+
+    @extra_named("`Library.test`")
+    def test(
+        self,
+        adapter: AdapterLike,
+        *,
+        on: BaseLike | None = None,
+        dtype: str = "auto",
+        load_in: str | None = None,
+        tests: Contract | StrPath | None = None,
+        bounds: Mapping[str, float] | None = None,
+        base_alone: bool = False,
+        budget: float = 120.0,
+        again: bool = False,
+    ) -> Tested:
+        """Test whether an adapter still answers as its contract records.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            on: the base to ask on; default: the one that it was made for.
+            dtype: precision of the base in memory.
+            load_in: `4bit` or `8bit` packs the base's linear layers.
+            tests: a contract, or a file of one, instead of the build's own.
+            bounds: tighter bounds by name, such as `{"same": 1.0}`.
+            base_alone: also measure the base, and compare it with the recording.
+            budget: CPU seconds that the verdict may take.
+            again: ask again, whatever results are kept.
+
+        Returns:
+            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.cases`.
+
+        Raises:
+            DigestMismatch, Malformed: the contract is damaged.
+            BaseMismatch: the adapter does not fit the base.
+        """
+        from adapterhub.api.steps.contracts.subjects import subject_of
+        from adapterhub.api.steps.contracts.testing import verdict_on
+
+        question = _question(on, dtype, load_in, tests, bounds, base_alone=base_alone, budget=budget, again=again)
+        return verdict_on(self, subject_of(self, text_of(adapter)), question, bars=self.reports)
+
+    @extra_named("`Library.test_all`")
+    def test_all(
+        self,
+        *,
+        on: BaseLike | None = None,
+        dtype: str = "auto",
+        load_in: str | None = None,
+        budget: float = 120.0,
+        again: bool = False,
+    ) -> Sequence[Tested]:
+        """Test every installed build that has a contract; a base is loaded once for all its builds.
+
+        Args:
+            on: the base to ask on; default: the one that each was made for.
+            dtype: precision of the bases in memory.
+            load_in: `4bit` or `8bit` packs the bases' linear layers.
+            budget: CPU seconds that each verdict may take.
+            again: ask again, whatever results are kept.
+
+        Returns:
+            One result for each build, as `test` gives it.
+        """
+        from adapterhub.api.steps.contracts.testing import verdicts_on
+
+        question = _question(on, dtype, load_in, None, None, base_alone=False, budget=budget, again=again)
+        return verdicts_on(self, list(self.installed()), question, bars=self.reports)
+
+    @extra_named("`Library.record_contract`")
+    def record_contract(
+        self,
+        adapter: AdapterLike,
+        *,
+        examples: StrPath | None = None,
+        tests: StrPath | None = None,
+        prompt: PromptForm | None = None,
+        count: int = 20,
+        max_new_tokens: int | None = None,
+        margin: float = 0.05,
+        digests: bool = False,
+        vectors: bool = False,
+        allow_secrets: bool = False,
+        on: BaseLike | None = None,
+        dtype: str = "auto",
+        into: StrPath | None = None,
+    ) -> RecordedContract:
+        """Ask an adapter, and record what it answers: in a new build, or in the folder that `adapter` is.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            examples: inputs as JSON Lines, `{"prompt": …, "completion": …}` each.
+            tests: inputs and demands as a `tests.toml`; one of the two is needed.
+            prompt: the prompt form; default: that of the plan, else of the build, else `raw`.
+            count: how many answers to keep.
+            max_new_tokens: length of an answer; default: that of the prompt form, else 64.
+            margin: leave out answers that a change of so many nats would flip.
+            digests: record digests in place of prompts and answers.
+            vectors: also record a classifier's vectors.
+            allow_secrets: record texts that look private.
+            on: the base to ask on; default: the one that it was made for.
+            dtype: precision of the base in memory.
+            into: write the contract into this folder, beside a release that is out.
+
+        Returns:
+            `.contract`, `.build` (the new one), `.left_out`, `.warnings`, `.path`.
+
+        Raises:
+            Incompatible: adapter and base answer alike, or too few answers are left.
+            NotAllowed: a text looks private.
+        """
+        from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        recipe = Recipe(
+            plan=plan_from(_path(examples), _path(tests)),
+            form=prompt,
+            count=count,
+            max_new_tokens=max_new_tokens,
+            margin=margin,
+            as_digests=digests,
+            vectors=vectors,
+            allow_secrets=allow_secrets,
+            on=base_of(on),
+            dtype=dtype,
+            into=_path(into),
+        )
+        return record_contract(self, subject_of(self, text_of(adapter)), recipe, bars=self.reports)
+
+
+def _path(place: StrPath | None) -> Path | None:
+    return None if place is None else Path(place).expanduser()
+
+
+def _question(
+    on: BaseLike | None,
+    dtype: str,
+    load_in: str | None,
+    tests: Contract | StrPath | None,
+    bounds: Mapping[str, float] | None,
+    *,
+    base_alone: bool,
+    budget: float,
+    again: bool,
+) -> Question:
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.reading import read_contract
+
+    contract = tests if tests is None or isinstance(tests, Contract) else read_contract(Path(tests).expanduser())
+    return Question(
+        on=base_of(on),
+        dtype=dtype,
+        load_in=load_in,
+        contract=contract,
+        bounds=dict(bounds or {}),
+        base_alone=base_alone,
+        budget_s=budget,
+        again=again,
+    )

@@ -1,0 +1,1 @@
+"""Steps of behaviour contracts: record one, check one, and the models that both need."""

@@ -1,0 +1,187 @@
+"""Record a contract: into a new build of the library, into a folder, or beside a release that is out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
+from adapterhub.api.steps.contracts.testing import engine_name
+from adapterhub.core.digests import canonical_json, digest_of
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import NotAllowed, UsageProblem, problem_list
+from adapterhub.formats.contract.contract import CONTRACT_FILE, DEFAULT_GOLDENS, Contract, Recorded
+from adapterhub.formats.contract.plan import Plan, read_plan
+from adapterhub.formats.contract.private import private_texts
+from adapterhub.formats.prompts.form import RAW, PromptForm
+from adapterhub.library.contracting import add_contract
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.reporting import Bars
+
+_TEXT: Final = PromptForm(form="text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What to record and how: the inputs, the prompt form, how many goldens, and where the contract goes.
+
+    `form` None means the plan's, else the build's, else `raw` (`text` for an encoder). With `as_digests` the contract
+    holds no prompt and no answer. `into` None means a new build, or the folder itself.
+    """
+
+    plan: Plan
+    form: PromptForm | None = None
+    count: int = DEFAULT_GOLDENS
+    max_new_tokens: int | None = None
+    margin: float = 0.05
+    as_digests: bool = False
+    vectors: bool = False
+    allow_secrets: bool = False
+    on: BaseSpec | None = None
+    dtype: str = "auto"
+    into: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedContract:
+    """A contract that was recorded, and where it went. `left_out` pairs an input with the reason."""
+
+    name: str
+    version: str
+    contract: Contract
+    left_out: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    path: Path
+    build: Installed | None = None
+    created: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "contract": self.contract.digest,
+            "goldens": len(self.contract.goldens),
+            "left_out": [{"id": name, "reason": reason} for name, reason in self.left_out],
+            "form": self.contract.prompt.form,
+            "path": str(self.path),
+            "digest": self.build.manifest.digest if self.build else None,
+            "created": self.created,
+            "warnings": list(self.warnings),
+        }
+
+
+def plan_from(examples: Path | None, tests: Path | None) -> Plan:
+    """The inputs of one of the two files.
+
+    Raises:
+        UsageProblem: not exactly one is given.
+        NotFound, Malformed: it cannot be read.
+    """
+    if (examples is None) == (tests is None):
+        raise UsageProblem(
+            "recording needs inputs: `--examples FILE` or `--tests tests.toml`, one of the two",
+            hint='examples are JSON Lines such as {"prompt": "…", "completion": "…"}',
+        )
+    if tests is not None:
+        return read_plan(tests)
+    from adapterhub.inference.contracts.inputs import plan_of_examples
+
+    assert examples is not None  # one of the two
+    return plan_of_examples(examples)
+
+
+def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, *, bars: Bars) -> RecordedContract:
+    """Ask the adapter, and write what it answered.
+
+    Raises:
+        Incompatible: it cannot be a contract: adapter and base answer alike, or too few answers are left.
+        NotAllowed: a text looks like a secret, or the build is a release of a server.
+        BaseNotFound, BaseMismatch: as `verdict_on`.
+    """
+    from adapterhub.inference.contracts.recording import record
+
+    record_of_base = base_for(library, subject, recipe.on)
+    kind = subject.kind()
+    own = subject.manifest.prompt if subject.manifest else None
+    form = recipe.form or recipe.plan.prompt or own or (_TEXT if kind else RAW)
+    if recipe.max_new_tokens is not None:
+        form = replace(form, max_new_tokens=recipe.max_new_tokens)
+    with model_of(library, subject, record_of_base, Models(), dtype=recipe.dtype, load_in=None, kind=kind) as (
+        model,
+        tokenizer,
+        _verdict,
+    ):
+        writes = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        with bars.steps(f"record {subject.name}", unit="prompts") as progress:
+            found = record(
+                model,
+                tokenizer,
+                recipe.plan,
+                form,
+                _where(subject, record_of_base, model, tokenizer),
+                kind=kind or writes,
+                count=recipe.count,
+                margin=recipe.margin,
+                vectors=recipe.vectors,
+                progress=progress,
+            )
+    if not recipe.allow_secrets and (private := private_texts(found.contract)):
+        title = "some texts look private, and a contract is published with its build. Nothing was recorded"
+        raise NotAllowed(problem_list(title, private, 8), hint="change the inputs, or pass `--allow-secrets`")
+    contract = found.contract.without_texts() if recipe.as_digests else found.contract
+    path, build, created = _put(library, subject, contract, recipe.into)
+    if recipe.as_digests and recipe.into is not None:
+        write_durably(path.with_name(f"{path.name.removesuffix('.jsonl')}.private.jsonl"), found.contract.to_bytes())
+    return RecordedContract(
+        name=build.full_name if build else subject.name,
+        version=build.manifest.version if build else subject.version,
+        contract=contract,
+        left_out=found.left_out,
+        warnings=found.warnings,
+        path=path,
+        build=build,
+        created=created,
+    )
+
+
+def _put(
+    library: Library, subject: ContractSubject, contract: Contract, into: Path | None
+) -> tuple[Path, Installed | None, bool]:
+    """Write the contract; returns where, the new build if there is one, and whether anything is new."""
+    if into is not None:
+        name = subject.name.rpartition("/")[2] or "adapter"
+        target = output_place(into / f"{name}-{subject.version or '0'}.tests.jsonl")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(target, contract.to_bytes())
+        return target, None, True
+    if subject.build is None:
+        target = output_place(subject.folder / CONTRACT_FILE)
+        write_durably(target, contract.to_bytes())
+        return target, None, True
+    added = add_contract(library, subject.build, contract)
+    return added.build.folder / CONTRACT_FILE, added.build, added.created
+
+
+def _where(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:  # noqa: ANN401 - of transformers
+    programs = dict(part.split(" ", 1) for part in engine_name().split(", "))
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = record.hints.tokenizer_sha256
+    return Recorded(
+        base=record.fingerprint.weights,
+        base_dtype=str(model.dtype).removeprefix("torch."),
+        adapter=subject.weights(),
+        tokenizer_sha256=tokens or digest_of(canonical_json(sorted(tokenizer.get_vocab().items(), key=lambda i: i[1]))),
+        vocabulary=vocabulary,
+        engine=f"transformers {programs['transformers']}",
+        torch=programs["torch"],
+        peft=programs["peft"],
+    )

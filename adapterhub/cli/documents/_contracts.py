@@ -1,0 +1,79 @@
+"""Documents of `adapt test`: verdicts, and contracts that were recorded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adapterhub.cli.documents._parts import Digest, Path, TypedDict
+
+
+class TestedCase(TypedDict):
+    """One line of a contract, checked; losses are in nats per token."""
+
+    id: str
+    kind: Annotated[str, "`golden`, `expect`, `never` or `leave_alone`"]
+    verdict: Annotated[str, "`PASS` or `CHANGED`"]
+    same: Annotated[bool | None, "whether the answer is the recorded one, token for token"]
+    loss: float | None
+    recorded_loss: float | None
+    base_loss: Annotated[float | None, "that of the base alone, at the recording"]
+    retention: float | None
+    text: Annotated[str | None, "the answer now, where it was written"]
+    recorded_text: str | None
+    problem: Annotated[str, "empty unless it is CHANGED"]
+
+
+class Tested(TypedDict):
+    """The verdict on one build."""
+
+    name: str
+    version: str
+    digest: Annotated[str, "of its manifest; empty for a folder"]
+    weights: Annotated[str, "digest of its weights"]
+    contract: Annotated[str, "digest of the contract; empty without one"]
+    verdict: Annotated[str, "`PASS`, `CHANGED`, `UNKNOWN` or `NONE` (there is no contract)"]
+    reason: Annotated[str, "one word for UNKNOWN"]
+    detail: Annotated[str, "the reason in a sentence"]
+    base: Annotated[str, "the base that was asked"]
+    base_weights: Annotated[str, "its digest"]
+    base_verdict: Annotated[str, "how it compares with the base that the adapter was made for"]
+    dtype: Annotated[str, "its precision"]
+    load_in: str
+    engine: Annotated[str, "the programs that answered, with versions"]
+    same: Annotated[float | None, "share of the goldens with the recorded answer"]
+    retention: Annotated[float | None, "share of what the adapter gained over its base"]
+    retention_worst: float | None
+    kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"]
+    cosine: Annotated[float | None, "for vectors: the least cosine"]
+    goldens: Annotated[int, "different prompts with a recorded answer"]
+    cases: list[TestedCase]
+    bounds: Annotated[dict[str, float], "the bounds that held"]
+    broken: Annotated[list[str], "each broken bound with its number"]
+    warnings: list[str]
+    cpu_seconds: float
+    is_cached: Annotated[bool, "whether an earlier result of the very same question is shown"]
+
+
+class LeftOutInput(TypedDict):
+    """An input whose answer was not recorded."""
+
+    id: str
+    reason: str
+
+
+class RecordedContract(TypedDict):
+    """A contract that was recorded."""
+
+    name: str
+    version: str
+    contract: Digest
+    goldens: int
+    left_out: list[LeftOutInput]
+    form: Annotated[str, "prompt form"]
+    path: Path
+    digest: Annotated[str | None, "manifest of the new build; null where none was made"]
+    created: Annotated[bool, "false: the build had this contract already"]
+    warnings: list[str]
+
+
+CONTRACTS = {"test": list[Tested], "test.record": RecordedContract}

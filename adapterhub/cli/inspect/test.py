@@ -1,0 +1,226 @@
+"""`adapt test`: record what an adapter answers, and test whether it still answers so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.params import BASE, Session, common, needing
+from adapterhub.core.errors import UsageProblem, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adapterhub.api.steps.contracts.recording import RecordedContract
+    from adapterhub.core.specs import BaseSpec
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER]...", shell_complete=complete_spec_or_folder)
+@click.option("--all", "everything", is_flag=True, help="Test every installed build that has a contract.")
+@click.option("--on", type=BASE, help="Ask on this base [default: the one that the adapter was made for].")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Load the base in this precision.",
+)
+@click.option(
+    "--load-in",
+    type=click.Choice(["4bit", "8bit"]),
+    callback=needing("quantized"),
+    help="Quantise the base's linear layers.",
+)
+@click.option(
+    "--tests",
+    type=_FILE,
+    metavar="FILE",
+    help="Test against this contract instead of the build's own; with --record, take the inputs of a `tests.toml`.",
+)
+@click.option("--bound", "bounds", multiple=True, metavar="NAME=X", help="Tighten a bound, such as `same=1`.")
+@click.option("--base-alone", is_flag=True, help="Also ask the base alone, and compare it with the recording.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="CPU seconds that one verdict may take.",
+)
+@click.option("--require", is_flag=True, help="Count a build without a contract as unknown.")
+@click.option("--again", is_flag=True, help="Ask again, whatever results are kept.")
+@click.option("--junit", type=_FILE, metavar="FILE", help="Write the results to FILE as JUnit XML.")
+@click.option("--statement", type=_FILE, metavar="FILE", help="Write the result to FILE as an in-toto statement.")
+@click.option("--record", is_flag=True, help="Record a contract instead of testing one.")
+@click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs of a recording from JSON Lines.")
+@click.option(
+    "--count",
+    type=click.IntRange(4, 200),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Record at most N answers.",
+)
+@click.option("--prompt", type=click.Choice(["raw", "template", "chat", "text"]), help="Ask in this prompt form.")
+@click.option("--template", metavar="TEXT", help="Put each input in the place of {input} in TEXT.")
+@click.option("--system", metavar="TEXT", help="Put TEXT before the input in the chat template; implies chat.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    help="Stop an answer after N tokens [default: that of the prompt form, else 64].",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 10),
+    default=0.05,
+    show_default=True,
+    metavar="X",
+    help="Leave out answers that a change of X nats would flip.",
+)
+@click.option("--digests", is_flag=True, help="Record digests in place of prompts and answers.")
+@click.option("--vectors", is_flag=True, help="Also record a classifier's vectors, and hold them.")
+@click.option("--allow-secrets", is_flag=True, help="Record texts that look like keys, addresses or numbers of people.")
+@click.option(
+    "--detached",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the recorded contract into DIR, not into a build.",
+)
+@common
+def test(
+    session: Session,
+    adapters: tuple[str, ...],
+    everything: bool,
+    on: BaseSpec | None,
+    dtype: str,
+    load_in: str | None,
+    tests: Path | None,
+    bounds: tuple[str, ...],
+    base_alone: bool,
+    budget: float,
+    require: bool,
+    again: bool,
+    junit: Path | None,
+    statement: Path | None,
+    record: bool,
+    examples: Path | None,
+    count: int,
+    prompt: str | None,
+    template: str | None,
+    system: str | None,
+    max_new_tokens: int | None,
+    margin: float,
+    digests: bool,
+    vectors: bool,
+    allow_secrets: bool,
+    detached: Path | None,
+) -> None:
+    """Test whether an adapter still answers as its contract records: on your base, in your precision.
+
+    A contract is a small file in a build: prompts, the answers that the adapter gave when it was recorded, and bounds.
+    PASS means answers as recorded, on the prompts of the contract. CHANGED names each broken bound. UNKNOWN means that
+    nothing can be said, and why. None of them says that an adapter is good or safe.
+
+    With --record, asks the adapter and writes a contract: into the next version of an installed adapter, or into a
+    folder before `adapt add`.
+
+    Exits with code 0 for PASS, 3 when an adapter is CHANGED, and 17 when nothing can be said of one.
+
+    \b
+    Examples:
+      adapt test legal-qa@base-7b
+      adapt test legal-qa --on base-7b-bf16 --bound same=1
+      adapt test --all --junit results.xml
+      adapt test --record ./out/legal-qa --examples examples.jsonl --prompt chat
+      adapt test legal-qa==1.1 --tests ./legal-qa-1.0.tests.jsonl
+    """
+    from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
+    from adapterhub.api.steps.contracts.subjects import subject_of
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.cli.inspect.tested import report_tested
+    from adapterhub.formats.contract.reading import read_contract
+    from adapterhub.formats.prompts.form import PromptForm
+
+    if bool(adapters) == everything:
+        raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt test --help`")
+    library = session.project_library
+    if not record:
+        given: dict[str, object] = {"--examples": examples, "--prompt": prompt, "--template": template}
+        given |= {"--system": system, "--max-new-tokens": max_new_tokens, "--detached": detached}
+        ensure_none_of_recording({**given, "--digests": digests or None})
+        question = Question(
+            on=on,
+            dtype=dtype,
+            load_in=load_in,
+            contract=read_contract(tests) if tests is not None else None,
+            bounds=dict(map(bound_from, bounds)),
+            base_alone=base_alone,
+            budget_s=budget,
+            again=again,
+        )
+        report_tested(session, library, adapters, question, junit=junit, statement=statement, requires=require)
+        return
+    if len(adapters) != 1:
+        raise UsageProblem("`--record` records one adapter", hint="name one spec or folder")
+    recipe = Recipe(
+        plan=plan_from(examples, tests),
+        form=PromptForm.typed(prompt, template=template, system=system),
+        count=count,
+        max_new_tokens=max_new_tokens,
+        margin=margin,
+        as_digests=digests,
+        vectors=vectors,
+        allow_secrets=allow_secrets,
+        on=on,
+        dtype=dtype,
+        into=detached,
+    )
+    made = record_contract(library, subject_of(library, adapters[0]), recipe, bars=session.out)
+    for warning in made.warnings:
+        session.out.warn(warning)
+    session.out.result(made.to_json(), lambda: _say_recorded(session, made))
+
+
+def ensure_none_of_recording(given: Mapping[str, object]) -> None:
+    """Refuse options that only a recording has.
+
+    Raises:
+        UsageProblem: one is given.
+    """
+    if named := [name for name, value in given.items() if value is not None]:
+        raise UsageProblem(f"`{named[0]}` is for `--record`", hint="a contract says itself what it asks, and how")
+
+
+def bound_from(text: str) -> tuple[str, float]:
+    """The name and number in `same=1`.
+
+    Raises:
+        UsageProblem: the text has another form.
+    """
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        raise UsageProblem(f"`--bound {shown(text)}`: expected NAME=X, such as `same=1`") from None
+
+
+def _say_recorded(session: Session, made: RecordedContract) -> None:
+    out = session.out
+    contract = made.contract
+    demands = len(contract.expects) + len(contract.leave_alone)
+    more = f", {demands} demand{'s' * (demands != 1)}" if demands else ""
+    what = f"{made.name} {made.version}".strip()
+    again = "" if made.created else "; this build had it already"
+    out.line(f"{what}: recorded {len(contract.goldens)} goldens{more}, form {contract.prompt.form}{again}")
+    if made.left_out:
+        name, reason = made.left_out[0]
+        out.note(f"left out {len(made.left_out)}; `{shown(name)}` {reason}")
+    if made.build is None:
+        out.line(str(made.path))

@@ -1,0 +1,105 @@
+"""Shows the results of tests against contracts, and writes them for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.cli.output import json_text
+from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, UsageProblem, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.cli.options.params import Session
+    from adapterhub.formats.contract.results import Tested
+    from adapterhub.library.library import Library
+
+EXIT_CODES = {"PASS": 0, "CHANGED": EXIT_SOME_FAILED, "UNKNOWN": CouldNotTell.exit_code}
+_CASES_SHOWN = 3
+
+
+def report_tested(
+    session: Session,
+    library: Library,
+    adapters: Sequence[str],
+    question: Question,
+    *,
+    junit: Path | None,
+    statement: Path | None,
+    requires: bool,
+) -> None:
+    """Test `adapters`, or all installed builds without any, and end with the exit code of the worst verdict.
+
+    Raises:
+        UsageProblem: a statement is wanted about several builds, or about none of the library.
+    """
+    from adapterhub.api.steps.contracts.subjects import Models, subject_of
+    from adapterhub.api.steps.contracts.testing import verdict_on, verdicts_on, worst
+    from adapterhub.formats.contract import reports
+
+    if statement is not None and len(adapters) != 1:
+        raise UsageProblem("`--statement` is about one build", hint="name one adapter")
+    if adapters:
+        models = Models()
+        results = [
+            verdict_on(library, subject_of(library, text), question, bars=session.out, models=models)
+            for text in adapters
+        ]
+    else:
+        results = verdicts_on(library, list(library.installed()), question, bars=session.out)
+    if junit is not None:
+        _write(junit, reports.junit(results))
+    if statement is not None:
+        made = reports.statement(results[0])
+        if made is None:
+            session.out.warn(f"no statement was written: {results[0].verdict} says nothing to state")
+        else:
+            _write(statement, json_text(made) + "\n")
+    for result in results:
+        for warning in result.warnings:
+            session.out.warn(f"`{shown(result.label, 200)}`: {warning}")
+    session.out.result([result.to_json() for result in results], lambda: say_tested(session, results))
+    if code := EXIT_CODES[worst(results, requires=requires)]:
+        raise SystemExit(code)
+
+
+def _write(path: Path, text: str) -> None:
+    from adapterhub.core.disk.files import write_durably
+    from adapterhub.core.disk.output_place import output_place
+
+    write_durably(output_place(path), text.encode())
+
+
+def say_tested(session: Session, results: Sequence[Tested]) -> None:
+    """Print the verdicts, and what broke each bound."""
+    out = session.out
+    for result in results:
+        out.line(f"{shown(result.label, 200)}: {result.verdict}{_numbers(result)}")
+        if result.verdict == "UNKNOWN":
+            out.line(f"  {result.reason}: {shown(result.detail, 400)}")
+        for broken in result.broken:
+            out.line(f"  {shown(broken, 400)}")
+        for case in [case for case in result.cases if case.verdict == "CHANGED"][:_CASES_SHOWN]:
+            if case.text is not None and case.recorded_text is not None:
+                out.line(f"  {case.id}: `{shown(case.recorded_text)}` became `{shown(case.text)}`")
+    if not results:
+        out.line("no installed build has a contract")
+    elif any(result.passed for result in results):
+        out.note("PASS means answers as recorded on these prompts; it says nothing of quality or safety")
+
+
+def _numbers(result: Tested) -> str:
+    if not result.contract:
+        return ", it has no contract"
+    parts = [f"{result.goldens} goldens"] if result.goldens else []
+    if result.same is not None:
+        parts.append(f"{result.same:.0%} the same")
+    for name, value in (("retention", result.retention), ("KL", result.kl), ("cosine", result.cosine)):
+        if value is not None:
+            parts.append(f"{name} {value:.3f}")
+    where = ", ".join(filter(None, (result.base, result.dtype, result.load_in)))
+    parts.append(f"on {where}" if where else "")
+    kept = "  (kept result)" if result.is_cached else ""
+    return f"  {', '.join(filter(None, parts))}{kept}"

@@ -1,0 +1,243 @@
+"""Aliases: names of an adapter that move, such as `prod` in `legal-qa@prod`, and which build a request gets.
+
+An alias has one target, or several with weights. A target is one build of the adapter. Each change of the targets is a
+*move*; the last move counts, and the earlier ones are the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from adapterhub.core.dates import time_text
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.errors import NotFound, SpecError, UsageProblem, shown
+from adapterhub.core.specs import AdapterSpec, looks_like_revision, parse_name, parse_version
+
+MOST_TARGETS: Final = 16
+MOST_MOVES: Final = 100
+"""How many moves the history keeps."""
+
+Action = Literal["set", "rollback", "remove", "follow"]
+"""`follow`: a library took over what a registry says."""
+
+ACTIONS: Final[tuple[Action, ...]] = ("set", "rollback", "remove", "follow")
+_WEIGHTED: Final = re.compile(r"(?P<spec>.*[^=!~<>])=(?P<weight>[0-9.eE+-]+)")
+_SHOWN: Final = len("sha256:") + 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One build under an alias. Its share of the requests is its `weight` divided by the sum of all weights."""
+
+    version: str
+    digest: Digest
+    weight: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value, which `from_json` reads."""
+        return {"version": self.version, "digest": self.digest, "weight": self.weight}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Target:  # noqa: ANN401 - JSON
+        """The target in a JSON value.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("version", "digest")):
+            raise ValueError("a target has a `version` and a `digest`")
+        weight = value.get("weight", 1.0)
+        if not is_weight(weight):
+            raise ValueError("the weight of a target is a number above 0")
+        return cls(version=parse_version(value["version"]), digest=parse_digest(value["digest"]), weight=float(weight))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One change of an alias: when (Unix time), by whom, and the targets since then; none after a removal."""
+
+    action: Action
+    at: float
+    by: str
+    targets: tuple[Target, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value, which `from_json` reads."""
+        return {
+            "action": self.action,
+            "at": time_text(self.at),
+            "by": self.by,
+            "targets": [target.to_json() for target in self.targets],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """The alias `name` of the adapter `adapter` (its full name, such as `acme/legal-qa`).
+
+    `moves` are oldest first. `place` is the registry that the alias follows, "" for one that the user set here.
+    """
+
+    adapter: str
+    name: str
+    moves: tuple[Move, ...] = field(default=())
+    place: str = ""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What it means now; none if it was removed."""
+        return self.moves[-1].targets if self.moves else ()
+
+    @property
+    def main(self) -> Target:
+        """The target with the largest weight, the first of equals; for uses without a request key."""
+        return max(self.targets, key=lambda target: target.weight)
+
+    def for_key(self, key: str) -> Target:
+        """The target for the requests with this key: always the same while the targets stay.
+
+        Weighted rendezvous hashing: a changed weight moves no key between two other targets, and only as many as the
+        change needs.
+        """
+        return max(self.targets, key=lambda target: _score(f"{self}\0{key}\0{target.digest}", target.weight))
+
+    def __str__(self) -> str:
+        return f"{self.adapter}@{self.name}"
+
+    def spec_of(self, target: Target) -> str:
+        """The spec that means exactly this target: `acme/legal-qa==1.2.0#sha256:…`."""
+        return f"{self.adapter}=={target.version}#{target.digest}"
+
+    def text(self) -> str:
+        """The targets in words: `1.2.0`, or `1.2.0 90 %, 1.3.0 10 %`."""
+        return targets_text(self.targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value of what it means now, and of the last move."""
+        last = self.moves[-1]
+        return {
+            "adapter": self.adapter,
+            "alias": self.name,
+            "targets": [target.to_json() for target in self.targets],
+            "moved_at": time_text(last.at),
+            "moved_by": last.by,
+            "action": last.action,
+            "place": self.place or None,
+        }
+
+
+def targets_text(targets: Sequence[Target]) -> str:
+    """Targets in words, with shares in percent where there are several; `removed` for none."""
+    if len(targets) == 1:
+        return targets[0].version
+    whole = sum(target.weight for target in targets)
+    return ", ".join(f"{one.version} {100 * one.weight / whole:.3g} %" for one in targets) or "removed"
+
+
+def _score(text: str, weight: float) -> float:
+    number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return -weight / math.log((number + 0.5) / 2.0**64)
+
+
+def is_weight(value: object) -> bool:
+    """Whether a value is the weight of a target: a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def earlier(alias: Alias, to: int | None) -> tuple[Target, ...]:
+    """The targets one step back, or those after the move number `to`, counted from 1.
+
+    Rollbacks that follow each other each go one step further back.
+
+    Raises:
+        NotFound: there is no such move.
+    """
+    if to is None:
+        found = next((targets for targets in reversed(_steps(alias)[:-1]) if targets), None)
+        if found is None:
+            raise NotFound(
+                f"`{alias}` was nothing else before. Nothing was changed",
+                hint=f"`adapt alias set {alias.name} {alias.adapter}==VERSION` moves it",
+            )
+        return found
+    if not 1 <= to <= len(alias.moves) or not alias.moves[to - 1].targets:
+        raise NotFound(
+            f"`{alias}` has no move {to} with a target. Nothing was changed",
+            hint=f"`adapt alias history {alias}` lists its moves",
+        )
+    return alias.moves[to - 1].targets
+
+
+def _steps(alias: Alias) -> list[tuple[Target, ...]]:
+    """What the alias was, step by step to what it is now; a rollback takes back the steps that it went back over."""
+    steps: list[tuple[Target, ...]] = []
+    for move in alias.moves:
+        while move.action == "rollback" and move.targets in steps:
+            steps.pop()
+        steps.append(move.targets)
+    return steps
+
+
+def check_targets(alias: str, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """The targets, if an alias may have them.
+
+    Raises:
+        UsageProblem: none, too many, one twice, or a weight that is no number above 0.
+    """
+    if not 0 < len(targets) <= MOST_TARGETS:
+        raise UsageProblem(f"`{alias}` needs 1 to {MOST_TARGETS} targets, not {len(targets)}. Nothing was changed")
+    digests = [target.digest for target in targets]
+    for target in targets:
+        if digests.count(target.digest) > 1:
+            raise UsageProblem(f"`{alias}` has {target.version} twice. Nothing was changed", hint="name it once")
+        if not is_weight(target.weight):
+            raise UsageProblem(
+                f"`{alias}` has {target.version} with weight {target.weight:g}; a weight is a number above 0. "
+                "Nothing was changed"
+            )
+    return tuple(targets)
+
+
+def parse_alias(text: str) -> str:
+    """The name of an alias: as the name of an adapter, but nothing that reads as a version, branch or commit.
+
+    Raises:
+        SpecError: it is none.
+    """
+    name = parse_name(text)
+    if looks_like_revision(name):
+        raise SpecError(
+            text,
+            "an alias cannot be called like a version, a branch or a commit",
+            hint="choose a word such as `prod` or `canary`",
+        )
+    return name
+
+
+def parse_target(text: str) -> tuple[AdapterSpec, float | None]:
+    """A target as one types it: a spec, and its weight after a single `=`, as in `legal-qa==1.2=0.9`.
+
+    Raises:
+        SpecError: the spec does not parse, or the weight is no number above 0.
+    """
+    found = _WEIGHTED.fullmatch(text)
+    if found is None:
+        return AdapterSpec.parse(text), None
+    try:
+        weight = float(found["weight"])
+    except ValueError:
+        weight = 0.0
+    if not is_weight(weight):
+        reason = f"the weight `{shown(found['weight'])}` is no number above 0"
+        raise SpecError(text, reason, hint="as in `NAME==1.2=0.9`")
+    return AdapterSpec.parse(found["spec"]), weight
+
+
+def short(digest: str) -> str:
+    """A digest as messages show it."""
+    return digest[:_SHOWN]

@@ -1,0 +1,61 @@
+"""Aliases that a registry keeps: what one means there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from adapterhub.core.errors import NotAllowed
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.library.aliasing import alias_of, at_main, without_alias
+
+if TYPE_CHECKING:
+    from adapterhub.core.aliases import Alias
+    from adapterhub.library.library import Library
+    from adapterhub.library.transfer import Source
+
+
+@runtime_checkable
+class HasAliases(Protocol):
+    """A source that keeps aliases."""
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """The alias that the `@word` of `spec` is there; None where it is none."""
+        ...
+
+
+def exact_at(library: Library, spec: AdapterSpec, sources: Iterable[Source]) -> AdapterSpec:
+    """`spec` with an exact digest in place of an alias: of the library, else of the first source that has it.
+
+    The library follows an alias of a source from then on, so that other commands know it, too. One that the user set in
+    the library comes first, and so does a base of that name.
+
+    Raises:
+        RemoteUnreachable, NotAllowed: a source does not answer, or not to you.
+    """
+    if spec.base is None or spec.base.kind != "alias" or spec.base.text in library.bases.aliases():
+        return spec
+    own = alias_of(library, spec)
+    if own is not None and not own.place:
+        return without_alias(library, spec)
+    found = next(filter(None, (alias_at(source, spec) for source in sources)), None)
+    if found is None:
+        return without_alias(library, spec)
+    follow(library, found)
+    return at_main(library, spec, found)
+
+
+def follow(library: Library, found: Alias) -> None:
+    """Note in the library what a registry says; a library that cannot be written is still good to read."""
+    with contextlib.suppress(NotAllowed):
+        library.aliases.move(found.adapter, found.name, found.targets, action="follow", place=found.place)
+
+
+def alias_at(source: Source, spec: AdapterSpec) -> Alias | None:
+    """The alias that `spec` names at a source; None where it has none.
+
+    Raises:
+        RemoteUnreachable, NotAllowed: the source does not answer, or not to you.
+    """
+    return source.alias(spec) if isinstance(source, HasAliases) else None

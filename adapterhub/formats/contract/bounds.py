@@ -1,0 +1,74 @@
+"""How far an adapter may move from its contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Final
+
+from adapterhub.core.errors import UsageProblem, shown
+
+LOOSEST: Final = {"same": 0.5, "retention": 0.5}
+"""Bounds below these prove nothing: `record` refuses them and a check says so."""
+
+_DECIMALS: Final = 9
+"""1 - 0.95 is a little more than 0.05 in binary; so many decimals decide how many answers may be lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The bounds of a contract.
+
+    `same`: share of the goldens with the recorded answer, token for token. `retention`: (base loss - loss) / (base
+    loss - recorded loss) over all tokens. `kl`: mean KL divergence of a classifier's labels, in nats. `cosine`: least
+    cosine of an encoder's vectors. `min_gap`: nats per token that adapter and base must be apart for retention to mean
+    something.
+    """
+
+    same: float = 0.9
+    retention: float = 0.95
+    kl: float = 0.05
+    cosine: float = 0.95
+    min_gap: float = 0.1
+
+    def may_lose(self, goldens: int) -> int:
+        """How many of so many goldens may have another answer: one in ten by default, rounded up."""
+        return math.ceil(round(goldens * (1 - self.same), _DECIMALS))
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the bounds prove nothing."""
+        return any(getattr(self, name) < least for name, least in LOOSEST.items())
+
+    def to_json(self) -> dict[str, float]:
+        """The bounds that differ from the defaults."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(DEFAULT_BOUNDS, name)}
+
+    def tightened(self, chosen: Mapping[str, float]) -> Bounds:
+        """These bounds with some of them tighter.
+
+        Raises:
+            UsageProblem: a bound is unknown, out of range, or looser than the contract's own.
+        """
+        for name, value in chosen.items():
+            if name not in NAMES:
+                raise UsageProblem(f"no bound `{shown(name)}`; there are {', '.join(NAMES)}")
+            if not (problem := range_problem(name, value)):
+                own = getattr(self, name)
+                looser = value > own if name == "kl" else value < own
+                problem = f"is looser than the contract's {own:g}; a bound can only be tightened" if looser else ""
+            if problem:
+                raise UsageProblem(f"bound `{name}` {value:g}: {problem}")
+        return replace(self, **chosen)
+
+
+DEFAULT_BOUNDS: Final = Bounds()
+NAMES: Final = tuple(field.name for field in fields(Bounds))
+_MOST: Final = {"kl": 100.0, "min_gap": 100.0}
+
+
+def range_problem(name: str, value: float) -> str:
+    """Why `value` is no value of the bound `name`; empty if it is one."""
+    most = _MOST.get(name, 1.0)
+    return "" if 0 <= value <= most else f"expected a number from 0 to {most:g}"

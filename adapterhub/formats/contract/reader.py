@@ -1,0 +1,325 @@
+"""The values of a contract's lines, checked one by one; every problem with its line and place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
+
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.errors import PROBLEMS_SHOWN, Malformed, shown
+from adapterhub.formats.contract.bounds import NAMES, Bounds, range_problem
+from adapterhub.formats.contract.contract import (
+    DEFAULT_RISE,
+    ENCODERS,
+    KINDS,
+    SCHEMA,
+    Asked,
+    Contract,
+    Expect,
+    Golden,
+    LeaveAlone,
+    Recorded,
+)
+from adapterhub.formats.contract.demands import KEYS, MAX_CHOICES, Demand, schema_problems
+from adapterhub.formats.contract.vectors import unpacked
+from adapterhub.formats.documents import JSON_KINDS, DocumentReader
+from adapterhub.formats.prompts.form import PromptForm, Turn
+
+MAX_BYTES: Final = 256 << 10
+MAX_LINES: Final = 256
+MAX_LINE_BYTES: Final = 64 << 10
+MAX_DEPTH: Final = 8
+MAX_ASKED_CHARACTERS: Final = 16 << 10
+"""Of one prompt: a tokenizer may be slow on a long one."""
+
+MAX_ANSWER_TOKENS: Final = 512
+MAX_PROMPT_TOKENS: Final = 1024
+MAX_LABELS: Final = 1024
+MAX_VECTOR_CHARACTERS: Final = 6 << 10
+_MAX_TOKEN: Final = 1 << 31
+_MAX_TURNS: Final = 64
+_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
+_ROLES: Final = ("system", "user", "assistant")
+_HEAD: Final = ("schema", "kind", "prompt", "recorded", "bounds", "labels", "visibility")
+_GOLDEN: Final = (
+    "golden", "id", "answer", "answer_sha256", "tokens", "prompt_tokens", "prompt_sha256", "loss", "base_loss",
+    "margin", "logits", "vector",
+)  # fmt: skip
+_WANTED_WITH_TEXTS: Final = ("tokens", "loss", "base_loss", "margin")
+_LEAVE: Final = ("leave_alone", "id", "answer", "tokens", "loss", "rise", "same")
+
+
+class ContractReader(DocumentReader):
+    """Reads the values of the lines into a `Contract`; `problems` is empty if all is well."""
+
+    kinds = JSON_KINDS
+    null_is_absent = False
+    most_characters: ClassVar[int] = MAX_ASKED_CHARACTERS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabulary = _MAX_TOKEN
+        self.kind = ""
+        self.has_texts = True
+        self.ids: set[str] = set()
+
+    def contract(self, values: list[dict[str, Any]]) -> Contract | None:
+        """The contract of all lines; None after a problem."""
+        head, *rest = values or [{}]
+        if head.get("schema") != SCHEMA:
+            self.say("line 1.schema", f"expected {SCHEMA}, got {shown(head.get('schema'))}")
+            return None
+        self.known(head, _HEAD, "line 1.")
+        self.kind = self.choice(head, "kind", KINDS, "line 1.")
+        visibility = self.choice(head, "visibility", ("public", "digests"), "line 1.") if "visibility" in head else ""
+        self.has_texts = visibility != "digests"
+        recorded = self.recorded(self.take(head, "recorded", dict, "line 1.", required=True) or {})
+        self.vocabulary = recorded.vocabulary if recorded else _MAX_TOKEN
+        prompt = self.prompt(self.take(head, "prompt", dict, "line 1.", required=True), "line 1.prompt")
+        bounds = self.bounds(self.take(head, "bounds", dict, "line 1.") or {}, "line 1.bounds.")
+        labels = self.texts(head, "labels", "line 1.")
+        if len(labels) > MAX_LABELS:
+            self.say("line 1.labels", f"{len(labels)} labels, expected at most {MAX_LABELS}")
+        if not rest:
+            self.say("line 2", "missing: a contract needs at least one line besides the first")
+        lines = [self.line(value, number) for number, value in enumerate(rest, 2)]
+        if self.problems or recorded is None or prompt is None:
+            return None
+        return Contract(
+            kind=self.kind,
+            prompt=prompt,
+            recorded=recorded,
+            goldens=tuple(one for one in lines if isinstance(one, Golden)),
+            expects=tuple(one for one in lines if isinstance(one, Expect)),
+            leave_alone=tuple(one for one in lines if isinstance(one, LeaveAlone)),
+            bounds=bounds,
+            labels=labels,
+            visibility=visibility or "public",
+            order=tuple(one.id for one in lines if one is not None),
+        )
+
+    def line(self, value: dict[str, Any], number: int) -> Golden | Expect | LeaveAlone | None:
+        """One line after the first."""
+        if len(self.problems) > PROBLEMS_SHOWN:
+            return None
+        path = f"line {number}."
+        readers: Mapping[str, Callable[..., Any]] = {
+            "golden": self.golden, "expect": self.expect, "never": self.expect, "leave_alone": self.leave,
+        }  # fmt: skip
+        found = [key for key in readers if key in value]
+        if len(found) != 1:
+            what = "the first line again" if "schema" in value else f"expected one of the keys {', '.join(readers)}"
+            self.say(f"line {number}", what)
+            return None
+        name = self.text(value, "id", path, required=True) or ""
+        self.check_id(name, path)
+        made: Golden | Expect | LeaveAlone | None = readers[found[0]](value, path, name)
+        return made
+
+    def check_id(self, name: str, path: str) -> None:
+        """Record a name of a line that is malformed or taken."""
+        if not _ID.fullmatch(name):
+            self.say(f"{path}id", f"expected 1 to 64 of a-z, 0-9 and -, got `{shown(name)}`")
+        elif name in self.ids:
+            self.say(f"{path}id", f"`{name}` names another line, too")
+        self.ids.add(name)
+
+    def golden(self, value: dict[str, Any], path: str, name: str) -> Golden | None:
+        """A `golden` line."""
+        self.known(value, _GOLDEN, path)
+        wanted: tuple[str, ...]
+        unwanted: tuple[str, ...]
+        if self.has_texts:
+            asked: Asked | None = self.asked(value, "golden", path)
+            wanted, unwanted = _WANTED_WITH_TEXTS, ("answer_sha256",)
+        else:
+            asked = None
+            if value["golden"] is not None:
+                self.wrong(f"{path}golden", "null, as the contract holds digests alone", value["golden"])
+            wanted, unwanted = ("answer_sha256", *_WANTED_WITH_TEXTS[1:]), ("answer", "tokens")
+        if self.kind in ENCODERS:
+            wanted = ("logits",) if self.kind == "classify" else ("vector",)
+            unwanted = ("tokens", "answer", "loss", "base_loss", "margin")
+        for key in wanted:
+            if key not in value:
+                self.say(f"{path}{key}", f"missing; a golden of kind {self.kind} needs it")
+        for key in unwanted:
+            if key in value:
+                self.say(f"{path}{key}", "does not belong here")
+        counts = self.take(value, "prompt_tokens", int, path, required=True)
+        if counts is not None and not 1 <= counts <= MAX_PROMPT_TOKENS:
+            self.say(f"{path}prompt_tokens", f"expected 1 to {MAX_PROMPT_TOKENS}, got {shown(counts)}")
+        logits = tuple(self.numbers(value, "logits", path))
+        if len(logits) > MAX_LABELS:
+            self.say(f"{path}logits", f"{len(logits)} numbers, expected at most {MAX_LABELS}")
+        vector = self.text(value, "vector", path)
+        if vector is not None and len(vector) > MAX_VECTOR_CHARACTERS:
+            self.say(f"{path}vector", f"{len(vector)} characters, expected at most {MAX_VECTOR_CHARACTERS}")
+        elif vector is not None:
+            self.parsed(vector, unpacked, f"{path}vector")
+        prompt = self.checked(value, "prompt_sha256", parse_digest, path, required=True)
+        answered = self.checked(value, "answer_sha256", parse_digest, path)
+        losses = {key: self.least_zero(value, key, path) for key in ("loss", "base_loss")}
+        return Golden(
+            id=name,
+            asked=asked,
+            answer=self.text(value, "answer", path) or "",
+            answer_sha256=answered,
+            tokens=self.tokens(value, path) if "tokens" in value else (),
+            prompt_tokens=counts or 0,
+            prompt_sha256=prompt or Digest(""),
+            margin=self.take(value, "margin", float, path),
+            logits=logits,
+            vector=vector,
+            **losses,
+        )
+
+    def leave(self, value: dict[str, Any], path: str, name: str) -> LeaveAlone:
+        """A `leave_alone` line."""
+        self.known(value, _LEAVE, path)
+        same = self.take(value, "same", bool, path)
+        rise = self.least_zero(value, "rise", path)
+        loss = self.least_zero(value, "loss", path)
+        if loss is None:
+            self.say(f"{path}loss", "missing; it is the base's own")
+        return LeaveAlone(
+            id=name,
+            asked=self.asked(value, "leave_alone", path),
+            answer=self.text(value, "answer", path) or "",
+            tokens=self.tokens(value, path),
+            loss=loss or 0.0,
+            rise=DEFAULT_RISE if rise is None else rise,
+            same=same is not False,
+        )
+
+    def expect(self, value: dict[str, Any], path: str, name: str) -> Expect:
+        """An `expect` or `never` line."""
+        is_never = "never" in value
+        key = "never" if is_never else "expect"
+        self.known(value, (key, "id", *(("not_contains",) if is_never else KEYS)), path)
+        demand = self.demand(value, path)
+        if not demand.to_json():
+            self.say(
+                path.rstrip("."), "demands nothing; " + ("`not_contains` lists texts" if is_never else "add a key")
+            )
+        return Expect(id=name, asked=self.asked(value, key, path), demand=demand, binds_merges=is_never)
+
+    def demand(self, value: dict[str, Any], path: str) -> Demand:
+        """The conditions among the keys of a line."""
+        most = self.take(value, "max_chars", int, path)
+        if most is not None and not 0 <= most <= MAX_BYTES:
+            self.say(f"{path}max_chars", f"expected 0 to {MAX_BYTES}, got {shown(most)}")
+        lists = {key: self.texts(value, key, path) for key in ("contains", "not_contains", "one_of")}
+        for key, texts in lists.items():
+            if len(texts) > MAX_CHOICES:
+                self.say(f"{path}{key}", f"{len(texts)} texts, expected at most {MAX_CHOICES}")
+            elif key in value and not texts:
+                self.say(f"{path}{key}", "lists no text")
+            elif "" in texts and key != "one_of":
+                self.say(f"{path}{key}", "holds an empty text, which is in every answer")
+        schema = value.get("json")
+        for problem in schema_problems(schema, "json") if "json" in value else ():
+            place, _, text = problem.partition(": ")
+            self.say(f"{path}{place}", text)
+        return Demand(
+            equals=self.text(value, "equals", path),
+            starts_with=self.text(value, "starts_with", path),
+            max_chars=most,
+            json=schema,
+            label=self.text(value, "label", path),
+            **lists,
+        )
+
+    # ------------------------------------------------------------ parts
+    def choice(self, value: dict[str, Any], key: str, choices: tuple[str, ...], path: str) -> str:
+        """One of `choices`; the text as it is, or empty, after a problem."""
+        text = self.text(value, key, path, required=True)
+        if text is not None and text not in choices:
+            self.say(f"{path}{key}", f"expected one of {', '.join(choices)}, got `{shown(text)}`")
+        return text or ""
+
+    def prompt(self, value: dict[str, Any] | None, path: str) -> PromptForm | None:
+        """The prompt form; it must suit the kind of model where that is known."""
+        if value is None:
+            return None
+        try:
+            form = PromptForm.from_json(value, path)
+        except Malformed as error:
+            self.problems += [(path, line.strip()) for line in error.message.split("\n")[1:]]
+            return None
+        if self.kind and (form.form == "text") != (self.kind in ENCODERS):
+            self.say(f"{path}.form", f"`{form.form}` does not suit the kind {shown(self.kind)}")
+        return form
+
+    def recorded(self, value: dict[str, Any]) -> Recorded | None:
+        """Where the contract was recorded."""
+        path = "line 1.recorded."
+        self.known(value, tuple(Recorded.__slots__), path)
+        digests = {
+            key: self.checked(value, key, parse_digest, path, required=True)
+            for key in ("base", "adapter", "tokenizer_sha256")
+        }
+        texts = {key: self.text(value, key, path, required=True) for key in ("base_dtype", "engine", "torch", "peft")}
+        vocabulary = self.take(value, "vocabulary", int, path, required=True)
+        if vocabulary is not None and not 1 <= vocabulary <= _MAX_TOKEN:
+            self.say(f"{path}vocabulary", f"expected 1 to {_MAX_TOKEN}, got {shown(vocabulary)}")
+        parts: dict[str, Any] = {**digests, **texts, "vocabulary": vocabulary}
+        return None if None in parts.values() else Recorded(**parts)
+
+    def bounds(self, value: dict[str, Any], path: str) -> Bounds:
+        """The bounds, those that are left out at their defaults."""
+        self.known(value, NAMES, path)
+        found: dict[str, float] = {}
+        for name in NAMES:
+            number = self.take(value, name, float, path)
+            if number is not None and (problem := range_problem(name, number)):
+                self.say(f"{path}{name}", f"{problem}, got {shown(number)}")
+            elif number is not None:
+                found[name] = number
+        return Bounds(**found)
+
+    def asked(self, value: dict[str, Any], key: str, path: str) -> Asked:
+        """A text or a conversation, bounded and not empty."""
+        if not isinstance(value.get(key), list):
+            text = self.text(value, key, path, required=True)
+            if text == "":
+                self.say(f"{path}{key}", "asks nothing")
+            return text or ""
+        turns = []
+        for place, turn in self.tables(value, key, path, most=_MAX_TURNS):
+            self.known(turn, ("role", "content"), place)
+            role = self.choice(turn, "role", _ROLES, place)
+            turns.append(Turn(role=role, content=self.text(turn, "content", place, required=True) or ""))
+        if not turns:
+            self.say(f"{path}{key}", "asks nothing")
+        return tuple(turns)
+
+    def tokens(self, value: dict[str, Any], path: str) -> tuple[int, ...]:
+        """The tokens of an answer, each within the vocabulary."""
+        found = self.take(value, "tokens", list, path, required=True) or []
+        if not 1 <= len(found) <= MAX_ANSWER_TOKENS:
+            self.say(f"{path}tokens", f"{len(found)} tokens, expected 1 to {MAX_ANSWER_TOKENS}")
+            return ()
+        for at, token in enumerate(found):
+            if type(token) is not int or not 0 <= token < self.vocabulary:
+                expected = f"a whole number from 0 to {self.vocabulary - 1}"
+                self.say(f"{path}tokens[{at}]", f"expected {expected}, got {shown(token)}")
+                return ()
+        return tuple(found)
+
+    def numbers(self, value: dict[str, Any], key: str, path: str) -> list[float]:
+        """A list of finite numbers."""
+        found = self.take(value, key, list, path) or []
+        wrong = next((at for at, one in enumerate(found) if type(one) not in (int, float)), None)
+        if wrong is not None:
+            self.wrong(f"{path}{key}[{wrong}]", "finite number", found[wrong])
+            return []
+        return [float(one) for one in found]
+
+    def least_zero(self, value: dict[str, Any], key: str, path: str) -> float | None:
+        """A number of at least 0."""
+        number: float | None = self.take(value, key, float, path)
+        if number is not None and number < 0:
+            self.say(f"{path}{key}", f"expected 0 or more, got {shown(number)}")
+        return number

@@ -1,0 +1,154 @@
+"""Checks a model with an adapter on it against a contract, the cheapest questions first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.core.errors import ChatTemplateRefused
+from adapterhub.formats.contract.bounds import Bounds
+from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, Golden, LeaveAlone, ids_digest
+from adapterhub.formats.prompts.rendering import base_template, has_other_template
+from adapterhub.inference.contracts.answers import (
+    Row,
+    Score,
+    greedy,
+    prompts_in_tokens,
+    scores,
+    text_of,
+)
+from adapterhub.inference.contracts.encoders import encode
+from adapterhub.inference.contracts.judging import Judgement, Measured, judge
+from adapterhub.inference.contracts.unknown import Tick, Unknown, memory_as_unknown, ticking
+from adapterhub.inference.generation import NEW_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adapterhub.inference.generation import Model
+
+DEFAULT_BUDGET_S: Final = 120.0
+_SHOWN: Final = 3
+"""Changed answers whose new text is generated, to show it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A judgement and what it took."""
+
+    judgement: Judgement
+    detail: str = ""
+    cpu_seconds: float = 0.0
+
+
+def check(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    contract: Contract,
+    *,
+    bounds: Bounds | None = None,
+    base_alone: bool = False,
+    budget_s: float | None = DEFAULT_BUDGET_S,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Checked:
+    """The verdict on `model`, a base with the adapter attached, or without one.
+
+    Template, tokenizer and prompts are compared before any loss is taken. The recorded answers cost one pass; text is
+    generated for `expect` and `never` lines, and for a few changed answers, to show them. With `base_alone` the base's
+    own losses are measured, too; this doubles the time. `progress` gets prompts done and in all.
+
+    Raises:
+        UsageProblem: the base's chat template refuses a prompt.
+    """
+    start = time.process_time()
+    total = len(contract.distinct) * (1 + base_alone) + len(contract.expects) + len(contract.leave_alone)
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(min(done, total), total)
+
+    detail = ""
+    try:
+        with memory_as_unknown():
+            measured = _measure(model, tokenizer, contract, ticking(budget_s, advance), base_alone=base_alone)
+        judgement = judge(contract, measured, bounds or contract.bounds)
+    except Unknown as unknown:
+        judgement, detail = Judgement(verdict="UNKNOWN", reason=unknown.reason), unknown.detail
+    except ChatTemplateRefused as error:
+        judgement, detail = Judgement(verdict="UNKNOWN", reason="limits"), error.message
+    return Checked(judgement=judgement, detail=detail, cpu_seconds=time.process_time() - start)
+
+
+def _measure(
+    model: Model, tokenizer: PreTrainedTokenizerBase, contract: Contract, tick: Tick, *, base_alone: bool
+) -> Measured:
+    form = contract.prompt
+    if contract.visibility == "digests":
+        raise Unknown("no-texts")
+    if form.form == "chat" and form.chat_template is None and base_template(tokenizer) is None:
+        raise Unknown("no-template")
+    if has_other_template(form, tokenizer):
+        raise Unknown("other-template")
+    lines: list[Golden | LeaveAlone | Expect] = [*contract.distinct, *contract.leave_alone, *contract.expects]
+    is_encoder = contract.kind in ENCODERS
+    answers = [getattr(line, "tokens", ()) for line in lines]
+    new = form.max_new_tokens or NEW_TOKENS
+    room = 0 if is_encoder else max([new if contract.expects else 0, *map(len, answers)])
+    asked = [line.asked for line in lines if line.asked is not None]
+    rows = prompts_in_tokens(form, asked, model, tokenizer, new=room)
+    by_id = {line.id: row for line, row in zip(lines, rows, strict=True)}
+    _ensure_same_tokens(contract, by_id, model)
+    if is_encoder:
+        return _measure_encoder(model, contract, by_id, tick)
+    scored = [line for line in lines if not isinstance(line, Expect)]
+    pairs = [Row(prompt=by_id[line.id], answer=line.tokens) for line in scored]
+    found = dict(zip((line.id for line in scored), scores(model, pairs, tick), strict=True))
+    base: dict[str, Score] = {}
+    if base_alone and hasattr(model, "disable_adapter"):
+        goldens = contract.distinct
+        with model.disable_adapter():
+            alone = scores(model, [Row(prompt=by_id[g.id], answer=g.tokens) for g in goldens], tick)
+        base = dict(zip((g.id for g in goldens), alone, strict=True))
+    changed = [g.id for g in contract.distinct if not found[g.id].same][:_SHOWN]
+    told = [*(one.id for one in contract.expects), *changed]
+    texts = [text_of(tokenizer, tokens) for tokens in greedy(model, tokenizer, [by_id[i] for i in told], form, tick)]
+    return Measured(
+        scores=found,
+        base=base,
+        texts=dict(zip(told, texts, strict=True)),
+        decoded={golden.id: text_of(tokenizer, golden.tokens) for golden in contract.distinct},
+    )
+
+
+def _measure_encoder(model: Model, contract: Contract, by_id: dict[str, list[int]], tick: Tick) -> Measured:
+    vectors = any(golden.vector is not None for golden in contract.goldens)
+    names = list(by_id)
+    found = encode(model, [by_id[name] for name in names], tick, vectors=vectors)
+    encodings = dict(zip(names, found, strict=True))
+    labels = {}
+    for name, one in encodings.items():
+        best = max(range(len(one.logits)), key=lambda at, one=one: one.logits[at], default=-1)  # type: ignore[misc]
+        labels[name] = contract.labels[best] if 0 <= best < len(contract.labels) else str(best) if best >= 0 else ""
+    return Measured(encodings=encodings, labels=labels, texts=labels)
+
+
+def _ensure_same_tokens(contract: Contract, by_id: dict[str, list[int]], model: Model) -> None:
+    """Refuse a tokenizer that makes other tokens of the recorded prompts: their losses would mean nothing.
+
+    Raises:
+        Unknown: it does, or a recorded token is none of the base's.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    for golden in contract.distinct:
+        tokens = by_id[golden.id]
+        if len(tokens) != golden.prompt_tokens or ids_digest(tokens) != golden.prompt_sha256:
+            counts = f"`{golden.id}` has {len(tokens)} tokens here, and had {golden.prompt_tokens} at the recording"
+            raise Unknown("other-tokenizer", counts)
+    lines: Sequence[Golden | LeaveAlone] = [*contract.distinct, *contract.leave_alone]
+    largest = max((max(line.tokens) for line in lines if line.tokens), default=0)
+    if largest >= vocabulary:
+        raise Unknown("other-tokenizer", f"the contract has token {largest}, and the base has {vocabulary} tokens")

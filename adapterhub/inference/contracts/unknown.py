@@ -1,0 +1,46 @@
+"""Why a check says nothing, and the budget that bounds it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from adapterhub.formats.contract.results import REASONS
+
+Tick = Callable[[int], None]
+"""Called with how many prompts were done since the last call; raises when the budget is spent."""
+
+
+class Unknown(Exception):
+    """Nothing can be said, for one of the reasons of the results."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or REASONS[reason])
+        self.reason = reason
+        self.detail = detail or REASONS[reason]
+
+
+def ticking(budget_s: float | None, progress: Callable[[int], None]) -> Tick:
+    """A tick that reports to `progress` and ends the check after `budget_s` CPU seconds of this process."""
+    start = time.process_time()
+
+    def tick(done: int) -> None:
+        progress(done)
+        if budget_s is not None and time.process_time() - start > budget_s:
+            raise Unknown("budget", f"it took more than {budget_s:g} CPU seconds; `--budget` allows more")
+
+    return tick
+
+
+@contextlib.contextmanager
+def memory_as_unknown() -> Iterator[None]:
+    """Turn a lack of memory into a verdict."""
+    try:
+        yield
+    except MemoryError:
+        raise Unknown("memory") from None
+    except RuntimeError as error:  # torch has classes of its own only on GPUs
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise Unknown("memory") from None
+        raise

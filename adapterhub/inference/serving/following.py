@@ -1,0 +1,187 @@
+"""Follows the events of registries in threads of their own, so that a server hears of a yank at once.
+
+A server that runs adapters often has no address that a registry could reach, so it asks: each request waits at the
+registry for the next event. An event is a reason to look again, and is trusted for nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.inference.serving.provider import AdapterProvider
+from adapterhub.inference.serving.unreachable import UnreachableRemotes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from adapterhub.distribution.hub import Event, EventPage
+    from adapterhub.library.transfer import Source
+
+YANKS: Final = frozenset({"version.yanked", "version.unyanked"})
+NEW: Final = frozenset({"version.published", "version.unyanked"})
+ALIAS: Final = "alias.moved"
+
+WAIT_S: Final = 20
+"""How long a request waits at the registry for an event; shorter than proxies wait for an answer."""
+FIRST_RETRY_S: Final = 0.5
+LONGEST_RETRY_S: Final = 15.0
+LOOK_S: Final = 5.0
+"""How often to look whether there is another registry to follow."""
+MOST_PLACES: Final = 16
+
+_log = logging.getLogger("vllm.adapterhub")
+
+
+class Feed(Protocol):
+    """A registry whose events can be followed; see `Hub.events`."""
+
+    def events(self, since: int | None, wait_s: int) -> EventPage:
+        """The events after a number."""
+        ...
+
+
+Heard = Callable[[str, "Sequence[Event] | None"], None]
+"""Called with the place of a registry and its events, in order; with None where any number may have been missed."""
+
+
+class Followers:
+    """One thread for each registry of `places`, while a block runs.
+
+    `open_feed` gives the registry at a place, None for a server without a feed. A registry that does not answer is
+    tried again after a growing time, and not while it rests in `remotes`. After each start, and after a gap, `heard`
+    gets None: then everything is to be looked up.
+    """
+
+    def __init__(
+        self,
+        places: Callable[[], Iterable[str]],
+        open_feed: Callable[[str], Feed | None],
+        heard: Heard,
+        remotes: UnreachableRemotes,
+    ) -> None:
+        self._places, self._open_feed, self._heard, self._remotes = places, open_feed, heard, remotes
+        self._ends = threading.Event()
+        self._followed: set[str] = set()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._find_places, name="adapterhub-follow", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+
+    def _find_places(self) -> None:
+        while not self._ends.is_set():
+            try:
+                found = sorted({*self._places()} - self._followed)
+            except Exception:  # noqa: BLE001 - the next look may succeed, and the server goes on
+                _log.exception("the registries to follow could not be listed")
+                found = []
+            for place in found[: MOST_PLACES - len(self._followed)]:
+                self._followed.add(place)
+                threading.Thread(target=self._follow, args=(place,), name="adapterhub-follow", daemon=True).start()
+            self._ends.wait(LOOK_S)
+
+    def _follow(self, place: str) -> None:
+        since: int | None = None
+        feed: Feed | None = None
+        pause_s = FIRST_RETRY_S
+        while not self._ends.is_set():
+            if self._remotes.rests(place):
+                self._ends.wait(FIRST_RETRY_S)
+                continue
+            try:
+                feed = feed or self._open_feed(place)
+                if feed is None:
+                    return
+                page = feed.events(since, WAIT_S)
+                if since is None:
+                    _log.info("following the events of %s", place)
+                if since is None or page.missed:
+                    self._heard(place, None)
+                elif page.events:
+                    self._heard(place, page.events)
+                since, pause_s = page.next, FIRST_RETRY_S
+                threading.current_thread().name = f"adapterhub-follow {place} since"
+            except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on and tries again
+                if pause_s == FIRST_RETRY_S:
+                    words = error.message if isinstance(error, AdapterHubError) else repr(error)
+                    _log.warning("the events of %s cannot be followed; trying again: %s", place, words)
+                self._ends.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_RETRY_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reactions:
+    """What a server does when a registry says that something changed. Each function may block, and may raise.
+
+    `served` are the builds whose yank matters, denied ones included. `renew` gets the adapters with new versions, as
+    `(namespace, name)`; None stands for all.
+    """
+
+    served: Callable[[], Collection[Digest]]
+    look_for_yanks: Callable[[], object]
+    refresh_aliases: Callable[[], object] = lambda: None
+    renew: Callable[[Collection[tuple[str, str]] | None], None] = lambda _: None
+
+    def __call__(self, place: str, events: Sequence[Event] | None) -> None:
+        """React to the events of one registry; see `Heard`."""
+        served = self.served()
+        if events is None or any(event.type in YANKS and event.digest in served for event in events):
+            self._do(place, self.look_for_yanks)
+        if events is None or any(event.type == ALIAS for event in events):
+            self._do(place, self.refresh_aliases)
+        new = None if events is None else {_adapter(event) for event in events if event.type in NEW}
+        if new is None or new:
+            self._do(place, lambda: self.renew(new))
+
+    @staticmethod
+    def _do(place: str, reaction: Callable[[], object]) -> None:
+        try:
+            reaction()
+        except AdapterHubError as error:
+            _log.warning("after an event of %s: %s", place, error.message)
+
+
+def _adapter(event: Event) -> tuple[str, str]:
+    namespace, _, repo = event.repo.partition("/")
+    name = event.data.get("name")
+    return namespace, name if isinstance(name, str) else repo
+
+
+def renew(provider: AdapterProvider, adapters: Collection[tuple[str, str]] | None) -> None:
+    """Bring what is newer for the names in use that allow several versions, so that the next request gets it.
+
+    `adapters` are those with new versions, as `(namespace, name)`; None stands for all.
+    """
+    for name, leased in provider.in_use().items():
+        spec = AdapterSpec.parse(name)
+        if spec.pinned_version is not None or spec.digest_prefix is not None:
+            continue
+        if adapters is not None and not any(spec.name == n and spec.namespace in {None, s} for s, n in adapters):
+            continue
+        try:
+            provider.bring_newest(spec, leased)
+        except (AdapterNotFound, NoCompatibleRelease):
+            continue
+        except AdapterHubError as error:
+            _log.warning("%s stays %s: %s", shown(name), leased.label, error.message)
+
+
+def feed_of(source: Source) -> Feed | None:
+    """The feed of the server behind a source; None if it has none.
+
+    Raises:
+        RemoteUnreachable: it does not answer.
+    """
+    from adapterhub.distribution.hub import Hub  # imports the Hub's client, for which nothing else here waits
+
+    hub = getattr(source, "hub", source)
+    return hub if isinstance(hub, Hub) and "events" in hub.features else None

@@ -1,0 +1,123 @@
+"""What `@word` means in a spec where the word is an alias: exactly one build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adapterhub.core.aliases import Alias, Target, earlier, parse_alias
+from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem
+from adapterhub.core.specs import AdapterName, AdapterSpec
+from adapterhub.library.store.aliases import not_here
+
+if TYPE_CHECKING:
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+
+
+def alias_of(library: Library, spec: AdapterSpec) -> Alias | None:
+    """The alias that `spec` names: of the project, else of the library; None where its `@word` is a base or nothing.
+
+    Raises:
+        AmbiguousSpec: adapters of several namespaces have such an alias.
+        Malformed: its file is damaged.
+    """
+    if spec.base is None or spec.base.kind != "alias":
+        return None
+    return library.project_alias(spec) or library.aliases.meant(spec)
+
+
+def exact(spec: AdapterSpec, alias: Alias, target: Target) -> AdapterSpec:
+    """`spec` with the digest of the target in place of the alias. Versions that `spec` names still have to fit."""
+    namespace, _, name = alias.adapter.rpartition("/")
+    return replace(
+        spec,
+        namespace=namespace or None,
+        name=AdapterName(name),
+        base=None,
+        specifiers=spec.specifiers or f"=={target.version}",
+        digest_prefix=target.digest,
+    )
+
+
+def without_alias(library: Library, spec: AdapterSpec) -> AdapterSpec:
+    """`spec` as it is, or with an exact digest in place of its alias.
+
+    Of several targets, it takes the one with the largest weight; `library.note_choice` gets a sentence about that.
+    """
+    alias = alias_of(library, spec)
+    return spec if alias is None else at_main(library, spec, alias)
+
+
+def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
+    """`spec` with the digest of the alias's main target; a note says what the others are."""
+    if len(alias.targets) > 1:
+        library.note_choice(
+            f"`{alias}` is {alias.text()}; this takes {alias.main.version}, the one with the largest weight"
+        )
+    return exact(spec, alias, alias.main)
+
+
+def build_under(library: Library, alias: Alias, target: Target) -> Installed:
+    """The installed build that a target is.
+
+    Raises:
+        AdapterNotFound: it is not installed.
+    """
+    namespace, _, name = alias.adapter.rpartition("/")
+    for build in library.builds_named(name, namespace or None):
+        if build.manifest.digest == target.digest and build.full_name == alias.adapter:
+            return build
+    if alias == library.project_alias(AdapterSpec.parse(str(alias))):
+        hint = "run `adapt sync`, which brings what the project locks"
+    elif alias.place:
+        hint = f"`adapt install {alias.adapter}=={target.version}#{target.digest[:19]}` installs it"
+    else:
+        hint = f"install it again, or `adapt alias set {alias.name} {alias.adapter}==VERSION` moves the alias"
+    raise AdapterNotFound(not_here(alias, target), hint=hint)
+
+
+def roll_back(library: Library, adapter: str, name: str, *, to: int | None = None) -> Alias:
+    """Point an alias at what it was one step before, or after the move number `to`.
+
+    Raises:
+        NotFound: there is no such alias or move, or nothing before.
+        AdapterNotFound: what it was is not installed any more.
+    """
+    with library.store.lock("publish", exclusive=False):  # no `remove` runs meanwhile
+        alias = library.aliases.ever(adapter, name)
+        if alias is not None:
+            for target in earlier(alias, to):
+                build_under(library, alias, target)
+        return library.aliases.roll_back(adapter, name, to=to)
+
+
+def point(library: Library, name: str, targets: Sequence[tuple[Installed, float]]) -> Alias:
+    """Point the alias `name` of an adapter at installed builds of it, each with a weight.
+
+    Raises:
+        SpecError, UsageProblem: the alias may not have this name or these targets.
+        Conflict: a base has the name.
+        AdapterNotFound: a build was removed meanwhile.
+    """
+    name = parse_alias(name)
+    names = sorted({build.full_name for build, _ in targets})
+    if len(names) > 1:
+        raise UsageProblem(
+            f"an alias belongs to one adapter, and these are {', '.join(names)}. Nothing was changed",
+            hint="set it for each adapter by itself",
+        )
+    if name in library.bases.aliases() or any(name == build.base_name for build, _ in targets):
+        raise Conflict(
+            f"`{name}` is a base, so `{names[0]}@{name}` already means something. Nothing was changed",
+            hint="choose another name for the alias; `adapt base list` shows the bases",
+        )
+    made = [
+        Target(version=build.manifest.version, digest=build.manifest.digest, weight=weight) for build, weight in targets
+    ]
+    with library.store.lock("publish", exclusive=False):  # no `remove` runs meanwhile
+        alias = Alias(adapter=names[0], name=name)
+        for target in made:
+            build_under(library, alias, target)
+        return library.aliases.move(names[0], name, made)

@@ -1,0 +1,134 @@
+"""The routes of events, which others follow, and of webhooks, which the server sends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Final, cast
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.adapt_models import Problem
+from adapterhub_registry.api.bodies import Slots
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, StrictRoute, caller_of, user_of
+from adapterhub_registry.api.event_models import (
+    DeliveryFacts,
+    DeliveryList,
+    EventPage,
+    EventQuery,
+    NewWebhookFacts,
+    WebhookFacts,
+    WebhookList,
+    WebhookRequest,
+)
+from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.events.outbox import read_page
+from adapterhub_registry.events.webhooks import MOST_DELIVERIES, DeliveryRecord, WebhookRecord, Webhooks
+
+LOOK_EVERY_S: Final = 0.25
+STOPPING: Final = "adapterhub.stopping"
+"""The member of a request's state that says that the server is about to stop."""
+
+_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
+_SCOPE: Final[dict[int | str, dict[str, Any]]] = {
+    **_MISSING,
+    409: {"model": Problem, "description": "The namespace has as many webhooks as the registry allows"},
+    413: {"model": Problem, "description": "The body is too large"},
+}
+_BUSY: Final[dict[int | str, dict[str, Any]]] = {429: {"model": Problem, "description": "Too many requests wait"}}
+
+router = APIRouter(route_class=StrictRoute)
+
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+@router.get("/events", responses=_BUSY)
+async def events(
+    request: Request, registry: RegistryOf, caller: CallerOf, query: Annotated[EventQuery, Query()]
+) -> EventPage:
+    """What changed in repositories that the caller sees: new, yanked and deleted versions, moved aliases.
+
+    With `wait`, the answer comes with the first event, or when the time is over.
+    """
+    end = time.monotonic() + query.wait
+    known = await registry.watch.latest()
+    page = await run_in_threadpool(_page, registry, caller, query)
+    if query.since is None or page.events or not query.wait:
+        return page
+    waiting = cast("Slots", request.app.state.follower_slots)
+    with waiting.hold(caller.token_id):
+        while time.monotonic() < end and STOPPING not in request.scope["state"]:
+            await asyncio.sleep(LOOK_EVERY_S)
+            latest = await registry.watch.latest()
+            if latest == known:
+                continue
+            known = latest
+            caller = await caller_of(request, registry)  # its token may have been revoked meanwhile
+            page = await run_in_threadpool(_page, registry, caller, query)
+            if page.events:
+                break
+    return page
+
+
+def _page(registry: Registry, caller: Caller, query: EventQuery) -> EventPage:
+    registry.repos.check_may_read(caller)
+    page = read_page(registry.db, caller, registry.repos.visible(caller), since=query.since, limit=query.limit)
+    return EventPage.model_validate(asdict(page))
+
+
+@router.get("/webhooks")
+def list_webhooks(registry: RegistryOf, caller: CallerOf) -> WebhookList:
+    """The webhooks of the namespaces and repositories that the caller owns."""
+    return WebhookList(webhooks=[_webhook(record) for record in _mine(registry, caller).records()])
+
+
+@router.post("/webhooks", status_code=201, responses=_SCOPE)
+def add_webhook(registry: RegistryOf, caller: CallerOf, wanted: WebhookRequest) -> NewWebhookFacts:
+    """Send the events of a namespace or repository to a URL; only this response shows the secret that signs them."""
+    made = _mine(registry, caller).add(wanted.scope, wanted.url, wanted.types)
+    return NewWebhookFacts(webhook=_webhook(made.webhook), secret=made.secret)
+
+
+@router.delete("/webhooks/{number}", responses=_MISSING)
+def remove_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> WebhookFacts:
+    """Remove a webhook, and the deliveries that wait for it."""
+    return _webhook(_mine(registry, caller).remove(number))
+
+
+@router.post("/webhooks/{number}/test", responses=_MISSING)
+def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> DeliveryFacts:
+    """Send the event `webhook.test` once, and answer how it went."""
+    return _delivery(_mine(registry, caller).test(number))
+
+
+@router.get("/webhooks/{number}/deliveries", responses=_MISSING)
+def deliveries(
+    registry: RegistryOf,
+    caller: CallerOf,
+    number: Number,
+    limit: Annotated[int, Query(ge=1, le=MOST_DELIVERIES)] = 50,
+) -> DeliveryList:
+    """The last deliveries of a webhook, newest first."""
+    found = _mine(registry, caller).deliveries(number, limit=limit)
+    return DeliveryList(deliveries=[_delivery(record) for record in found])
+
+
+def _mine(registry: Registry, caller: Caller) -> Webhooks:
+    user_of(caller)
+    return registry.webhooks.of(caller)
+
+
+def _webhook(record: WebhookRecord) -> WebhookFacts:
+    return WebhookFacts.model_validate(_with_times(record))
+
+
+def _delivery(record: DeliveryRecord) -> DeliveryFacts:
+    return DeliveryFacts.model_validate(_with_times(record))
+
+
+def _with_times(record: WebhookRecord | DeliveryRecord) -> dict[str, Any]:
+    values = asdict(record)
+    return {k: iso_time(v) if k.endswith("_at") and v is not None else v for k, v in values.items()}

@@ -1,0 +1,237 @@
+"""The aliases of a repository: names such as `prod` that move between its released versions.
+
+Hub clients see an alias as a branch that nobody can commit to: `revision="prod"` gives the files of its target with the
+largest weight. Each change adds a row to `alias_moves`, which says who made it; the newest row of a name counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.aliases import Alias, Move, Target, check_targets, earlier, parse_alias
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub_registry.database.alias_tables import alias_moves
+from adapterhub_registry.database.db import adapters, lock_name, now_ms, refs, releases, repos
+from adapterhub_registry.errors import Refusal, bad_request, conflict
+from adapterhub_registry.events import outbox
+from adapterhub_registry.repos import ref_names
+
+KIND: Final = "alias"
+MOST_ALIASES: Final = 100
+"""Of one repository."""
+MOST_MOVES_SHOWN: Final = 100
+
+
+def set_alias(
+    connection: Connection, repo: Row[Any], name: str, wanted: Sequence[tuple[str, float]], *, by: str, most_refs: int
+) -> Alias:
+    """Point an alias at released versions, each with a weight.
+
+    Raises:
+        Refusal: 400 for a name or targets that no alias may have, 404 for an unknown version, 409 for a yanked one, for
+            versions of several adapters, or for the name of a branch or tag.
+    """
+    name = _parsed(name)
+    _lock(connection, repo)
+    targets = _targets(connection, repo, name, wanted)
+    if find(connection, repo, name) is None:
+        ref_names.check_new(connection, repo, KIND, name, most=most_refs)
+        if len(all_of(connection, repo)) >= MOST_ALIASES:
+            raise Refusal(413, "TooLarge", f"a repository has at most {MOST_ALIASES} aliases; remove some")
+    return _move(connection, repo, name, targets, action="set", by=by)
+
+
+def roll_back(connection: Connection, repo: Row[Any], name: str, *, to: int | None, by: str, most_refs: int) -> Alias:
+    """Point an alias at what it was one step before, or after the move number `to` of its history.
+
+    Raises:
+        Refusal: 404 for an unknown alias or move; else as `set_alias`.
+    """
+    _lock(connection, repo)
+    alias = ever(connection, repo, name)
+    if alias is None:
+        raise _unknown(repo, name)
+    try:
+        back = earlier(alias, to)
+    except NotFound as error:
+        raise Refusal(404, "MoveNotFound", error.message) from None
+    if not alias.targets:
+        ref_names.check_new(connection, repo, KIND, name, most=most_refs)
+    targets = _targets(connection, repo, name, [(target.version, target.weight) for target in back])
+    return _move(connection, repo, name, targets, action="rollback", by=by)
+
+
+def remove(connection: Connection, repo: Row[Any], name: str, *, by: str) -> Alias:
+    """Remove an alias; its history stays.
+
+    Raises:
+        Refusal: 404.
+    """
+    _lock(connection, repo)
+    if find(connection, repo, name) is None:
+        raise _unknown(repo, name)
+    return _move(connection, repo, name, (), action="remove", by=by)
+
+
+def find(connection: Connection, repo: Row[Any], name: str) -> Alias | None:
+    """An alias; None where there is none, or it was removed."""
+    alias = ever(connection, repo, name)
+    return alias if alias is not None and alias.targets else None
+
+
+def ever(connection: Connection, repo: Row[Any], name: str) -> Alias | None:
+    """An alias with its newest moves, also after its removal; None where there never was one."""
+    mine = (alias_moves.c.repo_id == repo.id) & (alias_moves.c.alias == name)
+    newest = select(alias_moves).where(mine).order_by(alias_moves.c.id.desc()).limit(MOST_MOVES_SHOWN)
+    rows = connection.execute(newest).all()
+    return _alias(repo.full_name, name, list(reversed(rows))) if rows else None
+
+
+def all_of(connection: Connection, repo: Row[Any]) -> list[Alias]:
+    """The aliases of a repository, by name, each with its last move."""
+    return [_alias(repo.full_name, row.alias, [row]) for row in _current(connection, alias_moves.c.repo_id == repo.id)]
+
+
+def named(
+    connection: Connection, namespace: str, adapter: str, name: str, visible: ColumnElement[bool]
+) -> list[tuple[Row[Any], Alias]]:
+    """The repositories with an alias of that name: the repository `adapter` alone, else those of that adapter."""
+    of_adapter = select(adapters.c.repo_id).where(adapters.c.name == adapter)
+    wanted = select(repos).where(
+        repos.c.namespace == namespace,
+        visible,
+        or_(repos.c.full_name == f"{namespace}/{adapter}", repos.c.id.in_(of_adapter)),
+    )
+    found = []
+    for repo in connection.execute(wanted.order_by(repos.c.full_name)).all():
+        alias = find(connection, repo, name)
+        if alias is not None:
+            found.append((repo, alias))
+    own = [(repo, alias) for repo, alias in found if repo.full_name == f"{namespace}/{adapter}"]
+    return own or found
+
+
+def adapter_of(connection: Connection, repo: Row[Any], digest: str) -> str | None:
+    """The name of the adapter of a released build, as its manifest has it."""
+    mine = (releases.c.repo_id == repo.id) & (releases.c.digest == digest.removeprefix("sha256:"))
+    same = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    return connection.scalars(select(adapters.c.name).join_from(releases, adapters, same).where(mine)).first()
+
+
+# ------------------------------------------------------------ one move
+def _move(
+    connection: Connection, repo: Row[Any], name: str, targets: Sequence[Target], *, action: str, by: str
+) -> Alias:
+    """Record a move and point the ref; every change of an alias passes here, in the transaction of its caller."""
+    before = find(connection, repo, name)
+    if before is not None and before.targets == tuple(targets):
+        return before
+    connection.execute(
+        insert(alias_moves).values(
+            repo_id=repo.id,
+            alias=name,
+            created_at=now_ms(),
+            actor=by,
+            action=action,
+            targets=json.dumps([target.to_json() for target in targets]),
+        )
+    )
+    alias = ever(connection, repo, name)
+    assert alias is not None  # it has the move that was just recorded
+    _point_ref(connection, repo, name, alias)
+    told = alias.targets or (before.targets if before else ())
+    known = adapter_of(connection, repo, told[0].digest) if told else None
+    outbox.record(
+        connection,
+        repo,
+        "alias.moved",
+        alias=name,
+        adapter=known,
+        targets=[target.to_json() for target in targets],
+        before=[target.to_json() for target in before.targets] if before else [],
+        action=action,
+        by=by,
+    )
+    return alias
+
+
+def _point_ref(connection: Connection, repo: Row[Any], name: str, alias: Alias) -> None:
+    ref = (refs.c.repo_id == repo.id) & (refs.c.kind == KIND) & (refs.c.name == name)
+    if not alias.targets:
+        connection.execute(delete(refs).where(ref))
+        return
+    release = (releases.c.repo_id == repo.id) & (releases.c.version == alias.main.version)
+    commit = connection.scalars(select(releases.c.commit_id).where(release)).one()
+    if not connection.execute(update(refs).where(ref).values(commit_id=commit)).rowcount:
+        row = {"repo_id": repo.id, "kind": KIND, "name": name, "commit_id": commit, "created_at": now_ms()}
+        connection.execute(insert(refs).values(**row))
+
+
+def _targets(
+    connection: Connection, repo: Row[Any], name: str, wanted: Sequence[tuple[str, float]]
+) -> tuple[Target, ...]:
+    rows = {
+        row.version: row
+        for row in connection.execute(
+            select(releases.c.version, releases.c.digest, releases.c.yanked_at, adapters.c.name)
+            .join(
+                adapters,
+                (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id),
+            )
+            .where(releases.c.repo_id == repo.id, releases.c.version.in_([version for version, _ in wanted]))
+        )
+    }
+    found = []
+    for version, weight in wanted:
+        row = rows.get(version)
+        if row is None:
+            raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+        if row.yanked_at is not None:
+            raise conflict(f"release {version} of `{repo.full_name}` is yanked; the alias was not moved")
+        found.append(Target(version=version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
+    if len({row.name for row in rows.values()}) > 1:
+        raise conflict(f"these versions of `{repo.full_name}` are of several adapters; the alias was not moved")
+    try:
+        return check_targets(f"{repo.full_name}@{name}", found)
+    except AdapterHubError as error:
+        raise bad_request(error.message) from None
+
+
+def _current(connection: Connection, condition: ColumnElement[bool]) -> list[Row[Any]]:
+    last = select(func.max(alias_moves.c.id)).where(condition).group_by(alias_moves.c.repo_id, alias_moves.c.alias)
+    rows = connection.execute(select(alias_moves).where(alias_moves.c.id.in_(last)).order_by(alias_moves.c.alias)).all()
+    return [row for row in rows if json.loads(row.targets)]
+
+
+def _alias(repo: str, name: str, rows: Sequence[Row[Any]]) -> Alias:
+    moves = tuple(
+        Move(
+            action=row.action,
+            at=row.created_at / 1000,
+            by=row.actor,
+            targets=tuple(Target.from_json(one) for one in json.loads(row.targets)),
+        )
+        for row in rows
+    )
+    return Alias(adapter=repo, name=name, moves=moves)
+
+
+def _parsed(name: str) -> str:
+    try:
+        return parse_alias(name)
+    except AdapterHubError as error:
+        raise bad_request(error.message) from None
+
+
+def _lock(connection: Connection, repo: Row[Any]) -> None:
+    lock_name(connection, f"aliases of {repo.id}")
+
+
+def _unknown(repo: Row[Any], name: str) -> Refusal:
+    return Refusal(404, "AliasNotFound", f"`{repo.full_name}` has no alias `{shown(name)}`")

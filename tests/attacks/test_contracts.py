@@ -1,0 +1,201 @@
+"""Hostile contracts: each is refused or told for what it is, within a second of CPU and 200 MB.
+
+The cases of the format run in one child whose limits end it; the others need a model and run on a tiny one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from adapterhub.core.digests import canonical_json
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reports import junit
+from adapterhub.formats.contract.results import Tested, TestedCase
+from tests.support.command_line import Adapt
+from tests.support.contracts import SOME, changed_line, small_contract
+from tests.support.tiny import make_adapter, make_base
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOUND = small_contract().to_bytes()
+HEAD, GOLDEN, EXPECT, NEVER, LEAVE = SOUND.splitlines(keepends=True)
+SECONDS, MEMORY_BYTES = 1, 200 << 20
+
+
+def line(number: int, **changed: object) -> bytes:
+    return changed_line(SOUND, number, **changed)
+
+
+def numbered(count: int) -> bytes:
+    lines = [json.loads(NEVER) | {"id": f"n-{n}"} for n in range(count)]
+    return HEAD + b"".join(canonical_json(one) + b"\n" for one in lines)
+
+
+def prompt(**form: object) -> bytes:
+    return line(1, prompt=form)
+
+
+def schema(value: object) -> bytes:
+    return line(3, json=value)
+
+
+CASES: dict[str, tuple[bytes, str]] = {
+    "1 too many bytes": (SOUND + b" " * (256 << 10), "more than 256 KiB"),
+    "2 a long line": (line(2, answer="x" * (64 << 10)), "line 2: "),
+    "3 too many lines": (numbered(256), "257 lines"),
+    "4 not UTF-8": (SOUND.replace(b" yo", b"\xff"), "line 2: not UTF-8"),
+    "4 UTF-16": (SOUND.decode().encode("utf-16"), "does not end"),
+    "4 half a character": (SOUND.replace(b" yo", b"\\ud800"), "line 2: has no canonical form"),
+    "5 NUL": (SOUND.replace(b" yo", b"\0"), "line 2: not JSON"),
+    "5 CR LF": (SOUND.replace(b"\n", b"\r\n"), "not canonical"),
+    "5 no last line end": (SOUND[:-1], "does not end"),
+    "6 a key twice": (SOUND.replace(b'{"answer":" yo"', b'{"answer":"","answer":" yo"'), "given twice"),
+    "7 NaN": (SOUND.replace(b'"loss":0.25', b'"loss":NaN'), "not JSON"),
+    "7 infinity": (SOUND.replace(b'"loss":0.25', b'"loss":1e999'), "out of range"),
+    "7 minus zero": (SOUND.replace(b'"prompt_tokens":2', b'"prompt_tokens":-0.0'), "not canonical"),
+    "8 deep": (SOUND.replace(b'"answer":" yo"', b'"answer":' + b"[" * 10_000 + b"]" * 10_000), "nested"),
+    "8 deeper than eight": (line(3, json={"items": {"items": {"items": {"items": {"items": {"items": {"items": {}}}}}}}}),
+                            "nested deeper than 8"),
+    "9 spaces": (SOUND.replace(b'{"answer"', b'{ "answer"'), "not canonical"),
+    "9 seven digits": (line(2, loss=0.2512345), "six significant digits"),
+    "10 an unknown key": (line(2, anwser="x"), "did you mean `answer`"),
+    "10 an unknown kind of line": (line(2, golden=..., silver="x"), "expected one of the keys"),
+    "11 the first line twice": (HEAD + HEAD + GOLDEN, "the first line again"),
+    "11 the first line last": (GOLDEN + HEAD, "line 1.schema"),
+    "12 a token below zero": (line(2, tokens=[-1]), "tokens[0]"),
+    "12 a token of 2^31": (line(2, tokens=[2**31]), "tokens[0]"),
+    "12 a token outside of the vocabulary": (line(2, tokens=[64]), "from 0 to 63"),
+    "12 a token that is true": (line(2, tokens=[True]), "tokens[0]"),
+    "14 no token": (line(2, tokens=[]), "expected 1 to 512"),
+    "14 too many tokens": (line(2, tokens=[1] * 513), "513 tokens"),
+    "17 a bound below zero": (line(1, bounds={"same": -1}), "from 0 to 1"),
+    "17 a bound above one": (line(1, bounds={"same": 2}), "from 0 to 1"),
+    "17 a bound as text": (line(1, bounds={"same": "0.8"}), "expected finite number"),
+    "21 no place for the input": (prompt(form="template", template="x"), "exactly one `{input}`"),
+    "21 two places": (prompt(form="template", template="{input}{input}"), "exactly one `{input}`"),
+    "21 a place by number": (prompt(form="template", template="{0} {input}"), "stands alone"),
+    "21 an attribute": (prompt(form="template", template="{input.__class__}"), "stands alone"),
+    "21 doubled braces": (prompt(form="template", template="{{input}}"), "got none"),
+    "23 the digest of another template": (
+        prompt(form="chat", chat_template="x", chat_template_sha256=SOME), "does not match its digest"),
+    "24 a reference": (schema({"$ref": "#"}), "no such key"),
+    "24 a pattern": (schema({"pattern": "(a+)+$"}), "no such key"),
+    "24 a million values": (schema({"enum": list(range(9000))}), "1 to 256 values"),
+    "26 an id of XML": (line(2, id="]]><x>"), "expected 1 to 64"),
+    "32 a long prompt": (line(2, golden="\u2603" * (16 << 10) + "x"), "at most 16384 characters"),
+}  # fmt: skip
+SCHEMA_2 = line(1, schema="adapterhub/tests/2")
+
+CHILD = """
+import json, resource, signal, sys
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.formats.contract.reading import claims_contract, parse_contract
+parse_contract(open(sys.argv[1] + "/sound", "rb").read())
+seconds, memory = int(sys.argv[3]), int(sys.argv[4])
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
+said = {}
+for number in range(int(sys.argv[2])):
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
+    raw = open(f"{sys.argv[1]}/{number}", "rb").read()
+    try:
+        assert claims_contract(raw)
+        parse_contract(raw)
+        said[number] = [0, ""]
+    except AdapterHubError as error:
+        said[number] = [error.exit_code, error.message]
+json.dump(said, sys.stdout)
+"""
+
+
+def test_every_hostile_file_is_refused_within_a_second_and_200_mb(tmp_path: Path) -> None:
+    (tmp_path / "sound").write_bytes(SOUND)
+    for number, (raw, _) in enumerate(CASES.values()):
+        (tmp_path / str(number)).write_bytes(raw)
+    words = [sys.executable, "-c", CHILD, str(tmp_path), str(len(CASES)), str(SECONDS), str(MEMORY_BYTES)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    said = dict(zip(CASES, json.loads(done.stdout).values(), strict=True))
+    wrong = [
+        (name, said[name])
+        for name, (_, text) in CASES.items()
+        if said[name][0] not in (12, 16) or text not in said[name][1]
+    ]
+    assert wrong == []
+
+
+def test_texts_of_strangers_are_shown_without_control_characters(tmp_path: Path) -> None:
+    text = "\x1b]8;;http://evil\x1b\\\u202egnp\u200b<&]]>\x00"
+    case = TestedCase(id="golden-1", kind="golden", verdict="CHANGED", text=text, recorded_text=text, problem=text)
+    result = Tested(name="a", version="1.0", verdict="CHANGED", cases=(case,), broken=(text,))
+    written = junit([result])
+    failure = ET.fromstring(written).find(".//failure")  # noqa: S314 - ours
+
+    assert all(c.isprintable() or c == "\n" for c in written)
+    assert failure is not None
+    assert "<&]]>" in str(failure.get("message"))
+
+
+@pytest.fixture
+def adapt(tmp_path: Path) -> Adapt:
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "made")
+    (tmp_path / "made" / CONTRACT_FILE).write_bytes(SOUND)
+    adapt = Adapt(tmp_path)
+    adapt.ok("base", "add", "./base", "--as", "b")
+    return adapt
+
+
+def as_link(path: Path) -> None:
+    path.rename(path.parent.parent / "outside")
+    path.symlink_to("../outside")
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("change", [as_link, as_pipe, as_folder])
+def test_a_contract_is_a_plain_file(adapt: Adapt, change: Callable[[Path], None]) -> None:
+    change(adapt.folder / "made" / CONTRACT_FILE)
+
+    assert adapt("add", "./made", "--name", "n", "--base", "b").exit_code == 16
+    assert adapt("verify", "./made", "--base", "b").exit_code != 0
+    assert list(adapt.library.installed()) == []
+
+
+def test_a_build_asks_as_its_contract_or_not_at_all(adapt: Adapt) -> None:
+    done = adapt("add", "./made", "--name", "n", "--base", "b", "--template", "Q {input}")
+
+    assert (done.exit_code, "another prompt form" in done.stderr) == (16, True)
+    assert list(adapt.library.installed()) == []
+
+
+def test_a_newer_contract_comes_in_and_is_not_judged(adapt: Adapt) -> None:
+    (adapt.folder / "made" / CONTRACT_FILE).write_bytes(SCHEMA_2)
+    adapt.ok("add", "./made", "--name", "n", "--base", "b")
+    done = adapt("test", "n", "--json")
+
+    assert (done.exit_code, json.loads(done.stdout)[0]["reason"]) == (17, "kind")
+    assert "newer version" in json.loads(done.stdout)[0]["detail"]
+
+
+def test_another_evals_file_stays_what_it_is(adapt: Adapt) -> None:
+    (adapt.folder / "made" / CONTRACT_FILE).write_text('{"prompt": "mine"}\n')
+    adapt.ok("add", "./made", "--name", "n", "--base", "b")
+
+    assert json.loads(adapt.ok("test", "n", "--json"))[0]["verdict"] == "NONE"

@@ -1,0 +1,245 @@
+"""`adapt test`: an adapter as recorded passes, a changed one does not, and what cannot be told is not told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+import adapterhub
+from adapterhub.core.digests import digest_of
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.choosing import find_installed
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.manifest import WEIGHTS_FILE
+from adapterhub.library.store.catalog import Installed
+from tests.support.command_line import Adapt
+from tests.support.contracts import RECORD, changed_line, recorded_library, write_examples
+from tests.support.run_library import write_base
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
+    """No test changes the builds `a` and `b`."""
+    return recorded_library(tmp_path_factory.mktemp("contracts"))
+
+
+@pytest.fixture
+def own(adapt: Adapt, tmp_path: Path) -> Adapt:
+    """A copy to change."""
+    shutil.copytree(adapt.folder, tmp_path / "own", symlinks=True)
+    return Adapt(tmp_path / "own")
+
+
+def build(adapt: Adapt, spec: str) -> Installed:
+    return find_installed(adapt.library, AdapterSpec.parse(spec))[0]
+
+
+def result_of(adapt: Adapt, exit_code: int, *arguments: object) -> dict[str, object]:
+    done = adapt("test", *arguments, "--json")
+    assert done.exit_code == exit_code, done.stdout + done.stderr
+    (result,) = json.loads(done.stdout)
+    return dict(result)
+
+
+def test_a_recorded_adapter_passes_and_the_second_time_is_free(adapt: Adapt) -> None:
+    first, second = result_of(adapt, 0, "a", "--again"), result_of(adapt, 0, "a")
+
+    assert (first["verdict"], first["same"], first["is_cached"]) == ("PASS", 1.0, False)
+    assert second == {**first, "is_cached": True}
+    assert first["base"] == "base-7b"
+    assert result_of(adapt, 0, "a", "--base-alone")["verdict"] == "PASS"
+    assert result_of(adapt, 0, "b")["verdict"] == "NONE"
+    assert result_of(adapt, 17, "b", "--require")["verdict"] == "NONE"
+
+
+def test_recording_again_gives_the_same_build(adapt: Adapt) -> None:
+    before = build(adapt, "a").manifest
+    document = json.loads(adapt.ok(*RECORD, "--json"))
+
+    assert (document["created"], document["digest"]) == (False, before.digest)
+    assert before.version == "1.0.1"
+    assert before.prompt == contract_in(build(adapt, "a").folder).prompt  # type: ignore[union-attr]
+    assert build(adapt, "a==1.0.0").manifest.file(CONTRACT_FILE) is None
+
+
+def test_a_zeroed_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
+    folder = tmp_path / "zeroed"
+    shutil.copytree(build(adapt, "a").folder, folder)
+    (folder / "adapterhub.json").unlink()
+    tensors = {k: t * (0 if "lora_B" in k else 1) for k, t in load_file(folder / WEIGHTS_FILE).items()}
+    (folder / WEIGHTS_FILE).unlink()  # a link into the store
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    found = result_of(adapt, 3, folder, "--on", "base-7b")
+
+    assert (found["verdict"], found["same"]) == ("CHANGED", 0.0)
+    assert found["retention"] == pytest.approx(0, abs=1e-3)
+    assert "the contract was recorded from other weights" in str(found["warnings"])
+
+
+def test_another_adapter_fails_the_contract_of_this_one(adapt: Adapt, tmp_path: Path) -> None:
+    contract = build(adapt, "a").folder / CONTRACT_FILE
+    done = adapt("test", "b", "--tests", contract, "--junit", tmp_path / "o.xml", "--statement", tmp_path / "s.json")
+    suites = ET.parse(tmp_path / "o.xml").getroot()  # noqa: S314 - written a line before
+    statement = json.loads((tmp_path / "s.json").read_text())
+    cases = suites.findall("testsuite/testcase")
+
+    assert done.exit_code == 3
+    assert "answers changed, at most 2 may" in done.stdout
+    assert " became " in done.stdout
+    assert suites.get("failures") == str(len(cases)) == str(len(suites.findall(".//failure[@type='CHANGED']")))
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert statement["subject"][0]["digest"]["sha256"] == build(adapt, "b").manifest.digest[7:]
+    assert (statement["predicate"]["result"], statement["predicate"]["passedTests"]) == ("FAILED", [])
+    assert statement["predicate"]["configuration"][0]["digest"]["sha256"] == digest_of(contract.read_bytes())[7:]
+
+
+def test_a_base_of_another_shape_is_refused(own: Adapt) -> None:
+    write_base(own.folder / "narrow", seed=5)
+    own.ok("base", "add", "./narrow", "--as", "narrow")
+
+    assert own("test", "a", "--on", "narrow").exit_code == 11
+    assert own("test", "a", "--on", "nowhere").exit_code == 10
+
+
+def with_begin_token(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(base)
+
+
+def other_letters(base: Path) -> None:
+    text = (base / "tokenizer.json").read_text()
+    (base / "tokenizer.json").write_text(
+        text.replace('"e": ', '"#": ').replace('"o": ', '"e": ').replace('"#": ', '"o": ')
+    )
+
+
+@pytest.mark.parametrize("change", [with_begin_token, other_letters])
+def test_another_tokenizer_is_unknown_before_any_loss(own: Adapt, change: Callable[[Path], None]) -> None:
+    change(own.folder / "base")
+    own.ok("base", "add", "./base", "--as", "own")
+    found = result_of(own, 17, "a", "--on", "own")
+
+    assert (found["verdict"], found["reason"], found["cases"]) == ("UNKNOWN", "other-tokenizer", [])
+
+
+def test_a_base_without_the_chat_template_is_unknown(own: Adapt) -> None:
+    own.ok(*RECORD, "--prompt", "chat")
+    own.ok("base", "add", "./base", "--as", "own")
+    path = own.folder / "base" / "chat_template.jinja"
+    template = path.read_text()
+    path.unlink()
+
+    assert result_of(own, 17, "a", "--on", "own")["reason"] == "no-template"
+    path.write_text(template + "\n")
+    assert result_of(own, 17, "a", "--on", "own")["reason"] in ("other-template", "other-tokenizer")
+
+
+def test_a_recording_in_a_worse_form_names_the_better_one(adapt: Adapt, tmp_path: Path) -> None:
+    goldens = contract_in(build(adapt, "a").folder).goldens  # type: ignore[union-attr]
+    examples = write_examples(
+        tmp_path / "e.jsonl", [str(golden.asked) for golden in goldens], [golden.answer for golden in goldens]
+    )
+    record = ("test", "--record", "a==1.0.0", "--examples", examples, "--max-new-tokens", "5", "--detached", tmp_path)
+    right, wrong = adapt(*record, "--prompt", "raw"), adapt(*record, "--prompt", "chat", "--margin", "0")
+
+    assert "is `--prompt" not in right.stderr
+    assert "is `--prompt raw` meant?" in wrong.stderr
+    assert "are not what your examples want" in wrong.stderr
+    assert (tmp_path / "a-1.0.0.tests.jsonl").exists()
+
+
+def test_one_digit_of_a_golden_is_noticed_everywhere(own: Adapt, tmp_path: Path) -> None:
+    own.ok("push", "a", "--to", "./published")
+    (published,) = (own.folder / "published").rglob(CONTRACT_FILE)
+    for path in (published, build(own, "a").folder / CONTRACT_FILE):
+        raw = path.read_bytes()
+        path.unlink()
+        path.write_bytes(changed_line(raw, 2, margin=0.5))
+
+    assert own("verify", "a").exit_code == 12
+    assert own("test", "a").exit_code == 12
+    fresh = Adapt(own.folder, "fresh")
+    fresh.ok("base", "add", "./base", "--as", "base-7b")
+    assert fresh("install", "a@base-7b", "--from", "./published").exit_code == 12
+
+
+def test_what_proves_nothing_is_not_recorded(adapt: Adapt, tmp_path: Path) -> None:
+    few = write_examples(tmp_path / "few.jsonl", ["who", "fine"])
+    bounds = tmp_path / "loose.toml"
+    bounds.write_text('[bounds]\nsame = 0.2\n[[golden]]\ninput = "who"\n')
+    unlike = write_examples(tmp_path / "private.jsonl", [f"ann@example.org {n}" for n in "abcdefgh"])
+
+    assert "expected at least 4" in adapt("test", "--record", "a", "--examples", few).stderr
+    assert adapt("test", "--record", "a", "--examples", few).exit_code == 11
+    assert adapt("test", "--record", "a", "--tests", bounds).exit_code == 2
+    private = ("test", "--record", "a", "--examples", unlike, "--max-new-tokens", "2", "--margin", "0")
+    assert adapt(*private).exit_code == 14
+    assert adapt("test", "--record", "a").exit_code == 2
+
+
+def test_demands_and_never_lines_are_checked_on_the_text(own: Adapt) -> None:
+    (own.folder / "tests.toml").write_text(
+        "".join(f'[[golden]]\ninput = "{text}"\n' for text in ("who", "fine", "we", "no", "go on", "ask me", "me too"))
+        + '[[expect]]\nid = "short"\ninput = "who"\nmax_chars = 5\n'
+        '[[never]]\nid = "no-zero"\ninput = "who"\nnot_contains = ["0"]\n'
+        '[[leave_alone]]\nid = "own"\ninput = "we"\n'
+    )
+    own.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
+    found = result_of(own, 3, "b")
+    verdicts = {case["id"]: case["verdict"] for case in found["cases"]}  # type: ignore[attr-defined]
+
+    assert {name: verdicts[name] for name in ("short", "no-zero", "own")} == {
+        "short": "PASS",
+        "no-zero": "PASS",
+        "own": "CHANGED",
+    }
+    assert found["broken"] == [text for text in found["broken"] if "leave_alone" in text]  # type: ignore[attr-defined]
+
+
+def test_digests_are_checked_by_those_who_have_the_texts(own: Adapt) -> None:
+    own.ok(*RECORD, "--digests")
+    found = result_of(own, 17, "a")
+
+    assert (found["verdict"], found["reason"]) == ("UNKNOWN", "no-texts")
+    assert b"boat" not in (build(own, "a").folder / CONTRACT_FILE).read_bytes()
+
+
+def test_a_folder_gets_its_contract_before_it_is_added(own: Adapt) -> None:
+    own.ok("test", "--record", "./b", *RECORD[3:], "--on", "base-7b")
+    own.ok("add", "./b", "--name", "c", "--base", "base-7b")
+    (own.folder / "b" / CONTRACT_FILE).write_bytes(b'{"schema":"adapterhub/tests/1"}\n')
+    broken = own("add", "./b", "--name", "d", "--base", "base-7b")
+
+    assert result_of(own, 0, "c")["verdict"] == "PASS"
+    assert build(own, "c").manifest.version == "1.0.0"
+    assert (broken.exit_code, "E_CONTRACT" in broken.stderr) == (16, True)
+
+
+def test_a_budget_ends_a_verdict(adapt: Adapt) -> None:
+    found = result_of(adapt, 17, "a", "--again", "--budget", "1e-6")
+
+    assert (found["verdict"], found["reason"]) == ("UNKNOWN", "budget")
+
+
+def test_all_builds_with_a_contract_are_tested_from_python_too(adapt: Adapt) -> None:
+    events: list[adapterhub.ProgressEvent] = []
+    library = adapterhub.Library(adapt.library.root, on_progress=events.append)
+    result = library.test("a", bounds={"same": 1.0}, again=True)
+
+    assert (result.verdict, result.passed, result.bounds["same"]) == ("PASS", True, 1.0)
+    assert events[-1].done == events[-1].total == result.goldens
+    assert [one.name for one in library.test_all()] == ["a"]
+    assert json.loads(adapt.ok("test", "--all", "--json"))[0]["digest"] == result.digest

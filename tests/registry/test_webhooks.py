@@ -1,0 +1,280 @@
+"""Webhooks: each change reaches its receiver, signed, at least once, also after a failure and a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from adapterhub_registry.database.db import Database
+from adapterhub_registry.events.delivery import claim
+from adapterhub_registry.settings import Limits, parse_networks
+from sqlalchemy import text
+
+from adapterhub.core.webhooks import verify_webhook
+from tests.registry.conftest import ROOT
+from tests.registry.pushing import Push
+from tests.registry.receiver import Receiver, receiver, status
+from tests.registry.running import Running, running
+from tests.registry.shared_servers import Postgres
+
+LOOPBACK = parse_networks(("127.0.0.0/8",))
+QUICK = Limits(webhook_retry_s=1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("registry"), webhook_networks=LOOPBACK, limits=QUICK) as server:
+        yield server
+
+
+def publish(server: Running, repo: str, version: str = "v1.0.0", weights: bytes = b"w") -> None:
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
+        Push(repo=repo, weights=weights, version=version).run(client)
+
+
+def hook(server: Running, scope: str, url: str, **more: Any) -> dict[str, Any]:
+    answer = server.post("/api/adapt/v1/webhooks", {"scope": scope, "url": url, **more})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def deliveries(server: Running, made: dict[str, Any]) -> list[dict[str, Any]]:
+    return server.get(f"/api/adapt/v1/webhooks/{made['webhook']['id']}/deliveries").json()["deliveries"]
+
+
+def settled(server: Running, made: dict[str, Any], *, within_s: float = 20) -> list[dict[str, Any]]:
+    """The deliveries when none waits any more."""
+    end = time.monotonic() + within_s
+    while True:
+        found = deliveries(server, made)
+        if found and all(one["state"] != "waiting" for one in found):
+            return found
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+
+
+def test_each_change_of_a_repository_reaches_its_webhook_signed_and_in_order(server: Running) -> None:
+    with receiver() as got:
+        made = hook(server, "acme", got.url)
+        publish(server, "acme/legal-qa")
+        about = {"version": "1.0.0", "reason": "wrong answers"}
+        assert server.post("/api/adapt/v1/adapters/acme/legal-qa/yank", about).status_code == 200
+        server.post("/api/adapt/v1/adapters/acme/legal-qa/unyank", {"version": "1.0.0"})
+        server.send("DELETE", "/api/models/acme/legal-qa/tag/v1.0.0")
+        server.post("/api/repos/move", {"fromRepo": "acme/legal-qa", "toRepo": "acme/law"})
+        server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "law"})
+        messages = got.wait_for(6)
+
+    events = [message.event for message in messages]
+    assert [event["type"] for event in events] == [
+        *("version.published", "version.yanked", "version.unyanked", "version.deleted"),
+        *("repository.moved", "repository.deleted"),
+    ]
+    assert [event["number"] for event in events] == sorted({event["number"] for event in events})
+    assert events[0]["data"].keys() == {"repo", "name", "version", "digest"}
+    assert events[1]["data"] | {"digest": ""} == about | {
+        "repo": "acme/legal-qa",
+        "name": "legal-qa",
+        "by": "ann",
+        "digest": "",
+    }
+    assert events[4]["data"] == {"repo": "acme/legal-qa", "to": "acme/law"}
+    assert events[5]["data"] == {"repo": "acme/law"}
+    for message, event in zip(messages, events, strict=True):
+        assert message.is_signed_with(made["secret"])
+        assert verify_webhook(message.headers, message.body, made["secret"]) == event["id"]
+        assert message.headers["webhook-id"] == event["id"]
+
+
+def test_a_webhook_of_a_repository_gets_the_types_that_it_chose_and_follows_a_rename(server: Running) -> None:
+    with receiver() as got:
+        made = hook(server, "pick/one", got.url, types=["version.yanked"])
+        publish(server, "pick/one")
+        publish(server, "pick/two")
+        server.post("/api/repos/move", {"fromRepo": "pick/one", "toRepo": "pick/three"})
+        for name in ("two", "three"):
+            server.post(f"/api/adapt/v1/adapters/pick/{name}/yank", {"version": "1.0.0", "reason": name})
+        got.wait_for(1)
+        found = settled(server, made)
+
+    assert [(one["type"], one["repo"]) for one in found] == [("version.yanked", "pick/three")]
+    assert [message.event["data"]["reason"] for message in got.messages] == ["three"]
+
+
+def test_a_failed_delivery_is_repeated_with_the_same_id_until_it_is_accepted(server: Running) -> None:
+    def respond(handler: BaseHTTPRequestHandler, number: int) -> None:
+        status(500 if number < 2 else 200)(handler, number)
+
+    with receiver(respond) as got:
+        made = hook(server, "again", got.url)
+        publish(server, "again/x")
+        messages = got.wait_for(3)
+        (done,) = settled(server, made)
+
+    assert (done["state"], done["attempts"], done["status"]) == ("delivered", 3, 200)
+    assert len({message.headers["webhook-id"] for message in messages}) == 1
+    assert len({message.body for message in messages}) == 1
+    assert all(message.is_signed_with(made["secret"]) for message in messages)
+
+
+def test_gone_ends_the_repeats(server: Running) -> None:
+    with receiver(status(410)) as got:
+        made = hook(server, "gone", got.url)
+        publish(server, "gone/x")
+        (done,) = settled(server, made)
+
+    assert (done["state"], done["attempts"], done["problem"]) == ("failed", 1, "status 410")
+
+
+def test_a_receiver_that_hangs_holds_up_no_other(server: Running) -> None:
+    with receiver(lambda *_: time.sleep(3)) as slow, receiver() as quick:
+        hook(server, "slow", slow.url)
+        hook(server, "quick", quick.url)
+        publish(server, "slow/x")
+        slow.wait_for(1)
+        publish(server, "quick/x")
+        quick.wait_for(1, within_s=2.5)
+
+        assert len(slow.messages) == 1
+
+
+def test_a_receiver_that_is_away_rests_as_a_whole(server: Running) -> None:
+    with receiver() as got:
+        away = got.url
+    made = hook(server, "away", away)
+    publish(server, "away/x")
+    for reason in ("a", "b", "c"):
+        server.post("/api/adapt/v1/adapters/away/x/yank", {"version": "1.0.0", "reason": reason})
+    end = time.monotonic() + 20
+    while not any(one["attempts"] for one in deliveries(server, made)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+    found = deliveries(server, made)
+
+    assert {one["problem"] for one in found if one["attempts"]} == {"could not connect"}
+    assert sum(one["attempts"] for one in found) < len(found)
+
+
+def test_a_test_event_says_how_the_receiver_answers(server: Running) -> None:
+    with receiver(status(418)) as got:
+        made = hook(server, "probe", got.url)
+        path = f"/api/adapt/v1/webhooks/{made['webhook']['id']}/test"
+        refused = server.post(path, None).json()
+        got.respond = None
+        taken = server.post(path, None).json()
+
+    assert (refused["state"], refused["status"], refused["problem"]) == ("failed", 418, "status 418")
+    assert (taken["state"], taken["type"], taken["status"]) == ("delivered", "webhook.test", 204)
+    assert all(message.is_signed_with(made["secret"]) for message in got.messages)
+
+
+def test_a_namespace_has_a_bounded_number_of_webhooks(tmp_path: Path) -> None:
+    with running(tmp_path, limits=Limits(namespace_webhooks=2)) as server:
+        body = {"scope": "acme", "url": "https://hooks.example.org/"}
+        answers = [
+            server.post("/api/adapt/v1/webhooks", body | {"scope": scope})
+            for scope in ("acme", "acme/x", "acme/y", "b")
+        ]
+        server.send("DELETE", "/api/adapt/v1/webhooks/1")
+        again = server.post("/api/adapt/v1/webhooks", body)
+
+    assert [answer.status_code for answer in answers] == [201, 201, 409, 201]
+    assert "`acme` has 2 webhooks" in answers[2].json()["error"]
+    assert again.status_code == 201
+    assert again.json()["webhook"]["id"] > 3
+
+
+BAD = [
+    ({"scope": "acme/x/y"}, "expected a namespace"),
+    ({"scope": "../x"}, "expected a namespace"),
+    ({"types": ["nothing"]}, "expected one of"),
+    ({"url": "ftp://example.org"}, "expected one such as https"),
+    ({"url": "http://example.org"}, "expected https"),
+    ({"url": "https://user:pass@example.org"}, "expected one such as https"),
+    ({"url": "https://example.org/#x"}, "expected one such as https"),
+    ({"url": "https://127.0.0.1/"}, "public addresses"),
+    ({"url": "https://[::1]/"}, "public addresses"),
+    ({"url": "http://[::ffff:169.254.169.254]/"}, "public addresses"),
+    ({"url": "https://example.org:99999/"}, "expected one such as https"),
+]
+
+
+def test_a_wrong_webhook_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        fine = {"scope": "acme", "url": "https://hooks.example.org/"}
+        for wrong, words in BAD:
+            answer = server.post("/api/adapt/v1/webhooks", fine | wrong)
+            assert (answer.status_code, words in answer.text) == (400, True), (wrong, answer.text)
+        assert server.get("/api/adapt/v1/webhooks").json() == {"webhooks": []}
+
+
+@pytest.mark.slow
+def test_a_registry_killed_between_the_change_and_its_delivery_still_delivers(tmp_path: Path) -> None:
+    with receiver() as got, running(tmp_path, webhook_networks=LOOPBACK) as server:
+        got.respond = lambda *_: time.sleep(30)
+        hook(server, "acme", got.url)
+        url = server.registry.settings.database
+    # the change commits in a process that dies before any server sees it
+    script = f"""
+import os, signal
+from adapterhub_registry.app import open_registry
+from adapterhub_registry.settings import load_settings
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.names import parse_repo_id
+from adapterhub_registry.events import outbox
+import pathlib
+registry = open_registry(load_settings(pathlib.Path({str(tmp_path)!r})))
+me = Caller(user="ann", role="admin", namespaces=("*",))
+with registry.db.begin() as connection:
+    repo = registry.repos.create(connection, me, parse_repo_id("acme", "x"), private=False)
+    outbox.record(connection, repo, "version.yanked", version="1.0.0")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
+    died = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    # and a server claims it, and dies before it notes the result
+    database = Database(url)
+    (claimed,) = claim(database, 1)
+    with database.begin() as connection:
+        connection.execute(text("UPDATE deliveries SET due_at = 0"))  # a minute later
+    database.close()
+
+    with receiver() as again:
+        port_of_hook(tmp_path, again)
+        with running(tmp_path, webhook_networks=LOOPBACK):
+            (message,) = again.wait_for(1)
+
+    assert message.headers["webhook-id"] == claimed.event
+    assert message.event["type"] == "version.yanked"
+
+
+def port_of_hook(root: Path, got: Receiver) -> None:
+    database = Database(f"sqlite:///{root / 'registry.db'}")
+    with database.begin() as connection:
+        connection.execute(text("UPDATE webhooks SET url = :url"), {"url": got.url})
+    database.close()
+
+
+@pytest.mark.slow
+def test_servers_of_one_database_deliver_each_event_once(tmp_path: Path, pg: Postgres) -> None:
+    shared = {"database_url": pg.new_database(), "webhook_networks": LOOPBACK, "limits": QUICK}
+    with running(tmp_path, **shared) as first, running(tmp_path, **shared), receiver() as got:
+        made = hook(first, "acme", got.url)
+        publish(first, "acme/x")
+        for number in range(5):
+            first.post("/api/adapt/v1/adapters/acme/x/yank", {"version": "1.0.0", "reason": str(number)})
+        settled(first, made)
+
+    assert sorted(message.event["data"].get("reason", "") for message in got.messages) == ["", *"01234"]
+    assert len({message.event["number"] for message in got.messages}) == 6
