@@ -95,11 +95,7 @@ def unread_fences(text: str) -> list[str]:
     notes = [m["note"] for m in _FENCE.finditer(text) if m["language"] == "console" and m["note"]]
     return [
         *(f"`{line.strip()}`: put the exit code into a line above it, `<!-- exit 2 -->`" for line in with_words),
-        *(
-            f"`<!-- {n} -->`: write `exit N`, `needs a model` or both with a comma"
-            for n in notes
-            if not _NOTE.fullmatch(n)
-        ),
+        *(f"`<!-- {n} -->`: write `exit N` or `needs a model`, or both" for n in notes if not _NOTE.fullmatch(n)),
         *(
             f"`<!-- {n} -->`: no fence follows it"
             for n in re.findall(r"^<!-- (exit .*) -->\n(?!```)", text, re.MULTILINE)

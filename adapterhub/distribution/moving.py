@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from adapterhub.core.errors import NotAllowed
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.aliasing import alias_of, at_main, without_alias
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class HasAliases(Protocol):
         ...
 
 
-def exact_at(library: Library, spec: AdapterSpec, sources: Iterable[Source]) -> AdapterSpec:
+def exact_at(library: Library, spec: AdapterSpec, sources: Sequence[Source]) -> AdapterSpec:
     """`spec` with an exact digest in place of an alias: of the library, else of the first source that has it.
 
     The library follows an alias of a source from then on, so that other commands know it, too. One that the user set in
@@ -39,11 +40,23 @@ def exact_at(library: Library, spec: AdapterSpec, sources: Iterable[Source]) -> 
     own = alias_of(library, spec)
     if own is not None and not own.place:
         return without_alias(library, spec)
-    found = next(filter(None, (alias_at(source, spec) for source in sources)), None)
+    found = first_alias(library, spec, sources)
     if found is None:
         return without_alias(library, spec)
     follow(library, found)
     return at_main(library, spec, found)
+
+
+def first_alias(library: Library, spec: AdapterSpec, sources: Sequence[Source]) -> Alias | None:
+    """The alias that `spec` names at the first of `sources` that has it; None where none has.
+
+    A namespace that belongs to a remote is asked there only: no other server may say which version is in use.
+
+    Raises:
+        RemoteUnreachable, NotAllowed: a source does not answer, or not to you.
+    """
+    places = Admission(library).of_places(sources, spec.namespace)
+    return next(filter(None, (alias_at(source, spec) for source in places)), None)
 
 
 def follow(library: Library, found: Alias) -> None:

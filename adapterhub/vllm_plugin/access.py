@@ -28,7 +28,8 @@ class Access:
             await send({"type": "websocket.close", "code": 1008})
             return
         path = str(scope.get("path", "")).removeprefix(scope.get("root_path", "")).rstrip("/")
-        if scope["type"] != "http" or path in OPEN_ROUTES or path == DRAIN_PATH:
+        # Browsers send OPTIONS without a key, before a request to another origin.
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or path in OPEN_ROUTES or path == DRAIN_PATH:
             await self._app(scope, receive, send)
             return
         asked = Asked(route=path, request_id=request_id(header_of(scope, "x-request-id").decode("latin-1")))

@@ -11,7 +11,8 @@ import logging
 import os
 from typing import Final
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.errors import AdapterHubError, UsageProblem
+from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
@@ -56,6 +57,8 @@ class Guard:
         resolver = registered_resolver()
         self._aliases = resolver.aliases if resolver else None
         if resolver is None:
+            if ServeSettings.from_environ(os.environ).tenants is not None:
+                raise UsageProblem("the plug-in could not be set up, and nothing else keeps tenants apart")
             self._app = self._inner = Draining(app, self._control_key)
             return
         settings = resolver.settings

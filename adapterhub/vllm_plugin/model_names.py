@@ -37,7 +37,7 @@ from adapterhub.vllm_plugin.asgi import (
     refuse_request,
 )
 from adapterhub.vllm_plugin.residency import Models, Residency
-from adapterhub.vllm_plugin.resolver import note_refusal
+from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
@@ -108,6 +108,8 @@ class ModelNames:
         if asked is not None:
             name = _admitted(asked, name, is_base=is_base)
         changes = {} if exchange.is_unload else asking_for_usage(exchange.route, value)
+        if name != value.get(exchange.key):  # a bare name has its tenant's namespace
+            changes[exchange.key] = name
         if isinstance(name, str) and not is_base:
             exchange.measured.adapter = name
             if not self._is_of_others(name, models):
@@ -157,6 +159,9 @@ class ModelNames:
                 raise RequestRefused.of(error, name) from None
             return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
+            if exchange.tenant is not None:
+                note_fault(name)
+                raise RequestRefused(424, FAULT.format(name=shown(name))) from None
             return None
         self.resolver.metrics.looked_up(measured.found)
         return leased

@@ -145,7 +145,7 @@ class Residency:
             if not one.holders[name]:
                 held.remove(one)
                 del one.holders[name]
-                if not one.holders:
+                if not one.holders and not one.running:
                     await self.unload(one, models)
         return len(held) <= most
 

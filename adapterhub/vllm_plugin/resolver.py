@@ -48,6 +48,9 @@ remote does not hold up an installed adapter."""
 TIMEOUT_S: Final = 5.0
 """How long to wait for a remote's next byte while clients wait; ADAPTERHUB_TIMEOUT_S sets another time."""
 
+FAULT: Final = "`{name}` could not be resolved; the server's log shows the reason"
+"""What a client gets after a fault of ours."""
+
 _DEFAULT_MAX_RANK: Final = 16
 
 _log = logging.getLogger(LOGGER)
@@ -111,8 +114,8 @@ class AdapterHubResolver:
             self.count_refusal(refusal.status)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
         except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
-            _log.exception("%s: could not be resolved", shown(lora_name))
-            words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
+            note_fault(lora_name)
+            words = FAULT.format(name=shown(lora_name))
             self.count_refusal(HTTPStatus.FAILED_DEPENDENCY)
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
@@ -339,6 +342,11 @@ def _max_rank_in(argv: Sequence[str]) -> int | None:
 def note_refusal(name: str, error: AdapterHubError) -> None:
     """Log why a name is refused, with what only the operator may see."""
     _log.warning("%s: %s", shown(name), f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+def note_fault(name: str) -> None:
+    """Log the fault that is being handled, which kept a name from being found."""
+    _log.exception("%s: could not be resolved", shown(name))
 
 
 def _others_may_know() -> bool:

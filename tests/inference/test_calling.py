@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.prompts.form import PromptForm, template_digest
-from adapterhub.inference.serving.calling import calling_from, calling_of
+from adapterhub.inference.calling import calling_from, calling_of
 from adapterhub.inference.serving.llama_cpp import Names
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description

@@ -24,8 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapterhub.core.digests import parse_digest
 from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in, with_changes
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import front
-from adapterhub.inference.serving.llama_names import Names
+from adapterhub.inference.serving.llama_cpp import Names, front
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.library import Library

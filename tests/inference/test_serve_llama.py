@@ -18,8 +18,7 @@ from adapterhub.core.errors import NotFound
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.aliases import ServedAliases
 from adapterhub.inference.serving.front import free_port, post
-from adapterhub.inference.serving.llama_cpp import find_llama_server, front
-from adapterhub.inference.serving.llama_names import Names
+from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -327,6 +328,13 @@ def test_routes_that_do_not_tell_the_adapter_are_closed(
     assert without[0] == (403 if "lora_adapter" in path else 401)
 
 
+def test_a_browser_asks_for_the_rules_of_origins_without_a_key(make: Callable[..., Engine], tmp_path: Path) -> None:
+    status = asyncio.run(make().send("OPTIONS", "/v1/completions", authorization=""))[0]
+
+    assert status == 405  # of the routes; vLLM's CORS rules answer before them
+    assert not (tmp_path / "audit").read_text()
+
+
 def test_a_body_that_is_not_json_reaches_no_engine(make: Callable[..., Engine]) -> None:
     engine = make()
     headers = {"authorization": "Bearer adapt-acme"}
@@ -335,6 +343,43 @@ def test_a_body_that_is_not_json_reaches_no_engine(make: Callable[..., Engine]) 
     number = asyncio.run(engine.send("POST", "/v1/completions", 3, **headers))
 
     assert (form[0], number[0], engine.bodies) == (415, 400, [])
+
+
+def test_after_a_fault_no_bare_name_reaches_the_engine(
+    make: Callable[..., Engine], add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("legal-qa", namespace="gamma")
+    engine = make()
+    find = AdapterHubResolver.found
+
+    async def fail_once(*given: Any) -> Any:
+        monkeypatch.setattr(AdapterHubResolver, "found", find)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(AdapterHubResolver, "found", fail_once)
+
+    status, _, body = asyncio.run(ask(engine, "acme", "legal-qa"))
+
+    assert (status, body["error"]["type"], engine.bodies) == (424, "FailedDependency", [])
+
+
+def test_an_adapter_of_the_operator_is_asked_for_by_its_whole_name(make: Callable[..., Engine], add: Add) -> None:
+    add("static", namespace="gamma")
+    engine = make()
+    engine.lora_requests["acme/static"] = SimpleNamespace(lora_path="/static", lora_int_id=1)
+
+    assert asyncio.run(ask(engine, "acme", "static"))[0] == 200
+    assert [body["model"] for body in engine.bodies] == ["acme/static"]
+
+
+def test_without_the_plug_in_tenants_are_not_served_at_all(
+    make: Callable[..., Engine], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    monkeypatch.setattr(guard, "registered_resolver", lambda: None)
+    monkeypatch.setenv("ADAPTERHUB_SERVE_TENANTS", str(file))
+
+    assert asyncio.run(ask(engine, "acme", "base-7b"))[0] == 503
 
 
 # ---------------------------------------------------------------- memory

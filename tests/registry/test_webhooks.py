@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +17,12 @@ import httpx
 import pytest
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.events.delivery import claim
+from adapterhub_registry.operations.commands import registry
 from adapterhub_registry.settings import Limits, parse_networks
+from click.testing import CliRunner
 from sqlalchemy import text
 
+from adapterhub.core.errors import NotFound, RemoteUnreachable
 from adapterhub.core.webhooks import verify_webhook
 from tests.registry.conftest import ROOT
 from tests.registry.pushing import Push
@@ -192,6 +196,40 @@ def test_a_namespace_has_a_bounded_number_of_webhooks(tmp_path: Path) -> None:
     assert "`acme` has 2 webhooks" in answers[2].json()["error"]
     assert again.status_code == 201
     assert again.json()["webhook"]["id"] > 3
+
+
+def test_an_owner_manages_webhooks_from_afar_and_the_operator_on_the_machine(server: Running, tmp_path: Path) -> None:
+    owner = server.registry.tokens.create("olga", "write", namespaces=["olga/*"])
+    there = ("--url", server.url, "--token", owner)
+    here = ("--root", server.root, "--webhook-network", "127.0.0.0/8")
+    with receiver() as got:
+        made = webhook("add", "olga", got.url, "--type", "version.yanked", *there)
+        local = webhook("add", "olga/x", got.url, *here)
+        tested = webhook("test", made["id"], *there)
+        got.respond = status(500)
+        refused = CliRunner().invoke(registry, ["webhook", "test", str(local["id"]), *map(str, here), "--json"])
+    listed = webhook("list", *there)
+    shown = webhook("deliveries", made["id"], *there)
+    foreign = CliRunner().invoke(registry, ["webhook", "add", "ann", "https://hooks.example.org", *there])
+    gone = webhook("remove", made["id"], *there)
+
+    assert made["secret"].startswith("whsec_")
+    assert (tested["state"], [one["id"] for one in shown]) == ("delivered", [tested["id"]])
+    assert all(message.is_signed_with(made["secret"]) for message in got.messages[:1])
+    assert isinstance(refused.exception, RemoteUnreachable)
+    assert "status 500" in str(refused.exception)
+    assert [(one["scope"], one["owner"], one["types"]) for one in listed] == [
+        ("olga", "olga", "version.yanked"), ("olga/x", None, "")
+    ]  # fmt: skip
+    assert isinstance(foreign.exception, NotFound)
+    assert (gone["id"], [one["id"] for one in webhook("list", *there)]) == (made["id"], [local["id"]])
+
+
+def webhook(*words: object) -> Any:
+    """What `adapt registry webhook … --json` prints."""
+    done = CliRunner().invoke(registry, ["webhook", *map(str, words), "--json"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return json.loads(done.stdout)
 
 
 BAD = [

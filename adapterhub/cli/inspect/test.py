@@ -68,7 +68,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Record at most N answers.",
 )
 @click.option("--prompt", type=click.Choice(["raw", "template", "chat", "text"]), help="Ask in this prompt form.")
-@click.option("--template", metavar="TEXT", help="Put each input in the place of {input} in TEXT.")
+@click.option("--template", metavar="TEXT", help="Ask with TEXT, in which each input replaces {input}.")
 @click.option("--system", metavar="TEXT", help="Put TEXT before the input in the chat template; implies chat.")
 @click.option(
     "--max-new-tokens",
@@ -126,12 +126,12 @@ def test(
 
     A contract is a small file in a build: prompts, the answers that the adapter gave when it was recorded, and bounds.
     PASS means answers as recorded, on the prompts of the contract. CHANGED names each broken bound. UNKNOWN means that
-    nothing can be said, and why. None of them says that an adapter is good or safe.
+    no verdict is possible, and why. None of them says that an adapter is good or safe.
 
     With --record, asks the adapter and writes a contract: into the next version of an installed adapter, or into a
     folder before `adapt add`.
 
-    Exits with code 0 for PASS, 3 when an adapter is CHANGED, and 17 when nothing can be said of one.
+    Exits with code 0 for PASS, 3 when an adapter is CHANGED, and 17 when no verdict is possible for one.
 
     \b
     Examples:

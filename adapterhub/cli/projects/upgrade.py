@@ -225,6 +225,6 @@ def _upgrade_library(
 
 def _drop_in(document: dict[str, Any]) -> str:
     """How the newer release does by the contract of the older; empty where that was not tested."""
-    words = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKNOWN": "nothing can be said"}
+    words = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKNOWN": "no verdict is possible"}
     found = [f"  {words[one['verdict']]}: {'; '.join(one['broken'])}".rstrip(": ") for one in document.get("tests", ())]
     return "".join(found)

@@ -19,11 +19,11 @@ from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
+    from adapterhub.inference.calling import Calling
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.aliases import ServedAliases
-    from adapterhub.inference.serving.calling import Calling
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
@@ -207,7 +207,7 @@ def document_of(
 
 def callings(args: ServeArgs, handed: Sequence[LeasedAdapter]) -> list[Calling]:
     """How to ask each of the adapters."""
-    from adapterhub.inference.serving.calling import calling_of
+    from adapterhub.inference.calling import calling_of
 
     return [calling_of(one.prompt, args.record.hints.chat_template_sha256) for one in handed]
 
@@ -226,7 +226,7 @@ def say_ready(session: Session, document: dict[str, Any]) -> None:
     for adapter in document["adapters"]:
         session.out.line(f"  {adapter['model']} is {adapter['adapter']}, {adapter['digest']}")
         session.out.line(f"    {_call_line(adapter)}")
-    from adapterhub.inference.serving.calling import calling_from, calling_of
+    from adapterhub.inference.calling import calling_from, calling_of
 
     first = next(iter(document["adapters"]), None)
     calling = calling_from(first["calling"]) if first else calling_of(None, None)

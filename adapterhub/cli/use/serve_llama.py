@@ -38,8 +38,7 @@ def serve_llama(
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.front import free_port
-    from adapterhub.inference.serving.llama_cpp import command_of, find_llama_server, front
-    from adapterhub.inference.serving.llama_names import Names
+    from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(

@@ -51,7 +51,7 @@ _LEAVE: Final = ("leave_alone", "id", "answer", "tokens", "loss", "rise", "same"
 
 
 class ContractReader(DocumentReader):
-    """Reads the values of the lines into a `Contract`; `problems` is empty if all is well."""
+    """Reads the values of the lines into a `Contract`; `problems` lists what is wrong."""
 
     kinds = JSON_KINDS
     null_is_absent = False
@@ -233,7 +233,7 @@ class ContractReader(DocumentReader):
 
     # ------------------------------------------------------------ parts
     def choice(self, value: dict[str, Any], key: str, choices: tuple[str, ...], path: str) -> str:
-        """One of `choices`; the text as it is, or empty, after a problem."""
+        """The text, which must be one of `choices`; empty where there is none."""
         text = self.text(value, key, path, required=True)
         if text is not None and text not in choices:
             self.say(f"{path}{key}", f"expected one of {', '.join(choices)}, got `{shown(text)}`")

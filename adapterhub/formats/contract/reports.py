@@ -76,7 +76,7 @@ def _xml(text: str) -> str:
 
 
 def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1) -> dict[str, Any] | None:
-    """The result as an in-toto statement about the build's manifest; None where nothing can be said.
+    """The result as an in-toto statement about the build's manifest; None where no verdict is possible.
 
     The predicate has no word for UNKNOWN, so such a result makes no statement. The statement is not signed.
     """

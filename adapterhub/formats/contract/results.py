@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from adapterhub.core.display import html_table
 
 Verdict = Literal["PASS", "CHANGED", "UNKNOWN", "NONE"]
-"""`PASS`: every bound held. `CHANGED`: one did not. `UNKNOWN`: nothing can be said. `NONE`: there is no contract."""
+"""`PASS`: every bound held. `CHANGED`: one did not. `UNKNOWN`: no verdict is possible. `NONE`: there is no contract."""
 
 REASONS: Final[Mapping[str, str]] = {
     "no-base": "the weights of the base are not on this machine",
@@ -25,7 +25,7 @@ REASONS: Final[Mapping[str, str]] = {
     "no-texts": "the contract holds digests alone; its prompts are needed to check it",
     "refused": "the build cannot be put on this base",
 }
-"""Why nothing can be said, with a sentence each."""
+"""Why no verdict is possible, with a sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

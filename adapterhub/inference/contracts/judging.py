@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The verdict with its numbers; `reason` is why nothing can be said, `broken` is what broke which bound."""
+    """The verdict with its numbers; `reason` is why no verdict is possible, `broken` is what broke which bound."""
 
     verdict: Verdict
     reason: str = ""

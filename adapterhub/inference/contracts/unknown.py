@@ -13,7 +13,7 @@ Tick = Callable[[int], None]
 
 
 class Unknown(Exception):
-    """Nothing can be said, for one of the reasons of the results."""
+    """No verdict is possible, for one of the reasons of the results."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail or REASONS[reason])

@@ -17,7 +17,7 @@ from typing import Any, Final
 from adapterhub.core.aliases import Alias, targets_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable, SpecError
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.moving import alias_at
+from adapterhub.distribution.moving import first_alias
 from adapterhub.library.aliasing import alias_of, exact
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
@@ -147,7 +147,7 @@ class ServedAliases:
         """
         spec = AdapterSpec.parse(name)
         try:
-            found = next(filter(None, (alias_at(source, spec) for source in self._sources(spec))), None)
+            found = first_alias(self._library, spec, self._sources(spec))
         except (RemoteUnreachable, NotAllowed) as error:
             if before is None:
                 raise

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from adapterhub.core.digests import digest_of
+from adapterhub.core.errors import EngineFailed
+from adapterhub.inference.serving.vllm import GUARD
 from tests.inference.engines.served_library import ServedLibrary, make_served_library
-from tests.inference.engines.servers import Answer, Server, adapt_serve, engine_environ
+from tests.inference.engines.servers import Answer, Server, adapt_serve, bare_vllm, engine_environ
 from tests.inference.engines.variants import PROMPTS, peft_tokens, prompt_ids
 
 pytestmark = pytest.mark.engine
@@ -166,3 +168,19 @@ def test_no_prompt_is_in_the_log(served: ServedLibrary) -> None:
 
     assert "prompt_tokens" in text
     assert not any(prompt[:20] in text for prompt in PROMPTS)
+
+
+def test_a_server_that_cannot_load_what_it_was_told_to_ends_and_says_why(served: ServedLibrary) -> None:
+    environ = {
+        "ADAPTERHUB_HOME": str(served.home), "ADAPTERHUB_SERVE_OFFLINE": "1", "ADAPTERHUB_SERVE_PRELOAD": "nothing",
+        "VLLM_PLUGINS": "adapterhub",
+    }  # fmt: skip
+    log = served.root / "ends.log"
+
+    with (
+        pytest.raises(EngineFailed, match="before it was ready"),
+        bare_vllm(served.record.path, log, "--middleware", GUARD, environ=environ),  # type: ignore[arg-type]  # it has a folder
+    ):
+        pass
+
+    assert "the server does not start: no adapter `nothing`" in log.read_text()

@@ -49,7 +49,7 @@ class ContractGate:
 
         Raises:
             BehaviourChanged: it is CHANGED.
-            CouldNotTell: nothing can be said of it, or it has no contract.
+            CouldNotTell: no verdict is possible, or it has no contract.
         """
         subject = ContractSubject(folder=folder, label=release.full_name, manifest=release.manifest)
         result = verdict_on(self.library, subject, self.question, bars=self.bars, models=self.models)
@@ -73,7 +73,10 @@ def settle(
     elif result.verdict == "NONE":
         text, reasons = f"`{shown(result.label, 200)}` has no contract", []
     else:
-        text, reasons = f"nothing can be said of `{shown(result.label, 200)}`", [f"{result.reason}: {result.detail}"]
+        text, reasons = (
+            f"no verdict is possible for `{shown(result.label, 200)}`",
+            [f"{result.reason}: {result.detail}"],
+        )
     if testing == "warn":
         out.warn("; ".join([text, *(shown(reason, 400) for reason in reasons)]))
         return
@@ -141,7 +144,7 @@ class MergeTest:
         unknown = [result for result in self.results if result.verdict == "UNKNOWN" and result.reason != "no-gap"]
         if unknown:
             lines = [f"{result.name}: {result.reason}: {shown(result.detail, 400)}" for result in unknown]
-            raise CouldNotTell(problem_list("nothing can be said of the result. Nothing was written", lines))
+            raise CouldNotTell(problem_list("no verdict is possible for the result. Nothing was written", lines))
 
     def binding_problems(self, result: Tested) -> list[str]:
         """What counts against the result: everything for the same adapter, the binding lines for a merge."""

@@ -16,6 +16,7 @@ KINDS: Final = {
     410: "AdapterDenied",
     413: "BadRequestError",
     415: "BadRequestError",
+    424: "FailedDependency",
     429: "RateLimitError",
     502: "InternalServerError",
     503: "ServiceUnavailable",

@@ -24,7 +24,7 @@ from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import asking_for_usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
-from adapterhub.inference.serving.llama_names import Names
+from adapterhub.inference.serving.llama_cpp.names import Names
 from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
 
 if TYPE_CHECKING:
