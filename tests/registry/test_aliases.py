@@ -112,9 +112,9 @@ def test_a_removed_alias_is_gone_for_clients_and_comes_back_by_a_rollback(server
 @pytest.mark.parametrize(
     ("alias", "targets", "status"),
     [
-        ("main", [("1.1", 1)], 400),
-        ("v1.1", [("1.1", 1)], 400),
-        ("Prod", [("1.1", 1)], 400),
+        ("main", [("1.1", 1)], 409),
+        ("v1.1", [("1.1", 1)], 409),
+        ("Prod", [("1.1", 1)], 409),
         ("prod", [("9.9", 1)], 404),
         ("prod", [("1.1", 1), ("1.1", 2)], 400),
         ("prod", [("1.1", 0)], 422),

@@ -34,8 +34,8 @@ def set_alias(
     """Point an alias at released versions, each with a weight.
 
     Raises:
-        Refusal: 400 for a name or targets that no alias may have, 404 for an unknown version, 409 for a yanked one, for
-            versions of several adapters, or for the name of a branch or tag.
+        Refusal: 400 for targets that no alias may have, 404 for an unknown version, 409 for a yanked one, for versions
+            of several adapters, or for a name that no alias may have or that a branch or tag has.
     """
     name = _parsed(name)
     _lock(connection, repo)
@@ -226,7 +226,7 @@ def _parsed(name: str) -> str:
     try:
         return parse_alias(name)
     except AdapterHubError as error:
-        raise bad_request(error.message) from None
+        raise conflict(error.message) from None  # not 400: the form of the request is right
 
 
 def _lock(connection: Connection, repo: Row[Any]) -> None:
