@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapterhub.api.aliases.steps import Targets, weights_of
-from adapterhub.api.steps.projects import lock_project, sync_project
+from adapterhub.api.steps.projects import sync_project
 from adapterhub.core.aliases import parse_alias
-from adapterhub.core.errors import AdapterHubError, UsageProblem
+from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.aliases import locked_alias
-from adapterhub.projects.file.editing import text_of_project, with_alias, write_project
-from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import editing
-from adapterhub.projects.saving import key_of
+from adapterhub.projects.file.editing import project_of, text_of_project, with_alias
+from adapterhub.projects.lock.lockfile import previous_lock, read_lock
+from adapterhub.projects.places import ProjectSources, editing, lock_now
+from adapterhub.projects.saving import Saving, key_of, save
 
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
@@ -44,15 +44,15 @@ def set_project_alias(
             "a project's alias means exact versions, each named once. Nothing was changed",
             hint=f"write `{keys[0]}==VERSION`",
         )
-    with editing(session.library, project.folder):
-        before = text_of_project(project.folder)
-        project = write_project(project.folder, with_alias(before, keys[0], name, wanted))
-    try:
-        lock_project(session, project, offline=offline, bars=bars)
-    except AdapterHubError:
-        with editing(session.library, project.folder):
-            write_project(project.folder, before)
-        raise
+    with editing(session.library, project.folder) as now:
+        text = with_alias(text_of_project(now.folder), keys[0], name, wanted)
+        project, previous = project_of(text, now.folder), previous_lock(now)
+        sources = ProjectSources(session, project, offline=offline)
+        sources.settle(previous)
+        outcome = lock_now(session, project, sources, previous=previous, bars=bars)
+        save(session, Saving(project=project, text=text, outcome=outcome))
+    for warning in outcome.warnings:
+        session.out.warn(warning)
     if syncs:
         sync_project(session, project, offline=offline, delete=lambda _: (), bars=bars)
     alias = locked_alias(read_lock(project.folder).entries, keys[0], name)
