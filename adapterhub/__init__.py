@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from adapterhub.core.errors import AdapterHubError
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.requirements import read_requirements
-    from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
+    from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
     from adapterhub.formats.base.fingerprint import compare as compare_bases
+    from adapterhub.formats.base.folders import fingerprint_folder
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.manifest import Manifest
@@ -89,7 +90,7 @@ _MODULES = {
     "PromptForm": "formats.prompts.form",
     "Tested": "formats.contract.results",
     "compare_bases": "formats.base.fingerprint",
-    "fingerprint_folder": "formats.base.fingerprint",
+    "fingerprint_folder": "formats.base.folders",
     "merge_adapters": "weights.merge",
     "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",

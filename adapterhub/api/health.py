@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
 from adapterhub.core.disk.root import Root
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable
 from adapterhub.core.extras import EXTRAS, missing
+from adapterhub.formats.documented import Documented
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -48,13 +49,13 @@ def health(
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """The result of one check. `state` is ok, warning, failed or skipped."""
+class Line(Documented, keys="check=what state fact hint", title="Check"):
+    """One check of the installation."""
 
-    what: str
-    state: str
-    fact: str
-    hint: str = ""
+    what: Annotated[str, "what was checked"]
+    state: Annotated[str, "`ok`, `warning`, `failed` or `skipped`"]
+    fact: Annotated[str, "the result, as text"]
+    hint: Annotated[str, "what to do; may be empty"] = ""
 
 
 def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:

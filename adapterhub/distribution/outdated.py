@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
@@ -13,6 +13,7 @@ from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.distribution.resolve import Candidate, Objection
+from adapterhub.formats.documented import Documented
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
@@ -27,9 +28,9 @@ class UpgradeRequest:
     `rank` is its rank now: among the builds of the newest release, one of the same rank is preferred.
     """
 
-    key: str
-    spec: AdapterSpec
-    version: str
+    key: Annotated[str, "its name in the project, else its own name"]
+    spec: Annotated[AdapterSpec, "the spec that was searched for"]
+    version: Annotated[str, "the locked or installed version"]
     digest: Digest
     rank: int | None
     wanted: RequestedBase | None
@@ -39,18 +40,25 @@ class UpgradeRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Offer:
-    """What one place offers. `allowed` meets the requirement; `newest` is the newest that fits the base.
+class Offer(
+    Documented,
+    keys="name=request.key spec=request.spec current=request.version current_digest=request.digest"
+    " allowed=allowed.version allowed_digest=allowed.digest newest=newest.version newest_digest=newest.digest"
+    " place yanked problem",
+):
+    """The releases that one place has of a locked or installed adapter.
+
+    `allowed` meets the requirement; `newest` is the newest that fits the base.
 
     `yanked` is the reason why the present build was withdrawn there; `problem` is why the place did not answer.
     """
 
     request: UpgradeRequest
-    place: str
-    allowed: Candidate | None = None
-    newest: Candidate | None = None
-    yanked: str | None = None
-    problem: str | None = None
+    place: Annotated[str, "where it was found, as text"]
+    allowed: Annotated[Candidate | None, "the newest version that the requirement allows; null: none"] = None
+    newest: Annotated[Candidate | None, "the newest version that fits the base"] = None
+    yanked: Annotated[str | None, "why the current version was withdrawn; null: it was not"] = None
+    problem: Annotated[str | None, "why the place did not answer"] = None
 
     @property
     def has_allowed(self) -> bool:
@@ -78,22 +86,6 @@ class Offer:
     def __repr__(self) -> str:
         newest = self.newest.version if self.newest else "none"
         return f"<Offer {self.request.key} {self.request.version}, newest {newest} in {self.place}>"
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, with the digests of what could be taken."""
-        return {
-            "name": self.request.key,
-            "spec": str(self.request.spec),
-            "current": self.request.version,
-            "current_digest": self.request.digest,
-            "allowed": self.allowed.version if self.allowed else None,
-            "allowed_digest": self.allowed.digest if self.allowed else None,
-            "newest": self.newest.version if self.newest else None,
-            "newest_digest": self.newest.digest if self.newest else None,
-            "place": self.place,
-            "yanked": self.yanked,
-            "problem": self.problem,
-        }
 
 
 def offers(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of, choose
+from adapterhub.formats.documented import Documented
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 
@@ -21,7 +22,7 @@ _LISTED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Withdrawn:
+class Withdrawn(Documented, keys="server repo versions yanked done=is_done"):
     """What was withdrawn from a repository of `server`, or would be.
 
     `versions` are yanked, not yanked any more, or deleted; a repository that is deleted has all of its versions here.
@@ -31,23 +32,13 @@ class Withdrawn:
 
     server: str
     repo: str
-    versions: tuple[str, ...]
-    yanked: str | None = None
-    is_done: bool = False
+    versions: Annotated[tuple[str, ...], "the version; all of them for a repository that is deleted"]
+    yanked: Annotated[str | None, "the reason of the yank; null after `unyank` and `delete`"] = None
+    is_done: Annotated[bool, "false: a preview, or nothing was to be done"] = False
 
     def __repr__(self) -> str:
         what = f"yanked: {self.yanked}" if self.yanked is not None else "done" if self.is_done else "nothing done"
         return f"<Withdrawn {self.repo} {', '.join(self.versions)}, {what}>"
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything."""
-        return {
-            "server": self.server,
-            "repo": self.repo,
-            "versions": list(self.versions),
-            "yanked": self.yanked,
-            "done": self.is_done,
-        }
 
 
 # ---------------------------------------------------------------- withdraw

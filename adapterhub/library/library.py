@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress, hex_of
@@ -23,16 +23,11 @@ from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import (
-    AdapterNotFound,
-    BaseMismatch,
-    MalformedManifest,
-    NotAllowed,
-    shown,
-)
+from adapterhub.core.errors import AdapterNotFound, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.cards.card import card_for
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.pins import Pins
@@ -58,12 +53,16 @@ _OWN_MANIFEST = ".manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Added:
-    """The result of `add` or of an install; `created` is False when the build was installed before."""
+class Added(
+    Documented,
+    keys="name=build.full_name version=build.manifest.version base=build.base_name digest=build.manifest.digest created"
+    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings",
+):
+    """A build that was added to the library; `created` is False when it was installed before."""
 
     build: Installed
     report: Report
-    created: bool
+    created: Annotated[bool, "false: it existed already"]
 
     def __repr__(self) -> str:
         return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from adapterhub.core.disk.claims import Claim, living
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.formats.documented import Documented
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.index import BuildRow
 from adapterhub.library.store.roots import KnownProject, KnownProjects
@@ -23,23 +24,18 @@ _MOST_LEVELS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
+class Use(Documented):
     """One reason to keep an adapter. `who` is a project's folder, an alias, a merge as `name==version`, or a process.
 
     `why` is the reason in words; `key` is the adapter's name in the project; `uses` are the reasons to keep the merge.
     """
 
-    kind: Kind
-    who: str
-    why: str
-    key: str | None = None
-    digest: str | None = None
-    uses: tuple[Use, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value, with the reasons to keep a merge nested."""
-        names = ("kind", "who", "why", "key", "digest")
-        return {name: getattr(self, name) for name in names} | {"uses": [use.to_json() for use in self.uses]}
+    kind: Annotated[Kind, "`project`, `alias`, `merge` or `process`"]
+    who: Annotated[str, "a folder, an alias, a name and version, or a process"]
+    why: Annotated[str, "as text"]
+    key: Annotated[str | None, "the adapter's name in the project"] = None
+    digest: Annotated[str | None, "digest of the merge"] = None
+    uses: Annotated[tuple[Use, ...], "reasons to keep the merge"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

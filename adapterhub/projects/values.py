@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
 
@@ -174,10 +176,10 @@ Locked = LockedAdapter | LockedMerge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedBase:
+class LockedBase(Documented, keys="spec weights hub_id"):
     """The base of the project as the project file writes it, and the digests of its fingerprint if known."""
 
-    spec: str
+    spec: Annotated[str, "as the project file writes it"]
     weights: Digest | None = None
     tensors: Digest | None = None
     structure: Digest | None = None

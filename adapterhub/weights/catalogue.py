@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.formats.documented import Documented
 
 __all__ = ["Method", "Option", "describe", "names"]
 
@@ -30,12 +31,12 @@ _WORDS: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "fals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One option of a method: its name, its annotated type, its default; `choices` if it accepts only these words."""
+class Option(Documented, keys="name kind choices default", title="MethodOption"):
+    """An option of a merge method, with its annotated type and default; `choices` if it accepts only these words."""
 
     name: str
-    kind: str
-    default: object
+    kind: Annotated[str, "`float`, `int`, `bool` or `str`"]
+    default: Annotated[object, "its value where none is given"]
     choices: tuple[str, ...] = ()
 
     def convert(self, value: object) -> object:
@@ -64,8 +65,8 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A merge method: its docstring, its options, and what it needs from the run.
+class Method(Documented, keys="name summary options is_random chooses_rank"):
+    """A merge method. It has its docstring, its options, and what it needs from the run.
 
     A method that `is_random` draws masks and takes a seed. One that `chooses_rank` takes `rank` and `max_error` itself;
     the result of any other is cut afterwards.
@@ -75,8 +76,8 @@ class Method:
     summary: str
     text: str
     options: tuple[Option, ...]
-    is_random: bool
-    chooses_rank: bool
+    is_random: Annotated[bool, "whether it draws random numbers and takes a seed"]
+    chooses_rank: Annotated[bool, "whether it cuts to a rank itself; others are cut afterwards"]
 
     def converted(self, options: Mapping[str, object]) -> dict[str, object]:
         """The options, each converted to its type.

@@ -24,7 +24,7 @@ MIB = 1 << 20
 _OURS = """
 import sys
 from pathlib import Path
-from adapterhub.formats.base.fingerprint import fingerprint_folder
+from adapterhub.formats.base.folders import fingerprint_folder
 folder, threads, cache = Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
 fingerprint_folder(folder, cache_folder=Path(cache) if cache else None, threads=threads)
 """

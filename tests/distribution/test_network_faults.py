@@ -15,7 +15,7 @@ import pytest
 from adapterhub.core.errors import SpecError
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub import Hub
-from adapterhub.distribution.hub._wire import git_sha1
+from adapterhub.distribution.hub._etag import git_sha1
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy

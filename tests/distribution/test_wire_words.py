@@ -28,13 +28,12 @@ from adapterhub.core.errors import (
     SpecError,
 )
 from adapterhub.distribution.hub import _wire
+from adapterhub.distribution.hub._etag import check_etag, git_sha1
 from adapterhub.distribution.hub._wire import (
     Answer,
     HttpError,
     Wire,
-    check_etag,
     file_path,
-    git_sha1,
     is_missing,
     unencrypted,
     unusable_proxy,

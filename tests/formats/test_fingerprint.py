@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import GPT2Model, LlamaForCausalLM
 
-from adapterhub.formats.base.fingerprint import (
-    BaseFingerprint,
-    BaseVerdict,
-    Comparison,
-    compare,
-    files_digest,
-    fingerprint_folder,
-    fingerprint_tensors,
-)
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, compare, fingerprint_tensors
+from adapterhub.formats.base.folders import files_digest, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.safetensors.facts import TensorFacts
 from tests.support.fingerprinted import edited, fingerprint, gpt2, llama

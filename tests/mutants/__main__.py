@@ -82,7 +82,7 @@ TARGETS = {
         ),
     ),
     "hub": Target(
-        modules=("adapterhub/distribution/hub/_wire.py", "adapterhub/distribution/hub/_session.py"),
+        modules=tuple(f"adapterhub/distribution/hub/_{name}.py" for name in ("wire", "etag", "session")),
         tests=(
             "tests/distribution/test_wire_words.py",
             "tests/distribution/test_network_faults.py",

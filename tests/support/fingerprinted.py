@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_folder
+from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.base.folders import fingerprint_folder
 
 
 def llama(**changes: object) -> LlamaForCausalLM:

@@ -77,17 +77,7 @@ def tuned(
         result=result,
         ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
         metrics=metrics,
-        document={
-            "weights": list(result.weights),
-            "base_loss": result.base_loss,
-            "single_losses": list(result.single_losses),
-            "loss_before": result.loss_before,
-            "loss_after": result.loss_after,
-            "evaluations": result.evaluations,
-            "searched": result.searched,
-            "reported": result.reported,
-            "is_held_out": result.is_held_out,
-        },
+        document=result.to_json(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.cli.adapters.added import added_document, added_line
+from adapterhub.cli.adapters.added import added_line
 from adapterhub.cli.output import failure_facts, report_failure
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, UsageProblem, reworded, shown
 from adapterhub.formats.manifest import CONFIG_FILE
@@ -54,7 +54,7 @@ def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Pa
     new = sum(one.created for one in added)
     counts = ((new, "added"), (len(added) - new, "already installed"), (len(skipped), "passed over"))
     total = ", ".join(f"{count} {what}" for count, what in (*counts, (len(failed), "refused")) if count)
-    document = {"added": [added_document(one) for one in added], "skipped": skipped, "failed": failed}
+    document = {"added": [one.to_json() for one in added], "skipped": skipped, "failed": failed}
     out.result(document, lambda: out.line(f"{len(folders)} given: {total}"))
     if failed:
         raise SystemExit(EXIT_SOME_FAILED)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.params import (
     BASE,
     SPEC,
@@ -228,5 +227,5 @@ def _plan_document(plan: InstallPlan) -> dict[str, Any]:
 def _done_document(plan: InstallPlan, added: Added | None) -> dict[str, Any]:
     document = _plan_document(plan)
     if added is not None:
-        document |= added_document(added)
+        document |= added.to_json()
     return document

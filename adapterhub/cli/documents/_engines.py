@@ -1,55 +1,31 @@
 """Documents about inference engines: whether they read an adapter, exports for them, and servers."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, Size, TypedDict
+from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedDict
+from adapterhub.cli.documents._values import document_of
+from adapterhub.inference import engines, export
 
 
 # ---------------------------------------------------------------- would it be read
-class EngineReason(TypedDict):
-    """A reason why an engine does not read an adapter correctly."""
-
-    feature: Annotated[str, "key of the feature; [engines](engines.md#the-rules) lists the features"]
-    effect: Annotated[str, "`refuses`, or `misreads`: loads it and answers as a different adapter"]
-    detail: Annotated[str, "where the adapter has the feature"]
-    says: Annotated[str, "what the engine does with it"]
-    source: Annotated[str, "place in the engine's source; may be empty"]
-
-
-class EngineVerdict(TypedDict):
-    """Whether one engine reads an adapter correctly."""
-
-    target: Annotated[str, "as given, such as `vllm@0.32`"]
-    engine: str
-    version: Annotated[str | None, "as given; null: none was given"]
-    ok: Annotated[bool, "whether the engine reads it as PEFT does and the adapter is sound"]
-    reasons: list[EngineReason]
-    notes: Annotated[list[str], "what was not judged, and what is worth knowing"]
-    settings: Annotated[dict[str, Any], "options that a server needs, by name; a number is a minimum"]
-    flags: Annotated[list[str], "`settings` as words of a command line"]
-
-
 class Judged(TypedDict):
     """The verdicts of several engines on one adapter."""
 
     adapter: Annotated[str, "the folder as given, or name and version"]
     status: Annotated[str, "result of `adapt verify`: `ok`, `failed` or `unknown`"]
     errors: Annotated[list[Finding], "problems that make it unsound for every engine"]
-    verdicts: Annotated[list[EngineVerdict], "one for each target, in the order given"]
+    verdicts: Annotated[list[document_of(engines.Verdict)], "one for each target, in the order given"]
 
 
 # ---------------------------------------------------------------- in another form
-class Exported(TypedDict):
+class Exported(document_of(export.Exported)):
     """An adapter exported for another program."""
 
     format: Annotated[str, "`gguf`, `merged`, `ollama`, `peft` or `vllm`"]
-    adapter: Annotated[str, "name and version, or the folder"]
-    paths: Annotated[list[str], "every written file"]
-    size_bytes: Size
-    notes: list[str]
-    flags: Annotated[list[str], "options that the engine needs, as words of a command line"]
 
 
 # ---------------------------------------------------------------- servers

@@ -1,9 +1,12 @@
 """Documents of the commands for the library and its bases."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.api import health
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
@@ -22,6 +25,14 @@ from adapterhub.cli.documents._parts import (
     Use,
     Verdict,
 )
+from adapterhub.cli.documents._values import document_of
+from adapterhub.formats.base import fingerprint
+from adapterhub.library import audit
+from adapterhub.library.upkeep import repair
+from adapterhub.trust.verify import report
+
+Audited = document_of(audit.Audited)
+RepairStep = document_of(repair.Step)
 
 
 # ---------------------------------------------------------------- bases
@@ -80,14 +91,6 @@ class ListedBase(TypedDict):
     parameters: int | None
     hub_id: str | None
     path: Path | None
-
-
-class BaseComparison(TypedDict):
-    """The relation of two bases."""
-
-    verdict: Verdict
-    allows_attach: Annotated[bool, "whether an adapter for one base may run on the other"]
-    differences: Annotated[list[str], "one sentence per difference"]
 
 
 class Pinned(TypedDict):
@@ -209,45 +212,10 @@ class Installed(Plan):
     tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
-class Verified(TypedDict):
+class Verified(document_of(report.Report)):
     """The report of `verify` on one adapter."""
 
     adapter: Annotated[str, "as given, or name and version"]
-    status: Annotated[str, "`ok`, `failed` or `unknown`"]
-    findings: list[Finding]
-    facts: Annotated[dict[str, Any] | None, "facts from the files; null if they cannot be read"]
-
-
-class LicensePart(TypedDict):
-    """The licence of one part."""
-
-    part: Annotated[str, "`adapter`, `base` or `parent`"]
-    name: str
-    stated: Annotated[str | None, "as stated by its author"]
-    spdx: str | None
-
-
-class License(TypedDict):
-    """The licences of all parts together."""
-
-    spdx: Annotated[str | None, "an SPDX expression; null if none is known"]
-    terms: Annotated[list[str], "what the licences forbid or require"]
-    complete: Annotated[bool, "whether the licence of every part is known"]
-    parts: list[LicensePart]
-
-
-class Audited(TypedDict):
-    """The audit of one adapter."""
-
-    adapter: str
-    name: str | None
-    version: str | None
-    digest: Digest | None
-    path: Path
-    status: Annotated[str, "`ok`, `failed` or `unknown`"]
-    license: License | None
-    findings: list[Finding]
-    ignored: Annotated[int, "number of findings left out by --ignore"]
 
 
 class Audit(TypedDict):
@@ -304,24 +272,6 @@ class Swept(TypedDict):
     in_use: Annotated[list[Holder], "programs that keep objects in use"]
 
 
-class Check(TypedDict):
-    """One check of the installation."""
-
-    check: Annotated[str, "what was checked"]
-    state: Annotated[str, "`ok`, `warning`, `failed` or `skipped`"]
-    fact: Annotated[str, "the result, as text"]
-    hint: Annotated[str, "what to do; may be empty"]
-
-
-class RepairStep(TypedDict):
-    """One attempted repair."""
-
-    action: Annotated[str, "such as `restored` or `quarantined`"]
-    path: Path
-    detail: Annotated[str, "details, as text"]
-    mended: Annotated[bool, "whether the damage is gone"]
-
-
 class Repaired(TypedDict):
     """The result of a repair."""
 
@@ -343,7 +293,7 @@ BASES = {
     "base-list": list[ListedBase],
     "base-show": ShownBase,
     "base-export-record": BaseRecord,
-    "base-compare": BaseComparison,
+    "base-compare": document_of(fingerprint.Comparison),
     "base-remove": Removed,
     "base-pin": Pinned,
 }
@@ -364,7 +314,7 @@ ADAPTERS = {
     "remove": Uninstalled,
     "uninstall": Uninstalled,
     "gc": Swept,
-    "doctor": list[Check],
+    "doctor": list[document_of(health.Line)],
     "doctor.repair": Repaired,
     "completion": Completion,
 }

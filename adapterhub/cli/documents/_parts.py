@@ -1,14 +1,19 @@
 """Parts of several documents: files, findings, manifests, added adapters."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
-if sys.version_info >= (3, 12):  # pydantic refuses the TypedDict of older ones
-    from typing import NotRequired, TypedDict
-else:
-    from typing_extensions import NotRequired, TypedDict
+from adapterhub.cli.documents._typed import Digest, NotRequired, Path, Size, TypedDict, Verdict
+from adapterhub.cli.documents._values import document_of
+from adapterhub.formats.modules import groups
+from adapterhub.library import library
+from adapterhub.library.upkeep import lineage
+from adapterhub.projects import uses
+from adapterhub.trust.verify import report
+from adapterhub.weights import fuse
 
 __all__ = [
     "Added",
@@ -30,25 +35,12 @@ __all__ = [
     "WeightedAdapter",
 ]
 
-Digest = Annotated[str, "`sha256:` and 64 hex digits"]
-Path = Annotated[str, "a path on this machine"]
-Size = Annotated[int, "bytes"]
-Verdict = Annotated[
-    str,
-    "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_WEIGHTS_RESIZED_VOCABULARY`, `SAME_SHAPES`, `DIFFERENT` or"
-    " `UNKNOWN`",
-]
-
-
-class Finding(TypedDict):
-    """One result of a check; [findings](findings.md#codes) lists the codes."""
-
-    code: Annotated[str, "such as `E_SHAPE`"]
-    severity: Annotated[str, "`error`, `unknown`, `warning` or `note`"]
-    where: Annotated[str, "file, tensor or setting; empty for the whole adapter"]
-    message: Annotated[str, "one sentence"]
-    expected: Annotated[str, "what is expected; empty if that is not one thing"]
-    hint: Annotated[str, "what to do; may be empty"]
+Added = document_of(library.Added)
+Finding = document_of(report.Finding)
+ModuleGroup = document_of(groups.ModuleGroup)
+Node = document_of(lineage.Node)
+Use = document_of(uses.Use)
+WeightedAdapter = document_of(fuse.FusedAdapter)
 
 
 class File(TypedDict):
@@ -99,43 +91,6 @@ class Manifest(TypedDict):
     digest: Digest
 
 
-class ModuleGroup(TypedDict):
-    """Modules of several layers with the same name, shape, rank and scale."""
-
-    name: str
-    modules: int
-    layers: Annotated[str, "such as `0-31`; empty if the layers have no numbers"]
-    rank: int
-    alpha: float | None
-    scale: float | None
-    out: int
-    width: Annotated[int, "input width"]
-
-
-class Node(TypedDict):
-    """An adapter and its parents."""
-
-    name: str
-    version: str | None
-    digest: Digest
-    rank: int | None
-    state: Annotated[str, "`installed`, `stored` or `missing`"]
-    method: Annotated[str | None, "merge method"]
-    weight: Annotated[float | None, "weight in the merge above it"]
-    parents: list[Node]
-
-
-class Use(TypedDict):
-    """A reason to keep an adapter."""
-
-    kind: Annotated[str, "`project`, `alias`, `merge` or `process`"]
-    who: Annotated[str, "a folder, an alias, a name and version, or a process"]
-    why: Annotated[str, "as text"]
-    key: Annotated[str | None, "the adapter's name in the project"]
-    digest: Annotated[str | None, "digest of the merge"]
-    uses: Annotated[list[Use], "reasons to keep the merge"]
-
-
 class FailureFacts(TypedDict):
     """Facts about a refusal; each list is present if the error has it."""
 
@@ -147,20 +102,6 @@ class FailureFacts(TypedDict):
     reasons: NotRequired[Annotated[list[Any], "modules, features or places that prevent it"]]
     findings: NotRequired[Annotated[list[Any], "findings of `verify`"]]
     problems: NotRequired[Annotated[list[Any], "one sentence per problem"]]
-
-
-class Added(TypedDict):
-    """A build in the library."""
-
-    name: Annotated[str, "with its namespace, if it has one"]
-    version: str
-    base: Annotated[str, "alias, Hub id or digest; empty if unknown"]
-    digest: Annotated[str, "of the manifest"]
-    created: Annotated[bool, "false: it existed already"]
-    rank: int | None
-    size_bytes: Size
-    path: Annotated[str, "its plain PEFT folder"]
-    warnings: list[Finding]
 
 
 class Skipped(TypedDict):
@@ -183,14 +124,6 @@ class AddedSeveral(TypedDict):
     added: list[Added]
     skipped: list[Skipped]
     failed: list[Refused]
-
-
-class WeightedAdapter(TypedDict):
-    """An adapter and its weight in a sum."""
-
-    adapter: Annotated[str, "spec or folder"]
-    weight: float
-    digest: Annotated[str | None, "of its manifest; null for a folder without one"]
 
 
 class Refusal(TypedDict):

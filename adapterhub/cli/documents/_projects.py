@@ -1,4 +1,6 @@
 """Documents of projects."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
@@ -6,6 +8,12 @@ from typing import Annotated
 
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Digest, File, NotRequired, Path, TypedDict
+from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import outdated
+from adapterhub.projects import locking, values
+
+Change = document_of(locking.Change)
+LockedBase = document_of(values.LockedBase)
 
 
 # ---------------------------------------------------------------- project and lock
@@ -72,28 +80,12 @@ class LockedAdapter(Locked):
     wanted: Annotated[str, "the requirement that it meets"]
 
 
-class LockedBase(TypedDict):
-    """The base of a project."""
-
-    spec: Annotated[str, "as the project file writes it"]
-    weights: Annotated[str | None, "weights digest"]
-    hub_id: str | None
-
-
 class LockEntries(TypedDict):
     """The entries of a lock file."""
 
     base: LockedBase | None
     adapters: list[LockedAdapter]
     merges: list[Locked]
-
-
-class Change(TypedDict):
-    """A difference from the previous lock."""
-
-    kind: Annotated[str, "`added`, `changed` or `removed`"]
-    key: Annotated[str, "the name in the project"]
-    text: Annotated[str, "as text"]
 
 
 class LockChanges(LockEntries):
@@ -200,22 +192,6 @@ class FolderOf(TypedDict):
     rank: int | None
 
 
-class Offer(TypedDict):
-    """The releases that one place has of a locked or installed adapter."""
-
-    name: Annotated[str, "its name in the project, else its own name"]
-    spec: Annotated[str, "the spec that was searched for"]
-    current: Annotated[str, "the locked or installed version"]
-    current_digest: Digest
-    allowed: Annotated[str | None, "the newest version that the requirement allows; null: none"]
-    allowed_digest: Digest | None
-    newest: Annotated[str | None, "the newest version that fits the base"]
-    newest_digest: Digest | None
-    place: Annotated[str, "as text"]
-    yanked: Annotated[str | None, "why the current version was withdrawn; null: it was not"]
-    problem: Annotated[str | None, "why the place did not answer"]
-
-
 PROJECTS = {
     "init": Init,
     "lock": Lock,
@@ -229,7 +205,7 @@ PROJECTS = {
     "upgrade.library": list[Newer],
     "rollback": Upgraded,
     "rollback.dry-run": UpgradePlan,
-    "outdated": list[Offer],
+    "outdated": list[document_of(outdated.Offer)],
     "export": Requirements,
     "list.format": list[FolderOf],
 }

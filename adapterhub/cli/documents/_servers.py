@@ -1,4 +1,6 @@
 """Documents of keys, signatures, servers and the registry."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from adapterhub.cli.documents._parts import (
     TypedDict,
     Verdict,
 )
+from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import withdrawal
 
 
 # ---------------------------------------------------------------- keys
@@ -357,16 +361,6 @@ KEYS = {
 }
 
 
-class Withdrawn(TypedDict):
-    """What was withdrawn from a repository, or would be."""
-
-    server: str
-    repo: str
-    versions: Annotated[list[str], "the version; all of them for a repository that is deleted"]
-    yanked: Annotated[str | None, "the reason of the yank; null after `unyank` and `delete`"]
-    done: Annotated[bool, "false: a preview, or nothing was to be done"]
-
-
 SERVERS = {
     "push": Pushed,
     "push.server": Pushed,
@@ -376,9 +370,9 @@ SERVERS = {
     "search.server": list[Found],
     "mirror": list[Mirrored],
     "mirror.dry-run": list[MirrorPlan],
-    "yank": Withdrawn,
-    "unyank": Withdrawn,
-    "delete": Withdrawn,
+    "yank": document_of(withdrawal.Withdrawn),
+    "unyank": document_of(withdrawal.Withdrawn),
+    "delete": document_of(withdrawal.Withdrawn),
     "remote-add": Remote,
     "remote-set": Remote,
     "remote-list": list[Remote],

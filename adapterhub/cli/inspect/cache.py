@@ -45,16 +45,7 @@ def _document(session: Session, space: Space) -> dict[str, Any]:
         "root": str(session.root),
         "objects": space.objects,
         "size_bytes": space.size_bytes,
-        "holders": [
-            {
-                "kind": one.holder.kind,
-                "name": one.holder.name,
-                "objects": one.objects,
-                "size_bytes": one.size_bytes,
-                "alone_bytes": one.alone_bytes,
-            }
-            for one in space.held
-        ],
+        "holders": [one.to_json() for one in space.held],
         "unused_objects": space.unused_objects,
         "unused_bytes": space.unused_bytes,
         "other": [{"name": name, "size_bytes": size} for name, size in space.other],

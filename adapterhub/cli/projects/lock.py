@@ -13,7 +13,7 @@ from adapterhub.cli.options.params import Session, common, places_option, projec
 from adapterhub.core.disk.home import LOCK_FILE
 
 if TYPE_CHECKING:
-    from adapterhub.projects.locking import Change, LockOutcome
+    from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
 
 
@@ -107,21 +107,16 @@ def _check(session: Session, project: Project) -> None:
 def lock_document(outcome: LockOutcome) -> dict[str, Any]:
     """What the lock holds and what changed."""
     return {
-        "changes": [change_document(change) for change in outcome.changes],
+        "changes": [change.to_json() for change in outcome.changes],
         "warnings": list(outcome.warnings),
         **_entries_document(outcome.lock),
     }
 
 
-def change_document(change: Change) -> dict[str, Any]:
-    """One difference between two locks."""
-    return {"kind": change.kind, "key": change.key, "text": change.text}
-
-
 def _entries_document(lock: Lock) -> dict[str, Any]:
     base = lock.base
     return {
-        "base": {"spec": base.spec, "weights": base.weights, "hub_id": base.hub_id} if base else None,
+        "base": base.to_json() if base else None,
         "adapters": [{"wanted": e.wanted, **_entry_document(e, e.name)} for e in lock.adapters],
         "merges": [_entry_document(e, e.key) for e in lock.merges],
     }

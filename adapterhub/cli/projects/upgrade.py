@@ -147,12 +147,11 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
 def tell_preview(session: Session, project: Project, preview: Preview) -> None:
     """Print what would change in the lock and in `adapters/`."""
     from adapterhub.cli.options.lock_changes import tell_changes
-    from adapterhub.cli.projects.lock import change_document
 
     changes, folders = preview.changes, preview.folders
     document = {
         "project": str(project.folder),
-        "changes": [change_document(change) for change in changes],
+        "changes": [change.to_json() for change in changes],
         "warnings": list(preview.warnings),
         "folders": [str(folder) for folder in folders],
     }

@@ -189,12 +189,7 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
         for sentence in comparison.differences:
             session.out.line(f"  {sentence}")
 
-    document = {
-        "verdict": verdict.name,
-        "allows_attach": verdict.allows_attach,
-        "differences": list(comparison.differences),
-    }
-    session.out.result(document, text)
+    session.out.result(comparison.to_json(), text)
     if not verdict.allows_attach:
         raise SystemExit(Incompatible.exit_code)
 

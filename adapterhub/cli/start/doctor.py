@@ -63,7 +63,7 @@ def doctor(
         for line in lines:
             session.out.hint(line.hint)
 
-    session.out.result([{"check": i.what, "state": i.state, "fact": i.fact, "hint": i.hint} for i in lines], text)
+    session.out.result([line.to_json() for line in lines], text)
     if any(line.state == "failed" for line in lines):
         raise SystemExit(EXIT_SOME_FAILED)
 

@@ -10,12 +10,12 @@ import click
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.combining import DEFAULT_VERSION, default_name, description_from, ensure_named
 from adapterhub.api.steps.merge_choice import one_cut
-from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
+from adapterhub.formats.documented import json_value
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -99,7 +99,7 @@ def extract(
         )
     # a base without a Hub id has no name that others know; the manifest records its weights
     report_warnings(session, added, leave_out=("W_BASE_MISSING",))
-    _say(session, result, first, second, _headline(added), added_document(added))
+    _say(session, result, first, second, _headline(added), added.to_json())
 
 
 def _model(session: Session, library: Library, spec: BaseSpec) -> BaseRecord:
@@ -177,9 +177,6 @@ def _document(result: ExtractResult) -> dict[str, Any]:
         "ranks": {str(rank): count for rank, count in sorted(result.ranks.items())},
         "dtype": result.dtype,
         "unchanged_tensors": result.unchanged,
-        "left_out": [
-            {"name": o.name, "reason": o.reason, "elements": o.elements, "change": o.change, "carried": o.is_carried}
-            for o in result.left_out
-        ],
+        "left_out": json_value(result.left_out),
         "recipe": dict(result.recipe),
     }

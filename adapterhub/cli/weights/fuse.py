@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -79,30 +79,8 @@ def fuse(
             out.warn(warning)
         with out.progress("fuse", fusion.size_bytes) as progress:
             fused = fusion.write(progress=progress)
-    out.result(lambda: _document(fused), lambda: _say(session, fused))
+    out.result(fused.to_json, lambda: _say(session, fused))
     _advise(session, fused)
-
-
-def _document(fused: Fused) -> dict[str, Any]:
-    return {
-        "path": str(fused.out_folder),
-        "base": fused.base,
-        "base_weights": fused.base_weights,
-        "adapters": [{"adapter": a.label, "weight": a.weight, "digest": a.digest} for a in fused.adapters],
-        "files": fused.files,
-        "size_bytes": fused.size_bytes,
-        "dtypes": list(fused.dtypes),
-        "relative_error": fused.relative_error,
-        "unchanged": fused.unchanged,
-        "worst_tensor": fused.worst.name,
-        "worst_error": fused.worst.relative_error,
-        "copied": fused.copied,
-        "tensors": [
-            {"name": t.name, "relative_error": t.relative_error, "moved": t.moved, "lost": t.lost}
-            for t in fused.tensors
-        ],
-        "warnings": list(fused.warnings),
-    }
 
 
 def _say(session: Session, fused: Fused) -> None:

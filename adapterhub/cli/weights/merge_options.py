@@ -142,19 +142,9 @@ def list_methods(session: Session) -> None:
     from adapterhub.weights.catalogue import describe, names
 
     methods = [describe(name) for name in names()]
-    document = [
-        {
-            "name": m.name,
-            "summary": m.summary,
-            "options": [
-                {"name": o.name, "kind": o.kind, "choices": list(o.choices), "default": o.default} for o in m.options
-            ],
-            "is_random": m.is_random,
-            "chooses_rank": m.chooses_rank,
-        }
-        for m in methods
-    ]
     rows = [(m.name, m.summary, ", ".join(_option_text(o) for o in m.options)) for m in methods]
-    session.out.result(document, lambda: session.out.table(("method", "result", "options"), rows))
+    session.out.result(
+        [method.to_json() for method in methods], lambda: session.out.table(("method", "result", "options"), rows)
+    )
     if not session.out.as_json:
         session.out.note("every method also takes --rank, --energy or --max-error; `adapt merge --help` has examples")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.combining import combine, report_merged
 from adapterhub.api.steps.contracts.gating import merge_test
-from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 
@@ -68,7 +67,7 @@ def merge_to_library(
     report_merged(session, merged)
     added = merged.added
     assert added is not None  # it went into the library
-    document = added_document(added) | _document(merged, combination) | (extra or {})
+    document = added.to_json() | _document(merged, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest
     if expected is not None:

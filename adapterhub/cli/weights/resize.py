@@ -10,7 +10,6 @@ from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.combining import Resizing, combine, plan_resize, weights_in
 from adapterhub.api.steps.contracts.gating import same_adapter_test
 from adapterhub.api.steps.merge_choice import one_cut
-from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.naming import naming_options
@@ -93,7 +92,7 @@ def resize(
     report_warnings(session, added)
     state = "resized" if added.created else "already installed:"
     headline = f"{state} {added.build.full_name} {added.build.manifest.label}"
-    _say(session, plan, merged, rank, headline, added_document(added))
+    _say(session, plan, merged, rank, headline, added.to_json())
 
 
 def _say(

@@ -21,7 +21,7 @@ import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any, Final, cast
 
@@ -279,10 +279,12 @@ class _Hashing:
         self.end()
 
     def buffer(self) -> bytearray:
-        """A buffer of `PIECE_BYTES` that is not in use."""
+        """A buffer for a piece that is not in use; a new one, which has to be zeroed, only where none is free."""
+        with contextlib.suppress(Empty):
+            return self._free.get_nowait()
         if self._made < _BUFFERS:
             self._made += 1
-            return bytearray(PIECE_BYTES)
+            return bytearray(min(PIECE_BYTES, self._marks[-1]))
         return self._free.get()
 
     def put(self, data: bytes | memoryview, buffer: bytearray | None = None) -> None:

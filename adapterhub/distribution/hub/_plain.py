@@ -13,8 +13,9 @@ from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import DigestMismatch, RefusedAdapter
 from adapterhub.core.limits import limits
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.hub._etag import git_sha1
 from adapterhub.distribution.hub._listing import ListedFile, files_of
-from adapterhub.distribution.hub._wire import Wire, file_path, git_sha1
+from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.formats.safetensors.file import LENGTH_BYTES

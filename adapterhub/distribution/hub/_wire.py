@@ -7,7 +7,6 @@ here, so that the token goes only to its own server.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -32,13 +31,13 @@ from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
     Conflict,
-    DigestMismatch,
     DiskFull,
     NotAllowed,
     RemoteUnreachable,
     SpecError,
     shown,
 )
+from adapterhub.distribution.hub._etag import check_etag
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""
@@ -368,25 +367,6 @@ def file_path(repo: str, commit: str, name: str) -> str:
     return f"{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
 
 
-def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
-    """Check a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
-
-    Raises:
-        DigestMismatch: the bytes differ from the digest.
-    """
-    etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
-    if not all(c in "0123456789abcdef" for c in etag):
-        return
-    if len(etag) == 64:  # noqa: PLR2004 - sha256
-        actual = hashlib.sha256(body).hexdigest()
-    elif len(etag) == 40 and "x-repo-commit" in headers:  # noqa: PLR2004 - sha1
-        actual = git_sha1(body)
-    else:
-        return
-    if actual != etag:
-        raise DigestMismatch(what, expected=etag, actual=actual, hint="nothing was stored; try again")
-
-
 def unencrypted(what: str, target: str) -> RemoteUnreachable:
     """The error for a redirect from https to http."""
     return RemoteUnreachable(f"{what} redirected from https to `{shown(target)}`. Nothing was sent there")
@@ -403,11 +383,6 @@ def unusable_proxy(error: Exception) -> RemoteUnreachable:
         f"the proxy that the environment names ({names or 'ALL_PROXY'}) cannot be used: {reason}. Nothing was sent",
         hint=f"{hint}, or unset it",
     )
-
-
-def git_sha1(body: bytes) -> str:
-    """The git blob hash of these bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

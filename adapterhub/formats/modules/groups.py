@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from adapterhub.core.errors import MalformedConfig
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.modules.places import place_of, short_names
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.peft.keys import AdapterKeys, Pair, sort_keys
@@ -15,8 +16,10 @@ from adapterhub.formats.safetensors.file import TensorFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleGroup:
-    """`modules` modules named `name` in `layers` (`0-31`; "" outside of layers).
+class ModuleGroup(Documented):
+    """Modules of several layers with the same name, shape, rank and scale.
+
+    There are `modules` modules named `name` in `layers` (`0-31`; "" outside of layers).
 
     `out` and `width` are the outputs and inputs of the update. `alpha` and `scale` are None when matching the config's
     patterns takes too long.
@@ -24,17 +27,12 @@ class ModuleGroup:
 
     name: str
     modules: int
-    layers: str
+    layers: Annotated[str, "such as `0-31`; empty if the layers have no numbers"]
     rank: int
     alpha: float | None
     scale: float | None
     out: int
-    width: int
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as a JSON value."""
-        names = ("name", "modules", "layers", "rank", "alpha", "scale", "out", "width")
-        return {name: getattr(self, name) for name in names}
+    width: Annotated[int, "input width"]
 
     def __str__(self) -> str:
         layers = f", layers {self.layers}" if self.layers else ""

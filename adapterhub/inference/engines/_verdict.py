@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated
+
+from adapterhub.formats.documented import Documented
 
 Setting = int | bool | str | tuple[str, ...]
 Settings = Mapping[str, Setting]
@@ -13,65 +15,44 @@ Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why not. `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does."""
+class Reason(Documented, keys="feature effect detail says source", title="EngineReason"):
+    """A reason why an engine does not read an adapter correctly.
 
-    feature: str
-    effect: str
-    says: str
-    detail: str
-    source: str = ""
+    `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does.
+    """
+
+    feature: Annotated[str, "key of the feature; [engines](engines.md#the-rules) lists the features"]
+    effect: Annotated[str, "`refuses`, or `misreads`: loads it and answers as a different adapter"]
+    says: Annotated[str, "what the engine does with it"]
+    detail: Annotated[str, "where the adapter has the feature"]
+    source: Annotated[str, "place in the engine's source; may be empty"] = ""
 
     @property
     def text(self) -> str:
         """One sentence."""
         return f"{self.detail}: {self.says}"
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return {
-            "feature": self.feature,
-            "effect": self.effect,
-            "detail": self.detail,
-            "says": self.says,
-            "source": self.source,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Documented, keys="target engine version ok reasons notes settings flags", title="EngineVerdict"):
     """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line.
 
     `steps` are what somebody who starts the engine by hand does first. `adapt serve` does it itself.
     """
 
-    target: str
+    target: Annotated[str, "as given, such as `vllm@0.32`"]
     engine: str
-    version: str | None
+    version: Annotated[str | None, "as given; null: none was given"]
     reasons: tuple[Reason, ...]
     steps: tuple[str, ...]
-    notes: tuple[str, ...]
-    settings: Settings
-    flags: tuple[str, ...]
+    notes: Annotated[tuple[str, ...], "what was not judged, and what is worth knowing"]
+    settings: Annotated[Settings, "options that a server needs, by name; a number is a minimum"]
+    flags: Annotated[tuple[str, ...], "`settings` as words of a command line"]
 
     @property
     def ok(self) -> bool:
         """Whether the engine loads the adapter and reads it as PEFT does."""
         return not self.reasons
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        settings = {key: list(item) if isinstance(item, tuple) else item for key, item in self.settings.items()}
-        return {
-            "target": self.target,
-            "engine": self.engine,
-            "version": self.version,
-            "ok": self.ok,
-            "reasons": [reason.to_json() for reason in self.reasons],
-            "notes": [*self.steps, *self.notes],
-            "settings": settings,
-            "flags": list(self.flags),
-        }
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:

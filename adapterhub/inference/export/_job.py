@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.errors import (
     BaseMismatch,
@@ -16,6 +16,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, ensure_sound
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
@@ -36,24 +37,14 @@ _HINT_BASE: Final = "register a local copy with `adapt base add PATH --as NAME`,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(Documented, keys="adapter=label paths size_bytes notes flags"):
     """The written paths, and notes about them. `flags` are the options that the engine needs, as typed."""
 
-    paths: tuple[Path, ...]
-    label: str
-    size_bytes: int
+    paths: Annotated[tuple[Path, ...], "every written file"]
+    label: Annotated[str, "name and version, or the folder"]
+    size_bytes: Annotated[int, "bytes"]
     notes: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return {
-            "adapter": self.label,
-            "paths": [str(path) for path in self.paths],
-            "size_bytes": self.size_bytes,
-            "notes": list(self.notes),
-            "flags": list(self.flags),
-        }
+    flags: Annotated[tuple[str, ...], "options that the engine needs, as words of a command line"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

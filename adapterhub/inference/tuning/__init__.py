@@ -17,10 +17,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.core.errors import CouldNotTell, UsageProblem
 from adapterhub.core.extras import extra_named
+from adapterhub.formats.documented import Documented
 from adapterhub.inference.tuning._examples import Example, Turn, read_examples
 from adapterhub.inference.tuning._losses import Encoded, Losses, encode
 
@@ -49,7 +50,11 @@ TuneProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class Tuned(
+    Documented,
+    keys="weights base_loss single_losses loss_before loss_after evaluations searched reported is_held_out",
+    title="Tuning",
+):
     """The best weights, and losses (mean cross entropy of a target token, in nats) on the reported examples.
 
     `loss_before` is the loss with equal weights that sum to 1, `loss_after` the loss with `weights`. `single_losses`
@@ -59,14 +64,14 @@ class Tuned:
     """
 
     weights: tuple[float, ...]
-    loss_before: float
-    loss_after: float
-    single_losses: tuple[float, ...]
-    base_loss: float
-    evaluations: int
-    searched: int
-    reported: int
-    is_held_out: bool
+    loss_before: Annotated[float, "loss with equal weights"]
+    loss_after: Annotated[float, "loss with `weights`"]
+    single_losses: Annotated[tuple[float, ...], "loss of each adapter alone"]
+    base_loss: Annotated[float, "loss of the plain base"]
+    evaluations: Annotated[int, "number of weights that were tried"]
+    searched: Annotated[int, "number of examples used in the search"]
+    reported: Annotated[int, "number of examples that the losses are measured on"]
+    is_held_out: Annotated[bool, "whether the losses are on examples that the search did not use"]
 
 
 def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar

@@ -52,7 +52,7 @@ def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence
         yield Audited(
             target=subject.target,
             report=Report.of(kept),
-            license=composition_of(subject, around).to_json() if subject.manifest else None,
+            license=composition_of(subject, around) if subject.manifest else None,
             ignored=len(findings) - len(kept),
         )
 

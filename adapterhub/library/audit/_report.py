@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
 from adapterhub.core.digests import Digest
+from adapterhub.formats.documented import Documented
+from adapterhub.library.audit._composition import Composition
 from adapterhub.trust.verify import Report
 
 STORE: Final = "the store"
@@ -26,28 +27,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Audited:
-    """One target and its findings; `license` is the composition of its licences, `ignored` counts hidden findings."""
+class Audited(
+    Documented,
+    keys="adapter=target.label name=target.name version=target.version digest=target.digest path=target.folder"
+    " status=report.status license findings=report.findings ignored",
+):
+    """The audit of one adapter. `license` is the composition of its licences, `ignored` counts hidden findings."""
 
     target: Target
     report: Report
-    license: Mapping[str, Any] | None = None
-    ignored: int = 0
+    license: Annotated[Composition | None, "null if it could not be read"] = None
+    ignored: Annotated[int, "number of findings left out by --ignore"] = 0
 
     def __repr__(self) -> str:
         return f"<Audited {self.target.label}: {self.report!r}>"
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value; every key is always present."""
-        target = self.target
-        return {
-            "adapter": target.label,
-            "name": target.name,
-            "version": target.version,
-            "digest": target.digest,
-            "path": str(target.folder),
-            "status": self.report.status,
-            "license": dict(self.license) if self.license is not None else None,
-            "findings": [finding.to_json() for finding in self.report.findings],
-            "ignored": self.ignored,
-        }

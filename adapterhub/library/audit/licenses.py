@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
-from adapterhub.formats.licenses.expression import Expression, joined
+from adapterhub.formats.licenses.expression import joined
 from adapterhub.formats.licenses.rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
+from adapterhub.library.audit._composition import Composition, Part
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.verify import Finding
 
@@ -31,50 +31,6 @@ _CODES: Final = {
     Term.SHARE_ALIKE: "W_LICENSE_SHARE_ALIKE",
     Term.CONDITIONS: "W_LICENSE_CONDITIONS",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One part with a licence of its own: the adapter, a parent, the base. `stated` is the stated licence as text."""
-
-    role: str
-    name: str
-    stated: str | None
-    why_not: str = ""
-
-    @property
-    def expression(self) -> Expression | None:
-        """What is stated, where that can be read."""
-        return Expression.parse(self.stated) if self.stated else None
-
-    @property
-    def title(self) -> str:
-        """How findings call it."""
-        return "the adapter itself" if self.role == "adapter" else f"{self.role} `{shown(self.name)}`"
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        found = self.expression
-        return {"part": self.role, "name": self.name, "stated": self.stated, "spdx": found.text if found else None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composition:
-    """All parts, and the expression for those that are known; None where none is."""
-
-    parts: tuple[Part, ...]
-    whole: Expression | None
-    unknown: tuple[Part, ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value. `complete` says whether the licence of every part is known, and what it asks."""
-        known = self.whole.best.terms - {Term.UNKNOWN} if self.whole else frozenset()
-        return {
-            "spdx": self.whole.text if self.whole else None,
-            "terms": sorted(term.name.lower() for term in known),
-            "complete": not self.unknown and (self.whole is None or Term.UNKNOWN not in self.whole.best.terms),
-            "parts": [part.to_json() for part in self.parts],
-        }
 
 
 def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:

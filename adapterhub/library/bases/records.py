@@ -15,13 +15,8 @@ from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
 from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import BaseSpec, looks_like_revision
-from adapterhub.formats.base.fingerprint import (
-    BaseFingerprint,
-    BaseVerdict,
-    compare,
-    fingerprint_folder,
-    fingerprint_tensors,
-)
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
+from adapterhub.formats.base.folders import fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.safetensors.facts import TensorFacts

@@ -5,46 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from adapterhub.core.digests import Digest
+from adapterhub.formats.documented import Documented
 
 Sureness = Literal["proven", "likely", "possible"]
 What = Literal["adapter", "object", "base", "family"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """One possible match; `how` is the reason as a clause. `digest` and `folder` are those of the match."""
+class Match(Documented, keys="what name sure how digest path=folder"):
+    """A possible identity of a file. `how` is the reason as a clause; `digest` and `folder` are those of the match."""
 
-    what: What
+    what: Annotated[What, "`adapter`, `object`, `base` or `family`"]
     name: str
-    sure: Sureness
-    how: str
+    sure: Annotated[Sureness, "`proven`, `likely` or `possible`"]
+    how: Annotated[str, "the evidence"]
     digest: str | None = None
-    folder: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything."""
-        folder = str(self.folder) if self.folder else None
-        named = {"what": self.what, "name": self.name, "sure": self.sure, "how": self.how}
-        return {**named, "digest": self.digest, "path": folder}
+    folder: Annotated[Path | None, "a path on this machine"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """The orphan with the digests of its files, and its matches; `notes` list what could not be used."""
+class Identity(Documented, keys="path files matches notes", title="Identified"):
+    """The possible identities of a file or folder. `notes` list what could not be used."""
 
-    path: Path
-    files: Mapping[str, Digest]
-    notes: tuple[str, ...]
-    matches: tuple[Match, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything."""
-        return {
-            "path": str(self.path),
-            "files": dict(self.files),
-            "matches": [match.to_json() for match in self.matches],
-            "notes": list(self.notes),
-        }
+    path: Annotated[Path, "a path on this machine"]
+    files: Annotated[Mapping[str, Digest], "digest of each file"]
+    notes: Annotated[tuple[str, ...], "remarks, as text"]
+    matches: Annotated[tuple[Match, ...], "most certain first"]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from adapterhub.core.digests import Digest, hex_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, MalformedManifest
+from adapterhub.formats.documented import Documented
 from adapterhub.library.store.index import BuildRow
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MOST_LEVELS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Node:
+class Node(Documented):
     """One adapter in a lineage. `weight` is its weight in the merge; `parents` are its own parents.
 
     `state`: `installed`; `stored` (removed, and the store still has its manifest); `missing` from here; `unknown`, a
@@ -36,9 +37,9 @@ class Node:
     version: str | None
     digest: str | None
     rank: int | None
-    state: State
-    method: str | None = None
-    weight: float | None = None
+    state: Annotated[State, "`installed`, `stored`, `missing` or `unknown`"]
+    method: Annotated[str | None, "merge method"] = None
+    weight: Annotated[float | None, "weight in the merge above it"] = None
     parents: tuple[Node, ...] = ()
 
     @property
@@ -50,11 +51,6 @@ class Node:
     def __repr__(self) -> str:
         made_of = ", ".join(f"{one.weight or 1:g} x {one.label}" for one in self.parents)
         return f"<Node {self.label}{f' of {made_of}' if made_of else ''}>"
-
-    def to_json(self) -> dict[str, Any]:
-        """The node with its parents inside."""
-        names = ("name", "version", "digest", "rank", "state", "method", "weight")
-        return {name: getattr(self, name) for name in names} | {"parents": [one.to_json() for one in self.parents]}
 
 
 class Lineage:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated
 
 from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
@@ -19,6 +19,7 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.cards.card import card_for
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.library import Library
@@ -34,17 +35,13 @@ from adapterhub.trust.verify.listing import Entry, list_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One step that was taken, or would be. `is_mended` is False where damage remains."""
+class Step(Documented, keys="action path detail mended=is_mended", title="RepairStep"):
+    """One step of a repair, taken or planned. `is_mended` is False where damage remains."""
 
-    action: str
-    path: Path
-    detail: str
-    is_mended: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {"action": self.action, "path": str(self.path), "detail": self.detail, "mended": self.is_mended}
+    action: Annotated[str, "such as `restored` or `quarantined`"]
+    path: Annotated[Path, "a path on this machine"]
+    detail: Annotated[str, "details, as text"]
+    is_mended: Annotated[bool, "whether the damage is gone"] = True
 
 
 def repair(

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.claims import living
+from adapterhub.formats.documented import Documented
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
@@ -27,19 +28,19 @@ _OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys")
 class Holder:
     """A holder of objects: an installed build, a project by its folder, or a process by its task."""
 
-    kind: Kind
+    kind: Annotated[Kind, "`installed`, `project` or `process`"]
     name: str
     digests: frozenset[Digest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A holder, the number and bytes of its objects, and the bytes that it holds alone."""
+class Held(Documented, keys="kind=holder.kind name=holder.name objects size_bytes alone_bytes"):
+    """The space that one holder uses, and the bytes that it holds alone."""
 
     holder: Holder
     objects: int
-    size_bytes: int
-    alone_bytes: int
+    size_bytes: Annotated[int, "bytes"]
+    alone_bytes: Annotated[int, "bytes that no other holder uses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

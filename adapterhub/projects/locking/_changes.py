@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.remote_kinds import kind_named
+from adapterhub.formats.documented import Documented
 from adapterhub.projects.lock.staleness import policy_changes
 from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedMerge, LockedSource
 
@@ -16,12 +17,12 @@ _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One difference. `key` is None for the base and the policy; `text` describes it."""
+class Change(Documented, keys="kind key text"):
+    """A difference from the previous lock. `key` is None for the base and the policy; `text` describes it."""
 
-    kind: Literal["added", "removed", "changed"]
-    key: AdapterName | None
-    text: str
+    kind: Annotated[Literal["added", "removed", "changed"], "`added`, `changed` or `removed`"]
+    key: Annotated[AdapterName | None, "the name in the project; null for the base and the policy"]
+    text: Annotated[str, "as text"]
     before: Locked | None = None
     after: Locked | None = None
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Literal
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import is_sound
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
-from adapterhub.core.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, reworded, shown
+from adapterhub.core.errors import Conflict
 from adapterhub.core.specs import AdapterName
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
@@ -29,7 +28,7 @@ from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
-from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring
+from adapterhub.projects.sync._bringing import AT_ONCE, Brought, Places, PolicyFor, bring, bring_together
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
@@ -65,9 +64,6 @@ __all__ = [
     "syncing",
     "wanted_entries",
 ]
-
-AT_ONCE: Final = 8
-"""How many builds are fetched at the same time."""
 
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
 """Shows a progress bar for a number of bytes."""
@@ -256,7 +252,7 @@ def bring_locked(
     size = sum(_missing_bytes(library, entry) for entry in adapters)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(means.bar("sync", size)) if means.bar and size else None
-        brought = _bring_together(
+        brought = bring_together(
             adapters,
             lambda entry, counted: bring(
                 library, entry, every_place, base=base, policy=means.policy(entry), progress=counted
@@ -310,45 +306,6 @@ def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
     """The registered base with the locked weights, under any name."""
     weights = lock.base.weights if lock.base else None
     return next((r for r in library.bases.list() if r.fingerprint.weights == weights), None) if weights else None
-
-
-def _bring_together(
-    entries: Sequence[Locked], one: Callable[[Locked, Progress], Brought], progress: Progress | None
-) -> list[Brought]:
-    """Bring several builds at once under one bar; an interrupt ends all of them."""
-    stopped = False
-
-    def counted(done: int) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        if progress is not None:
-            progress(done)
-
-    failures: list[AdapterHubError] = []
-    brought = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(one, entry, counted) for entry in entries]
-        try:
-            for future in futures:
-                try:
-                    brought.append(future.result())
-                except AdapterHubError as error:
-                    failures.append(error)
-        except BaseException:
-            stopped = True
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if failures:
-        raise _all_of(failures)
-    return brought
-
-
-def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
-    """One failure with the messages of all. Wrong content ranks before missing builds, then unreachable places."""
-    order = {DigestMismatch: 0, NotFound: 1}
-    ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
-    first = ranked[0]
-    return reworded(first, "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])]))
 
 
 # ---------------------------------------------------------------- placing

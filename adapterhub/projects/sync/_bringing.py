@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +21,8 @@ from adapterhub.core.errors import (
     NotAllowed,
     NotFound,
     RemoteUnreachable,
+    reworded,
+    shown,
 )
 from adapterhub.distribution.install import Expecting, admit
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
@@ -47,6 +50,9 @@ Places = Callable[[Locked], Iterable[Source]]
 
 PolicyFor = Callable[[Locked], SignatureRequirement]
 """Returns the signature policy of this run for a build; None means the user's policies."""
+
+AT_ONCE: Final = 8
+"""How many builds are fetched at the same time."""
 
 _SHOWN_DIGEST: Final = 19
 _ELSEWHERE: Final = (RemoteUnreachable, NotFound, DigestMismatch)
@@ -208,3 +214,42 @@ def _check_not_taken(library: Library, entry: Locked, release: Release) -> None:
                 hint=f"the library has different content under this version; "
                 f"`adapt remove '{full_name_of(entry)}#{there[:_SHOWN_DIGEST]}' --yes` makes room",
             )
+
+
+def bring_together(
+    entries: Sequence[Locked], one: Callable[[Locked, Progress], Brought], progress: Progress | None
+) -> list[Brought]:
+    """Bring several builds at once under one bar; an interrupt ends all of them."""
+    stopped = False
+
+    def counted(done: int) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(done)
+
+    failures: list[AdapterHubError] = []
+    brought = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [pool.submit(one, entry, counted) for entry in entries]
+        try:
+            for future in futures:
+                try:
+                    brought.append(future.result())
+                except AdapterHubError as error:
+                    failures.append(error)
+        except BaseException:
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise _all_of(failures)
+    return brought
+
+
+def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
+    """One failure with the messages of all. Wrong content ranks before missing builds, then unreachable places."""
+    order = {DigestMismatch: 0, NotFound: 1}
+    ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
+    first = ranked[0]
+    return reworded(first, "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])]))

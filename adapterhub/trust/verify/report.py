@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import shown
+from adapterhub.formats.documented import Documented
 
 Severity = Literal["error", "warning", "unknown", "note"]
 Status = Literal["ok", "failed", "unknown"]
@@ -16,30 +17,19 @@ _ORDER: Final = ("error", "unknown", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Documented):
     """One result of a check.
 
     `code` begins with E, W, U, N or S (a file that was skipped); `where` is a file, a tensor or a module; `expected`
     is empty where the message is enough; `hint` is a step that helps. Texts from files are escaped.
     """
 
-    code: str
-    severity: Severity
-    where: str
-    message: str
-    expected: str = ""
-    hint: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """The JSON value; every key is always present."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "where": self.where,
-            "message": self.message,
-            "expected": self.expected,
-            "hint": self.hint,
-        }
+    code: Annotated[str, "such as `E_SHAPE`"]
+    severity: Annotated[Severity, "`error`, `unknown`, `warning` or `note`"]
+    where: Annotated[str, "file, tensor or setting; empty for the whole adapter"]
+    message: Annotated[str, "one sentence"]
+    expected: Annotated[str, "what is expected; empty if that is not one thing"] = ""
+    hint: Annotated[str, "what to do; may be empty"] = ""
 
     @property
     def text(self) -> str:
@@ -53,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Documented):
     """The facts in an adapter's files. `rank` and `alpha` are the largest over all modules.
 
     `target_modules` are the leaf names of the modules that carry an update, sorted; `ranks` and `scales` pair a value
@@ -71,28 +61,13 @@ class Facts:
     dtype: str
     parameters: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "peft_type": self.peft_type,
-            "methods": list(self.methods),
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "target_modules": list(self.target_modules),
-            "modules": self.modules,
-            "ranks": [list(pair) for pair in self.ranks],
-            "scales": [list(pair) for pair in self.scales],
-            "dtype": self.dtype,
-            "parameters": self.parameters,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Report:
+class Report(Documented, keys="status findings facts"):
     """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
 
     findings: tuple[Finding, ...]
-    facts: Facts | None = None
+    facts: Annotated[Facts | None, "null if the files cannot be read"] = None
 
     @classmethod
     def of(cls, findings: Iterable[Finding], facts: Facts | None = None) -> Report:
@@ -127,14 +102,6 @@ class Report:
     def status(self) -> Status:
         """`failed` with an error, else `unknown` when a question stayed open, else `ok`."""
         return "failed" if self.errors else "unknown" if self.unknowns else "ok"
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "status": self.status,
-            "findings": [f.to_json() for f in self.findings],
-            "facts": self.facts.to_json() if self.facts else None,
-        }
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

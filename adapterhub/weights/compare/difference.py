@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, Progress, strict_json
 from adapterhub.core.errors import CouldNotTell, MalformedManifest, MalformedTensorFile, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.formats.modules.base_names import Rule, find_rule
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -56,75 +57,58 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """A setting that differs; a missing value is `ABSENT`."""
+class Field(Documented, keys="field=name first second", title="FieldDifference"):
+    """A setting that differs. A missing value is `ABSENT`."""
 
     name: str
     first: Any
     second: Any
 
-    def to_json(self) -> dict[str, Any]:
-        """The name and both values."""
-        return {"field": self.name, "first": self.first, "second": self.second}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distance:
-    """The norms of both sides of a module, or of a tensor that is not a factor, and of their difference.
+class Distance(Documented, keys="name first second apart relative", title="ModuleDifference"):
+    """The Frobenius norms of a module, or of a tensor that is not a factor, on both sides, and of their difference.
 
     A side that lacks it is None and counts as zero. `relative` refers to the first side; None if that is zero.
     """
 
     name: str
-    first: float | None
+    first: Annotated[float | None, "norm of the first update; null: absent"]
     second: float | None
-    apart: float
+    apart: Annotated[float, "norm of the difference"]
 
     @property
     def relative(self) -> float | None:
-        """The norm of the difference divided by the norm of the first."""
+        """`apart` divided by `first`; None if the first is zero."""
         return self.apart / self.first if self.first else None
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures."""
-        figures = {"first": self.first, "second": self.second, "apart": self.apart, "relative": self.relative}
-        return {"name": self.name, **figures}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
+class Weights(
+    Documented,
+    keys="relative=whole.relative norm_first=whole.first norm_second=whole.second norm_apart=whole.apart"
+    " modules others unlike caveats",
+    title="WeightsDifference",
+):
     """The updates of two adapters. `whole` covers all modules; `unlike` lists what differs in shape and has no figures.
 
     `caveats` name the parts that the figures leave out, such as the magnitudes of DoRA.
     """
 
     whole: Distance
-    modules: tuple[Distance, ...]
-    others: tuple[Distance, ...]
-    unlike: Mapping[str, str]
-    caveats: tuple[str, ...]
+    modules: Annotated[tuple[Distance, ...], "largest difference first"]
+    others: Annotated[tuple[Distance, ...], "differing tensors that are not factors"]
+    unlike: Annotated[Mapping[str, str], "modules that cannot be compared, with the reason"]
+    caveats: Annotated[tuple[str, ...], "what the numbers leave out, such as magnitudes of DoRA"]
 
     @property
     def is_same(self) -> bool:
         """Whether all updates and other tensors are equal."""
         return not self.unlike and not self.whole.apart and not any(one.apart for one in self.others)
 
-    def to_json(self) -> dict[str, Any]:
-        """All figures; the modules with the largest distance first."""
-        return {
-            "relative": self.whole.relative,
-            "norm_first": self.whole.first,
-            "norm_second": self.whole.second,
-            "norm_apart": self.whole.apart,
-            "modules": [one.to_json() for one in self.modules],
-            "others": [one.to_json() for one in self.others],
-            "unlike": dict(self.unlike),
-            "caveats": list(self.caveats),
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilePair:
+class FilePair(Documented, title="FileDifference"):
     """The digests of one file on both sides; None where it is missing."""
 
     path: str
@@ -133,7 +117,9 @@ class FilePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class Difference(
+    Documented, keys="identical=is_identical same_update=is_same_update base_verdict=base files config manifest weights"
+):
     """All differences. `weights` is None if config and bytes of the weights are equal.
 
     `base` compares the declared bases.
@@ -141,31 +127,19 @@ class Difference:
 
     files: tuple[FilePair, ...]
     config: tuple[Field, ...]
-    manifest: tuple[Field, ...] | None
+    manifest: Annotated[tuple[Field, ...] | None, "null if one has no manifest"]
     base: BaseVerdict
-    weights: Weights | None
+    weights: Annotated[Weights | None, "null if the weights are the same bytes or cannot be compared"]
 
     @property
     def is_identical(self) -> bool:
-        """Whether all files have equal bytes."""
+        """Whether they are the same byte for byte."""
         return all(pair.first == pair.second for pair in self.files)
 
     @property
     def is_same_update(self) -> bool:
         """Whether both have the same effect on a base, however they are stored."""
         return self.weights is None or self.weights.is_same
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything."""
-        return {
-            "identical": self.is_identical,
-            "same_update": self.is_same_update,
-            "base_verdict": self.base.name,
-            "files": [{"path": p.path, "first": p.first, "second": p.second} for p in self.files],
-            "config": [field.to_json() for field in self.config],
-            "manifest": None if self.manifest is None else [field.to_json() for field in self.manifest],
-            "weights": self.weights.to_json() if self.weights else None,
-        }
 
 
 def differ(first: Side, second: Side, progress: Progress | None = None) -> Difference:

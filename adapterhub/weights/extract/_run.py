@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
 
 from adapterhub.core.errors import Incompatible, problem_list, shown
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -33,8 +34,8 @@ MOST_LISTED: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """A differing tensor without factors: why, its count of numbers, and whether it can be and is carried whole.
+class LeftOut(Documented, keys="name reason elements change carried=is_carried"):
+    """A tensor that differs and has no factors: why, its count of numbers, and whether it can be and is carried whole.
 
     `change` is ‖tuned - base‖, Frobenius; None unless both models have the tensor in one shape.
     """
@@ -42,9 +43,9 @@ class LeftOut:
     name: str
     reason: str
     elements: int
-    change: float | None
+    change: Annotated[float | None, "Frobenius norm of the difference"]
     is_savable: bool
-    is_carried: bool
+    is_carried: Annotated[bool, "whether --save-rest stored it whole"]
 
 
 @dataclass(slots=True, kw_only=True)

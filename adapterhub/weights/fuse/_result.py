@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from adapterhub.core.digests import Digest
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.safetensors.dtypes import DTYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusedAdapter:
-    """An adapter in a fused model; `digest` is that of its manifest, None for a folder outside the library."""
+class FusedAdapter(Documented, keys="adapter=label weight digest", title="WeightedAdapter"):
+    """An adapter and its weight in a sum. `digest` is that of its manifest, None for a folder outside the library."""
 
-    label: str
+    label: Annotated[str, "spec or folder"]
     weight: float
-    digest: Digest | None
+    digest: Annotated[Digest | None, "of its manifest; null for a folder without one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusedTensor:
+class FusedTensor(Documented, keys="name relative_error moved lost"):
     """The loss of one tensor's update to rounding.
 
     `error` is ‖stored - (W + ΔW)‖ and `update` is ‖ΔW‖, Frobenius. `moved` counts the entries with an update, `lost`
@@ -30,8 +32,8 @@ class FusedTensor:
     name: str
     error: float
     update: float
-    moved: int
-    lost: int
+    moved: Annotated[int, "numbers that have an update"]
+    lost: Annotated[int, "those that are stored unchanged"]
 
     @property
     def relative_error(self) -> float:
@@ -40,21 +42,25 @@ class FusedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Fused:
-    """A written model: `files` weight files of `size_bytes` together.
+class Fused(
+    Documented,
+    keys="path=out_folder base base_weights adapters files size_bytes dtypes relative_error unchanged"
+    " worst_tensor=worst.name worst_error=worst.relative_error copied tensors warnings",
+):
+    """A model with adapters fused in. It has `files` weight files of `size_bytes` together.
 
     `tensors` are the changed tensors, sorted by name; `copied` counts the tensors with the base's bytes. `dtypes` are
     those of the changed tensors, in torch's names.
     """
 
-    out_folder: Path
+    out_folder: Annotated[Path, "a path on this machine"]
     base: str
     base_weights: Digest
     adapters: tuple[FusedAdapter, ...]
-    files: int
-    size_bytes: int
+    files: Annotated[int, "number of weight files"]
+    size_bytes: Annotated[int, "bytes"]
     tensors: tuple[FusedTensor, ...]
-    copied: int
+    copied: Annotated[int, "number of tensors copied byte for byte"]
     dtypes: tuple[str, ...]
     warnings: tuple[str, ...]
 

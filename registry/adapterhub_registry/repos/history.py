@@ -107,7 +107,7 @@ def forget_files(connection: Connection, blobs: BlobStore, repo: Row[Any], doome
         for some in slices(sorted(doomed)):
             connection.execute(delete(table).where(table.c.repo_id == repo.id, table.c.sha256.in_(some)))
     _move_refs(connection, blobs, repo, new_ids)
-    _drop_unnamed(connection, repo.id)
+    drop_unnamed(connection, repo.id)
 
 
 def _check_unreleased(connection: Connection, repo: Row[Any], doomed: AbstractSet[str]) -> None:
@@ -168,10 +168,10 @@ def _drop_line(connection: Connection, repo_id: int, head: str) -> None:
     for some in slices(sorted(set(line(head)) - reached)):
         for table, column in ((commits, commits.c.id), (adapters_table, adapters_table.c.commit_id)):
             connection.execute(delete(table).where(table.c.repo_id == repo_id, column.in_(some)))
-    _drop_unnamed(connection, repo_id)
+    drop_unnamed(connection, repo_id)
 
 
-def _drop_unnamed(connection: Connection, repo_id: int) -> None:
+def drop_unnamed(connection: Connection, repo_id: int) -> None:
     """Remove the nodes that no commit's tree has, and the places that no commit has."""
     left = select(commits.c.id).where(commits.c.repo_id == repo_id).order_by(commits.c.created_at)
     seen: set[str] = set()

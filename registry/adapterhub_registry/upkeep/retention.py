@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub_registry.database.db import commits, nodes, places, refs, releases, slices
+from adapterhub_registry.database.db import commits, places, refs, releases, slices
 from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.repos.history import drop_unnamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +33,12 @@ class Policy:
 class Dropped:
     """The commits that go, and the `(sha256, path)` that only they have.
 
-    `homes` has the first commit that stays for each of the others, `kept_nodes` the nodes of the trees that stay, and
-    `parents` the new parent of each commit that needs one.
+    `parents` has the new parent of each commit that needs one.
     """
 
     repo_id: int
     commits: frozenset[str]
     places: frozenset[tuple[str, str]]
-    homes: dict[tuple[str, str], str]
-    kept_nodes: frozenset[str]
     parents: dict[str, str | None]
 
 
@@ -76,13 +74,12 @@ def plan(connection: Connection, repo_id: int, *, keep: int, before_ms: int) -> 
     if not gone:
         return None
     seen: set[str] = set()
-    homes: dict[tuple[str, str], str] = {}
-    for row in reversed(rows):
+    kept: set[tuple[str, str]] = set()
+    for row in rows:
         for node in Tree(connection, repo_id, row.root).unseen(seen) if row.id not in gone else ():
-            for entry in () if node.height else node.items:
-                homes.setdefault((entry.sha256, entry.path), row.id)
+            kept.update((entry.sha256, entry.path) for entry in (() if node.height else node.items))
     named = select(places.c.sha256, places.c.path).where(places.c.repo_id == repo_id)
-    lost = {(row.sha256, row.path) for row in connection.execute(named)} - homes.keys()
+    lost = {(row.sha256, row.path) for row in connection.execute(named)} - kept
     parent_of = {row.id: row.parent for row in rows}
     parents = {}
     for row in rows:
@@ -95,8 +92,6 @@ def plan(connection: Connection, repo_id: int, *, keep: int, before_ms: int) -> 
         repo_id=repo_id,
         commits=frozenset(gone),
         places=frozenset(lost),
-        homes=homes,
-        kept_nodes=frozenset(seen),
         parents=parents,
     )
 
@@ -109,19 +104,4 @@ def apply(connection: Connection, dropped: Dropped) -> None:
     for commit_id, parent in dropped.parents.items():
         mine = (commits.c.repo_id == dropped.repo_id) & (commits.c.id == commit_id)
         connection.execute(update(commits).where(mine).values(parent=parent))
-    stored = set(connection.scalars(select(nodes.c.id).where(nodes.c.repo_id == dropped.repo_id)))
-    for some in slices(sorted(stored - dropped.kept_nodes)):
-        connection.execute(delete(nodes).where(nodes.c.repo_id == dropped.repo_id, nodes.c.id.in_(some)))
-    at = (places.c.repo_id == dropped.repo_id) & (places.c.sha256 == bindparam("digest"))
-    at &= places.c.path == bindparam("file")
-    if dropped.places:
-        lost = [{"digest": sha256, "file": path} for sha256, path in sorted(dropped.places)]
-        connection.execute(delete(places).where(at), lost)
-    orphans = select(places.c.sha256, places.c.path, places.c.commit_id).where(places.c.repo_id == dropped.repo_id)
-    moved = [
-        {"digest": row.sha256, "file": row.path, "home": dropped.homes[row.sha256, row.path]}
-        for row in connection.execute(orphans)
-        if row.commit_id in dropped.commits
-    ]
-    if moved:
-        connection.execute(update(places).where(at).values(commit_id=bindparam("home")), moved)
+    drop_unnamed(connection, dropped.repo_id)

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Final
+from typing import Annotated, Final
 
 import torch
 
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.compare.similarity._forecast import DTYPES, Forecast, StorageOption, Sum, forecast
@@ -53,7 +54,7 @@ CompareProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFigures:
+class AdapterFigures(Documented):
     """The figures of one adapter over all compared modules; `rank` is the largest, `parameters` counts its factors."""
 
     label: str
@@ -61,15 +62,11 @@ class AdapterFigures:
     modules: int
     rank: int
     parameters: int
-    norm: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure."""
-        return {name: getattr(self, name) for name in ("label", "weight", "modules", "rank", "parameters", "norm")}
+    norm: Annotated[float, "Frobenius norm of its whole update"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Documented, keys="adapters pairs forecast obstacles unlike partial sampled modules"):
     """The result of a comparison.
 
     `unlike` describes the modules whose shapes differ; no figure includes them. `obstacles` lists the reasons against a
@@ -80,31 +77,20 @@ class Comparison:
     adapters: tuple[AdapterFigures, ...]
     pairs: tuple[Pair, ...]
     modules: tuple[ModuleComparison, ...]
-    unlike: dict[str, str]
-    obstacles: tuple[str, ...]
-    forecast: Forecast | None
-    sampled: int
+    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"]
+    obstacles: Annotated[tuple[str, ...], "why they cannot be merged"]
+    forecast: Annotated[Forecast | None, "null if they cannot be merged"]
+    sampled: Annotated[int, "maximal number of rows and columns sampled for signs"]
 
     @property
-    def partial(self) -> dict[str, tuple[int, ...]]:
-        """The modules that only some adapters have, and the positions of these adapters."""
+    def partial(
+        self,
+    ) -> Annotated[dict[str, tuple[int, ...]], "modules that only some adapters have, with the positions of those"]:
+        """The modules that only some adapters have, with the positions of those."""
         return {
             m.module: tuple(i for i, update in enumerate(m.updates) if update is not None)
             for m in self.modules
             if not m.is_shared
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures; positions in `adapters` stand for the adapters."""
-        return {
-            "adapters": [adapter.to_json() for adapter in self.adapters],
-            "pairs": [pair.to_json() for pair in self.pairs],
-            "forecast": self.forecast.to_json() if self.forecast else None,
-            "obstacles": list(self.obstacles),
-            "unlike": self.unlike,
-            "partial": {module: list(holders) for module, holders in self.partial.items()},
-            "sampled": self.sampled,
-            "modules": [module.to_json() for module in self.modules],
         }
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Final
 
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import header_bytes
@@ -35,47 +36,45 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageOption:
-    """One way to store the sum: the `options` of `adapt merge` and the `ranks` of the modules.
+class StorageOption(Documented, keys="options rank_min rank_mean rank_max relative_error size_bytes", title="Choice"):
+    """One way to store the sum. The `options` of `adapt merge` and the `ranks` of the modules.
 
     `relative_error` is ‖result - sum‖ / ‖sum‖ over all modules, without the rounding of the dtype; `size_bytes` is the
     size of the weights file, up to a few spaces in its header.
     """
 
-    options: str
+    options: Annotated[str, "options of `adapt merge`"]
     ranks: tuple[int, ...]
     relative_error: float
-    size_bytes: int
+    size_bytes: Annotated[int, "bytes"]
 
-    def to_json(self) -> dict[str, Any]:
-        """All figures; of the ranks only the smallest, the largest and the mean."""
-        return {
-            "options": self.options,
-            "rank_min": min(self.ranks),
-            "rank_mean": math.fsum(self.ranks) / len(self.ranks),
-            "rank_max": max(self.ranks),
-            "relative_error": self.relative_error,
-            "size_bytes": self.size_bytes,
-        }
+    @property
+    def rank_min(self) -> int:
+        """The smallest rank of a module."""
+        return min(self.ranks)
+
+    @property
+    def rank_mean(self) -> float:
+        """The mean rank of the modules."""
+        return math.fsum(self.ranks) / len(self.ranks)
+
+    @property
+    def rank_max(self) -> int:
+        """The largest rank of a module."""
+        return max(self.ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """The weighted sum: its Frobenius norm, the share of the summed magnitudes that cancels, and ways to store it."""
+class Forecast(Documented):
+    """The expected result of a merge.
 
-    norm: float
+    `norm` is the Frobenius norm of the weighted sum, `cancelled` the share of the summed magnitudes that cancels.
+    """
+
+    norm: Annotated[float, "Frobenius norm of the sum"]
     cancelled: Share
     dtype: str
-    choices: tuple[StorageOption, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure."""
-        return {
-            "norm": self.norm,
-            "cancelled": self.cancelled.to_json(),
-            "dtype": self.dtype,
-            "choices": [option.to_json() for option in self.choices],
-        }
+    choices: Annotated[tuple[StorageOption, ...], "ways to store the sum"]
 
 
 def forecast(

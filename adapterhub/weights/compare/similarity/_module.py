@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from adapterhub.formats.documented import Documented
 from adapterhub.weights.compare.similarity._signs import Sample, Share
 from adapterhub.weights.compare.similarity._spectra import Energies
 from adapterhub.weights.lowrank.algebra import LowRank, Spectrum, nothing, spectrum, stack
@@ -18,7 +19,7 @@ from adapterhub.weights.lowrank.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class Pair(Documented, title="ComparedPair"):
     """Two adapters in one module, or in all of them; `first` and `second` are their positions.
 
     `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare the
@@ -31,25 +32,23 @@ class Pair:
     Over all modules the cosine is exact, too; overlaps are means over the modules in which neither update is zero.
     """
 
-    first: int
-    second: int
-    cosine: float | None
-    overlap_left: float | None
-    overlap_right: float | None
-    chance_left: float | None
-    chance_right: float | None
-    opposite: Share
-    cancelled: Share
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures, shares as `{share, standard_error}`."""
-        names = ("first", "second", "cosine", "overlap_left", "overlap_right", "chance_left", "chance_right")
-        figures = {name: getattr(self, name) for name in names}
-        return figures | {"opposite": self.opposite.to_json(), "cancelled": self.cancelled.to_json()}
+    first: Annotated[int, "position of the first adapter"]
+    second: Annotated[int, "position of the second adapter"]
+    cosine: Annotated[float | None, "cosine between the updates"]
+    overlap_left: Annotated[float | None, "overlap of the spaces they write to"]
+    overlap_right: Annotated[float | None, "overlap of the spaces they read from"]
+    chance_left: Annotated[float | None, "mean `overlap_left` of random spaces of those ranks"]
+    chance_right: Annotated[float | None, "mean `overlap_right` of random spaces of those ranks"]
+    opposite: Annotated[Share, "share of numbers with opposite signs"]
+    cancelled: Annotated[Share, "share of the magnitudes that the sum loses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleComparison:
+class ModuleComparison(
+    Documented,
+    keys="module kind=layout.kind out=layout.out in=layout.width parts=layout.parts updates pairs sum",
+    title="ComparedModule",
+):
     """One module: `updates` holds a spectrum for each adapter, None where it lacks the module.
 
     `pairs` are the pairs of adapters that both have the module. `total` has the spectra of the weighted sum, one for
@@ -58,28 +57,20 @@ class ModuleComparison:
 
     module: str
     layout: Layout
-    updates: tuple[Energies | None, ...]
+    updates: Annotated[tuple[Energies | None, ...], "one per adapter; null if it lacks the module"]
     pairs: tuple[Pair, ...]
     total: tuple[Energies, ...]
     cancelled: Share
 
     @property
+    def sum(self) -> dict[str, Any]:
+        """The spectrum of the sum, and `cancelled`."""
+        return Energies.together(self.total).to_json() | {"cancelled": self.cancelled.to_json()}
+
+    @property
     def is_shared(self) -> bool:
         """Whether every adapter has it."""
         return None not in self.updates
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure."""
-        return {
-            "module": self.module,
-            "kind": self.layout.kind,
-            "out": self.layout.out,
-            "in": self.layout.width,
-            "parts": self.layout.parts,
-            "updates": [None if update is None else update.to_json() for update in self.updates],
-            "pairs": [pair.to_json() for pair in self.pairs],
-            "sum": Energies.together(self.total).to_json() | {"cancelled": self.cancelled.to_json()},
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,12 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
+
+from adapterhub.formats.documented import Documented
 
 SAMPLED = 256
 """The most rows and columns in the sample of a module."""
@@ -28,12 +30,15 @@ class Estimate(NamedTuple):
     """A share in [0, 1] and its standard error, 0 if the sample has every entry."""
 
     share: float
-    standard_error: float
+    standard_error: Annotated[float, "0 if every number was counted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A part and a whole as estimated sums over all entries of a module, with their variances; shares add up."""
+class Share(Documented, keys="share=estimate.share standard_error=estimate.standard_error"):
+    """A share from 0 to 1.
+
+    It keeps a part and a whole as estimated sums over all entries of a module, with their variances; shares add up.
+    """
 
     part: float = 0.0
     whole: float = 0.0
@@ -50,10 +55,6 @@ class Share:
             covariance=self.covariance + other.covariance,
             whole_variance=self.whole_variance + other.whole_variance,
         )
-
-    def to_json(self) -> dict[str, float]:
-        """The estimate by the names of its fields."""
-        return self.estimate._asdict()
 
     @property
     def estimate(self) -> Estimate:

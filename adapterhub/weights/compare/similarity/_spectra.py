@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
+
+from adapterhub.formats.documented import Documented
 
 ENERGIES: Final = (0.9, 0.99, 0.999)
 """The shares of the energy (squared Frobenius norm) whose ranks are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Energies:
-    """The singular values that a float32 file can hold, descending; none for a zero update."""
+class Energies(
+    Documented,
+    keys="norm numerical_rank effective_rank stable_rank rank_of_energy=ranks_of_energies singular_values=values",
+    title="Spectrum",
+):
+    """The singular values of an update that a float32 file can hold, descending; none for a zero update."""
 
     values: tuple[float, ...]
 
@@ -66,13 +72,7 @@ class Energies:
         """Smallest rank that holds this share of the energy; `energy` is at most 1."""
         return self.rank_within(math.sqrt(1 - energy))
 
-    def to_json(self) -> dict[str, Any]:
-        """Every figure."""
-        return {
-            "norm": self.norm,
-            "numerical_rank": self.numerical_rank,
-            "effective_rank": self.effective_rank,
-            "stable_rank": self.stable_rank,
-            "rank_of_energy": {f"{energy:g}": self.rank_of_energy(energy) for energy in ENERGIES},
-            "singular_values": list(self.values),
-        }
+    @property
+    def ranks_of_energies(self) -> dict[str, int]:
+        """The rank that keeps each share of the squared norm."""
+        return {f"{energy:g}": self.rank_of_energy(energy) for energy in ENERGIES}

@@ -1,0 +1,86 @@
+"""The types of documents that are values of the library: `document_of(Match)` is that of `Match.to_json()`."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from functools import cache, cached_property
+from operator import getitem
+from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin, get_type_hints
+
+from adapterhub.cli.documents._typed import Digest, TypedDict, Verdict
+from adapterhub.core import digests
+from adapterhub.formats.base.fingerprint import BaseVerdict
+from adapterhub.formats.documented import Documented
+
+_DESCRIBED = {digests.Digest: Digest, BaseVerdict: Verdict}
+_NAMES = ("Frobenius ", "SPDX ")
+"""First words that keep their capital."""
+_PLAIN = (Any, object, str, int, float, bool, types.NoneType)
+
+
+@cache
+def document_of(kind: Any) -> Any:
+    """The TypedDict of a `Documented` type: its keys, their types as JSON has them, and their descriptions.
+
+    Its description is the first sentence of the class's docstring.
+    """
+    title = kind.document_title or kind.__name__
+    made = TypedDict(title, {key: _hint_of(kind, path) for key, path in kind.document_attributes().items()})  # type: ignore[misc]
+    made.__doc__ = f"{_first_sentence(kind)}."
+    made.__module__ = __name__.replace("_values", "_parts")  # where a type that holds itself is found by its name
+    return made
+
+
+def _hint_of(kind: type[Documented], path: str) -> Any:
+    """The type of the attribute at `layout.kind`; what may be None on the way makes the whole nullable."""
+    hint: Any = kind
+    may_be_null, noted = False, ()
+    for name in path.split("."):
+        inner = get_args(get_args(hint)[0]) if get_origin(hint) is Annotated else get_args(hint)
+        may_be_null = may_be_null or types.NoneType in inner
+        owners = [one for one in (hint, *get_args(hint), *inner) if inspect.isclass(one) and one is not types.NoneType]
+        hint = _own_hint(owners[0], name)
+        noted = _notes_in(hint) or noted
+    found = _as_json(hint, kind)
+    if noted and not _notes_in(found):
+        found = getitem(Annotated, (found, *noted))
+    return found | None if may_be_null else found
+
+
+def _own_hint(owner: type, name: str) -> Any:
+    """The type of a field, or of a property, whose docstring describes it."""
+    member = inspect.getattr_static(owner, name, None)
+    if isinstance(member, property | cached_property):
+        words = _first_sentence(member)
+        hints = get_type_hints(member.fget if isinstance(member, property) else member.func, include_extras=True)
+        returned = hints["return"]
+        return Annotated[returned, words if words.startswith(_NAMES) else words[:1].lower() + words[1:]]
+    return get_type_hints(owner, include_extras=True)[name]
+
+
+def _first_sentence(described: object) -> str:
+    text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".").replace("None", "null")
+
+
+def _notes_in(hint: Any) -> tuple[Any, ...]:
+    return hint.__metadata__ if get_origin(hint) is Annotated else ()
+
+
+def _as_json(hint: Any, inside: type[Documented]) -> Any:
+    """What `json_value` makes of the type; `inside` is the type whose document has it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return getitem(Annotated, (_as_json(inner[0], inside), *hint.__metadata__))
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_as_json(one, inside) for one in inner)]  # noqa: UP007 - of a tuple
+    if origin in (tuple, list):
+        return list[_as_json(inner[0], inside)]  # type: ignore[misc]
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return dict[str, _as_json(inner[1], inside)]  # type: ignore[misc]
+    is_document = inspect.isclass(hint) and issubclass(hint, Documented)
+    if is_document:
+        return ForwardRef(hint.document_title or hint.__name__) if hint is inside else document_of(hint)
+    return _DESCRIBED.get(hint, hint if hint in _PLAIN else str)
