@@ -25,7 +25,7 @@ from tests.support.run_library import PROMPT, alone, make_library
 OWN = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
 FRAME = PromptForm(form="template", template="Ask: {input} Say:", max_new_tokens=6)
 CHAT = PromptForm(form="chat", system="Be brief")
-OTHER = PromptForm(form="chat", chat_template=OWN, chat_template_sha256=template_digest(OWN))
+OTHER = PromptForm(form="chat", chat_template=OWN, chat_template_sha256=template_digest(OWN), max_new_tokens=9)
 LOST = PromptForm(form="chat", chat_template_sha256=template_digest("gone"))
 FORMS = {"framed": FRAME, "chatty": CHAT, "other": OTHER, "lost": LOST}
 
@@ -123,7 +123,7 @@ def test_compared_adapters_are_each_asked_in_their_form_and_the_base_as_the_firs
 def test_rows_of_a_batch_are_each_asked_in_the_form_of_their_adapter(
     adapt: Adapt, made: Path, model: Any, tmp_path: Path
 ) -> None:
-    names = {"framed": FRAME, "other": OTHER, "a": RAW, "chatty": CHAT}
+    names = {"framed": FRAME, "other": OTHER}
     rows = [{"prompt": PROMPT, "adapter": name} for name in names]
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "Hi", "adapter": None}])
@@ -132,8 +132,8 @@ def test_rows_of_a_batch_are_each_asked_in_the_form_of_their_adapter(
     texts = [answer["text"] for answer in document["answers"]]
     limits = [form.max_new_tokens or 64 for form in names.values()]
     expected = [asked(made, model, form, limit) for form, limit in zip(names.values(), limits, strict=True)]
-    assert texts[:4] == expected  # each its own length, in one batch
-    assert texts[4] == alone(made, model, None, Question(text="Hi"), 64)
+    assert texts[:2] == expected  # each its own length, in one batch
+    assert texts[2] == alone(made, model, None, Question(text="Hi"), 64)
 
 
 def test_a_template_that_neither_build_nor_base_has_is_warned_of(adapt: Adapt) -> None:
@@ -177,12 +177,12 @@ def test_python_asks_in_the_form_of_the_build(made: Path, model: Any) -> None:
 
 
 def test_hostile_chat_template_of_a_build_is_refused_in_words(adapt: Adapt, made: Path) -> None:
-    jinja = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    jinja = "{{ 'a' * 10**9 }}"
     form = PromptForm(form="chat", chat_template=jinja, chat_template_sha256=template_digest(jinja))
     adapterhub.Library(made / "home").add(made / "a", name="hostile", base="base-7b", prompt=form)
     refusal = adapt("run", "hostile", "Hi")
     assert (refusal.exit_code, refusal.stdout) == (ChatTemplateRefused.exit_code, "")
-    assert "it takes more than 1 s" in refusal.stderr
+    assert "it makes more than the limits allow" in refusal.stderr
     assert "`--raw`" in refusal.stderr
 
 

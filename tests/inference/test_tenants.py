@@ -18,6 +18,7 @@ from adapterhub.inference.serving.access.quotas import Quotas
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.access.tenants import Tenant, Tenants, new_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
+from adapterhub.library.aliasing import point
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import guard
@@ -370,6 +371,25 @@ def test_an_adapter_of_the_operator_is_asked_for_by_its_whole_name(make: Callabl
 
     assert asyncio.run(ask(engine, "acme", "static"))[0] == 200
     assert [body["model"] for body in engine.bodies] == ["acme/static"]
+
+
+def test_an_alias_means_what_its_tenant_may_use(make: Callable[..., Engine], library: Library, add: Add) -> None:
+    ours, theirs = add("legal-qa", namespace="acme").build, add("legal-qa", namespace="gamma", seed=1).build
+    for build in (ours, theirs):
+        point(library, "prod", [(build, 1.0)])
+    engine = make()
+
+    async def run() -> list[tuple[int, str | None]]:
+        asked = [
+            ("acme", "legal-qa@prod"),
+            ("acme", "acme/legal-qa@prod"),
+            ("acme", "gamma/legal-qa@prod"),
+            ("beta", "legal-qa@prod"),
+        ]
+        answers = [await ask(engine, *one) for one in asked]
+        return [(status, told.get("x-adapter-name")) for status, told, _ in answers]
+
+    assert asyncio.run(run()) == [(200, "acme/legal-qa==1.0.0")] * 2 + [(403, None)] * 2
 
 
 def test_without_the_plug_in_tenants_are_not_served_at_all(

@@ -50,6 +50,7 @@ def test_merge_keeps_the_form_that_its_parents_agree_on(parents: str, kept: Prom
     assert ("states no prompt form, because its parents differ" in done.stderr) is (kept is None)
     adapt.ok("resize", "a", "--rank", 2)
     assert form_of(adapt, "a-r2") == FRAME
+    assert "a folder holds no prompt form" in adapt("resize", "a", "--rank", 2, "-o", "./small").stderr
 
 
 def test_diff_names_the_forms(adapt: Adapt) -> None:

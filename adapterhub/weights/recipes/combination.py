@@ -227,7 +227,10 @@ def merge_into_folder(
             test(made.result.out_folder)
             made.result.out_folder.rename(folder)
             made = replace(made, result=replace(made.result, out_folder=folder))
-    return replace(made, warnings=(*warnings, *made.warnings))
+    form, told = _common_form(list(combination.leaves()))
+    if form is not None:
+        told = [f"a folder holds no prompt form, and its parents state {form.label}; give it to `adapt add`"]
+    return replace(made, warnings=(*warnings, *told, *made.warnings))
 
 
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
