@@ -29,7 +29,7 @@ OnText = Callable[[str], None]
 """Called with each new piece of an answer."""
 
 NEW_TOKENS: Final = 64
-"""How many new tokens an answer takes at most, where nobody says."""
+"""How many new tokens an answer takes at most by default."""
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 

@@ -42,7 +42,7 @@ def exact(spec: AdapterSpec, alias: Alias, target: Target) -> AdapterSpec:
 
 
 def without_alias(library: Library, spec: AdapterSpec) -> AdapterSpec:
-    """`spec` as it is, or with an exact digest in place of its alias.
+    """`spec` unchanged, or with an exact digest in place of its alias.
 
     Of several targets, it takes the one with the largest weight; `library.note_choice` gets a sentence about that.
     """

@@ -304,7 +304,7 @@ def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes
     ]
 
 
-def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of a body that nobody has checked
+def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of an unchecked body
     """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
     if isinstance(name, str):
         asked.model = shown(name, 300)

@@ -1,6 +1,6 @@
 """Which adapters vLLM has loaded, under our names, and which one is unloaded so that another can take its place.
 
-vLLM keeps `--max-cpu-loras` adapters in memory and evicts the least recently used one, whoever uses it. Where tenants
+vLLM keeps `--max-cpu-loras` adapters in memory and evicts the least recently used one, of any tenant. Where tenants
 or pinned adapters are, the choice is made here, before vLLM has to make it: each tenant has a share of that memory, and
 a new adapter of a tenant takes the place of one of its own. An adapter is unloaded, and its lease ends, when no request
 runs on it.

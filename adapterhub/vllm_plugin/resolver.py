@@ -121,7 +121,7 @@ class AdapterHubResolver:
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
     async def _ensure_no_alias(self, base_model_name: str, name: str) -> None:
-        """Raise for an alias, whose present meaning vLLM would keep for ever; the middleware lets none come here."""
+        """Raise for an alias, which vLLM would never look up again; the middleware lets none come here."""
         if await self.aliases.exact(base_model_name, name) != name:
             raise UnsupportedAdapter(
                 f"`{shown(name)}` is an alias, and this server runs without adapterhub's middleware",

@@ -82,6 +82,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     "serve": "hands out what `AdapterProvider` checked, below",
     **dict.fromkeys(("key", "remote", "trust"), "no adapters"),
     **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
+    "test": "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
     "registry": "no library",
 }
 

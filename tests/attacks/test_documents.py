@@ -32,6 +32,8 @@ OWN_JSON = {
     "inference/serving/vllm.py": "what a child of our own printed",
     "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
     "cli/start/base.py": "a record that this program wrote a line before",
+    "formats/prompts/_sandbox.py": "the template and prompt that its parent process wrote",
+    "formats/prompts/chat.py": "what its own sandbox wrote, its shape checked a line later",
     "formats/cards/metadata.py": "what it dumped itself a line before, to have plain values",
     "vllm_plugin/model_names.py": "a request that vLLM reads the same way, and the list of models that vLLM made",
     "cli/completion/completing.py": "the list of remotes that this program wrote",

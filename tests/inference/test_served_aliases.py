@@ -126,7 +126,7 @@ def test_an_alias_stays_while_its_new_target_cannot_be_served(
         return [*found, (await ask(engine))[1]]
 
     assert asyncio.run(run()) == ["legal-qa==1.1"] * 2
-    assert "legal-qa@prod stays as it was" in caplog.text
+    assert "legal-qa@prod keeps its target" in caplog.text
 
 
 def test_a_removed_alias_is_refused_and_one_that_never_was(

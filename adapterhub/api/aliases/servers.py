@@ -74,7 +74,7 @@ class Server:
         return alias
 
     def roll_back_alias(self, spec: AdapterSpec, *, to: int | None = None) -> Alias:
-        """Point an alias at what it meant before, or after the move number `to`; errors of the server as they are."""
+        """Point an alias at what it meant before, or after the move number `to`; raises the server's own errors."""
         hub, repo, name = self._place_of(spec)
         return hub.aliases.roll_back(repo, name, to)
 

@@ -51,7 +51,7 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
     default=None,
     help="Put the prompt into a chat template, or use it unchanged [default: as the adapter's build states, else raw].",
 )
-@click.option("--template", metavar="TEXT", help="Put the prompt in the place of `{input}` in TEXT.")
+@click.option("--template", metavar="TEXT", help="Ask with TEXT, in which the prompt replaces `{input}`.")
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),

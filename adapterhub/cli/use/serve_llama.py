@@ -105,5 +105,5 @@ def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], f
     for one, path in zip(handed, files, strict=True):
         spec = f"{one.label}#{one.digest[:19]}"
         for note in export(spec, path, form="gguf", library=session.library, base=base).notes:
-            if note not in one.warnings:  # else it was said
+            if note not in one.warnings:  # the check has printed those
                 session.out.warn(f"{one.label}: {note}")

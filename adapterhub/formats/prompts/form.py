@@ -16,7 +16,7 @@ from adapterhub.core.errors import DigestMismatch, Malformed, UsageProblem, prob
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
 
 Form = Literal["raw", "template", "chat", "text"]
-"""Who writes the frame around a question: nobody, a plain text, a chat template, or the tokenizer of an encoder."""
+"""Who writes the frame around a question: no one, a plain text, a chat template, or the tokenizer of an encoder."""
 FORMS: Final[tuple[Form, ...]] = get_args(Form)
 
 MAX_TEXT_BYTES: Final = 16 << 10
@@ -46,7 +46,7 @@ Asked = str | Sequence[Turn] | tuple[str, str]
 class PromptForm:
     """How an adapter wants to be asked.
 
-    `form` says what a question becomes: `raw` is the question itself; `template` puts it in the place of `{input}`,
+    `form` says what a question becomes: `raw` is the question itself; `template` replaces `{input}` with it,
     where `{{` and `}}` stand for braces; `chat` makes it the user's turn of a conversation; `text` is the question
     itself, for an encoder. `chat_template` is set only where the adapter was trained on another template than its
     base's. `add_special_tokens` None means the form's default: false for `chat`, true for the others. `stop` lists

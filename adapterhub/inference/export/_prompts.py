@@ -1,4 +1,4 @@
-"""What a GGUF adapter says of the prompt form, and what is said about the rest."""
+"""What a GGUF adapter records of the prompt form, and the notes about the rest."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class ServedAliases:
             known = self._known.get(name, _Known(None, 0.0))
             self._known[name] = replace(known, until=self._clock() + self._ttl_s)
         fault = None if isinstance(error, AdapterHubError) else error
-        _log.warning("%s stays as it was: %s", name, getattr(error, "message", error), exc_info=fault)
+        _log.warning("%s keeps its target: %s", name, getattr(error, "message", error), exc_info=fault)
 
 
 def request_key(header: str, body: Mapping[str, Any]) -> str | None:

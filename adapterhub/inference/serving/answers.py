@@ -46,7 +46,7 @@ def usage_in(piece: bytes) -> Usage | None:
 
 
 def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request for a stream must say beside the rest, so that its end tells the usage; {} where it will."""
+    """The fields that make the end of a stream report its usage; {} if it does so anyway."""
     if value.get("stream") is not True or route not in STREAMS_WITHOUT_USAGE:
         return {}
     options = value.get("stream_options")

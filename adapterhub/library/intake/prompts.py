@@ -1,4 +1,4 @@
-"""What `add` learns of an adapter's prompt form from its folder: what is certain is taken, the rest is said in a note.
+"""What `add` learns of an adapter's prompt form from its folder. It takes what is certain; a note says the rest.
 
 | in the folder | is |
 | --- | --- |

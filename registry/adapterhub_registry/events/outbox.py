@@ -1,8 +1,8 @@
 """Records events in the transaction of the change, gives them their order, and reads them.
 
-An event has a place in the order, its number, only after its commit: the first reader gives it. So whoever has read up
+An event has a place in the order, its number, only after its commit: the first reader gives it. So a reader of all events up
 to a number never finds a smaller one later, though several servers write at the same time. A number is the time in
-microseconds, moved on where two would be equal. Gaps in the numbers thus tell nobody how many events of private
+microseconds, moved on where two would be equal. Gaps in the numbers thus do not tell how many events of private
 repositories lie between.
 """
 
@@ -143,7 +143,7 @@ def _now_us() -> int:
 
 
 def _visible(caller: Caller, readable: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether the caller may learn of an event: as its repository was then, and as it is now."""
+    """Whether the caller may learn of an event: by who could read its repository then, and who can now."""
     hidden_now = exists().where(repos.c.full_name == events.c.repo, ~readable)
     public = events.c.private.is_(False) & ~hidden_now
     mine = reached_names(caller, events.c.repo)

@@ -121,7 +121,7 @@ class Webhooks:
             if count >= self._limits.namespace_webhooks:
                 raise Conflict(
                     f"`{namespace}` has {count} webhooks, as many as this registry allows; nothing was changed",
-                    hint="remove one that nobody reads: `adapt registry webhook list`",
+                    hint="remove one that has no reader: `adapt registry webhook list`",
                 )
             row: dict[str, object] = {
                 "scope": scope,

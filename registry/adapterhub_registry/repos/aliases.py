@@ -1,6 +1,6 @@
 """The aliases of a repository: names such as `prod` that move between its released versions.
 
-Hub clients see an alias as a branch that nobody can commit to: `revision="prod"` gives the files of its target with the
+Hub clients see an alias as a branch that takes no commits: `revision="prod"` gives the files of its target with the
 largest weight. Each change adds a row to `alias_moves`, which says who made it; the newest row of a name counts.
 """
 

@@ -37,7 +37,7 @@ _log = logging.getLogger("vllm.adapterhub")
 class AuditLog:
     """Appends lines to the file at `path`, or to standard error, while a block runs; then writes what still waits.
 
-    A file that was renamed or deleted is made anew, so any tool may rotate it. When the disk is full, or the log cannot
+    The log makes a file that was renamed or deleted again, so any tool may rotate it. When the disk is full, or the log cannot
     keep up, lines are lost and requests go on; the next line that is written says how many.
 
     Raises:
@@ -54,7 +54,7 @@ class AuditLog:
         self._is_torn = False
         """Whether the file ends in half a line."""
         self._handle = -1
-        self._close(self._opened())  # a bad place is told before anything starts
+        self._close(self._opened())  # reports a bad place before anything starts
         self._thread = threading.Thread(target=self._run, name="adapterhub-audit", daemon=True)
 
     def __enter__(self) -> Self:
