@@ -37,8 +37,8 @@ _log = logging.getLogger("vllm.adapterhub")
 class AuditLog:
     """Appends lines to the file at `path`, or to standard error, while a block runs; then writes what still waits.
 
-    The log makes a file that was renamed or deleted again, so any tool may rotate it. When the disk is full, or the log cannot
-    keep up, lines are lost and requests go on; the next line that is written says how many.
+    The log makes a file that was renamed or deleted again, so any tool may rotate it. When the disk is full, or the
+    log cannot keep up, lines are lost and requests go on; the next line that is written says how many.
 
     Raises:
         NotAllowed: the file cannot be opened, or is no regular file.
