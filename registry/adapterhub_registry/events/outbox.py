@@ -1,7 +1,7 @@
 """Records events in the transaction of the change, gives them their order, and reads them.
 
-An event has a place in the order, its number, only after its commit: the first reader gives it. So a reader of all events
-up to a number never finds a smaller one later, though several servers write at the same time. A number is the time in
+An event has a place in the order, its number, only after its commit: the first reader gives it. So a reader of all
+events up to a number never finds a smaller one later, though several servers write at once. A number is the time in
 microseconds, moved on where two would be equal. Gaps in the numbers thus do not tell how many events of private
 repositories lie between.
 """
