@@ -19,7 +19,10 @@ from typing import Annotated, Final
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.documented import Documented
 
-__all__ = ["Method", "Option", "describe", "names"]
+__all__ = ["SUMS", "Method", "Option", "describe", "names"]
+
+SUMS: Final = ("cat", "svd", "linear")
+"""Methods that approximate the plain sum, so that the distance to it is an error; others aim at another result."""
 
 _FOLDER = Path(__file__).parent / "merge" / "methods"
 _GENERATORS = "generators"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
-from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem
+from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem, shown
 from adapterhub.core.specs import names_folder, parse_name
 from adapterhub.distribution.choosing import find_installed
+from adapterhub.formats.contract.contract import CONTRACT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -176,6 +177,25 @@ def report_merged(session: Session, merged: Merged) -> None:
             "rank `auto` keeps the error near 0.1, and without a rank nothing is cut"
         )
     report_warnings(session, merged.added)
+    if note := contract_note(merged):
+        session.out.note(note)
+
+
+def contract_note(merged: Merged) -> str:
+    """What became of the contracts of a merge's parents; empty where none has one, or the result was tested."""
+    from adapterhub.weights.recipes.contracts import is_same_adapter
+
+    labels = [
+        f"`{shown(one.label, 200)}`" for one in merged.combination.leaves() if (one.folder / CONTRACT_FILE).is_file()
+    ]
+    if not labels or merged.tests:
+        return ""
+    if not is_same_adapter(merged.combination):
+        verb = "have contracts" if len(labels) > 1 else "has a contract"
+        return f"{' and '.join(labels)} {verb}, and the result carries none: `--test` asks it theirs"
+    if not (merged.folder / CONTRACT_FILE).is_file():
+        return ""
+    return f"the result carries the contract of {labels[0]}, and was not asked: `adapt test` does"
 
 
 def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.combining import combine, report_merged
 from adapterhub.api.steps.contracts.gating import merge_test
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
+from adapterhub.weights.catalogue import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient
     from adapterhub.weights.recipes.toml.values import Inner
-
-SUMS: Final = ("cat", "svd", "linear")
-"""Methods that approximate the plain sum, so that the distance to it is an error; others aim at another result."""
 
 
 def merge_to_folder(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.api.steps.combining import Resizing, combine, plan_resize, weights_in
+from adapterhub.api.steps.combining import Resizing, combine, contract_note, plan_resize, weights_in
 from adapterhub.api.steps.contracts.gating import same_adapter_test
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.cli.completion.completing import complete_spec_or_folder
@@ -101,6 +101,8 @@ def _say(
     out, made, result = session.out, merged.made, merged.made.result
     for warning in made.warnings:
         out.warn(warning)
+    if note := contract_note(merged):
+        out.note(note)
     after, _ = weights_in(merged.folder, None)
     document |= {"before": plan.before.to_json(), "after": after.to_json(), "dtype": result.dtype}
     document |= {"relative_error": result.relative_error, "worst_module": result.worst_module}

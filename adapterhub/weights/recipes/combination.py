@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.files import digest_of_file, write_durably
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.intake.clashes import Bump
@@ -28,6 +29,7 @@ from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.listing import safe_listing
 from adapterhub.weights.catalogue import describe
 from adapterhub.weights.merge import DEFAULT_DTYPE, MergeInput, MergeProgress, MergeResult, merge
+from adapterhub.weights.recipes.contracts import carried_contract
 from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX, Inner, Step, empty_mapping, without_none
 
 _FORMS_TOLD: Final = 4
@@ -128,7 +130,10 @@ def merge_into_library(
     if bump is None:
         ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
+        contract, told = carried_contract(combination, description.prompt)
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
+        if contract is not None:
+            (made.result.out_folder / CONTRACT_FILE).write_bytes(contract.to_bytes())
         measured = test(made.result.out_folder) if test is not None else {}
         prompt, dropped = _common_form(list(combination.leaves()))
         about = replace(
@@ -145,7 +150,7 @@ def merge_into_library(
         if record is not None and base.fingerprint is not None:
             record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
         added = library.add(made.result.out_folder, about, base=record, bump=bump, variant=variant)
-    told = [] if description.prompt else dropped
+    told += [] if description.prompt else dropped
     return Outcome(added=added, made=replace(made, warnings=(*warnings, *told, *made.warnings)))
 
 
@@ -214,23 +219,30 @@ def merge_into_folder(
         MergeRefused, Conflict, and any other error of `merge`; nothing is written then.
     """
     _, warnings = common_base(list(combination.leaves()))
+    contract, dropped = carried_contract(combination)
+    is_last = test is None and contract is None  # nothing happens after the merge
     with contextlib.ExitStack() as stack:
         scratch = folder.parent
-        if test is not None or any(isinstance(item, Inner) for item in combination.inputs):
+        if not is_last or any(isinstance(item, Inner) for item in combination.inputs):
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
-        if test is None:
+        if is_last:
             made = _run(combination, folder, scratch, progress)
         else:
             ensure_new(folder)
             made = _run(combination, scratch / "result", scratch, progress)
-            test(made.result.out_folder)
+            if contract is not None:
+                write_durably(made.result.out_folder / CONTRACT_FILE, contract.to_bytes())
+            if test is not None:
+                test(made.result.out_folder)
             made.result.out_folder.rename(folder)
             made = replace(made, result=replace(made.result, out_folder=folder))
     form, told = _common_form(list(combination.leaves()))
-    if form is not None:
+    if contract is not None:
+        told = []  # the contract states the form
+    elif form is not None:
         told = [f"a folder holds no prompt form, and its parents state {form.label}; give it to `adapt add`"]
-    return replace(made, warnings=(*warnings, *told, *made.warnings))
+    return replace(made, warnings=(*warnings, *dropped, *told, *made.warnings))
 
 
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
