@@ -128,7 +128,7 @@ class WithWeights(OpenedLibrary):
             places: with `recipe`: where to look for adapters that are not installed.
             offline: with `recipe`: ask no server for them.
             force: with `recipe`: its name may be that of an installed adapter.
-            tune: JSON Lines of examples; find the weights that answer them best (see `tune`).
+            tune: JSON Lines of examples, or `contracts`: find the weights that answer them best (see `tune`).
             on: with `tune` or `test`: the base to ask on.
             tune_budget: with `tune`: how many weights to try.
             test: keep the result only if it keeps the `never` and `leave_alone` lines of all parents' contracts.

@@ -75,9 +75,9 @@ FLAGS: Final = {
 @click.option(
     "--tune",
     type=click.Path(path_type=Path),
-    metavar="FILE",
+    metavar="FILE|contracts",
     callback=needing("tune"),
-    help="Search for the weights that answer these examples best (JSON Lines).",
+    help="Search for the weights that answer these examples (JSON Lines) or the parents' contracts best.",
 )
 @click.option(
     "--test",
@@ -132,6 +132,7 @@ def merge(
       adapt merge legal-qa summarize --method ties_svd --density 0.3 --rank 16 -o both
       adapt merge ./out/legal-qa ./out/tables --weights 1,-1 -o ./difference
       adapt merge legal-qa summarize --tune examples.jsonl --on base-7b -o tuned
+      adapt merge legal-qa summarize --tune contracts --test -o tuned
       adapt merge legal-qa summarize --test
       adapt merge legal-qa summarize --analyze
       adapt merge --recipe merge.toml

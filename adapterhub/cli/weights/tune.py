@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.cli.weights.merge_result import SUMS
+from adapterhub.weights.catalogue import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

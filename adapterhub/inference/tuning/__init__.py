@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.library import Library
 
-__all__ = ["Example", "Tuned", "Turn", "read_examples", "tune"]
+__all__ = ["Encoded", "Example", "Tuned", "Turn", "read_examples", "tune"]
 
 FEWEST_ADAPTERS: Final = 2
 LARGEST_WEIGHT: Final = 1.5
@@ -78,7 +78,7 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     adapters: Sequence[AdapterLike],
-    examples: Sequence[Example],
+    examples: Sequence[Example | Encoded],
     *,
     budget: int = DEFAULT_BUDGET,
     seed: int = 0,
@@ -211,7 +211,7 @@ def _split(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[E
 def _check(
     model: PreTrainedModel,
     adapters: Sequence[AdapterLike],
-    examples: Sequence[Example],
+    examples: Sequence[Example | Encoded],
     *,
     budget: int,
     seed: int,

@@ -38,8 +38,10 @@ class Encoded:
         return len(self.tokens) - self.first
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example]) -> list[Encoded]:
-    """The examples in tokens of the model.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example | Encoded]
+) -> list[Encoded]:
+    """The examples in tokens of the model; those that are in tokens already stay as they are.
 
     Prompt and completion are tokenised together; the tokens that differ from those of the prompt alone are the targets,
     an end mark included. The base's chat template formats a conversation.
@@ -49,14 +51,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples:
         Malformed: examples are too long or have no target token, or the template refuses them.
         CouldNotTell: the tokenizer produces tokens that the model does not have.
     """
-    if any(isinstance(e.prompt, tuple) for e in examples) and not tokenizer.chat_template:
+    if any(isinstance(e, Example) and isinstance(e.prompt, tuple) for e in examples) and not tokenizer.chat_template:
         raise UsageProblem("the examples are conversations, but the base has no chat template")
     limit = min(getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS, MAX_TOKENS)
     known = model.get_input_embeddings().weight.shape[0]
     encoded, problems = [], []
     for number, example in enumerate(examples, 1):
         try:
-            one = _encoded(tokenizer, example)
+            one = example if isinstance(example, Encoded) else _encoded(tokenizer, example)
         except ValueError as error:
             problems.append(f"{_place(example, number)}: {error}")
             continue
@@ -178,5 +180,5 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
     return before, whole
 
 
-def _place(example: Example, number: int) -> str:
-    return f"line {example.line}" if example.line else f"example {number}"
+def _place(example: Example | Encoded, number: int) -> str:
+    return f"line {example.line}" if isinstance(example, Example) and example.line else f"example {number}"
