@@ -20,6 +20,8 @@ from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllow
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
+from adapterhub.formats.cards.widget import contract_shown
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
@@ -98,8 +100,8 @@ class HubRepository:
                 hint="sign before the first push, or publish a new version",
             )
 
-    def card_of(self, release: Release) -> Card:
-        """The card as this repository shows it.
+    def card_of(self, release: Release, contract: Contract | None = None) -> Card:
+        """The card as this repository shows it, with examples from the build's contract.
 
         Raises:
             Malformed: the server would refuse its metadata; every reason is listed.
@@ -110,6 +112,7 @@ class HubRepository:
             base_hub_id=release.base_hub_id,
             repo=self.repo,
             endpoint="" if self._by_xet else self._wire.endpoint,
+            contract=contract,
         )
         card = make()
         refused = refusals_of(release.manifest, card)
@@ -140,7 +143,8 @@ class HubRepository:
             if self._private and head.private is False:
                 raise NotAllowed(f"`{repo}` exists and is public; only a new repository can be made private")
             before = {item.rfilename for item in head.siblings or []}
-            texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: self.card_of(release).text.encode()}
+            card = self.card_of(release, contract_shown(folder))
+            texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card.text.encode()}
             contents: dict[str, Any] = {name: io.BytesIO(data) for name, data in texts.items()}
             if signature is not None:
                 contents[SIGNATURE_FILE] = io.BytesIO(signature)

@@ -23,6 +23,8 @@ from adapterhub.formats.cards.metadata import (
     split_block,
 )
 from adapterhub.formats.cards.usage import usage_of
+from adapterhub.formats.cards.widget import widget_of
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.licenses.hub_ids import hub_license
 from adapterhub.formats.manifest import CARD_FILE, Manifest
 from adapterhub.formats.prompts.form import PromptForm
@@ -60,9 +62,9 @@ def tags_for(manifest: Manifest, base_hub_id: str = "") -> list[str]:
     return tags
 
 
-def card_for(manifest: Manifest, *, base_hub_id: str = "") -> str:
+def card_for(manifest: Manifest, *, base_hub_id: str = "", contract: Contract | None = None) -> str:
     """The text of `make_card` for a folder."""
-    return make_card(manifest, base_hub_id=base_hub_id).text
+    return make_card(manifest, base_hub_id=base_hub_id, contract=contract).text
 
 
 def make_card(
@@ -72,11 +74,13 @@ def make_card(
     repo: str = "",
     endpoint: str = "",
     without: Collection[str] = (),
+    contract: Contract | None = None,
 ) -> Card:
     """The whole card: the author's front matter with our keys and tags, the author's text, the facts.
 
     With `repo`, the repository that it is published to, the card shows how to use the adapter from there; `endpoint` is
-    the URL of a server other than the Hugging Face Hub. Keys in `without` are left out of the author's metadata.
+    the URL of a server other than the Hugging Face Hub. Keys in `without` are left out of the author's metadata. The
+    build's `contract` gives examples where the author has none.
     """
     import yaml
 
@@ -91,6 +95,8 @@ def make_card(
         matter["base_model"] = base
     if manifest.prompt is not None:
         matter |= _inference(manifest.prompt, matter)
+    if contract is not None and "widget" not in matter and (widget := widget_of(contract)):
+        matter["widget"] = widget
     if manifest.license:
         _state_license(matter, manifest.license, notes)
     front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)
