@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ class WithModels(OpenedLibrary):
         base: BaseLike | None = None,
         dtype: str | None = None,
         allow_base_mismatch: bool = False,
+        test: bool = False,
     ) -> Fused:
         """Write a base with adapters added as a model of its own in the new folder `into`. No model is loaded.
 
@@ -48,10 +50,16 @@ class WithModels(OpenedLibrary):
             base: the base, where the specs name none.
             dtype: precision of the new model; default: that of the base, tensor by tensor.
             allow_base_mismatch: fuse into other weights of the same shapes.
+            test: load the new model, and keep it only if it passes the adapter's contract; of several adapters, their
+                `never` and `leave_alone` lines.
 
         Returns:
-            `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.warnings`.
+            `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.tests`, `.warnings`.
+
+        Raises:
+            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
         """
+        from adapterhub.api.steps.contracts.gating import WrittenTest
         from adapterhub.weights.fuse import prepare
 
         weights = shares(adapters, weights)
@@ -69,7 +77,9 @@ class WithModels(OpenedLibrary):
         with fusion, self.reports.progress("fuse", fusion.size_bytes) as progress:
             for warning in fusion.warnings:
                 self.reports.warn(warning)
-            return fusion.write(progress=progress)
+            asked = WrittenTest(self, self.reports, is_model=True) if test else None
+            fused = fusion.write(progress=progress, test=asked)
+            return replace(fused, tests=tuple(asked.results)) if asked is not None else fused
 
     @extra_named("`Library.tune`")
     def tune(
@@ -86,7 +96,8 @@ class WithModels(OpenedLibrary):
 
         Args:
             adapters: what to put together.
-            examples: a file of JSON Lines, `{"prompt": …, "answer": …}` each.
+            examples: a file of JSON Lines, `{"prompt": …, "completion": …}` each, or the word `contracts`: the recorded
+                answers of the adapters' own contracts.
             on: the base to try them on; default: theirs.
             budget: how many weights to try.
             seed: of the search.
@@ -114,6 +125,7 @@ class WithModels(OpenedLibrary):
         dtype: str | None = None,
         ollama_base: str | None = None,
         allow_base_mismatch: bool = False,
+        test: bool = False,
     ) -> Exported:
         """Write an adapter for another program, meaning exactly what PEFT means by it.
 
@@ -125,17 +137,21 @@ class WithModels(OpenedLibrary):
             dtype: precision of what is written; default: exact.
             ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
             allow_base_mismatch: take a base of the same shapes with other weights.
+            test: for merged, peft and vllm: load it again, and keep it only if it passes its contract.
 
         Returns:
-            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`.
+            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
 
         Raises:
+            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
         """
+        from adapterhub.api.steps.contracts.gating import WrittenTest
         from adapterhub.inference.export import export
 
+        asked = WrittenTest(self, self.reports, is_model=format == "merged", on=base_of(base)) if test else None
         with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
-            return export(
+            exported = export(
                 adapter,
                 Path(output).expanduser(),
                 form=format,
@@ -144,8 +160,10 @@ class WithModels(OpenedLibrary):
                 dtype=dtype,
                 ollama_base=ollama_base,
                 allow_base_mismatch=allow_base_mismatch,
+                test=asked,
                 progress=progress,
             )
+        return replace(exported, tests=tuple(asked.results)) if asked is not None else exported
 
     # ------------------------------------------------------------ on a model
     @extra_named("`Library.attach`")

@@ -33,6 +33,7 @@ from adapterhub.projects.project import find_project
 from adapterhub.projects.trusted import TrustedProjects
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.distribution.outdated import Offer
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects import values
@@ -232,6 +233,7 @@ class Project(WithEdits):
         all_groups: bool = False,
         delete_foreign: bool = False,
         signatures: SignaturePolicy | None = None,
+        test: Testing | None = None,
     ) -> Synced:
         """Make the project's `adapters/` match its lock file, with links into the library.
 
@@ -244,15 +246,20 @@ class Project(WithEdits):
             all_groups: every optional group.
             delete_foreign: with `prune`: also delete folders that sync did not make.
             signatures: `require`, `warn` or `off` for this call.
+            test: `keep` changes folders only if every build with a contract passes it; `warn` only says so.
 
         Returns:
-            `.lock`, `.plan`, and `.done` with what was linked, fetched and removed.
+            `.lock`, `.plan`, `.tests`, and `.done` with what was linked, fetched and removed.
 
         Raises:
             StaleLock, NotFound: with `frozen`.
             Conflict: something else lies where an adapter belongs; nothing was changed.
             DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+            BehaviourChanged, CouldNotTell: a build does not pass its test; no folder changed.
         """
+        from adapterhub.api.steps.contracts.syncing import SyncTest
+
+        reports = self.library.reports
         return sync_project(
             self._session,
             self._read(),
@@ -264,7 +271,8 @@ class Project(WithEdits):
             all_groups=all_groups,
             delete=lambda plan: [*(step.folder for step in plan.blocked), *plan.foreign] if delete_foreign else (),
             signatures=signatures,
-            bars=self.library.reports,
+            test=SyncTest(self._session.library, test, reports, reports) if test else None,
+            bars=reports,
         )
 
     def upgrade(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
 from adapterhub.api.results import Sent
+from adapterhub.api.steps.contracts.gating import contract_gate
 from adapterhub.api.steps.finding import find_build
 from adapterhub.api.steps.keys import login_to, public_key, sign_build, signing_key, trust_key
 from adapterhub.api.steps.publishing import (
@@ -23,6 +24,7 @@ from adapterhub.trust.signing.keys import KeyFolder
 from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.trust.signing.keys import PublicKey
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import TrustedKey
@@ -43,6 +45,7 @@ class WithPublishing(OpenedLibrary):
         key: str | None = None,
         password: str | None = None,
         private: bool = False,
+        test: Testing | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -59,6 +62,7 @@ class WithPublishing(OpenedLibrary):
             key: name of the key.
             password: of the key.
             private: make a new repository private.
+            test: `keep` sends it only if it answers as its contract records; `warn` only says so.
             remote: the server; default: the one that has the namespace, then the default one.
             token: access token for it.
             offline: refuse to open a connection.
@@ -66,12 +70,14 @@ class WithPublishing(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
             SignatureRefused, NamespaceBound: it may not be used here.
+            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was sent.
             ReleaseExists: the version is there with other bytes.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, for_use=False)
         place = to if isinstance(to, str) else str(Path(to).absolute())
+        gate = contract_gate(self, test, bars=self.reports, out=self.reports)
         pushed = push_build(
             self.session,
             build,
@@ -81,6 +87,7 @@ class WithPublishing(OpenedLibrary):
             remote=remote,
             token=token,
             offline=offline,
+            gate=gate,
             bars=self.reports,
         )
         return Sent(
@@ -93,6 +100,7 @@ class WithPublishing(OpenedLibrary):
             source=self.label,
             url=pushed.url,
             is_signed=pushed.is_signed,
+            tests=tuple(gate.results) if gate else (),
         )
 
     def pull(

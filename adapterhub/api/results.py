@@ -149,7 +149,10 @@ class Merged:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sent:
-    """What `push`, `pull` or `mirror` copied: the release, and where to; `url` is the commit on a server."""
+    """What `push`, `pull` or `mirror` copied: the release, and where to; `url` is the commit on a server.
+
+    `tests` has the verdict that a push waited for.
+    """
 
     name: str
     version: str
@@ -160,6 +163,7 @@ class Sent:
     source: str = ""
     url: str = ""
     is_signed: bool = False
+    tests: Sequence[Tested] = ()
 
     @property
     def created(self) -> bool:

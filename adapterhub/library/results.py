@@ -9,6 +9,7 @@ may be deleted at any time.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,17 @@ class KeptResults:
             if isinstance(value, dict) and value.get("question") == dict(question):
                 return Tested.from_json({**value["result"], "is_cached": True})
         return None
+
+    def latest(self, manifest: Digest, contract: str) -> tuple[Tested, float] | None:
+        """The newest result of a build by its contract, and its age in seconds; None if there is none."""
+        newest: tuple[float, Tested] | None = None
+        for path in (self._store.root / "cache" / "tests" / hex_of(manifest)).glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                result = Tested.from_json(read_json(path, _LIMIT_BYTES)["result"])  # type: ignore[index,call-overload]
+                at = path.stat().st_mtime
+                if result.contract == contract and (newest is None or at > newest[0]):
+                    newest = at, result
+        return None if newest is None else (newest[1], max(0.0, time.time() - newest[0]))
 
     def keep(self, manifest: Digest, question: Mapping[str, Any], result: Tested) -> None:
         """Keep a result; a library that cannot be written keeps none."""

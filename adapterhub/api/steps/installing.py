@@ -268,7 +268,7 @@ def _drop_in_gate(session: Session, digest: str, testing: Testing | None, *, bar
     build = next((build for build in library.installed() if build.manifest.digest == digest), None)
     contract = contract_in(build.folder) if build is not None else None
     if contract is not None:
-        return contract_gate(library, testing, Question(contract=contract), bars=bars, out=session.out)
+        return contract_gate(library, testing, Question(contract=contract, is_foreign=True), bars=bars, out=session.out)
     what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
     if testing == "keep":
         raise CouldNotTell(

@@ -38,6 +38,8 @@ from adapterhub.projects.trust import ensure_no_takeover, servers_in
 from adapterhub.projects.values import LockedAdapter, LockedMerge, LockedSource, digests_of
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.syncing import SyncTest
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
     from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars
@@ -50,12 +52,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Synced:
-    """What a sync planned and did, and whether the lock file was written first."""
+    """What a sync planned and did, whether the lock file was written first, and the verdicts that it waited for."""
 
     lock: Lock
     plan: SyncPlan
     done: SyncResult
     is_locked_anew: bool
+    tests: Sequence[Tested] = ()
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -123,9 +126,14 @@ def sync_project(
     all_groups: bool = False,
     delete: Callable[[SyncPlan], Sequence[Path]],
     signatures: SignaturePolicy | None = None,
+    test: SyncTest | None = None,
     bars: Bars,
 ) -> Synced:
-    """Make `adapters/` match the lock. With `prune`, `delete` says which folders go that sync did not make."""
+    """Make `adapters/` match the lock. With `prune`, `delete` says which folders go that sync did not make.
+
+    Raises:
+        BehaviourChanged, CouldNotTell: a build does not pass `test`; no folder changed.
+    """
     ensure_groups(project, groups)
     sources = ProjectSources(session, project, offline=offline)
     lock, is_new = lock_of(session, project, sources, is_frozen=frozen, bars=bars)
@@ -136,7 +144,7 @@ def sync_project(
             library,
             lock,
             plan,
-            build_sources(session, lock, sources, signatures, bars=bars),
+            replace(build_sources(session, lock, sources, signatures, bars=bars), test=test),
             prune=prune,
             delete=delete(plan) if prune else (),
             reads_all=check,
@@ -144,7 +152,8 @@ def sync_project(
     fetched = {one.entry.key for one in done.brought if one.sent_bytes}
     notices = yanked_notices(library, [e for step in plan.steps if (e := step.entry).key not in fetched], sources)
     _report(session, [*(warning for one in done.brought for warning in one.warnings), *notices])
-    return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new)
+    tests = tuple(test.results) if test is not None else ()
+    return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new, tests=tests)
 
 
 def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.api.steps.finding import choose_release
 from adapterhub.api.steps.keys import sign_build
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import CouldNotTell, UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
@@ -19,6 +19,7 @@ from adapterhub.library.transfer import Copied, copy
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.resolve import Objection
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
     from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+_DAY_S: Final = 86400
 
 
 # ---------------------------------------------------------------- push
@@ -58,12 +62,14 @@ def push_build(
     remote: str | None = None,
     token: str | None = None,
     offline: bool = False,
+    gate: ContractGate | None = None,
     bars: Bars,
 ) -> Pushed:
     """Send an installed build to the repository or the directory `to`; with `signer`, sign it first.
 
     Raises:
         SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
+        BehaviourChanged, CouldNotTell: `gate` does not let it out; nothing was sent.
     """
     from adapterhub.library.admission.admission import Admission
 
@@ -75,11 +81,38 @@ def push_build(
     Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
-    for note in card_at(place, release).notes:
+    for note in card_at(place, release, build.folder).notes:
         session.out.note(note)
+    if gate is None:
+        session.out.note(contract_line(library, build))
+    else:
+        gate.before_sending(build)
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress, signature=signature)
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
+
+
+def contract_line(library: Library, build: Installed) -> str:
+    """Whether a build has a contract, and when it was last tested by it on this machine."""
+    from adapterhub.api.steps.contracts.subjects import subject_of_build
+    from adapterhub.library.results import KeptResults
+
+    try:
+        contract = subject_of_build(build).contract()
+    except CouldNotTell:
+        return "contract: of a newer format, which this version cannot test"
+    if contract is None:
+        return "no contract"
+    goldens = len(contract.goldens)
+    what = f"contract: {goldens} golden{'s' * (goldens != 1)}"
+    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
+    if found is None:
+        return f"{what}, not tested here"
+    result, age_s = found
+    days = int(age_s // _DAY_S)
+    when = "tested today" if days == 0 else f"not tested for {days} day{'s' * (days != 1)}"
+    where = f" on {shown(result.base, 200)}" if result.base else ""
+    return f"{what}, {when}: {result.verdict}{where}"
 
 
 def release_of(library: Library, build: Installed) -> Release:
@@ -109,18 +142,20 @@ def place_for(
     return server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
 
 
-def card_at(place: Destination, release: Release) -> Card:
-    """The card of a release as `place` would show it.
+def card_at(place: Destination, release: Release, folder: Path) -> Card:
+    """The card of a release as `place` would show it; `folder` has its files.
 
     Raises:
         Malformed: a server would refuse its metadata.
     """
     from adapterhub.distribution.hub import HubRepository
     from adapterhub.formats.cards.card import make_card
+    from adapterhub.formats.cards.widget import contract_shown
 
+    contract = contract_shown(folder)
     if isinstance(place, HubRepository):
-        return place.card_of(release)
-    return make_card(release.manifest, base_hub_id=release.base_hub_id)
+        return place.card_of(release, contract)
+    return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
 
 def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:

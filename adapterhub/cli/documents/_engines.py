@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedDict
 from adapterhub.cli.documents._values import document_of
 from adapterhub.inference import engines, export
@@ -26,6 +27,7 @@ class Exported(document_of(export.Exported)):
     """An adapter exported for another program."""
 
     format: Annotated[str, "`gguf`, `merged`, `ollama`, `peft` or `vllm`"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
 # ---------------------------------------------------------------- servers

@@ -143,6 +143,7 @@ class Sync(TypedDict):
     fetched_bytes: Annotated[int, "bytes received"]
     removed: Annotated[list[Path], "folders removed by --prune"]
     left: Annotated[list[Left], "folders that do not belong to the project"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: one for each build that has a contract"]]
 
 
 class Upgraded(LockChanges):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Digest,
     File,
@@ -107,6 +108,7 @@ class Pushed(TypedDict):
     created: Annotated[bool, "false: it existed already"]
     signed: bool
     url: Annotated[str | None, "URL of the commit; null for a directory"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by its contract"]]
 
 
 class PushPlan(TypedDict):
@@ -123,6 +125,7 @@ class PushPlan(TypedDict):
     tags: Annotated[list[str], "searchable facts in the card"]
     card: Annotated[str, "text of README.md"]
     card_notes: Annotated[list[str], "what the card leaves out of the author's metadata, or words as hubs do"]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by its contract"]]
 
 
 class Pulled(TypedDict):

@@ -194,6 +194,12 @@ class Demo(TypedDict):
     answers: list[DemoAnswer]
 
 
+class Fused(document_of(fuse.Fused)):
+    """A model with adapters fused in."""
+
+    tests: NotRequired[Annotated[list[Tested], "with --test: one for each adapter that has a contract"]]
+
+
 WEIGHTS = {
     "merge": Merged,
     "merge.folder": MergedFolder,
@@ -202,6 +208,6 @@ WEIGHTS = {
     "resize": Resized,
     "compare": Comparison,
     "extract": Extracted,
-    "fuse": document_of(fuse.Fused),
+    "fuse": Fused,
 }
 ANSWERS = {"run": Answer, "run.compare": ComparedAnswers, "run.batch": Batch, "demo": Demo}

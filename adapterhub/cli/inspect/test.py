@@ -224,3 +224,5 @@ def _say_recorded(session: Session, made: RecordedContract) -> None:
         out.note(f"left out {len(made.left_out)}; `{shown(name)}` {reason}")
     if made.build is None:
         out.line(str(made.path))
+    elif contract.visibility == "digests":
+        out.hint("no file has the prompts; record again with `--detached DIR` for the full contract to keep at home")

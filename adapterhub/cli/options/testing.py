@@ -44,23 +44,43 @@ def install_test_options(command: F) -> F:
     return command
 
 
+def test_options(what: str) -> Callable[[F], F]:
+    """Add `--test`, which does `what` only for what passes its contract, and `--test-warn`."""
+
+    def decorate(command: F) -> F:
+        command = click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn.")(command)
+        return click.option("--test", is_flag=True, help=f"{what} only if it answers as its contract records.")(command)
+
+    return decorate
+
+
+def testing_from(*, test: bool, test_warn: bool) -> Testing | None:
+    """What the two options ask for; None without them.
+
+    Raises:
+        UsageProblem: both are given.
+    """
+    if test and test_warn:
+        raise UsageProblem("`--test` and `--test-warn` exclude each other: one refuses where the other warns")
+    return "warn" if test_warn else "keep" if test else None
+
+
 def gate_from(
     session: Session,
     *,
     test: bool,
     test_warn: bool,
-    test_dtype: str | None,
-    test_load_in: str | None,
-    on: BaseSpec | None,
+    test_dtype: str | None = None,
+    test_load_in: str | None = None,
+    on: BaseSpec | None = None,
 ) -> ContractGate | None:
     """The gate that the options ask for; None without `--test` and `--test-warn`.
 
     Raises:
         UsageProblem: both are given, or an option of a test without one.
     """
-    if test and test_warn:
-        raise UsageProblem("`--test` and `--test-warn` exclude each other: one refuses where the other warns")
-    if not (test or test_warn):
+    testing = testing_from(test=test, test_warn=test_warn)
+    if testing is None:
         if given := "--test-dtype" if test_dtype else "--test-load-in" if test_load_in else "":
             raise UsageProblem(f"`{given}` needs `--test` or `--test-warn`")
         return None
@@ -68,7 +88,6 @@ def gate_from(
     from adapterhub.api.steps.contracts.testing import Question
 
     question = Question(on=on, dtype=test_dtype or "auto", load_in=test_load_in)
-    testing: Testing = "warn" if test_warn else "keep"
     return contract_gate(session.library, testing, question, bars=session.out, out=session.out)
 
 

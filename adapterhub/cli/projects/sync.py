@@ -10,6 +10,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
+from adapterhub.cli.options.testing import testing_from
 from adapterhub.cli.output import listed, size_text
 from adapterhub.core.errors import UsageProblem
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 )
 @click.option("--all-groups", is_flag=True, help="Include every optional group.")
 @click.option("--yes", "-y", is_flag=True, help="With --prune: also delete folders that sync did not make, unprompted.")
+@click.option("--test", is_flag=True, help="Change folders only if each build answers as its contract records.")
+@click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn.")
 @signatures_option
 @project_option
 @trust_option
@@ -44,6 +47,8 @@ def sync(
     groups: tuple[str, ...],
     all_groups: bool,
     yes: bool,
+    test: bool,
+    test_warn: bool,
     signatures: SignaturePolicy | None,
 ) -> None:
     """Make the project's `adapters/` match its lock file, with links into the library.
@@ -55,17 +60,25 @@ def sync(
     A file counts as unchanged, without being read, while its size, times and inode are those that sync left. --check
     reads every byte; use `adapt sync --frozen --check` in CI.
 
+    --test asks every build with a contract on the base of the project, before any folder changes. A kept result of the
+    same build, base and precision is free.
+
     \b
     Examples:
       adapt sync
       adapt sync --frozen --check
       adapt sync --group eval --prune
+      adapt sync --test
     """
     from adapterhub.api.steps.projects import sync_project
 
     if yes and not prune:
         raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
+    testing = testing_from(test=test, test_warn=test_warn)
+    from adapterhub.api.steps.contracts.syncing import SyncTest
+
     project = session.need_project()
+    asked = SyncTest(session.library, testing, session.out, session.out) if testing else None
     synced = sync_project(
         session,
         project,
@@ -77,11 +90,16 @@ def sync(
         all_groups=all_groups,
         delete=lambda plan: _to_delete(session, plan, yes=yes),
         signatures=signatures,
+        test=asked,
         bars=session.out,
     )
     plan, done = synced.plan, synced.done
     document = document_of(project, plan, done, is_new=synced.is_locked_anew)
+    document |= {"tests": [one.to_json() for one in synced.tests]} if testing else {}
     session.out.result(document, lambda: say(session, document))
+    for one in synced.tests:
+        if one.passed:
+            session.out.note(f"{one.label}: PASS, answers as recorded on {one.goldens} prompts")
     _note_left(session, document["left"], pruned=prune)
 
 

@@ -9,6 +9,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_options, remote_options
+from adapterhub.cli.options.testing import gate_from, test_options
 from adapterhub.cli.output import size_text
 from adapterhub.cli.publishing.sign import ask_password
 from adapterhub.core.errors import UsageProblem
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     help="With --sign: use this key [default: ADAPTERHUB_KEY, else your only key].",
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
+@test_options("Send it")
 @click.option("--dry-run", is_flag=True, help="Show exactly what would be sent; send nothing.")
 @remote_options
 @common
@@ -46,6 +48,8 @@ def push(
     sign_it: bool,
     key: str | None,
     private: bool,
+    test: bool,
+    test_warn: bool,
     dry_run: bool,
     remote: str | None,
     token: str | None,
@@ -53,11 +57,13 @@ def push(
 ) -> None:
     """Publish an adapter: its files, `adapterhub.json`, a model card with searchable tags, and a tag for the version.
 
+    With --test, an adapter that no longer answers as its contract records is refused before the first byte.
+
     \b
     Examples:
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
-      adapt push legal-qa@base-7b --to ./published --sign
+      adapt push legal-qa@base-7b --to ./published --sign --test
     """
     from adapterhub.api.steps.keys import signing_key
     from adapterhub.api.steps.publishing import place_for, push_build
@@ -66,12 +72,16 @@ def push(
 
     if key and not sign_it:
         raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
+    gate = gate_from(session, test=test, test_warn=test_warn)
     library = session.library
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if dry_run:
         place = place_for(session, to, remote=remote, token=token, offline=offline)
         document = _dry_document(library, build, to, place, sign_it=sign_it)
+        if gate is not None:
+            gate.before_sending(build)
+            document["tests"] = [one.to_json() for one in gate.results]
         session.out.result(document, lambda: _say_dry(session, document))
         return
     ask = ask_password if sys.stdin.isatty() else None
@@ -84,6 +94,7 @@ def push(
         remote=remote,
         token=token,
         offline=offline,
+        gate=gate,
         bars=session.out,
     )
     place, copied, url = pushed.place, pushed.copied, pushed.url
@@ -99,7 +110,8 @@ def push(
             "created": is_new,
             "signed": pushed.is_signed,
             "url": url or None,
-        },
+        }
+        | ({"tests": [one.to_json() for one in gate.results]} if gate else {}),
         lambda: session.out.line(
             f"pushed {build.full_name} {build.manifest.label} to {place.label}  {url}".rstrip()
             if is_new
@@ -122,7 +134,7 @@ def _dry_document(library: Library, build: Installed, to: str, place: Destinatio
     if not sign_it:  # else it is not signed yet
         Admission(library).ensure_usable(build)
     manifest, release = build.manifest, release_of(library, build)
-    card = card_at(place, release)
+    card = card_at(place, release, build.folder)
     texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card.text.encode()}
     files = [{"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in manifest.files]
     files += [{"path": n, "size_bytes": len(data), "sha256": digest_of(data)} for n, data in texts.items()]

@@ -37,6 +37,7 @@ FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
 )
 @click.option("--ollama-base", metavar="NAME", help="For ollama: the base's name in Ollama, or its GGUF file.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
+@click.option("--test", is_flag=True, help="For merged, peft, vllm: write it only if it passes its contract.")
 @click.option(
     "--group",
     "groups",
@@ -59,6 +60,7 @@ def export(
     dtype: str | None,
     ollama_base: str | None,
     allow_base_mismatch: bool,
+    test: bool,
     groups: tuple[str, ...],
     all_groups: bool,
     is_library: bool,
@@ -68,7 +70,8 @@ def export(
     gguf: a file for llama.cpp, exact also for rsLoRA and patterns. ollama: that file and a Modelfile (best effort).
     vllm: a folder for vLLM and the flags it needs. peft: plain LoRA with one rank and one scale, for programs that
     support nothing else. merged: base and adapter as one model, as from `adapt fuse`. Refuses an adapter that the
-    format cannot express, and writes nothing. `adapt pull` writes the original files instead.
+    format cannot express, and writes nothing. `adapt pull` writes the original files instead. --test loads what was
+    written again and asks it what the adapter's contract holds, before it gets its name.
 
     --requirements lists the project's locked adapters, else the installed ones; `adapt install -r FILE` installs
     exactly these. It skips merges that were never published; `adapt sync` makes them from the lock file.
@@ -76,11 +79,12 @@ def export(
     \b
     Examples:
       adapt export legal-qa@base-7b --format gguf -o legal-qa.gguf
+      adapt export legal-qa --format peft -o ./legal-plain --test
       adapt export legal-qa --format ollama --ollama-base llama3.2:1b -o ./legal-ollama
       adapt export --requirements --all-groups -o adapters.txt
     """
     if requirements:
-        if adapter or form or base or dtype or ollama_base or allow_base_mismatch:
+        if adapter or form or base or dtype or ollama_base or allow_base_mismatch or test:
             raise UsageProblem("`--requirements` takes no adapter and none of its options; those need `--format`")
         from adapterhub.cli.projects.export_list import write_list
 
@@ -101,5 +105,6 @@ def export(
         dtype=dtype,
         ollama_base=ollama_base,
         allow_base_mismatch=allow_base_mismatch,
+        test=test,
     )
     write_format(session, request)

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
 from adapterhub.core.extras import require
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.inference.export import Exported
 
 _SHOWN_PATHS = 6
@@ -31,30 +35,38 @@ class ExportRequest:
     dtype: str | None = None
     ollama_base: str | None = None
     allow_base_mismatch: bool = False
+    test: bool = False
 
 
 def write_format(session: Session, request: ExportRequest) -> None:
     """Export and print the result; raises as `adapterhub.inference.export.export` does."""
     require("export" if request.form in _AS_GGUF else "weights", f"`--format {request.form}`")
+    from adapterhub.api.steps.contracts.gating import WrittenTest
     from adapterhub.inference.export import export
 
     out = session.out
+    library = session.project_library
+    asked = WrittenTest(library, out, is_model=request.form == "merged", on=request.base) if request.test else None
     with out.steps(f"export {request.form}", unit="bytes" if request.form == "merged" else "modules") as progress:
         exported = export(
             request.adapter,
             request.output,
             form=request.form,
-            library=session.project_library,
+            library=library,
             base=request.base,
             dtype=request.dtype,
             ollama_base=request.ollama_base,
             allow_base_mismatch=request.allow_base_mismatch,
+            test=asked,
             progress=progress,
         )
-    out.result({"format": request.form, **exported.to_json()}, lambda: _say(session, request, exported))
+    tests = asked.results if asked is not None else []
+    document = {"format": request.form, **exported.to_json()}
+    document |= {"tests": [one.to_json() for one in tests]} if request.test else {}
+    out.result(document, lambda: _say(session, request, exported, tests))
 
 
-def _say(session: Session, request: ExportRequest, exported: Exported) -> None:
+def _say(session: Session, request: ExportRequest, exported: Exported, tests: Sequence[Tested]) -> None:
     out = session.out
     label = shown(exported.label, 200)
     out.line(f"exported {label} as {request.form}  {request.output}  {size_text(exported.size_bytes)}")
@@ -65,5 +77,6 @@ def _say(session: Session, request: ExportRequest, exported: Exported) -> None:
             out.line(f"  and {len(exported.paths) - _SHOWN_PATHS} more")
     if exported.flags:
         out.line(f"  flags: {shlex.join(exported.flags)}")
+    tells_tests(session, tests)
     for note in exported.notes:
         out.note(f"note: {note}")

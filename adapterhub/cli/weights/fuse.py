@@ -10,11 +10,15 @@ import click
 from adapterhub.api.steps.combining import weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import BaseSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.weights.fuse import Fused
 
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     help="Precision of the model [default: that of each tensor in the base].",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
+@click.option("--test", is_flag=True, help="Write the model only if it passes the adapter's contract.")
 @common
 def fuse(
     session: Session,
@@ -45,6 +50,7 @@ def fuse(
     base: BaseSpec | None,
     dtype: str | None,
     allow_base_mismatch: bool,
+    test: bool,
 ) -> None:
     """Write a full model: a base with one or more adapters added, in the base's files.
 
@@ -53,16 +59,21 @@ def fuse(
     of several adapters is exact. Refuses an update that has no exact place in the base's files, such as one to an
     output head tied to the embedding.
 
+    With --test, loads the new model and asks it what the adapter's contract holds, before the folder gets its name. Of
+    several adapters, the `never` and `leave_alone` lines bind.
+
     \b
     Examples:
-      adapt fuse legal-qa@base-7b --into ./legal-7b
+      adapt fuse legal-qa@base-7b --into ./legal-7b --test
       adapt fuse legal-qa summarize --weights 0.7,0.3 --base base-7b --into ./fused
       adapt fuse ./out/legal-qa --base ./models/base-7b --into ./fused --dtype float32
     """
     numbers = weights_from(weights, adapters)
+    from adapterhub.api.steps.contracts.gating import WrittenTest
     from adapterhub.weights.fuse import prepare
 
     out = session.out
+    asked = WrittenTest(session.project_library, out, is_model=True) if test else None
     with out.progress("fingerprint", None) as reading:
         fusion = prepare(
             adapters,
@@ -78,12 +89,14 @@ def fuse(
         for warning in fusion.warnings:
             out.warn(warning)
         with out.progress("fuse", fusion.size_bytes) as progress:
-            fused = fusion.write(progress=progress)
-    out.result(fused.to_json, lambda: _say(session, fused))
+            fused = fusion.write(progress=progress, test=asked)
+    tests = asked.results if asked is not None else []
+    document = fused.to_json() | ({"tests": [one.to_json() for one in tests]} if test else {})
+    out.result(document, lambda: _say(session, fused, tests))
     _advise(session, fused)
 
 
-def _say(session: Session, fused: Fused) -> None:
+def _say(session: Session, fused: Fused, tests: Sequence[Tested]) -> None:
     out, count = session.out, len(fused.tensors)
     files = f"{fused.files} file{'s' * (fused.files != 1)}"
     out.line(f"fused into {fused.out_folder}  {size_text(fused.size_bytes)} in {files}")
@@ -93,6 +106,7 @@ def _say(session: Session, fused: Fused) -> None:
     worst = f", worst in {shown(fused.worst.name)}: {fused.worst.relative_error:.2g}"
     out.line(f"  rounding lost {fused.relative_error:.2g} of the update{worst if fused.relative_error else ''}")
     out.line(f"  {fused.unchanged:.2%} of the updated entries kept their stored value")
+    tells_tests(session, tests)
 
 
 def _advise(session: Session, fused: Fused) -> None:

@@ -22,6 +22,7 @@ REASONS: Final[Mapping[str, str]] = {
     "memory": "the memory does not suffice",
     "kind": "this kind of contract cannot be checked here",
     "limits": "the adapter's chat template passes a limit",
+    "other-contract": "the build holds digests alone, and the given contract does not have them",
     "no-texts": "the contract holds digests alone; its prompts are needed to check it",
     "refused": "the build cannot be put on this base",
 }

@@ -26,11 +26,16 @@ from adapterhub.distribution.finding import AdapterLike
 from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.inference.export._job import Adapter, Exported, Job, Steps
 from adapterhub.library.default import LibraryLike, open_library
+from adapterhub.weights.fuse import WrittenCheck
 
-__all__ = ["DTYPES", "Adapter", "Exported", "Job", "export", "forms", "load"]
+__all__ = ["DTYPES", "TESTABLE", "Adapter", "Exported", "Job", "export", "forms", "load"]
 
 DTYPES = tuple(CHOICES)
 """The dtypes in which factors can be written."""
+
+
+TESTABLE = ("merged", "peft", "vllm")
+"""The formats that transformers and PEFT load again."""
 
 
 def forms() -> tuple[str, ...]:
@@ -61,6 +66,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
     dtype: str | None = None,
     ollama_base: str | None = None,
     allow_base_mismatch: bool = False,
+    test: WrittenCheck | None = None,
     progress: Steps | None = None,
 ) -> Exported:
     """Write the adapter `what` to `out`, a file or a folder that must not exist yet.
@@ -74,6 +80,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
         dtype: the dtype of the written numbers; by default each format chooses its own.
         ollama_base: Ollama's name for the base (`FROM` of a Modelfile).
         allow_base_mismatch: accept a base with the same shapes and other weights.
+        test: looks at the new folder before it gets its name; for the formats of `TESTABLE`.
         progress: called with the number of written modules and the number of all modules.
 
     Raises:
@@ -89,6 +96,11 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if ollama_base is not None and form != "ollama":
         raise UsageProblem(f"a name of an Ollama base goes with the format `ollama`, not with `{form}`")
+    if test is not None and form not in TESTABLE:
+        raise UsageProblem(
+            f"a test loads what was written again, and `{form}` is for a program that is not here",
+            hint=f"the formats {', '.join(TESTABLE)} can be tested",
+        )
     ensure_new(out)
     job = Job(
         what=what,
@@ -97,6 +109,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
         dtype=dtype,
         ollama_base=ollama_base,
         allow_base_mismatch=allow_base_mismatch,
+        test=test,
         progress=progress,
     )
     exported: Exported = module.export(job, out)

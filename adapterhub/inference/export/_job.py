@@ -16,6 +16,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, ensure_sound
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
@@ -25,6 +26,7 @@ from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_conf
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
+from adapterhub.weights.fuse import WrittenCheck
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 Steps = Callable[[int, int], None]
@@ -38,13 +40,17 @@ _HINT_BASE: Final = "register a local copy with `adapt base add PATH --as NAME`,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported(Documented, keys="adapter=label paths size_bytes notes flags"):
-    """The written paths, and notes about them. `flags` are the options that the engine needs, as typed."""
+    """The written paths, and notes about them. `flags` are the options that the engine needs, as typed.
+
+    `tests` has the verdict that the files waited for.
+    """
 
     paths: Annotated[tuple[Path, ...], "every written file"]
     label: Annotated[str, "name and version, or the folder"]
     size_bytes: Annotated[int, "bytes"]
     notes: tuple[str, ...] = ()
     flags: Annotated[tuple[str, ...], "options that the engine needs, as words of a command line"] = ()
+    tests: tuple[Tested, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class Adapter:
     """
 
     label: str
+    found: FoundAdapter
     factors: AdapterFactors
     manifest: Manifest | None
     record: BaseRecord | None
@@ -81,8 +88,14 @@ class Job:
     dtype: str | None = None
     ollama_base: str | None = None
     allow_base_mismatch: bool = False
+    test: WrittenCheck | None = None
     progress: Steps | None = None
     _no_progress: Steps = field(default=lambda _done, _total: None, repr=False, compare=False)
+
+    def check(self, folder: Path, adapter: Adapter) -> None:
+        """Let the test look at what was written, before it gets its name."""
+        if self.test is not None:
+            self.test(folder, [adapter.found])
 
     def step(self, done: int, total: int) -> None:
         """Report progress."""
@@ -118,6 +131,7 @@ class Job:
                 names = find_names(sorted({owner(module) for module in factors.modules}), modules)
             yield Adapter(
                 label=found.label,
+                found=found,
                 factors=factors,
                 manifest=found.build.manifest if found.build else None,
                 record=record,

@@ -33,7 +33,7 @@ def export(job: Job, out: Path) -> Exported:
             done += count
             job.step(done, total)
 
-        fused = fusion.write(progress=progress)
+        fused = fusion.write(progress=progress, test=job.test)
     lost = f"rounding to {', '.join(fused.dtypes)} lost {fused.relative_error:.2g} of the update"
     if fused.relative_error > LARGE_LOSS:
         lost += "; use `--dtype float32`, or keep the adapter separate from its base"

@@ -53,6 +53,7 @@ def export(job: Job, out: Path) -> Exported:
         with new_folder(out, durable=True) as folder:
             _write(adapter, folder / WEIGHTS_FILE, rank=rank, dtype=dtype, job=job)
             (folder / CONFIG_FILE).write_text(json.dumps(_config(adapter, rank), indent=2) + "\n", encoding="utf-8")
+            job.check(folder, adapter)
         paths = (out / CONFIG_FILE, out / WEIGHTS_FILE)
         return Exported(
             paths=paths,

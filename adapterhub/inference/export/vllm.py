@@ -44,6 +44,7 @@ def export(job: Job, out: Path) -> Exported:
         with new_folder(out, durable=True) as folder:
             (folder / CONFIG_FILE).write_bytes(adapter.factors.config_bytes)
             _write(adapter, kept, folder / WEIGHTS_FILE, job)
+            job.check(folder, adapter)
         paths = (out / CONFIG_FILE, out / WEIGHTS_FILE)
         left_out = len(adapter.factors.header.tensors) - len(kept)
         return Exported(

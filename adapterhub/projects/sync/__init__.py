@@ -80,12 +80,16 @@ def _no_policy(_entry: Locked) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSources:
-    """Where locked builds come from that are not in the library."""
+    """Where locked builds come from that are not in the library.
+
+    `test` looks at them once they are there, and raises if no folder may change.
+    """
 
     places: Places
     rebuild: Rebuild
     policy: PolicyFor = _no_policy
     bar: Bar | None = None
+    test: Callable[[Lock, Sequence[Locked]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,7 @@ def run_sync(
         Conflict: something that sync did not create is where an adapter belongs; nothing was changed.
         DigestMismatch, AdapterNotFound, RemoteUnreachable: a build is not available; no folder changed.
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
+        BehaviourChanged, CouldNotTell: a build does not pass the test of `means`; no folder changed.
     """
     ensure_unblocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
@@ -187,6 +192,8 @@ def run_sync(
     entries = [step.entry for step in plan.steps]
     brought = bring_locked(library, lock, entries, means, here=here)
     ensure_admissible(library, entries, means.policy)
+    if means.test is not None:
+        means.test(lock, entries)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
     return SyncResult(steps=steps, brought=tuple(brought), removed=removed)

@@ -19,7 +19,7 @@ of an adapter without an exact place in the base's files is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -47,10 +47,13 @@ from adapterhub.weights.fuse._shards import ShardLayout, ShardWriter, lay_out
 from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
-__all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
+__all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "WrittenCheck", "fuse", "prepare"]
 
 DTYPES: Final = CHOICES
 """The dtypes of a fused model: torch's names and those of safetensors."""
+
+WrittenCheck = Callable[[Path, Sequence[FoundAdapter]], None]
+"""Looks at a folder that was written of adapters, and raises if it may not get its name."""
 
 LARGE_LOSS: Final = 0.1
 """From this relative error on, users are advised to keep the adapter beside its base."""
@@ -96,8 +99,10 @@ class Fusion:
         """Bytes of weight files that `write` writes, the total of its `progress`."""
         return sum(layout.size_bytes for layout in self._layouts)
 
-    def write(self, *, threads: int | None = None, progress: Progress | None = None) -> Fused:
-        """Write the model; the folder appears complete or not at all.
+    def write(
+        self, *, threads: int | None = None, progress: Progress | None = None, test: WrittenCheck | None = None
+    ) -> Fused:
+        """Write the model; the folder appears complete or not at all. `test` looks at it before it gets its name.
 
         Raises:
             MergeRefused: a result is not finite in its dtype.
@@ -115,6 +120,8 @@ class Fusion:
                 for file, layout in zip(model.files, self._layouts, strict=True):
                     losses |= writer.write(file, layout, folder / file.path.name, self._changes)
                     model.ensure_unchanged(file)
+            if test is not None:
+                test(folder, self._request.adapters)
         return self._result(losses)
 
     @property

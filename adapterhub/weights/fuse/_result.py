@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from adapterhub.core.digests import Digest
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.safetensors.dtypes import DTYPES
 
@@ -50,7 +51,7 @@ class Fused(
     """A model with adapters fused in. It has `files` weight files of `size_bytes` together.
 
     `tensors` are the changed tensors, sorted by name; `copied` counts the tensors with the base's bytes. `dtypes` are
-    those of the changed tensors, in torch's names.
+    those of the changed tensors, in torch's names. `tests` has the verdicts that it waited for.
     """
 
     out_folder: Annotated[Path, "a path on this machine"]
@@ -63,6 +64,7 @@ class Fused(
     copied: Annotated[int, "number of tensors copied byte for byte"]
     dtypes: tuple[str, ...]
     warnings: tuple[str, ...]
+    tests: tuple[Tested, ...] = ()
 
     def __repr__(self) -> str:
         added = " + ".join(f"{one.weight:g} x {one.label}" for one in self.adapters)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import adapterhub
 from adapterhub.core.errors import BehaviourChanged
+from adapterhub.formats.cards.metadata import read_metadata
 from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reading import read_contract
+from adapterhub.library.store.catalog import Installed
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
 
@@ -51,6 +58,12 @@ def adapt(made: Path, tmp_path: Path) -> Adapt:
     return adapt
 
 
+def build(adapt: Adapt, name: str, version: str = "") -> Installed:
+    return next(
+        one for one in adapt.library.installed() if one.full_name == name and one.manifest.version.startswith(version)
+    )
+
+
 def names(adapt: Adapt) -> set[str]:
     return {f"{build.full_name} {build.manifest.version}" for build in adapt.library.installed()}
 
@@ -75,6 +88,39 @@ def test_an_install_keeps_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert "warning: `liar 1.0.0` has changed" in warned.stderr
     assert adapt("install", "a", "--test", "--test-warn").exit_code == 2
     assert adapt("install", "a", "--test-dtype", "float32").exit_code == 2
+
+
+def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("install", "liar@base-7b", "--from", "./lying")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    adapt.ok("key", "new", "me", "--unencrypted")
+    for name, code in (("liar", 3), ("b", 17)):
+        for more in ((), ("--dry-run",)):
+            refused = adapt("push", name, "--to", "./out", "--test", *more)
+            assert (refused.exit_code, (adapt.folder / "out").exists()) == (code, False)
+            assert "Nothing was sent" in refused.stderr
+    with pytest.raises(BehaviourChanged):
+        adapterhub.Library(adapt.library.root).push("liar", to=adapt.folder / "out", test="keep")
+
+    untested = adapt("push", "a", "--to", "./plain")
+    document = json.loads(adapt.ok("push", "a", "--to", "./out", "--sign", "--test", "--json"))
+    again = adapt("push", "a", "--to", "./plain")
+    for path in adapt.library.root.glob("cache/tests/*/*.json"):
+        os.utime(path, times=(time.time() - 12.5 * 86400,) * 2)
+    late = adapt("push", "a", "--to", "./plain")
+
+    assert re.search(r"contract: \d+ goldens, not tested here\n", untested.stderr)
+    assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b\n", again.stderr)
+    assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b\n", late.stderr)
+    assert (document["tests"][0]["verdict"], document["created"], document["signed"]) == ("PASS", True, True)
+    assert "no contract" in adapt("push", "b", "--to", "./out").stderr
+    shown = json.loads(adapt.ok("push", "a", "--to", "./out", "--dry-run", "--json"))["card"]
+    assert [read_metadata(shown).values["widget"]] == [
+        read_metadata(path.read_text()).values["widget"] for path in (adapt.folder / "out").glob("a*/README.md")
+    ]
+    warned = adapt("push", "liar", "--to", "./out", "--test-warn")
+    assert (warned.exit_code, "warning: `liar 1.0.0` has changed" in warned.stderr) == (0, True)
 
 
 def test_an_upgrade_takes_a_drop_in_and_no_other(adapt: Adapt) -> None:
@@ -122,6 +168,115 @@ def test_a_resize_that_changes_the_adapter_is_not_written(adapt: Adapt) -> None:
     assert (refused.exit_code, names(adapt)) == (3, {"a 1.0.1", "whole 1.0.1"})
     assert "the result has changed. Nothing was written" in refused.stderr
     assert kept["tests"][0]["verdict"] == "PASS"
+
+
+def contract_of(folder: Path) -> bytes | None:
+    path = folder / CONTRACT_FILE
+    return path.read_bytes() if path.exists() else None
+
+
+def test_the_same_adapter_in_another_form_keeps_its_contract(adapt: Adapt) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    own = contract_of(build(adapt, "a").folder)
+    resized = adapt("resize", "a", "--rank", "2", "-o", "small")
+    adapt.ok("merge", "a", "--dtype", "bfloat16", "-o", "halved")
+    adapt.ok("resize", "a", "--rank", "4", "-o", "./beside")
+    both = adapt("merge", "a", "b", "-o", "both")
+    half = adapt("merge", "a", "--weights", "0.5", "-o", "half")
+    (adapt.folder / "small.toml").write_text(adapt.ok("show", "small", "--recipe"))
+
+    assert own is not None
+    assert "the result carries the contract of `a==1.0.1`, and was not asked" in resized.stderr
+    assert all("`a==1.0.1` has a contract, and the result carries none" in one.stderr for one in (both, half))
+    assert [contract_of(build(adapt, name).folder) for name in ("small", "halved")] == [own, own]
+    assert [contract_of(build(adapt, name).folder) for name in ("both", "half")] == [None, None]
+    assert contract_of(adapt.folder / "beside") == own
+    assert build(adapt, "small").manifest.prompt == build(adapt, "a").manifest.prompt
+    assert json.loads(adapt.ok("test", "halved", "--json"))[0]["verdict"] == "PASS"
+    again = json.loads(adapt.ok("merge", "--recipe", "small.toml", "--json", "--force"))
+    assert (again["as_recorded"], again["created"]) == (True, False)
+
+
+def test_a_contract_that_was_changed_is_not_carried(adapt: Adapt) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    path = build(adapt, "a").folder / CONTRACT_FILE
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    path.write_bytes(b"".join((first, *rest)))
+
+    assert second.startswith(b"{")
+    for output in ("small", "./small"):
+        assert adapt("resize", "a", "--rank", "2", "-o", output).exit_code == 12
+    assert names(adapt) == {"a 1.0.1"}
+    assert not (adapt.folder / "small").exists()
+
+
+PROJECT = """\
+[project]
+base = "base-7b"
+
+[remotes.published]
+path = "{published}"
+
+[adapters]
+liar = ">=1"
+"""
+
+
+def test_a_sync_changes_no_folder_unless_all_builds_pass(adapt: Adapt, tmp_path: Path) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("push", "a", "--to", "./lying")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    adapt.ok("push", "b", "--to", "./lying")
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    manifest = work.folder / "adapters.toml"
+    manifest.write_text(PROJECT.format(published="../own/lying") + 'a = ">=1"\nb = ""\n')
+    refused = work("sync", "--test")
+
+    assert (refused.exit_code, list(work.folder.glob("adapters/*"))) == (3, [])
+    assert "these builds do not pass their contracts. No folder was changed" in refused.stderr
+    assert "liar 1.0.0: CHANGED" in refused.stderr
+    assert "not tested, for want of a contract: `b` 1.0.0" in refused.stderr
+    with pytest.raises(BehaviourChanged):
+        adapterhub.Project(work.folder, library=work.library.root).sync(test="keep")
+    assert work("sync", "--test-warn").exit_code == 0
+
+    manifest.write_text(PROJECT.format(published="../own/lying").replace("liar", "a"))
+    document = json.loads(work.ok("sync", "--test", "--json"))
+    assert [(one["name"], one["verdict"], one["is_cached"]) for one in document["tests"]] == [("a", "PASS", True)]
+
+
+def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None:
+    pytest.importorskip("cma")
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    done = adapt("merge", "a", "b", "--tune", "contracts", "--tune-budget", "8", "-o", "tuned", "--json")
+    document = json.loads(done.stdout)
+    weights = dict(zip("ab", document["tuning"]["weights"], strict=True))
+
+    assert "no contract asks for the task of `b==1.0.0`" in done.stderr
+    assert weights["a"] > 2 * abs(weights["b"])
+    assert document["tuning"]["single_losses"][0] < document["tuning"]["base_loss"]
+    assert adapt("merge", "b", "./a", "--tune", "contracts", "-o", "none").exit_code == 17
+
+
+def test_a_full_contract_is_tied_to_the_digests_of_the_build(adapt: Adapt) -> None:
+    write_examples(adapt.folder / "examples.jsonl")
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    full = build(adapt, "a").folder / CONTRACT_FILE
+    adapt.ok(*RECORD, "--digests")
+    [hidden] = json.loads(adapt.ok("test", "a", "--tests", full, "--json"))
+    other = read_contract(full)
+    other = replace(other, goldens=other.goldens[:-1])
+    (adapt.folder / "other.jsonl").write_bytes(other.to_bytes())
+    told = adapt("test", "a", "--tests", "other.jsonl")
+
+    assert (hidden["verdict"], hidden["version"]) == ("PASS", "1.0.2")
+    assert hidden["contract"] == build(adapt, "a", "1.0.2").manifest.file(CONTRACT_FILE).sha256
+    assert (told.exit_code, "other-contract" in told.stdout) == (17, True)
+    assert adapt("test", "a").exit_code == 17
 
 
 def test_what_has_no_contract_is_not_tested_in_silence(adapt: Adapt) -> None:

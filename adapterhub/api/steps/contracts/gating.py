@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapterhub.api.steps.contracts.subjects import ContractSubject, Models
-from adapterhub.api.steps.contracts.testing import Question, verdict_on
+from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, subject_of_build
+from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdict_on_model
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.contract.contract import Contract
@@ -16,8 +16,10 @@ from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.results import Tested
 
 if TYPE_CHECKING:
+    from adapterhub.distribution.finding import FoundAdapter
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 
@@ -34,7 +36,10 @@ def contract_gate(
 
 @dataclass(slots=True)
 class ContractGate:
-    """Tests builds before they come in; `results` has the verdicts so far. Its bases stay in memory between builds."""
+    """Tests builds before they come in or go out; `results` has the verdicts so far.
+
+    Its bases stay in memory between builds.
+    """
 
     library: Library
     question: Question
@@ -52,9 +57,20 @@ class ContractGate:
             CouldNotTell: no verdict is possible, or it has no contract.
         """
         subject = ContractSubject(folder=folder, label=release.full_name, manifest=release.manifest)
-        result = verdict_on(self.library, subject, self.question, bars=self.bars, models=self.models)
+        self._settle(subject, self.question, ending="Nothing was installed")
+
+    def before_sending(self, build: Installed) -> None:
+        """Test an installed build that is about to be published, and the base alone against its contract.
+
+        Raises:
+            BehaviourChanged, CouldNotTell: as above; also for a contract that the base alone passes.
+        """
+        self._settle(subject_of_build(build), replace(self.question, base_alone=True), ending="Nothing was sent")
+
+    def _settle(self, subject: ContractSubject, question: Question, *, ending: str) -> None:
+        result = verdict_on(self.library, subject, question, bars=self.bars, models=self.models)
         self.results.append(result)
-        settle(result, self.testing, self.out, ending="Nothing was installed")
+        settle(result, self.testing, self.out, ending=ending)
 
 
 def settle(
@@ -89,19 +105,20 @@ def settle(
 # ---------------------------------------------------------------- results of merges
 @dataclass(slots=True)
 class MergeTest:
-    """Tests what a merge or a resize made, against the contracts of its parents.
+    """Tests what a merge, a resize or a fusion made, against the contracts of its parents.
 
     The goldens of a merge's parents inform; their `never` and `leave_alone` lines bind. With `carries`, the one
     parent's contract is the result's own, and all of it binds. Without `measures` no numbers go into the manifest,
-    which then is the one that a recipe records.
+    which then is the one that a recipe records. A result that `is_model` is asked without an adapter.
     """
 
     library: Library
-    parents: Sequence[Ingredient]
+    parents: Sequence[Ingredient | FoundAdapter]
     question: Question
     bars: Bars
     carries: bool = False
     measures: bool = True
+    is_model: bool = False
     results: list[Tested] = field(default_factory=list)
 
     def __call__(self, folder: Path) -> Mapping[str, float]:
@@ -119,11 +136,9 @@ class MergeTest:
                 hint="`adapt test --record NAME` records one",
             )
         for parent, contract in contracts:
-            subject = ContractSubject(folder=folder, label=name_of(parent), manifest=None)
-            question = replace(self.question, contract=contract if self.carries else binding(contract))
-            if question.on is None:
-                question = replace(question, on=_base_of(self.library, parent))
-            self.results.append(verdict_on(self.library, subject, question, bars=self.bars, models=models))
+            self.results.append(
+                self._verdict(folder, parent, contract if self.carries else binding(contract), models=models)
+            )
         self._refuse()
         if self.carries or not self.measures:
             return {}
@@ -133,6 +148,17 @@ class MergeTest:
             for what, number in (("same", result.same), ("retention", result.retention))
             if number is not None
         }
+
+    def _verdict(
+        self, folder: Path, parent: Ingredient | FoundAdapter, contract: Contract, *, models: Models
+    ) -> Tested:
+        name, question = name_of(parent), replace(self.question, contract=contract)
+        if self.is_model:
+            return verdict_on_model(folder, name, contract, question, bars=self.bars)
+        if question.on is None:
+            question = replace(question, on=_base_of(self.library, parent))
+        subject = ContractSubject(folder=folder, label=name, manifest=None)
+        return verdict_on(self.library, subject, question, bars=self.bars, models=models)
 
     def _refuse(self) -> None:
         broken = [(result, text) for result in self.results for text in self.binding_problems(result)]
@@ -159,7 +185,7 @@ def binding(contract: Contract) -> Contract:
     return replace(contract, expects=contract.nevers)
 
 
-def name_of(parent: Ingredient) -> str:
+def name_of(parent: Ingredient | FoundAdapter) -> str:
     """The bare name of a parent, for a row or a key."""
     return Path(parent.label.partition("==")[0]).name
 
@@ -171,9 +197,40 @@ def row_of(result: Tested) -> str:
     return f"{shown(result.name):20}  same {same:>5}  retention {retention:>7}"
 
 
-def _base_of(library: Library, parent: Ingredient) -> BaseSpec | None:
+def _base_of(library: Library, parent: Ingredient | FoundAdapter) -> BaseSpec | None:
     record = library.bases.by_fingerprint(parent.base.fingerprint) if parent.base.fingerprint else None
     return BaseSpec.parse(record.alias) if record and record.alias else None
+
+
+@dataclass(slots=True)
+class WrittenTest:
+    """Tests what a command writes for other programs before it gets its name: a model, or an adapter for the base `on`.
+
+    `results` has a verdict for each adapter in it that has a contract.
+    """
+
+    library: Library
+    bars: Bars
+    is_model: bool = False
+    on: BaseSpec | None = None
+    results: list[Tested] = field(default_factory=list)
+
+    def __call__(self, folder: Path, adapters: Sequence[FoundAdapter]) -> None:
+        """Test the new folder; one adapter in it must pass its whole contract, several as for a merge.
+
+        Raises:
+            BehaviourChanged, CouldNotTell: as for a merge.
+        """
+        test = MergeTest(
+            self.library,
+            adapters,
+            Question(on=self.on),
+            self.bars,
+            carries=len(adapters) == 1 and adapters[0].weight == 1,
+            is_model=self.is_model,
+            results=self.results,
+        )
+        test(folder)
 
 
 def merge_test(library: Library, combination: Combination, on: BaseSpec | None = None, *, bars: Bars) -> MergeTest:

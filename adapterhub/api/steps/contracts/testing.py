@@ -15,7 +15,12 @@ from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.library.results import KeptResults
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.generation import Model
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
@@ -28,7 +33,8 @@ DEFAULT_BUDGET_S: Final = 120.0
 class Question:
     """How to check: on which base, in which precision, against which contract, within which bounds.
 
-    `contract` None means the build's own. `bounds` tighten it. `base_alone` also measures the base. `budget_s` are CPU
+    `contract` None means the build's own. One that `is_foreign` is of another build; any other must have the digests
+    of a build that holds digests alone. `bounds` tighten it. `base_alone` also measures the base. `budget_s` are CPU
     seconds for one verdict. `again` ignores kept results.
     """
 
@@ -36,6 +42,7 @@ class Question:
     dtype: str = "auto"
     load_in: str | None = None
     contract: Contract | None = None
+    is_foreign: bool = False
     bounds: Mapping[str, float] = field(default_factory=dict)
     base_alone: bool = False
     budget_s: float = DEFAULT_BUDGET_S
@@ -73,8 +80,15 @@ def verdict_on(
         return _unknown(made, "kind", error.message)
     if contract is None:
         return made
+    digest = contract.digest
+    if question.contract is not None and not question.is_foreign and contract.visibility != "digests":
+        own = subject.contract()
+        if own is not None and own.visibility == "digests":
+            digest = own.digest
+            if contract.without_texts().digest != digest:
+                return _unknown(replace(made, contract=digest), "other-contract", REASONS["other-contract"])
     bounds = contract.bounds.tightened(question.bounds)
-    made = replace(made, contract=contract.digest, bounds=asdict(bounds), weights=subject.weights())
+    made = replace(made, contract=digest, bounds=asdict(bounds), weights=subject.weights())
     try:
         record = base_for(library, subject, question.on)
     except BaseNotFound as error:
@@ -82,7 +96,7 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**_asked(question, made, record), "bounds": asdict(bounds)}
+    asked = {**_asked(question, made, record), "contract": contract.digest, "bounds": asdict(bounds)}
     kept = KeptResults(library.store)
     if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
         subject.ensure_undamaged()
@@ -99,7 +113,6 @@ def _asked(question: Question, made: Tested, record: BaseRecord) -> dict[str, An
     return {
         "tokenizer": hints.tokenizer_sha256 or "",
         "chat_template": hints.chat_template_sha256 or "",
-        "contract": made.contract,
         "base": made.base_weights,
         "dtype": question.dtype,
         "load_in": made.load_in,
@@ -119,36 +132,65 @@ def _measured(
     bars: Bars,
     models: Models,
 ) -> Tested:
-    from adapterhub.inference.contracts.checking import check
-
     kind = contract.kind if contract.kind in ("classify", "embed") else None
     with model_of(library, subject, record, models, dtype=question.dtype, load_in=question.load_in, kind=kind) as (
         model,
         tokenizer,
         base_verdict,
     ):
-        with bars.steps(f"test {subject.name}", unit="prompts") as progress:
-            checked = check(
-                model,
-                tokenizer,
-                contract,
-                bounds=contract.bounds.tightened(question.bounds),
-                base_alone=question.base_alone,
-                budget_s=question.budget_s,
-                progress=progress,
-            )
-        dtype = str(model.dtype).removeprefix("torch.")
-    judgement = checked.judgement
-    warnings = list(judgement.warnings)
+        result = _checked(made, model, tokenizer, contract, question, bars=bars)
     if contract.recorded.adapter != made.weights:
-        warnings.append("the contract was recorded from other weights than these")
+        told = (*result.warnings, "the contract was recorded from other weights than these")
+        result = replace(result, warnings=told)
+    return replace(result, base_verdict=base_verdict)
+
+
+def verdict_on_model(folder: Path, name: str, contract: Contract, question: Question, *, bars: Bars) -> Tested:
+    """The verdict on a whole model, into which the adapter of the contract was fused.
+
+    Raises:
+        Incompatible: transformers cannot load the model.
+    """
+    from adapterhub.inference.loader.text import load_base
+
+    made = Tested(name=name, verdict="NONE", engine=engine_name(), contract=contract.digest)
+    made = replace(made, bounds=asdict(contract.bounds.tightened(question.bounds)))
+    labels = len(contract.goldens[0].logits) if contract.kind == "classify" and contract.goldens else None
+    is_encoder = contract.kind == "embed"
+    model, tokenizer = load_base(
+        folder, dtype=question.dtype, load_in=question.load_in, labels=labels, is_encoder=is_encoder
+    )
+    return _checked(made, model, tokenizer, contract, question, bars=bars)
+
+
+def _checked(
+    made: Tested,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    contract: Contract,
+    question: Question,
+    *,
+    bars: Bars,
+) -> Tested:
+    from adapterhub.inference.contracts.checking import check
+
+    with bars.steps(f"test {made.name}", unit="prompts") as progress:
+        checked = check(
+            model,
+            tokenizer,
+            contract,
+            bounds=contract.bounds.tightened(question.bounds),
+            base_alone=question.base_alone,
+            budget_s=question.budget_s,
+            progress=progress,
+        )
+    judgement = checked.judgement
     return replace(
         made,
         verdict=judgement.verdict,
         reason=judgement.reason,
         detail=checked.detail or REASONS.get(judgement.reason, ""),
-        base_verdict=base_verdict,
-        dtype=dtype,
+        dtype=str(model.dtype).removeprefix("torch."),
         same=judgement.same,
         retention=judgement.retention,
         retention_worst=judgement.retention_worst,
@@ -157,7 +199,7 @@ def _measured(
         goldens=judgement.goldens,
         cases=judgement.cases,
         broken=judgement.broken,
-        warnings=tuple(warnings),
+        warnings=tuple(judgement.warnings),
         cpu_seconds=round(checked.cpu_seconds, 3),
     )
 

@@ -1,0 +1,64 @@
+"""`sync --test`: every locked build with a contract passes it on the project's base before a folder changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from adapterhub.api.steps.contracts.testing import Question, verdicts_on
+from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
+from adapterhub.core.specs import BaseSpec
+from adapterhub.projects.builds import locked_build
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
+    from adapterhub.formats.contract.results import Tested
+    from adapterhub.library.library import Library
+    from adapterhub.projects.reporting import Bars, Reporter
+    from adapterhub.projects.values import Lock, Locked
+
+
+@dataclass(slots=True)
+class SyncTest:
+    """Tests the builds of a lock. `results` has the verdicts; builds without a contract are told, not refused.
+
+    The policy `tests` of a project is what demands a contract.
+    """
+
+    library: Library
+    testing: Testing
+    bars: Bars
+    out: Reporter
+    results: list[Tested] = field(default_factory=list)
+
+    def __call__(self, lock: Lock, entries: Sequence[Locked]) -> None:
+        """Test the builds, each base loaded once; a kept result of the very same question is free.
+
+        Raises:
+            BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
+        """
+        builds = [build for entry in entries if (build := locked_build(self.library, entry)) is not None]
+        on = BaseSpec.parse(lock.base.spec) if lock.base is not None else None
+        self.results += verdicts_on(self.library, builds, Question(on=on), bars=self.bars)
+        told = {result.digest for result in self.results}
+        if bare := [build for build in builds if build.manifest.digest not in told]:
+            names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
+            self.out.note(f"not tested, for want of a contract: {names}")
+        if not (failed := [result for result in self.results if not result.passed]):
+            return
+        lines = [shown(_line(result), 400) for result in failed]
+        if self.testing == "warn":
+            for line in lines:
+                self.out.warn(line)
+            return
+        message = problem_list("these builds do not pass their contracts. No folder was changed", lines)
+        hint = "`--test-warn` only warns"
+        if any(result.verdict == "CHANGED" for result in failed):
+            raise BehaviourChanged(message, hint=hint)
+        raise CouldNotTell(message, hint=hint)
+
+
+def _line(result: Tested) -> str:
+    why = "; ".join(result.broken) if result.verdict == "CHANGED" else f"{result.reason}: {result.detail}"
+    return f"{result.label}: {result.verdict}, {why}"

@@ -1,0 +1,67 @@
+"""What is written for other programs is loaded again and asked: fused models and exports keep the contract, or are not written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import adapterhub
+from adapterhub.core.errors import BehaviourChanged
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from tests.support.command_line import Adapt
+from tests.support.contracts import recorded_library
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+FORMS = ("peft", "merged", "vllm")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
+    """`a` with its contract, `liar` with the weights of `b` and the contract of `a`, `b` without one."""
+    adapt = recorded_library(tmp_path_factory.mktemp("written"))
+    contract = next(adapt.library.root.glob("adapters/*/a/1.0.1-*")) / CONTRACT_FILE
+    adapt.ok("add", "./b", "--name", "bare", "--base", "base-7b")
+    shutil.copy(contract, adapt.folder / "b" / CONTRACT_FILE)
+    adapt.ok("add", "./b", "--name", "liar", "--base", "base-7b")
+    return adapt
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith((".", "out"))]
+
+
+@pytest.mark.parametrize("words", [("fuse",), *(("export", "--format", form) for form in FORMS)], ids=" ".join)
+def test_what_passes_is_written_and_nothing_else(words: tuple[str, ...], made: Adapt, tmp_path: Path) -> None:
+    into = "--into" if words == ("fuse",) else "-o"
+    before = left(made.folder)
+    for name, code in (("liar", 3), ("bare", 17)):
+        refused = made(*words, name, into, tmp_path / "out", "--test")
+        assert (refused.exit_code, "Nothing was written" in refused.stderr) == (code, True), refused.stderr
+        assert (left(tmp_path), left(made.folder)) == ([], before)
+    document = json.loads(made.ok(*words, "a", into, tmp_path / "out", "--test", "--json"))
+
+    assert [(one["name"], one["verdict"], one["same"]) for one in document["tests"]] == [("a", "PASS", 1.0)]
+    assert (tmp_path / "out" / "config.json").exists() or (tmp_path / "out" / "adapter_config.json").exists()
+
+
+def test_python_asks_too_and_other_programs_are_not_pretended(made: Adapt, tmp_path: Path) -> None:
+    library = adapterhub.Library(made.library.root)
+    with pytest.raises(BehaviourChanged):
+        library.fuse("liar", into=tmp_path / "out", test=True)
+    [tested] = library.fuse("a", into=tmp_path / "fused", test=True).tests
+    [exported] = library.export("a", tmp_path / "plain", format="peft", test=True).tests
+    for form in ("gguf", "ollama"):
+        refused = made("export", "a", "--format", form, "-o", tmp_path / "out", "--test")
+        assert (refused.exit_code, (tmp_path / "out").exists()) == (2, False)
+
+    assert (tested.verdict, exported.verdict) == ("PASS", "PASS")
+
+
+def test_several_adapters_are_held_to_their_rules_alone(made: Adapt, tmp_path: Path) -> None:
+    line = made.ok("fuse", "a", "liar", "--weights", "0.5,0.5", "--into", tmp_path / "out", "--test")
+
+    assert line.count("  same") == 2  # both contracts are measured, and their goldens do not bind
