@@ -611,4 +611,4 @@ def test_every_code_has_one_rule_and_every_rule_a_check():
 
     assert sorted(every) == sorted(set(every))
     assert [code for code in every if f'"{code}"' not in source] == []
-    assert checks() == ("base", "content", "files", "licenses", "lineage", "names", "signature", "yanked")
+    assert checks() == ("base", "content", "contract", "files", "licenses", "lineage", "names", "signature", "yanked")

@@ -25,6 +25,7 @@ _MERGE: Final = (
 _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
+_POLICY_TEXTS: Final = ("exclude_newer", "tests", "tests_max_age", "tests_never")
 _FILE_KEYS: Final = {"path", "sha256", "size"}
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -138,7 +139,7 @@ class _SectionReader(DocumentReader):
                 continue
             if name == "max_rank":
                 fields[name] = self.take(self.values, key, int)
-            elif name == "exclude_newer":
+            elif name in _POLICY_TEXTS:
                 fields[name] = self.checked(self.values, key, _text)
             else:
                 fields[name] = self.texts(self.values, key)

@@ -12,6 +12,7 @@ from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
 from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
+from adapterhub.formats.contract.rules import Rules
 from adapterhub.library.results import KeptResults
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ DEFAULT_BUDGET_S: Final = 120.0
 class Question:
     """How to check: on which base, in which precision, against which contract, within which bounds.
 
-    `contract` None means the build's own. `bounds` tighten it. `base_alone` also measures the base. `budget_s` are CPU
-    seconds for one verdict. `again` ignores kept results.
+    `contract` None means the build's own. `bounds` tighten it; `rules`, those of a project, join it. `base_alone` also
+    measures the base. `budget_s` are CPU seconds for one verdict. `again` ignores kept results.
     """
 
     on: BaseSpec | None = None
     dtype: str = "auto"
     load_in: str | None = None
     contract: Contract | None = None
+    rules: Rules | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
     base_alone: bool = False
     budget_s: float = DEFAULT_BUDGET_S
@@ -75,6 +77,8 @@ def verdict_on(
         return made
     bounds = contract.bounds.tightened(question.bounds)
     made = replace(made, contract=contract.digest, bounds=asdict(bounds), weights=subject.weights())
+    if question.rules is not None and question.rules.bind(contract):
+        made, contract = replace(made, rules=question.rules.digest), question.rules.added_to(contract)
     try:
         record = base_for(library, subject, question.on)
     except BaseNotFound as error:
@@ -82,7 +86,7 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**_asked(question, made, record), "bounds": asdict(bounds)}
+    asked = {**_asked(question, made, record), "bounds": asdict(bounds)} | ({"rules": made.rules} if made.rules else {})
     kept = KeptResults(library.store)
     if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
         subject.ensure_undamaged()
