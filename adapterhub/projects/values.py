@@ -91,6 +91,11 @@ class Policy:
     tests_max_age: str | None = None
     tests_never: str | None = None
 
+    @property
+    def looks_at_tests(self) -> bool:
+        """Whether contracts and results matter."""
+        return self.tests not in (None, "off")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
@@ -146,7 +151,8 @@ class LockedSource:
 class LockedAdapter:
     """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
 
-    `base` is the weights digest that the build declares; None if it declares none.
+    `base` is the weights digest that the build declares; None if it declares none. `contract` is the digest of its
+    behaviour contract, looked up only where the policy `tests` of the project wants one.
     """
 
     key: AdapterName
@@ -159,6 +165,7 @@ class LockedAdapter:
     source: LockedSource
     files: tuple[LockedFile, ...]
     group: str | None = None
+    contract: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

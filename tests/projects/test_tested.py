@@ -14,7 +14,7 @@ from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS
 from adapterhub.formats.contract.rules import read_rules
 from adapterhub.library.store.catalog import Installed
-from adapterhub.projects.lock.lockfile import lock_text, parse_lock
+from adapterhub.projects.lock.lockfile import lock_text, parse_lock, read_lock
 from adapterhub.projects.project import read_project
 from adapterhub.projects.values import Lock, Policy
 from tests.support.contracts import small_contract
@@ -234,6 +234,20 @@ def test_a_lock_keeps_the_policy() -> None:
 
     assert parse_lock(lock_text(lock)) == lock
     assert 'tests = "require"\ntests-by = [ "local", "ann" ]' in lock_text(lock)
+
+
+def test_the_lock_names_the_contract_where_the_policy_looks_at_tests(homes: Homes) -> None:
+    write_project(homes, "max-rank = 64")
+    homes.ben.ok("lock")
+    assert "contract" not in (homes.folder / "adapters.lock").read_text()
+    write_project(homes, 'tests = "warn"')
+    homes.ben.ok("lock")
+
+    [entry] = read_lock(homes.folder).adapters
+    assert entry.contract == small_contract().digest
+    text = (homes.folder / "adapters.lock").read_text()
+    with pytest.raises(Malformed, match=r"contract: is not the digest of `evals\.jsonl`"):
+        parse_lock(text.replace(f'contract = "{entry.contract}"', f'contract = "{OTHER}"'))
 
 
 def test_a_missing_file_of_rules_is_named(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class WithContracts(OpenedLibrary):
             dtype: precision of the base in memory.
             load_in: `4bit` or `8bit` packs the base's linear layers.
             tests: a contract, or a file of one, instead of the build's own.
-            rules: a file of `never` and `leave_alone` lines to hold it to, too, such as a project's `tests-never`.
+            rules: a file of `never` and `leave_alone` lines to hold it to, too; default: `tests-never` of the project.
             bounds: tighter bounds by name, such as `{"same": 1.0}`.
             base_alone: also measure the base, and compare it with the recording.
             budget: CPU seconds that the verdict may take.

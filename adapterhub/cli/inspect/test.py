@@ -165,7 +165,6 @@ def test(
     from adapterhub.cli.publishing.sign import ask_password
     from adapterhub.formats.contract.reading import read_contract
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.projects.project import rules_of
 
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt test --help`")
@@ -186,7 +185,6 @@ def test(
             dtype=dtype,
             load_in=load_in,
             contract=read_contract(tests) if tests is not None else None,
-            rules=rules_of(session.project),
             bounds=dict(map(bound_from, bounds)),
             base_alone=base_alone,
             budget_s=budget,

@@ -54,7 +54,7 @@ def ensure_tested(
         NotFound, Malformed: the rules of the project cannot be read.
     """
     policy = lock.policy
-    if policy.tests in (None, "off"):
+    if not policy.looks_at_tests:
         return ()
     rules = read_rules(project / policy.tests_never) if policy.tests_never is not None else None
     problems = []

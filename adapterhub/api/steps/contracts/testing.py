@@ -29,8 +29,9 @@ DEFAULT_BUDGET_S: Final = 120.0
 class Question:
     """How to check: on which base, in which precision, against which contract, within which bounds.
 
-    `contract` None means the build's own. `bounds` tighten it; `rules`, those of a project, join it. `base_alone` also
-    measures the base. `budget_s` are CPU seconds for one verdict. `again` ignores kept results.
+    `contract` None means the build's own, `rules` None those of the project that the library is used in. `bounds`
+    tighten the contract. `base_alone` also measures the base. `budget_s` are CPU seconds for one verdict. `again`
+    ignores kept results.
     """
 
     on: BaseSpec | None = None
@@ -77,8 +78,9 @@ def verdict_on(
         return made
     bounds = contract.bounds.tightened(question.bounds)
     made = replace(made, contract=contract.digest, bounds=asdict(bounds), weights=subject.weights())
-    if question.rules is not None and question.rules.bind(contract):
-        made, contract = replace(made, rules=question.rules.digest), question.rules.added_to(contract)
+    rules = question.rules or library.project_rules()
+    if rules is not None and rules.bind(contract):
+        made, contract = replace(made, rules=rules.digest), rules.added_to(contract)
     try:
         record = base_for(library, subject, question.on)
     except BaseNotFound as error:
