@@ -50,8 +50,12 @@ class KeptResults:
         return self._read(self._path(manifest, question), question)
 
     def all(self, manifest: Digest) -> Iterator[Tested]:
-        """Every result that was measured here on a build; what cannot be read is left out."""
-        for path in sorted(self._folder(manifest).glob("*.json")):
+        """Every result that was measured here on a build, the oldest first; what cannot be read is left out."""
+        dated = []
+        for path in self._folder(manifest).glob("*.json"):
+            with contextlib.suppress(OSError):
+                dated.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(dated):
             if (result := self._read(path)) is not None:
                 yield result
 
@@ -152,8 +156,15 @@ def results_of(
     return newest(found), refusals
 
 
+def keeps_results(source: Source) -> bool:
+    """Whether a place has room for signed results: another library, or a published directory."""
+    return hasattr(source, "results") or isinstance(getattr(source, "store", None), Store)
+
+
 def results_at(source: Source, release: Release) -> Sequence[bytes]:
     """The signed results that a place offers for a release, unverified; none where its kind has no room for them."""
+    if isinstance(store := getattr(source, "store", None), Store):  # another library
+        return ResultFiles.of_library(store, release.digest).read()
     read = getattr(source, "results", None)
     return read(release) if read is not None else ()
 

@@ -64,6 +64,8 @@ def test_without_a_result_nothing_changes_in_the_project_and_a_pass_lets_it_in(h
     homes.ben.ok("sync", "--frozen")
 
     assert is_synced(homes)
+    measured(homes.ben.library, build_of(homes, "ben"), "CHANGED", engine="a newer one")
+    homes.ben.fails(14, "sync")
 
 
 def test_a_build_without_a_contract_is_named(homes: Homes) -> None:

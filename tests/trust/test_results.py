@@ -147,7 +147,7 @@ HOSTILE: dict[str, tuple[Callable[[Homes, bytes], bytes], str]] = {
     "forged": (forged, "it is forged"),
     "other payload": (lambda _, raw: raw.replace(b'"payload":"ey', b'"payload":"eY'), "it "),
     "other build": (changed(lambda s: s["subject"][0]["digest"].update(sha256=OTHER[7:])), "it is about sha256:"),
-    "two builds": (changed(lambda s: s["subject"].append(s["subject"][0])), "statement"),
+    "two builds": (changed(lambda s: s["subject"].append(s["subject"][0])), "subject"),
     "passed and failed": (changed(lambda s: s["predicate"].update(failedTests=["golden-1"])), "contradicts itself"),
     "two verdicts": (changed(lambda s: s["predicate"].update(result="FAILED")), "contradicts itself"),
     "two bases": (

@@ -20,7 +20,7 @@ from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.rules import Rules, read_rules
 from adapterhub.library.library import Library
-from adapterhub.library.results import KeptResults, results_at, results_of, take_results
+from adapterhub.library.results import KeptResults, keeps_results, results_at, results_of, take_results
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.builds import exact_spec, label_of, locked_build
 from adapterhub.projects.sync._bringing import Places
@@ -112,11 +112,11 @@ def _problem(
 def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
     if asked.policy.tests_by and LOCAL not in asked.policy.tests_by:
         return False
-    return any(
-        (one.verdict, one.contract, one.base_weights, one.rules or None)
-        == ("PASS", asked.contract.digest, asked.base, asked.rules)
-        for one in KeptResults(library.store).all(build.manifest.digest)
-    )
+    latest: dict[object, str] = {}  # a newer engine may say otherwise
+    for one in KeptResults(library.store).all(build.manifest.digest):
+        if (one.contract, one.base_weights, one.rules or None) == (asked.contract.digest, asked.base, asked.rules):
+            latest[one.dtype, one.load_in, *sorted(one.bounds.items())] = one.verdict
+    return "PASS" in latest.values()
 
 
 def _against_signed(library: Library, build: Installed, asked: _Asked) -> list[str] | None:
@@ -160,7 +160,7 @@ def _fetch(library: Library, build: Installed, entry: Locked, places: Places) ->
     count = 0
     try:
         for source in places(entry):
-            if source is library or not hasattr(source, "results"):
+            if source is library or not keeps_results(source):
                 continue
             for release in source.releases(exact_spec(entry)):
                 if release.digest == entry.digest:
