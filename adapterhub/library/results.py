@@ -22,7 +22,7 @@ from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub.formats.contract.results import Tested
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
-from adapterhub.trust.signing.trust import Trust, TrustFile, clock
+from adapterhub.trust.signing.trust import TrustFile, clock
 
 if TYPE_CHECKING:
     from adapterhub.formats.release import Release
@@ -126,9 +126,7 @@ class ResultFiles:
         return path
 
 
-def results_of(
-    library: Library, manifest: Digest, full_name: str, *, places: Sequence[str] = ()
-) -> tuple[list[SignedResult], list[str]]:
+def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list[SignedResult], list[str]]:
     """The signed results that a library has on a build, each verified now, and why others do not count.
 
     What a later result by the same key supersedes is left out. The latest comes first.
@@ -136,21 +134,12 @@ def results_of(
     Raises:
         NotAllowed, Malformed: the file of the trusted keys cannot be used.
     """
-    trust, refusals = TrustFile(library.root).read(), []
-    origin = library.origins.place_of(manifest, full_name)
-    found = []
+    trust = TrustFile(library.root).read()
+    place = library.origins.place_of(manifest, full_name)
+    found, refusals = [], []
     for raw in ResultFiles.of_library(library.store, manifest).read():
         try:
-            found.append(
-                read_result(
-                    raw,
-                    trust,
-                    full_name=full_name,
-                    manifest=manifest,
-                    places=[*places, *([origin] if origin else [])],
-                    now=clock(),
-                )
-            )
+            found.append(read_result(raw, trust, full_name=full_name, manifest=manifest, places=[place], now=clock()))
         except SignatureRefused as error:
             refusals.append(error.clause)
     return newest(found), refusals
@@ -166,7 +155,8 @@ def results_at(source: Source, release: Release) -> Sequence[bytes]:
     if isinstance(store := getattr(source, "store", None), Store):  # another library
         return ResultFiles.of_library(store, release.digest).read()
     read = getattr(source, "results", None)
-    return read(release) if read is not None else ()
+    found: Sequence[bytes] = read(release) if read is not None else ()
+    return found
 
 
 def send_results(library: Library, release: Release, place: Destination) -> int:
@@ -188,7 +178,7 @@ def take_results(library: Library, offered: Sequence[bytes], manifest: Digest, f
     new = [raw for raw in offered if raw not in present]
     if not new:
         return 0
-    trust: Trust = TrustFile(library.root).read()
+    trust = TrustFile(library.root).read()
     count, room = 0, MOST_UNKNOWN - len(present)
     for raw in new:
         try:
