@@ -102,7 +102,8 @@ class ResultFiles:
         found = []
         for path in sorted(self._folder.glob("*.json"))[:_MOST_READ] if not self._folder.is_symlink() else ():
             with contextlib.suppress(OSError):
-                found.append(read_plain(path, RESULT_LIMIT_BYTES))
+                raw = b"" if path.is_symlink() else read_plain(path, RESULT_LIMIT_BYTES)
+                found += [raw] if 0 < len(raw) <= RESULT_LIMIT_BYTES else []
         return found
 
     def add(self, raw: bytes) -> Path:

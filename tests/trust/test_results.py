@@ -64,18 +64,6 @@ def test_a_result_travels_with_the_build_and_counts_for_those_who_trust_the_key(
     assert "PASS  on base-7b, float32  by `ann`, trusted" in homes.ben.ok("test", "legal-qa", "--results")
 
 
-def test_a_result_that_comes_later_is_taken_by_installing_again(homes: Homes) -> None:
-    push(homes)
-    homes.ben.ok(*homes.install())
-    assert shown_to(homes.ben)["results"] == []
-
-    signed(homes.ann.library, build_of(homes.ann), "ann")
-    push(homes)
-    homes.ben.ok(*homes.install())
-
-    assert len(shown_to(homes.ben)["results"]) == 1
-
-
 def test_a_published_folder_keeps_its_results_beside_it_where_older_clients_pass_over_them(homes: Homes) -> None:
     folder = push(homes)
     key = KeyFolder(homes.ann.library.root).open("ann", None)
@@ -164,7 +152,6 @@ HOSTILE: dict[str, tuple[Callable[[Homes, bytes], bytes], str]] = {
     "another predicate": (changed(lambda s: s.update(predicateType="https://slsa.dev/provenance/v1")), "predicateType"),
     "a signature of files": (of_a_build, "predicateType"),
     "no JSON": (lambda *_: b"\x80\x02", "it "),
-    "nothing": (lambda *_: b"", "is empty"),
 }
 
 
