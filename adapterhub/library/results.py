@@ -163,7 +163,9 @@ def results_at(source: Source, release: Release) -> Sequence[bytes]:
 def send_results(library: Library, release: Release, place: Destination) -> int:
     """Pass the signed results on a release on to a place that has room for them; returns how many it has now."""
     add = getattr(place, "add_result", None)
-    raws = ResultFiles.of_library(library.store, release.digest).read() if add is not None else []
+    if add is None:
+        return 0
+    raws = ResultFiles.of_library(library.store, release.digest).read()
     for raw in raws:
         add(release, raw)
     return len(raws)

@@ -27,7 +27,7 @@ class Rules:
     @property
     def digest(self) -> Digest:
         """Of the lines in canonical JSON."""
-        lines: list[dict[str, Any]] = [line.to_json() for line in (*self.nevers, *self.leave_alone)]
+        lines = [*(line.to_json() for line in self.nevers), *(line.to_json() for line in self.leave_alone)]
         return digest_of(canonical_json(lines))
 
     def bind(self, contract: Contract) -> bool:

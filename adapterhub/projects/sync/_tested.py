@@ -115,7 +115,8 @@ def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
     latest: dict[object, str] = {}  # a newer engine may say otherwise
     for one in KeptResults(library.store).all(build.manifest.digest):
         if (one.contract, one.base_weights, one.rules or None) == (asked.contract.digest, asked.base, asked.rules):
-            latest[(one.dtype, one.load_in, *sorted(one.bounds.items()))] = one.verdict
+            precision = (one.dtype, one.load_in, *sorted(one.bounds.items()))
+            latest[precision] = one.verdict
     return "PASS" in latest.values()
 
 
