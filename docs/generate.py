@@ -119,7 +119,7 @@ EXITS: Final[Mapping[str, str]] = {
 }
 """Exit codes that belong to no error class, by the name of their constant."""
 
-_CODE: Final = re.compile(r"[EWUNS]_[A-Z][A-Z_]*")
+_CODE: Final = re.compile(r"[AEWUNS]_[A-Z][A-Z_]*")
 
 
 class Stale(Exception):

@@ -28,6 +28,7 @@ VARIANTS: Final = {
     "recipe": "with `--recipe`",
     "record": "with `--record`",
     "repair": "with `--repair`",
+    "results": "with `--results`",
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",

@@ -135,6 +135,7 @@ class OpenedLibrary(local.Library):
         )
         names = ProjectNames(Path.cwd())
         library.resolve_name, library.project_alias = names.build, names.alias
+        library.project_rules = library.session.project_rules
         return library
 
     @property

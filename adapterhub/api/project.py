@@ -78,6 +78,8 @@ class Project(WithEdits):
             trusts_project=trust,
             opened=self.library,
         )
+        if library is None:
+            self.library.project_rules = self._session.project_rules
 
     # ------------------------------------------------------------ make and read
     @classmethod

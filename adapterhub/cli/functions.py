@@ -60,6 +60,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "test": {
         "Library.test": f"{_STEPS}.contracts.testing:verdict_on",
         "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
+        "Library.test_results": f"{_STEPS}.contracts.stating:signed_results",
         "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},

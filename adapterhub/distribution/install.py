@@ -27,6 +27,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.intake.staging import Staging
 from adapterhub.library.library import Added, Library
+from adapterhub.library.results import results_at, take_results
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Receiver, Source, copy
@@ -127,6 +128,9 @@ def run_install(
     build = plan.present or (added.build if added else None)
     if build and plan.source is not library and (added or library.origins.of(build.manifest.digest) is None):
         library.note_origin(build, plan.source.place)
+    if build and plan.source is not library:
+        offered = results_at(plan.source, plan.release)
+        take_results(library, offered, build.manifest.digest, build.full_name)
     if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
         library.allow_mismatch(build, record)
     return added

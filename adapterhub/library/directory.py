@@ -50,6 +50,7 @@ from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.intake.refusals import ensure_no_errors, refused
 from adapterhub.library.library import Library
+from adapterhub.library.results import BESIDE_BUILDS, ResultFiles
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.provenance import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
@@ -125,6 +126,16 @@ class PublishedDirectory:
     def provenance(self, release: Release) -> Provenance:
         """The signature of a build, and what lies beside it."""
         return provenance_of(self._folders[release.digest])
+
+    def results(self, release: Release) -> list[bytes]:
+        """The signed results beside a build, unverified."""
+        folder = self._folders[release.digest]
+        return [] if folder == self.root else ResultFiles.beside(folder, release.digest).read()
+
+    def add_result(self, release: Release, raw: bytes) -> None:
+        """Write a signed result beside a build that was published here."""
+        root = output_place(self.root / "_").parent
+        ResultFiles(root / release.manifest.name / BESIDE_BUILDS, release.digest).add(raw)
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress, hex_of
@@ -47,9 +47,11 @@ from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
+if TYPE_CHECKING:
+    from adapterhub.formats.contract.rules import Rules
+
 UNKNOWN_BASE = "unknown"
-_OWN_MANIFEST = ".manifest"
-"""The name of the staged manifest, which no file of an adapter has."""
+_OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -87,6 +89,7 @@ class Library:
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
         self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
+        self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     @property

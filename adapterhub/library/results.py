@@ -1,26 +1,43 @@
-"""Results of checks of contracts, kept so that the same check is free the second time.
+"""Results of checks of contracts: measured here and kept, so that the same check is free the second time, or signed.
 
-    cache/tests/<64 hex of the manifest>/<64 hex of the question>.json
+    cache/tests/<64 hex of the manifest>/<64 hex of the question>.json    measured here
+    tests/<64 hex of the manifest>/<64 hex of the file>.json              signed by a tester
 
-A result counts only for the very question: the same manifest, contract, base, precision, engine and bounds. The folder
-may be deleted at any time.
+A result counts only for the very question: the same manifest, contract, base, precision, engine and bounds. A published
+directory has the signed ones in `.tests/`, beside the folder of the build. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
-from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import NotAllowed
+from adapterhub.core.disk.files import read_json, read_plain, write_durably
+from adapterhub.core.disk.new_folder import not_written
+from adapterhub.core.errors import NotAllowed, SignatureRefused
+from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub.formats.contract.results import Tested
 from adapterhub.library.store.blobs import Store
+from adapterhub.trust.signing.results import SignedResult, newest, read_result
+from adapterhub.trust.signing.trust import TrustFile, clock
+
+if TYPE_CHECKING:
+    from adapterhub.formats.release import Release
+    from adapterhub.library.library import Library
+    from adapterhub.library.transfer import Destination, Source
+
+BESIDE_BUILDS: Final = ".tests"
+"""The folder of signed results in a published directory; clients that do not know it pass over it."""
+
+MOST_UNKNOWN: Final = 100
+"""Results by keys that are not trusted which a library takes for one manifest."""
 
 _LIMIT_BYTES: Final = 4 << 20
+_MOST_READ: Final = 1000
 
 
 class KeptResults:
@@ -31,22 +48,26 @@ class KeptResults:
 
     def find(self, manifest: Digest, question: Mapping[str, Any]) -> Tested | None:
         """The result of the very same question; None if there is none, or it cannot be read."""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            value = read_json(self._path(manifest, question), _LIMIT_BYTES)
-            if isinstance(value, dict) and value.get("question") == dict(question):
-                return Tested.from_json({**value["result"], "is_cached": True})
-        return None
+        return self._read(self._path(manifest, question), question)
+
+    def all(self, manifest: Digest) -> Iterator[Tested]:
+        """Every result that was measured here on a build, the oldest first; what cannot be read is left out."""
+        for _, result in self._dated(manifest):
+            yield result
 
     def latest(self, manifest: Digest, contract: str) -> tuple[Tested, float] | None:
         """The newest result of a build by its contract, and its age in seconds; None if there is none."""
-        newest: tuple[float, Tested] | None = None
-        for path in (self._store.root / "cache" / "tests" / hex_of(manifest)).glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                result = Tested.from_json(read_json(path, _LIMIT_BYTES)["result"])  # type: ignore[index,call-overload]
-                at = path.stat().st_mtime
-                if result.contract == contract and (newest is None or at > newest[0]):
-                    newest = at, result
-        return None if newest is None else (newest[1], max(0.0, time.time() - newest[0]))
+        found = [(result, at) for at, result in self._dated(manifest) if result.contract == contract]
+        return (found[-1][0], max(0.0, time.time() - found[-1][1])) if found else None
+
+    def _dated(self, manifest: Digest) -> Iterator[tuple[float, Tested]]:
+        dated = []
+        for path in self._folder(manifest).glob("*.json"):
+            with contextlib.suppress(OSError):
+                dated.append((path.stat().st_mtime, path))
+        for at, path in sorted(dated):
+            if (result := self._read(path)) is not None:
+                yield at, result
 
     def keep(self, manifest: Digest, question: Mapping[str, Any], result: Tested) -> None:
         """Keep a result; a library that cannot be written keeps none."""
@@ -54,6 +75,133 @@ class KeptResults:
             value = canonical_json({"question": dict(question), "result": result.to_json()})
             self._store.write(self._path(manifest, question), value, sync=False)
 
+    def _read(self, path: Path, question: Mapping[str, Any] | None = None) -> Tested | None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            value = read_json(path, _LIMIT_BYTES)
+            if isinstance(value, dict) and (question is None or value.get("question") == dict(question)):
+                return Tested.from_json({**value["result"], "is_cached": True})
+        return None
+
+    def _folder(self, manifest: Digest) -> Path:
+        return self._store.root / "cache" / "tests" / hex_of(manifest)
+
     def _path(self, manifest: Digest, question: Mapping[str, Any]) -> Path:
-        name = hex_of(digest_of(canonical_json(dict(question))))
-        return self._store.root / "cache" / "tests" / hex_of(manifest) / f"{name}.json"
+        return self._folder(manifest) / f"{hex_of(digest_of(canonical_json(dict(question))))}.json"
+
+
+class ResultFiles:
+    """The signed results on one manifest, in a library or beside a published build."""
+
+    def __init__(self, folder: Path, manifest: Digest, store: Store | None = None) -> None:
+        """`folder` is `tests` or `.tests`; `store` is that of the library, None in a published directory."""
+        self._folder = folder / hex_of(manifest)
+        self._store = store
+
+    @classmethod
+    def of_library(cls, store: Store, manifest: Digest) -> ResultFiles:
+        """Those of a library."""
+        return cls(store.root / "tests", manifest, store)
+
+    @classmethod
+    def beside(cls, build: Path, manifest: Digest) -> ResultFiles:
+        """Those beside the folder of a published build."""
+        return cls(build.parent / BESIDE_BUILDS, manifest)
+
+    def read(self) -> list[bytes]:
+        """The files, by name, unverified; what is no plain file or too large is left out."""
+        found = []
+        for path in sorted(self._folder.glob("*.json"))[:_MOST_READ] if not self._folder.is_symlink() else ():
+            with contextlib.suppress(OSError):
+                raw = b"" if path.is_symlink() else read_plain(path, RESULT_LIMIT_BYTES)
+                found += [raw] if 0 < len(raw) <= RESULT_LIMIT_BYTES else []
+        return found
+
+    def add(self, raw: bytes) -> Path:
+        """Write a result; the same one twice is one file.
+
+        Raises:
+            NotAllowed, DiskFull: it cannot be written.
+        """
+        path = self._folder / f"{hex_of(digest_of(raw))}.json"
+        if self._store is not None:
+            self._store.write(path, raw)
+            return path
+        for folder in (self._folder, self._folder.parent):
+            if folder.is_symlink():
+                raise NotAllowed(f"`{folder}` is a link; results are written into real folders. Nothing was written")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_durably(path, raw)
+        except OSError as error:
+            raise not_written(error, path) from error
+        return path
+
+
+def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list[SignedResult], list[str]]:
+    """The signed results that a library has on a build, each verified now, and why others do not count.
+
+    What a later result by the same key supersedes is left out. The latest comes first.
+
+    Raises:
+        NotAllowed, Malformed: the file of the trusted keys cannot be used.
+    """
+    trust = TrustFile(library.root).read()
+    place = library.origins.place_of(manifest, full_name)
+    found, refusals = [], []
+    for raw in ResultFiles.of_library(library.store, manifest).read():
+        try:
+            found.append(read_result(raw, trust, full_name=full_name, manifest=manifest, places=[place], now=clock()))
+        except SignatureRefused as error:
+            refusals.append(error.clause)
+    return newest(found), refusals
+
+
+def keeps_results(source: Source) -> bool:
+    """Whether a place has room for signed results: another library, or a published directory."""
+    return hasattr(source, "results") or isinstance(getattr(source, "store", None), Store)
+
+
+def results_at(source: Source, release: Release) -> Sequence[bytes]:
+    """The signed results that a place offers for a release, unverified; none where its kind has no room for them."""
+    if isinstance(store := getattr(source, "store", None), Store):  # another library
+        return ResultFiles.of_library(store, release.digest).read()
+    read = getattr(source, "results", None)
+    found: Sequence[bytes] = read(release) if read is not None else ()
+    return found
+
+
+def send_results(library: Library, release: Release, place: Destination) -> int:
+    """Pass the signed results on a release on to a place that has room for them; returns how many it has now."""
+    add = getattr(place, "add_result", None)
+    if add is None:
+        return 0
+    raws = ResultFiles.of_library(library.store, release.digest).read()
+    for raw in raws:
+        add(release, raw)
+    return len(raws)
+
+
+def take_results(library: Library, offered: Sequence[bytes], manifest: Digest, full_name: str) -> int:
+    """Keep results that a place offers for a build; returns how many are new.
+
+    Broken and forged ones are left, and so are those by keys that are not trusted beyond the first hundred.
+    """
+    files = ResultFiles.of_library(library.store, manifest)
+    present = files.read()
+    new = [raw for raw in offered if raw not in present]
+    if not new:
+        return 0
+    trust = TrustFile(library.root).read()
+    count, room = 0, MOST_UNKNOWN - len(present)
+    for raw in new:
+        try:
+            one = read_result(raw, trust, full_name=full_name, manifest=manifest, now=clock())
+        except SignatureRefused:
+            continue
+        if one.standing == "unknown_key":
+            room -= 1
+            if room < 0:
+                continue
+        files.add(raw)
+        count += 1
+    return count

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from adapterhub.core.disk.home import PROJECT_FILE
 
 if TYPE_CHECKING:
+    from adapterhub.formats.contract.rules import Rules
     from adapterhub.projects.values import Project
 
 
@@ -31,3 +32,16 @@ def read_project(folder: Path) -> Project:
     from adapterhub.projects.file.reading import parse_project, project_bytes
 
     return parse_project(project_bytes(folder), folder, str(folder / PROJECT_FILE))
+
+
+def rules_of(project: Project | None) -> Rules | None:
+    """The rules that the policy `tests-never` of a project names; None without any.
+
+    Raises:
+        NotFound, Malformed: the file is not there, or breaks the format.
+    """
+    if project is None or project.policy.tests_never is None:
+        return None
+    from adapterhub.formats.contract.rules import read_rules
+
+    return read_rules(project.folder / project.policy.tests_never)

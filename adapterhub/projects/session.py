@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
+    from adapterhub.formats.contract.rules import Rules
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
@@ -74,8 +75,14 @@ class Session:
 
         library = Library(self.root)
         library.note_choice = self.note_once
-        library.project_alias = self._project_alias
+        library.project_alias, library.project_rules = self._project_alias, self.project_rules
         return library
+
+    def project_rules(self) -> Rules | None:
+        """The rules that the policy `tests-never` of the project names; None without any, and outside a project."""
+        from adapterhub.projects.project import rules_of
+
+        return rules_of(self.project)
 
     def _project_alias(self, spec: AdapterSpec) -> Alias | None:
         """The alias of the project that `spec` names; None outside a project."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -17,6 +17,9 @@ from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
+
+TestsPolicy = Literal["off", "warn", "require"]
+TESTS_POLICIES: tuple[TestsPolicy, ...] = get_args(TestsPolicy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,10 @@ class Policy:
 
     Licences are SPDX ids, compared without case; an adapter without a licence fails every `allow`. Methods are those
     of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is text as written: a date or `7d`.
+
+    `tests` says what becomes of a build whose contract did not pass on the base. `tests_by` names whose results count:
+    `local`, or trusted keys; without any, all of them. `tests_max_age` bounds the age of signed results, as `90d`.
+    `tests_never` is the path, from the project, of the rules that every adapter must meet.
     """
 
     allow_namespaces: tuple[str, ...] = ()
@@ -79,6 +86,15 @@ class Policy:
     deny_methods: tuple[str, ...] = ()
     max_rank: int | None = None
     exclude_newer: str | None = None
+    tests: TestsPolicy | None = None
+    tests_by: tuple[str, ...] = ()
+    tests_max_age: str | None = None
+    tests_never: str | None = None
+
+    @property
+    def looks_at_tests(self) -> bool:
+        """Whether contracts and results matter."""
+        return self.tests not in (None, "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +151,8 @@ class LockedSource:
 class LockedAdapter:
     """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
 
-    `base` is the weights digest that the build declares; None if it declares none.
+    `base` is the weights digest that the build declares; None if it declares none. `contract` is the digest of its
+    behaviour contract, looked up only where the policy `tests` of the project wants one.
     """
 
     key: AdapterName
@@ -148,6 +165,7 @@ class LockedAdapter:
     source: LockedSource
     files: tuple[LockedFile, ...]
     group: str | None = None
+    contract: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,8 @@ REFUSALS = [
     ("test nothing", 10),
     ("test legal-qa --tests text.txt", 16),
     ("test legal-qa --prompt raw", 2),
+    ("test legal-qa --key ann", 2),
+    ("test legal-qa --sign --key nothing", 10),
     ("test --record legal-qa", 2),
     ("audit nothing", 10),
     ("audit ./nowhere", 2),

@@ -545,7 +545,7 @@ def test_the_json_document_has_all_its_keys_always(home):
     [one] = document["adapters"]
     assert list(one) == ["adapter", "name", "version", "digest", "path", "status", "license", "findings", "ignored"]
     assert list(one["license"]) == ["spdx", "terms", "complete", "parts"]
-    assert {f["code"] for f in one["findings"]} == {"N_LICENSE", "N_SIGNATURE"}
+    assert {f["code"] for f in one["findings"]} == {"A_NO_CONTRACT", "N_LICENSE", "N_SIGNATURE"}
     assert document["counts"] == {"error": 0, "warning": 0, "unknown": 0, "note": 2}
 
 
@@ -611,4 +611,4 @@ def test_every_code_has_one_rule_and_every_rule_a_check():
 
     assert sorted(every) == sorted(set(every))
     assert [code for code in every if f'"{code}"' not in source] == []
-    assert checks() == ("base", "content", "files", "licenses", "lineage", "names", "signature", "yanked")
+    assert checks() == ("base", "content", "contract", "files", "licenses", "lineage", "names", "signature", "yanked")

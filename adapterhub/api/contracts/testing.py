@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from adapterhub.distribution.finding import AdapterLike
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.recording import RecordedContract
+    from adapterhub.api.steps.contracts.stating import SignedResults
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.results import Tested
@@ -30,10 +32,14 @@ class WithContracts(OpenedLibrary):
         dtype: str = "auto",
         load_in: str | None = None,
         tests: Contract | StrPath | None = None,
+        rules: StrPath | None = None,
         bounds: Mapping[str, float] | None = None,
         base_alone: bool = False,
         budget: float = 120.0,
         again: bool = False,
+        sign: bool = False,
+        key: str | None = None,
+        password: str | None = None,
     ) -> Tested:
         """Test whether an adapter still answers as its contract records.
 
@@ -43,10 +49,14 @@ class WithContracts(OpenedLibrary):
             dtype: precision of the base in memory.
             load_in: `4bit` or `8bit` packs the base's linear layers.
             tests: a contract, or a file of one, instead of the build's own.
+            rules: a file of `never` and `leave_alone` lines to hold it to, too; default: `tests-never` of the project.
             bounds: tighter bounds by name, such as `{"same": 1.0}`.
             base_alone: also measure the base, and compare it with the recording.
             budget: CPU seconds that the verdict may take.
             again: ask again, whatever results are kept.
+            sign: sign the result, and write it beside the build; UNKNOWN and NONE are none.
+            key: name of the key; default: ADAPTERHUB_KEY, else your only key.
+            password: of the key; default: ADAPTERHUB_PASSWORD.
 
         Returns:
             `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.cases`.
@@ -55,11 +65,35 @@ class WithContracts(OpenedLibrary):
             DigestMismatch, Malformed: the contract is damaged.
             BaseMismatch: the adapter does not fit the base.
         """
+        from adapterhub.api.steps.contracts.stating import ensure_can_be_stated, state_result
         from adapterhub.api.steps.contracts.subjects import subject_of
         from adapterhub.api.steps.contracts.testing import verdict_on
+        from adapterhub.api.steps.keys import signing_key
+        from adapterhub.formats.contract.rules import read_rules
 
         question = _question(on, dtype, load_in, tests, bounds, base_alone=base_alone, budget=budget, again=again)
-        return verdict_on(self, subject_of(self, text_of(adapter)), question, bars=self.reports)
+        if rules is not None:
+            question = replace(question, rules=read_rules(Path(rules).expanduser()))
+        subject = subject_of(self, text_of(adapter))
+        if sign:
+            ensure_can_be_stated(subject)
+        signer = signing_key(self.session, key, password) if sign else None
+        result = verdict_on(self, subject, question, bars=self.reports)
+        if signer is not None:
+            state_result(self, subject, result, signer)
+        return result
+
+    def test_results(self, adapter: AdapterLike) -> SignedResults:
+        """The signed results that the library has on an installed build, each verified now.
+
+        Returns:
+            `.results`, the latest first, with `.result`, `.signer` and `.standing`; `.refusals` of files that do not
+            count.
+        """
+        from adapterhub.api.steps.contracts.stating import signed_results
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        return signed_results(self, subject_of(self, text_of(adapter)))
 
     @extra_named("`Library.test_all`")
     def test_all(

@@ -151,9 +151,13 @@ def sync_project(
         )
     fetched = {one.entry.key for one in done.brought if one.sent_bytes}
     notices = yanked_notices(library, [e for step in plan.steps if (e := step.entry).key not in fetched], sources)
-    _report(session, [*(warning for one in done.brought for warning in one.warnings), *notices])
+    _report(session, [*_warnings_of(done), *notices])
     tests = tuple(test.results) if test is not None else ()
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new, tests=tests)
+
+
+def _warnings_of(done: SyncResult) -> list[str]:
+    return [*(warning for one in done.brought for warning in one.warnings), *done.warnings]
 
 
 def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:
@@ -235,7 +239,7 @@ def sync_locked(
     with syncing(library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups)))
         done = run_sync(library, lock, plan, build_sources(session, lock, sources, signatures, bars=bars))
-    _report(session, [warning for one in done.brought for warning in one.warnings])
+    _report(session, _warnings_of(done))
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=True)
 
 

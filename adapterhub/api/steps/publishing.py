@@ -15,6 +15,7 @@ from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
+from adapterhub.library.results import send_results
 from adapterhub.library.transfer import Copied, copy
 from adapterhub.projects.session import wanted_from
 
@@ -89,6 +90,7 @@ def push_build(
         gate.before_sending(build)
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress, signature=signature)
+    send_results(library, release, place)
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
 
 

@@ -31,6 +31,7 @@ class Tested(TypedDict):
     digest: Annotated[str, "of its manifest; empty for a folder"]
     weights: Annotated[str, "digest of its weights"]
     contract: Annotated[str, "digest of the contract; empty without one"]
+    rules: Annotated[str, "digest of the project's `tests-never` that were checked, too; empty without any"]
     verdict: Annotated[str, "`PASS`, `CHANGED`, `UNKNOWN` or `NONE` (there is no contract)"]
     reason: Annotated[str, "one word for UNKNOWN"]
     detail: Annotated[str, "the reason in a sentence"]
@@ -52,6 +53,35 @@ class Tested(TypedDict):
     warnings: list[str]
     cpu_seconds: float
     is_cached: Annotated[bool, "whether an earlier result of the very same question is shown"]
+
+
+class SignedResult(TypedDict):
+    """A result that a tester signed."""
+
+    name: Annotated[str, "as the tester names the build"]
+    digest: Digest
+    contract: Digest
+    rules: Annotated[str | None, "digest of the rules that were checked, too"]
+    base_weights: Annotated[Digest, "of the base that was asked"]
+    dtype: str
+    load_in: str
+    verdict: Annotated[str, "`PASS` or `CHANGED`"]
+    sequence: Annotated[int, "counts the results of one key on one build"]
+    time: str
+    signer: Annotated[str | None, "name of the key here; null for an unknown one"]
+    key: Annotated[Digest, "fingerprint of the key"]
+    standing: Annotated[str, "`trusted`, `unknown_key`, `out_of_scope` or `expired`"]
+    statement: Annotated[Digest, "of the file"]
+
+
+class SignedResults(TypedDict):
+    """The signed results on one build, the latest first."""
+
+    name: str
+    version: str
+    digest: Digest
+    results: list[SignedResult]
+    refusals: Annotated[list[str], "why other files do not count"]
 
 
 class LeftOutInput(TypedDict):
@@ -76,4 +106,4 @@ class RecordedContract(TypedDict):
     warnings: list[str]
 
 
-CONTRACTS = {"test": list[Tested], "test.record": RecordedContract}
+CONTRACTS = {"test": list[Tested], "test.record": RecordedContract, "test.results": list[SignedResults]}

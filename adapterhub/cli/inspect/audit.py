@@ -28,7 +28,7 @@ _COLUMNS = ("adapter", "code", "severity", "where", "finding")
 @click.option("--verify", "with_bytes", is_flag=True, help="Also check every byte, as `adapt verify` does.")
 @click.option("--offline", is_flag=True, help="Do not ask servers whether an adapter was withdrawn.")
 @click.option("--ignore", multiple=True, metavar="CODE", help="Skip findings with this code; may be repeated.")
-@click.option("--notes", is_flag=True, help="Also show notes: signers and combined licences.")
+@click.option("--notes", is_flag=True, help="Also show notes: signers, combined licences and missing contracts.")
 @click.option("--sarif", is_flag=True, help="Print one SARIF 2.1.0 document, for code scanning services.")
 @common
 def audit(

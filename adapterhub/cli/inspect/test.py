@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.completion.completing import complete_own_key, complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.core.errors import UsageProblem, shown
 
@@ -57,6 +58,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--again", is_flag=True, help="Ask again, whatever results are kept.")
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write the results to FILE as JUnit XML.")
 @click.option("--statement", type=_FILE, metavar="FILE", help="Write the result to FILE as an in-toto statement.")
+@click.option("--sign", is_flag=True, help="Sign the result, and write it beside the build.")
+@click.option(
+    "--key",
+    metavar="NAME",
+    shell_complete=complete_own_key,
+    help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
+)
+@click.option("--results", is_flag=True, help="Show the signed results on an adapter, and ask nothing.")
 @click.option("--record", is_flag=True, help="Record a contract instead of testing one.")
 @click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs of a recording from JSON Lines.")
 @click.option(
@@ -109,6 +118,9 @@ def test(
     again: bool,
     junit: Path | None,
     statement: Path | None,
+    sign: bool,
+    key: str | None,
+    results: bool,
     record: bool,
     examples: Path | None,
     count: int,
@@ -131,6 +143,9 @@ def test(
     With --record, asks the adapter and writes a contract: into the next version of an installed adapter, or into a
     folder before `adapt add`.
 
+    With --sign, signs the result as an in-toto statement about the build's manifest, and keeps it in the library, or in
+    `.tests/` beside a published folder. `push` and `install` copy it along; a project's policy may require one.
+
     Exits with code 0 for PASS, 3 when an adapter is CHANGED, and 17 when no verdict is possible for one.
 
     \b
@@ -140,17 +155,27 @@ def test(
       adapt test --all --junit results.xml
       adapt test --record ./out/legal-qa --examples examples.jsonl --prompt chat
       adapt test legal-qa==1.1 --tests ./legal-qa-1.0.tests.jsonl
+      adapt test legal-qa@base-7b --sign --key ana
     """
     from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
     from adapterhub.api.steps.contracts.subjects import subject_of
     from adapterhub.api.steps.contracts.testing import Question
-    from adapterhub.cli.inspect.tested import report_tested
+    from adapterhub.api.steps.keys import signing_key
+    from adapterhub.cli.inspect.tested import report_results, report_tested
+    from adapterhub.cli.publishing.sign import ask_password
     from adapterhub.formats.contract.reading import read_contract
     from adapterhub.formats.prompts.form import PromptForm
 
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt test --help`")
     library = session.project_library
+    if (sign or key or results) and (record or everything):
+        raise UsageProblem("`--sign`, `--key` and `--results` are for adapters that are named, and no recording")
+    if key is not None and not sign:
+        raise UsageProblem("`--key` chooses the key of `--sign`", hint="add `--sign`")
+    if results:
+        report_results(session, library, adapters)
+        return
     if not record:
         given: dict[str, object] = {"--examples": examples, "--prompt": prompt, "--template": template}
         given |= {"--system": system, "--max-new-tokens": max_new_tokens, "--detached": detached}
@@ -165,7 +190,10 @@ def test(
             budget_s=budget,
             again=again,
         )
-        report_tested(session, library, adapters, question, junit=junit, statement=statement, requires=require)
+        signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None) if sign else None
+        report_tested(
+            session, library, adapters, question, junit=junit, statement=statement, requires=require, signer=signer
+        )
         return
     if len(adapters) != 1:
         raise UsageProblem("`--record` records one adapter", hint="name one spec or folder")

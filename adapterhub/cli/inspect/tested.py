@@ -11,10 +11,12 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, UsageProblem,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adapterhub.api.steps.contracts.subjects import ContractSubject
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.cli.options.params import Session
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
+    from adapterhub.trust.signing.keys import SigningKey
 
 EXIT_CODES = {"PASS": 0, "CHANGED": EXIT_SOME_FAILED, "UNKNOWN": CouldNotTell.exit_code}
 _CASES_SHOWN = 3
@@ -29,40 +31,90 @@ def report_tested(
     junit: Path | None,
     statement: Path | None,
     requires: bool,
+    signer: SigningKey | None = None,
 ) -> None:
     """Test `adapters`, or all installed builds without any, and end with the exit code of the worst verdict.
 
     Raises:
         UsageProblem: a statement is wanted about several builds, or about none of the library.
     """
+    from adapterhub.api.steps.contracts.stating import ensure_can_be_stated
     from adapterhub.api.steps.contracts.subjects import Models, subject_of
     from adapterhub.api.steps.contracts.testing import verdict_on, verdicts_on, worst
     from adapterhub.formats.contract import reports
 
     if statement is not None and len(adapters) != 1:
         raise UsageProblem("`--statement` is about one build", hint="name one adapter")
+    subjects = [subject_of(library, text) for text in adapters]
+    for subject in subjects if signer is not None else ():
+        ensure_can_be_stated(subject)
     if adapters:
         models = Models()
-        results = [
-            verdict_on(library, subject_of(library, text), question, bars=session.out, models=models)
-            for text in adapters
-        ]
+        results = [verdict_on(library, subject, question, bars=session.out, models=models) for subject in subjects]
     else:
         results = verdicts_on(library, list(library.installed()), question, bars=session.out)
     if junit is not None:
         _write(junit, reports.junit(results))
     if statement is not None:
-        made = reports.statement(results[0])
-        if made is None:
-            session.out.warn(f"no statement was written: {results[0].verdict} says nothing to state")
-        else:
-            _write(statement, json_text(made) + "\n")
+        _write_statement(session, results[0], statement)
+    if signer is not None:
+        _sign(session, library, subjects, results, signer)
     for result in results:
         for warning in result.warnings:
             session.out.warn(f"`{shown(result.label, 200)}`: {warning}")
     session.out.result([result.to_json() for result in results], lambda: say_tested(session, results))
     if code := EXIT_CODES[worst(results, requires=requires)]:
         raise SystemExit(code)
+
+
+def _write_statement(session: Session, result: Tested, path: Path) -> None:
+    from adapterhub.formats.contract import reports
+
+    made = reports.statement(result)
+    if made is None:
+        session.out.warn(f"no statement was written: {result.verdict} says nothing to state")
+    else:
+        _write(path, json_text(made) + "\n")
+
+
+def _sign(
+    session: Session,
+    library: Library,
+    subjects: Sequence[ContractSubject],
+    results: Sequence[Tested],
+    signer: SigningKey,
+) -> None:
+    from adapterhub.api.steps.contracts.stating import state_result
+
+    for subject, result in zip(subjects, results, strict=True):
+        path = state_result(library, subject, result, signer)
+        label = shown(result.label, 200)
+        if path is None:
+            session.out.warn(f"`{label}`: nothing was signed: {result.verdict} says nothing to state")
+        else:
+            session.out.note(f"signed the result of `{label}` with {signer.name}: {path}")
+
+
+def report_results(session: Session, library: Library, adapters: Sequence[str]) -> None:
+    """Show the signed results on installed builds."""
+    from adapterhub.api.steps.contracts.stating import signed_results
+    from adapterhub.api.steps.contracts.subjects import subject_of
+
+    found = [signed_results(library, subject_of(library, text)) for text in adapters]
+
+    def say() -> None:
+        for build in found:
+            label = f"{build.name} {build.version}"
+            session.out.line(f"{label}: {len(build.results) or 'no'} signed result{'s' * (len(build.results) != 1)}")
+            for one in build.results:
+                base = next((r.alias for r in library.bases.list() if r.fingerprint.weights == one.result.base), "")
+                where = ", ".join(filter(None, (base or one.result.base[:19], one.result.dtype, one.result.load_in)))
+                by = shown(f"{one.by}, {one.standing.replace('_', ' ')}")
+                session.out.line(f"  {one.result.verdict}  on {shown(where)}  by {by}  {one.to_json()['time'][:10]}")
+            for refusal in build.refusals:
+                session.out.warn(f"`{label}`: a result does not count: {refusal}")
+
+    session.out.result([build.to_json() for build in found], say)
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,13 +9,11 @@ from xml.sax.saxutils import escape, quoteattr
 
 from adapterhub.core.digests import hex_of, parse_digest
 from adapterhub.core.errors import shown
+from adapterhub.formats.contract.attested import PREDICATE_TYPE, RESULT_SCHEMA, RESULTS, STATEMENT_TYPE
 from adapterhub.formats.contract.results import Tested, TestedCase
 
-STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE: Final = "https://in-toto.io/attestation/test-result/v0.1"
-RESULT_SCHEMA: Final = "adapterhub/result/1"
 _SHOWN: Final = 500
-_RESULTS: Final = {"PASS": "PASSED", "CHANGED": "FAILED"}
+_BROKEN_STATED: Final = 20
 
 
 def junit(results: Sequence[Tested]) -> str:
@@ -78,9 +76,9 @@ def _xml(text: str) -> str:
 def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1) -> dict[str, Any] | None:
     """The result as an in-toto statement about the build's manifest; None where no verdict is possible.
 
-    The predicate has no word for UNKNOWN, so such a result makes no statement. The statement is not signed.
+    The predicate has no word for UNKNOWN, so such a result makes no statement. `trust.signing.results` signs it.
     """
-    if result.verdict not in _RESULTS or not result.digest:
+    if result.verdict not in RESULTS or not result.digest:
         return None
     moment = (time or datetime.now(timezone.utc)).replace(microsecond=0)
     base = {"name": "base", "digest": _digest(result.base_weights)}
@@ -91,12 +89,13 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
         "subject": [{"name": result.label, "digest": _digest(result.digest)}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "result": _RESULTS[result.verdict],
+            "result": RESULTS[result.verdict],
             "configuration": [
                 {"name": "contract", "digest": _digest(result.contract), "mediaType": "application/jsonl"},
                 base,
                 {"name": "weights", "digest": _digest(result.weights)},
                 {"name": "bounds", "annotations": dict(result.bounds)},
+                *([{"name": "rules", "digest": _digest(result.rules)}] if result.rules else []),
             ],
             "passedTests": [case.id for case in result.cases if case.verdict == "PASS"],
             "warnedTests": [],
@@ -105,7 +104,7 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
                 "schema": RESULT_SCHEMA,
                 "verdict": result.verdict,
                 **{name: value for name, value in measured.items() if value is not None},
-                "broken": list(result.broken),
+                "broken": list(result.broken[:_BROKEN_STATED]),
                 "engine": result.engine,
                 "sequence": sequence,
                 "time": moment.isoformat().replace("+00:00", "Z"),

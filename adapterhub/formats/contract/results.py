@@ -57,7 +57,8 @@ class Tested:
     """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
 
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders. None is what was
-    not measured. `goldens` counts those with different prompts. `is_cached` results were measured earlier.
+    not measured. `goldens` counts those with different prompts. `is_cached` results were measured earlier. `rules` is
+    the digest of a project's rules that were checked with the contract.
     """
 
     __test__ = False
@@ -67,6 +68,7 @@ class Tested:
     digest: str = ""
     weights: str = ""
     contract: str = ""
+    rules: str = ""
     verdict: Verdict
     reason: str = ""
     detail: str = ""

@@ -26,6 +26,8 @@ RULES: Final[Mapping[Severity, Mapping[str, str]]] = {
         "U_YANKED": "`audit`: unknown whether the version was withdrawn: no server was asked, or none answered.",
     },
     "warning": {
+        "A_CONTRACT_LOOSE": "`audit`: the bounds of the adapter's contract are so loose that a PASS proves nothing.",
+        "A_RESULT_OTHER_BASE": "`audit`: every signed result of a trusted tester is about another base.",
         "W_BASE_ALLOWED": "`audit`: a user allowed the adapter to run on a base with other weights.",
         "W_BASE_UNREGISTERED": "`audit`: the base that the adapter declares is not registered here.",
         "W_BESIDE_OTHER": "`audit`: an installed folder contains a file that is not part of the adapter.",
@@ -45,6 +47,7 @@ RULES: Final[Mapping[Severity, Mapping[str, str]]] = {
         "W_UNSIGNED": "`audit`: the adapter is not signed.",
     },
     "note": {
+        "A_NO_CONTRACT": "`audit`: the adapter has no behaviour contract.",
         "N_BASE_PINNED": "`audit`: the base was pinned here; the adapter's author declared none.",
         "N_LICENSE": "`audit`: the licences of all parts together, as an SPDX expression.",
         "N_SIGNATURE": "The signer of the adapter, or that it is unsigned.",

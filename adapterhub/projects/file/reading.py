@@ -7,7 +7,7 @@ import datetime as dt
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from adapterhub.core.aliases import parse_alias
@@ -30,7 +30,16 @@ from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.aliases import targets_wanted, weights_in
-from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
+from adapterhub.projects.values import (
+    TESTS_POLICIES,
+    AdapterRequirement,
+    MergeRequirement,
+    Policy,
+    Project,
+    ProjectRemote,
+    TestsPolicy,
+)
+from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from
 
@@ -46,7 +55,7 @@ _MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", 
 _LISTS: Final = (
     "allow-namespaces", "deny-namespaces", "allow-licenses", "deny-licenses", "allow-methods", "deny-methods",
 )  # fmt: skip
-_POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer")
+_POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer", "tests", "tests-by", "tests-max-age", "tests-never")
 
 
 def project_bytes(folder: Path) -> bytes:
@@ -281,7 +290,15 @@ class _Reader(DocumentReader):
             newest = newest.isoformat()
         if newest is not None:
             newest = self.checked({"exclude-newer": newest}, "exclude-newer", _exclude_newer, "policy.")
-        return Policy(**lists, max_rank=self.rank(holder, "max-rank", "policy."), exclude_newer=newest)
+        return Policy(
+            **lists,
+            max_rank=self.rank(holder, "max-rank", "policy."),
+            exclude_newer=newest,
+            tests=self.checked(holder, "tests", _tests_policy, "policy."),
+            tests_by=tuple(dict.fromkeys(self.texts(holder, "tests-by", "policy.", parse_key_name))),
+            tests_max_age=self.checked(holder, "tests-max-age", _age, "policy."),
+            tests_never=self.checked(holder, "tests-never", _path_inside, "policy."),
+        )
 
     # ------------------------------------------------------------ what stands in two places
     def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:
@@ -347,3 +364,29 @@ def _exclude_newer(text: str) -> str:
         return parse_newest_allowed(text).text
     except ValueError as error:
         raise UsageProblem(str(error)) from None
+
+
+def _tests_policy(text: str) -> TestsPolicy:
+    """`off`, `warn` or `require`."""
+    found = next((policy for policy in TESTS_POLICIES if policy == text), None)
+    if found is None:
+        raise UsageProblem(f"`{shown(text)}`, expected one of {', '.join(TESTS_POLICIES)}")
+    return found
+
+
+def _age(text: str) -> str:
+    """An age such as `90d`."""
+    try:
+        if parse_newest_allowed(text).age_s is not None:
+            return text
+    except ValueError:
+        pass
+    raise UsageProblem(f"expected an age such as `90d`, `2w` or `12h`, got `{shown(text)}`")
+
+
+def _path_inside(text: str) -> str:
+    """A path from the project that does not leave it."""
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts or "\\" in text:
+        raise UsageProblem(f"expected a path inside the project, as in `tests/never.jsonl`, got `{shown(text)}`")
+    return text

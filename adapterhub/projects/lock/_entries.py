@@ -12,19 +12,21 @@ from adapterhub.core.errors import shown
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
+from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.documents import DocumentReader
 from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
 from adapterhub.weights.recipes.toml.values import Step
 
-_ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "group", "source", "files")
+_ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "contract", "group", "source", "files")
 _MERGE: Final = (
     "key", "version", "digest", "base", "rank", "group", "task", "license", "description", "source", "files",
 )  # fmt: skip
 _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
+_POLICY_TEXTS: Final = ("exclude_newer", "tests", "tests_max_age", "tests_never")
 _FILE_KEYS: Final = {"path", "sha256", "size"}
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -138,7 +140,7 @@ class _SectionReader(DocumentReader):
                 continue
             if name == "max_rank":
                 fields[name] = self.take(self.values, key, int)
-            elif name == "exclude_newer":
+            elif name in _POLICY_TEXTS:
                 fields[name] = self.checked(self.values, key, _text)
             else:
                 fields[name] = self.texts(self.values, key)
@@ -150,10 +152,15 @@ class _SectionReader(DocumentReader):
             key=self.checked(self.values, "key", parse_key, required=True),
             wanted=self.checked(self.values, "wanted", _text, required=True),
             name=self.checked(self.values, "name", _full_name, required=True),
+            contract=self.checked(self.values, "contract", parse_digest),
             **self.build(),
         )
         if self.problems:
             return None
+        if entry.contract is not None and (CONTRACT_FILE, entry.contract) not in [
+            (f.path, f.sha256) for f in entry.files
+        ]:
+            self.say("contract", f"is not the digest of `{CONTRACT_FILE}` among the files")
         namespace, slash, _ = entry.name.rpartition("/")
         source = entry.source
         owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)

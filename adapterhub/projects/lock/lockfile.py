@@ -121,7 +121,7 @@ def policy_table(policy: Policy) -> dict[str, object]:
 
 
 def _adapter(entry: LockedAdapter) -> str:
-    names = ("key", "wanted", "name", "version", "digest", "base", "rank", "group")
+    names = ("key", "wanted", "name", "version", "digest", "base", "rank", "contract", "group")
     return (
         "\n[[adapter]]\n" + _pairs({name: getattr(entry, name) for name in names}) + _bytes(entry.source, entry.files)
     )

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapterhub.core.digests import Digest
+from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reader import MAX_BYTES
+from adapterhub.formats.contract.reading import claims_contract
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
@@ -230,7 +233,18 @@ def locked_adapter(
             for entry in sorted(manifest.files, key=lambda entry: entry.path)
         ),
         group=wanted.group,
+        contract=_contract_of(release, source) if project.policy.looks_at_tests else None,
     )
+
+
+def _contract_of(release: Release, source: Source) -> Digest | None:
+    """The digest of the build's behaviour contract; None without one. An `evals.jsonl` may be something else."""
+    entry = release.manifest.file(CONTRACT_FILE)
+    if entry is None or entry.size_bytes > MAX_BYTES:
+        return None
+    with source.open(release, entry) as stream:
+        raw = stream.read(entry.size_bytes + 1)
+    return entry.sha256 if digest_of(raw) == entry.sha256 and claims_contract(raw) else None
 
 
 def locked_source(project: Project, library: Library, release: Release, source: Source) -> LockedSource:

@@ -41,6 +41,7 @@ from adapterhub.projects.sync._folders import (
 )
 from adapterhub.projects.sync._state import Placed, read_state, write_state
 from adapterhub.projects.sync._target import Target, opened
+from adapterhub.projects.sync._tested import ensure_tested
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [
@@ -118,11 +119,15 @@ class SyncPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult:
-    """What a sync did: with each locked adapter, where fetched builds came from, and what was removed."""
+    """What a sync did: with each locked adapter, where fetched builds came from, and what was removed.
+
+    `warnings` say which builds the policy `tests = "warn"` would refuse.
+    """
 
     steps: tuple[tuple[SyncStep, FolderChange], ...]
     brought: tuple[Brought, ...]
     removed: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:
@@ -185,6 +190,7 @@ def run_sync(
         DigestMismatch, AdapterNotFound, RemoteUnreachable: a build is not available; no folder changed.
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
         BehaviourChanged, CouldNotTell: a build does not pass the test of `means`; no folder changed.
+        NotAllowed: a build did not pass its contract, and the policy requires it; no folder changed.
     """
     ensure_unblocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
@@ -194,9 +200,10 @@ def run_sync(
     ensure_admissible(library, entries, means.policy)
     if means.test is not None:
         means.test(lock, entries)
+    warnings = ensure_tested(library, plan.target.project, lock, entries, means.places)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
-    return SyncResult(steps=steps, brought=tuple(brought), removed=removed)
+    return SyncResult(steps=steps, brought=tuple(brought), removed=removed, warnings=warnings)
 
 
 def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:

@@ -31,6 +31,7 @@ from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
+from adapterhub.library.results import results_at, take_results
 from adapterhub.library.transfer import Source, copy
 from adapterhub.projects.builds import (
     SignatureRequirement,
@@ -196,6 +197,7 @@ def _take(
     if build is not None and source is not library:
         library.note_origin(build, source.place)
         library.yanks.saw(source.place, [release])
+        take_results(library, results_at(source, release), build.manifest.digest, build.full_name)
     if destination.added is not None:
         warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))

@@ -243,3 +243,32 @@ def test_all_builds_with_a_contract_are_tested_from_python_too(adapt: Adapt) -> 
     assert events[-1].done == events[-1].total == result.goldens
     assert [one.name for one in library.test_all()] == ["a"]
     assert json.loads(adapt.ok("test", "--all", "--json"))[0]["digest"] == result.digest
+
+
+def test_a_verdict_is_signed_beside_the_build_and_shown(own: Adapt) -> None:
+    own.ok("key", "new", "ann", "--unencrypted")
+    own.ok("key", "trust", "ann")
+    own.ok("test", "a", "--sign")
+
+    [found] = own.json("test", "a", "--results")
+
+    assert found["refusals"] == []
+    [result] = found["results"]
+    assert (result["verdict"], result["signer"], result["standing"]) == ("PASS", "ann", "trusted")
+    assert (result["dtype"], result["contract"]) == ("float32", contract_in(build(own, "a").folder).digest)  # type: ignore[union-attr]
+    assert "says nothing to state" in own("test", "b", "--sign").stderr
+
+
+def test_the_rules_of_a_project_hold_for_every_adapter_and_every_merge(own: Adapt) -> None:
+    answer = contract_in(build(own, "a").folder).goldens[0]  # type: ignore[union-attr]
+    rule = {"never": answer.asked, "not_contains": [answer.answer.strip()[:1]]}
+    (own.folder / "never.jsonl").write_text(json.dumps(rule) + "\n")
+    assert result_of(own, 0, "a")["rules"] == ""
+    (own.folder / "adapters.toml").write_text('[policy]\ntests-never = "never.jsonl"\n')
+
+    found = result_of(own, 3, "a")
+
+    assert found["rules"]
+    assert [case["id"] for case in found["cases"] if case["verdict"] == "CHANGED"] == ["project/rule-1"]  # type: ignore[index,attr-defined]
+    merged = own("merge", "a", "b", "--weights", "1,0.001", "-o", "both", "--test")
+    assert (merged.exit_code, "`never` line `project/rule-1`" in merged.stderr) == (3, True), merged.stderr

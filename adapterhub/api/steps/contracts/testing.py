@@ -12,6 +12,7 @@ from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
 from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
+from adapterhub.formats.contract.rules import Rules
 from adapterhub.library.results import KeptResults
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Question:
     """How to check: on which base, in which precision, against which contract, within which bounds.
 
     `contract` None means the build's own. One that `is_foreign` is of another build; any other must have the digests
-    of a build that holds digests alone. `bounds` tighten it. `base_alone` also measures the base. `budget_s` are CPU
-    seconds for one verdict. `again` ignores kept results.
+    of a build that holds digests alone. `rules` None means those of the project that the library is used in. `bounds`
+    tighten the contract. `base_alone` also measures the base. `budget_s` are CPU seconds for one verdict. `again`
+    ignores kept results.
     """
 
     on: BaseSpec | None = None
@@ -43,6 +45,7 @@ class Question:
     load_in: str | None = None
     contract: Contract | None = None
     is_foreign: bool = False
+    rules: Rules | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
     base_alone: bool = False
     budget_s: float = DEFAULT_BUDGET_S
@@ -89,6 +92,10 @@ def verdict_on(
                 return _unknown(replace(made, contract=digest), "other-contract", REASONS["other-contract"])
     bounds = contract.bounds.tightened(question.bounds)
     made = replace(made, contract=digest, bounds=asdict(bounds), weights=subject.weights())
+    used = contract.digest
+    rules = question.rules or library.project_rules()
+    if rules is not None and rules.bind(contract):
+        made, contract = replace(made, rules=rules.digest), rules.added_to(contract)
     try:
         record = base_for(library, subject, question.on)
     except BaseNotFound as error:
@@ -96,7 +103,9 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**_asked(question, made, record), "contract": contract.digest, "bounds": asdict(bounds)}
+    asked = {**_asked(question, made, record), "contract": used, "bounds": asdict(bounds)}
+    if made.rules:
+        asked["rules"] = made.rules
     kept = KeptResults(library.store)
     if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
         subject.ensure_undamaged()

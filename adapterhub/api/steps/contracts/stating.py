@@ -1,0 +1,90 @@
+"""Sign the results of tests, and read those that testers signed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.core.errors import SignatureRefused, UsageProblem, shown
+from adapterhub.formats.contract.reports import statement
+from adapterhub.library.results import ResultFiles, results_of
+from adapterhub.trust.signing.results import SignedResult, read_result, sign_result
+from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.subjects import ContractSubject
+    from adapterhub.core.digests import Digest
+    from adapterhub.formats.contract.results import Tested
+    from adapterhub.library.library import Library
+    from adapterhub.trust.signing.keys import SigningKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedResults:
+    """The signed results on one build, the latest first; `refusals` say why other files do not count."""
+
+    name: str
+    version: str
+    digest: Digest
+    results: tuple[SignedResult, ...]
+    refusals: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        value: dict[str, Any] = {"name": self.name, "version": self.version, "digest": self.digest}
+        return value | {"results": [one.to_json() for one in self.results], "refusals": list(self.refusals)}
+
+
+def ensure_can_be_stated(subject: ContractSubject) -> None:
+    """Refuse to sign a result before any model is loaded for it.
+
+    Raises:
+        UsageProblem: the folder has no manifest, so there are no bytes that a statement could be about.
+    """
+    if subject.manifest is None:
+        raise UsageProblem(
+            f"`{shown(subject.label, 200)}` has no `adapterhub.json`, so a signed result has nothing to be about",
+            hint="`adapt add` makes a build of the folder",
+        )
+
+
+def state_result(library: Library, subject: ContractSubject, result: Tested, key: SigningKey) -> Path | None:
+    """Sign a result and write it beside the build; None where the verdict is no result.
+
+    Its `sequence` is one above those of the same key on the same build, so it supersedes them.
+    """
+    assert subject.manifest is not None  # see `ensure_can_be_stated`
+    manifest = subject.manifest.digest
+    files = ResultFiles.of_library(library.store, manifest)
+    if subject.build is None:
+        files = ResultFiles.beside(subject.folder.absolute(), manifest)
+    mine = Trust(keys=(TrustedKey(name="mine", key=key.public),))
+    last = 0
+    for raw in files.read():
+        try:
+            one = read_result(raw, mine, full_name=subject.name, manifest=manifest, now=clock())
+        except SignatureRefused:
+            continue
+        last = max(last, one.result.sequence if one.signer else 0)
+    made = statement(result, sequence=last + 1)
+    return None if made is None else files.add(sign_result(made, key))
+
+
+def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
+    """The signed results that the library has on an installed build, each verified now.
+
+    Raises:
+        UsageProblem: it is a folder.
+    """
+    build = subject.build
+    if build is None:
+        raise UsageProblem("signed results are shown for installed builds", hint="`adapt install` brings them along")
+    found, refusals = results_of(library, build.manifest.digest, build.full_name)
+    return SignedResults(
+        name=build.full_name,
+        version=build.manifest.version,
+        digest=build.manifest.digest,
+        results=tuple(found),
+        refusals=tuple(refusals),
+    )

@@ -1,0 +1,134 @@
+"""Signed results of tests: made by a tester's key, and checked each time they are read.
+
+The file is a bundle as `model.sig` is, over an in-toto statement of another type, so neither counts as the other. A
+result proves that the tester saw a verdict on these bytes, by this contract, on this base, and nothing about others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from adapterhub.core.digests import Digest, canonical_json, digest_of
+from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
+from adapterhub.trust.signing.bundle import Bundle, pre_authentication
+from adapterhub.trust.signing.keys import SigningKey
+from adapterhub.trust.signing.trust import Trust, day_text
+
+ResultStanding = Literal["trusted", "unknown_key", "out_of_scope", "expired"]
+
+CLOCKS_DIFFER_S: Final = 300.0
+"""How far ahead the clock of a tester may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedResult:
+    """A result and whose it is. `standing` says whether the user trusts the key for this adapter."""
+
+    result: Attested
+    digest: Digest
+    key: Digest
+    signer: str | None
+    standing: ResultStanding
+
+    @property
+    def by(self) -> str:
+        """The signer in words."""
+        return f"`{self.signer}`" if self.signer else f"the unknown key {self.key[:19]}…"
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        one = self.result
+        return {
+            "name": one.name,
+            "digest": one.manifest,
+            "contract": one.contract,
+            "rules": one.rules,
+            "base_weights": one.base,
+            "dtype": one.dtype,
+            "load_in": one.load_in,
+            "verdict": one.verdict,
+            "sequence": one.sequence,
+            "time": day_text(int(one.time)),
+            "signer": self.signer,
+            "key": self.key,
+            "standing": self.standing,
+            "statement": self.digest,
+        }
+
+
+def sign_result(statement: Mapping[str, Any], key: SigningKey) -> bytes:
+    """The bytes of a signed result."""
+    payload = canonical_json(dict(statement))
+    signature = key.sign(pre_authentication(payload))
+    return Bundle(hint=key.public.fingerprint, payload=payload, signature=signature).to_bytes()
+
+
+def read_result(
+    raw: bytes, trust: Trust, *, full_name: str, manifest: Digest, places: Sequence[str] = (), now: float
+) -> SignedResult:
+    """Read a signed result that is offered for the build `manifest`, which is named `full_name` here.
+
+    `places` are the address of the place that the build came from, and the name of that remote.
+
+    Raises:
+        SignatureRefused: it is broken, forged, about another build, or from the future.
+    """
+
+    def refused(clause: str, reason: str) -> SignatureRefused:
+        return SignatureRefused(f"a result for `{shown(full_name)}`", clause, reason=reason, ending="It does not count")
+
+    try:
+        if len(raw) > RESULT_LIMIT_BYTES:
+            raise ValueError(f"holds more than {RESULT_LIMIT_BYTES >> 10} KiB")  # noqa: TRY301 - one refusal for all
+        bundle = Bundle.parse(raw)
+    except ValueError as error:
+        raise refused(f"it {shown(str(error), 200)}", "broken") from None
+    key = trust.key_of(bundle.hint)
+    if key is not None:
+        parsed = key.key.parse(key.key.pem.encode(), f"trusted key {key.name}")
+        if not parsed.verifies(bundle.signature, pre_authentication(bundle.payload)):
+            raise refused(f"it was not made with the key `{key.name}` that it names: it is forged", "forged")
+    try:
+        result = Attested.parse(bundle.payload)
+    except ValueError as error:
+        raise refused(f"it says `{shown(str(error), 200)}`", "broken") from None
+    if result.manifest != manifest:
+        raise refused(f"it is about {result.manifest[:19]}…, not about {manifest[:19]}…", "other_build")
+    if result.time > now + CLOCKS_DIFFER_S:
+        raise refused(f"it is dated {day_text(int(result.time))}, in the future", "future")
+    standing: ResultStanding = "trusted"
+    if key is None:
+        standing = "unknown_key"
+    elif key.is_over(now):
+        standing = "expired"
+    elif not key.covers(full_name, places):
+        standing = "out_of_scope"
+    return SignedResult(
+        result=result,
+        digest=digest_of(raw),
+        key=bundle.hint,
+        signer=key.name if key else None,
+        standing=standing,
+    )
+
+
+def newest(results: Iterable[SignedResult]) -> list[SignedResult]:
+    """The results that no later one by the same key on the same question supersedes, the latest first.
+
+    A result by a key that is not trusted supersedes none by a trusted one: keys differ.
+    """
+    found: dict[object, SignedResult] = {}
+    for one in results:
+        question = (one.key, one.result.question)
+        before = found.get(question)
+        if before is None or _order(before) < _order(one):
+            found[question] = one
+    return sorted(found.values(), key=_order, reverse=True)
+
+
+def _order(one: SignedResult) -> tuple[int, bool, str]:
+    # of two with one number, the CHANGED one counts
+    return one.result.sequence, one.result.verdict == "CHANGED", one.digest
