@@ -27,7 +27,6 @@ OWN_JSON = {
     "core/digests.py": "the strict reader itself",
     "cli/start/demo_run/train.py": "the maker of the demo's own adapters",
     "inference/serving/answers.py": "an error that an engine that was started here wrote, on loopback",
-    "inference/serving/front.py": "the front of an engine that was started here, on loopback",
     "inference/serving/llama_cpp/proxy.py": "what an engine that was started here says, on loopback",
     "inference/serving/vllm.py": "what a child of our own printed",
     "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",

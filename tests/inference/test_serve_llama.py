@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import NotFound
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.aliases import ServedAliases
-from adapterhub.inference.serving.front import free_port, post
+from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
 from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.aliasing import point
@@ -53,6 +54,11 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
+
+
+def post(url: str, value: object) -> tuple[int, Any]:
+    answer = httpx.post(url, json=value, timeout=300, trust_env=False)
+    return answer.status_code, answer.json() if answer.text[:1] in {"{", "["} else answer.text
 
 
 NAMES = Names(

@@ -67,6 +67,9 @@ class TargetType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         return SPEC.shell_complete(ctx, param, incomplete)
 
 
+alias_argument = click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
+
+
 @click.group(cls=Group)
 def alias() -> None:
     """Give builds of an adapter a moving name: `legal-qa@prod`.
@@ -153,7 +156,7 @@ def list_(session: Session, adapter: AdapterSpec | None, server: Server | None) 
 
 
 @alias.command("show")
-@click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
+@alias_argument
 @common
 @server_options
 def show(session: Session, spec: AdapterSpec, server: Server | None) -> None:
@@ -170,7 +173,7 @@ def show(session: Session, spec: AdapterSpec, server: Server | None) -> None:
 
 
 @alias.command("remove")
-@click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
+@alias_argument
 @common
 @server_options
 def remove(session: Session, spec: AdapterSpec, server: Server | None) -> None:
@@ -188,7 +191,7 @@ def remove(session: Session, spec: AdapterSpec, server: Server | None) -> None:
 
 
 @alias.command("history")
-@click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
+@alias_argument
 @common
 @server_options
 def history(session: Session, spec: AdapterSpec, server: Server | None) -> None:
@@ -211,7 +214,7 @@ def history(session: Session, spec: AdapterSpec, server: Server | None) -> None:
 
 
 @alias.command("rollback")
-@click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
+@alias_argument
 @click.option("--to", type=click.IntRange(min=1), metavar="N", help="Go back to move N of `adapt alias history`.")
 @common
 @server_options

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key, complete_spec_or_folder
-from adapterhub.cli.options.params import BASE, Session, common, needing
+from adapterhub.cli.options.loading import loading_options
+from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.prompting import FORMS
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -25,19 +27,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER]...", shell_complete=complete_spec_or_folder)
 @click.option("--all", "everything", is_flag=True, help="Test every installed build that has a contract.")
 @click.option("--on", type=BASE, help="Ask on this base [default: the one that the adapter was made for].")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Load the base in this precision.",
-)
-@click.option(
-    "--load-in",
-    type=click.Choice(["4bit", "8bit"]),
-    callback=needing("quantized"),
-    help="Quantise the base's linear layers.",
-)
+@loading_options
 @click.option(
     "--tests",
     type=_FILE,
@@ -76,7 +66,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="N",
     help="Record at most N answers.",
 )
-@click.option("--prompt", type=click.Choice(["raw", "template", "chat", "text"]), help="Ask in this prompt form.")
+@click.option("--prompt", type=click.Choice(FORMS), help="Ask in this prompt form.")
 @click.option("--template", metavar="TEXT", help="Ask with TEXT, in which each input replaces {input}.")
 @click.option("--system", metavar="TEXT", help="Put TEXT before the input in the chat template; implies chat.")
 @click.option(

@@ -11,7 +11,8 @@ import click
 
 from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
-from adapterhub.cli.options.params import BASE, Session, common, needing
+from adapterhub.cli.options.loading import loading_options
+from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.use.run_model import (
     Choice,
     Loading,
@@ -78,19 +79,7 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
     metavar="N",
     help="Rows at once.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Load the base in this precision.",
-)
-@click.option(
-    "--load-in",
-    type=click.Choice(["4bit", "8bit"]),
-    callback=needing("quantized"),
-    help="Quantise the base's linear layers.",
-)
+@loading_options
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
 @click.option("--prove-base", is_flag=True, help="Hash the base's parameters before and after, and compare.")
 @common

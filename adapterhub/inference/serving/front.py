@@ -1,18 +1,11 @@
-"""Ports and requests for the servers that `adapt serve` starts on this machine."""
+"""Ports and addresses of the servers that `adapt serve` starts on this machine."""
 
 from __future__ import annotations
 
 import errno
-import http.client
-import json
 import socket
-import urllib.error
-import urllib.request
-from typing import Any, Final
 
-from adapterhub.core.errors import Conflict, EngineFailed, UsageProblem, shown
-
-_ANSWER_S: Final = 300.0
+from adapterhub.core.errors import Conflict, UsageProblem, shown
 
 
 def free_port(host: str, port: int = 0) -> int:
@@ -43,27 +36,3 @@ def reachable(host: str) -> str:
     if host == "::":
         return "[::1]"
     return f"[{host}]" if ":" in host else host
-
-
-def post(url: str, value: object, *, key: str | None = None) -> tuple[int, Any]:
-    """The status and the JSON answer of a POST; the text of an answer that is not JSON.
-
-    Raises:
-        EngineFailed: the server does not answer.
-    """
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(url, json.dumps(value).encode(), headers)  # noqa: S310 - our own URL
-    try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310 - as above
-            return answer.status, _read(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, _read(error.read())
-    except (OSError, http.client.HTTPException) as error:
-        raise EngineFailed(f"`{url}` does not answer: {shown(str(error), 200)}") from None
-
-
-def _read(data: bytes) -> object:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return data.decode("utf-8", "replace")
