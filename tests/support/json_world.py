@@ -274,6 +274,8 @@ def _answers(w: World) -> None:
     record = ("--examples", "inputs.jsonl", "--max-new-tokens", 3, "--margin", 0, "--detached", "./beside")
     w.says("test.record", "test", "--record", "plain", *record)
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
+    emit = ("--emit", "lm-eval", "./task")
+    w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
 
 
 def _engines(w: World) -> None:

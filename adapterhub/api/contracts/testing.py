@@ -11,6 +11,7 @@ from adapterhub.core.extras import extra_named
 from adapterhub.distribution.finding import AdapterLike
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.emitting import EmittedTask
     from adapterhub.api.steps.contracts.recording import RecordedContract
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.formats.contract.contract import Contract
@@ -34,6 +35,8 @@ class WithContracts(OpenedLibrary):
         base_alone: bool = False,
         budget: float = 120.0,
         again: bool = False,
+        runner: str | None = None,
+        task: StrPath | None = None,
     ) -> Tested:
         """Test whether an adapter still answers as its contract records.
 
@@ -47,19 +50,58 @@ class WithContracts(OpenedLibrary):
             base_alone: also measure the base, and compare it with the recording.
             budget: CPU seconds that the verdict may take.
             again: ask again, whatever results are kept.
+            runner: let an installed tool test, `lm-eval` or `pytest`; its results are not kept.
+            task: for the tool: a task of lm-eval instead of the contract's goldens, or tests of pytest.
 
         Returns:
-            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.cases`.
+            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.metrics`,
+            `.cases`.
 
         Raises:
             DigestMismatch, Malformed: the contract is damaged.
             BaseMismatch: the adapter does not fit the base.
+            UsageProblem: the runner is not installed, or has no such task.
+            EngineFailed: the runner ended without a result.
         """
         from adapterhub.api.steps.contracts.subjects import subject_of
         from adapterhub.api.steps.contracts.testing import verdict_on
 
         question = _question(on, dtype, load_in, tests, bounds, base_alone=base_alone, budget=budget, again=again)
-        return verdict_on(self, subject_of(self, text_of(adapter)), question, bars=self.reports)
+        subject = subject_of(self, text_of(adapter))
+        if runner is None:
+            return verdict_on(self, subject, question, bars=self.reports)
+        from adapterhub.api.steps.contracts.running import Runner, run_on
+
+        return run_on(self, subject, question, Runner(name=runner, task=_path(task)), bars=self.reports)
+
+    def emit_lm_eval(
+        self,
+        adapter: AdapterLike,
+        folder: StrPath,
+        *,
+        tests: Contract | StrPath | None = None,
+        on: BaseLike | None = None,
+    ) -> EmittedTask:
+        """Write the goldens of a contract as a task of lm-evaluation-harness; nothing is run.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            folder: where the task's YAML file and its JSON Lines go.
+            tests: a contract, or a file of one, instead of the adapter's own.
+            on: the base whose chat template frames the prompts; only the form `chat` needs it.
+
+        Returns:
+            `.task` is the name, `.files` are the paths, `.command` runs the task in that folder.
+
+        Raises:
+            CouldNotTell: there is no contract.
+            Incompatible: the tool cannot ask these goldens.
+        """
+        from adapterhub.api.steps.contracts.emitting import emit_lm_eval
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        subject = subject_of(self, text_of(adapter))
+        return emit_lm_eval(self, subject, Path(folder).expanduser(), contract=_contract(tests), on=base_of(on))
 
     @extra_named("`Library.test_all`")
     def test_all(
@@ -151,6 +193,13 @@ class WithContracts(OpenedLibrary):
 
 def _path(place: StrPath | None) -> Path | None:
     return None if place is None else Path(place).expanduser()
+
+
+def _contract(tests: Contract | StrPath | None) -> Contract | None:
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.reading import read_contract
+
+    return tests if tests is None or isinstance(tests, Contract) else read_contract(Path(tests).expanduser())
 
 
 def _question(

@@ -24,6 +24,8 @@ REASONS: Final[Mapping[str, str]] = {
     "limits": "the adapter's chat template passes a limit",
     "no-texts": "the contract holds digests alone; its prompts are needed to check it",
     "refused": "the build cannot be put on this base",
+    "no-bound": "a task has no bound of its own; give one with `--bound METRIC=X`",
+    "no-tests": "the runner ran no test",
 }
 """Why no verdict is possible, with a sentence each."""
 
@@ -56,7 +58,8 @@ class Tested:
     """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
 
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders. None is what was
-    not measured. `goldens` counts those with different prompts. `is_cached` results were measured earlier.
+    not measured. `goldens` counts those with different prompts. `metrics` are those of a
+    runner, as `task/metric`. `is_cached` results were measured earlier.
     """
 
     __test__ = False
@@ -81,6 +84,7 @@ class Tested:
     kl: float | None = None
     cosine: float | None = None
     goldens: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
     cases: Sequence[TestedCase] = ()
     bounds: Mapping[str, float] = field(default_factory=dict)
     broken: Sequence[str] = ()
@@ -101,6 +105,7 @@ class Tested:
     def to_json(self) -> dict[str, Any]:
         """The JSON value."""
         value = asdict(self) | {"cases": [case.to_json() for case in self.cases]}
+        value |= {"metrics": dict(self.metrics)}
         return value | {"bounds": dict(self.bounds), "broken": list(self.broken), "warnings": list(self.warnings)}
 
     @classmethod
