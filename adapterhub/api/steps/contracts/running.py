@@ -227,7 +227,7 @@ def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, 
     allowed, broken = bounds.may_lose(len(goldens)), []
     if len(lost) > allowed:
         broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
-    warnings = ["lm-eval compares texts: retention is not measured"]
+    warnings = []
     if unasked := len(contract.expects) + len(contract.leave_alone):
         warnings.append(f"lm-eval asks goldens alone: {unasked} demands of the contract were not asked")
     return replace(
