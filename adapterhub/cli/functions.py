@@ -61,7 +61,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.test": f"{_STEPS}.contracts.testing:verdict_on",
         "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
         "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
-        "Library.emit_lm_eval": f"{_STEPS}.contracts.emitting:emit_lm_eval",
+        "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "identify": {"Library.identify": "adapterhub.library.identify:identify"},

@@ -74,7 +74,7 @@ class WithContracts(OpenedLibrary):
 
         return run_on(self, subject, question, Runner(name=runner, task=_path(task)), bars=self.reports)
 
-    def emit_lm_eval(
+    def emit_task(
         self,
         adapter: AdapterLike,
         folder: StrPath,
@@ -97,11 +97,11 @@ class WithContracts(OpenedLibrary):
             CouldNotTell: there is no contract.
             Incompatible: the tool cannot ask these goldens.
         """
-        from adapterhub.api.steps.contracts.emitting import emit_lm_eval
+        from adapterhub.api.steps.contracts.emitting import emit_task
         from adapterhub.api.steps.contracts.subjects import subject_of
 
         subject = subject_of(self, text_of(adapter))
-        return emit_lm_eval(self, subject, Path(folder).expanduser(), contract=_contract(tests), on=base_of(on))
+        return emit_task(self, subject, Path(folder).expanduser(), contract=_contract(tests), on=base_of(on))
 
     @extra_named("`Library.test_all`")
     def test_all(

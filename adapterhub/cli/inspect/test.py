@@ -252,12 +252,12 @@ def runner_of(name: str | None, task: Path | None, adapters: Sequence[str]) -> R
 def _emit(
     session: Session, library: Library, adapter: str, folder: Path, tests: Path | None, on: BaseSpec | None
 ) -> None:
-    from adapterhub.api.steps.contracts.emitting import emit_lm_eval
+    from adapterhub.api.steps.contracts.emitting import emit_task
     from adapterhub.api.steps.contracts.subjects import subject_of
     from adapterhub.formats.contract.reading import read_contract
 
     contract = read_contract(tests) if tests is not None else None
-    made = emit_lm_eval(library, subject_of(library, adapter), folder, contract=contract, on=on)
+    made = emit_task(library, subject_of(library, adapter), folder, contract=contract, on=on)
     session.out.result(made.to_json(), lambda: _say_emitted(session, made))
 
 

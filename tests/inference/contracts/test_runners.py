@@ -185,7 +185,7 @@ def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nwhile :; do :; done\n")
     slow.chmod(0o755)
-    ran = run_tool([str(slow)], folder=tmp_path, environ={}, budget_s=1)
+    ran = run_tool([str(slow)], folder=tmp_path, environ=os.environ, budget_s=1)
 
     assert ran.is_over
     assert ran.cpu_seconds < 5

@@ -66,7 +66,7 @@ def task_named(subject: ContractSubject) -> str:
     return Path(subject.name).name if subject.build is None else subject.name
 
 
-def emit_lm_eval(
+def emit_task(
     library: Library,
     subject: ContractSubject,
     folder: Path,

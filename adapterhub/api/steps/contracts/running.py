@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +90,7 @@ def _with_goldens(
 ) -> Tested:
     from adapterhub.inference.contracts.unknown import Unknown
 
-    tool = lm_eval.lm_eval_tool()
+    tool = lm_eval.lm_eval_tool(os.environ.get("PATH", ""))
     contract = contract_of(subject, question.contract)
     ensure_askable(contract)
     bounds = contract.bounds.tightened(question.bounds)
@@ -133,7 +134,7 @@ def _with_task(
     library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
 ) -> Tested:
     assert runner.task is not None  # see `run_on`
-    tool, place = lm_eval.lm_eval_tool(), lm_eval.task_place(runner.task)
+    tool, place = lm_eval.lm_eval_tool(os.environ.get("PATH", "")), lm_eval.task_place(runner.task)
     held = _attached(library, subject, question, lambda _model, _tokenizer: None)
     made, found = _scored(tool, subject, question, held, made, place, work)
     if found is None:
@@ -202,9 +203,14 @@ def _scored(
         base_verdict=held.base_verdict,
         dtype=held.dtype,
     )
-    loading = lm_eval.Loading(base=held.record.path, adapter=subject.folder, dtype=held.dtype, device=held.device)
-    model_args = held.task.model_args if held.task is not None else {}
-    found = lm_eval.score(tool, place, loading, work, budget_s=question.budget_s, model_args=model_args)
+    loading = lm_eval.Loading(
+        base=held.record.path,
+        adapter=subject.folder,
+        dtype=held.dtype,
+        device=held.device,
+        model_args=held.task.model_args if held.task is not None else {},
+    )
+    found = lm_eval.score(tool, place, loading, work, os.environ, budget_s=question.budget_s)
     if not isinstance(found, lm_eval.Scored):
         return _over_budget(made, question, found.cpu_seconds), None
     seconds = round(found.ran.cpu_seconds, 3)
@@ -267,6 +273,7 @@ def _with_pytest(
         raise UsageProblem(f"`{option}` and `--runner pytest` exclude each other: the tests say what must hold")
     record = base_for(library, subject, question.on)
     environ = {
+        **os.environ,
         "ADAPTERHUB_HOME": str(library.root.absolute()),
         "ADAPTERHUB_TEST_SPEC": str(subject.place) if subject.build is not None else str(subject.folder.absolute()),
         "ADAPTERHUB_TEST_FOLDER": str(subject.folder.absolute()),

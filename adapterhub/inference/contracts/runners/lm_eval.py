@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ _BATCH: Final = "8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """What the tool loads, and how: the folders of the base and the adapter, precision and device."""
+    """What the tool loads, and how: folders of base and adapter, precision, device, and its own further arguments."""
 
     base: Path
     adapter: Path
     dtype: str
     device: str
+    model_args: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,13 @@ class Scored:
     ran: Ran
 
 
-def lm_eval_tool() -> str:
-    """The path of the tool.
+def lm_eval_tool(path: str) -> str:
+    """The place of the tool, beside this Python or in the folders of `path`.
 
     Raises:
         UsageProblem: it is not installed.
     """
-    return find_tool(("lm-eval", "lm_eval"), INSTALL)
+    return find_tool(("lm-eval", "lm_eval"), INSTALL, path)
 
 
 def task_place(task: Path) -> tuple[Path, str]:
@@ -64,7 +65,7 @@ def task_place(task: Path) -> tuple[Path, str]:
 
 
 def score(
-    tool: str, place: tuple[Path, str], loading: Loading, work: Path, *, budget_s: float, model_args: Mapping[str, str]
+    tool: str, place: tuple[Path, str], loading: Loading, work: Path, environ: Mapping[str, str], *, budget_s: float
 ) -> Scored | Ran:
     """The tool's measurement of a task at its `place`; how the tool ended, where its budget did not suffice.
 
@@ -84,11 +85,17 @@ def score(
     (work / "base").symlink_to(loading.base.absolute(), target_is_directory=True)
     (work / "adapter").symlink_to(loading.adapter.absolute(), target_is_directory=True)
     given = {"pretrained": work / "base", "peft": work / "adapter", "dtype": loading.dtype, "trust_remote_code": False}
-    words = [tool, "--model", "hf", "--model_args", ",".join(f"{k}={v}" for k, v in {**given, **model_args}.items())]
+    words = [
+        tool,
+        "--model",
+        "hf",
+        "--model_args",
+        ",".join(f"{k}={v}" for k, v in {**given, **loading.model_args}.items()),
+    ]
     words += ["--tasks", task, "--device", loading.device, "--batch_size", _BATCH]
     words += ["--output_path", str(work / "out"), "--log_samples"]
-    environ = {"HF_HOME": str(work / "cache"), "HF_DATASETS_CACHE": str(work / "cache" / "datasets")}
-    ran = run_tool(words, folder=folder, environ=environ, budget_s=budget_s)
+    caches = {"HF_HOME": str(work / "cache"), "HF_DATASETS_CACHE": str(work / "cache" / "datasets")}
+    ran = run_tool(words, folder=folder, environ={**environ, **caches}, budget_s=budget_s)
     if ran.is_over:
         return ran
     if ran.code != 0:

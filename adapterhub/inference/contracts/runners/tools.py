@@ -51,13 +51,13 @@ class Ran:
         return EngineFailed(f"`{tool}` ended with code {self.code} and without a result:\n{self.tail}".rstrip(": \n"))
 
 
-def find_tool(names: Sequence[str], install: str) -> str:
-    """The path of a tool: beside this Python first, then on the PATH.
+def find_tool(names: Sequence[str], install: str, path: str) -> str:
+    """The place of a tool: beside this Python first, then in the folders of `path`, as in PATH.
 
     Raises:
         UsageProblem: it is not installed; the hint is the command that installs it.
     """
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    places = os.pathsep.join([str(Path(sys.executable).parent), path or os.defpath])
     for name in names:
         if (found := shutil.which(name, path=places)) is not None:
             return str(Path(found).absolute())
@@ -65,17 +65,17 @@ def find_tool(names: Sequence[str], install: str) -> str:
 
 
 def run_tool(words: Sequence[str], *, folder: Path, environ: Mapping[str, str], budget_s: float) -> Ran:
-    """Run a tool in `folder` to its end, with `environ` on top of an environment without network and tokens.
+    """Run a tool in `folder` to its end, with `environ` less its tokens and with the settings that keep it offline.
 
     `budget_s` are CPU seconds, after which the tool is ended. The child ends with an interrupt of the parent.
     """
-    own = {name: value for name, value in os.environ.items() if name not in _TOKENS}
+    own = {name: value for name, value in environ.items() if name not in _TOKENS}
     before = _children_s()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(  # noqa: S603 - a tool that the user names
             list(words),
             cwd=folder,
-            env={**own, **OFFLINE, **environ},
+            env={**own, **OFFLINE},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
