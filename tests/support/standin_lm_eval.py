@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+_PYTHON = sys.executable  # before a test changes it
 _PROGRAM = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def make_lm_eval(folder: Path, *, wrong: int = 0, fails: bool = False) -> Path:
     """Write the stand-in into `folder`; the first `wrong` answers are others. Returns the log of its last call."""
     folder.mkdir(parents=True, exist_ok=True)
     tool, log = folder / "lm-eval", folder / "called.json"
-    tool.write_text(_PROGRAM.format(python=sys.executable, log=str(log), wrong=wrong, code=fails))
+    tool.write_text(_PROGRAM.format(python=_PYTHON, log=str(log), wrong=wrong, code=fails))
     tool.chmod(0o755)
     return log
 

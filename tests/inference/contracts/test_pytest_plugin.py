@@ -30,7 +30,7 @@ def test_without_an_adapter_its_tests_are_skipped_with_the_reason(
 ) -> None:
     monkeypatch.delenv("ADAPTERHUB_TEST_SPEC", raising=False)
     pytester.makepyfile(ASKS)
-    done = pytester.runpytest_subprocess("-p", plugin_name(), "-rs")
+    done = pytester.runpytest_inprocess("-p", plugin_name(), "-rs")
 
     done.assert_outcomes(skipped=1)
     done.stdout.fnmatch_lines(["*no adapter is named: `pytest --adapt-spec SPEC`*"])

@@ -68,19 +68,25 @@ def run_tool(words: Sequence[str], *, folder: Path, environ: Mapping[str, str], 
     """Run a tool in `folder` to its end, with `environ` less its tokens and with the settings that keep it offline.
 
     `budget_s` are CPU seconds, after which the tool is ended. The child ends with an interrupt of the parent.
+
+    Raises:
+        EngineFailed: it does not start.
     """
     own = {name: value for name, value in environ.items() if name not in _TOKENS}
     before = _children_s()
     with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen(  # noqa: S603 - a tool that the user names
-            list(words),
-            cwd=folder,
-            env={**own, **OFFLINE},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 - a tool that the user names
+                list(words),
+                cwd=folder,
+                env={**own, **OFFLINE},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineFailed(f"`{shown(words[0], 200)}` does not start: {error.strerror}") from None
         try:
             _limit(process.pid, budget_s)
             code = process.wait()
@@ -92,7 +98,7 @@ def run_tool(words: Sequence[str], *, folder: Path, environ: Mapping[str, str], 
         out.seek(max(out.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
         lines = [line for line in out.read().decode(errors="replace").splitlines() if line.strip()]
     used = _children_s() - before
-    is_over = code in (-signal.SIGXCPU, -signal.SIGKILL) and used >= budget_s
+    is_over = code == -signal.SIGXCPU or (code == -signal.SIGKILL and used >= budget_s)
     tail = "\n".join(f"  {shown(line, 200)}" for line in lines[-_LINES_SHOWN:])
     return Ran(code=code, tail=tail, cpu_seconds=used, is_over=is_over)
 
