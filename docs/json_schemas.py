@@ -18,6 +18,7 @@ VARIANTS: Final = {
     "check": "with `--check`",
     "compare": "with `--compare`",
     "dry-run": "with `--dry-run`",
+    "emit": "with `--emit`",
     "folder": "into a folder",
     "format": "with `--format`",
     "holders": "with `--holders`",

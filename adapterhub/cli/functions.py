@@ -62,6 +62,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
         "Library.test_results": f"{_STEPS}.contracts.stating:signed_results",
         "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
+        "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "identify": {"Library.identify": "adapterhub.library.identify:identify"},

@@ -110,6 +110,7 @@ ELSEWHERE: dict[Parameter, str] = {
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
     ("test", "--on"): "as `run --base`",
+    ("test", "--task"): "a program of the user's reads it; test_runners.py",
     ("serve", "--base"): "an engine loads it; the base is trusted",
     ("serve", "--gguf"): "an engine loads it; the base is trusted",
     ("serve", "--llama-server"): "a program of the user's, which is run",
@@ -117,6 +118,7 @@ ELSEWHERE: dict[Parameter, str] = {
 }
 WRITTEN = {
     "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",
+    "--emit",
 }  # fmt: skip
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 

@@ -29,6 +29,7 @@ OWN_JSON = {
     "inference/serving/answers.py": "an error that an engine that was started here wrote, on loopback",
     "inference/serving/llama_cpp/proxy.py": "what an engine that was started here says, on loopback",
     "inference/serving/vllm.py": "what a child of our own printed",
+    "inference/contracts/runners/lm_eval.py": "what a tool that was started here wrote, into a folder of our own",
     "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
     "cli/start/base.py": "a record that this program wrote a line before",
     "formats/prompts/_sandbox.py": "the template and prompt that its parent process wrote",

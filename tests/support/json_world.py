@@ -276,6 +276,8 @@ def _answers(w: World) -> None:
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
     w.adapt.ok("test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl", "--sign", "--key", "ann")
     w.says("test.results", "test", "plain", "--results")
+    emit = ("--emit", "lm-eval", "./task")
+    w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
 
 
 def _engines(w: World) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, StrPath, base_of, text_of
+from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.distribution.finding import AdapterLike
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.emitting import EmittedTask
     from adapterhub.api.steps.contracts.recording import RecordedContract
     from adapterhub.api.steps.contracts.stating import SignedResults
     from adapterhub.api.steps.contracts.testing import Question
@@ -40,6 +42,8 @@ class WithContracts(OpenedLibrary):
         sign: bool = False,
         key: str | None = None,
         password: str | None = None,
+        runner: str | None = None,
+        task: StrPath | None = None,
     ) -> Tested:
         """Test whether an adapter still answers as its contract records.
 
@@ -57,13 +61,18 @@ class WithContracts(OpenedLibrary):
             sign: sign the result, and write it beside the build; UNKNOWN and NONE are none.
             key: name of the key; default: ADAPTERHUB_KEY, else your only key.
             password: of the key; default: ADAPTERHUB_PASSWORD.
+            runner: let an installed tool test, `lm-eval` or `pytest`; its results are not kept.
+            task: for the tool: a task of lm-eval instead of the contract's goldens, or tests of pytest.
 
         Returns:
-            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.cases`.
+            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.metrics`,
+            `.cases`.
 
         Raises:
             DigestMismatch, Malformed: the contract is damaged.
             BaseMismatch: the adapter does not fit the base.
+            UsageProblem: the runner is not installed, or has no such task.
+            EngineFailed: the runner ended without a result.
         """
         from adapterhub.api.steps.contracts.stating import ensure_can_be_stated, state_result
         from adapterhub.api.steps.contracts.subjects import subject_of
@@ -75,6 +84,12 @@ class WithContracts(OpenedLibrary):
         if rules is not None:
             question = replace(question, rules=read_rules(Path(rules).expanduser()))
         subject = subject_of(self, text_of(adapter))
+        if runner is not None:
+            from adapterhub.api.steps.contracts.running import Runner, run_on
+
+            if sign:
+                raise UsageProblem("a runner's result cannot be signed", hint="sign the verdict without `runner`")
+            return run_on(self, subject, question, Runner(name=runner, task=_path(task)), bars=self.reports)
         if sign:
             ensure_can_be_stated(subject)
         signer = signing_key(self.session, key, password) if sign else None
@@ -94,6 +109,35 @@ class WithContracts(OpenedLibrary):
         from adapterhub.api.steps.contracts.subjects import subject_of
 
         return signed_results(self, subject_of(self, text_of(adapter)))
+
+    def emit_task(
+        self,
+        adapter: AdapterLike,
+        folder: StrPath,
+        *,
+        tests: Contract | StrPath | None = None,
+        on: BaseLike | None = None,
+    ) -> EmittedTask:
+        """Write the goldens of a contract as a task of lm-evaluation-harness; nothing is run.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            folder: where the task's YAML file and its JSON Lines go.
+            tests: a contract, or a file of one, instead of the adapter's own.
+            on: the base whose chat template frames the prompts; only the form `chat` needs it.
+
+        Returns:
+            `.task` is the name, `.files` are the paths, `.command` runs the task in that folder.
+
+        Raises:
+            CouldNotTell: there is no contract.
+            Incompatible: the tool cannot ask these goldens.
+        """
+        from adapterhub.api.steps.contracts.emitting import emit_task
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        subject = subject_of(self, text_of(adapter))
+        return emit_task(self, subject, Path(folder).expanduser(), contract=_contract(tests), on=base_of(on))
 
     @extra_named("`Library.test_all`")
     def test_all(
@@ -185,6 +229,13 @@ class WithContracts(OpenedLibrary):
 
 def _path(place: StrPath | None) -> Path | None:
     return None if place is None else Path(place).expanduser()
+
+
+def _contract(tests: Contract | StrPath | None) -> Contract | None:
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.contract.reading import read_contract
+
+    return tests if tests is None or isinstance(tests, Contract) else read_contract(Path(tests).expanduser())
 
 
 def _question(

@@ -11,8 +11,8 @@ class TestedCase(TypedDict):
     """One line of a contract, checked; losses are in nats per token."""
 
     id: str
-    kind: Annotated[str, "`golden`, `expect`, `never` or `leave_alone`"]
-    verdict: Annotated[str, "`PASS` or `CHANGED`"]
+    kind: Annotated[str, "`golden`, `expect`, `never` or `leave_alone`; `test` of pytest"]
+    verdict: Annotated[str, "`PASS` or `CHANGED`; `UNKNOWN` for a skipped test"]
     same: Annotated[bool | None, "whether the answer is the recorded one, token for token"]
     loss: float | None
     recorded_loss: float | None
@@ -47,6 +47,7 @@ class Tested(TypedDict):
     kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"]
     cosine: Annotated[float | None, "for vectors: the least cosine"]
     goldens: Annotated[int, "different prompts with a recorded answer"]
+    metrics: Annotated[dict[str, float], "what a runner measured, as `task/metric`"]
     cases: list[TestedCase]
     bounds: Annotated[dict[str, float], "the bounds that held"]
     broken: Annotated[list[str], "each broken bound with its number"]
@@ -106,4 +107,19 @@ class RecordedContract(TypedDict):
     warnings: list[str]
 
 
-CONTRACTS = {"test": list[Tested], "test.record": RecordedContract, "test.results": list[SignedResults]}
+class EmittedTask(TypedDict):
+    """A task that was written for a tool; nothing was run."""
+
+    tool: Annotated[str, "`lm-eval`"]
+    task: Annotated[str, "its name"]
+    goldens: int
+    files: list[Path]
+    command: Annotated[list[str], "runs the task in the folder of the files"]
+
+
+CONTRACTS = {
+    "test": list[Tested],
+    "test.record": RecordedContract,
+    "test.results": list[SignedResults],
+    "test.emit": EmittedTask,
+}

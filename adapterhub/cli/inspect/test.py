@@ -15,10 +15,13 @@ from adapterhub.cli.options.prompting import FORMS
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from adapterhub.api.steps.contracts.emitting import EmittedTask
     from adapterhub.api.steps.contracts.recording import RecordedContract
+    from adapterhub.api.steps.contracts.running import Runner
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.library import Library
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -43,6 +46,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     metavar="SECONDS",
     help="CPU seconds that one verdict may take.",
+)
+@click.option("--runner", type=click.Choice(["lm-eval", "pytest"]), help="Let this installed tool test.")
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="With --runner: a task of lm-eval instead of the goldens, or tests of pytest.",
+)
+@click.option(
+    "--emit",
+    type=(click.Choice(["lm-eval"]), click.Path(path_type=Path, file_okay=False)),
+    metavar="lm-eval DIR",
+    help="Write the goldens into DIR as a task of that tool; run nothing.",
 )
 @click.option("--require", is_flag=True, help="Count a build without a contract as unknown.")
 @click.option("--again", is_flag=True, help="Ask again, whatever results are kept.")
@@ -104,6 +120,9 @@ def test(
     bounds: tuple[str, ...],
     base_alone: bool,
     budget: float,
+    runner: str | None,
+    task: Path | None,
+    emit: tuple[str, Path] | None,
     require: bool,
     again: bool,
     junit: Path | None,
@@ -146,6 +165,8 @@ def test(
       adapt test --record ./out/legal-qa --examples examples.jsonl --prompt chat
       adapt test legal-qa==1.1 --tests ./legal-qa-1.0.tests.jsonl
       adapt test legal-qa@base-7b --sign --key ana
+      adapt test legal-qa --runner lm-eval
+      adapt test legal-qa --runner pytest --task tests/test_legal.py
     """
     from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
     from adapterhub.api.steps.contracts.subjects import subject_of
@@ -166,6 +187,10 @@ def test(
     if results:
         report_results(session, library, adapters)
         return
+    if emit is not None:
+        ensure_alone(adapters, {"--record": record or None, "--runner": runner, "--task": task, "--sign": sign or None})
+        _emit(session, library, adapters[0], emit[1], tests, on)
+        return
     if not record:
         given: dict[str, object] = {"--examples": examples, "--prompt": prompt, "--template": template}
         given |= {"--system": system, "--max-new-tokens": max_new_tokens, "--detached": detached}
@@ -180,11 +205,24 @@ def test(
             budget_s=budget,
             again=again,
         )
+        tool = runner_of(runner, task, adapters)
+        if tool is not None and sign:
+            raise UsageProblem("a runner's result cannot be signed", hint="sign the verdict without `--runner`")
         signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None) if sign else None
         report_tested(
-            session, library, adapters, question, junit=junit, statement=statement, requires=require, signer=signer
+            session,
+            library,
+            adapters,
+            question,
+            junit=junit,
+            statement=statement,
+            requires=require,
+            signer=signer,
+            runner=tool,
         )
         return
+    if runner is not None or task is not None:
+        raise UsageProblem("`--record` and `--runner` exclude each other", hint="record first, then let the tool test")
     if len(adapters) != 1:
         raise UsageProblem("`--record` records one adapter", hint="name one spec or folder")
     recipe = Recipe(
@@ -204,6 +242,55 @@ def test(
     for warning in made.warnings:
         session.out.warn(warning)
     session.out.result(made.to_json(), lambda: _say_recorded(session, made))
+
+
+def ensure_alone(adapters: Sequence[str], given: Mapping[str, object]) -> None:
+    """Refuse `--emit` beside options that run something, or for several adapters.
+
+    Raises:
+        UsageProblem: one is given, or not one adapter.
+    """
+    if named := [name for name, value in given.items() if value is not None]:
+        raise UsageProblem(f"`--emit` and `{named[0]}` exclude each other: `--emit` runs nothing")
+    if len(adapters) != 1:
+        raise UsageProblem("`--emit` writes the task of one adapter", hint="name one spec or folder")
+
+
+def runner_of(name: str | None, task: Path | None, adapters: Sequence[str]) -> Runner | None:
+    """The tool that tests; None for the program itself.
+
+    Raises:
+        UsageProblem: a task without a tool, a tool without adapters, or pytest without tests.
+    """
+    if name is None:
+        if task is not None:
+            raise UsageProblem("`--task` is for `--runner`", hint="add `--runner lm-eval` or `--runner pytest`")
+        return None
+    if not adapters:
+        raise UsageProblem(
+            "`--runner` tests the adapters that you name", hint="name specs or folders instead of `--all`"
+        )
+    from adapterhub.api.steps.contracts.running import Runner
+
+    return Runner(name=name, task=task)
+
+
+def _emit(
+    session: Session, library: Library, adapter: str, folder: Path, tests: Path | None, on: BaseSpec | None
+) -> None:
+    from adapterhub.api.steps.contracts.emitting import emit_task
+    from adapterhub.api.steps.contracts.subjects import subject_of
+    from adapterhub.formats.contract.reading import read_contract
+
+    contract = read_contract(tests) if tests is not None else None
+    made = emit_task(library, subject_of(library, adapter), folder, contract=contract, on=on)
+    session.out.result(made.to_json(), lambda: _say_emitted(session, made))
+
+
+def _say_emitted(session: Session, made: EmittedTask) -> None:
+    for path in made.files:
+        session.out.line(str(path))
+    session.out.note(f"{made.goldens} goldens; nothing was run. In that folder: {made.typed}")
 
 
 def ensure_none_of_recording(given: Mapping[str, object]) -> None:

@@ -11,6 +11,7 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, UsageProblem,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adapterhub.api.steps.contracts.running import Runner
     from adapterhub.api.steps.contracts.subjects import ContractSubject
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.cli.options.params import Session
@@ -32,8 +33,11 @@ def report_tested(
     statement: Path | None,
     requires: bool,
     signer: SigningKey | None = None,
+    runner: Runner | None = None,
 ) -> None:
     """Test `adapters`, or all installed builds without any, and end with the exit code of the worst verdict.
+
+    A `runner` tests in place of the program itself.
 
     Raises:
         UsageProblem: a statement is wanted about several builds, or about none of the library.
@@ -48,7 +52,11 @@ def report_tested(
     subjects = [subject_of(library, text) for text in adapters]
     for subject in subjects if signer is not None else ():
         ensure_can_be_stated(subject)
-    if adapters:
+    if runner is not None:
+        from adapterhub.api.steps.contracts.running import run_on
+
+        results = [run_on(library, subject, question, runner, bars=session.out) for subject in subjects]
+    elif adapters:
         models = Models()
         results = [verdict_on(library, subject, question, bars=session.out, models=models) for subject in subjects]
     else:
@@ -143,9 +151,12 @@ def say_tested(session: Session, results: Sequence[Tested]) -> None:
 
 
 def _numbers(result: Tested) -> str:
-    if not result.contract:
+    if result.verdict == "NONE":
         return ", it has no contract"
     parts = [f"{result.goldens} goldens"] if result.goldens else []
+    if result.cases and not result.goldens:
+        parts.append(f"{len(result.cases)} tests")
+    parts += [f"{name} {value:.3f}" for name, value in result.metrics.items()]
     if result.same is not None:
         parts.append(f"{result.same:.0%} the same")
     for name, value in (("retention", result.retention), ("KL", result.kl), ("cosine", result.cosine)):

@@ -25,6 +25,8 @@ REASONS: Final[Mapping[str, str]] = {
     "other-contract": "the build holds digests alone, and the given contract does not have them",
     "no-texts": "the contract holds digests alone; its prompts are needed to check it",
     "refused": "the build cannot be put on this base",
+    "no-bound": "a task has no bound of its own; give one with `--bound METRIC=X`",
+    "no-tests": "the runner ran no test",
 }
 """Why no verdict is possible, with a sentence each."""
 
@@ -57,8 +59,9 @@ class Tested:
     """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
 
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders. None is what was
-    not measured. `goldens` counts those with different prompts. `is_cached` results were measured earlier. `rules` is
-    the digest of a project's rules that were checked with the contract.
+    not measured. `goldens` counts those with different prompts. `metrics` are those of a runner, as `task/metric`.
+    `is_cached` results were measured earlier. `rules` is the digest of a project's rules that were checked with the
+    contract.
     """
 
     __test__ = False
@@ -84,6 +87,7 @@ class Tested:
     kl: float | None = None
     cosine: float | None = None
     goldens: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
     cases: Sequence[TestedCase] = ()
     bounds: Mapping[str, float] = field(default_factory=dict)
     broken: Sequence[str] = ()
@@ -104,6 +108,7 @@ class Tested:
     def to_json(self) -> dict[str, Any]:
         """The JSON value."""
         value = asdict(self) | {"cases": [case.to_json() for case in self.cases]}
+        value |= {"metrics": dict(self.metrics)}
         return value | {"bounds": dict(self.bounds), "broken": list(self.broken), "warnings": list(self.warnings)}
 
     @classmethod

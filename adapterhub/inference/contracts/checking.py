@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -87,12 +87,7 @@ def _measure(
     model: Model, tokenizer: PreTrainedTokenizerBase, contract: Contract, tick: Tick, *, base_alone: bool
 ) -> Measured:
     form = contract.prompt
-    if contract.visibility == "digests":
-        raise Unknown("no-texts")
-    if form.form == "chat" and form.chat_template is None and base_template(tokenizer) is None:
-        raise Unknown("no-template")
-    if has_other_template(form, tokenizer):
-        raise Unknown("other-template")
+    ensure_comparable(contract, tokenizer)
     lines: list[Golden | LeaveAlone | Expect] = [*contract.distinct, *contract.leave_alone, *contract.expects]
     is_encoder = contract.kind in ENCODERS
     answers = [getattr(line, "tokens", ()) for line in lines]
@@ -101,7 +96,7 @@ def _measure(
     asked = [line.asked for line in lines if line.asked is not None]
     rows = prompts_in_tokens(form, asked, model, tokenizer, new=room)
     by_id = {line.id: row for line, row in zip(lines, rows, strict=True)}
-    _ensure_same_tokens(contract, by_id, model)
+    ensure_same_tokens(contract, by_id, model)
     if is_encoder:
         return _measure_encoder(model, contract, by_id, tick)
     scored = [line for line in lines if not isinstance(line, Expect)]
@@ -136,7 +131,22 @@ def _measure_encoder(model: Model, contract: Contract, by_id: dict[str, list[int
     return Measured(encodings=encodings, labels=labels, texts=labels)
 
 
-def _ensure_same_tokens(contract: Contract, by_id: dict[str, list[int]], model: Model) -> None:
+def ensure_comparable(contract: Contract, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a contract that cannot be asked with this tokenizer's chat template, or without its texts.
+
+    Raises:
+        Unknown: with the reason.
+    """
+    form = contract.prompt
+    if contract.visibility == "digests":
+        raise Unknown("no-texts")
+    if form.form == "chat" and form.chat_template is None and base_template(tokenizer) is None:
+        raise Unknown("no-template")
+    if has_other_template(form, tokenizer):
+        raise Unknown("other-template")
+
+
+def ensure_same_tokens(contract: Contract, by_id: Mapping[str, Sequence[int]], model: Model) -> None:
     """Refuse a tokenizer that makes other tokens of the recorded prompts: their losses would mean nothing.
 
     Raises:

@@ -80,6 +80,20 @@ def load_base(
     return model.eval(), tokenizer
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, for prompts alone.
+
+    Raises:
+        Incompatible: transformers cannot load it.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Incompatible(f"`{folder}` has no tokenizer that loads: {shown(str(error).strip(), 200)}") from None
+
+
 def answer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -83,13 +83,9 @@ def verdict_on(
         return _unknown(made, "kind", error.message)
     if contract is None:
         return made
-    digest = contract.digest
-    if question.contract is not None and not question.is_foreign and contract.visibility != "digests":
-        own = subject.contract()
-        if own is not None and own.visibility == "digests":
-            digest = own.digest
-            if contract.without_texts().digest != digest:
-                return _unknown(replace(made, contract=digest), "other-contract", REASONS["other-contract"])
+    digest = _digest_it_counts_for(subject, question, contract)
+    if digest is None:
+        return _unknown(replace(made, contract=contract.digest), "other-contract", REASONS["other-contract"])
     bounds = contract.bounds.tightened(question.bounds)
     made = replace(made, contract=digest, bounds=asdict(bounds), weights=subject.weights())
     used = contract.digest
@@ -114,6 +110,20 @@ def verdict_on(
     if subject.manifest is not None and result.verdict in ("PASS", "CHANGED"):
         kept.keep(subject.manifest.digest, asked, result)
     return result
+
+
+def _digest_it_counts_for(subject: ContractSubject, question: Question, contract: Contract) -> str | None:
+    """The digest of the contract that a result is about.
+
+    A build that holds digests alone counts a contract with the same digests as its own; None says that the given one
+    has others.
+    """
+    if question.contract is None or question.is_foreign or contract.visibility == "digests":
+        return contract.digest
+    own = subject.contract()
+    if own is None or own.visibility != "digests":
+        return contract.digest
+    return own.digest if contract.without_texts().digest == own.digest else None
 
 
 def _asked(question: Question, made: Tested, record: BaseRecord) -> dict[str, Any]:

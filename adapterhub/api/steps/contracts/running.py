@@ -1,0 +1,296 @@
+"""Let a tool that the user names test an adapter: lm-eval its goldens or a task, pytest the user's own tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.api.steps.checking import checked_by, subjects_to_check
+from adapterhub.api.steps.contracts.emitting import contract_of, task_named
+from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
+from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
+from adapterhub.formats.prompts.rendering import prompt_texts
+from adapterhub.inference.contracts.runners import lm_eval, pytest_runs
+from adapterhub.inference.contracts.runners.task import METRIC, LmEvalTask, ensure_askable, lm_eval_task
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.formats.contract.bounds import Bounds
+    from adapterhub.formats.contract.contract import Contract, Golden
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+    from adapterhub.projects.reporting import Bars
+
+RUNNERS: Final = ("lm-eval", "pytest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """The tool that tests, and the user's own task for it: a YAML file of lm-eval, or tests of pytest."""
+
+    name: str
+    task: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in RUNNERS:
+            raise UsageProblem(f"no runner `{shown(self.name)}`; there are {', '.join(RUNNERS)}")
+        if self.name == "pytest" and self.task is None:
+            raise UsageProblem(
+                "`--runner pytest` needs tests to run", hint="name a file or a folder with `--task PATH`"
+            )
+
+
+def run_on(library: Library, subject: ContractSubject, question: Question, runner: Runner, *, bars: Bars) -> Tested:
+    """The verdict of a tool on one adapter.
+
+    Without a task, lm-eval asks the contract's goldens, and `same` is its `exact_match`. The adapter is checked and put
+    on its base before the tool starts, as tools load an adapter onto any base of the right shape.
+
+    Raises:
+        UsageProblem: the tool is not installed, there is no such task, or an option does not suit it.
+        EngineFailed: the tool ended without a result.
+        Incompatible: the tool cannot ask these goldens, or does not read this adapter right.
+        CouldNotTell: there is no contract, and no task either.
+        BaseNotFound, BaseMismatch, DigestMismatch, Malformed: as `verdict_on`.
+    """
+    if question.load_in is not None or question.base_alone:
+        option = "--load-in" if question.load_in is not None else "--base-alone"
+        raise UsageProblem(f"`{option}` and `--runner` exclude each other")
+    call = _with_pytest if runner.name == "pytest" else _with_task if runner.task is not None else _with_goldens
+    made = Tested(name=subject.name, version=subject.version, verdict="NONE", weights=subject.weights())
+    if subject.manifest is not None:
+        made = replace(made, digest=subject.manifest.digest)
+    with (
+        tempfile.TemporaryDirectory(prefix="adapterhub-") as work,
+        bars.steps(f"{runner.name} {subject.name}", unit="runs"),
+    ):
+        return call(library, subject, question, runner, made, Path(work))
+
+
+# ---------------------------------------------------------------- lm-eval
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attached:
+    """What was learned while the adapter was on its base."""
+
+    record: BaseRecord
+    base_verdict: str
+    dtype: str
+    device: str
+    task: LmEvalTask | None = None
+
+
+def _with_goldens(
+    library: Library, subject: ContractSubject, question: Question, _runner: Runner, made: Tested, work: Path
+) -> Tested:
+    from adapterhub.inference.contracts.unknown import Unknown
+
+    tool = lm_eval.lm_eval_tool(os.environ.get("PATH", ""))
+    contract = contract_of(subject, question.contract)
+    ensure_askable(contract)
+    bounds = contract.bounds.tightened(question.bounds)
+    made = replace(made, contract=contract.digest, bounds=asdict(bounds))
+
+    def task_with(model: Any, tokenizer: Any) -> LmEvalTask:  # noqa: ANN401 - of transformers
+        return lm_eval_task(contract, _comparable_prompts(contract, model, tokenizer), task_named(subject))
+
+    try:
+        held = _attached(library, subject, question, task_with)
+    except Unknown as unknown:
+        return replace(made, verdict="UNKNOWN", reason=unknown.reason, detail=unknown.detail)
+    assert held.task is not None  # it was made a line before
+    folder = work / "task"
+    folder.mkdir()
+    for name, raw in held.task.files.items():
+        (folder / name).write_bytes(raw)
+    made, found = _scored(tool, subject, question, held, made, (folder, held.task.yaml), work)
+    return made if found is None else _judged(made, contract, bounds, held.task, found)
+
+
+def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[str]:  # noqa: ANN401 - of transformers
+    """The prompts of the goldens as text.
+
+    Raises:
+        Unknown: the base's tokenizer or template makes something else of them than at the recording.
+    """
+    from adapterhub.inference.contracts.answers import prompts_in_tokens
+    from adapterhub.inference.contracts.checking import ensure_comparable, ensure_same_tokens
+    from adapterhub.inference.generation import NEW_TOKENS
+
+    ensure_comparable(contract, tokenizer)
+    asked = [golden.asked for golden in contract.distinct if golden.asked is not None]
+    new = contract.prompt.max_new_tokens or NEW_TOKENS
+    rows = prompts_in_tokens(contract.prompt, asked, model, tokenizer, new=new)
+    ensure_same_tokens(contract, {golden.id: row for golden, row in zip(contract.distinct, rows, strict=True)}, model)
+    return prompt_texts(contract.prompt, asked, tokenizer)
+
+
+def _with_task(
+    library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
+) -> Tested:
+    assert runner.task is not None  # see `run_on`
+    tool, place = lm_eval.lm_eval_tool(os.environ.get("PATH", "")), lm_eval.task_place(runner.task)
+    held = _attached(library, subject, question, lambda _model, _tokenizer: None)
+    made, found = _scored(tool, subject, question, held, made, place, work)
+    if found is None:
+        return made
+    if not question.bounds:
+        return replace(made, verdict="UNKNOWN", reason="no-bound", detail=REASONS["no-bound"])
+    broken = []
+    for name, least in question.bounds.items():
+        values = {key: value for key, value in found.metrics.items() if name in (key, key.rpartition("/")[2])}
+        if not values:
+            raise UsageProblem(f"the task has no metric `{shown(name)}`; it has {', '.join(found.metrics)}")
+        broken += [
+            f"{key} is {value:.3f}, at least {least:g} is required"
+            for key, value in values.items()
+            if not value >= least
+        ]
+    return replace(made, verdict="CHANGED" if broken else "PASS", bounds=dict(question.bounds), broken=tuple(broken))
+
+
+def _attached(
+    library: Library,
+    subject: ContractSubject,
+    question: Question,
+    task_with: Callable[[Any, Any], LmEvalTask | None],
+) -> _Attached:
+    """Check the adapter as `attach` does, and free the model again: the tool loads its own.
+
+    Raises:
+        Incompatible: PEFT, through which the tool loads adapters, does not read it right.
+    """
+    record = base_for(library, subject, question.on)
+    on = question.on if subject.build is None else None
+    [checked] = [checked_by(one, ["peft"]) for one in subjects_to_check(library, [subject.label], on)]
+    if reasons := [reason for verdict in checked.verdicts for reason in verdict.reasons]:
+        why = f"PEFT, through which lm-eval loads it, {reasons[0].says} ({reasons[0].detail})"
+        raise Incompatible(f"lm-eval cannot ask `{shown(subject.label, 200)}`: {why}")
+    with model_of(library, subject, record, Models(), dtype=question.dtype, load_in=None, kind=None) as loaded:
+        model, tokenizer, base_verdict = loaded
+        held = _Attached(
+            record=record,
+            base_verdict=base_verdict,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            task=task_with(model, tokenizer),
+        )
+    del model, tokenizer, loaded
+    gc.collect()
+    return held
+
+
+def _scored(
+    tool: str,
+    subject: ContractSubject,
+    question: Question,
+    held: _Attached,
+    made: Tested,
+    place: tuple[Path, str],
+    work: Path,
+) -> tuple[Tested, lm_eval.Scored | None]:
+    """The result so far, and what the tool measured; None where its budget was spent."""
+    assert held.record.path is not None  # see `base_for`
+    made = replace(
+        made,
+        base=held.record.label,
+        base_weights=held.record.fingerprint.weights,
+        base_verdict=held.base_verdict,
+        dtype=held.dtype,
+    )
+    loading = lm_eval.Loading(
+        base=held.record.path,
+        adapter=subject.folder,
+        dtype=held.dtype,
+        device=held.device,
+        model_args=held.task.model_args if held.task is not None else {},
+    )
+    found = lm_eval.score(tool, place, loading, work, os.environ, budget_s=question.budget_s)
+    if not isinstance(found, lm_eval.Scored):
+        return _over_budget(made, question, found.cpu_seconds), None
+    seconds = round(found.ran.cpu_seconds, 3)
+    return replace(made, engine=found.engine, metrics=dict(found.metrics), cpu_seconds=seconds), found
+
+
+def _over_budget(made: Tested, question: Question, seconds: float) -> Tested:
+    detail = f"it took more than {question.budget_s:g} CPU seconds; `--budget` allows more"
+    return replace(made, verdict="UNKNOWN", reason="budget", detail=detail, cpu_seconds=round(seconds, 3))
+
+
+def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, found: lm_eval.Scored) -> Tested:
+    """The verdict on the goldens by their texts: at most so many may be lost; losses are not measured."""
+    samples = {str(sample["doc"]["id"]): sample for sample in found.samples if "id" in sample.get("doc", {})}
+    goldens = contract.distinct
+    if missing := [golden.id for golden in goldens if golden.id not in samples]:
+        raise Incompatible(f"lm-eval gave no answer to `{missing[0]}` of the task `{task.name}`")
+    cases = [_case(golden, samples[golden.id]) for golden in goldens]
+    lost = [case for case in cases if not case.same]
+    allowed, broken = bounds.may_lose(len(goldens)), []
+    if len(lost) > allowed:
+        broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
+    warnings = []
+    if unasked := len(contract.expects) + len(contract.leave_alone):
+        warnings.append(f"lm-eval asks goldens alone: {unasked} demands of the contract were not asked")
+    return replace(
+        made,
+        verdict="CHANGED" if broken else "PASS",
+        same=1 - len(lost) / len(goldens),
+        goldens=len(goldens),
+        cases=tuple(cases),
+        broken=tuple(broken),
+        warnings=tuple(warnings),
+    )
+
+
+def _case(golden: Golden, sample: Mapping[str, Any]) -> TestedCase:
+    same = sample.get(METRIC) == 1
+    answers: Sequence[Any] = sample.get("filtered_resps") or [""]
+    return TestedCase(
+        id=golden.id,
+        kind="golden",
+        verdict="PASS" if same else "CHANGED",
+        same=same,
+        text=str(answers[0]),
+        recorded_text=golden.answer,
+        problem="" if same else "the answer is not the recorded one",
+    )
+
+
+# ---------------------------------------------------------------- pytest
+def _with_pytest(
+    library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
+) -> Tested:
+    """The verdict of the user's tests. In the child, the plug-in's fixture checks the adapter and loads it."""
+    assert runner.task is not None  # see `Runner`
+    pytest_runs.ensure_pytest()
+    if question.bounds or question.contract is not None:
+        option = "--bound" if question.bounds else "--tests"
+        raise UsageProblem(f"`{option}` and `--runner pytest` exclude each other: the tests say what must hold")
+    record = base_for(library, subject, question.on)
+    environ = {
+        **os.environ,
+        "ADAPTERHUB_HOME": str(library.root.absolute()),
+        "ADAPTERHUB_TEST_SPEC": str(subject.place) if subject.build is not None else str(subject.folder.absolute()),
+        "ADAPTERHUB_TEST_FOLDER": str(subject.folder.absolute()),
+        "ADAPTERHUB_TEST_BASE": record.alias or str(record.path),
+        "ADAPTERHUB_TEST_DTYPE": question.dtype,
+    }
+    run = pytest_runs.run_pytest(runner.task, work, environ, budget_s=question.budget_s)
+    made = replace(made, base=record.label, base_weights=record.fingerprint.weights, engine=run.engine)
+    made = replace(made, cases=run.cases, cpu_seconds=round(run.ran.cpu_seconds, 3))
+    if run.ran.is_over:
+        return _over_budget(made, question, run.ran.cpu_seconds)
+    failed = [case for case in run.cases if case.verdict == "CHANGED"]
+    skipped = [case for case in run.cases if case.verdict == "UNKNOWN"]
+    if failed:
+        text = f"{len(failed)} of {len(run.cases)} tests failed; `{failed[0].id}`: {failed[0].problem}"
+        return replace(made, verdict="CHANGED", broken=(text,))
+    if len(skipped) == len(run.cases):
+        return replace(made, verdict="UNKNOWN", reason="no-tests", detail=REASONS["no-tests"])
+    warnings = (f"{len(skipped)} of {len(run.cases)} tests were skipped",) if skipped else ()
+    return replace(made, verdict="PASS", warnings=warnings)
