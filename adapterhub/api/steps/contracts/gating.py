@@ -93,7 +93,7 @@ class MergeTest:
 
     The goldens of a merge's parents inform; their `never` and `leave_alone` lines bind. With `carries`, the one
     parent's contract is the result's own, and all of it binds. Without `measures` no numbers go into the manifest,
-    which then is the one that a recipe records.
+    which then is the one that a recipe records. All parents share one budget.
     """
 
     library: Library
@@ -121,6 +121,7 @@ class MergeTest:
         for parent, contract in contracts:
             subject = ContractSubject(folder=folder, label=name_of(parent), manifest=None)
             question = replace(self.question, contract=contract if self.carries else binding(contract))
+            question = replace(question, budget_s=self.budget_left_s)
             if question.on is None:
                 question = replace(question, on=_base_of(self.library, parent))
             self.results.append(verdict_on(self.library, subject, question, bars=self.bars, models=models))
@@ -133,6 +134,11 @@ class MergeTest:
             for what, number in (("same", result.same), ("retention", result.retention))
             if number is not None
         }
+
+    @property
+    def budget_left_s(self) -> float:
+        """The CPU seconds that the verdicts so far leave to the next one."""
+        return max(0.0, self.question.budget_s - sum(result.cpu_seconds for result in self.results))
 
     def _refuse(self) -> None:
         broken = [(result, text) for result in self.results for text in self.binding_problems(result)]
