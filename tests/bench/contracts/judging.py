@@ -50,11 +50,11 @@ class Subject:
 class Bench:
     """One family with its base in memory."""
 
-    def __init__(self, name: str, family: Family, work: Path) -> None:
+    def __init__(self, name: str, family: Family, work: Path, *, alike: bool = False) -> None:
         self.name, self.family, self.work = name, family, work
         self.base = family.make(work)
         self.model, self.tokenizer = load(family, self.base)
-        self.recipes = recipes(name, family)
+        self.recipes = recipes(name, family, alike=alike)
         self.original = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
 
     # ---------------------------------------------------------------- adapters

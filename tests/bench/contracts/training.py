@@ -37,11 +37,12 @@ class Recipe:
         return digest_of(json.dumps(asdict(self), sort_keys=True).encode()).removeprefix("sha256:")[:12]
 
 
-def recipes(name: str, family: Family) -> list[Recipe]:
-    """The ten recipes of a family; rank and targets take turns."""
+def recipes(name: str, family: Family, *, alike: bool = False) -> list[Recipe]:
+    """The ten recipes of a family; rank and targets take turns, unless all are `alike`, as some merges need."""
+    ranks, targets = ((RANKS[0],), family.targets[:1]) if alike else (RANKS, family.targets)
     return [
-        Recipe(family=name, name=task, seed=at, rank=RANKS[at % len(RANKS)], steps=family.steps, batch=family.batch,
-               targets=family.targets[at % len(family.targets)], rate=family.rate)
+        Recipe(family=name, name=task, seed=at, rank=ranks[at % len(ranks)], steps=family.steps, batch=family.batch,
+               targets=targets[at % len(targets)], rate=family.rate)
         for at, task in enumerate(family.tasks)
     ]  # fmt: skip
 
