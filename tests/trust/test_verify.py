@@ -165,7 +165,7 @@ def test_every_check_keeps_the_contract(make: Make) -> None:
 
 
 def test_checks_are_the_files_of_the_folder() -> None:
-    expected = ("base", "config", "container", "digests", "files", "fit", "numbers", "pairing")
+    expected = ("base", "config", "container", "contract", "digests", "files", "fit", "numbers", "pairing")
     expected += ("range", "scale", "stated", "use", "variants")
 
     assert check_names() == expected

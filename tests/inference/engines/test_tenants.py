@@ -60,22 +60,28 @@ def server(served: ServedLibrary) -> Iterator[Server]:
 
 
 def complete(server: Server, who: str, model: str, prompt: str = PROMPTS[0], **more: Any) -> Answer:
-    return server.complete(model, prompt, headers={"Authorization": f"Bearer key-{who}"}, **more)
+    return server.complete(model, prompt, headers=headers(who, model), **more)
 
 
-def models(server: Server, who: str) -> list[str]:
+def headers(who: str, request_id: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer key-{who}", "x-request-id": request_id}
+
+
+def models(server: Server, who: str, request_id: str = "models") -> list[str]:
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer key-{who}"})
+    connection.request("GET", "/v1/models", headers=headers(who, request_id))
     return [card["id"].partition("==")[0] for card in json.loads(connection.getresponse().read())["data"]]
 
 
-def lines(served: ServedLibrary, count: int) -> list[dict[str, Any]]:
-    """The audit log, once it has `count` lines."""
+def line_of(served: ServedLibrary, request_id: str) -> dict[str, Any]:
+    """The line of the audit log about that request, once it is there: it is written after the answer."""
     end = time.monotonic() + 60
-    while len(found := (served.root / "audit").read_text().splitlines()) < count:
+    while True:
+        for line in map(json.loads, (served.root / "audit").read_text().splitlines()):
+            if line["request_id"] == request_id:
+                return line  # type: ignore[no-any-return]
         assert time.monotonic() < end
         time.sleep(0.05)
-    return [json.loads(line) for line in found]
 
 
 def test_what_is_pinned_is_there_before_the_first_request(server: Server) -> None:
@@ -84,21 +90,16 @@ def test_what_is_pinned_is_there_before_the_first_request(server: Server) -> Non
 
 
 def test_a_tenant_uses_and_sees_its_own_adapters_alone(server: Server, served: ServedLibrary) -> None:
-    before = len(lines(served, 0))
-    answers = [complete(server, *one) for one in (("a", "a-1"), ("a", "b-1"), ("c", "a-1"), ("a", "nothing"))]
+    answers = [complete(server, *one) for one in (("a", "a-1"), ("a", "b-1"), ("c", "a-2"), ("a", "nothing"))]
 
     assert [one.status for one in answers] == [200, 403, 401, 403]
     assert answers[1].value["error"]["type"] == "PermissionDeniedError"
     assert answers[0].tokens == peft_tokens(served.folders["a-1"])[0]
-    assert models(server, "b") == ["smol"]
-    told = lines(served, before + 5)[before:]
-    assert [(one["tenant"], one["status"]) for one in told] == [
-        ("a", 200),
-        ("a", 403),
-        (None, 401),
-        ("a", 403),
-        ("b", 200),
-    ]
+    refused = line_of(served, "a-2")
+    assert (refused["tenant"], refused["status"]) == (None, 401)
+    assert models(server, "b", "models of b") == ["smol"]
+    told = [line_of(served, one) for one in ("a-1", "b-1", "nothing", "models of b")]
+    assert [(one["tenant"], one["status"]) for one in told] == [("a", 200), ("a", 403), ("a", 403), ("b", 200)]
     usage = answers[0].value["usage"]
     assert (told[0]["prompt_tokens"], told[0]["completion_tokens"]) == (
         usage["prompt_tokens"],
@@ -111,16 +112,15 @@ def test_a_tenant_uses_and_sees_its_own_adapters_alone(server: Server, served: S
 
 
 def test_a_stream_says_who_answers_and_its_tokens_are_recorded(server: Server, served: ServedLibrary) -> None:
-    before = len(lines(served, 0))
     body = {"model": "a-1", "prompt": prompt_ids(PROMPTS[0]), "max_tokens": 5, "min_tokens": 5, "stream": True}
-    answer = server.post("/v1/completions", body, headers={"Authorization": "Bearer key-a"})
+    answer = server.post("/v1/completions", body, headers=headers("a", "the stream"))
 
     *events, end = [line.removeprefix("data: ") for line in answer.value.split("\n\n")[:-1]]
     parsed = [json.loads(event) for event in events]
     assert end == "[DONE]"
     assert [event.get("adapter", {}).get("name") for event in parsed] == ["a-1==1.0.0"] + [None] * (len(parsed) - 1)
     assert all(event["choices"] for event in parsed)  # the event with the usage is not for the client
-    (told,) = lines(served, before + 1)[before:]
+    told = line_of(served, "the stream")
     assert (told["prompt_tokens"], told["completion_tokens"]) == (len(prompt_ids(PROMPTS[0])), 5)
 
 
