@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def measured(bench: Bench, subjects: Sequence[Subject], mix: Mix) -> Row | None:
     from adapterhub.weights.merge import MergeInput, merge
 
     folders = [subject.folder for subject in subjects]
-    options = {"seed": 0} if describe(mix.method).is_random else {}
+    options: dict[str, Any] = {"seed": 0} if describe(mix.method).is_random else {}
     inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in zip(folders, mix.weights, strict=True)]
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "merged"
@@ -145,14 +145,14 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def report(rows: Sequence[Row]) -> str:
     """Markdown: the correlations of every forecast with every outcome, over all merges and over parts of them."""
     rows = [row for row in rows if row.get("same") is not None]
-    parts: list[tuple[str, Callable[[Row], bool]]] = [("all", lambda _: True)]
-    parts += [(f"{size} parents", lambda row, size=size: row["parents"] == size) for size in WEIGHTS]
-    parts += [(f"of {name}", lambda row, name=name: row["family"] == name) for name in WRITERS]
-    parts += [(f"`{method}`", lambda row, method=method: row["method"] == method) for method in names()]
+    parts: list[tuple[str, str, object]] = [("all", "", None)]
+    parts += [(f"{size} parents", "parents", size) for size in WEIGHTS]
+    parts += [(f"of {name}", "family", name) for name in WRITERS]
+    parts += [(f"`{method}`", "method", method) for method in names()]
     head = f"| merges | n | forecast | {' | '.join(OUTCOMES)} |"
     lines = [head, "| --- | ---: | --- |" + " ---: |" * len(OUTCOMES)]
-    for label, belongs in parts:
-        own = [row for row in rows if belongs(row)]
+    for label, key, value in parts:
+        own = [row for row in rows if not key or row[key] == value]
         for forecast in FORECASTS if len(own) >= _FEWEST else ():
             cells = []
             for outcome in OUTCOMES:

@@ -154,7 +154,7 @@ def _trained(name: str, model: Callable[[], Any], *, ends: bool) -> Callable[[Pa
 
 
 _QV = ("query", "value")
-_ENCODER: Final = {"kind": "classify", "steps": 60, "batch": 16, "rate": 2e-3}
+_ENCODER: Final[dict[str, Any]] = {"kind": "classify", "steps": 60, "batch": 16, "rate": 2e-3}
 _LLAMA = (("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj", "down_proj"))
 _BERT = (_QV, ("query", "key", "value"))
 

@@ -112,7 +112,7 @@ class Bench:
             if self.family.kind == "classify":
                 answers = [list(one.logits) for one in encode(model, rows, _silent, vectors=False)]
             else:
-                answers = greedy(model, self.tokenizer, rows, form, _silent)
+                answers = [list(map(float, one)) for one in greedy(model, self.tokenizer, rows, form, _silent)]
         return made.contract, list(zip(inputs, answers, strict=True))
 
     # ---------------------------------------------------------------- one pair
@@ -132,7 +132,7 @@ class Bench:
 
         contract = replace(subject.contract, prompt=form)
         checked = check(model, tokenizer, contract)
-        found = {"verdict": checked.judgement.verdict, "reason": checked.judgement.reason}
+        found: dict[str, Any] = {"verdict": checked.judgement.verdict, "reason": checked.judgement.reason}
         found["cpu_seconds"] = round(checked.cpu_seconds, 3)
         if checked.judgement.reason in ("other-tokenizer", "other-template"):
             checked = check(model, tokenizer, self._as_if_recorded(contract, tokenizer))  # what the numbers alone say

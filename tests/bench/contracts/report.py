@@ -159,4 +159,4 @@ def _breaks(goldens: Sequence[Sequence[Any]], bounds: Bounds) -> bool:
     tokens = sum(count for *_, count in goldens)
     now, recorded, base = (sum((row[at] or 0.0) * row[4] for row in goldens) / tokens for at in (1, 2, 3))
     gap = base - recorded
-    return gap >= DEFAULT_BOUNDS.min_gap and (base - now) / gap < bounds.retention
+    return bool(gap >= DEFAULT_BOUNDS.min_gap and (base - now) / gap < bounds.retention)

@@ -85,7 +85,8 @@ class Task:
 
     def rows(self, seed: int = 0) -> tuple[list[Row], list[Row], list[Row]]:
         """Rows to train on, to ask for a contract, and to hold out; no input comes twice."""
-        rng, found = random.Random(seed), {}
+        rng = random.Random(seed)
+        found: dict[str, str] = {}
         while len(found) < TRAINED + ASKED + HELD_OUT:
             asked, answer = self.draw(rng)
             found.setdefault(asked, answer)
