@@ -49,7 +49,7 @@ def test_a_change_keeps_names_and_shapes_and_changes_the_update() -> None:
 
 def row(change: str, verdict: str, truth: float, **values: Any) -> dict[str, Any]:
     goldens = [[verdict == "PASS", 0.1, 0.1, 2.0, 3]] * 20
-    found = {
+    found: dict[str, Any] = {
         "family": "small-gpt2",
         "adapter": "bang",
         "recipe": "r",
