@@ -10,17 +10,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+import adapterhub
+from adapterhub.api.steps.contracts.gating import MergeTest
+from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.digests import canonical_json
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.core.errors import CouldNotTell
+from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Expect, Golden
+from adapterhub.formats.contract.demands import Demand
+from adapterhub.formats.contract.reading import contract_in, parse_contract
 from adapterhub.formats.contract.reports import junit
 from adapterhub.formats.contract.results import Tested, TestedCase
+from adapterhub.weights.recipes.combination import Ingredient
 from tests.support.command_line import Adapt
-from tests.support.contracts import SOME, changed_line, small_contract
+from tests.support.contracts import SOME, changed_line, recorded_library, small_contract
 from tests.support.tiny import make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -199,3 +209,109 @@ def test_another_evals_file_stays_what_it_is(adapt: Adapt) -> None:
     adapt.ok("add", "./made", "--name", "n", "--base", "b")
 
     assert json.loads(adapt.ok("test", "n", "--json"))[0]["verdict"] == "NONE"
+
+
+# ---------------------------------------------------------------- contracts that lie
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
+    """A library whose `a` has a contract; `./zeroed` holds an adapter that changes nothing. No test writes here."""
+    from safetensors.torch import load_file, save_file
+
+    from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+
+    adapt = recorded_library(tmp_path_factory.mktemp("lies"))
+    zeroed, own = adapt.folder / "zeroed", folder_of(adapt)
+    zeroed.mkdir()
+    (zeroed / CONFIG_FILE).write_bytes((own / CONFIG_FILE).read_bytes())
+    tensors = {name: tensor * ("lora_B" not in name) for name, tensor in load_file(own / WEIGHTS_FILE).items()}
+    save_file(tensors, zeroed / WEIGHTS_FILE, metadata={"format": "pt"})
+    return adapt
+
+
+def folder_of(adapt: Adapt) -> Path:
+    (build,) = (one for one in adapt.library.installed() if (one.manifest.name, one.manifest.version) == ("a", "1.0.1"))
+    return build.folder
+
+
+def contract_of(adapt: Adapt) -> Contract:
+    contract = contract_in(folder_of(adapt))
+    assert contract is not None
+    return contract
+
+
+def verdict(adapt: Adapt, what: object, contract: Contract, folder: Path, *options: str) -> dict[str, Any]:
+    (folder / "forged.jsonl").write_bytes(contract.to_bytes())
+    done = adapt("test", what, "--tests", folder / "forged.jsonl", "--on", "base-7b", "--json", *options)
+    assert done.exit_code == {"PASS": 0, "CHANGED": 3, "UNKNOWN": 17}[json.loads(done.stdout)[0]["verdict"]], (
+        done.stderr
+    )
+    return dict(json.loads(done.stdout)[0])
+
+
+def with_base_loss(contract: Contract, more: float) -> Contract:
+    goldens = [replace(golden, base_loss=(golden.loss or 0.0) + more) for golden in contract.goldens]
+    return replace(contract, goldens=tuple(goldens))
+
+
+def test_a_contract_without_a_gap_says_nothing(recorded: Adapt, tmp_path: Path) -> None:
+    for more in (0.01, -0.1):
+        found = verdict(recorded, "a", with_base_loss(contract_of(recorded), more), tmp_path)
+        assert (found["verdict"], found["reason"], found["retention"]) == ("UNKNOWN", "no-gap", None)
+
+
+def test_losses_of_the_base_that_are_not_so_are_found(recorded: Adapt, tmp_path: Path) -> None:
+    forged = with_base_loss(contract_of(recorded), 1000)
+    blind, seen = (verdict(recorded, "b", forged, tmp_path, *options) for options in ((), ("--base-alone",)))
+
+    assert blind["retention"] > 0.95
+    assert (blind["verdict"], len(blind["broken"])) == ("CHANGED", 1)  # the answers
+    assert "base-loss-is-not-so" in str(seen["broken"])
+    assert "base-loss-is-not-so" in str(verdict(recorded, "a", forged, tmp_path, "--base-alone")["broken"])
+
+
+def test_answers_that_the_base_gives_prove_nothing(recorded: Adapt, tmp_path: Path) -> None:
+    zeroed = recorded.folder / "zeroed"
+    record = ("test", "--record", zeroed, "--examples", recorded.folder / "examples.jsonl", "--on", "base-7b")
+    refused = recorded(*record, "--max-new-tokens", "3", "--margin", "0")
+    assert (refused.exit_code, "adapter and base answer alike" in refused.stderr) == (11, True)
+
+    plan = "".join(f"[[leave_alone]]\ninput = {json.dumps(one.asked)}\n" for one in contract_of(recorded).goldens)
+    (tmp_path / "tests.toml").write_text(plan)
+    recorded.ok("test", "--record", "a", "--tests", tmp_path / "tests.toml", "--detached", tmp_path)
+    own = parse_contract((tmp_path / "a-1.0.1.tests.jsonl").read_bytes())
+    goldens = [as_golden(golden, own) for golden in contract_of(recorded).goldens]
+    forged = replace(contract_of(recorded), goldens=tuple(goldens))
+    found = verdict(recorded, zeroed, forged, tmp_path, "--base-alone")
+
+    assert (verdict(recorded, zeroed, forged, tmp_path)["verdict"], found["verdict"]) == ("PASS", "CHANGED")
+    assert "proves-nothing: the base alone gives 100% of the recorded answers" in str(found["broken"])
+
+
+def as_golden(golden: Golden, own: Contract) -> Golden:
+    """The golden with the base's own answer, and a lie about the base's loss."""
+    (line,) = (one for one in own.leave_alone if one.asked == golden.asked)
+    return replace(golden, answer=line.answer, tokens=line.tokens, loss=line.loss, base_loss=line.loss + 5)
+
+
+def test_a_golden_that_comes_again_counts_once(recorded: Adapt, tmp_path: Path) -> None:
+    contract = contract_of(recorded)
+    goldens = [replace(contract.goldens[0], id=f"golden-{n}") for n in range(32)]
+    forged = replace(contract, goldens=(*goldens, *contract.goldens[1:3]))
+    found = verdict(recorded, "a", forged, tmp_path)
+
+    assert (found["goldens"], len(found["cases"]), found["verdict"]) == (3, 3, "PASS")
+
+
+def test_all_parents_of_a_merge_share_one_budget(recorded: Adapt, tmp_path: Path) -> None:
+    demand = Demand(not_contains=("~",))
+    nevers = [Expect(id=f"n-{n}", asked=f"who {n}", demand=demand, binds_merges=True) for n in range(255)]
+    (tmp_path / CONTRACT_FILE).write_bytes(replace(contract_of(recorded), goldens=(), expects=tuple(nevers)).to_bytes())
+    parents = [Ingredient(folder=tmp_path, label=f"p{n}", weight=1.0) for n in range(32)]
+    library = adapterhub.Library(recorded.library.root)
+    question = Question(on=BaseSpec.parse("base-7b"), budget_s=0.2)
+    test = MergeTest(library, parents, question, library.reports)
+
+    with pytest.raises(CouldNotTell, match="Nothing was written"):
+        test(folder_of(recorded))
+    assert [result.reason for result in test.results] == ["budget"] * 32
+    assert "others spent the CPU seconds of this test" in test.results[-1].detail

@@ -109,7 +109,8 @@ class MergeTest:
 
     The goldens of a merge's parents inform; their `never` and `leave_alone` lines bind. With `carries`, the one
     parent's contract is the result's own, and all of it binds. Without `measures` no numbers go into the manifest,
-    which then is the one that a recipe records. A result that `is_model` is asked without an adapter.
+    which then is the one that a recipe records. A result that `is_model` is asked without an adapter. All parents
+    share one budget.
     """
 
     library: Library
@@ -152,13 +153,18 @@ class MergeTest:
     def _verdict(
         self, folder: Path, parent: Ingredient | FoundAdapter, contract: Contract, *, models: Models
     ) -> Tested:
-        name, question = name_of(parent), replace(self.question, contract=contract)
+        name, question = name_of(parent), replace(self.question, contract=contract, budget_s=self.budget_left_s)
         if self.is_model:
             return verdict_on_model(folder, name, contract, question, bars=self.bars)
         if question.on is None:
             question = replace(question, on=_base_of(self.library, parent))
         subject = ContractSubject(folder=folder, label=name, manifest=None)
         return verdict_on(self.library, subject, question, bars=self.bars, models=models)
+
+    @property
+    def budget_left_s(self) -> float:
+        """The CPU seconds that the verdicts so far leave to the next one."""
+        return max(0.0, self.question.budget_s - sum(result.cpu_seconds for result in self.results))
 
     def _refuse(self) -> None:
         broken = [(result, text) for result in self.results for text in self.binding_problems(result)]

@@ -1,0 +1,1 @@
+"""The benchmark of behaviour contracts: `python -m tests.bench.contracts`."""
