@@ -20,10 +20,16 @@ class RequestedBase:
     hub_id: str | None = None
     digest_prefix: str | None = None
 
+    @staticmethod
+    def _nearest(record: BaseRecord, base: BaseRef) -> Comparison:
+        """The comparison with the base, or with that component of a pipeline which fits."""
+        compared = [compare(base.fingerprint, each.fingerprint) for each in (record, *record.parts())]
+        return next((c for c in compared if c.verdict.allows_attach), min(compared, key=_closeness))
+
     def judge(self, base: BaseRef) -> Comparison:
         """Compare the base that a build declares with this one."""
         if self.record is not None:
-            verdict = compare(base.fingerprint, self.record.fingerprint)
+            verdict = self._nearest(self.record, base)
             if verdict.verdict is BaseVerdict.UNKNOWN and base.hints.hub_id:
                 named = f"it declares no fingerprint; its config names `{base.hints.hub_id}`"
                 return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(named,))
@@ -40,6 +46,10 @@ class RequestedBase:
             only_named = f"the base is known by name only; `adapt base add {self.hub_id}` compares by content"
             return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(only_named,))
         return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
+
+
+def _closeness(comparison: Comparison) -> bool:
+    return comparison.verdict is not BaseVerdict.SAME_SHAPES
 
 
 def requested_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> RequestedBase | None:

@@ -131,7 +131,7 @@ def _current_record(library: Library, record: BaseRecord, reading: Progress | No
             f"the weights of base `{shown(record.label)}` are not on this machine",
             hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
         )
-    now = library.bases.look(record.path, progress=reading)
+    now = library.bases.look_again(record, progress=reading)
     if now.fingerprint.weights != record.fingerprint.weights:
         there, here = record.fingerprint.weights[7:19], now.fingerprint.weights[7:19]
         raise BaseMismatch(

@@ -1,0 +1,59 @@
+"""The components of a pipeline that adapters are made for, and those that a `model_index.json` names.
+
+Other components (VAE, scheduler, tokenizers, safety checker) are no part of a base's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import Malformed, shown
+
+DENOISERS: Final = ("unet", "transformer", "transformer_2")
+COMPONENTS: Final = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The closed list: no other name is ever a folder of an adapter, or a part of a base."""
+
+PIPELINE_FILE: Final = "model_index.json"
+_INDEX_LIMIT_BYTES: Final = 1 << 20
+
+
+def denoiser_of(components: Iterable[str]) -> str:
+    """The denoiser among `components`; their first one where there is none."""
+    found = sorted(components, key=COMPONENTS.index)
+    return next((name for name in found if name in DENOISERS), found[0])
+
+
+def component_folders(pipeline: Path) -> dict[str, Path]:
+    """The folder of each component that adapters are made for, in the order of `COMPONENTS`.
+
+    Reads `model_index.json`, which gives `[library, class]` for each component, or `[null, null]` for one left out.
+
+    Raises:
+        Malformed: the file is damaged, names none of these components, or one whose folder is missing.
+    """
+    path = pipeline / PIPELINE_FILE
+    try:
+        value = read_json(path, _INDEX_LIMIT_BYTES)
+    except (ValueError, OSError) as error:
+        raise Malformed(f"{path}: {error}", hint="download the pipeline again") from None
+    if not isinstance(value, dict):
+        raise Malformed(f"{path}: expected an object with the components", hint="download the pipeline again")
+    found: dict[str, Path] = {}
+    for name in COMPONENTS:
+        entry = value.get(name)
+        if entry is None or entry == [None, None]:
+            continue
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):  # noqa: PLR2004
+            raise Malformed(f"{path}: `{name}` is {shown(entry)}, expected [library, class]")
+        if not (pipeline / name).is_dir():
+            raise Malformed(
+                f"`{pipeline}` is incomplete: `{PIPELINE_FILE}` names `{name}`, and there is no such folder",
+                hint="finish the download and try again",
+            )
+        found[name] = pipeline / name
+    if not found:
+        raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")
+    return found
