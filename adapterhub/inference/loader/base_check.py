@@ -31,7 +31,9 @@ class BaseCheck:
         known_base: Callable[[], BaseRecord | None],
         *,
         allow_base_mismatch: bool,
+        component: str = "",
     ) -> None:
+        self.component = component
         self.library = library
         self.loaded = loaded
         self.known_base = known_base
@@ -45,6 +47,8 @@ class BaseCheck:
             BaseMismatch: the model is another base.
         """
         named = found.wanted.record if found.wanted else None
+        if named and self.component in named.components:
+            named = named.part(self.component)
         warnings: list[str] = []
         with_named = self._compare(named.fingerprint) if named else None
         if with_named and named:
@@ -68,6 +72,10 @@ class BaseCheck:
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
         return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))
+
+    def allows(self, found: FoundAdapter) -> bool:
+        """Whether the model may be the base that the adapter declares; true when it declares none."""
+        return found.base.fingerprint is None or self._compare(found.base.fingerprint).verdict.allows_attach
 
     def _compare(self, fingerprint: BaseFingerprint) -> Comparison:
         """`compare_base`, run once for each fingerprint."""
