@@ -106,6 +106,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
     "run": {
         "Library.run": "adapterhub.inference.generation:write",
+        "Library.draw": "adapterhub.inference.images:draw",
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },

@@ -23,6 +23,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "plot": (*_WEIGHTS, "matplotlib"),
         "quantized": (*_WEIGHTS, "bitsandbytes"),
         "tune": (*_WEIGHTS, "cma"),
+        "diffusion": (*_WEIGHTS, "diffusers"),
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
         "registry": (
             "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "python_multipart", "sqlalchemy",

@@ -20,6 +20,7 @@ from adapterhub.inference.loader import attach, base_digest
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from tests.support import pipelines
+from tests.support.command_line import Adapt
 
 BOUND = 1e-4  # of outputs of order 1 in float32, against updates fused in float64
 
@@ -203,3 +204,31 @@ class Empty:
 def test_a_pipeline_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="has no model in memory"):
         attach(Empty(), tmp_path, library=tmp_path / "library")  # type: ignore[arg-type] # what a user may pass
+
+
+def test_an_image_is_drawn_with_an_adapter(sdxl: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    adapt = Adapt(tmp_path)
+    sdxl.save_pretrained(tmp_path / "sdxl")
+    save(tmp_path / "a", modules_of(sdxl, SEVERAL))
+    parts = adapt.json("base", "add", "./sdxl", "--as", "x")["parts"]
+    assert [part["alias"] for part in parts.values()] == ["x/unet", "x/text_encoder", "x/text_encoder_2"]
+    adapt.ok("add", "./a", "--name", "style", "--base", "x")
+    options = ("--steps", "2", "--size", "16x16", "--seed", "3")
+
+    for number, words in enumerate((("style@x",), ("none", "--base", "x"), ("style",))):
+        drawn = adapt.json("run", words[0], "a red cat", "--image", f"{number}.png", *options, *words[1:])
+        assert (drawn["base"], drawn["width"], drawn["seed"]) == ("x", 16, 3)
+
+    first, bare, again = (Image.open(tmp_path / f"{n}.png").tobytes() for n in range(3))
+    assert first == again != bare
+    asked = ("run", "style@x", "a red cat")
+    assert "`0.png` exists. Nothing was drawn" in adapt.fails(15, *asked, "--image", "0.png")
+    assert "expected a file that ends in `.png`" in adapt.fails(2, *asked, "--image", "x.jpg")
+    assert "expected width and height" in adapt.fails(2, *asked, "--image", "n.png", "--size", "16")
+    assert "`--top-p` is for text" in adapt.fails(2, *asked, "--image", "n.png", "--top-p", 0.5)
+    assert "`--steps` needs `--image`" in adapt.fails(2, *asked, "--steps", 2)
+    (tmp_path / "sdxl" / "unet" / "code.py").write_text("")
+    assert "holds code, which is never run: `code.py`" in adapt.fails(16, *asked, "--image", "n.png")
+    assert not (tmp_path / "n.png").exists()

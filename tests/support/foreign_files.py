@@ -28,7 +28,9 @@ def shape_of(module: str) -> tuple[int, ...]:
     return (WIDTH, 12 if "attn2.to_k" in module or "attn2.to_v" in module else WIDTH)
 
 
-def pair(rng: np.random.Generator, shape: tuple[int, ...], rank: int, dtype: str = "f4") -> tuple[np.ndarray, np.ndarray]:
+def pair(
+    rng: np.random.Generator, shape: tuple[int, ...], rank: int, dtype: str = "f4"
+) -> tuple[np.ndarray, np.ndarray]:
     """Random `down` and `up` of a weight's shape."""
     down = rng.standard_normal((rank, *shape[1:])).astype(dtype)
     up = rng.standard_normal((shape[0], rank, *([1] * (len(shape) - 2)))).astype(dtype)
@@ -58,7 +60,9 @@ def kohya(
     meant: Updates = {}
     chosen = list(unet.ldm.items())[::every]
     modules = [("lora_unet", ours if names == "diffusers" else theirs, f"unet.{ours}") for ours, theirs in chosen]
-    clip = [f"text_model.encoder.layers.{n}.{m}" for n in (0, 11) for m in ("self_attn.q_proj", "mlp.fc1")] if text else []
+    clip = (
+        [f"text_model.encoder.layers.{n}.{m}" for n in (0, 11) for m in ("self_attn.q_proj", "mlp.fc1")] if text else []
+    )
     modules += [(text, name, f"text_encoder.{name}") for name in clip]
     for number, (prefix, name, full) in enumerate(modules):
         rank = 1 + number % 3
@@ -99,7 +103,9 @@ def flux(path: Path, *, prefix: str = "lora_unet_", seed: int = 0, alphas: bool 
     return tensors, meant
 
 
-def mlx(folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False, seed: int = 0) -> tuple[Arrays, Updates]:
+def mlx(
+    folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False, seed: int = 0
+) -> tuple[Arrays, Updates]:
     """The folder that mlx-lm writes, for two layers of a tiny llama."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -109,7 +115,10 @@ def mlx(folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False,
         for name, (out, width) in {"self_attn.q_proj": (8, 8), "mlp.down_proj": (8, 12)}.items():
             module = f"model.layers.{layer}.{name}"
             down, up = pair(rng, (out, width), rank)
-            tensors |= {f"{module}.lora_a": np.ascontiguousarray(down.T), f"{module}.lora_b": np.ascontiguousarray(up.T)}
+            tensors |= {
+                f"{module}.lora_a": np.ascontiguousarray(down.T),
+                f"{module}.lora_b": np.ascontiguousarray(up.T),
+            }
             if dora:
                 tensors[f"{module}.m"] = rng.random(out).astype("f4")
             meant[module] = update(down, up, scale)

@@ -5,9 +5,9 @@ Other components (VAE, scheduler, tokenizers, safety checker) are no part of a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import Malformed, shown
@@ -24,6 +24,31 @@ def denoiser_of(components: Iterable[str]) -> str:
     """The denoiser among `components`; their first one where there is none."""
     found = sorted(components, key=COMPONENTS.index)
     return next((name for name in found if name in DENOISERS), found[0])
+
+
+def stated_component(annotations: Mapping[str, Any]) -> str:
+    """The one component that another program's file was written for, as `add` recorded it; "" for several or none."""
+    origin = annotations.get("origin")
+    parts = origin.get("parts") if isinstance(origin, Mapping) else None
+    return parts[0] if isinstance(parts, list | tuple) and len(parts) == 1 and parts[0] in COMPONENTS else ""
+
+
+def ensure_no_code(pipeline: Path) -> None:
+    """Raise if loading the pipeline would import code that comes with it.
+
+    Raises:
+        Malformed: it holds Python files, or `model_index.json` names a class outside diffusers and transformers.
+    """
+    hint = "save the pipeline with classes of diffusers and transformers alone"
+    found = next((path for path in sorted(pipeline.rglob("*.py"))), None)
+    if found is not None:
+        raise Malformed(f"`{pipeline}` holds code, which is never run: `{shown(found.name)}`", hint=hint)
+    value = read_json(pipeline / PIPELINE_FILE, _INDEX_LIMIT_BYTES)
+    named = value.get("_class_name") if isinstance(value, dict) else None
+    if not isinstance(named, str) or not named.isidentifier():
+        raise Malformed(
+            f"{pipeline / PIPELINE_FILE}: `_class_name` is {shown(named)}, expected a class of diffusers", hint=hint
+        )
 
 
 def component_folders(pipeline: Path) -> dict[str, Path]:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Collection
 
 from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
 from adapterhub.distribution.finding import FoundAdapter
-from adapterhub.formats.diffusion.components import COMPONENTS
+from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.pipeline import PipelineModules
 from adapterhub.inference.loader.reading.naming import names_for
-
-_ORIGIN = "origin"
 
 
 def component_for(found: FoundAdapter, modules: Collection[str], base: BaseModel, fits: Callable[[str], bool]) -> str:
@@ -36,7 +34,7 @@ def component_for(found: FoundAdapter, modules: Collection[str], base: BaseModel
             raise BaseMismatch(what, hint=f"load the pipeline with it; this one has {', '.join(names)}")
         return ""
     having = [name for name in names if names_for(modules, base, name).has(modules)]
-    stated = _stated(found)
+    stated = stated_component(found.manifest.annotations) if found.manifest else ""
     if stated in having:
         return stated
     if len(having) > 1:
@@ -48,10 +46,3 @@ def component_for(found: FoundAdapter, modules: Collection[str], base: BaseModel
             hint=f"attach it to one: attach(pipeline.{having[0]}, …), or add it with `--base NAME/{having[0]}`",
         )
     return having[0] if having else next(iter(names))
-
-
-def _stated(found: FoundAdapter) -> str:
-    """The one component that the file was written for, if the manifest says so."""
-    origin = found.manifest.annotations.get(_ORIGIN) if found.manifest else None
-    parts = origin.get("parts") if isinstance(origin, dict) else None
-    return parts[0] if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], str) else ""

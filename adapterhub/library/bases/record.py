@@ -14,7 +14,7 @@ from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
 from adapterhub.formats.base.hints import BaseHints
-from adapterhub.formats.diffusion.components import COMPONENTS
+from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
 from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.safetensors.facts import TensorFacts
 
@@ -88,8 +88,14 @@ class BaseRecord:
         """Every component of a pipeline; nothing for a base that is one model."""
         return tuple(self.part(component) for component in self.components)
 
-    def narrowed(self, modules: Iterable[str]) -> BaseRecord:
-        """The one component of a pipeline that has all of `modules`; the record itself where there is not just one."""
+    def narrowed(self, modules: Iterable[str], annotations: Mapping[str, Any]) -> BaseRecord:
+        """The component of a pipeline that an adapter is for: as its `annotations` state, else by its `modules`.
+
+        The record itself where several components, or none, have all of them.
+        """
+        stated = stated_component(annotations)
+        if stated in self.components:
+            return self.part(stated)
         wanted = list(modules)
         fitting = [part for part in self.parts() if wanted and part.has(wanted)]
         return fitting[0] if len(fitting) == 1 else self

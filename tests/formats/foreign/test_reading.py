@@ -114,7 +114,13 @@ def test_the_header_of_diffusers_states_rank_and_alpha_of_each_module(tmp_path):
         for name, factors in zip(names, (first, second), strict=True)
         for half, tensor in zip("AB", factors, strict=True)
     }
-    stated = {"r": 2, "lora_alpha": 5, "rank_pattern": {names[1]: 3}, "alpha_pattern": {names[1]: 6}, "use_rslora": True}
+    stated = {
+        "r": 2,
+        "lora_alpha": 5,
+        "rank_pattern": {names[1]: 3},
+        "alpha_pattern": {names[1]: 6},
+        "use_rslora": True,
+    }
     header = {f"unet.{key}": value for key, value in {**stated, "target_modules": ["to_q"]}.items()}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": json.dumps(header)})
 
