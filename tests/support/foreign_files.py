@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from adapterhub.formats.foreign.tables.flux import flux_modules
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL, UNet
+from adapterhub.formats.foreign.tables.unet import SD1, UNet
 
 Arrays = dict[str, np.ndarray]
 Updates = dict[str, np.ndarray]
@@ -28,7 +29,9 @@ def shape_of(module: str) -> tuple[int, ...]:
     return (WIDTH, 12 if "attn2.to_k" in module or "attn2.to_v" in module else WIDTH)
 
 
-def pair(rng: np.random.Generator, shape: tuple[int, ...], rank: int, dtype: str = "f4") -> tuple[np.ndarray, np.ndarray]:
+def pair(
+    rng: np.random.Generator, shape: tuple[int, ...], rank: int, dtype: str = "f4"
+) -> tuple[np.ndarray, np.ndarray]:
     """Random `down` and `up` of a weight's shape."""
     down = rng.standard_normal((rank, *shape[1:])).astype(dtype)
     up = rng.standard_normal((shape[0], rank, *([1] * (len(shape) - 2)))).astype(dtype)
@@ -40,7 +43,7 @@ def update(down: np.ndarray, up: np.ndarray, scale: float) -> np.ndarray:
     return scale * (up.reshape(up.shape[0], -1).astype("f8") @ down.reshape(down.shape[0], -1).astype("f8"))
 
 
-def kohya(
+def kohya(  # noqa: PLR0913 - one argument for each trait of a file
     path: Path,
     *,
     unet: UNet = SD1,
@@ -58,7 +61,9 @@ def kohya(
     meant: Updates = {}
     chosen = list(unet.ldm.items())[::every]
     modules = [("lora_unet", ours if names == "diffusers" else theirs, f"unet.{ours}") for ours, theirs in chosen]
-    clip = [f"text_model.encoder.layers.{n}.{m}" for n in (0, 11) for m in ("self_attn.q_proj", "mlp.fc1")] if text else []
+    clip = (
+        [f"text_model.encoder.layers.{n}.{m}" for n in (0, 11) for m in ("self_attn.q_proj", "mlp.fc1")] if text else []
+    )
     modules += [(text, name, f"text_encoder.{name}") for name in clip]
     for number, (prefix, name, full) in enumerate(modules):
         rank = 1 + number % 3
@@ -99,7 +104,9 @@ def flux(path: Path, *, prefix: str = "lora_unet_", seed: int = 0, alphas: bool 
     return tensors, meant
 
 
-def mlx(folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False, seed: int = 0) -> tuple[Arrays, Updates]:
+def mlx(
+    folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False, seed: int = 0
+) -> tuple[Arrays, Updates]:
     """The folder that mlx-lm writes, for two layers of a tiny llama."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -109,7 +116,10 @@ def mlx(folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False,
         for name, (out, width) in {"self_attn.q_proj": (8, 8), "mlp.down_proj": (8, 12)}.items():
             module = f"model.layers.{layer}.{name}"
             down, up = pair(rng, (out, width), rank)
-            tensors |= {f"{module}.lora_a": np.ascontiguousarray(down.T), f"{module}.lora_b": np.ascontiguousarray(up.T)}
+            tensors |= {
+                f"{module}.lora_a": np.ascontiguousarray(down.T),
+                f"{module}.lora_b": np.ascontiguousarray(up.T),
+            }
             if dora:
                 tensors[f"{module}.m"] = rng.random(out).astype("f4")
             meant[module] = update(down, up, scale)
@@ -124,4 +134,22 @@ def mlx(folder: Path, *, scale: float = 10.0, rank: int = 2, dora: bool = False,
     return tensors, meant
 
 
-ALL_UNETS = (SD1, SDXL)
+def meant_by(folder: Path) -> Updates:
+    """What each module of a converted PEFT folder means: its patterns have whole names, anchored where one ends another."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    found = {}
+    for name, down in tensors.items():
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        if not name.endswith(".lora_A.weight"):
+            continue
+
+        def own(key: str, usual: float, module: str = module) -> float:
+            patterns = config[key]
+            return patterns.get(module, patterns.get("^" + re.escape(module), usual))
+
+        rank, alpha = own("rank_pattern", config["r"]), own("alpha_pattern", config["lora_alpha"])
+        assert rank == down.shape[0]
+        scale = alpha / (rank**0.5 if config["use_rslora"] else rank)
+        found[module] = update(down, tensors[name.replace("lora_A", "lora_B")], scale)
+    return found
