@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from adapterhub.formats.foreign.tables.flux import flux_modules
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL, UNet
+from adapterhub.formats.foreign.tables.unet import SD1, UNet
 
 Arrays = dict[str, np.ndarray]
 Updates = dict[str, np.ndarray]
@@ -42,7 +43,7 @@ def update(down: np.ndarray, up: np.ndarray, scale: float) -> np.ndarray:
     return scale * (up.reshape(up.shape[0], -1).astype("f8") @ down.reshape(down.shape[0], -1).astype("f8"))
 
 
-def kohya(
+def kohya(  # noqa: PLR0913 - one argument for each trait of a file
     path: Path,
     *,
     unet: UNet = SD1,
@@ -133,4 +134,22 @@ def mlx(
     return tensors, meant
 
 
-ALL_UNETS = (SD1, SDXL)
+def meant_by(folder: Path) -> Updates:
+    """What each module of a converted PEFT folder means: its patterns have whole names, anchored where one ends another."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    found = {}
+    for name, down in tensors.items():
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        if not name.endswith(".lora_A.weight"):
+            continue
+
+        def own(key: str, usual: float, module: str = module) -> float:
+            patterns = config[key]
+            return patterns.get(module, patterns.get("^" + re.escape(module), usual))
+
+        rank, alpha = own("rank_pattern", config["r"]), own("alpha_pattern", config["lora_alpha"])
+        assert rank == down.shape[0]
+        scale = alpha / (rank**0.5 if config["use_rslora"] else rank)
+        found[module] = update(down, tensors[name.replace("lora_A", "lora_B")], scale)
+    return found

@@ -42,6 +42,46 @@ def _floats(raw: bytes, spec: TensorSpec) -> Any:  # noqa: ANN401 - a numpy arra
     return np.frombuffer(raw, _FLOATS[spec.dtype]).astype("<f8")
 
 
+def block_diagonal(blocks: list[tuple[bytes, TensorSpec]]) -> bytes:
+    """One matrix with the given ones along its diagonal, zeros elsewhere; all of one dtype."""
+    _need_numpy("fused modules of different factors")
+    import numpy as np
+
+    width = DTYPE_BITS[blocks[0][1].dtype] // 8
+    rows, columns = (sum(spec.shape[n] for _, spec in blocks) for n in (0, 1))
+    made = np.zeros((rows, columns), f"<u{width}")
+    row = column = 0
+    for raw, spec in blocks:
+        out, rank = spec.shape
+        made[row : row + out, column : column + rank] = np.frombuffer(raw, f"<u{width}").reshape(spec.shape)
+        row, column = row + out, column + rank
+    return made.tobytes()
+
+
+def padded(raw: bytes, spec: TensorSpec, shape: tuple[int, ...], factor: float) -> bytes:
+    """The matrix transposed, multiplied and filled with zeros up to `shape`; without a factor the numbers stay."""
+    _need_numpy("a LoRA of Apple's MLX")
+    import numpy as np
+
+    width = DTYPE_BITS[spec.dtype] // 8
+    numbers = np.frombuffer(raw, f"<u{width}").reshape(spec.shape)
+    if factor != 1:
+        numbers = _stored((_floats(raw, spec) * factor).reshape(spec.shape), spec.dtype)
+    made = np.zeros(shape, f"<u{width}")
+    made[: spec.shape[1], : spec.shape[0]] = numbers.T
+    return made.tobytes()
+
+
+def _stored(numbers: Any, dtype: str) -> Any:  # noqa: ANN401 - numpy arrays
+    """Numbers in a dtype, as unsigned integers of its width; rounded to the nearest."""
+    import numpy as np
+
+    if dtype == "BF16":
+        bits = numbers.astype("<f4").view("<u4")
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.ascontiguousarray(numbers.astype(_FLOATS[dtype])).view(f"<u{DTYPE_BITS[dtype] // 8}")
+
+
 def _need_numpy(what: str) -> None:
     if find_spec("numpy") is None:
         raise MissingExtra(what, ("numpy",), "weights")

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.digests import strict_json
-from adapterhub.formats.foreign.programs.diffusers import HEADER
+from adapterhub.formats.foreign.reading import HEADER
 from adapterhub.formats.licenses.expression import Expression
 
 _MOST_TRIGGERS: Final = 10

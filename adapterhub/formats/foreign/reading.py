@@ -16,6 +16,15 @@ from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
 MAX_ALPHA: Final = 65_536
+PARTS: Final = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The components of a pipeline that a LoRA may be on."""
+
+CARRIED: Final = frozenset({"use_dora", "use_rslora", "lora_bias"})
+"""Variants of LoRA that a file's tensors and alphas carry."""
+
+HEADER: Final = "lora_adapter_metadata"
+"""The key of diffusers' own settings in a file's header."""
+
 MATRIX: Final = 2
 _IMAGE: Final = 4
 _SCALARS: Final = {"F16": "<e", "F32": "<f", "F64": "<d"}

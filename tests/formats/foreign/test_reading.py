@@ -12,8 +12,7 @@ from safetensors.numpy import load_file, save_file
 from adapterhub.formats.foreign.foreign_file import foreign
 from adapterhub.formats.foreign.tables.unet import SD1, SDXL
 from adapterhub.trust.verify import verify_folder
-from tests.support.adapter_folders import updates_in
-from tests.support.foreign_files import flux, kohya, mlx, pair, update
+from tests.support.foreign_files import flux, kohya, meant_by, mlx, pair, update
 
 CLOSE = 1e-12
 
@@ -25,7 +24,7 @@ def converted(path: Path, folder: Path, base: dict[str, tuple[int, ...]] | None 
         assert found is not None
         found.write(folder)
     assert [f for f in verify_folder(folder).findings if f.severity == "error"] == []
-    return {name: delta.numpy() for name, delta in updates_in(folder).items()}
+    return meant_by(folder)
 
 
 def assert_same(found: dict[str, np.ndarray], meant: dict[str, np.ndarray]) -> None:

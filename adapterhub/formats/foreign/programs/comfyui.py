@@ -7,14 +7,18 @@ the scale is 1.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from adapterhub.core.errors import shown
+from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.foreign.denoisers import family_of, named
 from adapterhub.formats.foreign.places import denoiser, placed
 from adapterhub.formats.foreign.reading import Module, Reading, Source, lora_module, scalar
 from adapterhub.formats.foreign.tables.flux import Target
 from adapterhub.formats.foreign.tables.text_encoder import clip_modules
+from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "diffusion_model."
@@ -90,3 +94,51 @@ def read(source: Source) -> Reading:
             modules.append(module)
     spelling = {"family": family, "ends": ends, "prefix": PREFIX if PREFIX in prefixes else ""}
     return Reading(scheme="comfyui", modules=tuple(modules), spelling=spelling)
+
+
+# ---------------------------------------------------------------- out
+_ORIGINAL: Final = MappingProxyType({"sd1": "sd1-ldm", "sdxl": "sdxl-ldm"})
+
+
+def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
+    """ComfyUI's file: the model's own names behind `diffusion_model.`, and an alpha beside each pair.
+
+    Raises:
+        UnsupportedAdapter: a module has no name there, or parts cannot be joined.
+    """
+    plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in reading.modules]
+    denoisers = [module for module in plain if module.part not in ENCODERS.values()]
+    family = family_of(denoisers, spelling.get("family"))
+    prefix = spelling["prefix"] if spelling.get("prefix") in ("", PREFIX) else PREFIX
+    stated = spelling.get("ends")
+    ends = {slot: end for slot, end in stated.items() if _SLOTS.get(end) == slot} if isinstance(stated, dict) else {}
+    has_alpha = not ends or "alpha" in ends or any(module.alpha != module.rank for module in plain)
+    outputs: list[Output] = []
+    clip = {part: start for start, part in ENCODERS.items()}
+    pairs = [
+        (f"{prefix}{one.name}", one.module, one.down, one.up)
+        for one in named(denoisers, _ORIGINAL.get(family, family), read)
+    ]
+    for module in plain:
+        if module.part in clip:
+            name = (
+                module.name
+                if module.name.startswith(("text_model.", "text_projection"))
+                else f"text_model.{module.name}"
+            )
+            halves = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
+            pairs.append((f"{clip[module.part]}{name}", module, *halves))
+    for name, module, down, up in pairs:
+        outputs += [
+            replace(down, name=f"{name}.{ends.get('down', 'lora_A.weight')}"),
+            replace(up, name=f"{name}.{ends.get('up', 'lora_B.weight')}"),
+        ]
+        if has_alpha:
+            value = float(module.rank if module.alpha is None else module.alpha)
+            outputs.append(alpha_output(f"{name}.alpha", value, spelling.get("alpha"), up.dtype))
+        if "lora_magnitude_vector" in module.slots:
+            shape = (up.shape[0], *((1,) * (len(down.shape) - 1)))
+            outputs.append(Output.of(f"{name}.dora_scale", module.slots["lora_magnitude_vector"], shape))
+        if "lora_B.bias" in module.slots:
+            raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which ComfyUI has no place for")
+    return Program(outputs=tuple(outputs), metadata={"format": "pt"})

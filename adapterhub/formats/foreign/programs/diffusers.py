@@ -14,12 +14,22 @@ from typing import Any, Final
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.core.limits import limits
-from adapterhub.formats.foreign.reading import MAX_ALPHA, Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.conversion import config_of
+from adapterhub.formats.foreign.reading import (
+    CARRIED,
+    HEADER,
+    MAX_ALPHA,
+    PARTS,
+    Module,
+    Reading,
+    Source,
+    lora_module,
+    scalar,
+)
+from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import TensorSpec
 
-HEADER: Final = "lora_adapter_metadata"
-PARTS: Final = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 _NAME: Final = re.compile(
     rf"(?:(?P<part>{'|'.join(PARTS)})\.)?(?P<module>[\w.]+?)\."
     r"(?P<slot>lora_[AB](?:\.default)?\.weight|lora_B\.bias|lora\.(?:down|up)\.weight|lora_linear_layer\.(?:down|up)\.weight|"
@@ -159,7 +169,7 @@ def _config(source: Source, part: str, settings: Mapping[str, Any]) -> AdapterCo
         source.refuse(error.code, f"{where}: {error.reason}")
     if value.get("r") is None or value.get("lora_alpha") is None:
         source.refuse("E_CONFIG", f"{where} states no `r` or no `lora_alpha`")
-    odd = [f"`{key}`" for key in config.variants]
+    odd = [f"`{key}`" for key in config.variants if key not in CARRIED]
     odd += [f"`{shown(key, 40)}`" for key in config.unknown_keys]
     odd += ["`peft_type`"] if not config.is_lora else []
     odd += ["`modules_to_save`"] if config.modules_to_save else []
@@ -197,3 +207,54 @@ def _as_stated(source: Source, module: Module, config: AdapterConfig, beside: fl
         says = "DoRA" if config.use_dora else "no DoRA"
         source.refuse("E_CONFIG", f"`{HEADER}` says {says} for {label}, and its tensors say otherwise")
     return Module(part=module.part, name=module.name, slots=module.slots, rank=module.rank, alpha=float(alpha))
+
+
+def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program:
+    """The file that diffusers loads: names with their component, and rank and alpha of each module in a header.
+
+    Where alphas differ, diffusers 0.42 takes the right ones from that header only. A file that had none and needs none
+    gets none.
+    """
+    outputs: list[Output] = []
+    ends = spelling.get("ends") if isinstance(spelling.get("ends"), dict) else {}
+    is_prefixed = spelling.get("prefixed") is not False or len(reading.parts) > 1
+    header: dict[str, Any] = {}
+    for part in reading.parts:
+        modules = tuple(module for module in reading.modules if module.part == part)
+        component = part or "transformer"
+        own = ends.get(component) if isinstance(ends.get(component), dict) else {}
+        for module in modules:
+            outputs += _outputs(module, component if is_prefixed else "", own, reading, spelling.get("alpha"))
+        if spelling.get("header") or reading.use_rslora or any(module.alpha != module.rank for module in modules):
+            config = config_of(Reading(scheme="peft", modules=modules, use_rslora=reading.use_rslora))
+            header |= {f"{component}.{key}": value for key, value in config.items()}
+    metadata = {"format": "pt"}
+    if header:
+        metadata[HEADER] = json.dumps(header, sort_keys=True)
+    return Program(outputs=tuple(outputs), metadata=metadata)
+
+
+def _outputs(
+    module: Module,
+    component: str,
+    ends: Mapping[str, str],
+    reading: Reading,
+    kind: Any,  # noqa: ANN401
+) -> list[Output]:
+    name = f"{component}.{module.name}" if component else module.name
+    found = []
+    for slot, cut in module.slots.items():
+        usual = ends.get(SLOTS[slot], slot)
+        if usual == "processor":
+            half = "down" if slot == "lora_A.weight" else "up"
+            block, _, to = name.removesuffix(".0").rpartition(".")
+            found.append(Output.of(f"{block}.processor.{to}_lora.{half}.weight", cut))
+            continue
+        end = usual if SLOTS.get(usual) == SLOTS[slot] else slot
+        out = cut.shape[-1] if len(cut.shape) == 1 else cut.shape[1]
+        shape = (out, 1) if end == "dora_scale" else None
+        found.append(Output.of(f"{name}.{end}", cut, shape))
+    if "alpha" in ends:
+        alpha = plain_alpha(module, use_rslora=reading.use_rslora)
+        found.append(alpha_output(f"{name}.alpha", alpha, kind, module.slots["lora_B.weight"].dtype))
+    return found

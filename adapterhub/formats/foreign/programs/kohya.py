@@ -7,14 +7,18 @@ cannot be undone by rule.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from adapterhub.core.errors import shown
-from adapterhub.formats.foreign.places import denoiser, flat_clip, placed
+from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.foreign.denoisers import Named, family_of, named
+from adapterhub.formats.foreign.places import denoiser, flat, flat_clip, placed
 from adapterhub.formats.foreign.products import product_module
 from adapterhub.formats.foreign.reading import Method, Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _NAME: Final = re.compile(r"(lora_unet|lora_te[123]?|lora_transformer|lycoris)_(\w+)\.([\w.]+)", re.ASCII)
@@ -102,3 +106,84 @@ def _method(source: Source, groups: Mapping[tuple[str, str], Mapping[str, Tensor
         which = ", ".join(f"{kind} on `{shown(name)}`" for kind, name in kinds.items())
         source.refuse("E_UNSUPPORTED", f"mixes methods: {which}", "a PEFT adapter has one method")
     return next(iter(kinds))
+
+
+# ---------------------------------------------------------------- out
+_VERSIONS: Final = MappingProxyType({"sd1": "sd_v1-5", "sdxl": "sdxl_base_v1-0", "flux": "flux1"})
+_GREW: Final = "joined {} modules whose factors differ; their ranks add up, and zeros fill the rest"
+
+
+def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
+    """The file of kohya: flattened names, SDXL in those of its original checkpoint, and an alpha beside each pair.
+
+    Raises:
+        UnsupportedAdapter: a module has no name there, parts cannot be joined, or two names flatten to one.
+    """
+    denoisers = [module for module in reading.modules if module.part not in _ENCODERS]
+    plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in denoisers]
+    family = family_of(plain, spelling.get("family"))
+    has_alpha = "alpha" in spelling or not spelling or any(module.alpha != module.rank for module in reading.modules)
+    stated = spelling.get("prefixes")
+    prefixes = [p for p in stated if isinstance(p, str)] if isinstance(stated, list) else []
+    own = next((p for p in prefixes if p not in TEXT_ENCODERS), "lora_unet")
+    first = "lora_te" if "lora_te" in prefixes or (not prefixes and family == "sd1") else "lora_te1"
+    outputs: list[Output] = []
+    ranks: Counter[int] = Counter()
+    grew = 0
+    for one in named(plain, family, read):
+        outputs += _outputs(f"{own}_{flat(one.name)}", one, spelling.get("alpha"), has_alpha=has_alpha)
+        ranks[one.module.rank] += 1
+        grew += one.grew
+    for module in reading.modules:
+        if module.part in _ENCODERS:
+            prefix = "lora_te2" if module.part == "text_encoder_2" else first
+            name = (
+                module.name
+                if module.name.startswith(("text_model.", "text_projection"))
+                else f"text_model.{module.name}"
+            )
+            alone = replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora))
+            pair = Named(
+                name=name,
+                module=alone,
+                down=Output.of("", module.slots["lora_A.weight"]),
+                up=Output.of("", module.slots["lora_B.weight"]),
+            )
+            outputs += _outputs(f"{prefix}_{flat(name)}", pair, spelling.get("alpha"), has_alpha=has_alpha)
+            ranks[module.rank] += 1
+    _ensure_distinct(outputs)
+    rank = ranks.most_common(1)[0][0]
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank if reading.modules[0].alpha is None else reading.modules[0].alpha)),
+    }
+    version = _VERSIONS.get(family.partition("-")[0])
+    metadata |= {"ss_base_model_version": version} if version else {}
+    notes = (_GREW.format(grew),) if grew else ()
+    return Program(outputs=tuple(outputs), metadata=metadata, notes=notes, hash_key="sshs_model_hash")
+
+
+_ENCODERS: Final = ("text_encoder", "text_encoder_2")
+
+
+def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:  # noqa: ANN401 - of a manifest
+    module = one.module
+    yield replace(one.down, name=f"{key}.lora_down.weight")
+    yield replace(one.up, name=f"{key}.lora_up.weight")
+    if has_alpha:
+        value = module.rank if module.alpha is None else module.alpha
+        yield alpha_output(f"{key}.alpha", float(value), kind, one.up.dtype)
+    magnitude = module.slots.get("lora_magnitude_vector")
+    if magnitude is not None:
+        ones = (1,) * (len(one.down.shape) - 1)
+        yield Output.of(f"{key}.dora_scale", magnitude, (one.up.shape[0], *ones))
+    if "lora_B.bias" in module.slots:
+        raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which kohya's files have no place for")
+
+
+def _ensure_distinct(outputs: list[Output]) -> None:
+    counts = Counter(output.name for output in outputs)
+    name, most = counts.most_common(1)[0]
+    if most > 1:
+        raise UnsupportedAdapter(f"`{shown(name)}` would be the name of {most} modules; nothing was written")
