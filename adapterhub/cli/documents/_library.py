@@ -28,6 +28,7 @@ from adapterhub.cli.documents._parts import (
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
+from adapterhub.library.bases import families
 from adapterhub.library.upkeep import repair
 from adapterhub.trust.verify import report
 
@@ -307,6 +308,7 @@ BASES = {
     "base-show": ShownBase,
     "base-export-record": BaseRecord,
     "base-compare": ComparedBases,
+    "base-family": list[document_of(families.Family)],
     "base-remove": Removed,
     "base-pin": Pinned,
 }

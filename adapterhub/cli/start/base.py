@@ -10,7 +10,7 @@ import click
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
-from adapterhub.core.errors import Incompatible
+from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -184,10 +184,12 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
       adapt base compare base-7b ./models/base-7b-bf16
     """
     from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
+    from adapterhub.library.bases.families import Families
 
     bases = session.library.bases
     a, b = bases.find(first), bases.find(second)
     comparison = compare_fingerprints(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+    comparison = Families(bases).judged(comparison, a.fingerprint, b.fingerprint)
     verdict = comparison.verdict
     shared = [name for name in a.components if name in b.components]
     parts = [compare_fingerprints(a.part(name).fingerprint, b.part(name).fingerprint) for name in shared]
@@ -203,6 +205,48 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
     session.out.result(comparison.to_json() | ({"parts": by_part} if by_part else {}), text)
     if not verdict.allows_attach:
         raise SystemExit(Incompatible.exit_code)
+
+
+@base.command("family")
+@click.argument("name", required=False)
+@click.argument("members", metavar="[BASE]...", nargs=-1, type=BASE)
+@click.option("--remove", "removes", is_flag=True, help="Forget the family; its bases stay.")
+@common
+def family(session: Session, name: str | None, members: tuple[BaseSpec, ...], removes: bool) -> None:
+    """Declare bases of the same shapes to be one family, such as SDXL and its fine-tunes.
+
+    An adapter made for one of them then runs on the others, with a note that names both. Without it, a fine-tune of
+    the adapter's base is refused. The members count by their weights. Without NAME, lists the families.
+
+    \b
+    Examples:
+      adapt base family sdxl sdxl pony illustrious
+      adapt base family sdxl --remove
+      adapt base family
+    """
+    from adapterhub.library.bases.families import Families
+
+    bases = session.library.bases
+    families = Families(bases)
+    if removes and (name is None or members):
+        raise UsageProblem("`--remove` takes the name of one family", hint="adapt base family NAME --remove")
+    if name is None:
+        found = families.all()
+    elif removes:
+        found = (families.remove(name),)
+    elif not members:
+        found = tuple(each for each in families.all() if each.name == name)
+        if not found:
+            raise NotFound(
+                f"no family `{shown(name)}`", hint=f"`adapt base family {shown(name)} BASE BASE` declares one"
+            )
+    else:
+        found = (families.declare(name, [bases.find(member) for member in members]),)
+    verb = "removed " if removes else ""
+    session.out.result(
+        [each.to_json() for each in found],
+        lambda: [session.out.line(f"{verb}{f.name}  {', '.join(m.alias for m in f.members)}") for f in found] and None,
+    )
 
 
 @base.command("remove")

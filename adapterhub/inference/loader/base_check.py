@@ -9,6 +9,7 @@ from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison
 from adapterhub.inference.loader.identity import LoadedBase, compare_base
+from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 
@@ -69,6 +70,8 @@ class BaseCheck:
             warnings.append(
                 f"was made for base `{shown(label)}` before its vocabulary was resized: {comparison.differences[0]}"
             )
+        if comparison.verdict is BaseVerdict.SAME_FAMILY:
+            warnings.append(f"runs on another base of its family: {comparison.differences[0]}")
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
         return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))
@@ -84,6 +87,9 @@ class BaseCheck:
             if known == fingerprint:
                 return comparison
         comparison = compare_base(fingerprint, self.loaded)
+        actual = self.known_base() if comparison.verdict is BaseVerdict.SAME_SHAPES else None
+        if actual is not None:
+            comparison = Families(self.library.bases).judged(comparison, fingerprint, actual.fingerprint)
         self._comparisons.append((fingerprint, comparison))
         return comparison
 

@@ -10,6 +10,7 @@ from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, Ref
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, with_weights
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
@@ -170,12 +171,15 @@ class _BaseCheck:
             return
         here = self.record.fingerprint
         comparison = compare(declared.fingerprint, here, hints=(declared.hints, self.record.hints))
+        comparison = Families(self.library.bases).judged(comparison, declared.fingerprint, here)
         made_for = self.library.base_label(declared)
         claim = f"was made for base `{shown(made_for)}` ({declared.fingerprint.weights[7:19]})"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             yield f"`{label}` {claim} in another precision: {'; '.join(comparison.differences)}"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             yield f"`{label}` {claim} with a vocabulary of another size: {'; '.join(comparison.differences)}"
+        if comparison.verdict is BaseVerdict.SAME_FAMILY:
+            yield f"`{label}` {claim}: {comparison.differences[0]}"
         if comparison.verdict.allows_attach:
             return
         this = f"this is `{shown(self.record.label)}` ({here.weights[7:19]})"
