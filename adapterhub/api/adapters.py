@@ -264,7 +264,7 @@ class WithAdapters(OpenedLibrary):
         with contextlib.ExitStack() as stack:
             if progress is None:
                 progress = stack.enter_context(self.reports.progress("add", None))
-            ready = stack.enter_context(peft_folder(self, folder, record, progress))
+            ready = stack.enter_context(peft_folder(self.store, folder, record, progress))
             if not isinstance(description, Description):
                 found = installing.describe_folder(
                     self,

@@ -100,7 +100,7 @@ def add(
                 return taken
         with (
             session.out.progress(f"add {folder.name}", size_given(folder)) as progress,
-            peft_folder(library, folder, record, progress) as ready,
+            peft_folder(library.store, folder, record, progress) as ready,
         ):
             found = describe_folder(
                 library,

@@ -47,6 +47,7 @@ class Foreign:
             "sha256": digests.whole,
             "data_sha256": digests.data,
             "size_bytes": digests.size_bytes,
+            "data_bytes": digests.size_bytes - self.file.header.data_start,
             "exact": self.reading.is_exact,
             "converter": CONVERTER,
             "spelling": {**self.reading.spelling, **self._alphas()},

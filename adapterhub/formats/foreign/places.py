@@ -70,7 +70,8 @@ def denoiser(source: Source, names: list[str], *, is_flat: bool) -> tuple[str, s
             return key, part, table
     key = min(missing, key=lambda k: len(missing[k]))
     few = ", ".join(f"`{shown(name)}`" for name in missing[key][:20])
-    of = f"{len(missing[key])} of its {len(wanted)} module names lead nowhere in {key}, the nearest family here"
+    program = "kohya" if is_flat else "ComfyUI"
+    of = f"{len(missing[key])} of {len(wanted)} module names in the spelling of {program} lead nowhere in {key}"
     return source.refuse("E_NAME", f"{of}: {few}", _HINT_BASE)
 
 

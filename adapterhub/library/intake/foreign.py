@@ -16,7 +16,7 @@ from adapterhub.formats.foreign.metadata import Header
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.intake.refusals import refused
-from adapterhub.library.library import Library
+from adapterhub.library.store.blobs import Store
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.listing import list_folder
 
@@ -54,7 +54,7 @@ class Ready:
 
 @contextmanager
 def peft_folder(
-    library: Library, path: Path, base: BaseRecord | None = None, progress: Progress | None = None
+    store: Store, path: Path, base: BaseRecord | None = None, progress: Progress | None = None
 ) -> Iterator[Ready]:
     """The PEFT folder that `path` is or gives; a converted one is gone when the block ends.
 
@@ -71,7 +71,7 @@ def peft_folder(
         shapes = shapes_of(base)
         with foreign(weights, shapes) as found:
             if found is not None:
-                yield from _converted(library, path, found, progress)
+                yield from _converted(store, path, found, progress)
                 return
     except MalformedTensorFile as error:
         if error.code == "E_CONTAINER" and any(f.code in _BETTER_REFUSED for f in list_folder(path).findings):
@@ -84,10 +84,10 @@ def peft_folder(
     yield Ready(folder=path, named_after=path)
 
 
-def _converted(library: Library, path: Path, found: Foreign, progress: Progress | None) -> Iterator[Ready]:
-    with library.store.staging() as staged:
+def _converted(store: Store, path: Path, found: Foreign, progress: Progress | None) -> Iterator[Ready]:
+    with store.staging() as staged:
         folder = staged / "peft"
-        with library.store.os_errors_as_refusals():
+        with store.os_errors_as_refusals():
             folder.mkdir()
             annotations = found.write(folder, progress)
         note = found.hash_note(annotations["origin"]["data_sha256"])
