@@ -189,10 +189,12 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
     bases = session.library.bases
     a, b = bases.find(first), bases.find(second)
     comparison = compare_fingerprints(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
-    comparison = Families(bases).judged(comparison, a.fingerprint, b.fingerprint)
+    families = Families(bases)
+    comparison = families.judged(comparison, a.fingerprint, b.fingerprint)
     verdict = comparison.verdict
     shared = [name for name in a.components if name in b.components]
-    parts = [compare_fingerprints(a.part(name).fingerprint, b.part(name).fingerprint) for name in shared]
+    pairs = [(a.part(name).fingerprint, b.part(name).fingerprint) for name in shared]
+    parts = [families.judged(compare_fingerprints(one, other), one, other) for one, other in pairs]
 
     def text() -> None:
         session.out.line(verdict.name)

@@ -70,8 +70,6 @@ def guess_base(library: Library, folder: Path) -> BaseGuess:
         return BaseGuess(record=None, why="only LoRA is compared with bases", todo=_PIN)
     by_alias = {record.alias: record for record in records}
     matches = [match for match in base_matches(library, orphan, (), ()) if match.name in by_alias]
-    # a component that has all modules says more than the pipeline that has the component
-    matches = [m for m in matches if not any(other.name.startswith(f"{m.name}/") for other in matches)]
     if not matches:
         listed = ", ".join(f"`{shown(alias)}`" for alias in by_alias)
         return BaseGuess(record=None, why=f"it fits no registered base ({listed})", todo=_ADD)
