@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProblem
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.diffusion.components import ensure_no_code
 from adapterhub.library.bases.records import BaseRecord, Bases
 from tests.support import pipelines
 
@@ -174,6 +175,26 @@ def test_damaged_pipelines_are_refused(
     with pytest.raises(Malformed, match=message):
         bases.add(folder, "x")
     assert bases.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "unet" / "m.py").write_text(""), "holds code, which is never run: `m.py`"),
+        (rewrite('{"_class_name": "P", "unet": ["subprocess", "Popen"]}'), "names classes of subprocess"),
+        (rewrite('{"_class_name": "P", "scheduler": [["a"], "B"]}'), "names classes of"),
+        (rewrite('{"_class_name": ["pipeline", "P"]}'), "`_class_name` is"),
+        (rewrite('{"_class_name": "a.b"}'), "`_class_name` is a.b"),
+    ],
+)
+def test_a_pipeline_with_code_is_refused(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    (tmp_path / "unet").mkdir()
+    rewrite('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')(tmp_path)
+    ensure_no_code(tmp_path)
+    damage(tmp_path)
+
+    with pytest.raises(Malformed, match=message):
+        ensure_no_code(tmp_path)
 
 
 X = torch.ones(2, 2)

@@ -18,6 +18,8 @@ COMPONENTS: Final = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder
 
 PIPELINE_FILE: Final = "model_index.json"
 _INDEX_LIMIT_BYTES: Final = 1 << 20
+_LIBRARIES: Final = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the classes of a pipeline may come from; the last is the part of diffusers with the safety checker."""
 
 
 def denoiser_of(components: Iterable[str]) -> str:
@@ -43,12 +45,16 @@ def ensure_no_code(pipeline: Path) -> None:
     found = next((path for path in sorted(pipeline.rglob("*.py"))), None)
     if found is not None:
         raise Malformed(f"`{pipeline}` holds code, which is never run: `{shown(found.name)}`", hint=hint)
-    value = read_json(pipeline / PIPELINE_FILE, _INDEX_LIMIT_BYTES)
-    named = value.get("_class_name") if isinstance(value, dict) else None
-    if not isinstance(named, str) or not named.isidentifier():
-        raise Malformed(
-            f"{pipeline / PIPELINE_FILE}: `_class_name` is {shown(named)}, expected a class of diffusers", hint=hint
-        )
+    value = _index(pipeline)
+    named = value.get("_class_name")
+    foreign = [
+        entry[0]
+        for name, entry in value.items()
+        if not name.startswith("_") and isinstance(entry, list) and entry and entry[0] not in _LIBRARIES
+    ]
+    if not isinstance(named, str) or not named.isidentifier() or foreign:
+        what = f"names classes of {shown(foreign[0])}" if foreign else f"`_class_name` is {shown(named)}"
+        raise Malformed(f"{pipeline / PIPELINE_FILE}: {what}, expected those of diffusers and transformers", hint=hint)
 
 
 def component_folders(pipeline: Path) -> dict[str, Path]:
@@ -59,13 +65,7 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
     Raises:
         Malformed: the file is damaged, names none of these components, or one whose folder is missing.
     """
-    path = pipeline / PIPELINE_FILE
-    try:
-        value = read_json(path, _INDEX_LIMIT_BYTES)
-    except (ValueError, OSError) as error:
-        raise Malformed(f"{path}: {error}", hint="download the pipeline again") from None
-    if not isinstance(value, dict):
-        raise Malformed(f"{path}: expected an object with the components", hint="download the pipeline again")
+    path, value = pipeline / PIPELINE_FILE, _index(pipeline)
     found: dict[str, Path] = {}
     for name in COMPONENTS:
         entry = value.get(name)
@@ -82,3 +82,14 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
     if not found:
         raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")
     return found
+
+
+def _index(pipeline: Path) -> dict[str, Any]:
+    path = pipeline / PIPELINE_FILE
+    try:
+        value = read_json(path, _INDEX_LIMIT_BYTES)
+    except (ValueError, OSError) as error:
+        raise Malformed(f"{path}: {error}", hint="download the pipeline again") from None
+    if not isinstance(value, dict):
+        raise Malformed(f"{path}: expected an object with the components", hint="download the pipeline again")
+    return value
