@@ -58,7 +58,11 @@ def test_a_merge_of_several_components_equals_the_weighted_sum(adapt: Adapt, pip
 def test_one_component_has_the_base_of_that_component(adapt: Adapt, pipeline: Any) -> None:
     assert [row["base"] for row in adapt.json("list") if row["name"] == "narrow"] == ["x/unet"]
     adapt.ok("verify", "narrow@x")
-    adapt.ok("fuse", "narrow", "--into", "./fused")
+    adapt.ok("fuse", "narrow@x", "--into", "./fused")
+    assert "expected" in adapt.fails(16, "fuse", "wide", "--into", "./whole")
+    asked = adapt.fails(11, "run", "wide", "hello")
+    assert "draws images" in asked
+    assert "--image" in asked
     narrow = save(adapt.folder / "n", modules_of(pipeline, {"unet": ("to_q", "conv1")}), seed=2)
     before = load_file(adapt.folder / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
     [file] = (adapt.folder / "fused").glob("*.safetensors")

@@ -305,7 +305,7 @@ def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
         ("tensor set", fingerprint.tensors),
         ("structure", fingerprint.structure),
         ("files", fingerprint.files),
-        ("components", ", ".join(f"{record.label}/{name}" for name in record.components)),
+        ("components", ", ".join(f"{record.label}/{name}" for name in record.components) or None),
         ("tokenizer", hints.tokenizer_sha256),
         ("chat template", hints.chat_template_sha256),
     ]

@@ -50,7 +50,8 @@ def find_request(
         raise UsageProblem("nothing to fuse: every adapter has weight 0")
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
     adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
-    model = Model.of(_current_record(library, _base_of(library, adapters), reading))
+    record = _component(_base_of(library, adapters), adapters)
+    model = Model.of(_current_record(library, record, reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
     warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
     warnings += [warning for one in adapters for warning in check.run(one)]
@@ -115,6 +116,13 @@ def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
     return only
 
 
+def _component(record: BaseRecord, adapters: Sequence[FoundAdapter]) -> BaseRecord:
+    """The component of a pipeline that all adapters were made for; the record itself for another base."""
+    declared = {one.base.fingerprint.weights for one in adapters if one.base.fingerprint is not None}
+    parts = [part for part in record.parts() if declared == {part.fingerprint.weights}]
+    return parts[0] if parts else record
+
+
 def _only_base(library: Library) -> BaseRecord | None:
     records = library.bases.list()
     return records[0] if len(records) == 1 else None
@@ -127,7 +135,7 @@ def _current_record(library: Library, record: BaseRecord, reading: Progress | No
         BaseNotFound: the files are missing.
         BaseMismatch: the weights differ from the registered ones.
     """
-    if record.path is None or not record.path.is_dir():
+    if record.path is None or not record.path.exists():
         raise BaseNotFound(
             f"the weights of base `{shown(record.label)}` are not on this machine",
             hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
