@@ -50,7 +50,7 @@ def mlx_cases(python: Path) -> bool:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from adapterhub.api import Library
+    from adapterhub.api.library import Library
     from adapterhub.inference.export import export
 
     is_good = True
