@@ -61,7 +61,7 @@ def small_files(folder: Path, count: int) -> None:
         unet = SDXL if number % 2 else SD1
         names = [n for n in (unet.ldm.values() if number % 2 else unet.ldm) if "attn" in n]
         specs = [s for n in names for s in pair(f"lora_unet_{n.replace('.', '_')}", 64, 64, 4 + number % 3)]
-        seed = number - 1 if number % 10 == 9 else number  # noqa: PLR2004
+        seed = number - 1 if number % 10 == 9 else number
         write(folder / f"style-{number:03}.safetensors", specs, seed, {"ss_tag_frequency": tags, "n": str(number)})
 
 
