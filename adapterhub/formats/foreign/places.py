@@ -68,6 +68,12 @@ def denoiser(source: Source, names: list[str], *, is_flat: bool) -> tuple[str, s
         missing[key] = sorted(wanted - table.keys())
         if not missing[key]:
             return key, part, table
+    for unet in UNETS:  # one module under two names, or a file put together of two
+        lacking = set(missing[unet.key]) & set(missing[f"{unet.key}-ldm"])
+        if not lacking:
+            one, other = missing[f"{unet.key}-ldm"][0], missing[unet.key][0]
+            text = f"has diffusers' names (`{shown(one)}`) and those of checkpoints (`{shown(other)}`) side by side"
+            source.refuse("E_CONFLICT", text, "one module may have two updates; only the trainer knows which counts")
     key = min(missing, key=lambda k: len(missing[k]))
     few = ", ".join(f"`{shown(name)}`" for name in missing[key][:20])
     program = "kohya" if is_flat else "ComfyUI"

@@ -33,7 +33,7 @@ def export_for(program: str, job: Job, out: Path) -> Exported:
     """
     if job.dtype is not None:
         raise UsageProblem(f"the format `{program}` keeps the author's numbers and takes no `--dtype`")
-    with job.opened("peft", needs_base=False) as adapter:
+    with job.opened("peft", needs_base=False, guesses_base=False) as adapter:
         made = _made(program, adapter)
         if made.config is None:
             with new_file(out) as partial:

@@ -119,7 +119,7 @@ def _parsed(source: Source, name: str) -> tuple[str | None, str, str, str]:
         slot = SLOTS[end]
     words = _PEFT_WORDS.intersection(module.split("."))
     if words:
-        source.refuse("E_NAME", f"`{shown(name)}` has PEFT's own word `{words.pop()}` in a module's name")
+        source.refuse("E_NAME", f"`{shown(name)}` has PEFT's own word `{min(words)}` in a module's name")
     return part, module, slot, end
 
 
