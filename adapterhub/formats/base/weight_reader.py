@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import read_json, write_durably
@@ -42,7 +42,7 @@ _CACHE_LIMIT_BYTES: Final = 512 << 20
 MOST_TRANSPOSED_BYTES: Final = 256 << 20
 """A tensor that is read as its transpose is held in memory whole; the largest known one has 6.5 MB."""
 
-_UNSIGNED: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_UNSIGNED: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 Views = Callable[[TensorFile], Sequence[TensorView]]
 """The tensors that a file is read as, from its header."""
