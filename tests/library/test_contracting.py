@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,33 +15,15 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from adapterhub.trust.verify import verify_folder
 from tests.support.contracts import small_contract
-
-CALLS = {"os.rename", "os.link", "os.mkdir", "os.remove"}
+from tests.support.kills import in_child
 
 
 def recorded(root: Path, stops_at: int = 0) -> int:
-    """Record in a child that is killed before its `stops_at`-th change of a name; returns how many it made, 0 if killed."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def hook(event: str, _arguments: object) -> None:
-            nonlocal count
-            if event in CALLS:
-                count += 1
-                if count == stops_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
+    def record() -> None:
         library = Library(root)
         add_contract(library, next(library.installed()), small_contract())
-        os.write(writing, str(count).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with os.fdopen(reading) as said:
-        return int(said.read() or 0)
+
+    return in_child(record, stops_at)
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_a_pass_counts_only_with_the_rules_of_the_project(homes: Homes) -> None:
 
 def test_a_pass_counts_only_within_the_bounds_of_the_project(homes: Homes) -> None:
     homes.trust()
-    signed(homes.ann.library, build_of(homes, "ann"), "ann")
+    signed(homes.ann.library, build_of(homes, "ann"), "ann", bounds={"same": 0.9, "kl": 0.05})
     homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
     write_project(homes, 'tests = "require"\ntests-bounds = { same = 0.95, kl = 0.05 }')
     said = homes.ben.fails(14, "sync")
