@@ -18,7 +18,7 @@ from tests.support.contracts import small_contract
 from tests.support.kills import in_child
 
 
-def recorded(root: Path, stops_at: int = 0) -> int:
+def recorded(root: Path, stops_at: int = 0) -> int | None:
     def record() -> None:
         library = Library(root)
         add_contract(library, next(library.installed()), small_contract())
@@ -32,11 +32,12 @@ def test_a_killed_recording_leaves_the_old_build_or_the_new_one_too(tmp_path, li
     shutil.copytree(library.root, tmp_path / "whole", symlinks=True)
     changes = recorded(tmp_path / "whole")
     seen = set()
+    assert changes is not None
     assert changes > 5
     for number in range(1, changes + 1):
         root = tmp_path / f"killed-{number}"
         shutil.copytree(library.root, root, symlinks=True)
-        assert recorded(root, number) == 0
+        assert recorded(root, number) is None
         there = Library(root)
         versions = sorted(build.manifest.version for build in there.installed())
         seen.add(tuple(versions))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 CALLS = {"os.rename", "os.link", "os.mkdir", "os.remove"}
 
 
-def in_child(action: Callable[[], object], stops_at: int = 0) -> int:
-    """Run `action` in a child, killed before its `stops_at`-th change of a name; how many it made, 0 if it was killed.
+def in_child(action: Callable[[], object], stops_at: int = 0) -> int | None:
+    """Run `action` in a child, killed before its `stops_at`-th change of a name; how many it made, None if it was killed.
 
     An action that fails counts as killed.
     """
@@ -38,4 +38,4 @@ def in_child(action: Callable[[], object], stops_at: int = 0) -> int:
     os.waitpid(child, 0)
     os.close(writing)
     with os.fdopen(reading) as said:
-        return int(said.read() or 0)
+        return int(text) if (text := said.read()) else None
