@@ -188,7 +188,7 @@ def test_the_same_adapter_in_another_form_keeps_its_contract(adapt: Adapt) -> No
     (adapt.folder / "small.toml").write_text(adapt.ok("show", "small", "--recipe"))
 
     assert own is not None
-    assert "the result carries the contract of `a==1.0.1`, and was not asked" in resized.stderr
+    assert "the result carries the contract of `a==1.0.1`, untested: `adapt test` asks it" in resized.stderr
     assert all("`a==1.0.1` has a contract, and the result carries none" in one.stderr for one in (both, half))
     assert [contract_of(build(adapt, name).folder) for name in ("small", "halved")] == [own, own]
     assert [contract_of(build(adapt, name).folder) for name in ("both", "half")] == [None, None]

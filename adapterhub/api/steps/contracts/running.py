@@ -298,7 +298,7 @@ def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, 
         broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
     warnings = []
     if unasked := len(contract.expects) + len(contract.leave_alone):
-        warnings.append(f"lm-eval asks goldens alone: {unasked} demands of the contract were not asked")
+        warnings.append(f"lm-eval asks goldens alone: it left out {unasked} demands of the contract")
     return replace(
         made,
         verdict="CHANGED" if broken else "PASS",
