@@ -120,7 +120,8 @@ def digest_of_task(task: Path) -> Digest | None:
     None for more than a thousand files or 64 MB, and where one cannot be read or there is none.
     """
     named = task.expanduser().absolute()
-    top, found, size = named if named.is_dir() else named.parent, [], 0
+    top, size = named if named.is_dir() else named.parent, 0
+    found: list[list[str]] = []
     for folder, folders, names in os.walk(top):
         folders[:] = sorted(set(folders) - _IGNORED) if named.is_dir() else []
         for path in sorted(Path(folder, name) for name in names):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SyncTest:
-    """Tests the builds of a lock. `results` has the verdicts; it names builds without a contract and refuses none of them.
+    """Tests the builds of a lock. `results` has the verdicts. It refuses no build for want of a contract, but names it.
 
     The policy `tests` of a project is what demands a contract.
     """
