@@ -21,6 +21,7 @@ import pytest
 COSTLY = frozenset({
     "subprocess", "multiprocessing", "fork",  # a process
     "uvicorn", "HTTPServer", "ThreadingHTTPServer", "create_server",  # a server
+    "sync_playwright",  # a browser
     "smollm2_base",  # a real model; those of PEFT and transformers are found by their module
     "getfixturevalue",  # a fixture that is known only when the test runs: the PostgreSQL or S3 of some parameters
 })  # fmt: skip
