@@ -91,6 +91,19 @@ def test_an_install_keeps_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert adapt("install", "a", "--test-dtype", "float32").exit_code == 2
 
 
+def test_an_install_is_asked_on_a_base_of_four_bits(adapt: Adapt) -> None:
+    pytest.importorskip("bitsandbytes")
+    words = ("install", "a@base-7b==1.0.1", "--from", "./published", "--test-load-in", "4bit")
+    [document] = json.loads(adapt.ok(*words, "--test-warn", "--json"))
+    [tested] = document["tests"]
+    adapt.ok("remove", "a", "--yes")
+    done = adapt(*words, "--test")
+
+    assert tested["load_in"] == "4bit"
+    passed = tested["verdict"] == "PASS"
+    assert (done.exit_code, names(adapt)) == ((0, {"a 1.0.1"}) if passed else (3, set()))
+
+
 def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
     adapt.ok("install", "liar@base-7b", "--from", "./lying")
