@@ -88,9 +88,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "upgrade": {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
-        "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
+        "Project.upgrade": f"{_STEPS}.upgrades.projects:upgrade_project",
     },
-    "rollback": {"Project.rollback": f"{_STEPS}.projects:roll_back"},
+    "rollback": {"Project.rollback": f"{_STEPS}.upgrades.projects:roll_back"},
     "tree": {
         "Library.tree": f"{_STEPS}.finding:lineage_of",
         "Project.tree": f"{_STEPS}.finding:lineage_of",

@@ -104,6 +104,8 @@ ELSEWHERE: dict[Parameter, str] = {
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
     ("doctor", "--from"): "a place to mend from; test_repair.py",
+    ("export", "--gguf"): "an engine loads it; the base is trusted",
+    ("export", "--llama-server"): "a program of the user's, which is run",
     ("merge", "--on"): "as `run --base`",
     ("mirror", "--base"): "a filter; both ends are servers",
     ("remove", "--project"): "as `uninstall --project`, the same command",
