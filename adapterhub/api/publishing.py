@@ -25,7 +25,7 @@ from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import Testing
-    from adapterhub.trust.signing.keys import PublicKey
+    from adapterhub.formats.signed import PublicKey
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import TrustedKey
 

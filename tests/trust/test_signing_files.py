@@ -26,20 +26,14 @@ from adapterhub.core.errors import (
 )
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub.trust.signing import bundle as bundles
 from adapterhub.trust.signing import first_use as seen_files
 from adapterhub.trust.signing import keys as key_files
 from adapterhub.trust.signing import trust as trust_files
-from adapterhub.trust.signing.bundle import (
-    Bundle,
-    Identity,
-    pre_authentication,
-    read_statement,
-    signed_files,
-    statement_bytes,
-)
+from adapterhub.trust.signing.bundle import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
-from adapterhub.trust.signing.keys import KeyFolder, PublicKey, SigningKey, parse_key_name
+from adapterhub.trust.signing.keys import KeyFolder, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (
     EffectivePolicy,
     Terms,

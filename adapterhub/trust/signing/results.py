@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
-from adapterhub.trust.signing.bundle import Bundle, pre_authentication
+from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.trust import Trust, day_text
 
