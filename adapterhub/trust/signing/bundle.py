@@ -1,9 +1,9 @@
 """The file `model.sig`: an OpenSSF Model Signing (OMS) v1.0 bundle, written and read with the standard library alone.
 
 The bundle is that of `formats.signed`. Its statement, in-toto v1, names the SHA-256 of each file, the digest over these
-as the subject, and what was signed. `model_signing` reads it. Our one addition is the field `adapter` of the predicate, with the adapter, version, base,
-rank and parents that were signed; verifiers of OMS v1.0 ignore it. The bytes come from strangers: size, depth, repeated
-keys, types and names are all checked, and the content counts as claims only.
+as the subject, and what was signed. `model_signing` reads it. Our one addition is the field `adapter` of the predicate,
+with the adapter, version, base, rank and parents that were signed; verifiers of OMS v1.0 ignore it. The bytes come from
+strangers: size, depth, repeated keys, types and names are all checked, and the content counts as claims only.
 
 Sources: OMS v1.0 (github.com/ossf/model-signing-spec), in-toto Statement v1.
 """

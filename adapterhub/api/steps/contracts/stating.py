@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.errors import SignatureRefused, UsageProblem, shown
+from adapterhub.api.steps.contracts.subjects import subject_of_build
+from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
 from adapterhub.formats.contract.reports import statement
-from adapterhub.library.results import ResultFiles, results_of
+from adapterhub.library.results import KeptResults, ResultFiles, results_of
 from adapterhub.trust.signing.results import SignedResult, read_result, sign_result
 from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.api.steps.contracts.subjects import ContractSubject
     from adapterhub.core.digests import Digest
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.trust.signing.keys import SigningKey
+
+
+_DAY_S: Final = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +78,13 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
     return None if made is None else files.add(sign_result(made, key))
 
 
+def sign_results(library: Library, build: Installed, results: Sequence[Tested], signer: SigningKey) -> None:
+    """Sign the verdicts that a test before a push gave, so that they go along."""
+    for one in results:
+        if one.digest == build.manifest.digest:
+            state_result(library, subject_of_build(build), one, signer)
+
+
 def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
     """The signed results that the library has on an installed build, each verified now.
 
@@ -88,3 +102,23 @@ def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
         results=tuple(found),
         refusals=tuple(refusals),
     )
+
+
+def contract_line(library: Library, build: Installed) -> str:
+    """Whether a build has a contract, and when it was last tested by it on this machine."""
+    try:
+        contract = subject_of_build(build).contract()
+    except CouldNotTell:
+        return "contract: of a newer format, which this version cannot test"
+    if contract is None:
+        return "no contract"
+    goldens = len(contract.goldens)
+    what = f"contract: {goldens} golden{'s' * (goldens != 1)}"
+    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
+    if found is None:
+        return f"{what}, not tested here"
+    result, age_s = found
+    days = int(age_s // _DAY_S)
+    when = "tested today" if days == 0 else f"not tested for {days} day{'s' * (days != 1)}"
+    where = f" on {shown(result.base, 200)}" if result.base else ""
+    return f"{what}, {when}: {result.verdict}{where}"
