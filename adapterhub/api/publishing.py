@@ -137,7 +137,7 @@ class WithPublishing(OpenedLibrary):
             NotAllowed: the server takes none of them.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        build = find_build(self.session, spec_of(spec), bounds=bounds)
+        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
         return push_results(self.session, build, to, remote=remote, token=token, offline=offline)
 
     def pull(

@@ -18,7 +18,7 @@ from adapterhub_registry.database.db import repos
 from adapterhub_registry.errors import forbidden
 from adapterhub_registry.names import KEY_NAME, known_repo_id
 from adapterhub_registry.results.results import StoredResult, digest_of_version, results_on, take
-from adapterhub_registry.results.rules import MOST_KEYS, Asks, TestRule, change_rule, rule_of
+from adapterhub_registry.results.rules import MOST_KEYS, Asks, NamespaceRule, change_rule, rule_of
 
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
 _TAKING: Final[dict[int | str, dict[str, Any]]] = {
@@ -155,7 +155,7 @@ def list_results(
     with registry.db.read() as connection:
         repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
         digest = digest_of_version(connection, repo, version)
-        found = results_on(connection, repo, digest)
+        found = results_on(connection, repo, digest, rule_of(connection, repo.namespace))
     kept = [one for one in found if _meets(one, query)]
     listed = [_result(one) for one in kept]
     return ResultList(repo=repo.full_name, version=version, digest=f"sha256:{digest}", results=listed)
@@ -168,7 +168,7 @@ def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> Ru
     with registry.db.read() as connection:
         seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
         rule = rule_of(connection, namespace) if seen else None
-    return _rule(rule or TestRule(namespace=namespace, asks="off", keys_only=False, keys=()))
+    return _rule(rule or NamespaceRule(namespace=namespace, asks="off", keys_only=False, keys=()))
 
 
 @router.post("/namespaces/{namespace}/tests", responses=_RULING)
@@ -205,7 +205,7 @@ def _actor(caller: Caller) -> str:
     return f"{caller.user} (token {caller.token_id})"
 
 
-def _rule(rule: TestRule) -> RuleFacts:
+def _rule(rule: NamespaceRule) -> RuleFacts:
     keys = [KeyFacts(name=key.name, fingerprint=f"sha256:{key.fingerprint}", pem=key.pem) for key in rule.keys]
     return RuleFacts(namespace=rule.namespace, asks=rule.asks, keys_only=rule.keys_only, keys=keys)
 

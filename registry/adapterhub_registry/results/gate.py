@@ -13,7 +13,7 @@ from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import claims_contract, parse_contract
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.results.results import passes, results_on
-from adapterhub_registry.results.rules import TestRule, rule_of
+from adapterhub_registry.results.rules import NamespaceRule, rule_of
 from adapterhub_registry.storage.blobs import BlobStore
 
 CODE: Final = "TestsRequired"
@@ -55,7 +55,7 @@ def _problem(
     connection: Connection,
     blobs: BlobStore,
     repo: Row[Any],
-    rule: TestRule,
+    rule: NamespaceRule,
     *,
     digest: str,
     base: str | None,
@@ -70,7 +70,7 @@ def _problem(
         return None
     if base is None:
         return "names no base by its digest"
-    if passes(results_on(connection, repo, digest), contract=contract.digest.removeprefix("sha256:"), base=base):
+    if passes(results_on(connection, repo, digest, rule), contract=contract.digest.removeprefix("sha256:"), base=base):
         return None
     names = ", ".join(f"`{key.name}`" for key in rule.keys)
     return f"has no PASS by {names} on its base {base[:12]}…"

@@ -22,7 +22,7 @@ from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, releases
 from adapterhub_registry.database.result_tables import results
 from adapterhub_registry.errors import Refusal, bad_request, conflict, forbidden, out_of_bounds, too_large
-from adapterhub_registry.results.rules import TesterKey, TestRule, rule_of
+from adapterhub_registry.results.rules import NamespaceRule, TesterKey, rule_of
 
 MOST: Final = 100
 """Results on one build."""
@@ -88,9 +88,9 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
         raise forbidden(f"{hint[:12]}… is no key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`")
     lock_name(connection, f"results of {repo.id}")
     mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
-    there = connection.execute(select(results).where(mine)).all()
     question = _question(said)
-    before = next((row for row in there if (row.key, row.question) == (hint, question)), None)
+    asked = mine & (results.c.key == hint) & (results.c.question == question)
+    before = connection.execute(select(results).where(asked)).one_or_none()
     if before is not None:
         earlier = _stored(before, rule)
         if earlier.sha256 == hex_of(digest_of(raw)):
@@ -100,7 +100,7 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
             raise conflict(f"this key's result {earlier.said.sequence} on the same question is here, which is later")
         connection.execute(delete(results).where(results.c.id == before.id))
     else:
-        _check_room(there, hint, rule)
+        _check_room(connection.scalars(select(results.c.key).where(mine)).all(), hint, rule)
     connection.execute(
         insert(results).values(
             repo_id=repo.id,
@@ -113,13 +113,11 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
             body=raw,
         )
     )
-    row = connection.execute(select(results).where(mine, results.c.key == hint, results.c.question == question)).one()
-    return _stored(row, rule)
+    return _stored(connection.execute(select(results).where(asked)).one(), rule)
 
 
-def results_on(connection: Connection, repo: Row[Any], digest: str) -> list[StoredResult]:
-    """The results on a build, the newest first."""
-    rule = rule_of(connection, repo.namespace)
+def results_on(connection: Connection, repo: Row[Any], digest: str, rule: NamespaceRule) -> list[StoredResult]:
+    """The results on a build, the newest first; `rule` names the keys that count."""
     mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
     found = [_stored(row, rule) for row in connection.execute(select(results).where(mine)).all()]
     return sorted(found, key=lambda one: (one.said.time, one.sha256), reverse=True)
@@ -163,11 +161,11 @@ def _order(said: Attested) -> tuple[int, bool]:
     return said.sequence, said.verdict == "CHANGED"
 
 
-def _check_room(there: Sequence[Row[Any]], hint: str, rule: TestRule) -> None:
-    """Raise 413 when a build has too many results for one more."""
-    claims = [row for row in there if rule.key_of(row.key) is None]
+def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
+    """Raise 413 when a build, which has results by the keys `there`, has too many for one more."""
+    claims = [key for key in there if rule.key_of(key) is None]
     bounds: Mapping[str, tuple[int, int]] = {
-        "by this key": (sum(row.key == hint for row in there), MOST_OF_KEY),
+        "by this key": (there.count(hint), MOST_OF_KEY),
         "by keys that the namespace does not know": (len(claims) if rule.key_of(hint) is None else 0, MOST_CLAIMS),
         "in all": (len(there), MOST),
     }
@@ -176,7 +174,7 @@ def _check_room(there: Sequence[Row[Any]], hint: str, rule: TestRule) -> None:
             raise Refusal(413, "TooMany", f"this build has {count} results {which}, which is the most; none was stored")
 
 
-def _stored(row: Row[Any], rule: TestRule) -> StoredResult:
+def _stored(row: Row[Any], rule: NamespaceRule) -> StoredResult:
     bundle, said = _parsed(row.body)
     key = rule.key_of(row.key)
     return StoredResult(

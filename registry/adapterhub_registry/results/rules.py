@@ -31,14 +31,12 @@ class TesterKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestRule:
+class NamespaceRule:
     """The rule of a namespace: what it asks of each new version, and whose results count.
 
     `off` asks nothing, `contract` a contract, `passed` also a PASS by one of the keys on the base that the adapter
     declares. With `keys_only`, results by other keys are not stored.
     """
-
-    __test__ = False  # no test of pytest
 
     namespace: str
     asks: Asks
@@ -50,11 +48,11 @@ class TestRule:
         return next((key for key in self.keys if key.fingerprint == fingerprint), None)
 
 
-def rule_of(connection: Connection, namespace: str) -> TestRule:
+def rule_of(connection: Connection, namespace: str) -> NamespaceRule:
     """The rule of a namespace; one without a rule asks nothing and knows no key."""
     row = connection.execute(select(test_rules).where(test_rules.c.namespace == namespace)).one_or_none()
     mine = select(test_keys).where(test_keys.c.namespace == namespace).order_by(test_keys.c.name)
-    return TestRule(
+    return NamespaceRule(
         namespace=namespace,
         asks=row.asks if row else "off",
         keys_only=bool(row and row.keys_only),
@@ -73,7 +71,7 @@ def change_rule(
     keys_only: bool | None = None,
     trust: Sequence[tuple[str, str]] = (),
     distrust: Sequence[str] = (),
-) -> TestRule:
+) -> NamespaceRule:
     """Change the rule of a namespace and return it; None keeps a setting. `trust` has names and PEM texts of keys.
 
     Versions that are published already stay, whatever the rule says.
@@ -104,7 +102,7 @@ def change_rule(
         raise Conflict(f"`{namespace}` has one of these keys under another name; nothing was changed")
     if len(keys) > MOST_KEYS:
         raise UsageProblem(f"`{namespace}` would have {len(keys)} keys, expected at most {MOST_KEYS}")
-    wanted = TestRule(
+    wanted = NamespaceRule(
         namespace=namespace,
         asks=rule.asks if asks is None else asks,  # type: ignore[arg-type]  # checked above
         keys_only=rule.keys_only if keys_only is None else keys_only,
@@ -120,7 +118,7 @@ def change_rule(
     return wanted
 
 
-def _write(connection: Connection, rule: TestRule, by: str) -> None:
+def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
     before = {key.fingerprint for key in rule_of(connection, rule.namespace).keys}
     mine = test_keys.c.namespace == rule.namespace
     connection.execute(delete(test_rules).where(test_rules.c.namespace == rule.namespace))
