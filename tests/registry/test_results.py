@@ -22,6 +22,7 @@ from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder
 from tests.registry.running import Running, running
+from tests.support.command_line import Adapt
 from tests.support.results import signed, with_contract
 from tests.support.signing_homes import Homes, make_homes
 
@@ -170,8 +171,34 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
 
     assert world.homes.ben.json(*send)["sent_results"] == 1
     assert [(one["signer"], one["verdict"]) for one in world.listed()] == [("ben", "CHANGED")]
+    elsewhere = Adapt(world.homes.folder, "ben-2")
+    elsewhere.ok("base", "add", "./models/base-7b", "--as", "base-7b")
+    elsewhere.ok("remote", "add", "ours", world.server.url, "--namespaces", world.team)
+    elsewhere.ok("install", f"{world.repo}@base-7b")
+    [document] = elsewhere.json("test", world.repo, "--results")
+    assert [one["sequence"] for one in document["results"]] == [1]
     assert [world.listed(query) for query in ("?verdict=PASS", f"?base={OTHER[7:]}", "?dtype=int8")] == [[], [], []]
     assert len(world.listed(f"?base={build.base.fingerprint.weights[7:]}&dtype=float32&verdict=CHANGED")) == 1  # type: ignore[union-attr]
+
+
+def test_what_passed_elsewhere_moves_on_into_the_namespace_that_asks(world: World) -> None:
+    ann, ben = world.homes.ann, world.homes.ben
+    ann.ok(*world.push())
+    ben.ok("install", f"{world.repo}==1.0.1", "--base", "base-7b")
+    gated, keys = f"{world.team}-gated", [{"name": "ann", "pem": world.key().read_text()}]
+    world.server.post(f"{V1}/namespaces/{gated}/tests", {"asks": "passed", "trust": keys})
+    ben.ok("remote", "login", "ours", "--token", world.server.token)
+    move = ("push", f"{world.repo}==1.0.1", "--to", f"{gated}/legal-qa", "--remote", "ours")
+    assert "has none. Nothing was sent" in ben.fails(14, *move)
+
+    signed(ann.library, world.build, "ann")
+    ann.ok(*world.push("--results"))
+    assert ben.json("test", world.repo, "--results")[0]["results"] == []
+    [found] = ben.json("test", world.repo, "--results", "--fetch")[0]["results"]
+    assert (found["verdict"], found["standing"]) == ("PASS", "unknown_key")
+
+    ben.ok(*move)
+    assert len(world.server.get(f"{V1}/adapters/{gated}/legal-qa/versions").json()["versions"]) == 1
 
 
 # ------------------------------------------------------------ the gate

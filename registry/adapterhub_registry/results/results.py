@@ -97,7 +97,10 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
             return earlier
         # one that was stored before the namespace knew the key may be forged
         if (known is None or earlier.signer is not None) and _order(said) <= _order(earlier.said):
-            raise conflict(f"this key's result {earlier.said.sequence} on the same question is here, which is later")
+            later = f"the result {earlier.said.sequence} of this key on the same question is here, which is later"
+            raise conflict(
+                f"{later}; `adapt test NAME --results --fetch` takes it, and the next one that you sign follows"
+            )
         connection.execute(delete(results).where(results.c.id == before.id))
     else:
         _check_room(connection.scalars(select(results.c.key).where(mine)).all(), hint, rule)

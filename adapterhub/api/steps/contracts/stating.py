@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.contract.reports import statement
-from adapterhub.library.results import KeptResults, ResultFiles, results_of
+from adapterhub.library.results import (
+    KeptResults,
+    ResultFiles,
+    keeps_results,
+    results_at,
+    results_of,
+    take_results,
+)
 from adapterhub.trust.signing.results import SignedResult, read_result, sign_result
 from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
 
 
@@ -83,6 +92,27 @@ def sign_results(library: Library, build: Installed, results: Sequence[Tested], 
     for one in results:
         if one.digest == build.manifest.digest:
             state_result(library, subject_of_build(build), one, signer)
+
+
+def fetch_results(session: Session, library: Library, subject: ContractSubject) -> int:
+    """Take the signed results on an installed build that the servers of its namespace have; returns how many are new.
+
+    Raises:
+        UsageProblem: it is a folder, or has no namespace.
+        RemoteUnreachable: a server does not answer.
+    """
+    build = subject.build
+    if build is None or build.namespace is None:
+        raise UsageProblem(
+            f"`{shown(subject.label, 200)}` has no namespace, so no server has results on it",
+            hint="leave out `--fetch`",
+        )
+    spec, count = AdapterSpec.parse(f"{build.full_name}=={build.manifest.version}"), 0
+    for source in session.sources_of(spec, None, token=None):
+        for release in source.releases(spec) if keeps_results(source) else ():
+            if release.digest == build.manifest.digest:
+                count += take_results(library, results_at(source, release), release.digest, build.full_name)
+    return count
 
 
 def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
