@@ -104,7 +104,7 @@ def change_rule(
         raise UsageProblem(f"`{namespace}` would have {len(keys)} keys, expected at most {MOST_KEYS}")
     wanted = NamespaceRule(
         namespace=namespace,
-        asks=rule.asks if asks is None else asks,  # type: ignore[arg-type]  # checked above
+        asks=rule.asks if asks is None else asks,
         keys_only=rule.keys_only if keys_only is None else keys_only,
         keys=tuple(keys[name] for name in sorted(keys)),
     )
