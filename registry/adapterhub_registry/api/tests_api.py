@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StrictBool, StringConstraints
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
@@ -39,7 +39,7 @@ _BUNDLE: Final = {"requestBody": {"required": True, "content": {"application/jso
 router = adapt_router()
 
 NamePart = Annotated[str, Path(pattern=NAME)]
-VersionPart = Annotated[str, Path(min_length=1, max_length=64)]
+VersionPart = Annotated[str, Path(pattern="^[A-Za-z0-9.!+_-]{1,64}$")]
 KeyName = Annotated[str, StringConstraints(pattern=whole(KEY_NAME))]
 
 
@@ -111,7 +111,7 @@ class RuleRequest(Question):
     """What to change; a member that is left out, or null, stays."""
 
     asks: Asks | None = None
-    keys_only: bool | None = None
+    keys_only: StrictBool | None = None
     trust: Annotated[tuple[KeyRequest, ...], Field(max_length=MOST_KEYS)] = ()
     distrust: Annotated[tuple[KeyName, ...], Field(max_length=MOST_KEYS)] = ()
 

@@ -70,8 +70,8 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
     """
     if len(raw) > RESULT_LIMIT_BYTES:
         raise too_large(RESULT_LIMIT_BYTES)
-    bundle, said = _parsed(raw)
     digest = digest_of_version(connection, repo, version)
+    bundle, said = _parsed(raw)
     if hex_of(said.manifest) != digest:
         raise out_of_bounds(
             f"the result is about {said.manifest[:19]}…; {version} of `{repo.full_name}` is {digest[:12]}…"
