@@ -16,6 +16,7 @@ from adapterhub_registry.database.result_tables import results
 from adapterhub_registry.results.results import MOST_CLAIMS, MOST_OF_KEY, forget
 from sqlalchemy import delete, func, select
 
+import adapterhub as ah
 from adapterhub.core.digests import digest_of
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.library.results import ResultFiles
@@ -170,6 +171,7 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
     world.rule(trust=[{"name": "ben", "pem": pem}])
 
     assert world.homes.ben.json(*send)["sent_results"] == 1
+    assert ah.Library(world.homes.ben.library.root).push_results(f"{world.repo}@base-7b", to=world.repo) == 1
     assert [(one["signer"], one["verdict"]) for one in world.listed()] == [("ben", "CHANGED")]
     elsewhere = Adapt(world.homes.folder, "ben-2")
     elsewhere.ok("base", "add", "./models/base-7b", "--as", "base-7b")
