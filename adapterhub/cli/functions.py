@@ -113,7 +113,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
-    "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
+    "push": {
+        "Library.push": f"{_STEPS}.publishing:push_build",
+        "Library.push_results": f"{_STEPS}.publishing:push_results",
+    },
     "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
     "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
     "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},

@@ -77,6 +77,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("outdated", "--from"): ("adapter", "outdated --offline --project ./project --from {}"),
     ("outdated", "--project"): ("project", "outdated --offline --project {}"),
     ("pull", "--base"): ("base", "pull kept ./out-NEW --offline --base {}"),
+    ("registry tests", "--trust"): ("file", "registry tests acme --root ./nowhere --trust ann={}"),
     ("resize", "--base"): ("base", "resize kept --rank 2 --base {} -o ./out-NEW"),
     ("resize", "adapter"): ("adapter", "resize {} --rank 2 -o ./out-NEW"),
     ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),

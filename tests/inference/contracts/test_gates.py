@@ -21,6 +21,7 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
+from tests.support.signing_homes import statement_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -119,11 +120,15 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
 
     untested = adapt("push", "a", "--to", "./plain")
     document = json.loads(adapt.ok("push", "a", "--to", "./out", "--sign", "--test", "--json"))
+    signed = list((adapt.folder / "out" / "a" / ".tests").glob("*/*.json"))
     again = adapt("push", "a", "--to", "./plain")
     for path in adapt.library.root.glob("cache/tests/*/*.json"):
         os.utime(path, times=(time.time() - 12.5 * 86400,) * 2)
     late = adapt("push", "a", "--to", "./plain")
 
+    assert [statement_of(path)["predicate"]["result"] for path in signed] == [
+        "PASSED"
+    ]  # went along, as it was asked to
     assert re.search(r"contract: \d+ goldens, not tested here\n", untested.stderr)
     assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b\n", again.stderr)
     assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b\n", late.stderr)
