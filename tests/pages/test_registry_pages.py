@@ -190,3 +190,11 @@ def test_clients_of_the_api_get_what_they_got(world):
     assert (browser.status_code, browser.headers["x-error-code"]) == (404, "EntryNotFound")
     assert json.loads(browser.text)["error"] == "no file `nothing.txt`"
     assert "<h1>Not found</h1>" in world.get("/acme/legal-qa/nothing/of/this/kind", headers=HTML).text
+
+
+def test_metrics_name_the_page_and_not_the_adapter(world):
+    world.get("/acme/legal-qa")
+    said = world.server.get("/metrics").text
+
+    assert 'route="/{namespace}/{name}"' in said
+    assert "legal-qa" not in said
