@@ -28,7 +28,7 @@ from adapterhub.trust.signing.trust import TrustFile, clock
 if TYPE_CHECKING:
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
-    from adapterhub.library.transfer import Destination, Source
+    from adapterhub.library.transfer import Source
 
 BESIDE_BUILDS: Final = ".tests"
 """The folder of signed results in a published directory; clients that do not know it pass over it."""
@@ -51,7 +51,10 @@ class KeptResults:
         return self._read(self._path(manifest, question), question)
 
     def all(self, manifest: Digest) -> Iterator[Tested]:
-        """Every result that was measured here on a build, the oldest first; what cannot be read is left out."""
+        """Every result that was measured here on a build, the oldest first; what cannot be read is left out.
+
+        Those of runners are not among them: they measure something else than a contract.
+        """
         for _, result in self._dated(manifest):
             yield result
 
@@ -78,7 +81,8 @@ class KeptResults:
     def _read(self, path: Path, question: Mapping[str, Any] | None = None) -> Tested | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             value = read_json(path, _LIMIT_BYTES)
-            if isinstance(value, dict) and (question is None or value.get("question") == dict(question)):
+            asked = value["question"]
+            if "runner" not in asked if question is None else asked == dict(question):
                 return Tested.from_json({**value["result"], "is_cached": True})
         return None
 
@@ -157,8 +161,9 @@ def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list
 
 
 def keeps_results(source: Source) -> bool:
-    """Whether a place has room for signed results: another library, or a published directory."""
-    return hasattr(source, "results") or isinstance(getattr(source, "store", None), Store)
+    """Whether a place has room for signed results: another library, a published directory, or our registry."""
+    has_room = getattr(source, "keeps_results", hasattr(source, "results"))
+    return bool(has_room) or isinstance(getattr(source, "store", None), Store)
 
 
 def results_at(source: Source, release: Release) -> Sequence[bytes]:
@@ -168,17 +173,6 @@ def results_at(source: Source, release: Release) -> Sequence[bytes]:
     read = getattr(source, "results", None)
     found: Sequence[bytes] = read(release) if read is not None else ()
     return found
-
-
-def send_results(library: Library, release: Release, place: Destination) -> int:
-    """Pass the signed results on a release on to a place that has room for them; returns how many it has now."""
-    add = getattr(place, "add_result", None)
-    if add is None:
-        return 0
-    raws = ResultFiles.of_library(library.store, release.digest).read()
-    for raw in raws:
-        add(release, raw)
-    return len(raws)
 
 
 def take_results(library: Library, offered: Sequence[bytes], manifest: Digest, full_name: str) -> int:

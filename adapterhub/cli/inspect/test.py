@@ -72,6 +72,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
 )
 @click.option("--results", is_flag=True, help="Show the signed results on an adapter, and ask nothing.")
+@click.option("--fetch", is_flag=True, help="With --results: take those at the servers of its namespace first.")
 @click.option("--record", is_flag=True, help="Record a contract instead of testing one.")
 @click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs of a recording from JSON Lines.")
 @click.option(
@@ -130,6 +131,7 @@ def test(
     sign: bool,
     key: str | None,
     results: bool,
+    fetch: bool,
     record: bool,
     examples: Path | None,
     count: int,
@@ -174,6 +176,7 @@ def test(
     from adapterhub.api.steps.keys import signing_key
     from adapterhub.cli.inspect.tested import report_results, report_tested
     from adapterhub.cli.publishing.sign import ask_password
+    from adapterhub.formats.contract.bounds import parse_bound
     from adapterhub.formats.contract.reading import read_contract
     from adapterhub.formats.prompts.form import PromptForm
 
@@ -184,8 +187,10 @@ def test(
         raise UsageProblem("`--sign`, `--key` and `--results` are for adapters that are named, and no recording")
     if key is not None and not sign:
         raise UsageProblem("`--key` chooses the key of `--sign`", hint="add `--sign`")
+    if fetch and not results:
+        raise UsageProblem("`--fetch` goes with `--results`", hint="add `--results`")
     if results:
-        report_results(session, library, adapters)
+        report_results(session, library, adapters, fetch=fetch)
         return
     if emit is not None:
         ensure_alone(adapters, {"--record": record or None, "--runner": runner, "--task": task, "--sign": sign or None})
@@ -200,7 +205,7 @@ def test(
             dtype=dtype,
             load_in=load_in,
             contract=read_contract(tests) if tests is not None else None,
-            bounds=dict(map(bound_from, bounds)),
+            bounds=dict(map(parse_bound, bounds)),
             base_alone=base_alone,
             budget_s=budget,
             again=again,
@@ -301,19 +306,6 @@ def ensure_none_of_recording(given: Mapping[str, object]) -> None:
     """
     if named := [name for name, value in given.items() if value is not None]:
         raise UsageProblem(f"`{named[0]}` is for `--record`", hint="a contract says itself what it asks, and how")
-
-
-def bound_from(text: str) -> tuple[str, float]:
-    """The name and number in `same=1`.
-
-    Raises:
-        UsageProblem: the text has another form.
-    """
-    name, _, number = text.partition("=")
-    try:
-        return name.strip(), float(number)
-    except ValueError:
-        raise UsageProblem(f"`--bound {shown(text)}`: expected NAME=X, such as `same=1`") from None
 
 
 def _say_recorded(session: Session, made: RecordedContract) -> None:

@@ -7,7 +7,7 @@ that it knows are claims, until a signature says whose they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 from adapterhub.core.dates import parse_time
@@ -22,6 +22,9 @@ RESULTS: Final = {"PASS": "PASSED", "CHANGED": "FAILED"}
 """The words of in-toto for verdicts; it has none for UNKNOWN."""
 
 RESULT_LIMIT_BYTES: Final = 64 << 10
+CLOCKS_DIFFER_S: Final = 300.0
+"""How far ahead the clock of a tester may be."""
+
 _LARGEST_SEQUENCE: Final = 1 << 53
 
 
@@ -30,7 +33,7 @@ class Attested:
     """What a statement says: the verdict on one manifest, by one contract, on one base.
 
     `rules` is the digest of the project's rules that were checked with the contract, None without any. `sequence`
-    counts the statements of one key about one manifest; `time` is Unix time.
+    counts the statements of one key about one manifest; `time` is Unix time. `bounds` are those that decided.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Attested:
     verdict: Literal["PASS", "CHANGED"]
     sequence: int
     time: float
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -99,6 +103,9 @@ class _Reader(DocumentReader):
         place, base = parts.get("base", ("", {}))
         notes = self.take(base, "annotations", dict, place) or {}
         dtype, load_in = (self.text(notes, key, f"{place}annotations.") or "" for key in ("dtype", "load_in"))
+        where, held = parts.get("bounds", ("", {}))
+        held = self.take(held, "annotations", dict, where) or {}
+        bounds = {name: self.number(held, name, f"{where}annotations.") for name in held}
         manifest = self.digest({"subject": subjects[0]}, "subject") if subjects else None
         if self.problems:
             return None
@@ -111,6 +118,7 @@ class _Reader(DocumentReader):
             verdict=cast("Literal['PASS', 'CHANGED']", verdict),
             sequence=cast("int", sequence),
             time=cast("float", time),
+            bounds=bounds,
             **cast("dict[str, Digest]", digests),
         )
 

@@ -18,8 +18,10 @@ from adapterhub.formats.cards.metadata import read_metadata
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import read_contract
 from adapterhub.library.store.catalog import Installed
+from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
+from tests.support.signing_homes import statement_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -90,6 +92,19 @@ def test_an_install_keeps_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert adapt("install", "a", "--test-dtype", "float32").exit_code == 2
 
 
+def test_an_install_is_asked_on_a_base_of_four_bits(adapt: Adapt) -> None:
+    pytest.importorskip("bitsandbytes")
+    words = ("install", "a@base-7b==1.0.1", "--from", "./published", "--test-load-in", "4bit")
+    [document] = json.loads(adapt.ok(*words, "--test-warn", "--json"))
+    [tested] = document["tests"]
+    adapt.ok("remove", "a", "--yes")
+    done = adapt(*words, "--test")
+
+    assert tested["load_in"] == "4bit"
+    passed = tested["verdict"] == "PASS"
+    assert (done.exit_code, names(adapt)) == ((0, {"a 1.0.1"}) if passed else (3, set()))
+
+
 def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
     adapt.ok("install", "liar@base-7b", "--from", "./lying")
@@ -105,11 +120,15 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
 
     untested = adapt("push", "a", "--to", "./plain")
     document = json.loads(adapt.ok("push", "a", "--to", "./out", "--sign", "--test", "--json"))
+    signed = list((adapt.folder / "out" / "a" / ".tests").glob("*/*.json"))
     again = adapt("push", "a", "--to", "./plain")
     for path in adapt.library.root.glob("cache/tests/*/*.json"):
         os.utime(path, times=(time.time() - 12.5 * 86400,) * 2)
     late = adapt("push", "a", "--to", "./plain")
 
+    assert [statement_of(path)["predicate"]["result"] for path in signed] == [
+        "PASSED"
+    ]  # went along, as it was asked to
     assert re.search(r"contract: \d+ goldens, not tested here\n", untested.stderr)
     assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b\n", again.stderr)
     assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b\n", late.stderr)
@@ -121,6 +140,18 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert widgets == [read_metadata(shown).values["widget"]]
     warned = adapt("push", "liar", "--to", "./out", "--test-warn")
     assert (warned.exit_code, "warning: `liar 1.0.0` has changed" in warned.stderr) == (0, True)
+
+
+def test_a_contract_that_comes_along_is_told_and_shown(adapt: Adapt) -> None:
+    came = adapt("install", "a@base-7b==1.0.1", "--from", "./published")
+    shown = adapt.ok("info", "a")
+    path = build(adapt, "a").folder / CONTRACT_FILE
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(b'"loss":', b'"loss": '))
+
+    assert "it has a contract; `adapt test a` asks it on your base" in came.stderr
+    assert re.search(r"^contract\t\d+ goldens, not tested here$", shown, re.MULTILINE)
+    assert re.search(r"^contract\t.*evals.jsonl", adapt.ok("info", "a"), re.MULTILINE)
 
 
 def test_an_upgrade_takes_a_drop_in_and_no_other(adapt: Adapt) -> None:
@@ -187,7 +218,7 @@ def test_the_same_adapter_in_another_form_keeps_its_contract(adapt: Adapt) -> No
     (adapt.folder / "small.toml").write_text(adapt.ok("show", "small", "--recipe"))
 
     assert own is not None
-    assert "the result carries the contract of `a==1.0.1`, and was not asked" in resized.stderr
+    assert "the result carries the contract of `a==1.0.1`, untested: `adapt test` asks it" in resized.stderr
     assert all("`a==1.0.1` has a contract, and the result carries none" in one.stderr for one in (both, half))
     assert [contract_of(build(adapt, name).folder) for name in ("small", "halved")] == [own, own]
     assert [contract_of(build(adapt, name).folder) for name in ("both", "half")] == [None, None]
@@ -248,6 +279,47 @@ def test_a_sync_changes_no_folder_unless_all_builds_pass(adapt: Adapt, tmp_path:
     assert [(one["name"], one["verdict"], one["is_cached"]) for one in document["tests"]] == [("a", "PASS", True)]
 
 
+def test_an_upgrade_of_a_project_takes_a_drop_in_and_no_other(adapt: Adapt, tmp_path: Path) -> None:
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    project = PROJECT.format(published="../own/published")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = "==1.0.1"'))
+    work.ok("sync")
+    (work.folder / "adapters.toml").write_text(project.replace("liar", "a"))
+    refused = work("upgrade", "--test")
+
+    assert (refused.exit_code, read_lock(work.folder).adapters[0].version) == (3, "1.0.1"), refused.stderr
+    assert "not upgraded: a  1.0.1 -> 1.1.0  behaviour changed: " in refused.stderr
+
+    adapt.ok("add", "./a", "--name", "a", "--version", "1.2.0", "--base", "base-7b")
+    adapt.ok("push", "a==1.2.0", "--to", "./published")
+    taken = json.loads(work.ok("upgrade", "a", "--test", "--json"))
+    assert [(one["from"], one["to"], one["kept"]) for one in taken["tests"]] == [("1.0.1", "1.2.0", True)]
+    assert [(one["version"], one["done"]) for one in taken["sync"]["adapters"]] == [("1.2.0", "replaced")]
+
+    adapt.ok("add", "./b", "--name", "a", "--version", "1.3.0", "--base", "base-7b")
+    adapt.ok("push", "a==1.3.0", "--to", "./published")
+    bare = work("upgrade", "--test")
+    assert (bare.exit_code, "1.2.0 -> 1.3.0  no contract to be held to" in bare.stderr) == (17, True)
+    upgraded = adapterhub.Project(work.folder, library=work.library.root).upgrade(test="warn")
+    assert [(one.tested.verdict, one.is_kept) for one in upgraded.tests] == [("NONE", True)]
+    assert read_lock(work.folder).adapters[0].version == "1.3.0"
+
+
+def test_a_build_that_cannot_stay_is_not_replaced_by_one_that_has_changed(adapt: Adapt, tmp_path: Path) -> None:
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    project = PROJECT.format(published="../own/published")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = "==1.0.1"'))
+    work.ok("sync")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = ">1.0.1"'))
+    refused = work("upgrade", "--test")
+
+    assert (refused.exit_code, read_lock(work.folder).adapters[0].version) == (3, "1.0.1")
+    assert "`a` cannot stay as locked" in refused.stderr
+    assert work("upgrade", "--test", "--dry-run").exit_code == 2
+
+
 def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None:
     pytest.importorskip("cma")
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
@@ -272,10 +344,12 @@ def test_a_full_contract_is_tied_to_the_digests_of_the_build(adapt: Adapt) -> No
     other = replace(other, goldens=other.goldens[:-1])
     (adapt.folder / "other.jsonl").write_bytes(other.to_bytes())
     told = adapt("test", "a", "--tests", "other.jsonl")
+    [named] = json.loads(adapt("test", "a", "--tests", "other.jsonl", "--json").stdout)
 
     assert (hidden["verdict"], hidden["version"]) == ("PASS", "1.0.2")
     assert hidden["contract"] == build(adapt, "a", "1.0.2").manifest.file(CONTRACT_FILE).sha256
     assert (told.exit_code, "other-contract" in told.stdout) == (17, True)
+    assert (named["reason"], named["contract"]) == ("other-contract", hidden["contract"])
     assert adapt("test", "a").exit_code == 17
 
 

@@ -27,6 +27,9 @@ from tests.support.run_library import write_base
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+KNOWN_TO_OLDER_CLIENTS = {"adapter_config.json", "adapter_model.safetensors", "LICENSE", "evals.jsonl"}
+"""Of the closed list of files in a build: any other makes a client that does not know it refuse the build."""
+
 
 @pytest.fixture(scope="module")
 def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
@@ -69,6 +72,7 @@ def test_recording_again_gives_the_same_build(adapt: Adapt) -> None:
 
     assert (document["created"], document["digest"]) == (False, before.digest)
     assert before.version == "1.0.1"
+    assert {file.path for file in before.files} <= KNOWN_TO_OLDER_CLIENTS
     assert before.prompt == contract_in(build(adapt, "a").folder).prompt  # type: ignore[union-attr]
     assert build(adapt, "a==1.0.0").manifest.file(CONTRACT_FILE) is None
 
@@ -257,6 +261,13 @@ def test_a_verdict_is_signed_beside_the_build_and_shown(own: Adapt) -> None:
     assert (result["verdict"], result["signer"], result["standing"]) == ("PASS", "ann", "trusted")
     assert (result["dtype"], result["contract"]) == ("float32", contract_in(build(own, "a").folder).digest)  # type: ignore[union-attr]
     assert "says nothing to state" in own("test", "b", "--sign").stderr
+
+
+def test_no_test_in_a_project_has_looser_bounds_than_its_policy(own: Adapt) -> None:
+    (own.folder / "adapters.toml").write_text("[policy]\ntests-bounds = { same = 1, retention = 0.5 }\n")
+    result = result_of(own, 0, "a")
+
+    assert (result["bounds"]["same"], result["bounds"]["retention"]) == (1.0, 0.95)  # type: ignore[index]
 
 
 def test_the_rules_of_a_project_hold_for_every_adapter_and_every_merge(own: Adapt) -> None:
