@@ -127,6 +127,8 @@ class WithModels(OpenedLibrary):
         ollama_base: str | None = None,
         allow_base_mismatch: bool = False,
         test: bool = False,
+        gguf: StrPath | None = None,
+        llama_server: str | None = None,
     ) -> Exported:
         """Write an adapter for another program, meaning exactly what PEFT means by it.
 
@@ -138,7 +140,9 @@ class WithModels(OpenedLibrary):
             dtype: precision of what is written; default: exact.
             ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
             allow_base_mismatch: take a base of the same shapes with other weights.
-            test: for merged, peft and vllm: load it again, and keep it only if it passes its contract.
+            test: for gguf, merged, peft and vllm: load it again, and keep it only if it passes its contract.
+            gguf: with `test`, for gguf: the base as a GGUF file, on which llama.cpp's server is asked.
+            llama_server: that program; default: `llama-server` in PATH.
 
         Returns:
             `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
@@ -147,10 +151,13 @@ class WithModels(OpenedLibrary):
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
         """
-        from adapterhub.api.steps.contracts.gating import WrittenTest
+        from adapterhub.api.steps.contracts.exporting import export_test
         from adapterhub.inference.export import export
 
-        asked = WrittenTest(self, self.reports, is_model=format == "merged", on=base_of(base)) if test else None
+        asked = None
+        if test:
+            on, base_file = base_of(base), None if gguf is None else Path(gguf)
+            asked = export_test(self, format, on=on, gguf=base_file, llama_server=llama_server, bars=self.reports)
         with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
             exported = export(
                 adapter,

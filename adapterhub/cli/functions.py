@@ -92,9 +92,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "upgrade": {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
-        "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
+        "Project.upgrade": f"{_STEPS}.upgrades.projects:upgrade_project",
     },
-    "rollback": {"Project.rollback": f"{_STEPS}.projects:roll_back"},
+    "rollback": {"Project.rollback": f"{_STEPS}.upgrades.projects:roll_back"},
     "tree": {
         "Library.tree": f"{_STEPS}.finding:lineage_of",
         "Project.tree": f"{_STEPS}.finding:lineage_of",
@@ -118,7 +118,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
-    "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
+    "push": {
+        "Library.push": f"{_STEPS}.publishing:push_build",
+        "Library.push_results": f"{_STEPS}.publishing:push_results",
+    },
     "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
     "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
     "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},

@@ -227,6 +227,8 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-list", "registry", "webhook", "list", *here)
     w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
     w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
+    key = w.folder / "home" / "keys" / "ann.pub"
+    w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     alone = w.folder / "registry-3"
@@ -278,6 +280,9 @@ def _answers(w: World) -> None:
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
     w.adapt.ok("test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl", "--sign", "--key", "ann")
     w.says("test.results", "test", "plain", "--results")
+    there = ("--to", "acme/plain", "--remote", "ours", "--token", w.ours.token)
+    w.adapt.ok("push", "plain", *there)
+    w.says("push.results", "push", "plain", *there, "--results")
     emit = ("--emit", "lm-eval", "./task")
     w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
 

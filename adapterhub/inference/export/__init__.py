@@ -34,8 +34,8 @@ DTYPES = tuple(CHOICES)
 """The dtypes in which factors can be written."""
 
 
-TESTABLE = ("merged", "peft", "vllm")
-"""The formats that transformers and PEFT load again."""
+TESTABLE = ("gguf", "merged", "peft", "vllm")
+"""The formats that can be asked once they are written: by llama.cpp's server, transformers, or PEFT."""
 
 
 def forms() -> tuple[str, ...]:
