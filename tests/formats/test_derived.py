@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapterhub.formats.derived.record import DerivedRecord, derive
+from adapterhub.formats.derived.deriving import derive
+from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.derived.shares import Sample
 from adapterhub.formats.derived.sketch import cosines, placed
 from adapterhub.formats.peft.config import AdapterConfig

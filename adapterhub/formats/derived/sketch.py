@@ -78,3 +78,10 @@ def placed(packed: Sequence[str]) -> list[tuple[float, float]]:
         axes.append(axis if axis[np.abs(axis).argmax()] >= 0 else -axis)
     reach = max(float(np.abs(axes).max()), 1e-9)
     return [(round(float(x) / reach, 4), round(float(y) / reach, 4)) for x, y in zip(*axes, strict=True)]
+
+
+def nearest(packed: Sequence[str]) -> list[tuple[int, float]]:
+    """For each sketch the position of the one with the greatest cosine, and that cosine; of one alone, itself."""
+    found = cosines(packed)
+    np.fill_diagonal(found, -2 if len(packed) > 1 else 1)
+    return [(int(at), round(float(row[at]), 3)) for row, at in zip(found, found.argmax(1), strict=True)]

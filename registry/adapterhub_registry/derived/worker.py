@@ -116,7 +116,7 @@ def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, 
 
 
 def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> dict[str, Any]:
-    from adapterhub.formats.derived.record import derive  # noqa: PLC0415 - numpy, which only a worker needs
+    from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
 
     try:
         opened = open_build(files, blob_store)

@@ -57,7 +57,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         days = select(downloads).where(downloads.c.repo_id == row.id).order_by(downloads.c.day.desc())
         counted = connection.execute(days.limit(DAYS_SHOWN)).all()
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
-        contract = _contract(registry, tree) if reads else None
+        contract = contract_of(registry, tree) if reads else None
         signature = tree.find(SIGNATURE_FILE)
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
     return AdapterPage(
@@ -174,7 +174,8 @@ def _text(registry: Registry, tree: Tree, path: str, most: int) -> str:
     return text_of(b"".join(registry.blobs.open(entry.sha256))) or ""
 
 
-def _contract(registry: Registry, tree: Tree) -> Contract | None:
+def contract_of(registry: Registry, tree: Tree) -> Contract | None:
+    """The contract of a build, if it is readable."""
     entry = tree.find(CONTRACT_FILE)
     if entry is None or entry.size > MAX_CONTRACT_BYTES:
         return None
