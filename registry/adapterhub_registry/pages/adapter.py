@@ -18,7 +18,7 @@ from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
-from adapterhub.pages.values.common import Badge, Snippet
+from adapterhub.pages.values.common import Badge, Link, Snippet
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, repo_tags
@@ -80,6 +80,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         ),
         commit=row.head,
         modified_at=row.modified_at,
+        links=tuple(_links(name, facts)),
         feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
     )
 
@@ -87,7 +88,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
 def _version(repo: str, row: Row[Any]) -> VersionLine:
     return VersionLine(
         version=row.released_as,
-        url=url_of(repo, "commit", row.commit_id),
+        url=f"/{repo}/{row.released_as}",
         commit=row.commit_id,
         digest=f"sha256:{row.digest}",
         released_at=row.released_at,
@@ -123,6 +124,15 @@ def _badges(
     for version in versions:
         if version.yanked_at is not None:
             yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
+
+
+def _links(repo: str, facts: Row[Any] | None) -> Iterator[Link]:
+    if facts is not None:
+        yield Link(text="Weights", url=f"/{repo}/main")
+        yield Link(text="Lineage", url=f"/lineage/{repo}")
+        yield Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}")
+        if facts.base_sha256:
+            yield Link(text="Base", url=f"/base/{facts.base_sha256}")
 
 
 def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:

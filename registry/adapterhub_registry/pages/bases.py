@@ -37,7 +37,7 @@ def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
         mine = adapters.c.is_listed & (adapters.c.base_sha256 == sha256) & visible
         joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         newest = joined.order_by(adapters.c.created_at.desc()).limit(LISTED)
-        rows = connection.execute(newest).all()
+        rows = list(connection.execute(newest).all())
         named = select(adapters.c.base_model, func.count()).join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
         names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
@@ -63,9 +63,8 @@ def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool
     begin = fingerprint.removeprefix("sha256:")
     same = (adapters.c.base_sha256 >= begin) & (adapters.c.base_sha256 < f"{begin}g")
     wanted = select(adapters.c.base_sha256).join(repos, repos.c.id == adapters.c.repo_id)
-    found = connection.scalar(
-        wanted.where(same, adapters.c.is_listed, visible).order_by(adapters.c.base_sha256).limit(1)
-    )
+    wanted = wanted.where(same, adapters.c.is_listed, visible).order_by(adapters.c.base_sha256)
+    found = connection.scalar(wanted.limit(1))
     if found is None:
         raise Refusal(404, "NotFound", "no adapter here is for this base")
     return str(found)
@@ -112,7 +111,9 @@ def _related(
 ) -> Sequence[RelatedBase]:
     """Other bases with the same tensors or files, or with one of the names."""
     facts = (adapters.c.base_tensors, adapters.c.base_files)
-    known = connection.execute(select(*facts).where(adapters.c.base_sha256 == sha256).limit(1)).one()
+    mine = select(*facts).join(repos, repos.c.id == adapters.c.repo_id)
+    mine = mine.where(adapters.c.is_listed, adapters.c.base_sha256 == sha256, visible)
+    known = connection.execute(mine.limit(1)).one()
     columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_model)
     other = adapters.c.is_listed & (adapters.c.base_sha256 != sha256) & visible
     same = (adapters.c.base_tensors == known.base_tensors) | adapters.c.base_model.in_(names)

@@ -34,6 +34,7 @@ class Build:
     version: str
     row: Row[Any]
     yanked: str | None = None
+    is_release: bool = True
 
     @property
     def url(self) -> str:
@@ -42,8 +43,8 @@ class Build:
 
     @property
     def name(self) -> str:
-        """`acme/legal-qa@1.0.0`."""
-        return f"{self.repo.full_name}@{self.version}"
+        """`acme/legal-qa==1.0.0`, or `acme/legal-qa@main` for a commit without a release."""
+        return f"{self.repo.full_name}{'==' if self.is_release else '@'}{self.version}"
 
 
 def find_build(registry: Registry, connection: Connection, caller: Caller, repo: str, version: str) -> Build:
@@ -65,7 +66,7 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     row = connection.execute(mine).one_or_none()
     if row is None:
         raise Refusal(404, "EntryNotFound", "no adapter is indexed at this revision")
-    return Build(repo=found, version=version or "main", row=row)
+    return Build(repo=found, version=version or "main", row=row, is_release=False)
 
 
 def readable(registry: Registry, caller: Caller) -> ColumnElement[bool]:
@@ -106,7 +107,8 @@ def related(registry: Registry, connection: Connection, caller: Caller, *where: 
         if key not in seen:
             seen.add(key)
             yanked = row.yanked_reason or "" if row.yanked_at is not None else None
-            yield Build(repo=row, version=row.released_as or row.commit_id, row=row, yanked=yanked)
+            version = row.released_as or row.commit_id
+            yield Build(repo=row, version=version, row=row, yanked=yanked, is_release=row.released_as is not None)
 
 
 def license_of(row: Row[Any]) -> str | None:
@@ -125,6 +127,7 @@ def build_page(registry: Registry, caller: Caller, repo: str, version: str) -> B
     links = [
         Link(text="Lineage", url=f"/lineage/{build.repo.full_name}?{urlencode({'version': build.version})}"),
         Link(text="Compare", url=f"/compare?{urlencode({'a': build.name})}"),
+        Link(text="Commit", url=url_of(build.repo.full_name, "commit", build.row.commit_id)),
         Link(text="Files", url=url_of(build.repo.full_name, "tree", build.row.commit_id)),
         *([Link(text="Base", url=f"/base/{base}")] if base else []),
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +21,7 @@ from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.derived.worker import files_of, open_build
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.adapter import contract_of
-from adapterhub_registry.pages.builds import Build, badges_of, find_build, record_of
+from adapterhub_registry.pages.builds import badges_of, find_build, record_of
 from adapterhub_registry.pages.commit import changed, config_of
 from adapterhub_registry.repos import commits
 
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
 TIME_S: Final = 20.0
 MOST_WEIGHT: Final = 2.0
+EVEN: Final = 0.5  # as `adapt merge` weighs two adapters
 STEPS: Final = 20  # of the sliders, in a weight of 1
 LISTED: Final = 200
-_SPEC: Final = "expected NAMESPACE/NAME, or NAMESPACE/NAME@VERSION"
+_SPEC: Final = "expected NAMESPACE/NAME, NAMESPACE/NAME==VERSION or NAMESPACE/NAME@REVISION"
 
 
 def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePage:
@@ -69,19 +72,20 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
 
     def make() -> ComparePage:
         try:
-            return _compared(page, builds, _comparison(registry, builds, files, weights))
+            return _compared(page, _comparison(registry, files, weights))
         except AdapterHubError as error:
             reason = f"{error.message}; `adapt compare` on your own machine says more"
             return replace(page, reason=reason)
 
     digests = tuple(build.row.digest for build in builds)
     made: ComparePage = registry.once.result(digests, tuple(weights), make)
-    # what two readers call the same builds may differ, and what they may see of them
-    return replace(made, a=page.a, b=page.b, sides=page.sides, config=page.config)
+    # another reader may have other names for the same builds, so the kept page holds none
+    named_page = replace(made, a=page.a, b=page.b, sides=page.sides, config=page.config)
+    return replace(named_page, forecast=_with_commands(made.forecast, page.sides))
 
 
 def _parsed(name: str) -> tuple[str, str]:
-    repo, _, version = name.partition("@")
+    repo, version = (*re.split("==|@", name, maxsplit=1), "")[:2]
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise bad_request(f"build `{shown(name)}`: {_SPEC}")
     return repo, version
@@ -89,7 +93,7 @@ def _parsed(name: str) -> tuple[str, str]:
 
 def _weight(text: str) -> float:
     try:
-        number = float(text) if text else 1.0
+        number = float(text) if text else EVEN
     except ValueError:
         number = math.nan
     if not abs(number) <= MOST_WEIGHT:
@@ -97,21 +101,19 @@ def _weight(text: str) -> float:
     return round(number * STEPS) / STEPS
 
 
-def _comparison(
-    registry: Registry, builds: list[Build], files: list[dict[str, str]], weights: list[float]
-) -> Comparison:
+def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[float]) -> Comparison:
     from adapterhub.formats.derived.reading import AdapterUpdates  # noqa: PLC0415 - numpy, for this page alone
     from adapterhub.formats.derived.two import Weighted, compare_two  # noqa: PLC0415
 
     pair = []
-    for build, mine, weight in zip(builds, files, weights, strict=True):
+    for label, mine, weight in zip(("first", "second"), files, weights, strict=True):
         opened = open_build(mine, registry.blobs)
         updates = AdapterUpdates(opened.config, opened.file, opened.read)
-        pair.append(Weighted(label=build.name, weight=weight, updates=updates))
+        pair.append(Weighted(label=label, weight=weight, updates=updates))
     return compare_two(pair, time_s=TIME_S)
 
 
-def _compared(page: ComparePage, builds: list[Build], found: Comparison) -> ComparePage:
+def _compared(page: ComparePage, found: Comparison) -> ComparePage:
     pair = found.pairs[0]
     opposite = pair.opposite.estimate
     is_shared = any(module.pairs for module in found.modules)
@@ -124,35 +126,39 @@ def _compared(page: ComparePage, builds: list[Build], found: Comparison) -> Comp
         alone=tuple(found.partial)[:LISTED],
         unlike=tuple(f"{module}: {text}" for module, text in found.unlike.items())[:LISTED],
         obstacles=found.obstacles,
-        forecast=_forecast(found, builds),
+        forecast=_forecast(found),
     )
 
 
-def _forecast(found: Comparison, builds: list[Build]) -> Forecasted | None:
+def _forecast(found: Comparison) -> Forecasted | None:
     if found.forecast is None:
         return None
     cancelled = found.forecast.cancelled.estimate
-    used = [(build.name, side.weight) for build, side in zip(builds, found.adapters, strict=True) if side.weight]
-    named = " ".join(shlex.quote(name) for name, _ in used)
-    weighted = ",".join(f"{weight:g}" for _, weight in used)
-    merge = f"adapt merge {named} --weights={weighted}"
     return Forecasted(
         norm=found.forecast.norm,
         cancelled=cancelled.share,
         cancelled_error=cancelled.standard_error,
         choices=tuple(
             StorageLine(
-                options=choice.options,
-                rank=f"{choice.rank_min}"
-                if choice.rank_min == choice.rank_max
-                else f"{choice.rank_min}-{choice.rank_max}",
-                error=choice.relative_error,
-                size=choice.size_bytes,
-                command=f"{merge} {choice.options} --output merged",
+                options=one.options,
+                rank=str(one.rank_max) if one.rank_min == one.rank_max else f"{one.rank_min}-{one.rank_max}",
+                error=one.relative_error,
+                size=one.size_bytes,
+                command="",
             )
-            for choice in found.forecast.choices
+            for one in found.forecast.choices
         ),
     )
+
+
+def _with_commands(forecast: Forecasted | None, sides: Sequence[Compared]) -> Forecasted | None:
+    if forecast is None:
+        return None
+    used = [side for side in sides if side.weight]
+    named = " ".join(shlex.quote(side.name) for side in used)
+    merge = f"adapt merge {named} --weights={','.join(f'{side.weight:g}' for side in used)}"
+    choices = [replace(one, command=f"{merge} {one.options} --output merged") for one in forecast.choices]
+    return replace(forecast, choices=tuple(choices))
 
 
 def _contract(registry: Registry, tree: Tree) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def lineage_page(registry: Registry, caller: Caller, repo: str, version: str) ->
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, repo, version)
         seen = _Seen(registry, connection, caller)
-        direct = seen.parents_of(build.row.digest)
+        direct, above = seen.parents_of(build.row.digest), seen.ancestors_of(build.row.digest)
         return LineagePage(
             repo=build.repo.full_name,
             version=build.version,
@@ -31,9 +31,7 @@ def lineage_page(registry: Registry, caller: Caller, repo: str, version: str) ->
             parents=tuple(direct),
             children=tuple(seen.children_of(build.row.digest)),
             others=tuple(_others(seen, build)),
-            inherited=tuple(
-                one for one in seen.ancestors_of(build.row.digest) if one.yanked is not None or one.license
-            ),
+            inherited=tuple(one for one in above if one.yanked is not None or one.license),
         )
 
 
