@@ -114,6 +114,7 @@ def test_a_build_shows_its_modules_heat_and_spectra(weights: Weights) -> None:
     heat = page["heats"][0]
     assert (heat["columns"], [label for label, _ in heat["rows"]]) == (["q_proj", "v_proj"], ["0", "1", "2"])
     assert max(abs(cell["shade"]) for _, cells in heat["rows"] for cell in cells) == 1
+    assert {engine["name"]: engine["reads"] for engine in page["engines"]}.items() >= {("vllm", True), ("peft", True)}
     assert [line["values"][0] for line in page["spectra"]] == [1, 1]
     assert all(
         title in text for title in ("Norm of the update by layer", "q_proj of layer 2", "Singular values as a table")

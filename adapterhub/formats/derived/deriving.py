@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter, first_lines
+from adapterhub.core.errors import AdapterHubError, MalformedConfig, UnsupportedAdapter, first_lines
+from adapterhub.formats import engines
 from adapterhub.formats.derived.algebra import spectrum
 from adapterhub.formats.derived.comparison import unmeasurable
 from adapterhub.formats.derived.energies import Energies
 from adapterhub.formats.derived.reading import AdapterUpdates, Read
-from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord
+from adapterhub.formats.derived.record import DerivedRecord, EngineRecord, ModuleRecord
 from adapterhub.formats.derived.sketch import Sketch
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
@@ -45,7 +47,13 @@ def derive(
         reason = "\n".join(first_lines(error.message.splitlines(), 5))
         code = getattr(error, "code", "")
         findings = (*config.notes, *([(code, reason)] if code else []))
-        return DerivedRecord(weights=weights_digest, config=config_digest, findings=findings, reason=reason)
+        return DerivedRecord(
+            weights=weights_digest,
+            config=config_digest,
+            findings=findings,
+            engines=tuple(_engines(config, file)),
+            reason=reason,
+        )
     end, sketch = time.monotonic() + time_s, Sketch()
     modules = tuple(_figures(updates, module, sketch, is_late=time.monotonic() > end) for module in updates.modules)
     norms = [module.norm for module in modules if module.norm is not None]
@@ -57,8 +65,21 @@ def derive(
         others=len(updates.others),
         sketch=sketch.packed() if norms else "",
         findings=(*config.notes, *(("E_NONFINITE", f"`{m.name}` {m.reason}") for m in modules if "NaN" in m.reason)),
+        engines=tuple(_engines(config, file)),
         reason="" if modules else "it holds no low-rank updates",
     )
+
+
+def _engines(config: AdapterConfig, file: TensorFile) -> Iterator[EngineRecord]:
+    for name in engines.names():
+        try:
+            verdict = engines.judge(name, config, file)
+        except MalformedConfig as error:
+            yield EngineRecord(engine=name, reads=False, reasons=(error.message,), notes=())
+            continue
+        reasons = tuple(reason.text for reason in verdict.reasons)
+        needs = (" ".join(verdict.flags),) if verdict.flags else ()
+        yield EngineRecord(engine=name, reads=verdict.ok, reasons=reasons, notes=(*needs, *verdict.notes))
 
 
 def _figures(updates: AdapterUpdates, module: str, sketch: Sketch, *, is_late: bool) -> ModuleRecord:

@@ -36,7 +36,17 @@ class ModuleRecord(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DerivedRecord(Documented, keys="schema weights config norm others sketch modules findings reason"):
+class EngineRecord(Documented):
+    """Whether an engine reads the adapter as it was trained, as far as that shows without its base."""
+
+    engine: str
+    reads: bool
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedRecord(Documented, keys="schema weights config norm others sketch modules findings engines reason"):
     """The derived record of one build. Without modules, `reason` says why there are none.
 
     `weights` and `config` are the digests of the two files. `norm` is the Frobenius norm of the whole update; `sketch`
@@ -51,6 +61,7 @@ class DerivedRecord(Documented, keys="schema weights config norm others sketch m
     others: int = 0
     sketch: str = ""
     findings: Annotated[tuple[tuple[str, str], ...], "code and text, as `adapt verify` has them"] = ()
+    engines: tuple[EngineRecord, ...] = ()
     reason: str = ""
     schema: str = SCHEMA
 
@@ -66,7 +77,11 @@ class DerivedRecord(Documented, keys="schema weights config norm others sketch m
                 raise ValueError(f"schema {value['schema']}, expected {SCHEMA}")
             modules = tuple(_module(one) for one in value["modules"])
             findings = tuple((str(code), str(text)) for code, text in value["findings"])
-            lists = {"modules": modules, "findings": findings}
+            engines = tuple(
+                EngineRecord(**one | {"reasons": tuple(one["reasons"]), "notes": tuple(one["notes"])})
+                for one in value["engines"]
+            )
+            lists = {"modules": modules, "findings": findings, "engines": engines}
             return cls(**{key: value[key] for key in cls.document_attributes()} | lists)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a derived record: {error}") from None

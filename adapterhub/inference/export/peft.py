@@ -17,9 +17,9 @@ from torch import Tensor
 
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import Incompatible, UnsupportedAdapter, shown
+from adapterhub.formats.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.factors import TensorFileWriter

@@ -135,9 +135,9 @@ def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) ->
         weights_digest=f"sha256:{opened.weights_sha256}",
         config_digest=f"sha256:{opened.config_sha256}",
     )
-    if not record.modules:
-        return _none(record.reason)
     packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
+    if not record.modules:
+        return _none(record.reason) | {"record": packed}
     return {"state": "made", "reason": None, "norm": record.norm, "sketch": record.sketch, "record": packed}
 
 

@@ -25,7 +25,7 @@ from adapterhub_registry.database.db import adapters, downloads, repo_tags
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.pages.files import file_line, repo_of, text_of, url_of
+from adapterhub_registry.pages.files import file_line, repo_of, text_of
 from adapterhub_registry.repos import adapter_search, commits
 from adapterhub_registry.repos.repos import MAIN
 

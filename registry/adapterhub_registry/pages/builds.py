@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.pages.figures import heats_of, lines_of, spectra_of
 from adapterhub.pages.values.common import Badge, Link
-from adapterhub.pages.values.weights import BuildPage
+from adapterhub.pages.values.weights import BuildPage, EngineLine
 from adapterhub_registry.access.tokens import Caller, reached_names
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
@@ -80,7 +80,7 @@ def record_of(connection: Connection, digest: str) -> tuple[str, str, DerivedRec
     if row is None or row.record is None:
         return ("waiting", "", None) if row is None or row.state == "waiting" else (row.state, row.reason or "", None)
     try:
-        return row.state, "", DerivedRecord.from_json(json.loads(zlib.decompress(row.record)))
+        return row.state, row.reason or "", DerivedRecord.from_json(json.loads(zlib.decompress(row.record)))
     except ValueError:  # of an older version of this program
         return "waiting", "", None
 
@@ -152,6 +152,9 @@ def build_page(registry: Registry, caller: Caller, repo: str, version: str) -> B
         spectra=spectra_of(record),
         modules=lines_of(record),
         findings=record.findings,
+        engines=tuple(
+            EngineLine(name=one.engine, reads=one.reads, reasons=one.reasons, notes=one.notes) for one in record.engines
+        ),
     )
 
 
