@@ -77,4 +77,5 @@ class RegistrySource(PageSource):
         if caller is None:
             return None
         claims = f"session {caller.token_id} {int(time.time()) + SESSION_S}"
-        return Session(cookie=seal(claims, self.registry.settings.secret), lasts_s=SESSION_S)
+        sealed = seal(claims, self.registry.settings.secret).rstrip("=")  # which clients would quote
+        return Session(cookie=sealed, lasts_s=SESSION_S)
