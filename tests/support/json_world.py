@@ -227,6 +227,7 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
+    w.says("registry-worker", "registry", "worker", *here, "--once")
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_lines(alone, count=2)
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
