@@ -20,6 +20,7 @@ from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from tests.registry.running import Running, running
 from tests.support.adapter_folders import write_folder
+from tests.support.browser import PHONE, overflow, quiet, violations
 
 SHAPES = {f"model.layers.{layer}.self_attn.{name}": (24, 16) for layer in range(3) for name in ("q_proj", "v_proj")}
 BASE = "5" * 64
@@ -197,6 +198,48 @@ def test_private_builds_show_through_no_page(weights: Weights) -> None:
     assert len(pages[1].json()["points"]) == pages[1].json()["count"] == 3
     assert [g.status_code for g in gone] == [404] * 3
     assert [g.text.replace("child", "none") for g in gone] == [n.text for n in never]
+
+
+PATHS = ("/acme/a/1.0.0", "/compare", "/compare?a=acme/a&b=acme/b==1.0.0", "/lineage/acme/merged", f"/base/{BASE}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_nothing_to_object_and_no_page_is_wider_than_a_phone(page: Any, weights: Weights, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(PHONE)
+    found = {}
+    with quiet(page, weights.server.url):
+        for path in PATHS:
+            page.goto(weights.server.url + path)
+            found[path] = [*violations(page), *(["wider than the screen"] if overflow(page) else [])]
+
+    assert {path: problems for path, problems in found.items() if problems} == {}
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_the_sliders_change_the_forecast_and_its_command(browser: Any, weights: Weights, *, script: bool) -> None:
+    context = browser.new_context(java_script_enabled=script, viewport=PHONE)
+    page = context.new_page()
+    with quiet(page, weights.server.url):
+        page.goto(f"{weights.server.url}/compare")
+        page.get_by_label("First build").fill("acme/a")
+        page.get_by_label("Second build").fill("acme/copy")
+        page.get_by_role("button", name="Compare").click()
+        assert page.get_by_text(
+            "adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method cat"
+        ).is_visible()
+        page.get_by_label("Weight of the second").press("Home")  # the least weight
+        if not script:
+            page.get_by_role("button", name="Compare").click()
+        page.get_by_text("--weights=0.5,-2 --method cat").wait_for()
+        page.get_by_role("link", name="acme/a==1.0.0").first.click()
+        page.get_by_role("link", name="Lineage").click()
+        page.get_by_role("link", name="acme/merged==1.0.0").first.click()
+        assert page.url == f"{weights.server.url}/acme/merged/1.0.0"
+        page.get_by_role("link", name="Base").click()
+        page.get_by_role("table").get_by_role("link", name="acme/copy").click()  # on the map, it lies on `acme/a`
+        assert page.url == f"{weights.server.url}/acme/copy"
+    context.close()
 
 
 def test_one_computation_about_a_pair_runs_at_a_time() -> None:
