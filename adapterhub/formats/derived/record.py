@@ -75,7 +75,8 @@ class DerivedRecord(Documented, keys="schema weights config norm others sketch m
         try:
             if value["schema"] != SCHEMA:
                 raise ValueError(f"schema {value['schema']}, expected {SCHEMA}")
-            modules = tuple(_module(one) for one in value["modules"])
+            attributes = ModuleRecord.document_attributes()
+            modules = tuple(_module(one, attributes) for one in value["modules"])
             findings = tuple((str(code), str(text)) for code, text in value["findings"])
             engines = tuple(
                 EngineRecord(**one | {"reasons": tuple(one["reasons"]), "notes": tuple(one["notes"])})
@@ -87,6 +88,6 @@ class DerivedRecord(Documented, keys="schema weights config norm others sketch m
             raise ValueError(f"not a derived record: {error}") from None
 
 
-def _module(value: Mapping[str, Any]) -> ModuleRecord:
-    fields = {attribute: value[key] for key, attribute in ModuleRecord.document_attributes().items()}
+def _module(value: Mapping[str, Any], attributes: Mapping[str, str]) -> ModuleRecord:
+    fields = {attribute: value[key] for key, attribute in attributes.items()}
     return ModuleRecord(**fields | {"values": tuple(fields["values"])})
