@@ -131,4 +131,5 @@ def _spread(means: Floats, population: int) -> Floats:
     drawn = means.shape[1]
     if drawn == population:
         return np.zeros((2, 2))
-    return np.cov(means) * ((1 - drawn / population) / drawn)
+    found: Floats = np.cov(means) * ((1 - drawn / population) / drawn)
+    return found

@@ -47,10 +47,10 @@ class Sketch:
 
 def _signs(name: str, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Random signs [count, NUMBERS] in pieces of `_ROWS` rows, each with its first row."""
-    bits = np.frombuffer(hashlib.shake_256(name.encode("utf-8", "surrogatepass")).digest(count * NUMBERS // 8), "u1")
     for at in range(0, count, _ROWS):
-        piece = np.unpackbits(bits[at * NUMBERS // 8 : (at + _ROWS) * NUMBERS // 8]).reshape(-1, NUMBERS)
-        yield at, piece.astype("f4") * 2 - 1
+        stream = hashlib.shake_256(f"{name}\0{at}".encode("utf-8", "surrogatepass"))
+        bits = np.frombuffer(stream.digest(min(_ROWS, count - at) * NUMBERS // 8), "u1")
+        yield at, np.unpackbits(bits).reshape(-1, NUMBERS).astype("f4") * 2 - 1
 
 
 def cosines(packed: Sequence[str]) -> Floats:
@@ -58,7 +58,8 @@ def cosines(packed: Sequence[str]) -> Floats:
     rows = np.array([np.frombuffer(base64.b64decode(text), np.int8) for text in packed], np.float64)
     sizes = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(sizes == 0, 1, sizes)
-    return np.clip(rows @ rows.T, -1, 1)
+    found: Floats = np.clip(rows @ rows.T, -1, 1)
+    return found
 
 
 def placed(packed: Sequence[str]) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.derived.comparison import Comparison, Side, Stored, compare_sides
-from adapterhub.formats.derived.reading import AdapterUpdates
+from adapterhub.formats.derived.reading import MOST_RANK, AdapterUpdates
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.methods import VARIANTS
 
@@ -36,6 +36,10 @@ def compare_two(pair: Sequence[Weighted], *, time_s: float) -> Comparison:
     numbers = sum(one.a.elements + one.b.elements for side in pair for one in side.updates.modules.values())
     if numbers > MOST_NUMBERS:
         raise UnsupportedAdapter(f"they hold {numbers:,} numbers, compared here up to {MOST_NUMBERS:,}")
+    first, second = (side.updates.modules for side in pair)
+    for module in first.keys() & second.keys():
+        if (rank := first[module].rank + second[module].rank) > MOST_RANK:
+            raise UnsupportedAdapter(f"`{shown(module)}` has rank {rank} in both together, compared up to {MOST_RANK}")
     end = time.monotonic() + time_s
 
     def check_time(_done: int, _all: int) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.pages.values.weights import LineagePage, Relative
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.database.db import adapters, places, releases
-from adapterhub_registry.database.derived_tables import parents
+from adapterhub_registry.database.db import adapters, places, releases, repos
+from adapterhub_registry.database.derived_tables import derived, parents
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
 
 MOST_ANCESTORS: Final = 64
 MOST_LISTED: Final = 100
+ALIKE: Final = 0.9
+"""The least estimated cosine of builds that count as near duplicates."""
 
 
 def lineage_page(registry: Registry, caller: Caller, repo: str, version: str) -> LineagePage:
@@ -41,8 +43,8 @@ class _Seen:
     def __init__(self, registry: Registry, connection: Connection, caller: Caller) -> None:
         self._registry, self._connection, self._caller = registry, connection, caller
 
-    def builds(self, *where: object) -> list[Build]:
-        return list(related(self._registry, self._connection, self._caller, *where))  # type: ignore[arg-type]
+    def builds(self, *where: ColumnElement[bool]) -> list[Build]:
+        return list(related(self._registry, self._connection, self._caller, *where))
 
     def parents_of(self, digest: str) -> list[Relative]:
         wanted = select(parents).where(parents.c.digest == digest).order_by(parents.c.position)
@@ -54,14 +56,14 @@ class _Seen:
             known.setdefault(build.row.digest, build)
         return [self._parent(row, relation, known.get(row.parent)) for row in rows]
 
-    def _parent(self, row: object, relation: str, build: Build | None) -> Relative:
+    def _parent(self, row: Row[Any], relation: str, build: Build | None) -> Relative:
         found = relative(relation, build) if build is not None else None
         return Relative(
             relation=relation,
-            name=found.name if found else row.spec[:200],  # type: ignore[attr-defined]
+            name=found.name if found else row.spec[:200],
             url=found.url if found else None,
-            weight=row.weight,  # type: ignore[attr-defined]
-            digest=row.parent,  # type: ignore[attr-defined]
+            weight=row.weight,
+            digest=row.parent,
             license=found.license if found else None,
             yanked=found.yanked if found else None,
         )
@@ -77,6 +79,26 @@ class _Seen:
                     waiting.append(one.digest)
         return list(found.values())
 
+    def alike(self, row: Row[Any]) -> list[Relative]:
+        """The newest builds for the same base whose update has nearly the same direction, by their sketches."""
+        mine = self._connection.scalar(select(derived.c.sketch).where(derived.c.digest == row.digest))
+        if not mine:
+            return []
+        from adapterhub.formats.derived.sketch import cosines  # noqa: PLC0415 - numpy, for this page alone
+
+        near = (adapters.c.base_sha256 == row.base_sha256) & (adapters.c.digest != row.digest) & adapters.c.is_listed
+        builds = {
+            build.row.digest: build for build in self.builds(near, adapters.c.weights_sha256 != row.weights_sha256)
+        }
+        wanted = select(derived.c.digest, derived.c.sketch).where(derived.c.digest.in_(list(builds)))
+        rows = [one for one in self._connection.execute(wanted).all() if one.sketch]
+        found = cosines([mine, *(one.sketch for one in rows)])[0][1:].tolist() if rows else []
+        return [
+            relative(f"nearly the same update: cosine about {cosine:.2f}", builds[one.digest])
+            for one, cosine in zip(rows, found, strict=True)
+            if cosine > ALIKE
+        ]
+
     def children_of(self, digest: str) -> list[Relative]:
         rows = self._connection.execute(select(parents).where(parents.c.parent == digest).limit(MOST_LISTED)).all()
         weights = {row.digest: row.weight for row in rows}
@@ -91,12 +113,14 @@ def _others(seen: _Seen, build: Build) -> list[Relative]:
         holders = select(places.c.repo_id).where(places.c.sha256 == row.weights_sha256)
         same = seen.builds(adapters.c.repo_id.in_(holders), adapters.c.weights_sha256 == row.weights_sha256, ~mine)
         found += [relative("same weights", one) for one in same]
-    if row.name and row.base_sha256:
-        elsewhere = seen.builds(
-            adapters.c.name == row.name, adapters.c.base_sha256 != row.base_sha256, releases.c.version.is_not(None)
-        )
-        found += [relative("same name on another base", one) for one in elsewhere]
-    return found
+    if row.base_sha256:
+        found += seen.alike(row)
+        like = [(adapters.c.name, row.name, "name"), (adapters.c.task, row.task, "task")]
+        elsewhere = (adapters.c.base_sha256 != row.base_sha256) & releases.c.version.is_not(None)
+        for column, value, what in like if row.name else ():
+            same = seen.builds(column == value, elsewhere, repos.c.namespace == build.repo.namespace) if value else []
+            found += [relative(f"same {what} on another base", one) for one in same]
+    return list({one.url: one for one in reversed(found)}.values())[::-1]
 
 
 def relative(relation: str, build: Build, weight: float | None = None) -> Relative:
