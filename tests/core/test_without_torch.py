@@ -54,7 +54,8 @@ def environment(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Mappin
     """For a process that does not find the heavy packages, nor those of the extras that bring them."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "sitecustomize.py").write_text(WITHOUT)
-    hidden = {name for extra, names in EXTRAS.items() if extra != "scale" for name in names} - {*EXTRAS["registry"]}
+    kept = {*EXTRAS["registry"], *EXTRAS["scale"]}
+    hidden = {name for names in EXTRAS.values() for name in names} - kept
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "registry")))
     here = {"ADAPTERHUB_HOME": str(world / "home"), "HF_HOME": str(folder / "hf"), "NO_COLOR": "1"}
     return os.environ | here | {"PYTHONPATH": path, "TESTS_WITHOUT": " ".join(hidden), "HF_HUB_OFFLINE": "0"}

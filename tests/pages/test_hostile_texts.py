@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from urllib.parse import quote
 
 import httpx
@@ -15,6 +16,7 @@ from adapterhub.pages.cards import MAX_MARKS, card_html
 from adapterhub.pages.visible import visible
 from tests.pages.conftest import World
 from tests.support.browser import PHONE, overflow, quiet
+from tests.support.contracts import small_contract
 from tests.support.hostile_texts import ALL, MARKUP
 
 PAGE_ROWS = 25
@@ -42,8 +44,12 @@ def files_with(world: World, text: str) -> dict[str, bytes]:
     for entry in facts["files"]:
         if entry["path"] == names[0]:
             entry |= {"sha256": f"sha256:{hashlib.sha256(config).hexdigest()}", "size_bytes": len(config)}
+    golden = replace(small_contract().goldens[0], asked=text, answer=text)
     card = f"---\nlicense: mit\ntags: [{json.dumps(text[:200])}]\n---\n{text}\n"
-    return dict(zip(names, (config, weights, canonical_json(facts)), strict=True)) | {"README.md": card.encode()}
+    return dict(zip(names, (config, weights, canonical_json(facts)), strict=True)) | {
+        "README.md": card.encode(),
+        "evals.jsonl": replace(small_contract(), goldens=(golden,)).to_bytes(),
+    }
 
 
 def file_name(text: str) -> str:
@@ -57,7 +63,12 @@ def hostile(world: World) -> World:
         base_url=world.url, headers={"Authorization": f"Bearer {world.server.token}"}, timeout=60
     ) as client:
         for number, text in enumerate(ALL):
-            push(client, f"zoo/t{number}", files_with(world, text), text[:2000])
+            repo = f"zoo/t{number}"
+            push(client, repo, files_with(world, text), text[:2000])
+            if number % 8 == 0:
+                client.post(f"/api/models/{repo}/tag/main", json={"tag": f"v2.0.{number}"}).raise_for_status()
+                yank = {"version": f"2.0.{number}", "reason": "".join(c for c in text[:80] if c.isprintable())}
+                client.post(f"/api/adapt/v1/adapters/{repo}/yank", json=yank).raise_for_status()
         names = {f"f/{number}{file_name(text)}.txt": text.encode() for number, text in enumerate(ALL)}
         push(client, "zoo/names", names, "names")
     return world
@@ -96,11 +107,12 @@ def test_no_text_takes_over_a_list_a_file_or_a_query(page, hostile):
         for start in range(0, len(ALL), PAGE_ROWS):
             words = ALL[start][:300]
             look(page, hostile.url, f"/?q={quote(words.replace(chr(0), ''))}")
-        url, said = "/?q=zoo/", set()
-        while url:
-            look(page, hostile.url, url)
-            twin = httpx.get(f"{hostile.url}{url}&format=json").json()
-            url, said = twin["next_url"], said | {line["description"] for line in twin["adapters"]}
+        urls, said = ["/?q=zoo/", "/?q=zoo/&yanked=yes"], set()
+        while urls:
+            look(page, hostile.url, urls[0])
+            twin = httpx.get(f"{hostile.url}{urls.pop(0)}&format=json").json()
+            urls += filter(None, [twin["next_url"]])
+            said |= {line["description"] for line in twin["adapters"]}
         assert {text[:4000] for text in ALL} - said == set()
         look(page, hostile.url, "/zoo/names/tree/main/f")
         look(page, hostile.url, "/zoo/names/commit/main")

@@ -13,6 +13,7 @@ PATHS = (
     "/?q=nothing+matches",
     "/sign-in",
     "/acme/legal-qa",
+    "/acme/signed",
     "/acme/legal-qa/tree/main",
     "/acme/legal-qa/blob/main/adapter_config.json",
     "/acme/legal-qa/blob/main/adapter_model.safetensors",

@@ -15,9 +15,10 @@ from importlib.util import find_spec
 from threading import Event
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, exists, insert, select, update
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, MalformedTensorFile, shown
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.peft.config import AdapterConfig
@@ -73,13 +74,13 @@ def work(database: Database, blob_store: BlobStore, *, stopped: Event | None = N
         claimed = _claim(database)
         if claimed is None:
             break
-        _make(database, blob_store, claimed.digest, claimed.attempts + 1, stopped)
+        _make(database, blob_store, *claimed, stopped)
         done += 1
     return done
 
 
-def _claim(database: Database) -> Row[Any] | None:
-    """The next build that waits, now the caller's for `CLAIM_MS`."""
+def _claim(database: Database) -> tuple[str, int] | None:
+    """The digest of the next build that waits, now the caller's for `CLAIM_MS`, and the number of the attempt."""
     due = (derived.c.state == "waiting") & (derived.c.due_at <= now_ms())
     wanted = select(derived.c.digest, derived.c.attempts, derived.c.due_at).where(due).order_by(derived.c.due_at)
     while True:
@@ -91,7 +92,7 @@ def _claim(database: Database) -> Row[Any] | None:
         moved = {"attempts": found.attempts + 1, "due_at": now_ms() + CLAIM_MS}
         with database.begin() as connection:
             if connection.execute(update(derived).where(same).values(**moved)).rowcount:
-                return found
+                return found.digest, found.attempts + 1
 
 
 def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, stopped: Event) -> None:
@@ -132,8 +133,8 @@ def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) ->
         opened.config,
         opened.file,
         read,
-        weights_digest=f"sha256:{opened.weights_sha256}",
-        config_digest=f"sha256:{opened.config_sha256}",
+        weights_digest=parse_digest(f"sha256:{opened.weights_sha256}"),
+        config_digest=parse_digest(f"sha256:{opened.config_sha256}"),
     )
     packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
     if not record.modules:

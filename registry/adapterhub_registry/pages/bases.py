@@ -37,7 +37,7 @@ def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
         mine = adapters.c.is_listed & (adapters.c.base_sha256 == sha256) & visible
         joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         newest = joined.order_by(adapters.c.created_at.desc()).limit(LISTED)
-        rows = list(connection.execute(newest).all())
+        rows = list(connection.execute(newest))
         named = select(adapters.c.base_model, func.count()).join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
         names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
@@ -79,7 +79,7 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
         .order_by(adapters.c.created_at.desc())
         .limit(MOST_POINTS)
     )
-    return connection.execute(wanted).all()
+    return list(connection.execute(wanted))
 
 
 def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, ...]:

@@ -67,7 +67,7 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
             )
             for build, weight, record, contract in zip(builds, weights, records, contracts, strict=True)
         ),
-        config=tuple(changed(*configs)),
+        config=tuple(changed(configs[0], configs[1])),
     )
 
     def make() -> ComparePage:
