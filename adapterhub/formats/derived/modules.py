@@ -204,8 +204,8 @@ def _in_common_space(stacked: Update, blocks: Sequence[slice]) -> list[Update]:
     With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
     they are never formed.
     """
-    triangle_a: Floats = np.linalg.qr(stacked.a.T, mode="r")
-    triangle_b: Floats = np.linalg.qr(stacked.b, mode="r")
+    triangle_a: Any = np.linalg.qr(stacked.a.T, mode="r")
+    triangle_b: Any = np.linalg.qr(stacked.b, mode="r")
     return [Update(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
 
 
