@@ -111,7 +111,7 @@ def world(folder: Path) -> Iterator[World]:
     """The files and the servers; nothing is typed yet."""
     make_sandbox(folder, filled=False)
     make_adapter(folder / "out" / "unknown", width=WIDTH, base=HUB_ID, seed=7)
-    with running(folder / "registry") as ours, running(folder / "registry-2") as theirs:
+    with running(folder / "registry", derives=False) as ours, running(folder / "registry-2") as theirs:
         yield World(folder, Adapt(folder), ours, theirs)
 
 
@@ -229,6 +229,7 @@ def _registry(w: World) -> None:
     w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
+    w.says("registry-worker", "registry", "worker", *here, "--once")
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_lines(alone, count=2)
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
