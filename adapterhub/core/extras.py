@@ -16,6 +16,8 @@ from adapterhub.core.errors import MissingExtra
 
 _WEIGHTS: Final = ("torch", "transformers", "peft", "numpy", "jinja2")
 
+_UI: Final = ("starlette", "uvicorn", "markdown_it", "nh3", "python_multipart", "jinja2")
+
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "weights": _WEIGHTS,
@@ -24,9 +26,9 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "quantized": (*_WEIGHTS, "bitsandbytes"),
         "tune": (*_WEIGHTS, "cma"),
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
+        "ui": _UI,
         "registry": (
-            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "python_multipart", "sqlalchemy",
-            "uvicorn",
+            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "sqlalchemy", *_UI,
         ),
         "scale": ("obstore", "psycopg"),
     }

@@ -8,10 +8,11 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
@@ -43,6 +44,7 @@ from adapterhub_registry.events.delivery import Deliverer
 from adapterhub_registry.events.outbox import prune
 from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
+from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
@@ -120,6 +122,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     others = (operations_api, xet, *hub)
     for module in others:
         app.include_router(module.router, include_in_schema=False)
+    app.state.pages = add_pages(app, registry)
     return app
 
 
@@ -212,8 +215,11 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     return Refusal(status, "BadRequest", "; ".join(shown(text, 200) for text in problems[:5])).response()
 
 
-def _on_http(_request: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> Response:
     """A refusal by the framework: no such route, or no such method."""
     assert isinstance(error, HTTPException)
+    page = await request.app.state.pages.nothing_here(request, error)
+    if page is not None:
+        return cast("Response", page)
     code = _CODE_OF.get(error.status_code, "BadRequest")
     return Refusal(error.status_code, code, str(error.detail), headers=error.headers).response()

@@ -235,10 +235,17 @@ class Tokens:
         token = token.removeprefix(HUB_PREFIX)
         if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
             return None
+        # searched by digest, so that the time of the search discloses nothing about a token
+        return self._working(tokens.c.sha256 == _digest(token))
+
+    def caller_numbered(self, token_id: int) -> Caller | None:
+        """The caller of the token with this number, which a session holds; None when it is expired or revoked."""
+        return self._working(tokens.c.id == token_id)
+
+    def _working(self, which: ColumnElement[bool]) -> Caller | None:
         now = now_ms()
         with self._db.read() as connection:
-            # searched by digest, so that the time of the search discloses nothing about a token
-            row = connection.execute(_SELECT.where(tokens.c.sha256 == _digest(token))).one_or_none()
+            row = connection.execute(_SELECT.where(which)).one_or_none()
         if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
             return None
         if row.used_at is None or row.used_at < now - USED_EVERY_MS:

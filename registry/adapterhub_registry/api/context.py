@@ -68,24 +68,34 @@ async def caller_of(request: Request, registry: RegistryOf) -> Caller:
         Refusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
             minute than this token, or this address without a valid token, may send.
     """
-    peer = request.client.host if request.client else None
-    address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
-    record: RequestRecord = request.scope.setdefault("adapterhub.record", RequestRecord())
-    record.address = address
-    limits = registry.settings.limits
     header = request.headers.get("authorization")
     if header is None:
-        _check_rate(registry, "address", address, limits.address_requests_per_minute)
-        return ANONYMOUS
+        return admitted(request, registry, ANONYMOUS)
     scheme, _, token = header.partition(" ")
     caller = None
     if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
         caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
     if caller is None:
-        _check_rate(registry, "address", address, limits.address_requests_per_minute)
+        admitted(request, registry, ANONYMOUS)
         raise unauthorized("Invalid credentials in Authorization header")
-    record.user, record.token_id = caller.user, caller.token_id
-    _check_rate(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
+    return admitted(request, registry, caller)
+
+
+def admitted(request: Request, registry: Registry, caller: Caller) -> Caller:
+    """Note the caller of a request for the log, and return it.
+
+    Raises:
+        Refusal: 429, as `caller_of`.
+    """
+    peer = request.client.host if request.client else None
+    address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
+    record: RequestRecord = request.scope.setdefault("adapterhub.record", RequestRecord())
+    record.address, record.user, record.token_id = address, caller.user, caller.token_id
+    limits = registry.settings.limits
+    if caller.user is None:
+        _check_rate(registry, "address", address, limits.address_requests_per_minute)
+    else:
+        _check_rate(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
     return caller
 
 

@@ -46,13 +46,14 @@ class AdapterPage:
     next_cursor: str | None
 
 
-_SHOWN = select(
+SHOWN: Final = select(
     adapters,
     repos.c.full_name,
     repos.c.private,
     repos.c.downloads,
     repos.c.modified_at,
 )
+"""Adapters with what a list shows of their repositories; the join is up to the caller."""
 
 
 def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
@@ -61,8 +62,8 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     Raises:
         Refusal: 400 for a malformed digest or cursor.
     """
-    found = _SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(
-        adapters.c.is_listed, visible, *_conditions(query)
+    found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(
+        adapters.c.is_listed, visible, *conditions_of(query)
     )
     if query.cursor is not None:
         if not _CURSOR.fullmatch(query.cursor):
@@ -77,7 +78,8 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
-def _conditions(query: AdapterQuery) -> list[ColumnElement[bool]]:
+def conditions_of(query: AdapterQuery) -> list[ColumnElement[bool]]:
+    """The conditions on `adapters` and `repos`; raises 400 for too many words or a malformed digest."""
     conditions: list[ColumnElement[bool]] = []
     if query.base is not None:
         conditions.append(adapters.c.base_model == query.base)

@@ -80,7 +80,7 @@ def list_tree(
         tree = commits.tree_of(connection, row.id, commit_id)
         if folder and next(tree.walk(folder), None) is None:
             raise entry_not_found(folder, commit_id)
-        listed = _walk_deep if query.recursive else _walk_flat
+        listed = _walk_deep if query.recursive else walk_flat
         entries = list(islice(listed(tree, folder, query.cursor), limit + 1))
         page = _described(connection, row, entries[:limit], expand=query.expand)
     headers = {"X-Repo-Commit": commit_id}
@@ -127,40 +127,42 @@ async def _requested_paths(request: Request) -> tuple[list[str], bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class Folder:
+    """A folder in a listing, with the sums over its files."""
+
     path: str
     totals: Totals
 
 
-def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | Folder]:
     """Files and folders below `folder` after `cursor`; each folder precedes its content."""
     listed = max(key_of(cursor), key_of(folder))
     for entry in tree.walk(folder, after=cursor):
         for parent in reversed(parents_of(entry.path)):
             if key_of(parent) > listed:
-                yield _Folder(parent, tree.totals(parent))
+                yield Folder(parent, tree.totals(parent))
         listed = key_of(entry.path)
         yield entry
 
 
-def _walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+def walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | Folder]:
     """Files and folders directly in `folder` after `cursor`."""
     start = len(folder) + 1 if folder else 0
     while (entry := next(tree.walk(folder, past=cursor), None)) is not None:
         end = entry.path.find("/", start)
         cursor = entry.path if end == -1 else entry.path[:end]
-        yield entry if end == -1 else _Folder(cursor, tree.totals(cursor))
+        yield entry if end == -1 else Folder(cursor, tree.totals(cursor))
 
 
-def _entry_at(tree: Tree, path: str) -> FileEntry | _Folder | None:
+def _entry_at(tree: Tree, path: str) -> FileEntry | Folder | None:
     entry = tree.first_below(path)
-    return _Folder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
+    return Folder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
 
 
 def _described(
-    connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | _Folder], *, expand: bool
+    connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | Folder], *, expand: bool
 ) -> list[dict[str, Any]]:
-    found = [_folder(entry) if isinstance(entry, _Folder) else _file(entry) for entry in entries]
+    found = [_folder(entry) if isinstance(entry, Folder) else _file(entry) for entry in entries]
     if expand:
         changed = [entry.totals.changed_in for entry in entries]
         query = select(commits_table.c.id, commits_table.c.title, commits_table.c.created_at).where(
@@ -174,7 +176,7 @@ def _described(
     return found
 
 
-def _folder(entry: _Folder) -> dict[str, Any]:
+def _folder(entry: Folder) -> dict[str, Any]:
     # not git's tree id, which needs file modes; clients only need an id that changes with the content
     return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
 

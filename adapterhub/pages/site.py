@@ -1,0 +1,246 @@
+"""Puts the pages before a home: routes, forms, cookies, the JSON twins, and the pages of refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, UsageProblem
+from adapterhub.pages.guarding import FORM_FIELD, HEADERS, Cookies
+from adapterhub.pages.page import Asked, Elsewhere, Page
+from adapterhub.pages.rendering import MEDIA_TYPES, STATIC_PATH, render, static_files, static_url, twin
+from adapterhub.pages.source import PageSource
+from adapterhub.pages.values.common import Problem
+from adapterhub.pages.values.files import RawFile
+from adapterhub.pages.views import all_pages
+
+MAX_UPLOAD_BYTES: Final = 1 << 20
+MAX_FIELDS: Final = 64
+_TITLES: Final = MappingProxyType(
+    {
+        401: "Sign in first",
+        403: "Not allowed",
+        404: "Not found",
+        405: "Not allowed",
+        410: "Gone",
+        413: "Too large",
+        429: "Too many requests",
+        503: "Busy",
+    }
+)
+_NOT_FOUND: Final = "There is no such page, or it is not yours to see."
+_SIGN_IN: Final = "This registry shows its adapters to those who sign in."
+
+
+class Home:
+    """What serves the pages: its secret signs cookies and forms, and it knows who asks.
+
+    `title` stands at the top of each page. `can_sign_in` shows the link to the form that takes a token.
+    """
+
+    title: str = "adapters"
+    can_sign_in: bool = False
+
+    def __init__(self, secret: bytes) -> None:
+        self.cookies = Cookies(secret)
+
+    async def source_of(self, request: Request) -> PageSource:
+        """The data as the sender of a request may see them. May raise what a page may raise."""
+        raise NotImplementedError
+
+    async def address_of(self, request: Request) -> str:
+        """The address of this home, such as `https://hub.example.org`, without a slash at its end."""
+        return f"{request.url.scheme}://{request.url.netloc}"
+
+    def decoded(self, parameter: str) -> str:
+        """A parameter of a path, decoded."""
+        return parameter
+
+    def json_refusal(self, error: Exception) -> Response:
+        """The answer to a program."""
+        problem = problem_of(error)
+        return JSONResponse({"error": problem.message}, status_code=problem.status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Visit:
+    """One request, as the pages of a home see it."""
+
+    home: Home
+    request: Request
+    source: PageSource
+    address: str
+    visitor: str
+
+    def context(self, value: object) -> dict[str, Any]:
+        request, asked_json = self.request, [*self.request.query_params.multi_items(), ("format", "json")]
+        return {
+            "page": value,
+            "home": self.home,
+            "viewer": self.source.viewer,
+            "menu": self.source.menu(),
+            "address": self.address,
+            "form_token": self.form_token,
+            "json_url": f"?{urlencode(asked_json)}",
+            "sign_in_url": f"/sign-in?then={quote(_target(request), safe='')}",
+        }
+
+    def form_token(self) -> Markup:
+        token = self.home.cookies.form_token(self.request, self.visitor)
+        return Markup('<input type="hidden" name="{}" value="{}">').format(FORM_FIELD, token)
+
+
+def routes(home: Home) -> list[Route]:
+    """The routes of all pages and their static files, for an application of starlette."""
+    found = [Route(f"{STATIC_PATH}/{{name}}", _static, methods=["GET"])]
+    for page in all_pages():
+        methods = ["GET", "POST"] if page.act is not None else ["GET"]
+        found.append(Route(page.path, partial(_answer, home, page), methods=methods, name=page.template or page.path))
+    return found
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    content = static_files().get(name)
+    if content is None:
+        raise HTTPException(404, "no such file")
+    is_pinned = static_url(name).endswith(f"?{request.url.query}")
+    kept = "public, max-age=31536000, immutable" if is_pinned else "no-cache"
+    kind = MEDIA_TYPES[PurePosixPath(name).suffix]
+    return Response(content, media_type=kind, headers={**HEADERS, "Cache-Control": kept})
+
+
+async def _answer(home: Home, page: Page, request: Request) -> Response:
+    try:
+        source = await home.source_of(request)
+        address = await home.address_of(request)
+        visit = _Visit(
+            home=home, request=request, source=source, address=address, visitor=home.cookies.visitor_of(request)
+        )
+        form = await _form(request) if request.method == "POST" else {}
+        texts = {name: text for name, text in form.items() if isinstance(text, str)}
+        if request.method == "POST":
+            home.cookies.check_form(request, texts.pop(FORM_FIELD, ""), address)
+        asked = Asked(
+            path={name: home.decoded(text) for name, text in request.path_params.items()},
+            query=dict(reversed(request.query_params.multi_items())),
+            form=texts,
+            files={name: content for name, content in form.items() if isinstance(content, bytes)},
+            address=address,
+            url=_target(request),
+        )
+        work = page.act if request.method == "POST" and page.act is not None else page.show
+        return await run_in_threadpool(_respond, visit, page, lambda: work(source, asked))
+    except (HTTPException, AdapterHubError) as error:
+        return await refusal_page(home, request, error)
+
+
+def _target(request: Request) -> str:
+    """The path and query of a request, as they were sent."""
+    path: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode("ascii")
+    return path.partition(b"?")[0].decode("ascii") + (f"?{request.url.query}" if request.url.query else "")
+
+
+def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
+    value = work()
+    cookies, request, is_secure = visit.home.cookies, visit.request, visit.address.startswith("https:")
+    if isinstance(value, Elsewhere):
+        response = Response(status_code=303, headers={"Location": value.url})
+        if value.session is not None:
+            session = value.session
+            cookies.put(response, cookies.session, session.cookie, lasts_s=session.lasts_s, is_secure=is_secure)
+        if value.signs_out:
+            cookies.put(response, cookies.session, "", lasts_s=0, is_secure=is_secure)
+    elif isinstance(value, RawFile):
+        kind = "text/plain; charset=utf-8" if value.is_text else "application/octet-stream"
+        response = StreamingResponse(value.content, media_type=kind, headers=_raw_headers(value))
+    elif request.query_params.get("format") == "json":
+        response = Response(twin(value), media_type="application/json")
+    else:
+        response = Response(render(page.template, visit.context(value)), media_type=page.media_type)
+        if cookies.visitor not in request.cookies and page.media_type == "text/html":
+            cookies.put(response, cookies.visitor, visit.visitor, lasts_s=None, is_secure=is_secure)
+    _protect(response)
+    return response
+
+
+def _protect(response: Response) -> None:
+    for name, text in HEADERS.items():
+        response.headers.setdefault(name, text)
+    response.headers.setdefault("Cache-Control", "private, no-cache")
+    response.headers["Vary"] = "Cookie, Authorization"
+
+
+def _raw_headers(value: RawFile) -> Mapping[str, str]:
+    name = quote(PurePosixPath(value.path).name, safe="")
+    kind = "inline" if value.is_text else "attachment"
+    return {
+        "Content-Length": str(value.size),
+        "Content-Disposition": f"{kind}; filename*=UTF-8''{name}",
+        "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+        "ETag": f'"{value.etag}"',
+    }
+
+
+async def _form(request: Request) -> dict[str, str | bytes]:
+    """The fields of a form; a file as its bytes.
+
+    Raises:
+        HTTPException: 400 for a malformed form, 413 for a large one.
+    """
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
+        raise HTTPException(413, f"the form must state its length, of at most {MAX_UPLOAD_BYTES} bytes")
+    found: dict[str, str | bytes] = {}
+    async with request.form(max_files=4, max_fields=MAX_FIELDS, max_part_size=MAX_UPLOAD_BYTES) as form:
+        for name, value in form.multi_items():
+            found[name] = await value.read() if isinstance(value, UploadFile) else value
+    return found
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a refusal goes to a reader: a browser names `text/html`, a client of the API does not."""
+    return "text/html" in request.headers.get("accept", "") and request.query_params.get("format") != "json"
+
+
+async def refusal_page(home: Home, request: Request, error: Exception) -> Response:
+    """The page of a refusal, or its JSON for a program."""
+    if not wants_page(request):
+        response = home.json_refusal(error)
+    else:
+        problem, source = problem_of(error), PageSource()
+        with suppress(HTTPException, AdapterHubError):
+            source = await home.source_of(request)
+        visit = _Visit(home=home, request=request, source=source, address="", visitor="")
+        text = await run_in_threadpool(render, "problem.html", visit.context(problem))
+        kept = {name: text for name, text in (getattr(error, "headers", None) or {}).items() if name == "Retry-After"}
+        response = Response(text, status_code=problem.status, media_type="text/html", headers=kept)
+    _protect(response)
+    return response
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a reader learns of a refusal. What does not exist and what is hidden look the same."""
+    status, message = 500, "The server failed; its log has the cause."
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, str(error.detail)
+    elif isinstance(error, AdapterHubError):
+        kinds = {NotFound: 404, NotAllowed: 403, UsageProblem: 400}
+        status = next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
+        message = error.message
+    message = {404: _NOT_FOUND, 401: _SIGN_IN}.get(status, message)
+    return Problem(status=status, title=_TITLES.get(status, "Not possible"), message=message)

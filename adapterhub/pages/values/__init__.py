@@ -1,0 +1,1 @@
+"""What each page shows, as frozen dataclasses: the template gets the value, and `?format=json` its members."""

@@ -1,0 +1,196 @@
+"""The page of one adapter: card, facts, versions, recorded answers, files, downloads, and lines to copy."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from sqlalchemy import Row, select
+
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.formats.cards.metadata import split_block
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.reading import parse_contract
+from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
+from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
+from adapterhub.pages.values.common import Badge, Snippet
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.database.db import adapters, downloads, repo_tags
+from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.errors import Refusal
+from adapterhub_registry.pages.files import file_line, repo_of, text_of, url_of
+from adapterhub_registry.repos import adapter_search, commits
+from adapterhub_registry.repos.repos import MAIN
+
+MAX_CARD_BYTES: Final = 1 << 20
+MAX_CONTRACT_BYTES: Final = 1 << 20
+FILES_SHOWN: Final = 100
+ANSWERS_SHOWN: Final = 5
+DAYS_SHOWN: Final = 90
+MAX_ANSWER_CHARACTERS: Final = 1000
+_EPOCH: Final = dt.date(1970, 1, 1)
+
+
+def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) -> AdapterPage:
+    """An adapter at the head of `main`. Card, answers and files' content need the right to read the files."""
+    with registry.db.read() as connection:
+        row = repo_of(registry, connection, caller, repo)
+        try:
+            repo_of(registry, connection, caller, repo, files=True)
+            reads = True
+        except Refusal:
+            reads = False
+        name, tree = row.full_name, commits.tree_of(connection, row.id, row.head)
+        entries = list(islice(tree.walk(), FILES_SHOWN))
+        totals = tree.totals()
+        of_head = select(adapters).where(adapters.c.repo_id == row.id, adapters.c.commit_id == row.head)
+        facts = connection.execute(of_head).one_or_none()
+        tags = sorted(connection.scalars(select(repo_tags.c.tag).where(repo_tags.c.repo_id == row.id)))
+        versions = tuple(_version(name, version) for version in adapter_search.versions_of(connection, row.id))
+        days = select(downloads).where(downloads.c.repo_id == row.id).order_by(downloads.c.day.desc())
+        counted = connection.execute(days.limit(DAYS_SHOWN)).all()
+        card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
+        contract = _contract(registry, tree) if reads else None
+        signature = tree.find(SIGNATURE_FILE)
+    licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    return AdapterPage(
+        repo=name,
+        namespace=row.namespace,
+        name=name.partition("/")[2],
+        private=row.private,
+        description=(facts.description if facts is not None else "") or "",
+        card=split_block(card)[1].strip() if card else "",
+        badges=tuple(_badges(row, facts, signature, licenses, contract, versions)),
+        facts=tuple(_facts(facts)) if facts is not None else (),
+        versions=versions,
+        snippets=tuple(_snippets(name, facts, address)),
+        files=tuple(file_line(name, MAIN, entry) for entry in entries),
+        more_files=max(totals.files - len(entries), 0),
+        answers=tuple(_answers(contract)) if contract is not None else (),
+        downloads=row.downloads,
+        days=tuple(
+            Day(day=(_EPOCH + dt.timedelta(days=at.day)).isoformat(), count=at.count) for at in reversed(counted)
+        ),
+        commit=row.head,
+        modified_at=row.modified_at,
+        feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
+    )
+
+
+def _version(repo: str, row: Row[Any]) -> VersionLine:
+    return VersionLine(
+        version=row.released_as,
+        url=url_of(repo, "commit", row.commit_id),
+        commit=row.commit_id,
+        digest=f"sha256:{row.digest}",
+        released_at=row.released_at,
+        yanked_at=row.yanked_at,
+        yanked_by=row.yanked_by,
+        yanked_reason=row.yanked_reason,
+    )
+
+
+def _badges(
+    repo: Row[Any],
+    facts: Row[Any] | None,
+    signature: FileEntry | None,
+    licenses: list[str],
+    contract: Contract | None,
+    versions: tuple[VersionLine, ...],
+) -> Iterator[Badge]:
+    if repo.private:
+        yield Badge(text="private")
+    if repo.gated:
+        yield Badge(text="gated")
+    if facts is None:
+        yield Badge(text="no adapter at main")
+    elif facts.base_sha256:
+        yield Badge(text="base known by content", detail=facts.base_sha256[:12], tone="good")
+    else:
+        yield Badge(text="base known by name only", detail=facts.base_model or "")
+    yield Badge(text="signed", tone="good") if signature is not None else Badge(text="not signed")
+    for name in licenses[:3]:
+        yield Badge(text="licence", detail=name)
+    if contract is not None:
+        yield Badge(text="tests recorded", detail=f"{len(contract.goldens)} answers", tone="good")
+    for version in versions:
+        if version.yanked_at is not None:
+            yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
+
+
+def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:
+    found = (
+        ("Name", row.name),
+        ("Version", row.version),
+        ("Task", row.task),
+        ("Base", row.base_model),
+        ("Base by content", f"sha256:{row.base_sha256}" if row.base_sha256 else None),
+        ("Method", ", ".join(json.loads(row.methods)) or row.peft_type),
+        ("Rank", row.rank),
+        ("Alpha", f"{row.alpha:g}" if row.alpha is not None else None),
+        ("Modules", ", ".join(json.loads(row.target_modules)) or None),
+        ("Parameters", f"{row.parameters:,} of {row.dtype}" if row.parameters else None),
+        ("Digest", f"sha256:{row.digest}"),
+        ("Weights", f"sha256:{row.weights_sha256}" if row.weights_sha256 else None),
+    )
+    return ((name, str(value)) for name, value in found if value is not None)
+
+
+def _snippets(repo: str, row: Row[Any] | None, address: str) -> Iterator[Snippet]:
+    """Lines that work as they stand. Names in them are checked ids; a base that is not one gets a placeholder."""
+    base = row.base_model if row is not None and row.base_model and is_hub_id(row.base_model) else "path/to/base"
+    name, folder = repo.partition("/")[2], repo.partition("/")[2]
+    yield Snippet(program="adapt", text=f"adapt install {repo} --remote {address}")
+    yield Snippet(program="hf", text=f"HF_ENDPOINT={address} hf download {repo} --local-dir {folder}")
+    if row is None:
+        return
+    lines = (
+        f"# export HF_ENDPOINT={address}",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM  # or the class of another task",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        f'model = PeftModel.from_pretrained(base, "{repo}")',
+    )
+    yield Snippet(program="PEFT", text="\n".join(lines))
+    if row.peft_type == "LORA":
+        serve = f"HF_ENDPOINT={address} vllm serve {base} --enable-lora --max-lora-rank {row.rank or 64}"
+        yield Snippet(program="vLLM", text=f"{serve} --lora-modules {name}={repo}")
+        export = f"adapt export {name} --to gguf --out {name}.gguf"
+        yield Snippet(program="llama.cpp", text=f"{export}\nllama-server --model base.gguf --lora {name}.gguf")
+
+
+def _text(registry: Registry, tree: Tree, path: str, most: int) -> str:
+    entry = tree.find(path)
+    if entry is None or entry.size > most:
+        return ""
+    return text_of(b"".join(registry.blobs.open(entry.sha256))) or ""
+
+
+def _contract(registry: Registry, tree: Tree) -> Contract | None:
+    entry = tree.find(CONTRACT_FILE)
+    if entry is None or entry.size > MAX_CONTRACT_BYTES:
+        return None
+    try:
+        return parse_contract(b"".join(registry.blobs.open(entry.sha256)))
+    except (AdapterHubError, ValueError):
+        return None
+
+
+def _answers(contract: Contract) -> Iterator[Answer]:
+    for golden in islice((g for g in contract.goldens if g.asked is not None and g.answer), ANSWERS_SHOWN):
+        asked = golden.asked
+        text = asked if isinstance(asked, str) else "\n".join(turn.content for turn in asked or ())
+        yield Answer(
+            question=text[:MAX_ANSWER_CHARACTERS],
+            answer=golden.answer[:MAX_ANSWER_CHARACTERS],
+            loss=golden.loss,
+            base_loss=golden.base_loss,
+        )

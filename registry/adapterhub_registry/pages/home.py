@@ -1,0 +1,78 @@
+"""A registry as a home of pages: who asks, by a token or by the cookie of a session."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import unquote
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.pages.site import Home, refusal_page, routes, wants_page
+from adapterhub_registry.access.signing import BadSignature, unseal
+from adapterhub_registry.access.tokens import ANONYMOUS, Caller
+from adapterhub_registry.api.context import Registry, admitted, base_url, caller_of
+from adapterhub_registry.errors import Refusal, refusal_of
+from adapterhub_registry.pages.source import RegistrySource
+
+_API = ("/api/", "/_lfs/", "/_xet/")
+
+
+class RegistryHome(Home):
+    """The pages of one registry."""
+
+    title = "adapterhub registry"
+    can_sign_in = True
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry.settings.secret)
+        self._registry = registry
+
+    async def source_of(self, request: Request) -> RegistrySource:
+        """The registry as the sender may see it: a token of the header counts, else the cookie of a session."""
+        if "authorization" in request.headers:
+            caller = await caller_of(request, self._registry)
+        else:
+            sealed = request.cookies.get(self.cookies.session, "")
+            caller = (await run_in_threadpool(self._caller_of, sealed) if sealed else None) or ANONYMOUS
+            admitted(request, self._registry, caller)
+        return RegistrySource(self._registry, caller, await self.address_of(request))
+
+    async def address_of(self, request: Request) -> str:
+        """The address as the API gives it to clients."""
+        return await base_url(request, self._registry)
+
+    def decoded(self, parameter: str) -> str:
+        """A parameter, in which `edge` left slashes and percent signs encoded."""
+        return unquote(parameter)
+
+    def json_refusal(self, error: Exception) -> Response:
+        """The answer of the API."""
+        if isinstance(error, AdapterHubError):
+            return refusal_of(error).response()
+        return error.response() if isinstance(error, Refusal) else super().json_refusal(error)
+
+    async def nothing_here(self, request: Request, error: Exception) -> Response | None:
+        """The page for an address without a route; None for the API and for programs."""
+        if request.method != "GET" or request.url.path.startswith(_API) or not wants_page(request):
+            return None
+        return await refusal_page(self, request, error)
+
+    def _caller_of(self, sealed: str) -> Caller | None:
+        """The caller of a session; None when it is over, or its token is expired or revoked."""
+        try:
+            purpose, token_id, ends_s = unseal(sealed, self._registry.settings.secret).split(" ")
+        except (BadSignature, ValueError):
+            return None
+        if purpose != "session" or float(ends_s) < time.time():
+            return None
+        return self._registry.tokens.caller_numbered(int(token_id))
+
+
+def add_pages(app: FastAPI, registry: Registry) -> RegistryHome:
+    """Let `app` serve the pages of `registry`, behind all its other routes."""
+    home = RegistryHome(registry)
+    app.router.routes.extend(routes(home))
+    return home

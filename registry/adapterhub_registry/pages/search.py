@@ -1,0 +1,228 @@
+"""The search page: adapters by words, base, task, rank, method, licence, signature, contract and yanks."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast, get_args
+from urllib.parse import urlencode
+
+from sqlalchemy import Column, ColumnElement, Row, and_, exists, or_, select
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.digests import hex_of, strict_json
+from adapterhub.core.errors import AdapterHubError, shown
+from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import SIGNATURE_FILE, Manifest
+from adapterhub.pages.page import Asked
+from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
+from adapterhub.pages.values.common import Badge, Link
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
+from adapterhub_registry.database.db import adapters, places, releases, repo_tags, repos
+from adapterhub_registry.errors import bad_request
+from adapterhub_registry.repos.adapter_facts import MAX_RANK
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN, AdapterQuery, conditions_of
+
+Order = Literal["newest", "changed", "downloads"]
+PAGE_ROWS: Final = 25
+_CURSOR = re.compile(r"([0-9]{1,18}) ([0-9]{1,18})")
+_ORDERS: Final[dict[Order, tuple[str, Column[Any]]]] = {
+    "newest": ("Newest first", adapters.c.created_at),
+    "changed": ("Last changed first", repos.c.modified_at),
+    "downloads": ("Most downloads first", repos.c.downloads),
+}
+_METHODS: Final = ("LORA", "ADALORA", "BOFT", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "SHIRA", "VERA")
+_ANY: Final = ("", "any")
+_STATES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "signed": (_ANY, ("yes", "with a signature"), ("no", "without one")),
+    "contract": (_ANY, ("yes", "with recorded tests"), ("no", "without")),
+    "yanked": (_ANY, ("no", "no version yanked"), ("yes", "a version yanked")),
+}
+_LABELS: Final = {"signed": "Signature", "contract": "Tests", "yanked": "Yanks"}
+_HINTS: Final = {"base": "hash or name", "task": "", "rank": "16, 8-64 or 8-", "license": "mit"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """The query of the page as it was typed."""
+
+    given: dict[str, str]
+    note: str = ""
+
+    def get(self, name: str) -> str:
+        return self.given.get(name, "").strip()
+
+    @property
+    def order(self) -> Order:
+        text = self.get("sort")
+        return cast("Order", text) if text in get_args(Order) else "newest"
+
+    def url(self, **changed: str) -> str:
+        kept = {name: text for name, text in (self.given | changed).items() if text}
+        return f"/?{urlencode(kept)}" if kept else "/"
+
+
+def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes | None) -> SearchPage:
+    """The adapters that match, `PAGE_ROWS` at a time; those that the caller may not see do not count."""
+    registry.repos.check_may_read(caller)
+    names = ("q", "base", "task", "rank", "method", "license", *_STATES, "sort", "cursor")
+    wanted = _Wanted(given={name: asked.query[name] for name in names if name in asked.query})
+    if config is not None:
+        base, note = _base_in(config)
+        wanted = _Wanted(given={"base": base} if base else {}, note=note)
+    at = opened_cursor(registry, wanted.get("cursor") or None)
+    with registry.db.read() as connection:
+        rows = _rows(connection, wanted, registry.repos.visible(caller), at)
+        shown_rows = rows[:PAGE_ROWS]
+        found = lines(connection, shown_rows)
+    next_url = None
+    if len(rows) > PAGE_ROWS:
+        position = f"{rows[PAGE_ROWS - 1].place} {rows[PAGE_ROWS - 1].repo_id}"
+        next_url = wanted.url(cursor=str(sealed_cursor(registry, position)))
+    base = wanted.get("base")
+    return SearchPage(
+        words=wanted.get("q"),
+        facets=_facets(wanted),
+        sorts=tuple(
+            Choice(value=order, text=text, chosen=order == wanted.order) for order, (text, _) in _ORDERS.items()
+        ),
+        adapters=found,
+        next_url=next_url,
+        conditions=tuple(
+            Link(text=f"{name} {wanted.get(name)}", url=wanted.url(**{name: "", "cursor": ""}))
+            for name in (*_HINTS, "method", *_STATES)
+            if wanted.get(name)
+        ),
+        feed_url=f"/feed?{urlencode({'base': base})}" if base else None,
+        note=wanted.note,
+    )
+
+
+def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:
+    order = _ORDERS[wanted.order][1]
+    query = SHOWN.add_columns(order.label("place")).join(repos, repos.c.id == adapters.c.repo_id)
+    query = query.where(visible, *conditions_of(_query(wanted)), *_states(wanted))
+    if at is not None:
+        found = _CURSOR.fullmatch(at)
+        if found is None:
+            raise bad_request("the cursor does not belong to this list")
+        value, number = map(int, found.groups())
+        query = query.where(or_(order < value, and_(order == value, adapters.c.repo_id < number)))
+    return list(connection.execute(query.order_by(order.desc(), adapters.c.repo_id.desc()).limit(PAGE_ROWS + 1)))
+
+
+def _query(wanted: _Wanted) -> AdapterQuery:
+    base, rank = wanted.get("base"), wanted.get("rank")
+    is_digest = BASE_DIGEST.fullmatch(base) is not None
+    found = re.fullmatch(r"([0-9]{1,7})(-([0-9]{0,7}))?", rank) if rank else None
+    if rank and found is None:
+        raise bad_request(f"rank `{shown(rank)}`: expected a number such as 16, or a range such as 8-64")
+    least = int(found[1]) if found else None
+    most = None if found is None else (int(found[3]) if found[3] else MAX_RANK) if found[2] else least
+    return AdapterQuery(
+        q=wanted.get("q") or None,
+        base=base or None if not is_digest else None,
+        base_sha256=base if is_digest else None,
+        task=wanted.get("task") or None,
+        rank_min=least,
+        rank_max=most,
+        peft_type=wanted.get("method") or None,
+    )
+
+
+def _states(wanted: _Wanted) -> list[ColumnElement[bool]]:
+    """The conditions that the API's search lacks."""
+    found: list[ColumnElement[bool]] = []
+    for name, path in (("signed", SIGNATURE_FILE), ("contract", CONTRACT_FILE)):
+        at_commit = exists().where(places.c.repo_id == adapters.c.repo_id, places.c.path == path)
+        found += [at_commit] if wanted.get(name) == "yes" else [~at_commit] if wanted.get(name) == "no" else []
+    is_yanked = exists().where(releases.c.repo_id == adapters.c.repo_id, releases.c.yanked_at.is_not(None))
+    if wanted.get("yanked") == "yes":
+        listed = adapters.alias()
+        stands = exists().where(listed.c.repo_id == adapters.c.repo_id, listed.c.is_listed)
+        found += [is_yanked, or_(adapters.c.is_listed, and_(adapters.c.is_head, ~stands))]
+    else:
+        found += [adapters.c.is_listed, *([~is_yanked] if wanted.get("yanked") == "no" else [])]
+    if wanted.get("license"):
+        tagged = select(repo_tags.c.repo_id).where(repo_tags.c.tag == f"license:{wanted.get('license')}")
+        found.append(adapters.c.repo_id.in_(tagged))
+    return found
+
+
+def _facets(wanted: _Wanted) -> tuple[Facet, ...]:
+    texts = [
+        Facet(name=name, label=name.capitalize().replace("License", "Licence"), value=wanted.get(name), hint=hint)
+        for name, hint in _HINTS.items()
+    ]
+    chosen = {"method": (_ANY, *((name, name) for name in _METHODS)), **_STATES}
+    choices = [
+        Facet(
+            name=name,
+            label=_LABELS.get(name, "Method"),
+            choices=tuple(Choice(value=v, text=text, chosen=v == wanted.get(name)) for v, text in values),
+        )
+        for name, values in chosen.items()
+    ]
+    return (*texts, *choices)
+
+
+def lines(connection: Connection, rows: list[Row[Any]]) -> tuple[AdapterLine, ...]:
+    """The lines of some rows of `SHOWN`."""
+    numbers = {row.repo_id for row in rows}
+    tags = select(repo_tags).where(repo_tags.c.repo_id.in_(numbers), repo_tags.c.tag.startswith("license:"))
+    licenses = {row.repo_id: row.tag.removeprefix("license:") for row in connection.execute(tags)}
+    yanks = select(releases.c.repo_id).where(releases.c.repo_id.in_(numbers), releases.c.yanked_at.is_not(None))
+    yanked = set(connection.scalars(yanks))
+    return tuple(
+        AdapterLine(
+            repo=row.full_name,
+            url=f"/{row.full_name}",
+            version=row.version,
+            description=row.description or "",
+            task=row.task,
+            base=row.base_model,
+            base_sha256=row.base_sha256,
+            method=", ".join(json.loads(row.methods)),
+            rank=row.rank,
+            license=licenses.get(row.repo_id),
+            downloads=row.downloads,
+            modified_at=row.modified_at,
+            badges=tuple(
+                badge
+                for badge, stands in (
+                    (Badge(text="private"), row.private),
+                    (Badge(text="a version is yanked", tone="bad"), row.repo_id in yanked),
+                )
+                if stands
+            ),
+        )
+        for row in rows
+    )
+
+
+def _base_in(config: bytes) -> tuple[str, str]:
+    """The base that an uploaded file names, and what the reader should know about it."""
+    try:
+        value = strict_json(config, limit_bytes=1 << 20)
+    except ValueError as error:
+        raise bad_request(f"the file is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise bad_request("the file is not a JSON object: expected a config.json or an adapterhub.json")
+    if "schema" in value:
+        try:
+            fingerprint = Manifest.parse(config).base.fingerprint
+        except AdapterHubError as error:
+            raise bad_request(error.message) from None
+        if fingerprint is not None:
+            return hex_of(fingerprint.weights), "These are the adapters for the base of this manifest, by its content."
+    for name in ("base_model_name_or_path", "_name_or_path"):
+        text = value.get(name)
+        if isinstance(text, str) and is_hub_id(text):
+            return text, "The file names its base but not its content, so this is a search by name."
+    return "", (
+        "The file names no base, and a config says nothing about weights. `adapt base fingerprint FOLDER` prints "
+        "the hash of a base; paste it above."
+    )
