@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from adapterhub.core.errors import Conflict, UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub.inference.answering import Choice, Loading, Model, label_of
 from adapterhub.inference.asking import Typed
 from adapterhub.inference.generation import NEW_TOKENS, Answer, Question, Writing
@@ -174,7 +175,7 @@ class Playground:
 
         def work(answering: Answering) -> None:
             try:
-                with self._turn(answering) as mine:
+                with self._turn(answering) as mine, extra_named("the playground"):
                     if mine:
                         self._answer(answering, choices, prompt, typed, writing, max_new_tokens)
             finally:
