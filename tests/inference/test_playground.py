@@ -9,18 +9,14 @@ import pytest
 
 import adapterhub
 from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem
-from adapterhub.core.specs import parse_name
 from adapterhub.inference.asking import Typed
 from adapterhub.inference.generation import Question
 from adapterhub.inference.loader.text import load_base
 from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground
-from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
-from tests.support.real_base import smollm2_base
 from tests.support.run_library import PROMPT, alone, make_library
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SHIPPED = Path(adapterhub.__file__).parent / "cli" / "start" / "demo_run" / "adapters"
 RAW = Typed(chat=False)
 
 
@@ -145,19 +141,3 @@ def test_a_failure_reaches_the_reader() -> None:
 
     with pytest.raises(AdapterHubError, match="it broke"):
         list(answering)
-
-
-def test_trained_adapters_on_smollm2_answer_as_run_does(tmp_path: Path) -> None:
-    library = adapterhub.Library(tmp_path / "home")
-    record = library.add_base(smollm2_base(), "smollm2")
-    for name in ("json", "pirate"):
-        library.add(SHIPPED / name, Description(name=parse_name(name), version="1.0.0"), base=record)
-    prompt = "Hello girl, my map is on the boat."
-
-    with library.playground("smollm2") as playground:
-        events = list(
-            playground.ask([{"pirate": 1.0}, {"json": 1.0}], prompt, typed=Typed(chat=True), max_new_tokens=8)
-        )
-
-    expected = [library.run(name, prompt, chat=True, max_new_tokens=8)[0].text for name in ("pirate", "json")]
-    assert texts_of(events) == expected

@@ -17,7 +17,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.registry.running import Running, running
-from tests.support.programs import needs
+from tests.support.programs import needs_chromium
 from tests.support.tiny import make_adapter, make_base
 
 CARD = (
@@ -77,4 +77,4 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def browser_type_launch_args() -> dict[str, object]:
     """Debian's Chromium. As root, it has no sandbox."""
-    return {"executable_path": needs("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
+    return {"executable_path": needs_chromium(), "args": ["--no-sandbox", "--disable-gpu"]}

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from xml.etree import ElementTree as ET
+
+import httpx
 import pytest
+
+from tests.pages.conftest import World
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -32,16 +39,134 @@ def test_each_page_has_a_json_twin_and_loads_nothing_from_elsewhere(world, path)
     assert page.headers["x-frame-options"] == "DENY"
 
 
+def found(world: World, query: str, **options: object) -> list[str]:
+    answer = world.get(f"/?{query}&format=json", **options)
+    assert answer.status_code == 200, answer.text
+    return sorted(line["repo"] for line in answer.json()["adapters"])
+
+
 def test_the_address_that_a_push_prints_shows_the_commit(world):
     first, second = world.commits
     twin = world.get(f"/acme/legal-qa/commit/{second}?format=json&before={first}").json()
-    changes = {
-        c["key"]: (c["before"], c["after"])
-        for f in twin["files"]
-        for c in f["changes"]
-        if f["path"] == "adapter_config.json"
-    }
+    values = {f["path"]: {c["key"]: (c["before"], c["after"]) for c in f["changes"]} for f in twin["files"]}
 
     assert twin["id"] == second
-    assert changes["r"] == ("4", "8")
+    assert values["adapter_config.json"]["r"] == ("4", "8")
+    assert values["README.md"] == {}
     assert twin["versions"] == ["1.1.0"]
+
+
+@pytest.mark.parametrize(
+    ("query", "repos"),
+    [
+        ("", ["acme/legal-qa", "acme/signed"]),
+        ("q=LEGAL", ["acme/legal-qa"]),
+        ("base={base}", ["acme/legal-qa", "acme/signed"]),
+        ("base=sha256:{base}", ["acme/legal-qa", "acme/signed"]),
+        ("base=0123456789abcdef", []),
+        ("base=test/tiny&rank=8-", ["acme/legal-qa"]),
+        ("rank=1-7", ["acme/signed"]),
+        ("task=legal", ["acme/legal-qa"]),
+        ("license=mit", ["acme/legal-qa", "acme/signed"]),
+        ("license=gpl-3.0", []),
+        ("method=LORA", ["acme/legal-qa", "acme/signed"]),
+        ("method=LOHA", []),
+        ("signed=yes", ["acme/signed"]),
+        ("signed=no", ["acme/legal-qa"]),
+        ("yanked=yes", ["acme/legal-qa"]),
+        ("yanked=no", ["acme/signed"]),
+        ("contract=no&sort=downloads", ["acme/legal-qa", "acme/signed"]),
+        ("contract=yes", []),
+    ],
+)
+def test_each_facet_finds_what_it_names(world, query, repos):
+    assert found(world, query.format(base=world.base_sha256)) == repos
+
+
+@pytest.mark.parametrize("query", ["rank=x", "rank=8-64-2", "base=sha256:zz", "cursor=x", "q=" + "+a" * 17])
+def test_a_query_that_makes_no_sense_gets_a_sentence(world, query):
+    answer = world.get(f"/?{query}", headers=HTML)
+
+    assert answer.status_code in {200, 400, 404}  # a base that is no digest is a name
+    assert "Traceback" not in answer.text
+
+
+def test_the_list_is_read_to_its_end_page_by_page(world, monkeypatch):
+    monkeypatch.setattr("adapterhub_registry.pages.search.PAGE_ROWS", 1)
+    seen, url = [], "/?sort=changed"
+    while url:
+        twin = world.get(f"{url}{'&' if '?' in url else '?'}format=json").json()
+        seen += [line["repo"] for line in twin["adapters"]]
+        url = twin["next_url"]
+
+    assert sorted(seen) == ["acme/legal-qa", "acme/signed"]
+
+
+def test_a_config_finds_the_adapters_of_its_base(world):
+    manifest = world.get("/acme/legal-qa/raw/main/adapterhub.json").content
+    expected = {
+        manifest: ("by its content", world.base_sha256),
+        b'{"_name_or_path": "test/tiny"}': ("by name", "test/tiny"),
+        b'{"model_type": "llama"}': ("says nothing about weights", ""),
+        b"[1": ("not JSON", None),
+    }
+    with httpx.Client(base_url=world.url, headers=HTML) as client:
+        for config, (words, base) in expected.items():
+            token = re.findall(r'name="form_token" value="(\w+)"', client.get("/").text)[0]
+            answer = client.post("/", data={"form_token": token}, files={"config": ("config.json", config)})
+            assert words in answer.text
+            assert base is None or f'name="base" value="{base}"' in answer.text
+
+
+def test_a_feed_has_versions_and_yanks_of_a_namespace_or_a_base(world):
+    for query in ("namespace=acme", f"base={world.base_sha256[:16]}"):
+        answer = world.get(f"/feed?{query}")
+        atom = "{http://www.w3.org/2005/Atom}"
+        root = ET.fromstring(answer.text)  # noqa: S314 - of our own server
+        titles = {
+            entry.findtext(f"{atom}title"): entry.findtext(f"{atom}summary") for entry in root.iter(f"{atom}entry")
+        }
+
+        assert answer.headers["content-type"] == "application/atom+xml"
+        assert titles["acme/legal-qa 1.0.0 was yanked"] == "leaks names"
+        assert {"acme/legal-qa 1.0.0", "acme/legal-qa 1.1.0", "acme/signed 1.0.0"} < set(titles)
+        assert "hidden" not in answer.text
+    assert world.get("/feed").status_code == 400
+
+
+def test_raw_gives_the_bytes_and_cannot_be_a_page(world):
+    text, weights = (
+        world.get(f"/acme/legal-qa/raw/main/{name}") for name in ("README.md", "adapter_model.safetensors")
+    )
+
+    assert (text.headers["content-type"], weights.headers["content-type"]) == (
+        "text/plain; charset=utf-8",
+        "application/octet-stream",
+    )
+    assert weights.headers["content-disposition"].startswith("attachment")
+    for answer, name in ((text, "README.md"), (weights, "adapter_model.safetensors")):
+        assert answer.content == world.get(f"/acme/legal-qa/resolve/main/{name}").content
+        assert answer.headers["content-security-policy"].startswith("sandbox")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_copied_lines_name_this_registry_and_the_adapter(world):
+    lines = {s["program"]: s["text"] for s in world.get("/acme/legal-qa?format=json").json()["snippets"]}
+
+    assert list(lines) == ["adapt", "hf", "PEFT", "vLLM", "llama.cpp"]
+    assert lines["adapt"] == f"adapt install acme/legal-qa --remote {world.url}"
+    assert "--max-lora-rank 8 " in lines["vLLM"]
+
+
+def test_clients_of_the_api_get_what_they_got(world):
+    """A client names no `text/html`; errors stay JSON with the code that it reads, and a path that is none stays one."""
+    missing = world.get("/acme/legal-qa/nothing/of/this/kind")
+    assert (missing.status_code, missing.json()["error"], missing.headers["x-error-code"]) == (
+        404,
+        "Not Found",
+        "NotFound",
+    )
+    browser = world.get("/acme/legal-qa/resolve/main/nothing.txt", headers=HTML)
+    assert (browser.status_code, browser.headers["x-error-code"]) == (404, "EntryNotFound")
+    assert json.loads(browser.text)["error"] == "no file `nothing.txt`"
+    assert "<h1>Not found</h1>" in world.get("/acme/legal-qa/nothing/of/this/kind", headers=HTML).text

@@ -22,6 +22,13 @@ def needs(program: str) -> str:
     return path
 
 
+def needs_chromium() -> str:
+    """The path of Debian's Chromium, or of the Chrome that some machines have in its place."""
+    asks()
+    found = (shutil.which(name, path=os.environ.get(PROGRAMS)) for name in ("chromium", "google-chrome"))
+    return next(filter(None, found), None) or needs("chromium")
+
+
 def needs_strace() -> str:
     """The path of a strace that may trace here."""
     path = needs("strace")

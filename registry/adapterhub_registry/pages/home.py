@@ -63,7 +63,9 @@ class RegistryHome(Home):
     def _caller_of(self, sealed: str) -> Caller | None:
         """The caller of a session; None when it is over, or its token is expired or revoked."""
         try:
-            purpose, token_id, ends_s = unseal(sealed, self._registry.settings.secret).split(" ")
+            purpose, token_id, ends_s = unseal(
+                f"{sealed}{'=' * (-len(sealed) % 4)}", self._registry.settings.secret
+            ).split(" ")
         except (BadSignature, ValueError):
             return None
         if purpose != "session" or float(ends_s) < time.time():
