@@ -95,6 +95,7 @@ def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library)
         for number, name in enumerate(("pirate", "json"), 1):
             choose(page, 1, number, name)
         choose(page, 1, 3, "pirate")
+        page.get_by_text("Weights and sums").nth(2).click()
         choose(page, 2, 3, "json")
         for term, keys in ((1, 6), (2, 14)):
             slider = page.get_by_label(f"Weight of adapter {term} of answer 3, slider")

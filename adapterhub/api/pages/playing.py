@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -36,6 +37,7 @@ TERMS: Final = 3
 UNUSED: Final = ""
 BASE_ALONE: Final = "none"
 _RETRY_S: Final = 5
+_DIGEST: Final = re.compile(r"#sha256:[0-9a-f]+")
 _FORMS: Final[Mapping[str, str]] = {
     "own": "as each build states",
     "chat": "the base's chat template",
@@ -172,10 +174,7 @@ class Playing:
             tokens=int(number) if (number := form.get("tokens", "")).isdecimal() and len(number) < 6 else NEW_TOKENS,  # noqa: PLR2004 - digits
             most_tokens=self._bounds.new_tokens,
             temperature=form.get("temperature", "0")[:8],
-            columns=tuple(
-                Column(number=at, terms=tuple(_term(form, at, term, picks) for term in range(1, TERMS + 1)))
-                for at in range(1, COLUMNS + 1)
-            ),
+            columns=tuple(_column(form, at, picks) for at in range(1, COLUMNS + 1)),
         )
 
     def _picks(self, base: str) -> Mapping[str, str]:
@@ -225,6 +224,13 @@ class Playing:
         )
 
 
+def _column(form: Mapping[str, str], column: int, picks: Mapping[str, str]) -> Column:
+    numbers = range(1, TERMS + 1)
+    is_sum = form.get(f"weight-{column}-1", "1") != "1" or any(form.get(f"pick-{column}-{n}") for n in numbers[1:])
+    terms = tuple(_term(form, column, term, picks) for term in numbers)
+    return Column(number=column, terms=terms, is_sum=is_sum)
+
+
 def _term(form: Mapping[str, str], column: int, term: int, picks: Mapping[str, str]) -> Term:
     value = form.get(f"pick-{column}-{term}", UNUSED)
     alone = {BASE_ALONE: "the base alone"} if term == 1 else {}
@@ -246,7 +252,7 @@ def _float(text: str, what: str) -> float:
 def _answer(begun: Begun, ended: Ended) -> Answered:
     answer = ended.answer
     return Answered(
-        label=begun.labels[ended.at],
+        label=_DIGEST.sub("", begun.labels[ended.at]),
         text=answer.text if answer else "",
         tokens=answer.tokens if answer else 0,
         seconds=answer.seconds if answer else 0.0,

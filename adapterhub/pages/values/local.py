@@ -103,10 +103,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One answer of the playground: the adapters that are added up for it."""
+    """One answer of the playground: the adapters that are added up for it; `is_sum` unless it is one with weight 1."""
 
     number: int
     terms: tuple[Term, ...]
+    is_sum: bool
     answer: Answered | None = None
 
 
