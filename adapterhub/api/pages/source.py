@@ -60,11 +60,17 @@ class LibrarySource(WithBuilds):
         if config is not None:
             query["base"], note = _base_of(config)
         words, sort = query.get("q", "").strip(), query.get("sort", "name")
-        library, filters = self._library, {"task": query.get("task", ""), "method": query.get("method", "")}
+        library = self._library
         rows: list[BuildRow] = []
         try:
             rows = search_installed(
-                library.session, _wanted(query.get("base", "")), sort=sort, text=words, ranks=_ranks(query), **filters
+                library.session,
+                _wanted(query.get("base", "")),
+                sort=sort,
+                text=words,
+                ranks=_ranks(query),
+                task=query.get("task", ""),
+                method=query.get("method", ""),
             )
         except AdapterHubError as error:
             note = error.message

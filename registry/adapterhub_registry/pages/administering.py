@@ -129,8 +129,9 @@ def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePag
         namespace_bytes=limits.namespace_bytes or None,
         namespace_repos=limits.namespace_repos or None,
         token_bytes_a_day=limits.token_upload_bytes_per_day or None,
-        preview=space
-        and GcPreview(
+        preview=None
+        if space is None
+        else GcPreview(
             files=space.blobs.number,
             file_bytes=space.blobs.bytes,
             upload_parts=space.xorbs.number,
