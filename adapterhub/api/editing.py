@@ -10,7 +10,8 @@ from adapterhub.api.aliases.projects import set_project_alias
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.steps.installing import install_one, plan_one
-from adapterhub.api.steps.projects import Preview, preview_rollback, roll_back, save_installed
+from adapterhub.api.steps.projects import save_installed
+from adapterhub.api.steps.upgrades.projects import Preview, preview_rollback, roll_back
 from adapterhub.core.ranks import RankRange
 from adapterhub.projects import saving
 from adapterhub.projects.places import ProjectSources, SpecSources, objection_from, project_base

@@ -13,15 +13,13 @@ from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.steps.finding import lineage_of, meant_by
 from adapterhub.api.steps.projects import (
-    Preview,
     Synced,
     current_lock,
     lock_project,
-    preview_upgrade,
     sync_project,
     trust_project,
-    upgrade_project,
 )
+from adapterhub.api.steps.upgrades.projects import Preview, preview_upgrade, upgrade_project
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import NotFound
@@ -80,6 +78,7 @@ class Project(WithEdits):
         )
         if library is None:
             self.library.project_rules = self._session.project_rules
+            self.library.project_bounds = self._session.project_bounds
 
     # ------------------------------------------------------------ make and read
     @classmethod
@@ -286,11 +285,25 @@ class Project(WithEdits):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
+        test: Testing | None = None,
     ) -> Preview:
         """Lock the newest that the project allows, of everything or of `names`, and sync.
 
+        Args:
+            names: upgrade only these.
+            dry_run: write nothing, and test nothing.
+            places: other places to look in, as `--from` names them.
+            signatures: `require`, `warn` or `off` for this call.
+            remote: ask only this server.
+            token: access token for it.
+            offline: look in the library and in directories only.
+            test: `keep` takes a release only if it passes the contract of the locked one; `warn` takes it, and says so.
+
         Returns:
-            `.changes` in the lock, `.folders` that changed, `.warnings`; with `dry_run` nothing is written.
+            `.changes` in the lock, `.folders` that changed, `.warnings`, `.tests`.
+
+        Raises:
+            BehaviourChanged: a build cannot stay as locked, and what would replace it did not pass.
         """
         project = self._read()
         sources = ProjectSources(
@@ -298,9 +311,17 @@ class Project(WithEdits):
         )
         if dry_run:
             return preview_upgrade(self._session, project, names, sources, bars=self.library.reports)
-        outcome, synced = upgrade_project(self._session, project, names, sources, signatures, bars=self.library.reports)
-        folders = tuple(step.folder for step, what in synced.done.steps if what != "kept")
-        return Preview(changes=tuple(outcome.changes), folders=folders, warnings=tuple(outcome.warnings))
+        from adapterhub.api.steps.upgrades.drop_ins import UpgradeTest
+
+        reports = self.library.reports
+        tests = UpgradeTest(self._session.library, test, reports, reports) if test else None
+        outcome, synced = upgrade_project(self._session, project, names, sources, signatures, test=tests, bars=reports)
+        return Preview(
+            changes=tuple(outcome.changes),
+            folders=tuple(step.folder for step, what in synced.done.steps if what != "kept"),
+            warnings=tuple(outcome.warnings),
+            tests=tuple(tests.results) if tests else (),
+        )
 
     def outdated(
         self,

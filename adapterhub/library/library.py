@@ -12,45 +12,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.core.aliases import Alias
-from adapterhub.core.digests import Progress, hex_of
+from adapterhub.core.digests import Progress
 from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import AdapterNotFound, BaseMismatch, MalformedManifest, NotAllowed, shown
+from adapterhub.core.errors import BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
-from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.bases.pins import Pins
-from adapterhub.library.bases.records import BaseRecord, Bases
-from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
+from adapterhub.formats.release import Release
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.installed import InstalledBuilds
+from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
 from adapterhub.library.intake.staging import Staging, stage_files
-from adapterhub.library.store.aliases import Aliases
-from adapterhub.library.store.blobs import Store, WriteIntent
-from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders, objects_of
+from adapterhub.library.store.blobs import WriteIntent
+from adapterhub.library.store.catalog import Installed, Swept, objects_of
 from adapterhub.library.store.leases import Leases
-from adapterhub.library.store.origins import Origin, Origins
+from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
-from adapterhub.library.store.yanks import Yanks
-from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.rules import Rules
 
-UNKNOWN_BASE = "unknown"
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
 
 
@@ -74,141 +70,17 @@ NameResolver = Callable[["Library", AdapterSpec], "Installed | None"]
 """Finds the build that a name means in some context, such as the build that a project locks; None: no such meaning."""
 
 
-class Library:
+class Library(InstalledBuilds):
     """The library under `root`. Cheap to make; the first write makes the folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.store = Store(root)
-        self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
-        self.catalog = Catalog(self.store, self.bases, self.installed)
-        self.origins = Origins(self.store)
-        self.yanks = Yanks(self.store)
-        self.aliases = Aliases(root)
-        self._pins = Pins(root)
+        super().__init__(root)
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
         self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
         self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
+        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
-
-    @property
-    def label(self) -> str:
-        """The library in words."""
-        return f"library `{self.root}`"
-
-    @property
-    def place(self) -> str:
-        """The absolute path of the root."""
-        return absolute(self.root)
-
-    # ------------------------------------------------------------ what is installed
-    def installed(self, *names: str) -> Iterator[Installed]:
-        """Every installed build, read from the folders; `broken` lists those that cannot be read.
-
-        `names` are patterns for the names of folders, such as `acme--*`.
-        """
-        for folder in build_folders(self.root, *names):
-            with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
-                yield self.read_build(folder)
-
-    def broken(self) -> list[Broken]:
-        """Folders under `adapters/` that hold no readable build in its place, with the reason."""
-        found = [Broken(folder=path, reason="is a link") for path in build_folders(self.root, links=True)]
-        for folder in build_folders(self.root):
-            try:
-                build = self.read_build(folder)
-            except MalformedManifest as error:
-                found.append(Broken(folder=folder, reason="; ".join(error.problems)))
-                continue
-            except OSError as error:
-                if os.path.lexists(folder):
-                    found.append(Broken(folder=folder, reason=f"`{MANIFEST_FILE}`: {error.strerror}"))
-                continue
-            if build.folder != self.folder_for(build.manifest, build.namespace):
-                found.append(Broken(folder=folder, reason=f"holds `{build.spec}`, which belongs in another folder"))
-            elif not self.store.has_manifest(build.manifest.digest) and os.path.lexists(folder):
-                reason = f"the store does not have its manifest {build.manifest.digest}"
-                found.append(Broken(folder=folder, reason=reason))
-        return found
-
-    def builds_named(self, name: str, namespace: str | None = None) -> list[Installed]:
-        """Installed builds with that name, in one namespace or in all."""
-        found = []
-        for folder in build_folders(self.root, *([f"{namespace}--{name}"] if namespace else [name, f"*--{name}"])):
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                found.append(self.read_build(folder))
-        return found
-
-    def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
-        """The installed builds under that full name for that base."""
-        return Namesakes.among(self.installed(f"{namespace}--{name}" if namespace else name), namespace, base)
-
-    def releases(self, spec: AdapterSpec) -> list[Release]:
-        """The builds with a name, as releases: this library as a source."""
-        return [
-            Release(
-                manifest=build.manifest,
-                namespace=build.namespace,
-                origin=self.label,
-                yanked=self.yanked(build),
-                published_at=build.added_at,
-            )
-            for build in self.builds_named(spec.name, spec.namespace)
-        ]
-
-    def yanked(self, build: Installed) -> str | None:
-        """Why the place that a build came from has yanked it, as far as was seen; None if it has not."""
-        digest = build.manifest.digest
-        return self.yanks.reason(digest, self.origins.place_of(digest, build.full_name))
-
-    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
-        """Open one file of a build."""
-        return self.store.open_blob(entry.sha256)
-
-    def provenance(self, release: Release) -> Provenance:
-        """The signature in the folder of an installed build, and what lies beside it."""
-        return provenance_of(self.folder_for(release.manifest, release.namespace))
-
-    def not_installed(self, name: str) -> AdapterNotFound:
-        """The error for a name that is not installed; its hint offers the nearest name that is."""
-        hint = self.nearest(name) or "`adapt list` shows what is installed"
-        return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
-
-    def nearest(self, name: str) -> str:
-        """`did you mean …?` with the nearest installed name; "" when none is near."""
-        import difflib
-
-        near = difflib.get_close_matches(name, self.catalog.read(lambda index: index.names()), n=1)
-        return f"did you mean `{near[0]}`?" if near else ""
-
-    def base_label(self, base: BaseRef) -> str:
-        """A base as the user types it after `@`: its alias, else its digest, else its Hub id; "" if unknown."""
-        if base.fingerprint is None:
-            return base.hints.hub_id or ""
-        record = self.bases.by_fingerprint(base.fingerprint)
-        return record.alias if record else base.fingerprint.weights[:19]
-
-    def read_build(self, folder: Path) -> Installed:
-        """The build in an installed folder."""
-        manifest = Manifest.read(folder / MANIFEST_FILE)
-        namespace, _, _name = folder.parent.name.rpartition("--")
-        return Installed(
-            manifest=manifest,
-            namespace=namespace or None,
-            folder=folder,
-            base=self._pins.base_of(manifest),
-            added_at=folder.stat().st_mtime,
-            label_of=self.base_label,
-        )
-
-    def folder_for(self, manifest: Manifest, namespace: str | None) -> Path:
-        """Where a build is or would be installed."""
-        fingerprint = manifest.base.fingerprint
-        base = hex_of(fingerprint.weights)[:12] if fingerprint else UNKNOWN_BASE
-        name = f"{namespace}--{manifest.name}" if namespace else manifest.name
-        rank = f"-r{manifest.rank}" if manifest.rank else ""
-        return self.root / "adapters" / base / name / f"{manifest.version}{rank}"
 
     # ------------------------------------------------------------ add
     def add(

@@ -51,7 +51,10 @@ class KeptResults:
         return self._read(self._path(manifest, question), question)
 
     def all(self, manifest: Digest) -> Iterator[Tested]:
-        """Every result that was measured here on a build, the oldest first; what cannot be read is left out."""
+        """Every result that was measured here on a build, the oldest first; what cannot be read is left out.
+
+        Those of runners are not among them: they measure something else than a contract.
+        """
         for _, result in self._dated(manifest):
             yield result
 
@@ -78,7 +81,8 @@ class KeptResults:
     def _read(self, path: Path, question: Mapping[str, Any] | None = None) -> Tested | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             value = read_json(path, _LIMIT_BYTES)
-            if isinstance(value, dict) and (question is None or value.get("question") == dict(question)):
+            asked = value["question"]
+            if "runner" not in asked if question is None else asked == dict(question):
                 return Tested.from_json({**value["result"], "is_cached": True})
         return None
 

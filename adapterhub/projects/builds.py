@@ -17,7 +17,8 @@ from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.admission.admission import Admission
-from adapterhub.library.library import UNKNOWN_BASE, Library
+from adapterhub.library.installed import UNKNOWN_BASE
+from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.aliases import is_alias_key, locked_alias
 from adapterhub.projects.lock.lockfile import read_lock

@@ -75,7 +75,8 @@ class Session:
 
         library = Library(self.root)
         library.note_choice = self.note_once
-        library.project_alias, library.project_rules = self._project_alias, self.project_rules
+        library.project_alias = self._project_alias
+        library.project_rules, library.project_bounds = self.project_rules, self.project_bounds
         return library
 
     def project_rules(self) -> Rules | None:
@@ -83,6 +84,11 @@ class Session:
         from adapterhub.projects.project import rules_of
 
         return rules_of(self.project)
+
+    def project_bounds(self) -> Mapping[str, float]:
+        """The loosest bounds of the policy `tests-bounds` of the project; none outside a project."""
+        project = self.project
+        return project.policy.bounds if project is not None else {}
 
     def _project_alias(self, spec: AdapterSpec) -> Alias | None:
         """The alias of the project that `spec` names; None outside a project."""

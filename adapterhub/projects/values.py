@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_args
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+from adapterhub.formats.contract.bounds import parse_bound
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
@@ -75,7 +76,8 @@ class Policy:
 
     `tests` says what becomes of a build whose contract did not pass on the base. `tests_by` names whose results count:
     `local`, or trusted keys; without any, all of them. `tests_max_age` bounds the age of signed results, as `90d`.
-    `tests_never` is the path, from the project, of the rules that every adapter must meet.
+    `tests_bounds` are the loosest bounds of any test, as `same=0.95`. `tests_never` is the path, from the project, of
+    the rules that every adapter must meet.
     """
 
     allow_namespaces: tuple[str, ...] = ()
@@ -89,12 +91,18 @@ class Policy:
     tests: TestsPolicy | None = None
     tests_by: tuple[str, ...] = ()
     tests_max_age: str | None = None
+    tests_bounds: tuple[str, ...] = ()
     tests_never: str | None = None
 
     @property
     def looks_at_tests(self) -> bool:
         """Whether contracts and results matter."""
         return self.tests not in (None, "off")
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """The loosest bounds of any test, by name."""
+        return dict(map(parse_bound, self.tests_bounds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

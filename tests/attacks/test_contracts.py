@@ -300,6 +300,7 @@ def test_a_golden_that_comes_again_counts_once(recorded: Adapt, tmp_path: Path) 
     found = verdict(recorded, "a", forged, tmp_path)
 
     assert (found["goldens"], len(found["cases"]), found["verdict"]) == (3, 3, "PASS")
+    assert "it has 3 different goldens, of which 1 may change: a PASS proves little" in found["warnings"]
 
 
 def test_all_parents_of_a_merge_share_one_budget(recorded: Adapt, tmp_path: Path) -> None:

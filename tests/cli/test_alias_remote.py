@@ -38,6 +38,7 @@ def test_a_writer_moves_it_and_others_install_what_it_means(world):
     assert (followed["alias"], followed["adapter"], followed["place"]) == ("prod", name, world.server.url)
     assert "1.0.0" in path
     assert world.bob.json("alias", "history", prod)[-1]["action"] == "follow"
+    assert f"hint: write `{prod}`" in world.bob.fails(2, "alias", "rollback", "prod")
     back = world.bob.json("alias", "rollback", prod)
     assert (back["targets"][0]["version"], back["place"]) == ("1.0.0", None)
     assert world.bob.json("install", prod)[0]["version"] == "1.0.0", "what the user set here comes first"

@@ -147,6 +147,7 @@ def test_an_engine_that_does_not_start_is_told_with_its_exit_code(adapt: Adapt, 
     said = adapt.fails(18, *arguments)
 
     assert "the engine ended with exit code 1 before it was ready" in said
+    assert f"its last output, at the end of `{adapt.folder / 'log'}`, shows the reason" in said
     assert "no memory for this model" in (adapt.folder / "log").read_text()
 
 

@@ -21,10 +21,10 @@ from tests.crash.crowd import crowd
 from tests.crash.disks import all_disks
 from tests.crash.faults import calls_of, errors, interrupts, kills
 from tests.crash.flips import flip_bits
-from tests.crash.stand import COMMANDS, Stand, Trial, make_stand
+from tests.crash.stand import ASKING, COMMANDS, Stand, Trial, make_asking_stand, make_stand
 from tests.crash.stops import random_kills, stops
 
-SLOW = {"merge": 6}
+SLOW = {"merge": 6, **dict.fromkeys(ASKING, 12)}
 """Commands that import torch: one place in so many is tried."""
 RANDOM_KILLS = 300
 BIT_FLIPS = 1000
@@ -71,7 +71,8 @@ def of_command(stand: Stand, kinds: list[str], step: int) -> Iterator[tuple[str,
 def rows(work: Path, commands: list[str], kinds: list[str], step: int) -> Iterator[tuple[str, str, list[Trial], float]]:
     """Each command and kind, with its trials and the seconds they took."""
     for command in commands:
-        stand = Stand(make_stand(work / command / "stand"), command)
+        make = make_asking_stand if command in ASKING else make_stand
+        stand = Stand(make(work / command / "stand"), command)
         start = time.perf_counter()
         for kind, trials in of_command(stand, kinds, step):
             yield command, kind, trials, time.perf_counter() - start

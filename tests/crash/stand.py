@@ -34,8 +34,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "gc": ("gc", "--grace", "0"),
     "push": ("push", "one@base-7b", "--to", "./pushed"),
     "remove": ("remove", "two@base-7b", "--yes"),
+    "record": ("test", "--record", "b", "--examples", "examples.jsonl", "--max-new-tokens", "5"),
+    "install-test": ("install", "three@base-7b", "--from", "./published", "--test"),
+    "merge-test": ("merge", "a", "b", "--weights", "1,0.001", "-o", "merged", "--test"),
     "sync": ("sync", "--frozen", "--prune", "--project", "project"),
 }
+
+ASKING = ("record", "install-test", "merge-test")
+"""Commands that ask a model, which have a stand of their own."""
 
 PROJECT = """\
 [project]
@@ -87,6 +93,21 @@ def make_stand(folder: Path, *, width: int = 8) -> Path:
     adapt.ok("push", "three@base-7b", "--to", "./published")
     adapt.ok("remove", "three@base-7b", "--yes")
     adapt.ok("remove", "gone@base-7b", "--yes")
+    return folder
+
+
+def make_asking_stand(folder: Path) -> Path:
+    """A base that answers, `a` with its contract, `b` without one, and a published `three` with the contract of `a`."""
+    from tests.support.contracts import recorded_library  # torch
+
+    folder.mkdir(parents=True)
+    adapt = recorded_library(folder)
+    [contract] = (folder / "home").glob("adapters/*/a/1.0.1-*/evals.jsonl")
+    shutil.copytree(folder / "a", folder / "three")
+    shutil.copy(contract, folder / "three")
+    adapt.ok("add", "./three", "--name", "three", "--base", "base-7b")
+    adapt.ok("push", "three@base-7b", "--to", "./published")
+    adapt.ok("remove", "three@base-7b", "--yes")
     return folder
 
 

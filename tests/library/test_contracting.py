@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,33 +15,15 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from adapterhub.trust.verify import verify_folder
 from tests.support.contracts import small_contract
+from tests.support.kills import in_child
 
-CALLS = {"os.rename", "os.link", "os.mkdir", "os.remove"}
 
-
-def recorded(root: Path, stops_at: int = 0) -> int:
-    """Record in a child that is killed before its `stops_at`-th change of a name; returns how many it made, 0 if killed."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def hook(event: str, _arguments: object) -> None:
-            nonlocal count
-            if event in CALLS:
-                count += 1
-                if count == stops_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
+def recorded(root: Path, stops_at: int = 0) -> int | None:
+    def record() -> None:
         library = Library(root)
         add_contract(library, next(library.installed()), small_contract())
-        os.write(writing, str(count).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with os.fdopen(reading) as said:
-        return int(said.read() or 0)
+
+    return in_child(record, stops_at)
 
 
 @pytest.mark.slow
@@ -53,11 +32,12 @@ def test_a_killed_recording_leaves_the_old_build_or_the_new_one_too(tmp_path, li
     shutil.copytree(library.root, tmp_path / "whole", symlinks=True)
     changes = recorded(tmp_path / "whole")
     seen = set()
+    assert changes is not None
     assert changes > 5
     for number in range(1, changes + 1):
         root = tmp_path / f"killed-{number}"
         shutil.copytree(library.root, root, symlinks=True)
-        assert recorded(root, number) == 0
+        assert recorded(root, number) is None
         there = Library(root)
         versions = sorted(build.manifest.version for build in there.installed())
         seen.add(tuple(versions))

@@ -9,9 +9,11 @@ from adapterhub.core.errors import AdapterNotFound, BaseMismatch, RefusedAdapter
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.distribution.choosing import find_installed
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.library.results import KeptResults, ResultFiles
 from adapterhub.library.store.catalog import folder_below
 from adapterhub.library.store.index import Filters
 from tests.support.tiny import make_adapter, make_base
@@ -245,6 +247,22 @@ def test_gc_dry_run_deletes_nothing_and_grace_spares_the_young(library, add):
     assert len(dry.gone) >= 3
     assert (young.gone, len(young.spared)) == ((), len(dry.gone))
     assert library.store.has_manifest(build.manifest.digest)
+
+
+def test_gc_takes_the_results_of_what_it_takes(library, add):
+    kept, gone = add("legal-qa", seed=1).build, add("summarize", seed=2).build
+    for build in (kept, gone):
+        ResultFiles.of_library(library.store, build.manifest.digest).add(b"{}")
+        KeptResults(library.store).keep(build.manifest.digest, {}, Tested(name="a", verdict="PASS"))
+
+    library.remove([gone])
+    assert len(list(KeptResults(library.store).all(gone.manifest.digest))) == 1  # it may come back
+    library.gc(grace_s=0)
+
+    left = [list(KeptResults(library.store).all(one.manifest.digest)) for one in (kept, gone)]
+    assert [len(one) for one in left] == [1, 0]
+    files = [ResultFiles.of_library(library.store, one.manifest.digest).read() for one in (kept, gone)]
+    assert files == [[b"{}"], []]
 
 
 def test_files_that_two_adapters_share_are_kept_while_one_needs_them(library, add):

@@ -72,7 +72,12 @@ def test_a_build_without_a_contract_is_named(homes: Homes) -> None:
     homes.publish("1.1.0", sign=False)
     write_project(homes)
 
+    assert "`legal-qa` legal-qa 1.1.0: has no contract" in homes.ben.fails(14, "lock")
     assert "`legal-qa` legal-qa 1.1.0: has no contract" in homes.ben.fails(14, "sync")
+    assert not (homes.folder / "adapters.lock").exists()
+    write_project(homes, 'tests = "warn"')
+    done = homes.ben("lock")
+    assert (done.exit_code, "`legal-qa` legal-qa 1.1.0: has no contract" in done.stderr) == (0, True)
 
 
 def test_a_loose_contract_proves_nothing(homes: Homes) -> None:
@@ -180,6 +185,32 @@ def test_a_pass_counts_only_with_the_rules_of_the_project(homes: Homes) -> None:
     assert "no rules" in homes.ben.fails(10, "sync")
 
 
+def test_a_pass_counts_only_within_the_bounds_of_the_project(homes: Homes) -> None:
+    homes.trust()
+    signed(homes.ann.library, build_of(homes, "ann"), "ann", bounds={"same": 0.9, "kl": 0.05})
+    homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
+    write_project(homes, 'tests = "require"\ntests-bounds = { same = 0.95, kl = 0.05 }')
+    said = homes.ben.fails(14, "sync")
+    assert "has no PASS on this base within `tests-bounds`" in said
+    assert "the result by `ann` was measured with a looser bound than `tests-bounds`: `same`" in said
+
+    measured(homes.ben.library, build_of(homes, "ben"), bounds={"same": 0.96, "kl": 0.06})
+    homes.ben.fails(14, "sync")
+    measured(homes.ben.library, build_of(homes, "ben"), bounds={"same": 0.96, "kl": 0.05})
+    homes.ben.ok("sync")
+    write_project(homes, 'tests = "require"\ntests-bounds = { same = 1 }')
+    homes.ben.fails(14, "sync")
+    signed(homes.ann.library, build_of(homes, "ann"), "ann", bounds={"same": 1.0})
+    homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
+    homes.ben.ok("sync")
+
+
+def test_bounds_of_a_project_only_tighten() -> None:
+    tight = Bounds(same=0.99, kl=0.01).no_looser_than({"same": 0.95, "kl": 0.02, "retention": 0.99})
+
+    assert tight == Bounds(same=0.99, kl=0.01, retention=0.99)
+
+
 def test_rules_join_a_contract_under_names_that_none_of_its_lines_can_have(tmp_path: Path) -> None:
     (tmp_path / "never.jsonl").write_text(RULES + '\n{"id": "x", "never": "hi", "not_contains": ["ho"]}\n')
     rules = read_rules(tmp_path / "never.jsonl")
@@ -221,6 +252,10 @@ def test_rules_that_cannot_be_read_are_refused_with_the_line(tmp_path: Path, tex
         ('tests-never = "../never.jsonl"', "expected a path inside the project"),
         ('tests-never = "/etc/passwd"', "expected a path inside the project"),
         ('tests-by = ["a b"]', "not a valid key name"),
+        ("tests-bounds = { some = 1.0 }", "no bound `some`; there are same, retention"),
+        ("tests-bounds = { same = 1.5 }", "expected a number from 0 to 1"),
+        ('tests-bounds = { same = "most" }', "expected a finite number, got text"),
+        ("tests-bounds = 1", "expected a table"),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused(tmp_path: Path, policy: str, said: str) -> None:
@@ -231,10 +266,18 @@ def test_a_policy_that_cannot_be_meant_is_refused(tmp_path: Path, policy: str, s
 
 
 def test_a_lock_keeps_the_policy() -> None:
-    policy = Policy(tests="require", tests_by=("local", "ann"), tests_max_age="90d", tests_never="tests/never.jsonl")
+    policy = Policy(
+        tests="require",
+        tests_by=("local", "ann"),
+        tests_max_age="90d",
+        tests_bounds=("kl=0.01", "same=0.95"),
+        tests_never="tests/never.jsonl",
+    )
     lock = Lock(base=None, policy=policy)
 
     assert parse_lock(lock_text(lock)) == lock
+    with pytest.raises(Malformed, match=r"tests-bounds\[1\]: bound `same` 7: expected a number from 0 to 1"):
+        parse_lock(lock_text(lock).replace("same=0.95", "same=7"))
     assert 'tests = "require"\ntests-by = [ "local", "ann" ]' in lock_text(lock)
 
 

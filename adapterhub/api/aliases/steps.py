@@ -14,6 +14,7 @@ from adapterhub.projects.session import wanted_from
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
     from adapterhub.core.specs import AdapterSpec
+    from adapterhub.library.library import Library
     from adapterhub.projects.session import Session
 
 Targets = Sequence[tuple["AdapterSpec", float | None]]
@@ -69,8 +70,8 @@ def find_alias(session: Session, spec: AdapterSpec) -> Alias:
         NotFound: there is none.
         UsageProblem: the spec names none.
     """
-    adapter, name = adapter_and_alias(spec)
     library = session.library
+    adapter, name = _parts(library, spec)
     found = alias_of(library, spec) or library.aliases.ever(adapter, name)
     if found is None:
         raise no_alias(adapter, name, [alias.name for alias in library.aliases.all(adapter)])
@@ -118,6 +119,17 @@ def roll_back_alias(session: Session, spec: AdapterSpec, *, to: int | None = Non
 
 def _own(session: Session, spec: AdapterSpec) -> tuple[str, str]:
     """The full name and alias of the library's own alias that `spec` means."""
-    adapter, name = adapter_and_alias(spec)
+    adapter, name = _parts(session.library, spec)
     found = session.library.aliases.meant(spec)
     return (found.adapter, name) if found else (adapter, name)
+
+
+def _parts(library: Library, spec: AdapterSpec) -> tuple[str, str]:
+    """As `adapter_and_alias`; for the name of an alias alone, the hint says whose it is."""
+    try:
+        return adapter_and_alias(spec)
+    except UsageProblem as error:
+        called = [f"`{alias.adapter}@{alias.name}`" for alias in library.aliases.all() if alias.name == str(spec)]
+        if called:
+            raise UsageProblem(error.message, hint=f"write {' or '.join(called[:3])}") from None
+        raise

@@ -195,7 +195,7 @@ def contract_note(merged: Merged) -> str:
         return f"{' and '.join(labels)} {verb}, and the result carries none: `--test` asks it theirs"
     if not (merged.folder / CONTRACT_FILE).is_file():
         return ""
-    return f"the result carries the contract of {labels[0]}, and was not asked: `adapt test` does"
+    return f"the result carries the contract of {labels[0]}, untested: `adapt test` asks it"
 
 
 def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:

@@ -7,26 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.digests import Digest
-from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.errors import AdapterHubError, StaleLock, UsageProblem, shown
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.builds import exact_spec
-from adapterhub.projects.file.editing import write_project
 from adapterhub.projects.lock.conflicts import yanked_notice
-from adapterhub.projects.lock.history import History
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-from adapterhub.projects.lock.staleness import lock_problems, wanted_text
-from adapterhub.projects.locking import ALL, Change, LockOutcome, MakeMerge, base_moved_since, changes_between
+from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.locking import ALL, LockOutcome, base_moved_since
 from adapterhub.projects.places import ProjectSources, build_sources, editing, lock_now, save_lock
 from adapterhub.projects.project import read_project
-from adapterhub.projects.rollback import Rollback, plan_rollback
 from adapterhub.projects.saving import plan_saving, save
 from adapterhub.projects.sync import (
     SyncPlan,
     SyncResult,
-    bring_locked,
     ensure_unblocked,
     opened,
     plan_sync,
@@ -35,7 +30,7 @@ from adapterhub.projects.sync import (
     wanted_entries,
 )
 from adapterhub.projects.trust import ensure_no_takeover, servers_in
-from adapterhub.projects.values import LockedAdapter, LockedMerge, LockedSource, digests_of
+from adapterhub.projects.values import LockedAdapter, digests_of
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.syncing import SyncTest
@@ -46,7 +41,7 @@ if TYPE_CHECKING:
     from adapterhub.projects.saving import Saved
     from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import TrustedProject
-    from adapterhub.projects.values import Lock, Locked, MergeRequirement, Project
+    from adapterhub.projects.values import Lock, Locked, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -90,7 +85,7 @@ def lock_project(
     chosen_anew = ALL if upgrade and not names else names
     outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=bars)
     changed = save_lock(session, project, outcome.lock)
-    _report(session, outcome.warnings)
+    warn_of(session, outcome.warnings)
     return outcome, changed
 
 
@@ -108,7 +103,8 @@ def current_lock(project: Project) -> Lock:
     return locked
 
 
-def _report(session: Session, warnings: Sequence[str]) -> None:
+def warn_of(session: Session, warnings: Sequence[str]) -> None:
+    """Say each warning."""
     for warning in warnings:
         session.out.warn(warning)
 
@@ -151,7 +147,7 @@ def sync_project(
         )
     fetched = {one.entry.key for one in done.brought if one.sent_bytes}
     notices = yanked_notices(library, [e for step in plan.steps if (e := step.entry).key not in fetched], sources)
-    _report(session, [*_warnings_of(done), *notices])
+    warn_of(session, [*_warnings_of(done), *notices])
     tests = tuple(test.results) if test is not None else ()
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new, tests=tests)
 
@@ -237,9 +233,9 @@ def sync_locked(
     """Make `adapters/` match a lock that was just written, with the groups that are there and `groups`."""
     library = session.library
     with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups)))
+        plan = plan_sync(target, wanted_entries(lock, groups_there(project, lock, groups)))
         done = run_sync(library, lock, plan, build_sources(session, lock, sources, signatures, bars=bars))
-    _report(session, _warnings_of(done))
+    warn_of(session, _warnings_of(done))
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=True)
 
 
@@ -274,7 +270,7 @@ def save_installed(
     except AdapterHubError:
         session.out.note("installed, but not saved: the project is unchanged")
         raise
-    _report(session, saving.outcome.warnings)
+    warn_of(session, saving.outcome.warnings)
     if not syncs:
         return saving.outcome, None
     # another command may have saved more meanwhile
@@ -291,140 +287,10 @@ def save_installed(
 
 def _ensure_room(session: Session, project: Project, lock: Lock, groups: Collection[str]) -> None:
     with opened(session.library.store, project.folder) as target:
-        ensure_unblocked(plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups))))
+        ensure_unblocked(plan_sync(target, wanted_entries(lock, groups_there(project, lock, groups))))
 
 
-# ---------------------------------------------------------------- upgrade
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preview:
-    """What an upgrade would change: in the lock, and which folders of `adapters/`."""
-
-    changes: tuple[Change, ...]
-    folders: tuple[Path, ...]
-    warnings: tuple[str, ...]
-
-
-def upgrade_project(
-    session: Session,
-    project: Project,
-    names: Sequence[str],
-    sources: ProjectSources,
-    signatures: SignaturePolicy | None = None,
-    *,
-    bars: Bars,
-) -> tuple[LockOutcome, Synced]:
-    """Lock the newest that the project allows, of everything or of `names`, and sync."""
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=bars)
-    _report(session, outcome.warnings)
-    is_new = save_lock(session, project, outcome.lock)
-    synced = sync_locked(session, project, outcome.lock, sources, signatures=signatures, bars=bars)
-    return outcome, replace(synced, is_locked_anew=is_new)
-
-
-# ---------------------------------------------------------------- rollback
-def roll_back(
-    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
-) -> tuple[LockOutcome, Synced]:
-    """Lock what each of `names` was before, with the requirement it was locked for, and sync.
-
-    Every build is brought before the first file changes.
-
-    Raises:
-        As `plan_rollback`, and as `bring_locked`, when an earlier build cannot be had any more.
-    """
-    library = session.library
-    with editing(library, project.folder) as present:
-        plan = plan_rollback(library, present, names)
-        sources.settle(plan.lock)
-        outcome = _rolled_back(session, plan, sources, bars)
-        lock = outcome.lock
-        groups = _groups_there(project, lock)
-        with opened(library.store, project.folder) as target:
-            ensure_unblocked(plan_sync(target, wanted_entries(lock, groups)))
-        bring_locked(library, lock, wanted_entries(lock, groups), build_sources(session, lock, sources, bars=bars))
-        write_project(project.folder, plan.text)
-        save_lock(session, plan.project, lock, back_to=[change.key for change in outcome.changes if change.key])
-        history = History(library.store, project.folder)
-        for entry in plan.entries:
-            history.forget(entry.key, entry)
-    _report(session, [*outcome.warnings, *yanked_notices(library, plan.entries, sources)])
-    for wanted in plan.restored:
-        session.out.note(f"`{PROJECT_FILE}` asks for `{wanted_text(wanted)}` again")
-    return outcome, sync_locked(session, plan.project, lock, sources, bars=bars)
-
-
-def preview_rollback(
-    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
-) -> Preview:
-    """What `roll_back` would change; merges are listed, not run."""
-    plan = plan_rollback(session.library, project, names)
-    sources.settle(plan.lock)
-    to_merge: set[str] = set()
-    return _previewed(session, plan.project, _rolled_back(session, plan, sources, bars, _put_off(to_merge)), to_merge)
-
-
-def _rolled_back(
-    session: Session, plan: Rollback, sources: ProjectSources, bars: Bars, make_merge: MakeMerge | None = None
-) -> LockOutcome:
-    """The lock of a plan; merges that no earlier lock has are made again."""
-    outcome = lock_now(session, plan.project, sources, previous=plan.lock, make_merge=make_merge, bars=bars)
-    return replace(outcome, changes=changes_between(plan.before, outcome.lock))
-
-
-# ---------------------------------------------------------------- preview
-def preview_upgrade(
-    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
-) -> Preview:
-    """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
-    to_merge: set[str] = set()
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(
-        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=_put_off(to_merge), bars=bars
-    )
-    _report(session, outcome.warnings)
-    return _previewed(session, project, outcome, to_merge)
-
-
-def _put_off(to_merge: set[str]) -> MakeMerge:
-    """Notes the key of a merge instead of running it."""
-
-    def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
-        to_merge.add(wanted.key)
-        return _unmade(wanted)
-
-    return put_off
-
-
-def _previewed(session: Session, project: Project, outcome: LockOutcome, to_merge: Collection[str]) -> Preview:
-    with opened(session.library.store, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-    ensure_unblocked(plan)
-    changes = tuple(replace(c, text="merged again") if c.key in to_merge else c for c in outcome.changes)
-    folders = tuple(step.folder for step in plan.steps if step.state.standing != "right")
-    return Preview(changes=changes, folders=folders, warnings=tuple(outcome.warnings))
-
-
-def _unmade(wanted: MergeRequirement) -> LockedMerge:
-    """A stand-in for a merge that is not run; without a digest, it differs from any locked or present merge."""
-    return LockedMerge(
-        key=wanted.key,
-        version=wanted.version or "",
-        digest=Digest(""),
-        base=None,
-        rank=None,
-        step=wanted.step,
-        task=wanted.task,
-        description=wanted.description,
-        license=wanted.license,
-        source=LockedSource(),
-        files=(),
-    )
-
-
-def _groups_there(project: Project, lock: Lock, more: Collection[str] = ()) -> set[str]:
+def groups_there(project: Project, lock: Lock, more: Collection[str] = ()) -> set[str]:
     """The optional groups that were synced before, which are those with a folder in `adapters/`, and `more`."""
     folder = project.folder / ADAPTERS_FOLDER
     there = {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}

@@ -146,10 +146,24 @@ class Sync(TypedDict):
     tests: NotRequired[Annotated[list[Tested], "with --test: one for each build that has a contract"]]
 
 
+_FromVersion = TypedDict("_FromVersion", {"from": str})  # as `_From`
+
+
+class DropIn(_FromVersion):
+    """How a newer build does by the contract of the locked one, which is of version `from`."""
+
+    key: Annotated[str, "its name in the project"]
+    to: Annotated[str, "the newer version"]
+    digest: Digest
+    kept: Annotated[bool, "false: the locked build stays"]
+    tests: list[Tested]
+
+
 class Upgraded(LockChanges):
     """The new lock, and the result of the sync after it."""
 
     sync: Sync
+    tests: NotRequired[Annotated[list[DropIn], "with --test: one for each build that an upgrade would replace"]]
 
 
 class UpgradePlan(TypedDict):
@@ -159,9 +173,6 @@ class UpgradePlan(TypedDict):
     changes: Annotated[list[Change], "in the lock file"]
     warnings: list[str]
     folders: Annotated[list[Path], "folders of `adapters/` that would be created or replaced"]
-
-
-_FromVersion = TypedDict("_FromVersion", {"from": str})  # as `_From`
 
 
 class Newer(_FromVersion):

@@ -174,6 +174,7 @@ def test(
     from adapterhub.api.steps.keys import signing_key
     from adapterhub.cli.inspect.tested import report_results, report_tested
     from adapterhub.cli.publishing.sign import ask_password
+    from adapterhub.formats.contract.bounds import parse_bound
     from adapterhub.formats.contract.reading import read_contract
     from adapterhub.formats.prompts.form import PromptForm
 
@@ -200,7 +201,7 @@ def test(
             dtype=dtype,
             load_in=load_in,
             contract=read_contract(tests) if tests is not None else None,
-            bounds=dict(map(bound_from, bounds)),
+            bounds=dict(map(parse_bound, bounds)),
             base_alone=base_alone,
             budget_s=budget,
             again=again,
@@ -301,19 +302,6 @@ def ensure_none_of_recording(given: Mapping[str, object]) -> None:
     """
     if named := [name for name, value in given.items() if value is not None]:
         raise UsageProblem(f"`{named[0]}` is for `--record`", hint="a contract says itself what it asks, and how")
-
-
-def bound_from(text: str) -> tuple[str, float]:
-    """The name and number in `same=1`.
-
-    Raises:
-        UsageProblem: the text has another form.
-    """
-    name, _, number = text.partition("=")
-    try:
-        return name.strip(), float(number)
-    except ValueError:
-        raise UsageProblem(f"`--bound {shown(text)}`: expected NAME=X, such as `same=1`") from None
 
 
 def _say_recorded(session: Session, made: RecordedContract) -> None:

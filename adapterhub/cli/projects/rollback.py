@@ -30,7 +30,7 @@ def rollback(session: Session, names: tuple[str, ...], dry_run: bool, offline: b
       adapt rollback legal-qa --dry-run
       adapt rollback legal-qa
     """
-    from adapterhub.api.steps.projects import preview_rollback, roll_back
+    from adapterhub.api.steps.upgrades.projects import preview_rollback, roll_back
     from adapterhub.cli.projects.upgrade import tell_outcome, tell_preview
     from adapterhub.projects.places import ProjectSources
 

@@ -21,8 +21,12 @@ from adapterhub.cli.options.params import (
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.api.steps.contracts.gating import Testing
-    from adapterhub.api.steps.projects import Preview, Synced
+    from adapterhub.api.steps.projects import Synced
+    from adapterhub.api.steps.upgrades.drop_ins import DropIn
+    from adapterhub.api.steps.upgrades.projects import Preview
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import ProjectSources
     from adapterhub.projects.values import Project
@@ -38,7 +42,7 @@ _NOTHING = "no newer release is allowed; `adapt outdated` shows all releases"
 @click.option(
     "--test",
     is_flag=True,
-    help="In the library: take a release only if it passes the contract of the installed one.",
+    help="Take a release only if it passes the contract of the one that it replaces.",
 )
 @click.option("--accept-changes", is_flag=True, help="With --test: take a release that has changed, and say so.")
 @places_option()
@@ -67,15 +71,21 @@ def upgrade(
     if there is no newer, and says why it was yanked. `adapt outdated` lists newer releases beforehand; --dry-run shows
     which of them this command would take. `adapt rollback NAME` goes back.
 
+    With --test, a release that passes the contract of the one it replaces is a drop-in. One that does not is left, with
+    exit code 3, or 17 without a verdict.
+
     \b
     Examples:
       adapt upgrade
       adapt upgrade legal-qa
       adapt upgrade --dry-run
-      adapt upgrade legal-qa --library --test
+      adapt upgrade legal-qa --test
     """
     if accept_changes and not test:
         raise UsageProblem("`--accept-changes` needs `--test`, which tells what has changed")
+    if test and dry_run:
+        raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+    testing: Testing | None = None if not test else "warn" if accept_changes else "keep"
     project = None if is_library else session.project
     if project is None:
         _upgrade_library(
@@ -87,21 +97,16 @@ def upgrade(
             offline=offline,
             places=places,
             dry_run=dry_run,
-            testing=None if not test else "warn" if accept_changes else "keep",
+            testing=testing,
         )
         return
-    if test:
-        raise UsageProblem(
-            "`--test` compares builds of the library, and this is a project",
-            hint="`adapt upgrade NAME --library --test` first, then `adapt upgrade NAME`",
-        )
     from adapterhub.projects.places import ProjectSources
 
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     if dry_run:
         _preview_project(session, project, names, sources)
     else:
-        _upgrade_project(session, project, names, sources, signatures)
+        _upgrade_project(session, project, names, sources, signatures, testing)
 
 
 def _upgrade_project(
@@ -110,17 +115,29 @@ def _upgrade_project(
     names: tuple[str, ...],
     sources: ProjectSources,
     signatures: SignaturePolicy | None,
+    testing: Testing | None,
 ) -> None:
-    from adapterhub.api.steps.projects import upgrade_project
+    from adapterhub.api.steps.upgrades.drop_ins import UpgradeTest
+    from adapterhub.api.steps.upgrades.projects import upgrade_project
 
-    outcome, synced = upgrade_project(session, project, names, sources, signatures, bars=session.out)
-    tell_outcome(session, project, outcome, synced)
+    test = UpgradeTest(session.library, testing, session.out, session.out) if testing else None
+    outcome, synced = upgrade_project(session, project, names, sources, signatures, test=test, bars=session.out)
+    tell_outcome(session, project, outcome, synced, tests=test.results if test else None)
     if not outcome.changes:
         session.out.note(_NOTHING)
+    if refused := [one.tested.verdict for one in (test.results if test else ()) if not one.is_kept]:
+        raise SystemExit(EXIT_CODES["CHANGED" if "CHANGED" in refused else "UNKNOWN"])
 
 
-def tell_outcome(session: Session, project: Project, outcome: LockOutcome, synced: Synced) -> None:
-    """Print what changed in the lock and in `adapters/`, in short lines or as JSON."""
+def tell_outcome(
+    session: Session,
+    project: Project,
+    outcome: LockOutcome,
+    synced: Synced,
+    *,
+    tests: Sequence[DropIn] | None = None,
+) -> None:
+    """Print what changed in the lock and in `adapters/`, in short lines or as JSON, and what a test said."""
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import lock_document
     from adapterhub.cli.projects.sync import document_of, say
@@ -130,13 +147,17 @@ def tell_outcome(session: Session, project: Project, outcome: LockOutcome, synce
     def text() -> None:
         tell_changes(session, outcome.changes, short=True)
         say(session, document, but={change.key for change in outcome.changes})
+        for one in tests or ():
+            if one.tested.passed:
+                session.out.line(f"  {one.line}")
 
-    session.out.result({**lock_document(outcome), "sync": document}, text)
+    tested = {} if tests is None else {"tests": [one.to_json() for one in tests]}
+    session.out.result({**lock_document(outcome), "sync": document, **tested}, text)
 
 
 def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
-    from adapterhub.api.steps.projects import preview_upgrade
+    from adapterhub.api.steps.upgrades.projects import preview_upgrade
 
     preview = preview_upgrade(session, project, names, sources, bars=session.out)
     tell_preview(session, project, preview)

@@ -18,7 +18,7 @@ _MOST_CHARACTERS: Final = 2000
 def widget_of(contract: Contract) -> list[dict[str, Any]]:
     """The first two goldens as entries of the card's `widget`; empty for digests and encoders.
 
-    A hub sends `text` as it is, so the prompt's frame is in it; it puts `messages` into the base's chat template.
+    A hub sends `text` unchanged, so the prompt's frame is in it; it puts `messages` into the base's chat template.
     """
     if contract.visibility != "public" or contract.kind in ENCODERS:
         return []

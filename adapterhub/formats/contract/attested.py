@@ -7,7 +7,7 @@ that it knows are claims, until a signature says whose they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 from adapterhub.core.dates import parse_time
@@ -30,7 +30,7 @@ class Attested:
     """What a statement says: the verdict on one manifest, by one contract, on one base.
 
     `rules` is the digest of the project's rules that were checked with the contract, None without any. `sequence`
-    counts the statements of one key about one manifest; `time` is Unix time.
+    counts the statements of one key about one manifest; `time` is Unix time. `bounds` are those that decided.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Attested:
     verdict: Literal["PASS", "CHANGED"]
     sequence: int
     time: float
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -99,6 +100,9 @@ class _Reader(DocumentReader):
         place, base = parts.get("base", ("", {}))
         notes = self.take(base, "annotations", dict, place) or {}
         dtype, load_in = (self.text(notes, key, f"{place}annotations.") or "" for key in ("dtype", "load_in"))
+        where, held = parts.get("bounds", ("", {}))
+        held = self.take(held, "annotations", dict, where) or {}
+        bounds = {name: self.number(held, name, f"{where}annotations.") for name in held}
         manifest = self.digest({"subject": subjects[0]}, "subject") if subjects else None
         if self.problems:
             return None
@@ -111,6 +115,7 @@ class _Reader(DocumentReader):
             verdict=cast("Literal['PASS', 'CHANGED']", verdict),
             sequence=cast("int", sequence),
             time=cast("float", time),
+            bounds=bounds,
             **cast("dict[str, Digest]", digests),
         )
 

@@ -56,16 +56,56 @@ class Bounds:
                 raise UsageProblem(f"no bound `{shown(name)}`; there are {', '.join(NAMES)}")
             if not (problem := range_problem(name, value)):
                 own = getattr(self, name)
-                looser = value > own if name == "kl" else value < own
-                problem = f"is looser than the contract's {own:g}; a bound can only be tightened" if looser else ""
+                if _is_looser(name, value, own):
+                    problem = f"is looser than the contract's {own:g}; a bound can only be tightened"
             if problem:
                 raise UsageProblem(f"bound `{name}` {value:g}: {problem}")
         return replace(self, **chosen)
+
+    def no_looser_than(self, least: Mapping[str, float]) -> Bounds:
+        """These bounds, with each that is looser than in `least` as tight as there."""
+        return replace(self, **{name: least[name] for name in looser_than(asdict(self), least)})
 
 
 DEFAULT_BOUNDS: Final = Bounds()
 NAMES: Final = tuple(field.name for field in fields(Bounds))
 _MOST: Final = {"kl": 100.0, "min_gap": 100.0}
+
+
+def _is_looser(name: str, value: float, than: float) -> bool:
+    return value > than if name == "kl" else value < than
+
+
+def looser_than(bounds: Mapping[str, float], least: Mapping[str, float]) -> list[str]:
+    """The names in `least` whose bound is looser in `bounds`, or not there."""
+    return [name for name, value in least.items() if name not in bounds or _is_looser(name, bounds[name], value)]
+
+
+def parse_bound(text: str) -> tuple[str, float]:
+    """The name and number in `same=1`.
+
+    Raises:
+        UsageProblem: the text has another form; names are not looked at.
+    """
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        raise UsageProblem(f"`{shown(text)}`: expected NAME=X, such as `same=1`") from None
+
+
+def bound_text(text: str) -> str:
+    """A bound of a contract in its normal form, as `same=0.95`.
+
+    Raises:
+        UsageProblem: the form, the name or the number is wrong.
+    """
+    name, value = parse_bound(text)
+    if name not in NAMES:
+        raise UsageProblem(f"no bound `{shown(name)}`; there are {', '.join(NAMES)}")
+    if problem := range_problem(name, value):
+        raise UsageProblem(f"bound `{name}` {value:g}: {problem}")
+    return f"{name}={value:g}"
 
 
 def range_problem(name: str, value: float) -> str:

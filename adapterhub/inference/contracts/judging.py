@@ -22,6 +22,9 @@ from adapterhub.inference.contracts.encoders import Encoding, cosine, divergence
 TOLERANCE: Final = 1e-3
 """Nats per token within which a loss is the same: no bound hangs on rounding."""
 
+FEWEST: Final = 4
+"""Goldens with different prompts below which a check warns."""
+
 BASE_MOVED: Final = 0.05
 """Nats per token by which a base's loss may differ from the recorded one before it is called another base."""
 
@@ -77,6 +80,9 @@ def judge(contract: Contract, measured: Measured, bounds: Bounds) -> Judgement:
     warnings = list(judgement.warnings)
     if contract.bounds.is_loose:
         warnings.append("the contract's bounds are so loose that they prove little")
+    if 0 < len(goldens) < FEWEST:
+        lost = bounds.may_lose(len(goldens))
+        warnings.append(f"it has {len(goldens)} different goldens, of which {lost} may change: a PASS proves little")
     verdict: Verdict = "CHANGED" if broken else "UNKNOWN" if judgement.reason else "PASS"
     return replace(
         judgement,

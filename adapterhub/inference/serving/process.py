@@ -38,6 +38,9 @@ class EngineProcess:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, output: IO[bytes] | int | None) -> None:
         self.command = list(command)
+        name = getattr(output, "name", None)
+        where = f"at the end of `{name}`" if isinstance(name, str) else "above"
+        self._reason = f"its last output, {where}, shows the reason"
         self._process = subprocess.Popen(  # noqa: S603 - our own words
             self.command,
             env=dict(environ),
@@ -69,9 +72,7 @@ class EngineProcess:
         while time.monotonic() < end:
             code = self._process.poll()
             if code is not None:
-                raise EngineFailed(
-                    f"the engine {_ended(code)} before it was ready", hint="its last output, above, shows the reason"
-                )
+                raise EngineFailed(f"the engine {_ended(code)} before it was ready", hint=self._reason)
             if _answers(url):
                 return
             while_waiting()
@@ -88,7 +89,7 @@ class EngineProcess:
             EngineFailed: the engine ended by itself.
         """
         code = self._process.wait()
-        raise EngineFailed(f"the engine {_ended(code)} by itself", hint="its last output, above, shows the reason")
+        raise EngineFailed(f"the engine {_ended(code)} by itself", hint=self._reason)
 
     def stop(self, within_s: float = STOP_S) -> None:
         """End the engine and all processes that it started; kill those that still run after `within_s`."""

@@ -41,7 +41,7 @@ class Encoded:
 def encode(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example | Encoded]
 ) -> list[Encoded]:
-    """The examples in tokens of the model; those that are in tokens already stay as they are.
+    """The examples in tokens of the model; those that are in tokens already stay unchanged.
 
     Prompt and completion are tokenised together; the tokens that differ from those of the prompt alone are the targets,
     an end mark included. The base's chat template formats a conversation.

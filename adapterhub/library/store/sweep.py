@@ -1,4 +1,4 @@
-"""Delete what nothing in a library needs: objects, leftovers of killed writers, and claims of ended processes.
+"""Delete what nothing in a library needs: objects, results about them, leftovers of killed writers, and ended claims.
 
 Everything is found and deleted below open folders, so that a link anywhere below the root leads to nothing.
 """
@@ -42,7 +42,7 @@ def sweep(
         except FileNotFoundError:
             continue
         path = folder.path / name
-        if name.split(".")[0] in names:
+        if not names.isdisjoint((name.split(".")[0], folder.path.name)):  # results lie in a folder of their manifest
             continue
         if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and folder.path != store.root / "tmp":
             continue  # some folder still shares these bytes, even one that cannot say so; deleting frees nothing
@@ -72,6 +72,8 @@ def _sweepable(root: Path, grace_s: float) -> Iterator[tuple[RealFolder, str, fl
             ("manifests/sha256", "*.json"),
             ("origins", "*.json"),
             ("yanked", "*.json"),
+            ("tests/*", "*.json"),
+            ("cache/tests/*", "*.json"),
         ):
             yield from ((*found, grace_s) for found in matching(top, place.split("/"), pattern))
         for folder, name in matching(top, ["tmp"], "*"):

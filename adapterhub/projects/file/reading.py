@@ -6,7 +6,7 @@ import codecs
 import datetime as dt
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
+from adapterhub.formats.contract.bounds import bound_text
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
@@ -55,7 +56,8 @@ _MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", 
 _LISTS: Final = (
     "allow-namespaces", "deny-namespaces", "allow-licenses", "deny-licenses", "allow-methods", "deny-methods",
 )  # fmt: skip
-_POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer", "tests", "tests-by", "tests-max-age", "tests-never")
+_TESTS: Final = ("tests", "tests-by", "tests-max-age", "tests-bounds", "tests-never")
+_POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer", *_TESTS)
 
 
 def project_bytes(folder: Path) -> bytes:
@@ -297,8 +299,16 @@ class _Reader(DocumentReader):
             tests=self.checked(holder, "tests", _tests_policy, "policy."),
             tests_by=tuple(dict.fromkeys(self.texts(holder, "tests-by", "policy.", parse_key_name))),
             tests_max_age=self.checked(holder, "tests-max-age", _age, "policy."),
+            tests_bounds=tuple(self.bounds(self.take(holder, "tests-bounds", dict, "policy.") or {})),
             tests_never=self.checked(holder, "tests-never", _path_inside, "policy."),
         )
+
+    def bounds(self, table: Mapping[str, Any]) -> Iterator[str]:
+        for name in sorted(table):
+            path = f"policy.tests-bounds.{name}"
+            number = self.take(table, name, float, "policy.tests-bounds.")
+            if number is not None and (text := self.parsed(f"{name}={number}", bound_text, path)) is not None:
+                yield text
 
     # ------------------------------------------------------------ what stands in two places
     def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:

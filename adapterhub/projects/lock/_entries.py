@@ -12,6 +12,7 @@ from adapterhub.core.errors import shown
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
+from adapterhub.formats.contract.bounds import bound_text
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.documents import DocumentReader
 from adapterhub.projects.aliases import parse_key
@@ -143,7 +144,7 @@ class _SectionReader(DocumentReader):
             elif name in _POLICY_TEXTS:
                 fields[name] = self.checked(self.values, key, _text)
             else:
-                fields[name] = self.texts(self.values, key)
+                fields[name] = self.texts(self.values, key, parse=bound_text if name == "tests_bounds" else None)
         return Policy(**fields)
 
     def adapter(self) -> LockedAdapter | None:

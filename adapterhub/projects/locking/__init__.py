@@ -18,9 +18,11 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import (
     AdapterHubError,
     Incompatible,
+    NotAllowed,
     NotFound,
     RemoteUnreachable,
     UsageProblem,
+    problem_list,
     reworded,
     shown,
 )
@@ -29,6 +31,7 @@ from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
+from adapterhub.projects.builds import label_of
 from adapterhub.projects.file.policy import objection_of
 from adapterhub.projects.lock.conflicts import built_for_several_bases, conflict, conflicts_in
 from adapterhub.projects.lock.staleness import adapter_problems, locked_step, merge_problems, policy_changes
@@ -42,6 +45,7 @@ from adapterhub.projects.values import (
     LockedAdapter,
     LockedMerge,
     MergeRequirement,
+    Policy,
     Project,
 )
 
@@ -106,6 +110,7 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
         Incompatible: releases exist but none fits; names all such adapters.
         ProjectConflict: bases, ranks or remotes contradict each other; names all contradictions.
         RemoteUnreachable: a place that could decide does not answer.
+        NotAllowed: the policy requires a contract, and a build has none.
     """
     _check_names(project, upgrade)
     if found := conflicts_in(project, lambda named: weights_of(library, project, named)):
@@ -123,6 +128,7 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
     adapters, warnings = search.adapters(upgrade, given or {}, progress)
     if project.base is None and (clash := built_for_several_bases(adapters, lambda weights: _alias(library, weights))):
         raise conflict([clash])
+    warnings += ensure_contracts(project.policy, adapters)
     entries: dict[AdapterName, Locked] = {entry.key: entry for entry in adapters}
     for merge in _in_order(project.merges):
         old = previous.entries.get(merge.key) if previous else None
@@ -134,6 +140,23 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
         merges=tuple(sorted((e for e in entries.values() if isinstance(e, LockedMerge)), key=lambda entry: entry.key)),
     )
     return LockOutcome(lock=lock, changes=changes_between(previous, lock), warnings=tuple(dict.fromkeys(warnings)))
+
+
+def ensure_contracts(policy: Policy, adapters: Sequence[LockedAdapter]) -> list[str]:
+    """Apply the policy `tests` to what a lock knows of contracts; returns warnings under `warn`.
+
+    Whether a build passed its contract is for `sync`, which has it.
+
+    Raises:
+        NotAllowed: under `require`; names each build that has none.
+    """
+    if not policy.looks_at_tests:
+        return []
+    bare = [f"`{entry.key}` {label_of(entry)}: has no contract" for entry in adapters if entry.contract is None]
+    if policy.tests == "warn" or not bare:
+        return bare
+    title = 'the policy `tests = "require"` refuses what has no contract to pass; nothing was locked'
+    raise NotAllowed(problem_list(title, bare), hint="`adapt test --record NAME` records one in the next version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

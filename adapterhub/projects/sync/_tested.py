@@ -15,7 +15,7 @@ from typing import Final
 from adapterhub.core.dates import parse_newest_allowed, time_text
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, NotAllowed, problem_list, shown
-from adapterhub.formats.contract.bounds import LOOSEST
+from adapterhub.formats.contract.bounds import LOOSEST, looser_than
 from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.rules import Rules, read_rules
@@ -106,6 +106,7 @@ def _problem(
     if reasons is None:
         return None
     what = "has no PASS on this base" + (" by the rules of the project" if asked.rules else "")
+    what += " within `tests-bounds`" if asked.policy.tests_bounds else ""
     return "; ".join([what, *reasons[:_REASONS_SHOWN]])
 
 
@@ -114,7 +115,9 @@ def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
         return False
     latest: dict[object, str] = {}  # a newer engine may say otherwise
     for one in KeptResults(library.store).all(build.manifest.digest):
-        if (one.contract, one.base_weights, one.rules or None) == (asked.contract.digest, asked.base, asked.rules):
+        about = (one.contract, one.base_weights, one.rules or None)
+        is_tight = not looser_than(one.bounds, asked.policy.bounds)
+        if is_tight and about == (asked.contract.digest, asked.base, asked.rules):
             precision = (one.dtype, one.load_in, *sorted(one.bounds.items()))
             latest[precision] = one.verdict
     return "PASS" in latest.values()
@@ -149,6 +152,8 @@ def _against(one: SignedResult, asked: _Asked) -> str | None:
         return f"is about another base, {result.base[:19]}…"
     if result.rules != asked.rules:
         return "was measured by other rules than `tests-never`"
+    if loose := looser_than(result.bounds, policy.bounds):
+        return f"was measured with a looser bound than `tests-bounds`: `{loose[0]}`"
     if policy.tests_max_age is not None:
         oldest = parse_newest_allowed(policy.tests_max_age).moment(asked.now)
         if result.time < oldest:

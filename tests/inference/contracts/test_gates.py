@@ -18,6 +18,7 @@ from adapterhub.formats.cards.metadata import read_metadata
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import read_contract
 from adapterhub.library.store.catalog import Installed
+from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
 
@@ -187,7 +188,7 @@ def test_the_same_adapter_in_another_form_keeps_its_contract(adapt: Adapt) -> No
     (adapt.folder / "small.toml").write_text(adapt.ok("show", "small", "--recipe"))
 
     assert own is not None
-    assert "the result carries the contract of `a==1.0.1`, and was not asked" in resized.stderr
+    assert "the result carries the contract of `a==1.0.1`, untested: `adapt test` asks it" in resized.stderr
     assert all("`a==1.0.1` has a contract, and the result carries none" in one.stderr for one in (both, half))
     assert [contract_of(build(adapt, name).folder) for name in ("small", "halved")] == [own, own]
     assert [contract_of(build(adapt, name).folder) for name in ("both", "half")] == [None, None]
@@ -248,6 +249,47 @@ def test_a_sync_changes_no_folder_unless_all_builds_pass(adapt: Adapt, tmp_path:
     assert [(one["name"], one["verdict"], one["is_cached"]) for one in document["tests"]] == [("a", "PASS", True)]
 
 
+def test_an_upgrade_of_a_project_takes_a_drop_in_and_no_other(adapt: Adapt, tmp_path: Path) -> None:
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    project = PROJECT.format(published="../own/published")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = "==1.0.1"'))
+    work.ok("sync")
+    (work.folder / "adapters.toml").write_text(project.replace("liar", "a"))
+    refused = work("upgrade", "--test")
+
+    assert (refused.exit_code, read_lock(work.folder).adapters[0].version) == (3, "1.0.1"), refused.stderr
+    assert "not upgraded: a  1.0.1 -> 1.1.0  behaviour changed: " in refused.stderr
+
+    adapt.ok("add", "./a", "--name", "a", "--version", "1.2.0", "--base", "base-7b")
+    adapt.ok("push", "a==1.2.0", "--to", "./published")
+    taken = json.loads(work.ok("upgrade", "a", "--test", "--json"))
+    assert [(one["from"], one["to"], one["kept"]) for one in taken["tests"]] == [("1.0.1", "1.2.0", True)]
+    assert [(one["version"], one["done"]) for one in taken["sync"]["adapters"]] == [("1.2.0", "replaced")]
+
+    adapt.ok("add", "./b", "--name", "a", "--version", "1.3.0", "--base", "base-7b")
+    adapt.ok("push", "a==1.3.0", "--to", "./published")
+    bare = work("upgrade", "--test")
+    assert (bare.exit_code, "1.2.0 -> 1.3.0  no contract to be held to" in bare.stderr) == (17, True)
+    upgraded = adapterhub.Project(work.folder, library=work.library.root).upgrade(test="warn")
+    assert [(one.tested.verdict, one.is_kept) for one in upgraded.tests] == [("NONE", True)]
+    assert read_lock(work.folder).adapters[0].version == "1.3.0"
+
+
+def test_a_build_that_cannot_stay_is_not_replaced_by_one_that_has_changed(adapt: Adapt, tmp_path: Path) -> None:
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    project = PROJECT.format(published="../own/published")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = "==1.0.1"'))
+    work.ok("sync")
+    (work.folder / "adapters.toml").write_text(project.replace('liar = ">=1"', 'a = ">1.0.1"'))
+    refused = work("upgrade", "--test")
+
+    assert (refused.exit_code, read_lock(work.folder).adapters[0].version) == (3, "1.0.1")
+    assert "`a` cannot stay as locked" in refused.stderr
+    assert work("upgrade", "--test", "--dry-run").exit_code == 2
+
+
 def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None:
     pytest.importorskip("cma")
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
@@ -272,10 +314,12 @@ def test_a_full_contract_is_tied_to_the_digests_of_the_build(adapt: Adapt) -> No
     other = replace(other, goldens=other.goldens[:-1])
     (adapt.folder / "other.jsonl").write_bytes(other.to_bytes())
     told = adapt("test", "a", "--tests", "other.jsonl")
+    [named] = json.loads(adapt("test", "a", "--tests", "other.jsonl", "--json").stdout)
 
     assert (hidden["verdict"], hidden["version"]) == ("PASS", "1.0.2")
     assert hidden["contract"] == build(adapt, "a", "1.0.2").manifest.file(CONTRACT_FILE).sha256
     assert (told.exit_code, "other-contract" in told.stdout) == (17, True)
+    assert (named["reason"], named["contract"]) == ("other-contract", hidden["contract"])
     assert adapt("test", "a").exit_code == 17
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Incompatible
 from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
 from adapterhub.formats.contract.reading import read_contract
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.contracts.runners.task import lm_eval_task
 from adapterhub.inference.contracts.runners.tools import run_tool
+from adapterhub.library.library import Library
+from adapterhub.library.results import KeptResults
 from tests.support.command_line import Adapt, Done
 from tests.support.contracts import RECORD, SOME, changed_line, recorded_library, small_contract
 from tests.support.standin_lm_eval import called, make_lm_eval
@@ -143,6 +146,14 @@ def test_the_tool_s_exact_match_is_the_share_of_the_same_answers(
     assert "trust_remote_code=False" in " ".join(call["words"])  # type: ignore[arg-type]
     assert "adapter_model.safetensors" in call["files"][0]  # type: ignore[index]
 
+    log.unlink()
+    again = result_of(adapt("test", "a", "--runner", "lm-eval", "--json"), 0)
+    assert (again["is_cached"], again["same"], log.exists()) == (True, result["same"], False)
+    result_of(adapt("test", "a", "--runner", "lm-eval", "--json", "--again"), 0)
+    assert log.exists()
+    library = Library(adapt.folder / "home")
+    assert not [*KeptResults(library.store).all(Digest(str(again["digest"])))]  # for a policy it is no verdict
+
     make_lm_eval(tmp_path, wrong=goldens // 2)
     changed = result_of(adapt("test", "a", "--runner", "lm-eval", "--json"), 3)
     assert changed["same"] == 1 - goldens // 2 / goldens
@@ -223,12 +234,15 @@ def test_pytest_runs_a_user_s_tests_of_the_adapter(adapt: Adapt, tmp_path: Path)
         (tmp_path / f"test_{name}.py").write_text(text)
     call = ("test", "a", "--runner", "pytest", "--json", "--task")
     passed = result_of(adapt(*call, tmp_path / "test_passes.py"), 0)
-    failed = result_of(adapt(*call, tmp_path / "test_fails.py", "--junit", tmp_path / "out.xml"), 3)
+    (tmp_path / "reports").mkdir()
+    failed = result_of(adapt(*call, tmp_path / "test_fails.py", "--junit", tmp_path / "reports" / "out.xml"), 3)
+    again = result_of(adapt(*call, tmp_path / "test_fails.py"), 3)
 
+    assert (failed["is_cached"], again["is_cached"], again["cases"]) == (False, True, failed["cases"])
     assert (passed["verdict"], passed["engine"]) == ("PASS", f"pytest {pytest.__version__}")
     assert [case["verdict"] for case in failed["cases"]] == ["PASS", "CHANGED", "UNKNOWN"]  # type: ignore[attr-defined]
     assert "1 of 3 tests failed; `test_fails::test_two`: AssertionError: too rude" in str(failed["broken"])
-    assert 'failures="1"' in (tmp_path / "out.xml").read_text()
+    assert 'failures="1"' in (tmp_path / "reports" / "out.xml").read_text()
     assert "nowhere_at_all" in adapt.fails(18, *call, tmp_path / "test_broken.py")
     assert "no such file" in adapt.fails(2, *call, tmp_path / "test_absent.py")
     assert not (tmp_path / ".pytest_cache").exists()

@@ -259,6 +259,13 @@ def test_a_verdict_is_signed_beside_the_build_and_shown(own: Adapt) -> None:
     assert "says nothing to state" in own("test", "b", "--sign").stderr
 
 
+def test_no_test_in_a_project_has_looser_bounds_than_its_policy(own: Adapt) -> None:
+    (own.folder / "adapters.toml").write_text("[policy]\ntests-bounds = { same = 1, retention = 0.5 }\n")
+    result = result_of(own, 0, "a")
+
+    assert (result["bounds"]["same"], result["bounds"]["retention"]) == (1.0, 0.95)  # type: ignore[index]
+
+
 def test_the_rules_of_a_project_hold_for_every_adapter_and_every_merge(own: Adapt) -> None:
     answer = contract_in(build(own, "a").folder).goldens[0]  # type: ignore[union-attr]
     rule = {"never": answer.asked, "not_contains": [answer.answer.strip()[:1]]}

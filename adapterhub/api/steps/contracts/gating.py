@@ -155,7 +155,7 @@ class MergeTest:
     ) -> Tested:
         name, question = name_of(parent), replace(self.question, contract=contract, budget_s=self.budget_left_s)
         if self.is_model:
-            return verdict_on_model(folder, name, contract, question, bars=self.bars)
+            return verdict_on_model(self.library, folder, name, contract, question, bars=self.bars)
         if question.on is None:
             question = replace(question, on=_base_of(self.library, parent))
         subject = ContractSubject(folder=folder, label=name, manifest=None)

@@ -7,12 +7,17 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.checking import checked_by, subjects_to_check
 from adapterhub.api.steps.contracts.emitting import contract_of, task_named
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
+from adapterhub.api.steps.contracts.testing import kept_or_measured, what_decides
+from adapterhub.core.digests import Digest, canonical_json, digest_of
+from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
 from adapterhub.formats.prompts.rendering import prompt_texts
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from adapterhub.projects.reporting import Bars
 
 RUNNERS: Final = ("lm-eval", "pytest")
+_MOST_FILES: Final = 1000
+_MOST_BYTES: Final = 64 << 20
+_IGNORED: Final = {"__pycache__", ".git", ".venv"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +70,71 @@ def run_on(library: Library, subject: ContractSubject, question: Question, runne
     if question.load_in is not None or question.base_alone:
         option = "--load-in" if question.load_in is not None else "--base-alone"
         raise UsageProblem(f"`{option}` and `--runner` exclude each other")
+    asked = asked_of(library, subject, question, runner)
     call = _with_pytest if runner.name == "pytest" else _with_task if runner.task is not None else _with_goldens
     made = Tested(name=subject.name, version=subject.version, verdict="NONE", weights=subject.weights())
     if subject.manifest is not None:
         made = replace(made, digest=subject.manifest.digest)
-    with (
-        tempfile.TemporaryDirectory(prefix="adapterhub-") as work,
-        bars.steps(f"{runner.name} {subject.name}", unit="runs"),
-    ):
-        return call(library, subject, question, runner, made, Path(work))
+
+    def measure() -> Tested:
+        with (
+            tempfile.TemporaryDirectory(prefix="adapterhub-") as work,
+            bars.steps(f"{runner.name} {subject.name}", unit="runs"),
+        ):
+            return call(library, subject, question, runner, made, Path(work))
+
+    return measure() if asked is None else kept_or_measured(library, subject, asked, measure, again=question.again)
+
+
+def asked_of(library: Library, subject: ContractSubject, question: Question, runner: Runner) -> dict[str, Any] | None:
+    """All that decides what a tool finds, the files of its task too; None where these are too many to be hashed.
+
+    Raises:
+        UsageProblem: the tool is not installed, or an option does not suit it.
+        CouldNotTell: there is no contract, and no task either.
+    """
+    tool = f"pytest {version('pytest')}" if runner.name == "pytest" and find_spec("pytest") else ""
+    contract = ""
+    if runner.name == "lm-eval":
+        place = Path(lm_eval.lm_eval_tool(os.environ.get("PATH", ""))).resolve()
+        tool = f"{place} {place.stat().st_mtime_ns}"
+        contract = contract_of(subject, question.contract).digest if runner.task is None else ""
+    task = digest_of_task(runner.task) if runner.task is not None else ""
+    if task is None:
+        return None
+    record = base_for(library, subject, question.on)
+    asked = what_decides(question, record)
+    return {
+        **asked,
+        "runner": runner.name,
+        "tool": tool,
+        "task": task,
+        "contract": contract,
+        "bounds": dict(question.bounds),
+    }
+
+
+def digest_of_task(task: Path) -> Digest | None:
+    """The digest of a task's files: all in its folder, and below it too where a folder is named.
+
+    None for more than a thousand files or 64 MB, and where one cannot be read or there is none.
+    """
+    named = task.expanduser().absolute()
+    top, size = named if named.is_dir() else named.parent, 0
+    found: list[list[str]] = []
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(set(folders) - _IGNORED) if named.is_dir() else []
+        for path in sorted(Path(folder, name) for name in names):
+            if not path.is_file():
+                continue
+            try:
+                size += path.stat().st_size
+                if len(found) == _MOST_FILES or size > _MOST_BYTES:
+                    return None
+                found.append([path.relative_to(top).as_posix(), digest_of_file(path)[0]])
+            except OSError:
+                return None
+    return digest_of(canonical_json([named.name, *found])) if found else None
 
 
 # ---------------------------------------------------------------- lm-eval
@@ -235,7 +299,7 @@ def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, 
         broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
     warnings = []
     if unasked := len(contract.expects) + len(contract.leave_alone):
-        warnings.append(f"lm-eval asks goldens alone: {unasked} demands of the contract were not asked")
+        warnings.append(f"lm-eval asks goldens alone: it left out {unasked} demands of the contract")
     return replace(
         made,
         verdict="CHANGED" if broken else "PASS",

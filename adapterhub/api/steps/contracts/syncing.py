@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SyncTest:
-    """Tests the builds of a lock. `results` has the verdicts; builds without a contract are told, not refused.
+    """Tests the builds of a lock. `results` has the verdicts. It refuses no build for want of a contract, but names it.
 
     The policy `tests` of a project is what demands a contract.
     """
@@ -39,8 +39,8 @@ class SyncTest:
             BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
         """
         builds = [build for entry in entries if (build := locked_build(self.library, entry)) is not None]
-        on = BaseSpec.parse(lock.base.spec) if lock.base is not None else None
-        self.results += verdicts_on(self.library, builds, Question(on=on), bars=self.bars)
+        question = Question(on=base_of_lock(self.library, lock))
+        self.results += verdicts_on(self.library, builds, question, bars=self.bars)
         told = {result.digest for result in self.results}
         if bare := [build for build in builds if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
@@ -57,6 +57,14 @@ class SyncTest:
         if any(result.verdict == "CHANGED" for result in failed):
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
+
+
+def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
+    """The base of a project by its name here; None where the lock names none."""
+    if lock.base is None:
+        return None
+    here = (record for record in library.bases.list() if record.fingerprint.weights == lock.base.weights)
+    return BaseSpec.parse(next((record.alias for record in here if record.alias), lock.base.spec))
 
 
 def _line(result: Tested) -> str:

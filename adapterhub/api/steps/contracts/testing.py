@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of, subject_of_build
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
 from adapterhub.formats.base.hints import read_hints
+from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.formats.contract.rules import Rules
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from adapterhub.core.digests import Digest
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.generation import Model
     from adapterhub.library.bases.records import BaseRecord
@@ -36,8 +38,8 @@ class Question:
 
     `contract` None means the build's own. One that `is_foreign` is of another build; any other must have the digests
     of a build that holds digests alone. `rules` None means those of the project that the library is used in. `bounds`
-    tighten the contract. `base_alone` also measures the base. `budget_s` are CPU seconds for one verdict. `again`
-    ignores kept results.
+    tighten the contract, as those of that project do. `base_alone` also measures the base. `budget_s` are CPU seconds
+    for one verdict. `again` ignores kept results.
     """
 
     on: BaseSpec | None = None
@@ -83,15 +85,12 @@ def verdict_on(
         return _unknown(made, "kind", error.message)
     if contract is None:
         return made
-    digest = _digest_it_counts_for(subject, question, contract)
-    if digest is None:
-        return _unknown(replace(made, contract=contract.digest), "other-contract", REASONS["other-contract"])
-    bounds = contract.bounds.tightened(question.bounds)
-    made = replace(made, contract=digest, bounds=asdict(bounds), weights=subject.weights())
+    held = _digests_held(subject, question, contract)
+    made = replace(made, contract=held or contract.digest)
+    if held is not None and contract.without_texts().digest != held:
+        return _unknown(made, "other-contract", REASONS["other-contract"])
     used = contract.digest
-    rules = question.rules or library.project_rules()
-    if rules is not None and rules.bind(contract):
-        made, contract = replace(made, rules=rules.digest), rules.added_to(contract)
+    made, contract = _held_to(library, question, replace(made, weights=subject.weights()), contract)
     try:
         record = base_for(library, subject, question.on)
     except BaseNotFound as error:
@@ -99,43 +98,69 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**_asked(question, made, record), "contract": used, "bounds": asdict(bounds)}
+    asked = {**what_decides(question, record), "contract": used, "bounds": dict(made.bounds)}
     if made.rules:
         asked["rules"] = made.rules
-    kept = KeptResults(library.store)
-    if subject.manifest is not None and not question.again and (found := kept.find(subject.manifest.digest, asked)):
+
+    def measure() -> Tested:
+        return _measured(library, subject, record, contract, question, made, bars=bars, models=models or Models())
+
+    return kept_or_measured(library, subject, asked, measure, again=question.again)
+
+
+def kept_or_measured(
+    library: Library,
+    subject: ContractSubject,
+    asked: Mapping[str, Any],
+    measure: Callable[[], Tested],
+    *,
+    again: bool,
+) -> Tested:
+    """The kept result of the very same question, else a new one, which is kept if it is a verdict on a build.
+
+    Raises:
+        DigestMismatch: a kept result would be shown, and the build is damaged.
+    """
+    if subject.manifest is None:
+        return measure()
+    kept, manifest = KeptResults(library.store), subject.manifest.digest
+    if not again and (found := kept.find(manifest, asked)):
         subject.ensure_undamaged()
         return found.named(subject.name, subject.version)
-    result = _measured(library, subject, record, contract, question, made, bars=bars, models=models or Models())
-    if subject.manifest is not None and result.verdict in ("PASS", "CHANGED"):
-        kept.keep(subject.manifest.digest, asked, result)
+    result = measure()
+    if result.verdict in ("PASS", "CHANGED"):
+        kept.keep(manifest, asked, result)
     return result
 
 
-def _digest_it_counts_for(subject: ContractSubject, question: Question, contract: Contract) -> str | None:
-    """The digest of the contract that a result is about.
+def _held_to(library: Library, question: Question, made: Tested, contract: Contract) -> tuple[Tested, Contract]:
+    """The result so far with its bounds and rules, those of the project too, and the contract with the rules in it."""
+    bounds = contract.bounds.tightened(question.bounds).no_looser_than(library.project_bounds())
+    made = replace(made, bounds=asdict(bounds))
+    rules = question.rules or library.project_rules()
+    if rules is None or not rules.bind(contract):
+        return made, contract
+    return replace(made, rules=rules.digest), rules.added_to(contract)
 
-    A build that holds digests alone counts a contract with the same digests as its own; None says that the given one
-    has others.
-    """
+
+def _digests_held(subject: ContractSubject, question: Question, contract: Contract) -> Digest | None:
+    """The build's own contract where that holds digests alone and the given one has texts: the result is about it."""
     if question.contract is None or question.is_foreign or contract.visibility == "digests":
-        return contract.digest
+        return None
     own = subject.contract()
-    if own is None or own.visibility != "digests":
-        return contract.digest
-    return own.digest if contract.without_texts().digest == own.digest else None
+    return own.digest if own is not None and own.visibility == "digests" else None
 
 
-def _asked(question: Question, made: Tested, record: BaseRecord) -> dict[str, Any]:
-    """What decides the result; the tokenizer and the chat template are read now, as they may change under a record."""
+def what_decides(question: Question, record: BaseRecord) -> dict[str, Any]:
+    """What decides any result; the tokenizer and the chat template are read now, as they may change under a record."""
     hints = read_hints(record.path) if record.path is not None else record.hints
     return {
         "tokenizer": hints.tokenizer_sha256 or "",
         "chat_template": hints.chat_template_sha256 or "",
-        "base": made.base_weights,
+        "base": record.fingerprint.weights,
         "dtype": question.dtype,
-        "load_in": made.load_in,
-        "engine": made.engine,
+        "load_in": question.load_in or "",
+        "engine": engine_name(),
         "base_alone": question.base_alone,
     }
 
@@ -164,7 +189,9 @@ def _measured(
     return replace(result, base_verdict=base_verdict)
 
 
-def verdict_on_model(folder: Path, name: str, contract: Contract, question: Question, *, bars: Bars) -> Tested:
+def verdict_on_model(
+    library: Library, folder: Path, name: str, contract: Contract, question: Question, *, bars: Bars
+) -> Tested:
     """The verdict on a whole model, into which the adapter of the contract was fused.
 
     Raises:
@@ -173,7 +200,7 @@ def verdict_on_model(folder: Path, name: str, contract: Contract, question: Ques
     from adapterhub.inference.loader.text import load_base
 
     made = Tested(name=name, verdict="NONE", engine=engine_name(), contract=contract.digest)
-    made = replace(made, bounds=asdict(contract.bounds.tightened(question.bounds)))
+    made, contract = _held_to(library, question, made, contract)
     labels = len(contract.goldens[0].logits) if contract.kind == "classify" and contract.goldens else None
     is_encoder = contract.kind == "embed"
     model, tokenizer = load_base(
@@ -198,7 +225,7 @@ def _checked(
             model,
             tokenizer,
             contract,
-            bounds=contract.bounds.tightened(question.bounds),
+            bounds=Bounds(**made.bounds),
             base_alone=question.base_alone,
             budget_s=question.budget_s,
             progress=progress,

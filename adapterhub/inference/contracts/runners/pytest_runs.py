@@ -15,7 +15,7 @@ from adapterhub.formats.contract.results import TestedCase, Verdict
 from adapterhub.inference.contracts.runners.tools import MAX_REPORT_BYTES, Ran, run_tool
 
 PLUGIN: Final = "adapterhub.api.contracts.pytest_plugin"
-"""The module of the entry point; `api` holds it, as it is a face of the program."""
+"""The module of the entry point; of `api`, which holds the faces for Python."""
 
 _RAN: Final = (0, 1, 5)
 """pytest's exit codes for: all passed, some failed, no test was found."""
