@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS: Final = 1 << 17
 """How much of a card is shown; the whole file is one click away."""
+MAX_MARKS: Final = 4000
+"""With more of one sign that Markdown pairs, a card is shown as it is written: to pair them all takes seconds."""
+_PAIRED: Final = "[<*_`~&"
 _TAGS: Final = {
     *("a", "abbr", "b", "blockquote", "br", "code", "dd", "del", "details", "div", "dl", "dt", "em", "h3"),
     *("h4", "h5", "h6", "hr", "i", "kbd", "li", "ol", "p", "pre", "s", "samp", "span", "strong", "sub"),
@@ -32,12 +35,15 @@ _BELOW: Final = 2  # headings of a card stand below the page's own two
 
 @functools.lru_cache(maxsize=256)
 def card_html(text: str) -> Markup:
-    """The HTML of a card, of which `MAX_CHARACTERS` are read. Pictures become links, so that nothing loads."""
-    tokens = _parser().parse(visible(text[:MAX_CHARACTERS]))
+    """The HTML of a card, of which `MAX_CHARACTERS` are read. A picture becomes its description, so nothing loads."""
+    text = visible(text[:MAX_CHARACTERS])
+    if any(text.count(sign) > MAX_MARKS for sign in _PAIRED):
+        return Markup('<pre tabindex="0">{}</pre>').format(text)
+    tokens = _parser().parse(text)
     for token in tokens:
         if token.type in {"heading_open", "heading_close"}:
             token.tag = f"h{min(int(token.tag[1:]) + _BELOW, _LOWEST)}"
-        _link_pictures(token.children or ())
+        _describe_pictures(token.children or ())
     html = _parser().renderer.render(tokens, _parser().options, {})
     safe = nh3.clean(
         html,
@@ -55,7 +61,7 @@ def _parser() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
-def _link_pictures(tokens: Sequence[Token]) -> None:
+def _describe_pictures(tokens: Sequence[Token]) -> None:
     for token in tokens:
         if token.type == "image":
             token.type, token.tag, token.content = "text", "", f"[picture: {token.content or 'without a name'}]"

@@ -127,6 +127,7 @@ async def _static(request: Request) -> Response:
 
 
 async def _answer(home: Home, page: Page, request: Request) -> Response:
+    request.scope["route"] = page  # whose path stands in logs and metrics
     try:
         source = await home.source_of(request)
         address = await home.address_of(request)
@@ -200,7 +201,7 @@ def _protect(response: Response) -> None:
     for name, text in HEADERS.items():
         response.headers.setdefault(name, text)
     response.headers.setdefault("Cache-Control", "private, no-cache")
-    response.headers["Vary"] = "Cookie, Authorization"
+    response.headers["Vary"] = "Cookie, Authorization, Accept"
 
 
 def _raw_headers(value: RawFile) -> Mapping[str, str]:
@@ -243,7 +244,8 @@ async def refusal_page(home: Home, request: Request, error: Exception) -> Respon
         problem, source = problem_of(error), PageSource()
         with suppress(HTTPException, AdapterHubError):
             source = await home.source_of(request)
-        visit = _Visit(home=home, request=request, source=source, address="", visitor="")
+        visitor = home.cookies.visitor_of(request)
+        visit = _Visit(home=home, request=request, source=source, address="", visitor=visitor)
         text = await run_in_threadpool(render, "problem.html", visit.context(problem))
         kept = {name: text for name, text in (getattr(error, "headers", None) or {}).items() if name == "Retry-After"}
         response = Response(text, status_code=problem.status, media_type="text/html", headers=kept)

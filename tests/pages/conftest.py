@@ -17,6 +17,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.registry.running import Running, running
+from tests.support.contracts import small_contract
 from tests.support.programs import needs_chromium
 from tests.support.tiny import make_adapter, make_base
 
@@ -68,8 +69,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         second = push("acme/legal-qa", "1.1.0", task="legal", rank=8, seed=1)
         push("acme/hidden", "1.0.0", private=True, seed=2)
         push("acme/signed", "1.0.0", seed=3)
-        signature = CommitOperationAdd(path_in_repo="model.sig", path_or_fileobj=b"{}")
-        api.create_commit("acme/signed", [signature], commit_message="Sign it")
+        more = {"model.sig": b"{}", "evals.jsonl": small_contract().to_bytes()}
+        added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in more.items()]
+        api.create_commit("acme/signed", added, commit_message="Sign it, with its tests")
+        api.hf_hub_download("acme/signed", "adapter_config.json", cache_dir=folder / "cache")
+        server.registry.downloads.flush()
         reader = server.registry.tokens.create("rita", "read", namespaces=["acme/*"])
         yield World(server, base.fingerprint.weights.removeprefix("sha256:"), reader, (first, second))
 

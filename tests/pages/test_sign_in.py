@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.pages.conftest import World
+from tests.registry.running import running
 
 HTML = {"Accept": "text/html"}
 HIDDEN = ("/acme/hidden", "/acme/hidden/tree/main", "/acme/hidden/blob/main/README.md", "/acme/hidden/commit/main")
@@ -40,11 +41,12 @@ def test_a_token_pasted_once_opens_private_adapters_until_it_is_revoked(world, v
     assert {visitor.get(path).status_code for path in HIDDEN} == {404}
 
 
-def test_signing_out_ends_the_session(world, visitor):
+@pytest.mark.parametrize("page", ["/", "/acme/missing"])
+def test_signing_out_ends_the_session(world, visitor, page):
     sign_in(visitor, world.reader)
     assert visitor.get("/acme/hidden").status_code == 200
 
-    answer = visitor.post("/sign-out", data={"form_token": token_of(visitor, "/")})
+    answer = visitor.post("/sign-out", data={"form_token": token_of(visitor, page)})
 
     assert answer.status_code == 303
     assert visitor.get("/acme/hidden").status_code == 404
@@ -137,3 +139,12 @@ def test_hidden_and_missing_look_the_same(world):
         assert seen(path) == seen(path.replace("hidden", "absent"))
     for path in ("/", "/?q=hidden", "/feed?namespace=acme", f"/?base={world.base_sha256}"):
         assert "acme/hidden" not in world.get(path).text
+
+
+def test_a_registry_without_anonymous_readers_shows_the_way_in_alone(tmp_path):
+    with running(tmp_path, anonymous_read=False) as server, httpx.Client(base_url=server.url, headers=HTML) as visitor:
+        for path in ("/", "/?q=x", "/acme/x", "/feed?namespace=acme"):
+            answer = visitor.get(path)
+            assert (answer.status_code, "Sign in first" in answer.text) == (401, True)
+        assert sign_in(visitor, server.token).status_code == 303
+        assert visitor.get("/").status_code == 200

@@ -14,7 +14,7 @@ from sqlalchemy import Row, select
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.cards.metadata import split_block
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
@@ -54,8 +54,8 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         facts = connection.execute(of_head).one_or_none()
         tags = sorted(connection.scalars(select(repo_tags.c.tag).where(repo_tags.c.repo_id == row.id)))
         versions = tuple(_version(name, version) for version in adapter_search.versions_of(connection, row.id))
-        days = select(downloads).where(downloads.c.repo_id == row.id).order_by(downloads.c.day.desc())
-        counted = connection.execute(days.limit(DAYS_SHOWN)).all()
+        days = select(downloads.c.day, downloads.c.count.label("number")).where(downloads.c.repo_id == row.id)
+        counted = connection.execute(days.order_by(downloads.c.day.desc()).limit(DAYS_SHOWN)).all()
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
         contract = _contract(registry, tree) if reads else None
         signature = tree.find(SIGNATURE_FILE)
@@ -76,7 +76,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         answers=tuple(_answers(contract)) if contract is not None else (),
         downloads=row.downloads,
         days=tuple(
-            Day(day=(_EPOCH + dt.timedelta(days=at.day)).isoformat(), count=at.count) for at in reversed(counted)
+            Day(day=(_EPOCH + dt.timedelta(days=at.day)).isoformat(), count=at.number) for at in reversed(counted)
         ),
         commit=row.head,
         modified_at=row.modified_at,
@@ -115,7 +115,7 @@ def _badges(
         yield Badge(text="base known by content", detail=facts.base_sha256[:12], tone="good")
     else:
         yield Badge(text="base known by name only", detail=facts.base_model or "")
-    yield Badge(text="signed", tone="good") if signature is not None else Badge(text="not signed")
+    yield Badge(text="signature attached" if signature is not None else "no signature")
     for name in licenses[:3]:
         yield Badge(text="licence", detail=name)
     if contract is not None:
@@ -185,12 +185,16 @@ def _contract(registry: Registry, tree: Tree) -> Contract | None:
 
 
 def _answers(contract: Contract) -> Iterator[Answer]:
-    for golden in islice((g for g in contract.goldens if g.asked is not None and g.answer), ANSWERS_SHOWN):
-        asked = golden.asked
-        text = asked if isinstance(asked, str) else "\n".join(turn.content for turn in asked or ())
+    """Recorded answers with the base's loss on them, then questions to which the base's own answer stays."""
+    lines: tuple[Golden | LeaveAlone, ...] = (*contract.goldens, *contract.leave_alone)
+    for line in islice((line for line in lines if line.asked is not None and line.answer), ANSWERS_SHOWN):
+        asked = line.asked
+        text = asked if isinstance(asked, str) else "\n".join(turn["content"] for turn in asked or ())
+        answer = line.answer[:MAX_ANSWER_CHARACTERS]
         yield Answer(
             question=text[:MAX_ANSWER_CHARACTERS],
-            answer=golden.answer[:MAX_ANSWER_CHARACTERS],
-            loss=golden.loss,
-            base_loss=golden.base_loss,
+            answer=answer,
+            loss=line.loss,
+            base_loss=line.base_loss if isinstance(line, Golden) else line.loss,
+            base_answer=None if isinstance(line, Golden) else answer,
         )

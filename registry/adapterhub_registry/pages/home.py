@@ -36,7 +36,7 @@ class RegistryHome(Home):
             caller = await caller_of(request, self._registry)
         else:
             sealed = request.cookies.get(self.cookies.session, "")
-            caller = (await run_in_threadpool(self._caller_of, sealed) if sealed else None) or ANONYMOUS
+            caller = await run_in_threadpool(self._caller_of, sealed)
             admitted(request, self._registry, caller)
         return RegistrySource(self._registry, caller, await self.address_of(request))
 
@@ -60,17 +60,17 @@ class RegistryHome(Home):
             return None
         return await refusal_page(self, request, error)
 
-    def _caller_of(self, sealed: str) -> Caller | None:
-        """The caller of a session; None when it is over, or its token is expired or revoked."""
+    def _caller_of(self, sealed: str) -> Caller:
+        """The caller of a session; anonymous when there is none, it is over, or its token is expired or revoked."""
         try:
             purpose, token_id, ends_s = unseal(
                 f"{sealed}{'=' * (-len(sealed) % 4)}", self._registry.settings.secret
             ).split(" ")
         except (BadSignature, ValueError):
-            return None
+            return ANONYMOUS
         if purpose != "session" or float(ends_s) < time.time():
-            return None
-        return self._registry.tokens.caller_numbered(int(token_id))
+            return ANONYMOUS
+        return self._registry.tokens.caller_numbered(int(token_id)) or ANONYMOUS
 
 
 def add_pages(app: FastAPI, registry: Registry) -> RegistryHome:

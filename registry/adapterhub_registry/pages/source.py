@@ -67,12 +67,13 @@ class RegistrySource(PageSource):
         return feeds.feed(self.registry, self.caller, asked, self.address)
 
     def sign_in(self, token: str) -> Session | None:
-        """As `PageSource`. The cookie holds the token's number, sealed, never the token; without `=`, which quotes."""
+        """As `PageSource`. The cookie holds the token's number, sealed, and never the token."""
         caller = self.registry.tokens.authenticate(token)
         if caller is None:
             return None
         claims = f"session {caller.token_id} {int(time.time()) + SESSION_S}"
-        return Session(cookie=seal(claims, self.registry.settings.secret).rstrip("="), lasts_s=SESSION_S)
+        sealed = seal(claims, self.registry.settings.secret).rstrip("=")  # which clients would quote
+        return Session(cookie=sealed, lasts_s=SESSION_S)
 
     # ------------------------------------------------------------ administration
     def users(self) -> UsersPage:

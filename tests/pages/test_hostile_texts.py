@@ -1,0 +1,130 @@
+"""Texts of strangers on every page in Chromium: no script runs, no request leaves, nothing is wider than a phone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import replace
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from adapterhub.core.digests import canonical_json
+from adapterhub.pages.cards import MAX_MARKS, card_html
+from adapterhub.pages.visible import visible
+from tests.pages.conftest import World
+from tests.support.browser import PHONE, overflow, quiet
+from tests.support.contracts import small_contract
+from tests.support.hostile_texts import ALL, MARKUP
+
+PAGE_ROWS = 25
+
+
+def written(path: str, content: bytes) -> dict[str, object]:
+    return {"key": "file", "value": {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"}}
+
+
+def push(client: httpx.Client, repo: str, files: dict[str, bytes], title: str) -> None:
+    namespace, _, name = repo.partition("/")
+    client.post("/api/repos/create", json={"organization": namespace, "name": name}).raise_for_status()
+    header = {"key": "header", "value": {"summary": title, "description": title}}
+    lines = "\n".join(json.dumps(line) for line in [header, *(written(*item) for item in files.items())])
+    client.post(f"/api/models/{repo}/commit/main", content=lines.encode()).raise_for_status()
+
+
+def files_with(world: World, text: str) -> dict[str, bytes]:
+    """An adapter whose every word is `text`, with a manifest that describes it."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "adapterhub.json")
+    config, weights, manifest = (world.get(f"/acme/signed/resolve/main/{name}").content for name in names)
+    odd = {"base_model_name_or_path": text, "target_modules": [text], "auto_mapping": {text: text}}
+    config = json.dumps(json.loads(config) | odd).encode("utf-8", "surrogatepass")
+    facts = json.loads(manifest) | {"description": text[:4000], "task": text[:200]}
+    for entry in facts["files"]:
+        if entry["path"] == names[0]:
+            entry |= {"sha256": f"sha256:{hashlib.sha256(config).hexdigest()}", "size_bytes": len(config)}
+    golden = replace(small_contract().goldens[0], asked=text, answer=text)
+    card = f"---\nlicense: mit\ntags: [{json.dumps(text[:200])}]\n---\n{text}\n"
+    return dict(zip(names, (config, weights, canonical_json(facts)), strict=True)) | {
+        "README.md": card.encode(),
+        "evals.jsonl": replace(small_contract(), goldens=(golden,)).to_bytes(),
+    }
+
+
+def file_name(text: str) -> str:
+    kept = "".join(c for c in text if c.isprintable() or ord(c) > 0x2000)
+    return kept.replace("/", "_").replace("\\", "")[:60].strip(". ") or "x"
+
+
+@pytest.fixture(scope="module")
+def hostile(world: World) -> World:
+    with httpx.Client(
+        base_url=world.url, headers={"Authorization": f"Bearer {world.server.token}"}, timeout=60
+    ) as client:
+        for number, text in enumerate(ALL):
+            repo = f"zoo/t{number}"
+            push(client, repo, files_with(world, text), text[:2000])
+            if number % 8 == 0:
+                client.post(f"/api/models/{repo}/tag/main", json={"tag": f"v2.0.{number}"}).raise_for_status()
+                yank = {"version": f"2.0.{number}", "reason": "".join(c for c in text[:80] if c.isprintable())}
+                client.post(f"/api/adapt/v1/adapters/{repo}/yank", json=yank).raise_for_status()
+        names = {f"f/{number}{file_name(text)}.txt": text.encode() for number, text in enumerate(ALL)}
+        push(client, "zoo/names", names, "names")
+    return world
+
+
+def look(page, url: str, path: str) -> None:
+    page.goto(f"{url}{path}")
+    state = page.evaluate(
+        "[typeof window.pwned, location.origin, document.title.length > 0, getComputedStyle(document.body).display]"
+    )
+    assert state == ["undefined", url, True, "block"], path
+    assert overflow(page) <= 0, f"{path} is wider than the screen"
+    assert (
+        page.locator("main iframe, main script, main style, main img, main object, main embed, main base").count() == 0
+    )
+    assert page.locator("main :is([style], [onload], [onerror], [data-hx-on-htmx-load])").count() == 0
+    forms = page.evaluate("[...document.forms].map(f => new URL(f.action).origin)")
+    assert set(forms) <= {url}, path
+
+
+def test_no_text_takes_over_the_pages_of_its_adapter(page, hostile):
+    page.set_viewport_size(PHONE)
+    with quiet(page, hostile.url):
+        for number in range(len(ALL)):
+            look(page, hostile.url, f"/zoo/t{number}")
+            if number % 8 == 0:
+                look(page, hostile.url, f"/zoo/t{number}/commit/main")
+
+
+def test_no_text_takes_over_a_list_a_file_or_a_query(page, hostile):
+    page.set_viewport_size(PHONE)
+    with quiet(page, hostile.url):
+        for start in range(0, len(ALL), PAGE_ROWS):
+            words = ALL[start][:300]
+            look(page, hostile.url, f"/?q={quote(words.replace(chr(0), ''))}")
+        urls, said = ["/?q=zoo/", "/?q=zoo/&yanked=yes"], set()
+        while urls:
+            look(page, hostile.url, urls[0])
+            twin = httpx.get(f"{hostile.url}{urls.pop(0)}&format=json").json()
+            urls += filter(None, [twin["next_url"]])
+            said |= {line["description"] for line in twin["adapters"]}
+        assert {text[:4000] for text in ALL} - said == set()
+        look(page, hostile.url, "/zoo/names/tree/main/f")
+        look(page, hostile.url, "/zoo/names/commit/main")
+        for line in httpx.get(f"{hostile.url}/zoo/names/tree/main/f?format=json").json()["entries"][::12]:
+            look(page, hostile.url, line["url"])
+        look(page, hostile.url, f"/sign-in?then={quote(MARKUP[0])}")
+        look(page, hostile.url, f"/{quote(MARKUP[0], safe='')}/{quote(MARKUP[7], safe='')}")
+
+
+@pytest.mark.parametrize("text", ["![[" * 30_000, "<div>" * 25_000, "[a](" * 30_000, "*a _b " * 20_000])
+def test_a_card_that_takes_seconds_to_read_is_shown_as_it_is_written(text):
+    assert card_html(text).startswith('<pre tabindex="0">')
+    assert not card_html(text[: MAX_MARKS // 2]).startswith('<pre tabindex="0">')
+
+
+def test_marks_that_turn_text_around_are_seen():
+    assert visible("\u202eevil\u2066\x1b[31m\ud800\u200b") == "\\u202eevil\\u2066\\x1b[31m\ufffd\\u200b"
+    assert visible("שלום\r\nعربى\t日本") == "שלום\nعربى\t日本"
