@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.pages.values.files import BlobPage, CommitPage, RawFile, TreePage
     from adapterhub.pages.values.local import LibraryPage, OutdatedPage, PlaygroundPage, ProjectsPage, Stream
     from adapterhub.pages.values.sessions import Session
+    from adapterhub.pages.values.weights import BasePage, BuildPage, ComparePage, LineagePage
 
 
 def no_such_page() -> NoReturn:
@@ -56,6 +57,22 @@ class PageSource:
 
     def raw(self, repo: str, revision: str, path: str) -> RawFile:
         """The bytes of a file at a revision."""
+        no_such_page()
+
+    def build(self, repo: str, version: str) -> BuildPage:
+        """The figures of one build, by its version, or a revision."""
+        no_such_page()
+
+    def compare(self, asked: Asked) -> ComparePage:
+        """The builds `a` and `b` of the query beside each other, merged with the weights `wa` and `wb`."""
+        no_such_page()
+
+    def lineage(self, repo: str, version: str) -> LineagePage:
+        """The relatives of one build; an empty version is the newest."""
+        no_such_page()
+
+    def base(self, fingerprint: str) -> BasePage:
+        """A base by its digest, or by at least eight of its first digits."""
         no_such_page()
 
     def feed(self, asked: Asked) -> Feed:

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from threading import Event
 from typing import cast
 
 from fastapi import FastAPI, Request
@@ -39,6 +40,7 @@ from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
 from adapterhub_registry.database.db import Database
+from adapterhub_registry.derived import worker
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
 from adapterhub_registry.events.delivery import Deliverer
 from adapterhub_registry.events.outbox import prune
@@ -55,6 +57,7 @@ log = logging.getLogger("adapterhub_registry")
 
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
+DERIVE_EVERY_S = 2.0
 _POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
@@ -139,6 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 log.warning("maintenance failed; the server tries again", exc_info=True)
             await asyncio.sleep(every_s)
 
+    stopped = Event()
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
@@ -146,9 +150,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(repeat(partial(prune, registry.db), SWEEP_EVERY_S)),
         asyncio.create_task(Deliverer(registry.db, allowed=settings.webhook_networks, retry_s=retry_s).run()),
     ]
+    if settings.derives:
+        derive = partial(worker.work, registry.db, registry.blobs, stopped=stopped)
+        tasks.append(asyncio.create_task(repeat(derive, DERIVE_EVERY_S)))
     try:
         yield
     finally:
+        stopped.set()
         for task in tasks:
             task.cancel()
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time

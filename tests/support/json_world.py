@@ -227,6 +227,7 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
+    w.says("registry-worker", "registry", "worker", *here, "--once")
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_lines("registry", "serve", "--root", alone, count=2)
     w.said["ui"] = _first_lines("ui", "--root", w.adapt.library.root, count=1)[0]

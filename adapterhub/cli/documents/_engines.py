@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedDict
 from adapterhub.cli.documents._values import document_of
-from adapterhub.inference import engines, export
+from adapterhub.formats import engines
+from adapterhub.inference import export
 
 
 # ---------------------------------------------------------------- would it be read

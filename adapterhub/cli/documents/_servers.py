@@ -353,6 +353,12 @@ class MovedRegistry(TypedDict):
     rows: Annotated[int, "of all tables"]
 
 
+class MadeRecords(TypedDict):
+    """What a worker of a registry made until it ended."""
+
+    records: Annotated[int, "of the weights of builds"]
+
+
 KEYS = {
     "key-new": NewKey,
     "key-list": list[ListedKey],
@@ -399,4 +405,5 @@ REGISTRY: dict[str, Any] = {
     "registry-webhook-test": Delivery,
     "registry-webhook-deliveries": list[Delivery],
     "registry-gc": FreedSpace,
+    "registry-worker": MadeRecords,
 }

@@ -37,7 +37,13 @@ from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub_registry.database import alias_tables, event_tables, refusal_tables, schema  # noqa: F401 - all are of the schema
+from adapterhub_registry.database import (
+    alias_tables,  # noqa: F401 - all are of the schema
+    derived_tables,  # noqa: F401
+    event_tables,  # noqa: F401
+    refusal_tables,  # noqa: F401
+    schema,
+)
 
 BUSY_TIMEOUT_MS = 30_000
 

@@ -86,7 +86,7 @@ def _file_change(
     kind = "Added" if before is None else "Removed" if after is None else "Changed"
     changes: tuple[Change, ...] = ()
     if reads and path.endswith(".json") and before is not None:
-        changes = tuple(_changes(_config(registry, before), _config(registry, after)))[:MAX_VALUES]
+        changes = tuple(changed(config_of(registry, before), config_of(registry, after)))[:MAX_VALUES]
     return FileChange(
         path=path,
         kind=kind,
@@ -97,7 +97,7 @@ def _file_change(
     )
 
 
-def _config(registry: Registry, entry: FileEntry | None) -> Mapping[str, Any]:
+def config_of(registry: Registry, entry: FileEntry | None) -> Mapping[str, Any]:
     """The JSON object of a file; an empty one when there is none, or it is unreadable or long."""
     if entry is None or entry.lfs or entry.size > MAX_CONFIG_BYTES:
         return {}
@@ -108,11 +108,12 @@ def _config(registry: Registry, entry: FileEntry | None) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "", depth: int = 0) -> Iterator[Change]:
+def changed(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "", depth: int = 0) -> Iterator[Change]:
+    """The values that differ, by key."""
     for key in sorted(before.keys() | after.keys()):
         old, new, name = before.get(key), after.get(key), f"{above}{key}"
         if isinstance(old, dict) and isinstance(new, dict) and depth < MAX_DEPTH:
-            yield from _changes(old, new, f"{name}.", depth + 1)
+            yield from changed(old, new, f"{name}.", depth + 1)
         elif key not in before or key not in after or old != new or type(old) is not type(new):
             yield Change(
                 key=name[:MAX_CHARACTERS],

@@ -14,10 +14,22 @@ from adapterhub.pages.values.admin import HandledPage, RefusalsPage, SpacePage, 
 from adapterhub.pages.values.common import Link, Viewer
 from adapterhub.pages.values.files import BlobPage, CommitPage, RawFile, TreePage
 from adapterhub.pages.values.sessions import Session
+from adapterhub.pages.values.weights import BasePage, BuildPage, ComparePage, LineagePage
 from adapterhub_registry.access.signing import seal
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.pages import adapter, administering, commit, feeds, files, search
+from adapterhub_registry.pages import (
+    adapter,
+    administering,
+    bases,
+    builds,
+    commit,
+    compare,
+    feeds,
+    files,
+    lineage,
+    search,
+)
 
 SESSION_S: Final = 12 * 3600
 
@@ -61,6 +73,22 @@ class RegistrySource(PageSource):
     def raw(self, repo: str, revision: str, path: str) -> RawFile:
         """As `PageSource`."""
         return files.raw_file(self.registry, self.caller, repo, revision, path)
+
+    def build(self, repo: str, version: str) -> BuildPage:
+        """As `PageSource`."""
+        return builds.build_page(self.registry, self.caller, repo, version)
+
+    def compare(self, asked: Asked) -> ComparePage:
+        """As `PageSource`."""
+        return compare.compare_page(self.registry, self.caller, asked)
+
+    def lineage(self, repo: str, version: str) -> LineagePage:
+        """As `PageSource`."""
+        return lineage.lineage_page(self.registry, self.caller, repo, version)
+
+    def base(self, fingerprint: str) -> BasePage:
+        """As `PageSource`."""
+        return bases.base_page(self.registry, self.caller, fingerprint)
 
     def feed(self, asked: Asked) -> Feed:
         """As `PageSource`."""

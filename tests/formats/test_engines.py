@@ -14,21 +14,21 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import UsageProblem
-from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.safetensors.file import read_header
-from adapterhub.inference.engines import (
+from adapterhub.formats.engines import (
     FEATURES,
     BaseFacts,
     Verdict,
-    base_facts,
     engine,
     judge,
     names,
     parse_target,
     together,
 )
-from adapterhub.inference.engines.llama_cpp import BASES
-from adapterhub.inference.engines.vllm import MAX_RANKS, slot_rank
+from adapterhub.formats.engines.llama_cpp import BASES
+from adapterhub.formats.engines.vllm import MAX_RANKS, slot_rank
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.file import read_header
+from adapterhub.inference.engine_bases import base_facts
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
@@ -196,7 +196,7 @@ def test_an_engine_is_complete(name: str) -> None:
 
 def test_rules_lie_in_one_file_an_engine_and_import_nothing_heavy() -> None:
     code = (
-        "import sys; from adapterhub.inference.engines import names, engine; [engine(n) for n in names()]; "
+        "import sys; from adapterhub.formats.engines import names, engine; [engine(n) for n in names()]; "
         "print([m for m in ('torch', 'peft', 'numpy', 'vllm', 'gguf') if m in sys.modules])"
     )
 

@@ -22,15 +22,15 @@ from types import ModuleType
 from typing import Any, Final
 
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.formats.engines._rules import FEATURES, NOTES, SETTINGS, Effect, Feature, Rule
+from adapterhub.formats.engines._traits import HEADS, BaseFacts, Traits
+from adapterhub.formats.engines._verdict import Reason, Settings, Verdict, as_flags, joined
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.inference.engines._base import base_config, base_facts
-from adapterhub.inference.engines._rules import FEATURES, NOTES, SETTINGS, Effect, Feature, Rule
-from adapterhub.inference.engines._traits import BaseFacts, Traits
-from adapterhub.inference.engines._verdict import Reason, Settings, Verdict, as_flags, joined
 
 __all__ = [
     "FEATURES",
+    "HEADS",
     "NOTES",
     "SETTINGS",
     "BaseFacts",
@@ -42,8 +42,6 @@ __all__ = [
     "Traits",
     "Verdict",
     "as_flags",
-    "base_config",
-    "base_facts",
     "described",
     "engine",
     "joined",
@@ -81,7 +79,7 @@ def parse_target(target: str) -> tuple[str, str | None]:
 
 def engine(name: str) -> ModuleType:
     """The rules of one of `names()`."""
-    return importlib.import_module(f"adapterhub.inference.engines.{name.replace('.', '_')}")
+    return importlib.import_module(f"adapterhub.formats.engines.{name.replace('.', '_')}")
 
 
 def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: BaseFacts | None = None) -> Verdict:

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.inference.engines._rules import FEATURES, REFUSES, Rule, Test, some
-from adapterhub.inference.engines._traits import HEADS, Traits
-from adapterhub.inference.engines._verdict import Settings
+from adapterhub.formats.engines._rules import FEATURES, REFUSES, Rule, Test, some
+from adapterhub.formats.engines._traits import HEADS, Traits
+from adapterhub.formats.engines._verdict import Settings
 
 NAME: Final = "llama.cpp"
 VERSIONS: Final = ("b11739",)

@@ -14,15 +14,15 @@ from typing import Final, NamedTuple
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
+from adapterhub.formats.peft.layouts import Kind, Layout
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.lowrank.layouts import Kind, Layout
 
 _FACTOR: Final = re.compile(
     r"base_model\.model\.(?:(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<bias>B\.bias))"
     r"|(?P<embedding>.+)\.lora_embedding_(?P<embedding_side>[AB]))"
 )
+MATRIX_NDIM: Final = 2
 _MOST_NESTED = 4
 """The most pairs on the parameters of one module that rank distinguishes; every order is tried."""
 

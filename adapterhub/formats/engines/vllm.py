@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.engines._rules import MISREADS, NOTES, REFUSES, Rule, set_to, some
+from adapterhub.formats.engines._traits import Traits
+from adapterhub.formats.engines._verdict import Settings
 from adapterhub.formats.peft.reading import DEFAULT_ALPHA, DEFAULT_RANK
-from adapterhub.inference.engines._rules import MISREADS, NOTES, REFUSES, Rule, set_to, some
-from adapterhub.inference.engines._traits import Traits
-from adapterhub.inference.engines._verdict import Settings
 
 NAME: Final = "vLLM"
 VERSIONS: Final = ("0.32", "0.33")

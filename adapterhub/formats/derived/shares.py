@@ -15,11 +15,12 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from adapterhub.formats.derived.algebra import Floats
 from adapterhub.formats.documented import Documented
 
 SAMPLED = 256
@@ -72,37 +73,32 @@ class Sample:
 
     out: int
     width: int
-    rows: Tensor
-    columns: Tensor
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
     @classmethod
     def of(cls, module: str, out: int, width: int, size: int = SAMPLED) -> Sample:
         """`size` rows and as many columns, the same for the same name; all if there are no more."""
-        generator = torch.Generator().manual_seed(zlib.crc32(module.encode("utf-8", "surrogatepass")))
+        # numpy's older generator has the stream of torch's for one seed, and keeps it in every release
+        generator = np.random.RandomState(zlib.crc32(module.encode("utf-8", "surrogatepass")))
+        return cls(out=out, width=width, rows=_some(generator, out, size), columns=_some(generator, width, size))
 
-        def some(count: int) -> Tensor:
-            return (
-                torch.randperm(count, generator=generator)[:size].sort().values if count > size else torch.arange(count)
-            )
-
-        return cls(out=out, width=width, rows=some(out), columns=some(width))
-
-    def opposite(self, first: Tensor, second: Tensor) -> Share:
+    def opposite(self, first: Floats, second: Floats) -> Share:
         """The share of the entries changed by both that change in opposite directions."""
         both = (first != 0) & (second != 0)
         return self._share(both & ((first < 0) != (second < 0)), both)
 
-    def cancelled(self, parts: Sequence[Tensor]) -> Share:
+    def cancelled(self, parts: Sequence[Floats]) -> Share:
         """The share of the summed magnitudes of all parts that cancels in their sum: 1 - Σ|Σ x| / Σ Σ|x|."""
-        whole, total = parts[0].abs(), parts[0].clone()
+        whole, total = np.abs(parts[0]), parts[0].copy()
         for part in parts[1:]:
-            whole += part.abs()
+            whole += np.abs(part)
             total += part
-        return self._share((whole - total.abs_()).clamp_(min=0), whole)
+        return self._share(np.maximum(whole - np.abs(total), 0), whole)
 
-    def _share(self, part: Tensor, whole: Tensor) -> Share:
+    def _share(self, part: NDArray[Any], whole: NDArray[Any]) -> Share:
         """The sums over the module, estimated from sampled entries [rows, columns]."""
-        means = torch.stack([part.double(), whole.double()])
+        means = np.stack([part, whole]).astype(np.float64, copy=False)
         entries = float(self.out * self.width)
         part_mean, whole_mean = means.mean((1, 2)).tolist()
         spread = _spread(means.mean(2), self.out) + _spread(means.mean(1), self.width)
@@ -116,9 +112,24 @@ class Sample:
         )
 
 
-def _spread(means: Tensor, population: int) -> Tensor:
+def _some(generator: np.random.RandomState, count: int, size: int) -> NDArray[np.int64]:
+    """`size` of the numbers below `count`, ascending, as `torch.randperm` draws them; all if there are no more."""
+    if count <= size:
+        return np.arange(count)
+    steps = generator.randint(0, 1 << 32, count - 1, np.uint32)[:size]
+    swapped: dict[int, int] = {}
+    drawn = []
+    for at, step in enumerate(steps.tolist()):  # the start of a Fisher-Yates shuffle
+        other = at + step % (count - at)
+        drawn.append(swapped.get(other, other))
+        swapped[other] = swapped.get(at, at)
+    return np.sort(np.array(drawn))
+
+
+def _spread(means: Floats, population: int) -> Floats:
     """Covariance of the mean of `means` [2, n], a sample of n from `population`; 0 for the whole population."""
     drawn = means.shape[1]
     if drawn == population:
-        return means.new_zeros(2, 2)
-    return torch.cov(means) * ((1 - drawn / population) / drawn)
+        return np.zeros((2, 2))
+    found: Floats = np.cov(means) * ((1 - drawn / population) / drawn)
+    return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.inference.engines._rules import MISREADS, NOTES, REFUSES, SETTINGS, Rule, some
-from adapterhub.inference.engines._traits import Traits
-from adapterhub.inference.engines._verdict import Settings
+from adapterhub.formats.engines._rules import MISREADS, NOTES, REFUSES, SETTINGS, Rule, some
+from adapterhub.formats.engines._traits import Traits
+from adapterhub.formats.engines._verdict import Settings
 
 NAME: Final = "TGI"
 VERSIONS: Final[tuple[str, ...]] = ()

@@ -13,14 +13,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Final
 
+from adapterhub.formats.derived.energies import ENERGIES, Energies
+from adapterhub.formats.derived.shares import Share
 from adapterhub.formats.documented import Documented
+from adapterhub.formats.peft.layouts import Layout
 from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.compare.similarity._signs import Share
-from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
-from adapterhub.weights.lowrank.layouts import Layout
 
 DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
 """The dtypes of a merge: the names that users type, and those of safetensors."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from adapterhub.formats.derived.algebra import Floats, Spectrum, Update, spectrum, stack
+from adapterhub.formats.derived.energies import Energies
+from adapterhub.formats.derived.shares import Sample, Share
 from adapterhub.formats.documented import Documented
-from adapterhub.weights.compare.similarity._signs import Sample, Share
-from adapterhub.weights.compare.similarity._spectra import Energies
-from adapterhub.weights.lowrank.algebra import LowRank, Spectrum, nothing, spectrum, stack
-from adapterhub.weights.lowrank.layouts import Layout
+from adapterhub.formats.peft.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +102,7 @@ class _Part:
 def compare_module(
     module: str,
     layout: Layout,
-    updates: Sequence[Sequence[LowRank] | None],
+    updates: Sequence[Sequence[Update] | None],
     weights: Sequence[float],
     sampled: int,
 ) -> ModuleComparison:
@@ -159,7 +158,7 @@ def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | No
     )
 
 
-def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float], size: int) -> _Part:
+def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float], size: int) -> _Part:
     out, width = deltas[0].shape
     blocks = _blocks([delta.rank for delta in deltas])
     stacked = stack(deltas, [1.0] * len(deltas))
@@ -171,7 +170,7 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
     both = []
     for x, y in combinations(range(len(deltas)), 2):
         ranks = spectra[x].numerical_rank * spectra[y].numerical_rank
-        left, right = (float((p.T @ q).square().sum()) for p, q in zip(spaces[x], spaces[y], strict=True))
+        left, right = (float(np.square(p.T @ q).sum()) for p, q in zip(spaces[x], spaces[y], strict=True))
         both.append(
             _Both(
                 dot=_dot(cores[x], cores[y]),
@@ -184,11 +183,11 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
             )
         )
     used = [i for i, weight in enumerate(weights) if weight]
-    total = stack([cores[i] for i in used], [weights[i] for i in used]) if used else nothing(out, width)
+    total = spectrum(stack([cores[i] for i in used], [weights[i] for i in used])) if used else None
     return _Part(
-        spectra=tuple(_energies(one) for one in spectra),
+        spectra=tuple(one.energies for one in spectra),
         both=tuple(both),
-        total=_energies(spectrum(total)),
+        total=total.energies if total else Energies(values=()),
         cancelled=sample.cancelled([weights[i] * entries[i] for i in used]) if used else Share(),
     )
 
@@ -199,38 +198,32 @@ def _blocks(ranks: Sequence[int]) -> list[slice]:
     return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
 
 
-def _in_common_space(stacked: LowRank, blocks: Sequence[slice]) -> list[LowRank]:
+def _in_common_space(stacked: Update, blocks: Sequence[slice]) -> list[Update]:
     """The updates in coordinates of the spaces that they span together, at most [R, R].
 
     With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
     they are never formed.
     """
-    triangle_a: Tensor = torch.linalg.qr(stacked.a.T, mode="r").R
-    triangle_b: Tensor = torch.linalg.qr(stacked.b, mode="r").R
-    return [LowRank(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
+    triangle_a: Any = np.linalg.qr(stacked.a.T, mode="r")
+    triangle_b: Any = np.linalg.qr(stacked.b, mode="r")
+    return [Update(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
 
 
-def _entries(stacked: LowRank, blocks: Sequence[slice], sample: Sample) -> list[Tensor]:
+def _entries(stacked: Update, blocks: Sequence[slice], sample: Sample) -> list[Floats]:
     """The sampled entries of each update, [rows, columns]."""
     a, b = stacked.a[:, sample.columns], stacked.b[sample.rows]
     return [b[:, block] @ a[block] for block in blocks]
 
 
-def _dot(first: LowRank, second: LowRank) -> float:
+def _dot(first: Update, second: Update) -> float:
     """<b1 a1, b2 a2>."""
     return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
 
-def _directions(update: Spectrum) -> tuple[Tensor, Tensor]:
+def _directions(update: Spectrum) -> tuple[Floats, Floats]:
     """Orthonormal columns that span the outputs and the inputs of the update; none for a zero update."""
-    if update.numerical_rank == 0:
-        return update.values.new_zeros(update.delta.shape[0], 0), update.values.new_zeros(update.delta.shape[1], 0)
-    kept = update.truncate(update.numerical_rank)  # its factors: singular vectors times roots of values
-    return torch.nn.functional.normalize(kept.b, dim=0), torch.nn.functional.normalize(kept.a.T, dim=0)
-
-
-def _energies(update: Spectrum) -> Energies:
-    return Energies(values=tuple(update.values[: update.numerical_rank].tolist()))
+    kept = update.numerical_rank
+    return update.left[:, :kept], update.right[:kept].T
 
 
 def norm_of(energies: Sequence[Energies | None]) -> float:

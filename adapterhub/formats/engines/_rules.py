@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from adapterhub.core.errors import shown
-from adapterhub.inference.engines._traits import Traits
+from adapterhub.formats.engines._traits import Traits
 
 Effect = Literal["refuses", "misreads", "notes"]
 """`refuses`: does not load. `misreads`: loads as another adapter. `notes`: loads correctly, with a remark."""

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from adapterhub.formats.peft.config import AdapterConfig, owner
+from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.trust.verify import AdapterKeys, sort_keys
 
 HEADS = ("lm_head", "embed_out", "output")
 _MATRIX = 2

@@ -1,0 +1,98 @@
+"""From the figures of weights to what the pages draw, the same for every home."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from adapterhub.formats.modules.places import place_of, short_names
+from adapterhub.pages.values.weights import HeatCell, HeatMap, ModuleLine, SpectrumLine
+
+if TYPE_CHECKING:
+    from adapterhub.formats.derived.modules import ModuleComparison
+    from adapterhub.formats.derived.record import DerivedRecord
+
+MOST_KINDS: Final = 24
+MOST_LAYERS: Final = 200
+Module = TypeVar("Module")
+
+
+def heat_map(
+    title: str, modules: Sequence[Module], name: Callable[[Module], str], value: Callable[[Module], float | None]
+) -> HeatMap:
+    """A number of each module by layer and kind; the first kinds and layers where there are very many."""
+    places = [place_of(name(module)) for module in modules]
+    kinds = list(dict.fromkeys(place.kind for place in places))[:MOST_KINDS]
+    layers = sorted({p.layer for p in places}, key=lambda n: math.inf if n is None else n)[:MOST_LAYERS]
+    found: dict[tuple[int | None, str], list[float]] = {}
+    for module, place in zip(modules, places, strict=True):
+        number = value(module)
+        if number is not None:
+            found.setdefault((place.layer, place.kind), []).append(number)
+    cells = {place: math.fsum(numbers) / len(numbers) for place, numbers in found.items()}
+    largest = max(map(abs, cells.values()), default=0.0) or 1.0
+    names = short_names(kinds)
+    labels = {layer: "-" if layer is None else str(layer) for layer in layers}
+
+    def cell(layer: int | None, kind: str) -> HeatCell:
+        number = cells.get((layer, kind))
+        where = f"{names[kind]} of layer {layer}" if layer is not None else names[kind]
+        if number is None:
+            return HeatCell(name=where, value=None, text="none", shade=0.0)
+        return HeatCell(name=where, value=number, text=f"{number:.3g}", shade=round(number / largest, 3))
+
+    rows = tuple((labels[layer], tuple(cell(layer, kind) for kind in kinds)) for layer in layers)
+    return HeatMap(title=title, columns=tuple(names[kind] for kind in kinds), rows=rows)
+
+
+def heats_of(record: DerivedRecord) -> tuple[HeatMap, ...]:
+    """The maps of one build: norm and effective rank."""
+    return (
+        heat_map("Norm of the update", record.modules, lambda m: m.name, lambda m: m.norm),
+        heat_map("Effective rank", record.modules, lambda m: m.name, lambda m: m.effective_rank),
+    )
+
+
+def cosines_of(modules: Sequence[ModuleComparison]) -> tuple[HeatMap, ...]:
+    """The maps of two builds: cosine, and the share of numbers with opposite signs."""
+    shared = [module for module in modules if module.pairs]
+    return (
+        heat_map("Cosine of the updates", shared, lambda m: m.module, lambda m: m.pairs[0].cosine),
+        heat_map("Opposite signs", shared, lambda m: m.module, lambda m: m.pairs[0].opposite.estimate.share),
+    )
+
+
+def spectra_of(record: DerivedRecord) -> tuple[SpectrumLine, ...]:
+    """The mean spectrum of each kind of module."""
+    kinds: dict[str, list[tuple[float, ...]]] = {}
+    for module in record.modules:
+        if module.values:
+            kinds.setdefault(place_of(module.name).kind, []).append(module.values)
+    names = short_names(kinds)
+    return tuple(
+        SpectrumLine(name=names[kind], values=_means(lines)) for kind, lines in list(kinds.items())[:MOST_KINDS]
+    )
+
+
+def _means(lines: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    shares = [[value / line[0] for value in line] for line in lines]
+    longest = max(map(len, shares))
+    columns = ([share[at] for share in shares if len(share) > at] for at in range(longest))
+    return tuple(round(math.fsum(column) / len(column), 4) for column in columns)
+
+
+def lines_of(record: DerivedRecord) -> tuple[ModuleLine, ...]:
+    """A line for each module."""
+    return tuple(
+        ModuleLine(
+            name=module.name,
+            shape=f"{module.out} x {module.width}" + (f", {module.parts} parts" if module.parts > 1 else ""),
+            rank=module.rank,
+            scale=module.scale,
+            norm=module.norm,
+            effective_rank=module.effective_rank,
+            reason=module.reason,
+        )
+        for module in record.modules
+    )
