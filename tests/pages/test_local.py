@@ -20,7 +20,8 @@ from tests.support.real_base import smollm2_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SHIPPED = Path(adapterhub.__file__).parent / "cli" / "start" / "demo_run" / "adapters"
-PATHS = ("/", "/?q=pirate", "/library", "/projects", "/outdated", "/playground", "/-/pirate", "/-/missing")
+WEIGHTS = ("/-/pirate/1.0.0", "/compare?a=pirate&b=json", "/lineage/-/pirate")
+PATHS = ("/", "/?q=pirate", "/library", "/projects", "/outdated", "/playground", "/-/pirate", *WEIGHTS, "/-/missing")
 PROMPT = "Hello girl, my map is on the boat."
 HOSTILE = '<img src=x onerror=alert(1)>{{7*7}}\u202e"'
 HTML = {"Accept": "text/html"}
@@ -113,6 +114,9 @@ def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library)
         page.get_by_label("Name of the merge of answer 3").fill("mixed")
         page.get_by_role("button", name="Save answer 3 as a merge").click()
         page.get_by_role("link", name="mixed==1.0.0").click()
+        page.get_by_role("link", name="Lineage").click()
+        assert page.get_by_text(re.compile(r"merged from", re.IGNORECASE)).count()
+        page.go_back()
         assert re.search(r"pirate 1\.0\.0.* times 0\.7, json", page.locator("dl.facts").inner_text())
     page.close()
     assert "0.7" in library.recipe("mixed")

@@ -5,26 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
 from adapterhub.api.pages.addresses import DIGITS, NO_NAMESPACE, address_of
 from adapterhub.api.steps.describing import installed_document
-from adapterhub.api.steps.searching import method_text, search_installed
+from adapterhub.api.steps.finding import ask
+from adapterhub.api.steps.searching import base_name, method_text, search_installed
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE
 from adapterhub.pages.source import PageSource
-from adapterhub.pages.values.adapters import AdapterPage, Answer, VersionLine
+from adapterhub.pages.values.adapters import AdapterLine, AdapterPage, Answer, VersionLine
 from adapterhub.pages.values.common import Badge, Link, Snippet
 from adapterhub.pages.values.files import BlobPage, CommitPage, FileChange, FileLine, RawFile, TreePage
 
 if TYPE_CHECKING:
     from adapterhub.api.library import Library
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.index import BuildRow
     from adapterhub.pages.page import Asked
 
 _ANSWERS: Final = 5
@@ -92,6 +94,8 @@ class WithBuilds(PageSource):
             links=(
                 Link(text="Files", url=f"/{repo}/tree/{revision}"),
                 Link(text="Try it", url=f"/playground?{urlencode({'base': build.base_name, 'pick': build.spec})}"),
+                Link(text="Weights", url=f"/{repo}/{revision[:DIGITS]}"),
+                Link(text="Lineage", url=f"/lineage/{repo}?{urlencode({'version': revision[:DIGITS]})}"),
                 Link(text="This build", url=here),
             ),
         )
@@ -177,8 +181,15 @@ class WithBuilds(PageSource):
             raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
         return sorted(builds, key=lambda build: -build.added_at)
 
+    def _lines(self, rows: Sequence[BuildRow]) -> Iterator[AdapterLine]:
+        """The rows as a list shows them."""
+        aliases = ask(self._library.session, lambda index: index.aliases())
+        return (_line(row, aliases) for row in rows)
+
     def _chosen(self, builds: list[Installed], digits: str) -> Installed:
-        found = [build for build in builds if build.manifest.digest.startswith(f"sha256:{digits}")]
+        """The newest build whose digest begins with `digits`, or that has this version."""
+        begin = f"sha256:{digits}"
+        found = [b for b in builds if b.manifest.digest.startswith(begin) or b.manifest.version == digits]
         if not found:
             raise NotFound(f"no build `{shown(digits, 80)}`")
         return found[0]
@@ -267,3 +278,21 @@ def _pieces(path: Path) -> Iterator[bytes]:
     with open_plain(path) as stream:
         while piece := stream.read(_PIECE_BYTES):
             yield piece
+
+
+def _line(row: BuildRow, aliases: dict[str, str]) -> AdapterLine:
+    return AdapterLine(
+        repo=row.full_name,
+        url=address_of(row.namespace, row.name, row.digest),
+        version=row.version,
+        description=row.description,
+        task=row.task or None,
+        base=base_name(row, aliases),
+        base_sha256=row.base_weights.removeprefix("sha256:") or None,
+        method=method_text(row.method.split(",")),
+        rank=row.rank,
+        license=None,
+        downloads=None,
+        modified_at=round(row.added_at * 1000),
+        badges=(Badge(text="merge"),) if row.parents else (),
+    )

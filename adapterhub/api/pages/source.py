@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from adapterhub.api.pages.addresses import address_of
-from adapterhub.api.pages.builds import WithBuilds
+from adapterhub.api.pages.weights import WithFigures
 from adapterhub.api.steps.finding import ask
-from adapterhub.api.steps.searching import SORTS, base_name, method_text, search_installed
+from adapterhub.api.steps.searching import SORTS, search_installed
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import BaseSpec, names_folder
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.store.roots import KnownProjects
-from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
-from adapterhub.pages.values.common import Badge, Link
+from adapterhub.pages.values.adapters import Choice, Facet, SearchPage
+from adapterhub.pages.values.common import Link
 from adapterhub.pages.values.local import (
     BaseLine,
     LibraryPage,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 50
 
 
-class LibrarySource(WithBuilds):
+class LibrarySource(WithFigures):
     """The pages of one library, and of the project that `adapt ui` was started in."""
 
     def __init__(self, library: Library, project: Project | None, playing: Playing) -> None:
@@ -50,7 +50,7 @@ class LibrarySource(WithBuilds):
 
     def menu(self) -> tuple[Link, ...]:
         """The links at the top of every page."""
-        names = ("Library", "Projects", "Outdated", "Playground")
+        names = ("Library", "Projects", "Outdated", "Compare", "Playground")
         return (Link(text="Adapters", url="/"), *(Link(text=name, url=f"/{name.lower()}") for name in names))
 
     # ------------------------------------------------------------ adapters
@@ -75,7 +75,6 @@ class LibrarySource(WithBuilds):
         except AdapterHubError as error:
             note = error.message
         start = max(_number(query.get("from", "")) or 0, 0)
-        aliases = ask(library.session, lambda index: index.aliases())
         more = {**{name: text for name, text in query.items() if text}, "from": str(start + _AT_ONCE)}
         return SearchPage(
             words=words,
@@ -86,7 +85,7 @@ class LibrarySource(WithBuilds):
                 Facet(name="method", label="Method", value=query.get("method", ""), hint="lora"),
             ),
             sorts=tuple(Choice(value=name, text=name, chosen=name == sort) for name in SORTS),
-            adapters=tuple(_line(row, aliases) for row in rows[start : start + _AT_ONCE]),
+            adapters=tuple(self._lines(rows[start : start + _AT_ONCE])),
             next_url=f"/?{urlencode(more)}" if len(rows) > start + _AT_ONCE else None,
             note=note,
         )
@@ -108,7 +107,7 @@ class LibrarySource(WithBuilds):
             bases=tuple(
                 BaseLine(
                     name=base.alias,
-                    url=f"/?{urlencode({'base': base.alias})}",
+                    url=f"/base/{base.weights.removeprefix('sha256:')}",
                     hub_id=base.hub_id,
                     kind=f"{base.model_type} {base.dtype}".strip(),
                     parameters=base.parameters or 0,
@@ -209,24 +208,6 @@ def _choice(name: str, label: str, query: Mapping[str, str], values: list[str]) 
     named = ["", *values, *([] if value in ("", *values) else [value])]
     choices = tuple(Choice(value=one, text=one or "any", chosen=one == value) for one in named)
     return Facet(name=name, label=label, value=value, choices=choices)
-
-
-def _line(row: BuildRow, aliases: dict[str, str]) -> AdapterLine:
-    return AdapterLine(
-        repo=row.full_name,
-        url=address_of(row.namespace, row.name, row.digest),
-        version=row.version,
-        description=row.description,
-        task=row.task or None,
-        base=base_name(row, aliases),
-        base_sha256=row.base_weights.removeprefix("sha256:") or None,
-        method=method_text(row.method.split(",")),
-        rank=row.rank,
-        license=None,
-        downloads=None,
-        modified_at=round(row.added_at * 1000),
-        badges=(Badge(text="merge"),) if row.parents else (),
-    )
 
 
 def _locked(project: Project) -> list[LockLine]:
