@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -198,6 +199,22 @@ def test_what_the_form_may_not_ask_is_said(client, wish, said):
     problems = re.findall(r'(?:role="alert" class="problem"|class="bad")>(.*?)</', page.text, re.DOTALL)
     assert page.status_code == 200
     assert any(said in problem for problem in problems), problems
+
+
+def test_few_tabs_wait_and_a_closed_one_makes_room(client):
+    form = form_of(client, tokens="500", prompt="Once upon a time")
+    with ExitStack() as tabs:
+        opened = [tabs.enter_context(client.stream("POST", "/playground-stream", data=form)) for _ in range(4)]
+        crowded = client.post("/playground", data=form)
+        begun = next(opened[0].iter_lines())
+    again = client.post("/playground", data=form | {"tokens": "2"})
+    while again.status_code == 503:  # until the server has seen that the tabs are closed
+        again = client.post("/playground", data=form | {"tokens": "2"})
+
+    assert ([tab.status_code for tab in opened], crowded.status_code) == ([200] * 4, 503)
+    assert crowded.headers["retry-after"] == "5"
+    assert '"kind": "begun"' in begun
+    assert "2 tokens in" in again.text
 
 
 def test_a_prompt_of_a_megabyte_is_refused_before_it_is_read(client):

@@ -189,7 +189,8 @@ class WithFigures(WithBuilds):
         return self._chosen(self._builds(repo if "/" in repo else f"{NO_NAMESPACE}/{repo}"), version)
 
     def _side(self, build: Installed, weight: float) -> Compared:
-        norm, words = None, ()
+        norm: float | None = None
+        words: tuple[str, ...] = ()
         try:
             norm = self._record(build).norm
             contract = contract_in(build.folder)
