@@ -111,7 +111,7 @@ def world(folder: Path) -> Iterator[World]:
     """The files and the servers; nothing is typed yet."""
     make_sandbox(folder, filled=False)
     make_adapter(folder / "out" / "unknown", width=WIDTH, base=HUB_ID, seed=7)
-    with running(folder / "registry") as ours, running(folder / "registry-2") as theirs:
+    with running(folder / "registry", derives=False) as ours, running(folder / "registry-2") as theirs:
         yield World(folder, Adapt(folder), ours, theirs)
 
 
