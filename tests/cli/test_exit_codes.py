@@ -210,6 +210,8 @@ REFUSALS = [
     ("check nothing", 10),
     ("check legal-qa --target nothing", 2),
     ("check ./downloads/pickled", 16),
+    ("ui --port 70000", 2),
+    ("ui --project ./nowhere", 10),
     ("serve", 2),
     ("serve --base nothing", 10),
     ("serve --base base-7b --python ./nowhere", 10),

@@ -192,4 +192,4 @@ class BasePage:
     points: tuple[MapPoint, ...]
     adapters: tuple[AdapterLine, ...]
     search_url: str
-    feed_url: str
+    feed_url: str | None
