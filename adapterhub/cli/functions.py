@@ -69,7 +69,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
-    "identify": {"Library.identify": "adapterhub.library.identify:identify"},
+    "identify": {
+        "Library.identify": "adapterhub.library.identify:identify",
+        "Library.identify_files": "adapterhub.library.identify:identify_files",
+    },
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
     "alias set": {
         "Library.set_alias": f"{_ALIASES}:set_alias",

@@ -56,7 +56,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("extract", "--tuned"): ("base", "extract --base corpus-base --tuned {} -o ./out-NEW"),
     ("fuse", "adapters"): ("adapter", "fuse {} --base corpus-base --into ./out-NEW"),
     ("fuse", "--base"): ("base", "fuse ./good --base {} --into ./out-NEW"),
-    ("identify", "path"): ("adapter", "identify {}"),
+    ("identify", "paths"): ("adapter", "identify {}"),
     ("info", "--base"): ("base", "info kept --base {}"),
     ("init", "--base"): ("base", "init NEW --base {}"),
     ("init", "folder"): ("project", "init {}"),

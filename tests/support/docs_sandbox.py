@@ -12,11 +12,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.specs import AdapterSpec, parse_name
+from adapterhub.formats.foreign.tables.unet import SDXL
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
+from tests.support.foreign_files import flux, kohya, mlx
 from tests.support.tiny import make_adapter, make_base
 
 WIDTH = 32  # wide enough for the ranks of a merge to add up
@@ -38,10 +40,24 @@ def make_sandbox(folder: Path, *, filled: bool) -> None:
     team = [("1.0.0", summary), ("1.1.0", summary), ("1.1.0", larger), ("2.0.0rc1", larger)]
     _publish(folder, base, "team", [("summarize", version, adapter) for version, adapter in team])
     _make_downloads(folder / "downloads")
+    _make_loras(folder)
     if filled:
         library = Library(folder / "home")
         record = _register(library, base)
         library.add(legal, Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa"), base=record)
+
+
+def _make_loras(folder: Path) -> None:
+    """LoRA files of other programs."""
+    loras = folder / "loras"
+    loras.mkdir()
+    tags = json.dumps({"10_boats": {"wtrclr style": 20, "a boat": 12, "harbour": 3}})
+    said = {"modelspec.title": "Watercolour", "ss_tag_frequency": tags}
+    kohya(loras / "watercolour.safetensors", unet=SDXL, names="ldm", every=40, text="lora_te1", metadata=said)
+    save_file(load_file(loras / "watercolour.safetensors"), loras / "watercolour-old.safetensors")
+    flux(loras / "ink.safetensors")
+    save_file({"emb_params": np.ones((2, 8), "f4")}, loras / "word.safetensors")
+    mlx(folder / "mlx" / "json-mlx")
 
 
 def _complete(config: Path) -> None:

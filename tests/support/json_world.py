@@ -341,6 +341,12 @@ def _verbs(w: World) -> None:
     w.says("tree.holders", "tree", "--holders")
     w.says("diff", "diff", "legal-qa", "summarize")
     w.says("identify", "identify", "./out/legal-qa")
+    w.says(
+        "identify.files",
+        "identify",
+        "./out/legal-qa/adapter_model.safetensors",
+        "./out/summarize/adapter_model.safetensors",
+    )
     space = w.says("cache", "cache")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]

@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
 
     Args:
         what: a spec, a folder or an installed build, as for `attach`.
-        out: a file for `gguf`, a folder for all other formats.
+        out: a file for `gguf`, `comfyui`, `diffusers` and `kohya`, a folder for all other formats.
         form: one of `forms()`.
         library: the library with the adapters and bases; by default that of the command line.
         base: the base, if the adapter does not declare a registered one.
