@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.export import Exported
     from adapterhub.inference.generation import Answer
+    from adapterhub.inference.images import Drawn
     from adapterhub.inference.loader import Attached
     from adapterhub.inference.playground import Bounds, Playground
     from adapterhub.inference.tuning import Tuned
@@ -332,3 +333,50 @@ class WithModels(OpenedLibrary):
             if labels is not None:
                 return classify(attached.model, tokenizer, questions, on_text=on_text)
             return write(attached.model, tokenizer, questions, writing, on_text=on_text)
+
+    @extra_named("`Library.draw`")
+    def draw(
+        self,
+        adapter: Adapters | None,
+        prompt: str,
+        *,
+        base: BaseLike | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        dtype: str = "auto",
+        allow_base_mismatch: bool = False,
+    ) -> Drawn:
+        """Load a pipeline, draw one image with an adapter on it, and let go of both. Needs the extra `diffusion`.
+
+        A program that draws more than once loads the pipeline itself and uses `attach` or `bank`.
+
+        Args:
+            adapter: one, several, a mapping to weights, or None for the pipeline alone.
+            prompt: what the image shows.
+            base: the pipeline, where the spec names none; registered from a folder of diffusers.
+            steps: of the scheduler; default: the pipeline's own number.
+            guidance: how strongly the prompt leads; default: the pipeline's own.
+            size: width and height in pixels; default: the pipeline's own.
+            seed: makes the image repeatable on one machine.
+            dtype: precision of the pipeline in memory.
+            allow_base_mismatch: draw on other weights of the same shapes.
+
+        Returns:
+            `.image` (of Pillow), `.adapters`, `.seconds`.
+
+        Raises:
+            MissingExtra: diffusers is not installed.
+            Incompatible: the base is no pipeline in a folder, or cannot draw this.
+        """
+        from adapterhub.inference.images import Drawing, draw
+
+        pairs = dict(with_weights(adapter, None)) if adapter is not None else {}
+        record = find_base(self, [{text_of(what): weight for what, weight in pairs.items()}], base_of(base))
+        drawing = Drawing(prompt=prompt, seed=seed, steps=steps, guidance=guidance, size=size)
+        drawn = draw(self, record, pairs, drawing, dtype=dtype, allow_base_mismatch=allow_base_mismatch)
+        for each in drawn.adapters:
+            for warning in each.warnings:
+                self.reports.warn(f"`{each.label}` {warning}")
+        return drawn

@@ -101,6 +101,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
 }
 ELSEWHERE: dict[Parameter, str] = {
     ("base export-record", "which"): "names a registered base: its record is read, not its folder",
+    ("base family", "members"): "names registered bases: a folder that is none is refused",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
@@ -122,7 +123,7 @@ ELSEWHERE: dict[Parameter, str] = {
 }
 WRITTEN = {
     "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",
-    "--emit",
+    "--emit", "--image",
 }  # fmt: skip
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 

@@ -125,6 +125,7 @@ def documents(made: World) -> dict[str, Document]:
         _remotes,
         _registry,
         _answers,
+        _images,
         _engines,
         _project,
         _verbs,
@@ -139,6 +140,7 @@ def _bases(w: World) -> None:
     w.says("base-list", "base", "list")
     w.says("base-show", "base", "show", "base-7b")
     w.says("base-export-record", "base", "export-record", "base-7b")
+    w.says("base-family", "base", "family")
     w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
     w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
     w.says("base-set", "base", "set", "chat", "--hub-id", "acme/base-7b-chat")
@@ -285,6 +287,16 @@ def _answers(w: World) -> None:
     w.says("push.results", "push", "plain", *there, "--results")
     emit = ("--emit", "lm-eval", "./task")
     w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
+
+
+def _images(w: World) -> None:
+    """A tiny pipeline that draws."""
+    from tests.support.pipelines import sd15
+
+    sd15().save_pretrained(w.folder / "models" / "painter")
+    w.adapt.ok("base", "add", "./models/painter", "--as", "painter")
+    size = ("--steps", 1, "--size", "16x16")
+    w.says("run.image", "run", "none", "a red cat", "--base", "painter", "--image", "cat.png", *size)
 
 
 def _engines(w: World) -> None:
