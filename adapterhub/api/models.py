@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.generation import Answer
     from adapterhub.inference.images import Drawn
     from adapterhub.inference.loader import Attached
+    from adapterhub.inference.playground import Bounds, Playground
     from adapterhub.inference.tuning import Tuned
     from adapterhub.weights.fuse import Fused
 
@@ -219,6 +220,41 @@ class WithModels(OpenedLibrary):
             dtype=dtype,
             allow_base_mismatch=allow_base_mismatch,
         )
+
+    @extra_named("`Library.playground`")
+    def playground(
+        self,
+        base: BaseLike | None = None,
+        *,
+        bounds: Bounds | None = None,
+        dtype: str = "auto",
+        load_in: str | None = None,
+        allow_base_mismatch: bool = False,
+    ) -> Playground:
+        """A base on which up to four choices of adapters answer a prompt side by side, token by token.
+
+        The first question loads the base; it stays in memory, once for all adapters, until `close` or the end of a
+        `with` block. A choice is a mapping from adapters to weights, so that a merge is tried before it is made, and
+        an empty one is the base alone: `playground.ask([{"a": 0.7, "b": 0.3}, {"a": 1.0}, {}], "The parties")`.
+
+        Args:
+            base: the base; default: the only one of the library.
+            bounds: how much one question may ask for.
+            dtype: precision of the base in memory.
+            load_in: `4bit` or `8bit` packs the base's linear layers.
+            allow_base_mismatch: answer on other weights of the same shapes.
+
+        Returns:
+            A `Playground`; `ask` gives an `Answering` to iterate over, which yields `Begun`, `Piece` and `Ended`.
+
+        Raises:
+            BaseNotFound: the base is unknown, or its weights are not on this machine.
+        """
+        from adapterhub.inference.answering import Loading
+        from adapterhub.inference.playground import Playground
+
+        loading = Loading(base=None, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
+        return Playground(self, find_base(self, [], base_of(base)), loading=loading, bounds=bounds)
 
     @extra_named("`Library.run`")
     def run(

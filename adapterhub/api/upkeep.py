@@ -11,6 +11,7 @@ from adapterhub.api.results import Listing
 from adapterhub.api.steps.installing import Upgraded, upgrade_library
 from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
 from adapterhub.core.errors import BaseNotFound
+from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
 from adapterhub.library.bases.families import Families, Family
@@ -19,6 +20,8 @@ from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
 
 if TYPE_CHECKING:
+    from adapterhub.api.pages.serving import Ui
+    from adapterhub.api.project import Project
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
     from adapterhub.library.bases.records import BaseRecord
@@ -188,6 +191,26 @@ class WithUpkeep(OpenedLibrary):
             for folder in KnownProjects(self.root).forget_gone():
                 self.reports.note(f"the project `{folder}` is gone, and holds nothing any more")
         return super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+
+    # ------------------------------------------------------------ pages
+    @extra_named("`Library.ui`")
+    def ui(self, *, port: int = 0, project: Project | None = None) -> Ui:
+        """Serve the pages of `adapt ui` on 127.0.0.1 until `close`, or the end of a `with` block.
+
+        Args:
+            port: where to listen; default: a free port.
+            project: the project to show beside the library.
+
+        Returns:
+            `.url` is the address for a browser, with the token that lets it in; `.wait()` waits for the end.
+
+        Raises:
+            NotAllowed: the port cannot be used.
+            MissingExtra: the extra `ui` is not installed.
+        """
+        from adapterhub.api.pages.serving import Ui
+
+        return Ui(self, port=port, project=project)  # type: ignore[arg-type]  # every opened library is a `Library`
 
     # ------------------------------------------------------------ health
     def repair(

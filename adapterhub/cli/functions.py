@@ -39,6 +39,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.repair": f"{_STEPS}.upkeep:repair_store",
         "Library.rebuild_index": "adapterhub.library.store.catalog:Catalog.rebuild",
     },
+    "ui": {
+        "Library.ui": "adapterhub.api.pages.serving:Ui",
+        "Library.playground": "adapterhub.inference.playground:Playground",
+    },
     "add": {"Library.add": "adapterhub.library.library:Library.add"},
     "install": {
         "Library.install": f"{_STEPS}.installing:install_one",

@@ -119,6 +119,7 @@ ELSEWHERE: dict[Parameter, str] = {
     ("serve", "--gguf"): "an engine loads it; the base is trusted",
     ("serve", "--llama-server"): "a program of the user's, which is run",
     ("serve", "--python"): "a program of the user's, which is run",
+    ("ui", "--project"): "as `list --project`; what is no refusal starts a server",
 }
 WRITTEN = {
     "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",

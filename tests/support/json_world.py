@@ -111,7 +111,7 @@ def world(folder: Path) -> Iterator[World]:
     """The files and the servers; nothing is typed yet."""
     make_sandbox(folder, filled=False)
     make_adapter(folder / "out" / "unknown", width=WIDTH, base=HUB_ID, seed=7)
-    with running(folder / "registry") as ours, running(folder / "registry-2") as theirs:
+    with running(folder / "registry", derives=False) as ours, running(folder / "registry-2") as theirs:
         yield World(folder, Adapt(folder), ours, theirs)
 
 
@@ -231,15 +231,17 @@ def _registry(w: World) -> None:
     w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
+    w.says("registry-worker", "registry", "worker", *here, "--once")
     alone = w.folder / "registry-3"
-    w.said["registry-serve"] = _first_lines(alone, count=2)
+    w.said["registry-serve"] = _first_lines("registry", "serve", "--root", alone, count=2)
+    w.said["ui"] = _first_lines("ui", "--root", w.adapt.library.root, count=1)[0]
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
 
 
-def _first_lines(root: Path, count: int) -> list[Document]:
-    """What `registry serve` says before it serves: one document a line."""
+def _first_lines(*words: object, count: int) -> list[Document]:
+    """What a command says before it serves: one document a line."""
     code = "from adapterhub.cli import main; main()"
-    command = [sys.executable, "-c", code, "registry", "serve", "--root", str(root), "--port", "0", "--json"]
+    command = [sys.executable, "-c", code, *map(str, words), "--port", "0", "--json"]
     paths = [str(Path(__file__).resolve().parent.parent.parent / name) for name in (".", "registry")]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
@@ -381,6 +383,7 @@ _SAME = [
     (re.compile(r"\bhf_adp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
     (re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)"), "<time>"),
     (re.compile(r"(http://127\.0\.0\.1:)\d+"), r"\1<port>"),
+    (re.compile(r"(?<=/\?token=)[\w-]{32}$"), "<token>"),
     (re.compile(r"(?<=/)[0-9a-f]{12}(?=/|$|-)"), "<12 hex>"),
     (re.compile(r"sha256:[0-9a-f]{12}\b"), "sha256:<12 hex>"),
 ]

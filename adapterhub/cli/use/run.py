@@ -14,7 +14,8 @@ from adapterhub.cli.completion.completing import complete_first_spec, complete_s
 from adapterhub.cli.options.loading import loading_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.use.run_image import ImageOptions, draw_image, ensure_alone
-from adapterhub.cli.use.run_model import (
+from adapterhub.core.errors import UsageProblem
+from adapterhub.inference.answering import (
     Choice,
     Loading,
     Model,
@@ -23,9 +24,9 @@ from adapterhub.cli.use.run_model import (
     drawing_of,
     label_of,
 )
-from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from adapterhub.cli.output import Output
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.generation import Question, Writing
 
@@ -171,23 +172,22 @@ def run(
         return
     text = _prompt(prompt)
     library = session.project_library
-    model = Model(session, library, find_base(library, who, base), loading, who)
+    model = Model(session.out, library, find_base(library, who, base), loading, who)
     asked = [(choice, text, typed) for choice in who]
     questions = model.questions(asked, max_new_tokens=max_new_tokens, compares=bool(compared))
     if compared:
         from adapterhub.cli.use.run_compare import compare_answers
 
-        compare_answers(model, who, questions, writing, prove_base=prove_base)
+        compare_answers(session.out, model, who, questions, writing, prove_base=prove_base)
         return
     with model.proved(wanted=prove_base) as proof:
-        document = _answer(model, who[0], questions[0], writing)
+        document = _answer(session.out, model, who[0], questions[0], writing)
     document |= proof
     session.out.result(document, lambda: None)  # streamed already
 
 
-def _answer(model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
+def _answer(out: Output, model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
     """One answer, streamed unless `--json` is set."""
-    out = model.session.out
     with model.using(choice) as (asked, adapters):
         on_text = None if out.as_json else out.piece
         (answer,) = model.answers(asked, [question], writing, on_text=on_text)

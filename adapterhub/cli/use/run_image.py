@@ -16,7 +16,7 @@ from adapterhub.core.errors import Conflict, NotAllowed, NotFound, UsageProblem,
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
     from adapterhub.distribution.finding import AdapterLike
-    from adapterhub.cli.use.run_model import Choice, Loading
+    from adapterhub.inference.answering import Choice, Loading
 
 _MOST_PIXELS = 8192
 

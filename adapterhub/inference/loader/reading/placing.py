@@ -12,6 +12,7 @@ from types import MappingProxyType
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.peft.attachable import ensure_attachable
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
+from adapterhub.formats.peft.layouts import PEFT_PREFIX, ROWS
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
@@ -20,7 +21,6 @@ from adapterhub.inference.loader.reading.lacking import ensure_complete
 from adapterhub.inference.loader.reading.naming import ModuleNames, names_for
 from adapterhub.inference.loader.reading.parameters import holder_of, parameters_in
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, ROWS
 
 
 def read_contents(subject: Subject, label: str, base: BaseModel, component: str = "") -> AdapterContents:
