@@ -28,8 +28,8 @@ from adapterhub import cli
 from adapterhub.cli import documents
 from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
+from adapterhub.formats import engines
 from adapterhub.formats.modules import key_maps
-from adapterhub.inference import engines
 from adapterhub.library.audit import RULES
 from adapterhub.weights import catalogue as merge_methods
 

@@ -23,6 +23,7 @@ VARIANTS: Final = {
     "folder": "into a folder",
     "format": "with `--format`",
     "holders": "with `--holders`",
+    "image": "with `--image`",
     "library": "outside of a project",
     "list": "with `--list`",
     "methods": "with `--methods`",

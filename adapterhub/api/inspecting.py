@@ -94,7 +94,7 @@ class WithInspection(OpenedLibrary):
             RefusedAdapter: the files of one cannot be judged.
             UsageProblem: no such engine.
         """
-        from adapterhub.inference.engines import names, parse_target
+        from adapterhub.formats.engines import names, parse_target
 
         chosen = [targets] if isinstance(targets, str) else list(targets) or list(names())
         for target in chosen:

@@ -31,12 +31,17 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
     "base export-record": {"Library.export_base_record": "adapterhub.library.bases.records:BaseRecord.exported"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
+    "base family": {"Library.declare_family": "adapterhub.library.bases.families:Families.declare"},
     "base remove": {"Library.remove_base": f"{_STEPS}.upkeep:remove_base"},
     "base pin": {"Library.pin": "adapterhub.library.library:Library.pin"},
     "doctor": {
         "Library.doctor": "adapterhub.api.health:health",
         "Library.repair": f"{_STEPS}.upkeep:repair_store",
         "Library.rebuild_index": "adapterhub.library.store.catalog:Catalog.rebuild",
+    },
+    "ui": {
+        "Library.ui": "adapterhub.api.pages.serving:Ui",
+        "Library.playground": "adapterhub.inference.playground:Playground",
     },
     "add": {"Library.add": "adapterhub.library.library:Library.add"},
     "install": {
@@ -109,6 +114,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
     "run": {
         "Library.run": "adapterhub.inference.generation:write",
+        "Library.draw": "adapterhub.inference.images:draw",
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },

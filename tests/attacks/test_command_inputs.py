@@ -101,6 +101,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
 }
 ELSEWHERE: dict[Parameter, str] = {
     ("base export-record", "which"): "names a registered base: its record is read, not its folder",
+    ("base family", "members"): "names registered bases: a folder that is none is refused",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
@@ -118,10 +119,11 @@ ELSEWHERE: dict[Parameter, str] = {
     ("serve", "--gguf"): "an engine loads it; the base is trusted",
     ("serve", "--llama-server"): "a program of the user's, which is run",
     ("serve", "--python"): "a program of the user's, which is run",
+    ("ui", "--project"): "as `list --project`; what is no refusal starts a server",
 }
 WRITTEN = {
     "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",
-    "--emit",
+    "--emit", "--image",
 }  # fmt: skip
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 

@@ -379,6 +379,12 @@ class MovedRegistry(TypedDict):
     rows: Annotated[int, "of all tables"]
 
 
+class MadeRecords(TypedDict):
+    """What a worker of a registry made until it ended."""
+
+    records: Annotated[int, "of the weights of builds"]
+
+
 KEYS = {
     "key-new": NewKey,
     "key-list": list[ListedKey],
@@ -427,4 +433,5 @@ REGISTRY: dict[str, Any] = {
     "registry-webhook-deliveries": list[Delivery],
     "registry-tests": NamespaceRule,
     "registry-gc": FreedSpace,
+    "registry-worker": MadeRecords,
 }

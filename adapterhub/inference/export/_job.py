@@ -18,11 +18,12 @@ from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, ensure_sound
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
+from adapterhub.formats.engines import SETTINGS, BaseFacts, Verdict, judge
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
+from adapterhub.inference.engine_bases import base_config, base_facts
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Report, Subject, open_subject, verify

@@ -39,7 +39,9 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     alias_tables,
+    derived_tables,
     event_tables,
+    refusal_tables,
     result_tables,
     schema,
 )

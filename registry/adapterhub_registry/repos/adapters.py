@@ -19,6 +19,7 @@ from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub_registry.database.db import adapters, commits, insert_new, now_ms, refs, releases, repos
+from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal, conflict
@@ -199,6 +200,8 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     del values["tags"]
     key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}
     connection.execute(insert(adapters).values(**values, **key))
+    # the weights are read later, by a worker
+    insert_new(connection, derived, [{"digest": adapter.digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}])
 
 
 def _release(
