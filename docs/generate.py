@@ -28,8 +28,8 @@ from adapterhub import cli
 from adapterhub.cli import documents
 from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
+from adapterhub.formats import engines
 from adapterhub.formats.modules import key_maps
-from adapterhub.inference import engines
 from adapterhub.library.audit import RULES
 from adapterhub.weights import catalogue as merge_methods
 
@@ -52,13 +52,17 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "E_KIND": "A folder, pipe or device is where a file should be, or a file where the folder should be.",
         "E_LIMIT": "The adapter has more bytes, tensors or files than the limits allow.",
         "E_LINK": "A link leads out of its folder, or nowhere.",
-        "E_NAME": "Two names in the folder are the same on a file system that ignores case.",
+        "E_NAME": "Two names in the folder are the same on a file system that ignores case, or a name of another"
+        " program's file leads to no module.",
         "E_OVERFLOW": "A float64 number is too large for float32.",
         "E_NOT_SIGNED": "`W_NOT_SIGNED` under `verify --strict` or a policy that requires signatures.",
         "E_NONFINITE": "A tensor contains NaN or infinity; the message has the place of the first one.",
         "E_PAIR": "A LoRA pair lacks a half, a tensor belongs to no module, or the config does not target a pair.",
         "E_PICKLE": "The only weights are a pickle, which is never opened.",
         "E_RANK": "The rank of a pair differs from the config, or A and B disagree.",
+        "E_ALPHA": "An alpha of another program's file is no scale: zero, negative, not finite, or not one number.",
+        "E_CONFLICT": "A module of another program's file comes twice, or a folder holds several files.",
+        "E_SCHEME": "The tensors of one file have names of several programs; the message has one of each.",
         "E_REGEX": "A pattern in the config is not a regular expression, or could take too long to match.",
         "E_SHAPE": "The shape of a tensor is unusable: not a matrix, an empty side, or halves that do not fit.",
         "E_TENSOR_NAME": "A tensor's name is a path, is too long, or contains unprintable characters.",

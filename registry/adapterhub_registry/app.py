@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from threading import Event
 from typing import cast
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,7 @@ from adapterhub.core.errors import AdapterHubError, DiskFull, shown
 from adapterhub.core.extras import extra_named
 from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.access.rates import Rates
+from adapterhub_registry.access.refusals import record_refusal
 from adapterhub_registry.access.telemetry import Telemetry
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.api import adapt_api, operations_api
@@ -38,6 +40,7 @@ from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
 from adapterhub_registry.database.db import Database
+from adapterhub_registry.derived import worker
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
 from adapterhub_registry.events.delivery import Deliverer
 from adapterhub_registry.events.outbox import prune
@@ -54,6 +57,7 @@ log = logging.getLogger("adapterhub_registry")
 
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
+DERIVE_EVERY_S = 2.0
 _POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
@@ -138,6 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 log.warning("maintenance failed; the server tries again", exc_info=True)
             await asyncio.sleep(every_s)
 
+    stopped = Event()
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
@@ -145,9 +150,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(repeat(partial(prune, registry.db), SWEEP_EVERY_S)),
         asyncio.create_task(Deliverer(registry.db, allowed=settings.webhook_networks, retry_s=retry_s).run()),
     ]
+    if settings.derives:
+        derive = partial(worker.work, registry.db, registry.blobs, stopped=stopped)
+        tasks.append(asyncio.create_task(repeat(derive, DERIVE_EVERY_S)))
     try:
         yield
     finally:
+        stopped.set()
         for task in tasks:
             task.cancel()
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
@@ -155,14 +164,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry.db.close()
 
 
-def _on_refusal(_request: Request, error: Exception) -> JSONResponse:
+def _on_refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refusal)
+    record_refusal(request.app.state.registry.db, request.scope, error)
     return error.response()
 
 
-def _on_library_error(_request: Request, error: Exception) -> JSONResponse:
+def _on_library_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AdapterHubError)
-    return refusal_of(error).response()
+    return _on_refusal(request, refusal_of(error))
 
 
 def _on_race(_request: Request, error: Exception) -> JSONResponse:

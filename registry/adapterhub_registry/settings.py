@@ -97,7 +97,8 @@ class Settings:
     `public_url` is the address that clients use when the server is behind a proxy; None takes the address of each
     request. `secret` signs short-lived links, and its holder can upload; servers that share a database share it. `s3`
     is None when blobs lie under `root`. The server believes X-Forwarded-For only from `trusted_proxies`. Webhooks reach
-    public addresses by https, and those in `webhook_networks` by http, too.
+    public addresses by https, and those in `webhook_networks` by http, too. With
+    `derives`, the server itself makes the records of weights that its pages show.
     """
 
     root: Path
@@ -110,6 +111,7 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = ()
     webhook_networks: tuple[Network, ...] = ()
     log_requests: bool = False
+    derives: bool = True
 
     @property
     def database(self) -> str:

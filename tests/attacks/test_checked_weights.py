@@ -259,7 +259,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
     "formats/safetensors/file.py": "defines it",
     **dict.fromkeys(("formats/base/weight_reader.py", "weights/model_files.py"), "models, which have fingerprints"),
     "trust/verify/foreign.py": "says what other files are",
-    "inference/engines/__init__.py": "in its example",
+    "formats/engines/__init__.py": "in its example",
     **dict.fromkeys(
         ("library/identify/_orphan.py", "library/identify/_builds.py", "api/steps/describing.py"),
         "shows, and uses nothing",

@@ -46,9 +46,10 @@ def bench_command(dtype: str, repeat: int) -> None:
 def bench_dense(size: int) -> None:
     import torch
 
-    from adapterhub.weights.compare.similarity._module import compare_module
+    from adapterhub.formats.derived.algebra import Update
+    from adapterhub.formats.derived.modules import compare_module
+    from adapterhub.formats.peft.layouts import Layout
     from adapterhub.weights.lowrank.algebra import LowRank
-    from adapterhub.weights.lowrank.layouts import Layout
 
     generator = torch.Generator().manual_seed(0)
     deltas = [
@@ -68,7 +69,7 @@ def bench_dense(size: int) -> None:
     dense_s = time.process_time() - begun
 
     layout = Layout(kind="linear", out=size, a_shape=(size,))
-    updates = [[delta] for delta in deltas]
+    updates = [[Update(a=d.a.double().numpy(), b=d.b.double().numpy(), scale=d.scale)] for d in deltas]
     compare_module("q", layout, updates, [0.5, 0.5], 256)  # LAPACK is set up on first use
     begun = time.process_time()
     ours = compare_module("q", layout, updates, [0.5, 0.5], 256)

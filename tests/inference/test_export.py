@@ -25,9 +25,9 @@ from adapterhub.core.errors import (  # noqa: E402
     UnsupportedAdapter,
     UsageProblem,
 )
+from adapterhub.formats.engines import judge  # noqa: E402
 from adapterhub.formats.peft.config import AdapterConfig  # noqa: E402
 from adapterhub.formats.safetensors.file import read_header  # noqa: E402
-from adapterhub.inference.engines import judge  # noqa: E402
 from adapterhub.inference.export import export, forms  # noqa: E402
 from adapterhub.library.library import Library  # noqa: E402
 from tests.contracts.export import SHAPES, ExportContract, library_with_base, make_base, read_gguf, written  # noqa: E402

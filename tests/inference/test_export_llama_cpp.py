@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from adapterhub.core.errors import UnsupportedAdapter
+from adapterhub.formats.engines import judge
+from adapterhub.formats.engines.llama_cpp import BASES
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
-from adapterhub.inference.engines import base_facts, judge
-from adapterhub.inference.engines.llama_cpp import BASES
+from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.export import export
 from adapterhub.library.library import Library
 from adapterhub.weights.merge import MergeInput, merge

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.inference.engines.vllm import MAX_RANKS, VERSIONS
+from adapterhub.formats.engines.vllm import MAX_RANKS, VERSIONS
 from adapterhub.inference.serving.vllm import InstalledVllm, VllmOptions, command_of, environ_of
 from adapterhub.vllm_plugin import cpu_rows, guard, model_names
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver

@@ -110,6 +110,9 @@ def test_no_text_takes_over_the_pages_of_its_adapter(page, hostile):
             look(page, hostile.url, f"/zoo/t{number}")
             if number % 8 == 0:
                 look(page, hostile.url, f"/zoo/t{number}/commit/main")
+                look(page, hostile.url, f"/zoo/t{number}/main")
+                look(page, hostile.url, f"/lineage/zoo/t{number}")
+                look(page, hostile.url, f"/compare?a=zoo/t{number}&b=acme/signed")
 
 
 def test_no_text_takes_over_a_list_a_file_or_a_query(page, hostile):

@@ -15,7 +15,7 @@ from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 from torch import Tensor, nn
 
 from adapterhub.cli.start.demo_run.base import GGUF_NAME, _extract_gguf, _find_wheel, _installed_gguf
-from adapterhub.inference.engines.llama_cpp import BASES
+from adapterhub.formats.engines.llama_cpp import BASES
 from adapterhub.inference.export.gguf import turned
 from tests.support.real_base import cache_folder, wheel_folder
 

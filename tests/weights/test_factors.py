@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from adapterhub.core.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
+from adapterhub.formats.peft.layouts import Layout
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import AdapterFactors, TensorFileWriter
-from adapterhub.weights.lowrank.layouts import Layout
 from tests.support.adapter_folders import PREFIX, dense, updates_in, write_folder
 
 SHAPES = {

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.layouts import Layout, plain_name
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.layouts import Layout, is_finite, plain_name
+from adapterhub.weights.lowrank.layouts import is_finite, join
 from tests.support.adapter_folders import random_delta
 
 layouts = st.one_of(
@@ -32,10 +33,11 @@ def test_what_is_joined_is_split_into_the_same_updates(layout: Layout, ranks: li
     rank = max(1, *ranks) + spare
     parts = [random_delta(i, out=layout.part_out, width=layout.width, rank=r, scale=1.0) for i, r in enumerate(ranks)]
 
-    a, b = layout.join(parts, rank)
+    a, b = join(layout, parts, rank)
 
     assert (tuple(a.shape), tuple(b.shape)) == layout.shapes(rank)
-    for before, after in zip(parts, layout.split(a, b, 1.0), strict=True):
+    for before, pair in zip(parts, layout.split(a, b), strict=True):
+        after = LowRank(a=pair[0], b=pair[1])
         assert after.rank == rank
         assert torch.equal(after.a[: before.rank], before.a)
         assert torch.equal(after.b[:, : before.rank], before.b)
@@ -48,7 +50,7 @@ def test_experts_lie_as_peft_has_them() -> None:
     a = torch.arange(12.0).reshape(4, 3)  # expert 0 at ranks 0 and 1, then expert 1
     b = torch.arange(8.0).reshape(2, 4)  # rank 0 of both experts, then rank 1
 
-    first, second = layout.split(a, b, 0.5)
+    first, second = (LowRank(a=a, b=b, scale=0.5) for a, b in layout.split(a, b))
 
     assert torch.equal(first.a, a[:2])
     assert torch.equal(first.b, b[:, [0, 2]])
@@ -97,7 +99,6 @@ def test_numbers_that_are_not_finite_are_seen_in_every_dtype(dtype: torch.dtype)
 def test_the_parts_of_a_module_of_one_part_are_its_factors() -> None:
     a, b = torch.randn(2, 3, 2), torch.randn(4, 2, 1)
 
-    (part,) = Layout(kind="conv", out=4, a_shape=(3, 2)).split(a, b, 2.0)
+    ((of_a, of_b),) = Layout(kind="conv", out=4, a_shape=(3, 2)).split(a, b)
 
-    assert isinstance(part, LowRank)
-    assert (part.a.data_ptr(), part.b.data_ptr()) == (a.data_ptr(), b.data_ptr())
+    assert (of_a.data_ptr(), of_b.data_ptr()) == (a.data_ptr(), b.data_ptr())

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
+from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.modules import ModuleComparison, compare_module
+from adapterhub.formats.peft.layouts import Layout
 from adapterhub.formats.peft.methods import VARIANTS
 from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, compare_adapters
-from adapterhub.weights.compare.similarity._module import ModuleComparison, compare_module
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
-from adapterhub.weights.lowrank.layouts import Layout
 from adapterhub.weights.merge import MergeInput, merge
 from tests.support.adapter_folders import PREFIX, dense, random_delta, updates_in, write_folder
 
@@ -38,6 +39,10 @@ def compared(*folders: Path, weights: Sequence[float] | None = None, **options: 
             for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
         ]
         return compare_adapters(sides, **options)
+
+
+def array(delta: LowRank) -> Update:
+    return Update(a=delta.a.double().numpy(), b=delta.b.double().numpy(), scale=delta.scale)
 
 
 def numerical_rank_of(matrix: Tensor) -> int:
@@ -114,7 +119,7 @@ def test_every_figure_is_that_of_the_dense_updates(
 def of_module(*deltas: LowRank | None, weights: Sequence[float] | None = None, sampled: int = 256) -> ModuleComparison:
     out, width = next(d.shape for d in deltas if d is not None)
     layout = Layout(kind="linear", out=out, a_shape=(width,))
-    updates = [None if delta is None else [delta] for delta in deltas]
+    updates = [None if delta is None else [array(delta)] for delta in deltas]
     return compare_module("layers.0.q", layout, updates, weights or [1.0] * len(deltas), sampled)
 
 
@@ -325,7 +330,10 @@ def test_the_standard_error_is_the_spread_over_samples() -> None:
     layout = Layout(kind="linear", out=400, a_shape=(300,))
     second = LowRank(a=torch.cat([first.a, noise.a]), b=torch.cat([first.b, noise.b], dim=1), scale=2.0)
 
-    drawn = [compare_module(f"module {i}", layout, [[first], [second]], [1, 1], 32).pairs[0] for i in range(120)]
+    drawn = [
+        compare_module(f"module {i}", layout, [[array(first)], [array(second)]], [1, 1], 32).pairs[0]
+        for i in range(120)
+    ]
 
     for name in ("opposite", "cancelled"):
         estimates = [getattr(pair, name).estimate for pair in drawn]

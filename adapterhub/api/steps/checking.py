@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.withdrawn import FindSource
-    from adapterhub.inference.engines import Verdict
+    from adapterhub.formats.engines import Verdict
     from adapterhub.library.audit import Audited
     from adapterhub.library.audit import Subject as AuditSubject
     from adapterhub.library.bases.records import BaseRecord
@@ -298,8 +298,9 @@ def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
     Raises:
         RefusedAdapter: its files cannot be judged.
     """
+    from adapterhub.formats.engines import judge
     from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-    from adapterhub.inference.engines import base_facts, judge
+    from adapterhub.inference.engine_bases import base_facts
     from adapterhub.trust.verify.checks.config import read_config_file
     from adapterhub.trust.verify.checks.container import read_weights_header
     from adapterhub.trust.verify.listing import list_folder

@@ -133,7 +133,7 @@ def _in_project(context: click.Context) -> list[str]:
 
 
 def _engines() -> Iterable[str]:
-    from adapterhub.inference.engines import names
+    from adapterhub.formats.engines import names
 
     return names()
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedDict
 from adapterhub.cli.documents._values import document_of
-from adapterhub.inference import engines, export
+from adapterhub.formats import engines
+from adapterhub.inference import export
 
 
 # ---------------------------------------------------------------- would it be read
@@ -69,9 +70,16 @@ class Served(ServePlan):
     pid: Annotated[int, "process id of the engine"]
 
 
+class Ui(TypedDict):
+    """The pages of a library, printed as soon as they are served."""
+
+    url: Annotated[str, "with the token that lets its reader in"]
+
+
 ENGINES = {
     "check": list[Judged],
     "export.format": Exported,
     "serve": Served,
     "serve.dry-run": ServePlan,
+    "ui": Ui,
 }

@@ -49,7 +49,7 @@ def check(
       adapt check --all --target vllm --target llama.cpp
       adapt check ./out/legal-qa --base base-7b --json
     """
-    from adapterhub.inference.engines import names, parse_target
+    from adapterhub.formats.engines import names, parse_target
 
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt check --help`")
@@ -67,7 +67,7 @@ def check(
 
 
 def _say(session: Session, checked: Sequence[Checked], targets: Sequence[str]) -> None:
-    from adapterhub.inference.engines import together
+    from adapterhub.formats.engines import together
 
     out = session.out
     width = max(len(target) for target in targets)

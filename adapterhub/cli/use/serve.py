@@ -308,7 +308,7 @@ def run_vllm(
 
 def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:
     """The other server flags that the named adapters need."""
-    from adapterhub.inference.engines import as_flags, joined
+    from adapterhub.formats.engines import as_flags, joined
     from adapterhub.inference.serving.provider import RANK_SETTING
 
     return as_flags(

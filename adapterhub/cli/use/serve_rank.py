@@ -20,7 +20,7 @@ def max_rank_for(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapt
 
     Says on stderr which adapters make every slot larger than all others need.
     """
-    from adapterhub.inference.engines.vllm import MAX_RANKS
+    from adapterhub.formats.engines.vllm import MAX_RANKS
     from adapterhub.inference.serving.provider import RANK_SETTING
     from adapterhub.inference.serving.vllm import allowed_rank
 

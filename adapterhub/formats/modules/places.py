@@ -7,6 +7,7 @@ the layer; further numbers (experts, blocks inside a stage) belong to the kind, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 ANY = "*"
@@ -22,6 +23,7 @@ class Place(NamedTuple):
     layer: int | None
 
 
+@lru_cache(maxsize=8192)
 def place_of(module: str) -> Place:
     """Layer and kind of a module."""
     parts = module.split(".")

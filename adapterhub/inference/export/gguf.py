@@ -21,9 +21,9 @@ from torch import Tensor
 from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.core.extras import extra_named
+from adapterhub.formats.engines.llama_cpp import BASES, GgufBase
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.gguf import PROMPT_PREFIX
-from adapterhub.inference.engines.llama_cpp import BASES, GgufBase
 from adapterhub.inference.export._job import Adapter, Exported, Job
 from adapterhub.inference.export._prompts import prompt_notes, prompt_prefix
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
@@ -63,6 +63,7 @@ def export(job: Job, out: Path) -> Exported:
     with job.opened("llama.cpp", needs_base=True) as adapter:
         with new_file(out) as partial:
             write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
+            job.check(partial, adapter)
         return Exported(
             paths=(out,),
             label=adapter.label,

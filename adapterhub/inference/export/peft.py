@@ -17,13 +17,13 @@ from torch import Tensor
 
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import Incompatible, UnsupportedAdapter, shown
+from adapterhub.formats.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.factors import TensorFileWriter
-from adapterhub.weights.lowrank.layouts import is_finite
+from adapterhub.weights.lowrank.layouts import is_finite, join
 
 _MORE: Final = (
     "method",
@@ -108,7 +108,7 @@ def _write(adapter: Adapter, path: Path, *, rank: int, dtype: torch.dtype, job: 
         for done, (module, factors) in enumerate(modules.items()):
             job.step(done, len(modules))
             update = adapter.factors.read(module).folded(dtype)
-            tensors: tuple[Tensor, Tensor] = factors.layout.join([update], rank)
+            tensors: tuple[Tensor, Tensor] = join(factors.layout, [update], rank)
             for name, tensor in zip(factors.layout.names(module), tensors, strict=True):
                 if not is_finite(tensor):
                     what = f"the update of `{shown(module)}` is too large for {str(dtype).removeprefix('torch.')}"

@@ -12,9 +12,9 @@ from typing import Final
 
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
+from adapterhub.formats.engines import judge
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.engines import judge
 from adapterhub.inference.export._job import Adapter, Exported, Job, ensure_readable
 from adapterhub.trust.verify import sort_keys
 from adapterhub.weights.lowrank.factors import TensorFileWriter

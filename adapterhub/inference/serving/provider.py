@@ -31,9 +31,10 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
+from adapterhub.formats.engines import BaseFacts, Verdict, judge
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
+from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
 from adapterhub.library.bases.records import BaseRecord

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.formats.engines.vllm import MAX_RANKS, slot_rank
 from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.inference.engines.vllm import MAX_RANKS, slot_rank
 
 PLUGIN: Final = "adapterhub"
 GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
-from adapterhub.formats.safetensors.dtypes import DTYPES, FloatLayout
+from adapterhub.formats.safetensors.dtypes import DTYPES, FACTOR_DTYPES, FloatLayout
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -205,12 +205,10 @@ def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: 
     """The numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
     import numpy as np
 
-    if dtype in ("F64", "F32", "F16"):
-        return np.frombuffer(raw, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(
-            "f8" if dtype == "F64" else "f4"
-        )
-    if dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    if dtype in FACTOR_DTYPES:
+        from adapterhub.formats.derived.reading import floats
+
+        return floats(raw, dtype)
     codes = np.frombuffer(raw, "u1").astype("i4")
     mantissa_bits, bias = _KINDS[dtype].layout.mantissa, _KINDS[dtype].layout.bias
     exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)

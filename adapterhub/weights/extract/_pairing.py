@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.peft.layouts import Layout
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.extract._models import Model, Weight, aligned
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.lowrank.layouts import Layout
 
 _MOST_DIMENSIONS: Final = 5
 

@@ -14,6 +14,7 @@ import torch
 from adapterhub.core.errors import Incompatible, problem_list, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.layouts import PEFT_PREFIX
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.dtypes import FORMAT_DTYPES
@@ -23,7 +24,6 @@ from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
 from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors
 from adapterhub.weights.lowrank.factors import TensorFileWriter
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.lowrank.randomized import closest
 
 ExtractProgress = Callable[[int, int], None]

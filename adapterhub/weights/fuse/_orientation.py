@@ -7,9 +7,9 @@ from itertools import permutations
 from typing import Final, NamedTuple
 
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.layouts import Layout
+from adapterhub.formats.peft.pairs import Factors
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.lowrank.layouts import Layout
-from adapterhub.weights.lowrank.pairs import Factors
 
 _CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})

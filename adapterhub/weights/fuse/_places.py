@@ -13,14 +13,14 @@ from typing import Final, NamedTuple
 from adapterhub.core.errors import BaseMismatch, MergeRefused, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.layouts import NESTED
+from adapterhub.formats.peft.pairs import Factors
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
 from adapterhub.weights.fuse._source import FuseAdapter
-from adapterhub.weights.lowrank.layouts import NESTED
-from adapterhub.weights.lowrank.pairs import Factors
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base; PEFT then adds it at run time"

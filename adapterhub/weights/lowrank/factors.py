@@ -20,13 +20,14 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.peft.layouts import PEFT_PREFIX, Kind, Layout, Names
+from adapterhub.formats.peft.pairs import Factors, pair_up
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files
 from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
-from adapterhub.weights.lowrank.pairs import Factors, pair_up
+from adapterhub.weights.lowrank.layouts import is_finite
 from adapterhub.weights.lowrank.products import PRODUCTS, multiplied, pair_up_products
 
 __all__ = [
@@ -111,7 +112,8 @@ class AdapterFactors:
         factors = self.modules[module]
         if factors.tensors:
             return (multiplied({name: self.tensor(spec) for name, spec in factors.tensors.items()}, factors.scale),)
-        return factors.layout.split(self.tensor(factors.a), self.tensor(factors.b), factors.scale)
+        pairs = factors.layout.split(self.tensor(factors.a), self.tensor(factors.b))
+        return tuple(LowRank(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
     def bias(self, module: str) -> Tensor | None:
         """The bias that the adapter adds to the module's output (`lora_bias`), in float64; None without one.

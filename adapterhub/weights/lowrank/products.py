@@ -21,11 +21,11 @@ from torch import Tensor
 
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.layouts import PEFT_PREFIX, Kind, Layout
+from adapterhub.formats.peft.pairs import Factors, Pairs
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout
-from adapterhub.weights.lowrank.pairs import Factors, Pairs
 
 Tensors = Mapping[str, Tensor]
 

@@ -14,10 +14,10 @@ from typing import Final, Literal
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
+from adapterhub.formats.peft.layouts import NESTED, PEFT_PREFIX, ROWS, plain_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import WeightedAdapter
-from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, ROWS, plain_name
 
 CarriedKind = Literal["module", "bias", "rows", "copy"]
 

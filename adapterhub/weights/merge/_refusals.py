@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from adapterhub.core.errors import MergeRefused, first_lines, shown
+from adapterhub.formats.peft.layouts import PEFT_PREFIX
 from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, METHODS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.merge._carried import recognised
 
 MODULES_SHOWN = 200

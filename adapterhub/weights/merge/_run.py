@@ -24,7 +24,7 @@ from adapterhub.weights.catalogue import Method
 from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import Cut, LowRank, ModuleErrors, cut, difference_norms, nothing
 from adapterhub.weights.lowrank.factors import TensorFileWriter, WeightedAdapter
-from adapterhub.weights.lowrank.layouts import is_finite
+from adapterhub.weights.lowrank.layouts import constants, is_finite, join
 from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
@@ -104,9 +104,9 @@ class MergeRun:
         rank = max(part.rank for made in merged.values() for part in made.parts)
         for module, made in merged.items():
             layout = self.plan.layouts[module]
-            for name, factor in zip(layout.names(module), layout.join(made.parts, rank), strict=True):
+            for name, factor in zip(layout.names(module), join(layout, made.parts, rank), strict=True):
                 writer.add(name, factor)
-            for name, constant in layout.constants(module, rank).items():
+            for name, constant in constants(layout, module, rank).items():
                 writer.add(name, constant)
             if made.bias is not None:
                 writer.add(layout.bias_name(module), made.bias)
@@ -205,8 +205,8 @@ class MergeRun:
                 layout = self.plan.layouts[module]
                 pair = zip(layout.names(module), layout.shapes(rank), strict=True)
                 specs += [TensorSpec.planned(name, dtype, shape) for name, shape in pair]
-                constants = layout.constants(module, rank, device="meta")
-                specs += [TensorSpec.planned(name, "F32", tuple(t.shape)) for name, t in constants.items()]
+                beside = constants(layout, module, rank, device="meta")
+                specs += [TensorSpec.planned(name, "F32", tuple(t.shape)) for name, t in beside.items()]
                 if self.plan.has_bias:
                     specs.append(TensorSpec.planned(layout.bias_name(module), dtype, (layout.out,)))
         return specs

@@ -8,8 +8,8 @@ from types import ModuleType
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.layouts import Layout, plain_name
 from adapterhub.weights.lowrank.factors import WeightedAdapter
-from adapterhub.weights.lowrank.layouts import Layout, plain_name
 from adapterhub.weights.merge._carried import Carried, carried
 from adapterhub.weights.merge._refusals import own_reasons, raise_for, shared_settings, way_out
 

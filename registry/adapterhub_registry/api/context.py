@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Annotated, Any, cast
 from urllib.parse import unquote, urlencode
@@ -23,6 +23,7 @@ from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignatur
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.database.db import Database
+from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
@@ -51,6 +52,7 @@ class Registry:
     telemetry: Telemetry
     webhooks: Webhooks
     watch: Watch
+    once: Once = field(default_factory=Once)
 
 
 async def registry_of(request: Request) -> Registry:

@@ -1,11 +1,13 @@
-"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens and webhooks."""
+"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens, webhooks and tests."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import click
@@ -15,6 +17,7 @@ from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
+from adapterhub_registry.derived.worker import rebuild, work
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
 from adapterhub_registry.operations.options import (
@@ -25,6 +28,7 @@ from adapterhub_registry.operations.options import (
     server_options,
     settings_of,
 )
+from adapterhub_registry.operations.rule_commands import tests
 from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.operations.token_commands import token, user
 from adapterhub_registry.operations.webhook_commands import webhook
@@ -32,6 +36,7 @@ from adapterhub_registry.storage.blobs import StoreUnreachable
 from adapterhub_registry.upkeep.retention import Policy, parse_policy
 from adapterhub_registry.upkeep.space import free_space
 
+_POLL_S = 2.0
 _AGAIN = "check the options and the credentials, then run the command again; nothing was lost"
 
 
@@ -167,9 +172,39 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
     click.echo(f"{'would remove' if dry_run else 'removed'} {commits}{files}, {uploads}")
 
 
+@registry.command()
+@place_options
+@click.option("--once", is_flag=True, help="End when no build waits.")
+@click.option("--rebuild", "anew", is_flag=True, help="First, let every build wait for a new record.")
+@JSON
+def worker(once: bool, anew: bool, as_json: bool, **given: object) -> None:
+    """Make the records of weights that the pages show, until interrupted.
+
+    A server does this itself. With several servers, or to spare one, run workers beside servers with --no-worker; any
+    number may run. An interruption loses nothing.
+
+    \b
+    Examples:
+      adapt registry worker --root ./registry-data --once
+      adapt registry worker --database postgresql://registry@db/registry --blobs s3://adapters
+    """
+    stopped = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with _reaching():
+        opened = _open(given)
+        if anew:
+            rebuild(opened.db)
+        made = work(opened.db, opened.blobs, stopped=stopped)
+        while not once and not stopped.wait(_POLL_S):
+            made += work(opened.db, opened.blobs, stopped=stopped)
+    click.echo(json.dumps({"records": made}, indent=1) if as_json else f"records\t{made}")
+
+
 registry.add_command(token)
 registry.add_command(user)
 registry.add_command(webhook)
+registry.add_command(tests)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:

@@ -78,6 +78,7 @@ _SERVER = (
         metavar="ADDRESS",
     ),
     webhook_network_option,
+    option("--no-worker", "Leave the records of weights to `adapt registry worker`.", is_flag=True),
     option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
 
@@ -140,4 +141,5 @@ def settings_of(given: Mapping[str, Any], *, serves: bool) -> Settings:
         trusted_proxies=parse_networks(tuple(given.get("trusted_proxies", ()))),
         webhook_networks=parse_networks(tuple(given.get("webhook_networks", ()))),
         log_requests=given.get("log_requests", False),
+        derives=not given.get("no_worker", False),
     )

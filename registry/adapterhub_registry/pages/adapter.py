@@ -19,14 +19,14 @@ from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Golden
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
-from adapterhub.pages.values.common import Badge, Snippet
+from adapterhub.pages.values.common import Badge, Link, Snippet
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, repo_tags
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.pages.files import file_line, repo_of, text_of, url_of
+from adapterhub_registry.pages.files import file_line, repo_of, text_of
 from adapterhub_registry.repos import adapter_search, commits
 from adapterhub_registry.repos.repos import MAIN
 
@@ -58,7 +58,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         days = select(downloads.c.day, downloads.c.count.label("number")).where(downloads.c.repo_id == row.id)
         counted = connection.execute(days.order_by(downloads.c.day.desc()).limit(DAYS_SHOWN)).all()
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
-        contract = _contract(registry, tree) if reads else None
+        contract = contract_of(registry, tree) if reads else None
         signature = tree.find(SIGNATURE_FILE)
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
     return AdapterPage(
@@ -81,6 +81,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         ),
         commit=row.head,
         modified_at=row.modified_at,
+        links=tuple(_links(name, facts)),
         feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
     )
 
@@ -88,7 +89,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
 def _version(repo: str, row: Row[Any]) -> VersionLine:
     return VersionLine(
         version=row.released_as,
-        url=url_of(repo, "commit", row.commit_id),
+        url=f"/{repo}/{row.released_as}",
         commit=row.commit_id,
         digest=f"sha256:{row.digest}",
         released_at=row.released_at,
@@ -124,6 +125,15 @@ def _badges(
     for version in versions:
         if version.yanked_at is not None:
             yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
+
+
+def _links(repo: str, facts: Row[Any] | None) -> Iterator[Link]:
+    if facts is not None:
+        yield Link(text="Weights", url=f"/{repo}/main")
+        yield Link(text="Lineage", url=f"/lineage/{repo}")
+        yield Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}")
+        if facts.base_sha256:
+            yield Link(text="Base", url=f"/base/{facts.base_sha256}")
 
 
 def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:
@@ -177,7 +187,8 @@ def _text(registry: Registry, tree: Tree, path: str, most: int) -> str:
     return text_of(b"".join(registry.blobs.open(entry.sha256))) or ""
 
 
-def _contract(registry: Registry, tree: Tree) -> Contract | None:
+def contract_of(registry: Registry, tree: Tree) -> Contract | None:
+    """The contract of a build, if it is readable."""
     entry = tree.find(CONTRACT_FILE)
     if entry is None or entry.size > MAX_CONTRACT_BYTES:
         return None

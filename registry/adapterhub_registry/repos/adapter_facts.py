@@ -78,10 +78,10 @@ def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
     raw, size = _read(blobs, files[CONFIG_FILE], CONFIG_LIMIT_BYTES)
     if size <= CONFIG_LIMIT_BYTES:
         found = _with_config(found, raw)
-    header = _header(files, blobs)
+    header = header_of(files, blobs)
     if header is not None:
         found = _with_header(found, header)
-    manifest = _manifest(files, blobs)
+    manifest = manifest_of(files, blobs)
     if manifest is not None:
         return _with_manifest(found, manifest)
     card = read_card(blobs, files)
@@ -133,7 +133,8 @@ def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     )
 
 
-def _header(files: Mapping[str, str], blobs: BlobStore) -> TensorFile | None:
+def header_of(files: Mapping[str, str], blobs: BlobStore) -> TensorFile | None:
+    """The header of the weights, if it is readable."""
     sha256 = files.get(WEIGHTS_FILE)
     if sha256 is None:
         return None
@@ -166,7 +167,7 @@ def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
     )
 
 
-def _manifest(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
+def manifest_of(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
     """The manifest, if it is readable and describes the files next to it."""
     if MANIFEST_FILE not in files:
         return None

@@ -1,4 +1,4 @@
-"""Verdicts of `adapterhub.inference.engines` beside what the engine itself does, on variants that PEFT saved."""
+"""Verdicts of `adapterhub.formats.engines` beside what the engine itself does, on variants that PEFT saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import UnsupportedAdapter
-from adapterhub.inference.engines import Verdict, base_facts, judge
+from adapterhub.formats.engines import Verdict, base_facts, judge
 from adapterhub.inference.export import export
 from adapterhub.inference.serving.provider import RANK_SETTING
 from adapterhub.library.bases.records import BaseRecord

@@ -1,35 +1,30 @@
-"""Compares adapters module by module and forecasts their merge, from small matrices and never a dense one.
-
-The factors of all adapters in a module are stacked, A on A and B beside B, and a QR reduces both stacks to triangles
-[R, R] for a summed rank of R. The triangles keep every inner product of the factors (they are the Cholesky factors of
-the Gram matrices A A.T and B.T B, without the digits that squaring loses), so norms, cosines, spectra and subspaces
-follow exactly. Signs have no such form and are counted on a sample.
-"""
+"""Compares adapter folders, and forecasts their merge; `formats.derived.comparison` has the figures."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Annotated, Final
+from collections.abc import Sequence
 
 import torch
 
-from adapterhub.core.errors import MergeRefused, UsageProblem, shown
-from adapterhub.formats.documented import Documented
-from adapterhub.formats.peft.config import owner
+from adapterhub.core.errors import MergeRefused
+from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.comparison import (
+    AdapterFigures,
+    CompareProgress,
+    Comparison,
+    Side,
+    Stored,
+    compare_sides,
+)
+from adapterhub.formats.derived.energies import ENERGIES, Energies
+from adapterhub.formats.derived.forecasting import Forecast, StorageOption
+from adapterhub.formats.derived.modules import ModuleComparison, Pair
+from adapterhub.formats.derived.reading import why_not
+from adapterhub.formats.derived.shares import SAMPLED, Estimate, Share
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.compare.similarity._forecast import DTYPES, Forecast, StorageOption, Sum, forecast
-from adapterhub.weights.compare.similarity._module import ModuleComparison, Pair, compare_module, norm_of
-from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Share
-from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
-from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
-from adapterhub.weights.lowrank.layouts import Layout
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge.methods import cat
-from adapterhub.weights.merge.plan import MergePlan, plan_merge
+from adapterhub.weights.merge.plan import plan_merge
 
 __all__ = [
     "ENERGIES",
@@ -46,53 +41,6 @@ __all__ = [
     "compare_adapters",
 ]
 
-LARGEST: Final = 1e100
-"""The largest product of entries that is measured; sums of its squares stay far below the float64 limit."""
-
-CompareProgress = Callable[[int, int], None]
-"""Called with the modules done and the modules in all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFigures(Documented):
-    """The figures of one adapter over all compared modules; `rank` is the largest, `parameters` counts its factors."""
-
-    label: str
-    weight: float
-    modules: int
-    rank: int
-    parameters: int
-    norm: Annotated[float, "Frobenius norm of its whole update"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Documented, keys="adapters pairs forecast obstacles unlike partial sampled modules"):
-    """The result of a comparison.
-
-    `unlike` describes the modules whose shapes differ; no figure includes them. `obstacles` lists the reasons against a
-    merge of these adapters, and there is no forecast then. Signs were counted on at most `sampled` rows and columns of
-    each module.
-    """
-
-    adapters: tuple[AdapterFigures, ...]
-    pairs: tuple[Pair, ...]
-    modules: tuple[ModuleComparison, ...]
-    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"]
-    obstacles: Annotated[tuple[str, ...], "why they cannot be merged"]
-    forecast: Annotated[Forecast | None, "null if they cannot be merged"]
-    sampled: Annotated[int, "maximal number of rows and columns sampled for signs"]
-
-    @property
-    def partial(
-        self,
-    ) -> Annotated[dict[str, tuple[int, ...]], "modules that only some adapters have, with the positions of those"]:
-        """The modules that only some adapters have, with the positions of those."""
-        return {
-            m.module: tuple(i for i, update in enumerate(m.updates) if update is not None)
-            for m in self.modules
-            if not m.is_shared
-        }
-
 
 def compare_adapters(
     sides: Sequence[WeightedAdapter],
@@ -101,178 +49,45 @@ def compare_adapters(
     sampled: int = SAMPLED,
     progress: CompareProgress | None = None,
 ) -> Comparison:
-    """Compare adapters in every module. A single adapter gets its spectra and the forecast of storing it again.
-
-    Weights affect only the forecast, which leaves out adapters of weight 0; `dtype` is that of the files it forecasts.
-    Memory is that of the largest module. Time per module is O((in + out) R² + R³) for a summed rank of R.
+    """Compare adapters in every module; see `compare_sides`, whose errors it raises, too.
 
     Raises:
-        UsageProblem: no adapter, a weight that is not finite, or an unknown dtype.
-        MergeRefused: updates that are not `scale * B A` (such as DoRA), numbers that are not finite, or no module to
-            compare; lists every reason.
+        MergeRefused: updates that are not `scale * B A` (such as DoRA); lists every reason.
     """
-    if not sides:
-        raise UsageProblem("nothing to compare: no adapters given")
-    if dtype not in DTYPES:
-        raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
-    if not all(math.isfinite(side.weight) for side in sides):
-        raise UsageProblem("a weight is not finite; expected finite numbers")
-    merging, obstacles = _plan(sides)
-    layouts, unlike = _layouts(sides)
-    if not layouts:
-        _raise_for([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
+    stored, obstacles = _plan(sides) if sides else (None, ())
     # glibc keeps the buffers of a module for the next one only after a block of this size has been freed; otherwise a
     # third of the time goes into fresh pages. Other systems ignore this line.
     torch.empty(31 << 20, dtype=torch.uint8)
-    compared: list[ModuleComparison] = []
-    refusals: list[str] = []
-    for done, (module, layout) in enumerate(layouts.items(), 1):
-        updates = [side.factors.parts(module) if module in side.factors.modules else None for side in sides]
-        refusals += [f"`{shown(module)}` {reason}" for reason in _unmeasurable(sides, updates)]
-        if not refusals:
-            compared.append(compare_module(module, layout, updates, [side.weight for side in sides], sampled))
-        if progress is not None:
-            progress(done, len(layouts))
-    _raise_for(refusals)
-    adapters = tuple(_adapter(i, side, compared) for i, side in enumerate(sides))
-    return Comparison(
-        adapters=adapters,
-        pairs=tuple(_over_all(compared, adapters, at) for at in combinations(range(len(sides)), 2)),
-        modules=tuple(compared),
-        unlike=unlike,
+    return compare_sides(
+        [_side(each) for each in sides],
+        stored=stored,
         obstacles=obstacles,
-        forecast=_forecast(sides, compared, merging, dtype),
+        dtype=dtype,
         sampled=sampled,
+        progress=progress,
     )
 
 
-def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str, ...]]:
-    """The plan of a merge, or the reasons against it; raises only what also makes a comparison meaningless."""
+def _side(adapter: WeightedAdapter) -> Side:
+    factors = adapter.factors
+
+    def parts(module: str) -> list[Update]:
+        return [
+            Update(a=part.a.double().numpy(), b=part.b.double().numpy(), scale=part.scale)
+            for part in factors.parts(module)
+        ]
+
+    return Side(label=adapter.label, weight=adapter.weight, modules=factors.modules, parts=parts)
+
+
+def _plan(sides: Sequence[WeightedAdapter]) -> tuple[Stored | None, tuple[str, ...]]:
+    """What a merge writes, or the reasons against it; raises only what also makes a comparison meaningless."""
     for source in sides:
-        if not _is_its_factors(source.factors):
+        if why_not(source.factors.config) or not source.factors.modules:
             plan_merge([source], cat)
     try:
-        return plan_merge([source for source in sides if source.weight], cat), ()
+        plan = plan_merge([source for source in sides if source.weight], cat)
     except MergeRefused as refused:
         return None, refused.reasons
-
-
-def _is_its_factors(factors: AdapterFactors) -> bool:
-    """Whether the update of each module is `scale * B A` on the unchanged base."""
-    config = factors.config
-    changed = any(variant.changes_update for variant in config.variants.values())
-    starts_from_base = not (config.start_changes_base or config.start_is_unknown)
-    return config.is_lora and bool(factors.modules) and not changed and starts_from_base
-
-
-def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:
-    """The layouts of the modules in which the adapters agree, and the differences in the other modules."""
-    layouts: dict[str, Layout] = {}
-    unlike: dict[str, str] = {}
-    pairs = [Counter(owner(module) for module in side.factors.modules) for side in sides]
-    for module in sorted({module for side in sides for module in side.factors.modules}):
-        holders = [i for i, side in enumerate(sides) if module in side.factors.modules]
-        factors = [sides[i].factors.modules[module] for i in holders]
-        if len({one.layout for one in factors}) > 1:
-            described = [str(one.layout) for one in factors]
-        # PEFT names pairs on parameters by their depth, so names agree only between adapters with the same targets.
-        elif (
-            len(
-                {
-                    (one.parameters, pairs[i][owner(module)] if one.parameters else 0)
-                    for i, one in zip(holders, factors, strict=True)
-                }
-            )
-            > 1
-        ):
-            described = [f"on one of {', '.join(map(shown, one.parameters))}" for one in factors]
-        else:
-            layouts[module] = factors[0].layout
-            continue
-        each = zip(described, holders, strict=True)
-        unlike[module] = ", ".join(f"{what} in `{shown(sides[i].label)}`" for what, i in each)
-    return layouts, unlike
-
-
-def _unmeasurable(sides: Sequence[WeightedAdapter], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
-    """A reason for each update with numbers that cannot be measured."""
-    reasons = []
-    for side, parts in zip(sides, updates, strict=True):
-        for part in parts or ():
-            if not part.is_finite():
-                reasons.append(f"in `{shown(side.label)}` holds NaN or infinite numbers")
-                break
-            largest = [max(-float(low), float(high)) for low, high in (part.a.aminmax(), part.b.aminmax())]
-            if math.prod(largest) * abs(part.scale) * max(1.0, abs(side.weight)) * part.rank > LARGEST:
-                reasons.append(f"in `{shown(side.label)}` holds numbers that are too large to be measured")
-                break
-    return reasons
-
-
-def _raise_for(reasons: Sequence[str]) -> None:
-    if reasons:
-        raise MergeRefused("these adapters cannot be compared", reasons)
-
-
-def _adapter(position: int, side: WeightedAdapter, compared: Sequence[ModuleComparison]) -> AdapterFigures:
-    modules = side.factors.modules.values()
-    return AdapterFigures(
-        label=side.label,
-        weight=side.weight,
-        modules=len(modules),
-        rank=max(module.rank for module in modules),
-        parameters=sum(module.a.elements + module.b.elements for module in modules),
-        norm=norm_of([module.updates[position] for module in compared]),
-    )
-
-
-def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]) -> Pair:
-    """The pair over all modules: the cosine of the whole updates, mean overlaps, and shares of the common modules."""
-    first, second = at
-    dot, pairs = 0.0, list[Pair]()
-    for module in compared:
-        norms = norm_of([module.updates[first]]) * norm_of([module.updates[second]])
-        for pair in module.pairs:
-            if (pair.first, pair.second) == at:
-                pairs.append(pair)
-                dot += (pair.cosine or 0.0) * norms
-    norms = adapters[first].norm * adapters[second].norm
-
-    def mean(values: Iterable[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return math.fsum(known) / len(known) if known else None
-
-    return Pair(
-        first=first,
-        second=second,
-        cosine=min(1.0, max(-1.0, dot / norms)) if norms else None,
-        overlap_left=mean(pair.overlap_left for pair in pairs),
-        overlap_right=mean(pair.overlap_right for pair in pairs),
-        chance_left=mean(pair.chance_left for pair in pairs),
-        chance_right=mean(pair.chance_right for pair in pairs),
-        opposite=sum((pair.opposite for pair in pairs), Share()),
-        cancelled=sum((pair.cancelled for pair in pairs), Share()),
-    )
-
-
-def _forecast(
-    sides: Sequence[WeightedAdapter], compared: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
-) -> Forecast | None:
-    """The forecast over the modules of the weighted adapters; None if they cannot be merged."""
-    used = [i for i, side in enumerate(sides) if side.weight]
-    if merging is None or not used:
-        return None
-    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in compared}
-    if not sums.keys() >= merging.layouts.keys():
-        return None  # an adapter of weight 0 has another shape there
-    others = [TensorSpec.planned(name, one.spec.dtype, one.spec.shape) for name, one in merging.carried.items()]
-    if merging.has_bias:
-        biases = [(layout.bias_name(module), (layout.out,)) for module, layout in merging.layouts.items()]
-        others += [TensorSpec.planned(name, DTYPES[dtype], shape) for name, shape in biases]
-    return forecast(
-        [[sums[module] for module in unit] for unit in merging.units],
-        sum((module.cancelled for module in compared), Share()),
-        rank=max(module.rank for i in used for module in sides[i].factors.modules.values()),
-        others=others,
-        dtype=dtype,
-    )
+    others = [TensorSpec.planned(name, one.spec.dtype, one.spec.shape) for name, one in plan.carried.items()]
+    return Stored(units=plan.units, others=tuple(others), has_bias=plan.has_bias), ()

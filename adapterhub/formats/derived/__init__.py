@@ -1,0 +1,1 @@
+"""Figures of low-rank updates: spectra, comparisons, forecasts; from the small factors, and with numpy alone."""

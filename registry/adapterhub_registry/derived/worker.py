@@ -1,0 +1,190 @@
+"""Makes the derived records of the builds that wait for one, beside the server or in a process of its own.
+
+A push only notes that its build waits. A worker claims a build by moving its time on, and counts the attempt before it
+reads a byte: weights that end the worker are given up after three attempts, and one that is killed leaves its build to
+the next. Nothing else in the registry needs a record.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Event
+from typing import Any, Final
+
+from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.digests import parse_digest
+from adapterhub.core.errors import AdapterHubError, MalformedConfig, MalformedTensorFile, shown
+from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub_registry.database.db import Database, adapters, now_ms
+from adapterhub_registry.database.derived_tables import derived, parents
+from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
+from adapterhub_registry.repos.commits import tree_of
+from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
+
+MOST_ATTEMPTS: Final = 3
+CLAIM_MS: Final = 600_000
+"""How long a claimed build is left to its worker; longer than its record takes."""
+RETRY_MS: Final = 60_000
+"""The wait after the blob store did not answer."""
+AT_ONCE_BYTES: Final = 64 << 20
+"""Weights up to this size are read in one piece, larger ones tensor by tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The config and the weights of a build, and what reads the bytes of the weights."""
+
+    config: AdapterConfig
+    file: TensorFile
+    read: Callable[[int, int], bytes]
+    config_sha256: str
+    weights_sha256: str
+
+
+class _Stopped(Exception):
+    """The worker ends."""
+
+
+def forget_unnamed(connection: Connection) -> None:
+    """Remove the records of the builds that no commit has any more."""
+    for table in (derived, parents):
+        connection.execute(delete(table).where(~exists().where(adapters.c.digest == table.c.digest)))
+
+
+def rebuild(database: Database) -> int:
+    """Let every build wait for a new record; their number. The old records stay until then."""
+    with database.begin() as connection:
+        return connection.execute(update(derived).values(state="waiting", attempts=0, due_at=now_ms())).rowcount
+
+
+def work(database: Database, blob_store: BlobStore, *, stopped: Event | None = None) -> int:
+    """Make the records that wait, one after the other, until `stopped` is set; their number."""
+    done, stopped = 0, stopped or Event()
+    if find_spec("numpy") is None:  # the builds wait for a worker that has it
+        return 0
+    while not stopped.is_set():
+        claimed = _claim(database)
+        if claimed is None:
+            break
+        _make(database, blob_store, *claimed, stopped)
+        done += 1
+    return done
+
+
+def _claim(database: Database) -> tuple[str, int] | None:
+    """The digest of the next build that waits, now the caller's for `CLAIM_MS`, and the number of the attempt."""
+    due = (derived.c.state == "waiting") & (derived.c.due_at <= now_ms())
+    wanted = select(derived.c.digest, derived.c.attempts, derived.c.due_at).where(due).order_by(derived.c.due_at)
+    while True:
+        with database.read() as connection:
+            found = connection.execute(wanted.limit(1)).one_or_none()
+        if found is None:
+            return None
+        same = (derived.c.digest == found.digest) & (derived.c.due_at == found.due_at) & (derived.c.state == "waiting")
+        moved = {"attempts": found.attempts + 1, "due_at": now_ms() + CLAIM_MS}
+        with database.begin() as connection:
+            if connection.execute(update(derived).where(same).values(**moved)).rowcount:
+                return found.digest, found.attempts + 1
+
+
+def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, stopped: Event) -> None:
+    values: dict[str, Any]
+    mine: list[dict[str, Any]] = []
+    if attempt > MOST_ATTEMPTS:
+        values = _none(f"the worker ended {MOST_ATTEMPTS} times while it read these weights")
+    else:
+        with database.read() as connection:
+            files = files_of(connection, digest)
+        try:
+            mine = [{"digest": digest, **one} for one in _parents(files, blob_store)]
+            values = _figures(files, blob_store, stopped)
+        except (StoreUnreachable, _Stopped) as error:  # no fault of the weights: the attempt does not count
+            wait_ms = 0 if isinstance(error, _Stopped) else RETRY_MS
+            values = {"attempts": attempt - 1, "due_at": now_ms() + wait_ms}
+    with database.begin() as connection:
+        if mine:
+            connection.execute(delete(parents).where(parents.c.digest == digest))
+            connection.execute(insert(parents), mine)
+        connection.execute(update(derived).where(derived.c.digest == digest).values(**values))
+
+
+def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> dict[str, Any]:
+    from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
+
+    try:
+        opened = open_build(files, blob_store)
+    except AdapterHubError as error:
+        return _none(str(error))
+
+    def read(start: int, end: int) -> bytes:
+        if stopped.is_set():
+            raise _Stopped
+        return opened.read(start, end)
+
+    record = derive(
+        opened.config,
+        opened.file,
+        read,
+        weights_digest=parse_digest(f"sha256:{opened.weights_sha256}"),
+        config_digest=parse_digest(f"sha256:{opened.config_sha256}"),
+    )
+    packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
+    if not record.modules:
+        return _none(record.reason) | {"record": packed}
+    return {"state": "made", "reason": None, "norm": record.norm, "sketch": record.sketch, "record": packed}
+
+
+def _none(reason: str) -> dict[str, Any]:
+    return {"state": "none", "reason": shown(reason, 1000), "norm": None, "sketch": None, "record": None}
+
+
+def _parents(files: Mapping[str, str], blob_store: BlobStore) -> list[dict[str, Any]]:
+    manifest = manifest_of(files, blob_store)
+    if manifest is None:
+        return []
+    return [
+        {"position": at, "parent": one.digest and one.digest[7:], "spec": one.spec, "weight": one.weight}
+        for at, one in enumerate(manifest.parents)
+    ]
+
+
+def files_of(connection: Connection, digest: str) -> dict[str, str]:
+    """The files of a build, path to sha256, from a commit that has it; empty when none has it any more."""
+    row = connection.execute(select(adapters).where(adapters.c.digest == digest).limit(1)).one_or_none()
+    if row is None:
+        return {}
+    tree = tree_of(connection, row.repo_id, row.commit_id)
+    found = (tree.find(path) for path in (*MEDIA_TYPES, MANIFEST_FILE))
+    return {entry.path: entry.sha256 for entry in found if entry is not None}
+
+
+def open_build(files: Mapping[str, str], blob_store: BlobStore) -> Opened:
+    """The config and the checked header of a build.
+
+    Raises:
+        MalformedConfig, MalformedTensorFile: they are missing or cannot be read; names the file and the reason.
+        BlobNotFound: the bytes are lost.
+    """
+    config, weights = files.get(CONFIG_FILE), files.get(WEIGHTS_FILE)
+    if config is None or weights is None:
+        raise MalformedTensorFile(WEIGHTS_FILE, "is missing")
+    if blob_store.size(config) > CONFIG_LIMIT_BYTES:
+        raise MalformedConfig(CONFIG_FILE, f"holds more than {CONFIG_LIMIT_BYTES} bytes")
+    parsed = AdapterConfig.parse(b"".join(blob_store.open(config)), CONFIG_FILE)
+    header = header_of(files, blob_store)
+    if header is None:
+        raise MalformedTensorFile(WEIGHTS_FILE, "cannot be read", hint="`adapt verify` says why")
+    whole = b"".join(blob_store.open(weights)) if header.size_bytes <= AT_ONCE_BYTES else None
+
+    def read(start: int, end: int) -> bytes:
+        return whole[start:end] if whole is not None else b"".join(blob_store.open(weights, start, end))
+
+    return Opened(config=parsed, file=header, read=read, config_sha256=config, weights_sha256=weights)

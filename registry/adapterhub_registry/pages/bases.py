@@ -1,0 +1,132 @@
+"""A base by its content: its names, related bases, and its adapters on a map of their updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.errors import shown
+from adapterhub.pages.values.weights import BasePage, MapPoint, RelatedBase
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.database.db import adapters, repos
+from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.errors import Refusal
+from adapterhub_registry.pages.builds import readable
+from adapterhub_registry.pages.search import lines
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
+
+MOST_POINTS: Final = 150
+LISTED: Final = 20
+MOST_NAMES: Final = 20
+
+
+def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
+    """A base that some adapter of the caller's names.
+
+    Raises:
+        Refusal: 404 for a malformed digest, or one without an adapter that the caller may see.
+    """
+    with registry.db.read() as connection:
+        visible = registry.repos.visible(caller)
+        sha256 = _whole(connection, fingerprint, visible)
+        mine = adapters.c.is_listed & (adapters.c.base_sha256 == sha256) & visible
+        joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine)
+        newest = joined.order_by(adapters.c.created_at.desc()).limit(LISTED)
+        rows = list(connection.execute(newest))
+        named = select(adapters.c.base_model, func.count()).join(repos, repos.c.id == adapters.c.repo_id).where(mine)
+        counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
+        names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
+        points = _points(connection, mine & readable(registry, caller))
+        listed = lines(connection, rows)
+        related = tuple(_related(connection, sha256, names, visible))
+    wanted = urlencode({"base": sha256})
+    return BasePage(
+        sha256=sha256,
+        names=names,
+        count=sum(row[1] for row in counts),
+        related=related,
+        points=_placed(registry, points),
+        adapters=tuple(listed),
+        search_url=f"/?{wanted}",
+        feed_url=f"/feed?{wanted}",
+    )
+
+
+def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool]) -> str:
+    if not BASE_DIGEST.fullmatch(fingerprint):
+        raise Refusal(404, "NotFound", f"base `{shown(fingerprint)}`: expected 8 to 64 lower-case hex digits")
+    begin = fingerprint.removeprefix("sha256:")
+    same = (adapters.c.base_sha256 >= begin) & (adapters.c.base_sha256 < f"{begin}g")
+    wanted = select(adapters.c.base_sha256).join(repos, repos.c.id == adapters.c.repo_id)
+    wanted = wanted.where(same, adapters.c.is_listed, visible).order_by(adapters.c.base_sha256)
+    found = connection.scalar(wanted.limit(1))
+    if found is None:
+        raise Refusal(404, "NotFound", "no adapter here is for this base")
+    return str(found)
+
+
+def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    wanted = (
+        select(repos.c.full_name, adapters.c.digest, derived.c.sketch)
+        .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
+        .join(derived, derived.c.digest == adapters.c.digest)
+        .where(mine, derived.c.sketch.is_not(None), derived.c.sketch != "")
+        .order_by(adapters.c.created_at.desc())
+        .limit(MOST_POINTS)
+    )
+    return list(connection.execute(wanted))
+
+
+def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, ...]:
+    sketches = [row.sketch for row in points]
+    if not sketches:
+        return ()
+
+    def make() -> tuple[list[tuple[float, float]], list[tuple[int, float]]]:
+        from adapterhub.formats.derived.sketch import nearest, placed  # noqa: PLC0415 - numpy, for this page alone
+
+        return placed(sketches), nearest(sketches)
+
+    places, near = registry.once.result("map", tuple(sketches), make)
+    return tuple(
+        MapPoint(
+            name=row.full_name,
+            url=f"/{row.full_name}",
+            x=x,
+            y=y,
+            nearest=points[other].full_name if len(points) > 1 else "",
+            cosine=cosine if len(points) > 1 else None,
+        )
+        for row, (x, y), (other, cosine) in zip(points, places, near, strict=True)
+    )
+
+
+def _related(
+    connection: Connection, sha256: str, names: Sequence[str], visible: ColumnElement[bool]
+) -> Sequence[RelatedBase]:
+    """Other bases with the same tensors or files, or with one of the names."""
+    facts = (adapters.c.base_tensors, adapters.c.base_files)
+    mine = select(*facts).join(repos, repos.c.id == adapters.c.repo_id)
+    mine = mine.where(adapters.c.is_listed, adapters.c.base_sha256 == sha256, visible)
+    known = connection.execute(mine.limit(1)).one()
+    columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_model)
+    other = adapters.c.is_listed & (adapters.c.base_sha256 != sha256) & visible
+    same = (adapters.c.base_tensors == known.base_tensors) | adapters.c.base_model.in_(names)
+    wanted = select(*columns, func.count().label("adapters")).join(repos, repos.c.id == adapters.c.repo_id)
+    rows = connection.execute(wanted.where(other, same).group_by(*columns).limit(LISTED)).all()
+    return [
+        RelatedBase(
+            label=row.base_model or row.base_sha256[:12],
+            url=f"/base/{row.base_sha256}",
+            relation="same tensors in other files"
+            if row.base_tensors == known.base_tensors
+            else "same name, other weights",
+            adapters=row.adapters,
+        )
+        for row in rows
+    ]
