@@ -131,8 +131,8 @@ def sandbox(tmp_path, request):
     return tmp_path
 
 
-@pytest.mark.parametrize(("sandbox", "page"), cases(steps), indirect=["sandbox"])
-def test_commands_do_what_the_page_shows(sandbox, page, adapt_command):
+@pytest.mark.parametrize(("sandbox", "document"), cases(steps), indirect=["sandbox"])
+def test_commands_do_what_the_page_shows(sandbox, document, adapt_command):
     program = sandbox / ".bin" / "adapt"
     program.parent.mkdir()
     program.write_text(adapt_command)
@@ -141,22 +141,22 @@ def test_commands_do_what_the_page_shows(sandbox, page, adapt_command):
     environ |= {"ADAPTERHUB_HOME": str(sandbox / "home"), "PATH": f"{sandbox / '.bin'}:{os.environ['PATH']}"}
     environ["PYTHONPATH"] = str(ROOT)
 
-    for step in steps(page):
+    for step in steps(document):
         if step.reason_to_skip:
             continue
         done = subprocess.run(
             ["bash", "-c", step.command], cwd=sandbox, env=environ, text=True, capture_output=True,
             check=False, stdin=subprocess.DEVNULL, timeout=120,
         )  # fmt: skip
-        said = f"{page.name}: $ {step.command}\n{done.stdout}{done.stderr}"
+        said = f"{document.name}: $ {step.command}\n{done.stdout}{done.stderr}"
         assert done.returncode == step.exit_code, said
         missing = [line for line in step.shown if not appears(line, (done.stdout + done.stderr).splitlines())]
         assert missing == [], said
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_renderer_reads_the_fences_of_a_page(page):
-    assert unread_fences(page.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("document", PAGES, ids=name_of)
+def test_every_renderer_reads_the_fences_of_a_page(document):
+    assert unread_fences(document.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_only_commands_that_need_a_network_or_a_model_are_skipped():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sandbox", "page"), cases(doctests), indirect=["sandbox"])
-def test_doctests_hold(sandbox, page, monkeypatch):
+@pytest.mark.parametrize(("sandbox", "document"), cases(doctests), indirect=["sandbox"])
+def test_doctests_hold(sandbox, document, monkeypatch):
     monkeypatch.chdir(sandbox)
     monkeypatch.setenv("ADAPTERHUB_HOME", str(sandbox / "home"))
-    test = doctest.DocTestParser().get_doctest(doctests(page), {}, name_of(page), str(page), 0)
+    test = doctest.DocTestParser().get_doctest(doctests(document), {}, name_of(document), str(document), 0)
     report: list[str] = []
 
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL).run(
@@ -283,9 +283,9 @@ def broken_links(page: Path, text: str) -> list[str]:
     return broken
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_relative_links_lead_somewhere(page):
-    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("document", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(document):
+    assert broken_links(document, document.read_text(encoding="utf-8")) == []
 
 
 def test_a_link_to_a_heading_that_is_not_there_is_told():

@@ -69,6 +69,11 @@ def hostile(world: World) -> World:
                 client.post(f"/api/models/{repo}/tag/main", json={"tag": f"v2.0.{number}"}).raise_for_status()
                 yank = {"version": f"2.0.{number}", "reason": "".join(c for c in text[:80] if c.isprintable())}
                 client.post(f"/api/adapt/v1/adapters/{repo}/yank", json=yank).raise_for_status()
+        push(client, "zoo/long", {"README.md": b"W" * 1_000_000}, "a word of 1 MB")
+        broken = dict.fromkeys(
+            ("README.md", "adapter_config.json", "adapterhub.json", "evals.jsonl"), b"\xff\xfe<script>"
+        )
+        push(client, "zoo/broken", broken | {"adapter_model.safetensors": b"\xff" * 64}, "no UTF-8")
         names = {f"f/{number}{file_name(text)}.txt": text.encode() for number, text in enumerate(ALL)}
         push(client, "zoo/names", names, "names")
     return world
@@ -118,6 +123,9 @@ def test_no_text_takes_over_a_list_a_file_or_a_query(page, hostile):
         look(page, hostile.url, "/zoo/names/commit/main")
         for line in httpx.get(f"{hostile.url}/zoo/names/tree/main/f?format=json").json()["entries"][::12]:
             look(page, hostile.url, line["url"])
+        for repo in ("zoo/long", "zoo/broken"):
+            for place in ("", "/tree/main", "/blob/main/README.md", "/commit/main"):
+                look(page, hostile.url, f"/{repo}{place}")
         look(page, hostile.url, f"/sign-in?then={quote(MARKUP[0])}")
         look(page, hostile.url, f"/{quote(MARKUP[0], safe='')}/{quote(MARKUP[7], safe='')}")
 

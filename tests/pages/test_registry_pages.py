@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
 
 from tests.pages.conftest import World
+from tests.support.command_line import Adapt
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -163,12 +165,17 @@ def test_recorded_answers_stand_beside_the_bases_and_downloads_have_their_day(wo
     }
 
 
-def test_copied_lines_name_this_registry_and_the_adapter(world):
+def test_copied_lines_work_as_they_stand(world, tmp_path, online):
     lines = {s["program"]: s["text"] for s in world.get("/acme/legal-qa?format=json").json()["snippets"]}
+    adapt = Adapt(tmp_path)
 
     assert list(lines) == ["adapt", "hf", "PEFT", "vLLM", "llama.cpp"]
-    assert lines["adapt"] == f"adapt install acme/legal-qa --remote {world.url}"
+    assert adapt.ok(*shlex.split(lines["adapt"])[1:])
+    exported = shlex.split(lines["llama.cpp"].splitlines()[0])[1:]
+    assert "no such option" not in adapt(*exported).stderr.lower()
+    assert "legal-qa" in adapt.ok("list")
     assert "--max-lora-rank 8 " in lines["vLLM"]
+    assert lines["hf"] == f"HF_ENDPOINT={world.url} hf download acme/legal-qa --local-dir legal-qa"
 
 
 def test_clients_of_the_api_get_what_they_got(world):
@@ -183,3 +190,11 @@ def test_clients_of_the_api_get_what_they_got(world):
     assert (browser.status_code, browser.headers["x-error-code"]) == (404, "EntryNotFound")
     assert json.loads(browser.text)["error"] == "no file `nothing.txt`"
     assert "<h1>Not found</h1>" in world.get("/acme/legal-qa/nothing/of/this/kind", headers=HTML).text
+
+
+def test_metrics_name_the_page_and_not_the_adapter(world):
+    world.get("/acme/legal-qa")
+    said = world.server.get("/metrics").text
+
+    assert 'route="/{namespace}/{name}"' in said
+    assert "legal-qa" not in said

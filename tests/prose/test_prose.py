@@ -7,9 +7,9 @@ import pytest
 from tests.prose.phrases import PHRASES, ROOT, pages, phrases_in, sources, texts
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_a_page_holds_no_phrase_of_the_list(page):
-    found = phrases_in(page.name, page.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("document", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_holds_no_phrase_of_the_list(document):
+    found = phrases_in(document.name, document.read_text(encoding="utf-8"))
 
     assert list(map(str, found)) == []
 

@@ -25,6 +25,8 @@ COSTLY = frozenset({
     "getfixturevalue",  # a fixture that is known only when the test runs: the PostgreSQL or S3 of some parameters
 })  # fmt: skip
 MODELS = ("peft", "transformers")
+ALL_TESTS_GET = "pytest_playwright.pytest_playwright"
+"""A plugin with fixtures for every test, and for those that look at pages: these start a server of their own."""
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -34,7 +36,7 @@ def is_slow(item: pytest.Item) -> bool:
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - for mypy, which knows no such name
     starts = [
         getattr(item, "obj", None),
-        *(definition.func for definitions in fixtures for definition in definitions),
+        *(one.func for definitions in fixtures for one in definitions if one.func.__module__ != ALL_TESTS_GET),
         *getattr(getattr(item, "callspec", None), "params", {}).values(),
     ]
     functions = [_inner(start) for start in starts if callable(start)]

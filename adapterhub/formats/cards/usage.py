@@ -32,11 +32,16 @@ def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
             f'model = PeftModel.from_pretrained(base, "{repo}")',
         ),
     ]
-    rank = next((rank for rank in _RANKS if rank >= (manifest.rank or _RANKS[-1] + 1)), None)
+    rank = vllm_rank(manifest.rank)
     if "LORA" in manifest.method and rank is not None:
         command = f"{variable}vllm serve {model} --enable-lora --max-lora-rank {rank}"
         parts += ["With vLLM:", _fenced("sh", f"{command} --lora-modules {manifest.name}={repo}")]
     return "\n" + "\n\n".join(parts) + "\n"
+
+
+def vllm_rank(rank: int | None) -> int | None:
+    """The least `--max-lora-rank` of vLLM for an adapter of this rank; None where it has none."""
+    return next((known for known in _RANKS if known >= (rank or _RANKS[-1] + 1)), None)
 
 
 def _asking(form: PromptForm | None) -> list[str]:

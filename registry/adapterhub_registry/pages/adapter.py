@@ -14,6 +14,7 @@ from sqlalchemy import Row, select
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.cards.metadata import split_block
+from adapterhub.formats.cards.usage import vllm_rank
 from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
@@ -156,9 +157,9 @@ def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:
 def _snippets(repo: str, row: Row[Any] | None, address: str) -> Iterator[Snippet]:
     """Lines that work as they stand. Names in them are checked ids; a base that is not one gets a placeholder."""
     base = row.base_model if row is not None and row.base_model and is_hub_id(row.base_model) else "path/to/base"
-    name, folder = repo.partition("/")[2], repo.partition("/")[2]
+    name = repo.partition("/")[2]
     yield Snippet(program="adapt", text=f"adapt install {repo} --remote {address}")
-    yield Snippet(program="hf", text=f"HF_ENDPOINT={address} hf download {repo} --local-dir {folder}")
+    yield Snippet(program="hf", text=f"HF_ENDPOINT={address} hf download {repo} --local-dir {name}")
     if row is None:
         return
     lines = (
@@ -170,10 +171,12 @@ def _snippets(repo: str, row: Row[Any] | None, address: str) -> Iterator[Snippet
         f'model = PeftModel.from_pretrained(base, "{repo}")',
     )
     yield Snippet(program="PEFT", text="\n".join(lines))
-    if row.peft_type == "LORA":
-        serve = f"HF_ENDPOINT={address} vllm serve {base} --enable-lora --max-lora-rank {row.rank or 64}"
+    most = vllm_rank(row.rank)
+    if row.peft_type == "LORA" and most is not None:
+        serve = f"HF_ENDPOINT={address} vllm serve {base} --enable-lora --max-lora-rank {most}"
         yield Snippet(program="vLLM", text=f"{serve} --lora-modules {name}={repo}")
-        export = f"adapt export {name} --to gguf --out {name}.gguf"
+    if row.peft_type == "LORA":
+        export = f"adapt export {row.name or name} --format gguf -o {name}.gguf"
         yield Snippet(program="llama.cpp", text=f"{export}\nllama-server --model base.gguf --lora {name}.gguf")
 
 

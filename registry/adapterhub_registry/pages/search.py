@@ -139,13 +139,16 @@ def _states(wanted: _Wanted) -> list[ColumnElement[bool]]:
     for name, path in (("signed", SIGNATURE_FILE), ("contract", CONTRACT_FILE)):
         at_commit = exists().where(places.c.repo_id == adapters.c.repo_id, places.c.path == path)
         found += [at_commit] if wanted.get(name) == "yes" else [~at_commit] if wanted.get(name) == "no" else []
-    is_yanked = exists().where(releases.c.repo_id == adapters.c.repo_id, releases.c.yanked_at.is_not(None))
+    # whole sets, which a database reads once; it would look up a row's siblings in the index of all listed rows
+    yanked = select(releases.c.repo_id).where(releases.c.yanked_at.is_not(None))
     if wanted.get("yanked") == "yes":
-        listed = adapters.alias()
-        stands = exists().where(listed.c.repo_id == adapters.c.repo_id, listed.c.is_listed)
-        found += [is_yanked, or_(adapters.c.is_listed, and_(adapters.c.is_head, ~stands))]
+        other = adapters.alias()
+        listed = select(other.c.repo_id).where(other.c.repo_id.in_(yanked), other.c.is_listed)
+        is_shown = or_(adapters.c.is_listed, and_(adapters.c.is_head, adapters.c.repo_id.not_in(listed)))
+        found += [adapters.c.repo_id.in_(yanked), is_shown]
     else:
-        found += [adapters.c.is_listed, *([~is_yanked] if wanted.get("yanked") == "no" else [])]
+        unyanked = [adapters.c.repo_id.not_in(yanked)] if wanted.get("yanked") == "no" else []
+        found += [adapters.c.is_listed, *unyanked]
     if wanted.get("license"):
         tagged = select(repo_tags.c.repo_id).where(repo_tags.c.tag == f"license:{wanted.get('license')}")
         found.append(adapters.c.repo_id.in_(tagged))
@@ -223,6 +226,6 @@ def _base_in(config: bytes) -> tuple[str, str]:
         if isinstance(text, str) and is_hub_id(text):
             return text, "The file names its base but not its content, so this is a search by name."
     return "", (
-        "The file names no base, and a config says nothing about weights. `adapt base fingerprint FOLDER` prints "
-        "the hash of a base; paste it above."
+        "The file names no base, and a config says nothing about weights. `adapt base add FOLDER --as NAME`, then "
+        "`adapt base show NAME`, prints the hash of a base; paste it above."
     )

@@ -51,9 +51,9 @@ def adapt(tmp_path: Path, request: pytest.FixtureRequest) -> Adapt:
     return with_base(tmp_path)
 
 
-@pytest.mark.parametrize(("adapt", "page"), [(TUTORIAL, TUTORIAL), (GATE, GATE)], indirect=["adapt"], ids=str)
-def test_commands_do_what_the_page_shows(adapt: Adapt, page: Path) -> None:
-    for step in steps(page, with_model=True):
+@pytest.mark.parametrize(("adapt", "document"), [(TUTORIAL, TUTORIAL), (GATE, GATE)], indirect=["adapt"], ids=str)
+def test_commands_do_what_the_page_shows(adapt: Adapt, document: Path) -> None:
+    for step in steps(document, with_model=True):
         words = shlex.split(step.command)[1:]
         if words[-1].startswith("./home/") and "*" in words[-1]:  # as a shell does
             words[-1:] = [str(path) for path in adapt.folder.glob(words[-1].removeprefix("./"))]
