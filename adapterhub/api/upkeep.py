@@ -11,13 +11,17 @@ from adapterhub.api.results import Listing
 from adapterhub.api.steps.installing import Upgraded, upgrade_library
 from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
 from adapterhub.core.errors import BaseNotFound
+from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
+from adapterhub.library.bases.families import Families, Family
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
 
 if TYPE_CHECKING:
+    from adapterhub.api.pages.serving import Ui
+    from adapterhub.api.project import Project
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
     from adapterhub.library.bases.records import BaseRecord
@@ -126,7 +130,23 @@ class WithUpkeep(OpenedLibrary):
         a, b = self.record_of(first), self.record_of(second)
         if a is None or b is None:
             raise BaseNotFound("two bases are needed to compare")
-        return compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+        found = compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+        return self.families.judged(found, a.fingerprint, b.fingerprint)
+
+    @property
+    def families(self) -> Families:
+        """Bases that the user declared to be one family: `.all()`, `.declare(name, records)`, `.remove(name)`."""
+        return Families(self.bases)
+
+    def declare_family(self, name: str, bases: Sequence[BaseLike]) -> Family:
+        """Let adapters of each of these bases run on the others, which have the same shapes.
+
+        Raises:
+            UsageProblem: the name is no word, or fewer than two registered bases are given.
+            BaseMismatch: two of them do not have the same shapes.
+        """
+        records = [record for base in bases if (record := self.record_of(base)) is not None]
+        return self.families.declare(name, records)
 
     def pin(self, build: SpecLike, base: BaseLike) -> Installed:
         """Record which base an adapter without a fingerprint was made for.
@@ -171,6 +191,26 @@ class WithUpkeep(OpenedLibrary):
             for folder in KnownProjects(self.root).forget_gone():
                 self.reports.note(f"the project `{folder}` is gone, and holds nothing any more")
         return super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+
+    # ------------------------------------------------------------ pages
+    @extra_named("`Library.ui`")
+    def ui(self, *, port: int = 0, project: Project | None = None) -> Ui:
+        """Serve the pages of `adapt ui` on 127.0.0.1 until `close`, or the end of a `with` block.
+
+        Args:
+            port: where to listen; default: a free port.
+            project: the project to show beside the library.
+
+        Returns:
+            `.url` is the address for a browser, with the token that lets it in; `.wait()` waits for the end.
+
+        Raises:
+            NotAllowed: the port cannot be used.
+            MissingExtra: the extra `ui` is not installed.
+        """
+        from adapterhub.api.pages.serving import Ui
+
+        return Ui(self, port=port, project=project)  # type: ignore[arg-type]  # every opened library is a `Library`
 
     # ------------------------------------------------------------ health
     def repair(

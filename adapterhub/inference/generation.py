@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 OnText = Callable[[str], None]
 """Called with each new piece of an answer."""
+
+OnPiece = Callable[[int, str], None]
+"""Called with the number of a row and the next piece of its answer."""
+
+IsOver = Callable[[], bool]
+"""Asked after each token; every row ends where it is true."""
 
 NEW_TOKENS: Final = 64
 """How many new tokens an answer takes at most by default."""
@@ -128,8 +135,12 @@ def write(
     writing: Writing,
     *,
     on_text: OnText | None = None,
+    on_piece: OnPiece | None = None,
+    is_over: IsOver | None = None,
 ) -> list[Answer]:
-    """The answers to all `questions`, generated in one batch; `on_text` streams a single answer in pieces.
+    """The answers to all `questions`, generated in one batch.
+
+    `on_text` streams a single answer in pieces, and `on_piece` those of all rows. `is_over` ends all of them early.
 
     Shorter prompts are padded on the left (on the right for an encoder), so each row gets the same answer as alone, up
     to the rounding of sums. An answer ends before the first of its form's stop texts. Sampling is repeatable for the
@@ -140,6 +151,8 @@ def write(
     """
     rows = all_tokens_of(model, tokenizer, questions, writing)
     stops = [question.form.stop for question in questions]
+    if on_text is not None and len(questions) == 1:
+        on_piece = _of_one(on_text)
     start = time.perf_counter()
     made = continued(
         model,
@@ -148,7 +161,8 @@ def write(
         writing,
         stops=stops,
         limits=[_limit(question, writing) for question in questions],
-        on_text=on_text,
+        on_piece=on_piece,
+        is_over=is_over,
     )
     seconds = time.perf_counter() - start
     answers = []
@@ -166,11 +180,12 @@ def continued(
     *,
     stops: Sequence[Sequence[str]],
     limits: Sequence[int],
-    on_text: OnText | None = None,
+    on_piece: OnPiece | None = None,
+    is_over: IsOver | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row of prompt tokens, as `write` generates them; `stops` and `limits` are one a row.
 
-    A row ends with its end token, with the token that completes a stop text, or after its limit.
+    A row ends with its end token, with the token that completes a stop text, after its limit, or when `is_over`.
     """
     import torch
 
@@ -179,8 +194,14 @@ def continued(
     if writing.temperature > 0:
         settings = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
     skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
-    watch = Stops(tokenizer, stops, limits, skipped) if any(stops) or len(set(limits)) > 1 else None
-    listener = _Listener(tokenizer, on_text, stops[0]) if on_text and len(rows) == 1 else None
+    watch = None
+    if any(stops) or len(set(limits)) > 1 or is_over is not None:
+        watch = Stops(tokenizer, stops, limits, skipped, is_over)
+    ends = _ends(model)
+    listeners = [
+        _Listener(tokenizer, partial(on_piece, at), stop, limit, ends) if on_piece else None
+        for at, (stop, limit) in enumerate(zip(stops, limits, strict=True))
+    ]
     with torch.no_grad(), _seeded(writing.seed, model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sampling settings in the base's generation config, unused here
         made = model.generate(
@@ -189,10 +210,9 @@ def continued(
             max_new_tokens=max(limits),
             stopping_criteria=None if watch is None else [watch],
             pad_token_id=filler(tokenizer),
-            streamer=listener,
+            streamer=_Streamer([one for one in listeners if one is not None]) if on_piece else None,
             **settings,
         )
-    ends = _ends(model)
     found = []
     for at, new in enumerate(made[:, skipped:].tolist()):
         kept = _until_end(new[: limits[at]], ends)
@@ -240,26 +260,61 @@ def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
     return next((tokens[: at + 1] for at, token in enumerate(tokens) if token in ends), tokens)
 
 
-class _Listener:
-    """A streamer for `generate`: decodes tokens to text, and holds back text that may still change.
+def _of_one(on_text: OnText) -> OnPiece:
+    return lambda _row, piece: on_text(piece)
 
-    It decodes only the tokens since the last piece, together with those of the piece before, for the space between.
-    Text that may begin one of the `stops` is held back, and nothing is sent from a stop on.
-    """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText, stops: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
-        self.gate = StopGate(on_text, stops)
-        self.tokens: list[int] = []
-        self.context = self.sent = 0  # where the context begins, and how many tokens were sent as text
+class _Streamer:
+    """A streamer for `generate`: the next token of each row goes to the row's listener."""
+
+    def __init__(self, listeners: Sequence[_Listener]) -> None:
+        self.listeners = listeners
         self.is_prompt = True
 
     def put(self, value: Tensor) -> None:
-        """Add the next tokens; the first call has the prompt."""
+        """Add the next tokens; the first call has the prompts."""
         if self.is_prompt:
             self.is_prompt = False
             return
-        self.tokens += value.reshape(-1).tolist()
+        for listener, token in zip(self.listeners, value.reshape(-1).tolist(), strict=True):
+            listener.put(token)
+
+    def end(self) -> None:
+        """Send the rest."""
+        for listener in self.listeners:
+            listener.end()
+
+
+class _Listener:
+    """Decodes the tokens of one row to text, and holds back text that may still change.
+
+    It decodes only the tokens since the last piece, together with those of the piece before, for the space between.
+    Text that may begin one of the `stops` is held back, and nothing is sent from a stop on, after the `limit` or after
+    one of the `ends`: what other rows still write is padding here.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        on_text: OnText,
+        stops: Sequence[str],
+        limit: int,
+        ends: frozenset[int],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.gate = StopGate(on_text, stops)
+        self.limit = limit
+        self.ends = ends
+        self.tokens: list[int] = []
+        self.context = self.sent = 0  # where the context begins, and how many tokens were sent as text
+        self.is_over = False
+
+    def put(self, token: int) -> None:
+        """Add the next token."""
+        if self.is_over:
+            return
+        self.tokens.append(token)
+        self.is_over = token in self.ends or len(self.tokens) >= self.limit
         self._send(is_end=False)
 
     def end(self) -> None:

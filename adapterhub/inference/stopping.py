@@ -19,8 +19,8 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 class Stops:
     """A stopping criterion of `generate` that ends each row by itself. `ended` holds the new tokens of ended rows.
 
-    `stops` and `limits` are one for each row, `skipped` the tokens of the prompt. A step decodes what the row has
-    written, so its cost grows with the answer, which is short where a form has stops.
+    `stops` and `limits` are one for each row, `skipped` the tokens of the prompt; `is_over` ends all rows. A step
+    decodes what the row has written, so its cost grows with the answer, which is short where a form has stops.
     """
 
     def __init__(
@@ -29,20 +29,22 @@ class Stops:
         stops: Sequence[Sequence[str]],
         limits: Sequence[int],
         skipped: int,
+        is_over: Callable[[], bool] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._limits = limits
         self._skipped = skipped
+        self._is_over = is_over or (lambda: False)
         self.ended: dict[int, int] = {}
 
     def __call__(self, tokens: Tensor, *_scores: object, **_rest: object) -> Tensor:
         """Which rows are done; `tokens` is [rows, tokens so far]."""
         import torch
 
-        new = tokens.shape[1] - self._skipped
+        new, is_over = tokens.shape[1] - self._skipped, self._is_over()
         for at, row in enumerate(tokens[:, self._skipped :].tolist()):
-            if at not in self.ended and (new >= self._limits[at] or self._has_stop(row, self._stops[at])):
+            if at not in self.ended and (is_over or new >= self._limits[at] or self._has_stop(row, self._stops[at])):
                 self.ended[at] = new
         return torch.tensor([at in self.ended for at in range(tokens.shape[0])], device=tokens.device)
 

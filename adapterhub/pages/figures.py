@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.modules.places import place_of, short_names
-from adapterhub.pages.values.weights import HeatCell, HeatMap, ModuleLine, SpectrumLine
+from adapterhub.pages.values.weights import (
+    Compared,
+    ComparePage,
+    Forecasted,
+    HeatCell,
+    HeatMap,
+    ModuleLine,
+    SpectrumLine,
+    StorageLine,
+)
 
 if TYPE_CHECKING:
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.derived.comparison import Comparison
     from adapterhub.formats.derived.modules import ModuleComparison
     from adapterhub.formats.derived.record import DerivedRecord
 
 MOST_KINDS: Final = 24
+MOST_LISTED: Final = 200
+MOST_WEIGHT: Final = 2.0
+EVEN: Final = 0.5  # as `adapt merge` weighs two adapters
+STEPS: Final = 20  # of the sliders, in a weight of 1
 MOST_LAYERS: Final = 200
 Module = TypeVar("Module")
 
@@ -96,3 +114,81 @@ def lines_of(record: DerivedRecord) -> tuple[ModuleLine, ...]:
         )
         for module in record.modules
     )
+
+
+def compared(page: ComparePage, found: Comparison) -> ComparePage:
+    """The page with what a comparison found."""
+    pair = found.pairs[0]
+    opposite = pair.opposite.estimate
+    is_shared = any(module.pairs for module in found.modules)
+    return replace(
+        page,
+        cosine=pair.cosine,
+        opposite=opposite.share if is_shared else None,
+        opposite_error=opposite.standard_error,
+        heats=cosines_of(found.modules),
+        alone=tuple(found.partial)[:MOST_LISTED],
+        unlike=tuple(f"{module}: {text}" for module, text in found.unlike.items())[:MOST_LISTED],
+        obstacles=found.obstacles,
+        forecast=_forecast(found),
+    )
+
+
+def _forecast(found: Comparison) -> Forecasted | None:
+    if found.forecast is None:
+        return None
+    cancelled = found.forecast.cancelled.estimate
+    return Forecasted(
+        norm=found.forecast.norm,
+        cancelled=cancelled.share,
+        cancelled_error=cancelled.standard_error,
+        choices=tuple(
+            StorageLine(
+                options=one.options,
+                rank=str(one.rank_max) if one.rank_min == one.rank_max else f"{one.rank_min}-{one.rank_max}",
+                error=one.relative_error,
+                size=one.size_bytes,
+                command="",
+            )
+            for one in found.forecast.choices
+        ),
+    )
+
+
+def with_commands(forecast: Forecasted | None, sides: Sequence[Compared]) -> Forecasted | None:
+    """The forecast with the command that makes each of its choices."""
+    if forecast is None:
+        return None
+    used = [side for side in sides if side.weight]
+    named = " ".join(shlex.quote(side.name) for side in used)
+    merge = f"adapt merge {named} --weights={','.join(f'{side.weight:g}' for side in used)}"
+    choices = [replace(one, command=f"{merge} {one.options} --output merged") for one in forecast.choices]
+    return replace(forecast, choices=tuple(choices))
+
+
+def weight_of(text: str) -> float:
+    """The weight in a parameter of a page, on the steps of its slider; an empty text is an even share.
+
+    Raises:
+        UsageProblem: it is no number within the bounds.
+    """
+    try:
+        number = float(text) if text else EVEN
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= MOST_WEIGHT:
+        expected = f"expected a number from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+        raise UsageProblem(f"weight `{shown(text)}`: {expected}")
+    return round(number * STEPS) / STEPS
+
+
+def contract_words(contract: Contract) -> tuple[str, ...]:
+    """What a contract records, in a few words."""
+    losses = [golden.loss for golden in contract.goldens if golden.loss is not None]
+    gained = [g.base_loss - g.loss for g in contract.goldens if g.loss is not None and g.base_loss is not None]
+    found = [f"{len(contract.goldens)} recorded answers"]
+    if losses:
+        found.append(f"loss {math.fsum(losses) / len(losses):.3f} nats a token in the mean")
+    if gained:
+        found.append(f"{math.fsum(gained) / len(gained):.3f} nats a token better than the base")
+    return tuple(found)

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, UsageProblem
 from adapterhub.pages.guarding import FORM_FIELD, HEADERS, Cookies
@@ -26,6 +27,7 @@ from adapterhub.pages.rendering import MEDIA_TYPES, STATIC_PATH, render, static_
 from adapterhub.pages.source import PageSource
 from adapterhub.pages.values.common import Problem
 from adapterhub.pages.values.files import RawFile
+from adapterhub.pages.values.local import Stream
 from adapterhub.pages.views import all_pages
 
 MAX_UPLOAD_BYTES: Final = 1 << 20
@@ -169,6 +171,8 @@ def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
     elif isinstance(value, RawFile):
         kind = "text/plain; charset=utf-8" if value.is_text else "application/octet-stream"
         response = StreamingResponse(value.content, media_type=kind, headers=_raw_headers(value))
+    elif isinstance(value, Stream):
+        response = _Streaming(value)
     elif request.query_params.get("format") == "json":
         response = Response(twin(value), media_type="application/json")
     else:
@@ -179,6 +183,20 @@ def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
         response.headers["Cache-Control"] = "private, no-store"
     _protect(response)
     return response
+
+
+class _Streaming(StreamingResponse):
+    """A `Stream`, whose end is told also where the reader goes away."""
+
+    def __init__(self, value: Stream) -> None:
+        super().__init__(value.content, media_type=value.media_type, headers={"Cache-Control": "no-store"})
+        self._on_end = value.on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
 
 def _protect(response: Response) -> None:

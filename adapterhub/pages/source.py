@@ -12,9 +12,11 @@ from adapterhub.core.errors import NotFound
 from adapterhub.pages.values.common import Link, Viewer
 
 if TYPE_CHECKING:
-    from adapterhub.pages.page import Asked
+    from adapterhub.pages.page import Asked, Elsewhere
     from adapterhub.pages.values.adapters import AdapterPage, Feed, SearchPage
+    from adapterhub.pages.values.admin import HandledPage, RefusalsPage, SpacePage, UsersPage
     from adapterhub.pages.values.files import BlobPage, CommitPage, RawFile, TreePage
+    from adapterhub.pages.values.local import LibraryPage, OutdatedPage, PlaygroundPage, ProjectsPage, Stream
     from adapterhub.pages.values.sessions import Session
     from adapterhub.pages.values.weights import BasePage, BuildPage, ComparePage, LineagePage
 
@@ -79,4 +81,54 @@ class PageSource:
 
     def sign_in(self, token: str) -> Session | None:
         """The session of a token; None for a token that is not valid."""
+        no_such_page()
+
+    # ------------------------------------------------------------ a local library
+    def library(self) -> LibraryPage:
+        """The library as a whole."""
+        no_such_page()
+
+    def projects(self) -> ProjectsPage:
+        """The project of the home, and the others that use its library."""
+        no_such_page()
+
+    def outdated(self, *, ask: bool) -> OutdatedPage:
+        """Newer releases and yanks; servers are asked only if `ask` is set."""
+        no_such_page()
+
+    def playground(self, asked: Asked) -> PlaygroundPage:
+        """The form of the playground."""
+        no_such_page()
+
+    def play(self, asked: Asked) -> PlaygroundPage:
+        """The playground with its answers, or with a merge that was saved."""
+        no_such_page()
+
+    def stream(self, asked: Asked) -> Stream:
+        """The answers of the playground while they are written, as server-sent events."""
+        no_such_page()
+
+    # ------------------------------------------------------------ administration
+    def users(self) -> UsersPage:
+        """Users and tokens."""
+        no_such_page()
+
+    def change_tokens(self, asked: Asked) -> UsersPage | Elsewhere:
+        """Create or revoke tokens, as the form says."""
+        no_such_page()
+
+    def space(self, *, preview: bool) -> SpacePage:
+        """Quotas and space; with `preview`, also what a collection would remove."""
+        no_such_page()
+
+    def refusals(self, user: str) -> RefusalsPage:
+        """The log of refused changes, of one user if given."""
+        no_such_page()
+
+    def handled(self, repo: str) -> HandledPage:
+        """One repository, to yank from or to delete."""
+        no_such_page()
+
+    def withdraw(self, asked: Asked) -> HandledPage | Elsewhere:
+        """Yank, take a yank back, or delete, as the form says."""
         no_such_page()

@@ -23,6 +23,7 @@ from adapterhub.core.errors import AdapterHubError, DiskFull, shown
 from adapterhub.core.extras import extra_named
 from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.access.rates import Rates
+from adapterhub_registry.access.refusals import record_refusal
 from adapterhub_registry.access.telemetry import Telemetry
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.api import adapt_api, operations_api
@@ -163,14 +164,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry.db.close()
 
 
-def _on_refusal(_request: Request, error: Exception) -> JSONResponse:
+def _on_refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refusal)
+    record_refusal(request.app.state.registry.db, request.scope, error)
     return error.response()
 
 
-def _on_library_error(_request: Request, error: Exception) -> JSONResponse:
+def _on_library_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AdapterHubError)
-    return refusal_of(error).response()
+    return _on_refusal(request, refusal_of(error))
 
 
 def _on_race(_request: Request, error: Exception) -> JSONResponse:

@@ -139,7 +139,7 @@ def test_rows_that_cannot_be_answered_are_told_before_the_first_answer(adapt: Ad
 def test_few_adapters_are_in_memory_however_many_rows_name_one(
     adapt: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.cli.use.run_model.RESIDENT", 1)
+    monkeypatch.setattr("adapterhub.inference.answering.RESIDENT", 1)
     rows = [{"prompt": PROMPT, "adapter": name} for name in ("a", "b", None, "dora", "a", "b")]
     banks = []
     make = AdapterBank.__init__

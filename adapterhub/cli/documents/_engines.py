@@ -70,9 +70,16 @@ class Served(ServePlan):
     pid: Annotated[int, "process id of the engine"]
 
 
+class Ui(TypedDict):
+    """The pages of a library, printed as soon as they are served."""
+
+    url: Annotated[str, "with the token that lets its reader in"]
+
+
 ENGINES = {
     "check": list[Judged],
     "export.format": Exported,
     "serve": Served,
     "serve.dry-run": ServePlan,
+    "ui": Ui,
 }

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.output import json_text
-from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of
 from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, NotFound, shown
+from adapterhub.inference.answering import Choice, Loading, Model, drawing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.cli.output import Output
     from adapterhub.inference.asking import Typed
     from adapterhub.inference.generation import Answer, Question, Writing
 
@@ -50,7 +51,7 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
         _check_output(batch.out)
     rows, problems = read_rows(batch.prompts, batch.default)
     library, choices = session.project_library, [row.choice for row in rows]
-    model = Model(session, library, find_base(library, choices, loading.base), loading, choices)
+    model = Model(session.out, library, find_base(library, choices, loading.base), loading, choices)
     asked = [(row.choice, row.prompt, _typed(batch.typed, row, problems)) for row in rows]
     questions = model.questions(asked, max_new_tokens=batch.max_new_tokens)
     if model.labels is not None:
@@ -58,7 +59,7 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
     lengths = _lengths(model, rows, questions, writing, problems)
     with model.proved(wanted=prove_base) as proof:
         start = time.perf_counter()
-        answers = _answers(model, rows, questions, lengths, writing, batch.size)
+        answers = _answers(session.out, model, rows, questions, lengths, writing, batch.size)
         seconds = time.perf_counter() - start
     written = sum(answer.tokens for answer in answers)
     rates = {"tokens_per_second": round(written / seconds, 2), "rows_per_second": round(len(rows) / seconds, 3)}
@@ -114,6 +115,7 @@ def _lengths(
 
 
 def _answers(
+    out: Output,
     model: Model,
     rows: Sequence[Row],
     questions: Sequence[Question],
@@ -124,7 +126,7 @@ def _answers(
     """The answers in the order of the rows, with a bar that shows the rate."""
     found: dict[int, Answer] = {}
     start, tokens = time.perf_counter(), 0
-    with model.session.out.described_steps("answer", unit="rows") as progress:
+    with out.described_steps("answer", unit="rows") as progress:
         progress(0, len(rows), "answer")
         for batch in model.batches([row.choice for row in rows], lengths, size):
             with model.using_rows([rows[at].choice for at in batch]) as adapted:

@@ -7,18 +7,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.output import Output, printable
-from adapterhub.cli.use.run_model import Choice, Model, drawing_of, label_of
+from adapterhub.inference.answering import Choice, Model, drawing_of, label_of
 
 if TYPE_CHECKING:
     from adapterhub.inference.generation import Question, Writing
 
 
 def compare_answers(
-    model: Model, who: Sequence[Choice], questions: Sequence[Question], writing: Writing, *, prove_base: bool
+    out: Output,
+    model: Model,
+    who: Sequence[Choice],
+    questions: Sequence[Question],
+    writing: Writing,
+    *,
+    prove_base: bool,
 ) -> None:
     """Answer with each adapter in turn and print the answers in columns, or one below the other."""
     labels = [label_of(choice) for choice in who]
-    out = model.session.out
     answers: list[dict[str, Any]] = []
     with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
         for at, (label, choice, question) in enumerate(zip(labels, who, questions, strict=True)):

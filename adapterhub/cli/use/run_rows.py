@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.cli.use.run_model import Choice, choice_from
 from adapterhub.core.digests import strict_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, problem_list, shown
+from adapterhub.inference.answering import Choice, choice_from
 
 MAX_FILE_BYTES: Final = 256 << 20
 MAX_LINE_BYTES: Final = 4 << 20

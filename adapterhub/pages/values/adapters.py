@@ -30,7 +30,7 @@ class Facet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterLine:
-    """One adapter in a list. Times are in milliseconds since 1970."""
+    """One adapter in a list; `downloads` is None where none are counted. Times are in milliseconds since 1970."""
 
     repo: str
     url: str
@@ -42,7 +42,7 @@ class AdapterLine:
     method: str
     rank: int | None
     license: str | None
-    downloads: int
+    downloads: int | None
     modified_at: int
     badges: tuple[Badge, ...] = ()
 
@@ -111,7 +111,7 @@ class AdapterPage:
     files: tuple[FileLine, ...]
     more_files: int
     answers: tuple[Answer, ...]
-    downloads: int
+    downloads: int | None
     days: tuple[Day, ...]
     commit: str
     modified_at: int

@@ -196,4 +196,4 @@ class BasePage:
     points: tuple[MapPoint, ...]
     adapters: tuple[AdapterLine, ...]
     search_url: str
-    feed_url: str
+    feed_url: str | None

@@ -37,7 +37,14 @@ from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub_registry.database import alias_tables, derived_tables, event_tables, schema  # noqa: F401 - all are of the schema
+from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
+    alias_tables,
+    derived_tables,
+    event_tables,
+    refusal_tables,
+    result_tables,
+    schema,
+)
 
 BUSY_TIMEOUT_MS = 30_000
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from adapterhub.core.digests import strict_json
+from adapterhub.pages.changes import changed
 from adapterhub.pages.values.files import Change, CommitPage, FileChange
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
@@ -25,8 +25,6 @@ from adapterhub_registry.repos import commits
 MAX_FILES: Final = 100
 MAX_VALUES: Final = 200
 MAX_CONFIG_BYTES: Final = 256 << 10
-MAX_DEPTH: Final = 8
-MAX_CHARACTERS: Final = 400
 
 
 def commit_page(registry: Registry, caller: Caller, repo: str, revision: str, before: str | None) -> CommitPage:
@@ -106,22 +104,3 @@ def config_of(registry: Registry, entry: FileEntry | None) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def changed(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "", depth: int = 0) -> Iterator[Change]:
-    """The values that differ, by key."""
-    for key in sorted(before.keys() | after.keys()):
-        old, new, name = before.get(key), after.get(key), f"{above}{key}"
-        if isinstance(old, dict) and isinstance(new, dict) and depth < MAX_DEPTH:
-            yield from changed(old, new, f"{name}.", depth + 1)
-        elif key not in before or key not in after or old != new or type(old) is not type(new):
-            yield Change(
-                key=name[:MAX_CHARACTERS],
-                before=_text(old) if key in before else None,
-                after=_text(new) if key in after else None,
-            )
-
-
-def _text(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.manifest import CONFIG_FILE
-from adapterhub.pages.figures import cosines_of
+from adapterhub.pages.changes import changed
+from adapterhub.pages.figures import compared, contract_words, weight_of, with_commands
 from adapterhub.pages.page import Asked
-from adapterhub.pages.values.weights import Compared, ComparePage, Forecasted, StorageLine
+from adapterhub.pages.values.weights import Compared, ComparePage
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.trees.trees import Tree
@@ -22,17 +20,13 @@ from adapterhub_registry.derived.worker import files_of, open_build
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.adapter import contract_of
 from adapterhub_registry.pages.builds import badges_of, find_build, record_of
-from adapterhub_registry.pages.commit import changed, config_of
+from adapterhub_registry.pages.commit import config_of
 from adapterhub_registry.repos import commits
 
 if TYPE_CHECKING:
     from adapterhub.formats.derived.comparison import Comparison
 
 TIME_S: Final = 20.0
-MOST_WEIGHT: Final = 2.0
-EVEN: Final = 0.5  # as `adapt merge` weighs two adapters
-STEPS: Final = 20  # of the sliders, in a weight of 1
-LISTED: Final = 200
 _SPEC: Final = "expected NAMESPACE/NAME, NAMESPACE/NAME==VERSION or NAMESPACE/NAME@REVISION"
 
 
@@ -43,7 +37,7 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
         Refusal: 503 while another comparison of these two runs, or many others.
     """
     named = [asked.query.get(key, "").strip() for key in "ab"]
-    weights = [_weight(asked.query.get(key, "")) for key in ("wa", "wb")]
+    weights = [weight_of(asked.query.get(key, "")) for key in ("wa", "wb")]
     if not all(named):
         return ComparePage(a=named[0], b=named[1])
     with registry.db.read() as connection:
@@ -72,7 +66,7 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
 
     def make() -> ComparePage:
         try:
-            return _compared(page, _comparison(registry, files, weights))
+            return compared(page, _comparison(registry, files, weights))
         except AdapterHubError as error:
             reason = f"{error.message}; `adapt compare` on your own machine says more"
             return replace(page, reason=reason)
@@ -81,7 +75,7 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
     made: ComparePage = registry.once.result(digests, tuple(weights), make)
     # another reader may have other names for the same builds, so the kept page holds none
     named_page = replace(made, a=page.a, b=page.b, sides=page.sides, config=page.config)
-    return replace(named_page, forecast=_with_commands(made.forecast, page.sides))
+    return replace(named_page, forecast=with_commands(made.forecast, page.sides))
 
 
 def _parsed(name: str) -> tuple[str, str]:
@@ -89,16 +83,6 @@ def _parsed(name: str) -> tuple[str, str]:
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise bad_request(f"build `{shown(name)}`: {_SPEC}")
     return repo, version
-
-
-def _weight(text: str) -> float:
-    try:
-        number = float(text) if text else EVEN
-    except ValueError:
-        number = math.nan
-    if not abs(number) <= MOST_WEIGHT:
-        raise bad_request(f"weight `{shown(text)}`: expected a number from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
-    return round(number * STEPS) / STEPS
 
 
 def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[float]) -> Comparison:
@@ -113,54 +97,6 @@ def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[f
     return compare_two(pair, time_s=TIME_S)
 
 
-def _compared(page: ComparePage, found: Comparison) -> ComparePage:
-    pair = found.pairs[0]
-    opposite = pair.opposite.estimate
-    is_shared = any(module.pairs for module in found.modules)
-    return replace(
-        page,
-        cosine=pair.cosine,
-        opposite=opposite.share if is_shared else None,
-        opposite_error=opposite.standard_error,
-        heats=cosines_of(found.modules),
-        alone=tuple(found.partial)[:LISTED],
-        unlike=tuple(f"{module}: {text}" for module, text in found.unlike.items())[:LISTED],
-        obstacles=found.obstacles,
-        forecast=_forecast(found),
-    )
-
-
-def _forecast(found: Comparison) -> Forecasted | None:
-    if found.forecast is None:
-        return None
-    cancelled = found.forecast.cancelled.estimate
-    return Forecasted(
-        norm=found.forecast.norm,
-        cancelled=cancelled.share,
-        cancelled_error=cancelled.standard_error,
-        choices=tuple(
-            StorageLine(
-                options=one.options,
-                rank=str(one.rank_max) if one.rank_min == one.rank_max else f"{one.rank_min}-{one.rank_max}",
-                error=one.relative_error,
-                size=one.size_bytes,
-                command="",
-            )
-            for one in found.forecast.choices
-        ),
-    )
-
-
-def _with_commands(forecast: Forecasted | None, sides: Sequence[Compared]) -> Forecasted | None:
-    if forecast is None:
-        return None
-    used = [side for side in sides if side.weight]
-    named = " ".join(shlex.quote(side.name) for side in used)
-    merge = f"adapt merge {named} --weights={','.join(f'{side.weight:g}' for side in used)}"
-    choices = [replace(one, command=f"{merge} {one.options} --output merged") for one in forecast.choices]
-    return replace(forecast, choices=tuple(choices))
-
-
 def _contract(registry: Registry, tree: Tree) -> tuple[str, ...]:
     """What the contract of a build records, in a few words."""
     if tree.find(CONTRACT_FILE) is None:
@@ -168,11 +104,4 @@ def _contract(registry: Registry, tree: Tree) -> tuple[str, ...]:
     contract = contract_of(registry, tree)
     if contract is None:
         return ("its contract cannot be read",)
-    losses = [golden.loss for golden in contract.goldens if golden.loss is not None]
-    gained = [g.base_loss - g.loss for g in contract.goldens if g.loss is not None and g.base_loss is not None]
-    found = [f"{len(contract.goldens)} recorded answers"]
-    if losses:
-        found.append(f"loss {math.fsum(losses) / len(losses):.3f} nats a token in the mean")
-    if gained:
-        found.append(f"{math.fsum(gained) / len(gained):.3f} nats a token better than the base")
-    return tuple(found)
+    return contract_words(contract)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final
+from urllib.parse import urlencode
 
-from adapterhub.pages.page import Asked
+from adapterhub.pages.page import Asked, Elsewhere
 from adapterhub.pages.source import PageSource
 from adapterhub.pages.values.adapters import AdapterPage, Feed, SearchPage
-from adapterhub.pages.values.common import Viewer
+from adapterhub.pages.values.admin import HandledPage, RefusalsPage, SpacePage, UsersPage
+from adapterhub.pages.values.common import Link, Viewer
 from adapterhub.pages.values.files import BlobPage, CommitPage, RawFile, TreePage
 from adapterhub.pages.values.sessions import Session
 from adapterhub.pages.values.weights import BasePage, BuildPage, ComparePage, LineagePage
 from adapterhub_registry.access.signing import seal
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.pages import adapter, bases, builds, commit, compare, feeds, files, lineage, search
+from adapterhub_registry.pages import (
+    adapter,
+    administering,
+    bases,
+    builds,
+    commit,
+    compare,
+    feeds,
+    files,
+    lineage,
+    search,
+)
 
 SESSION_S: Final = 12 * 3600
 
@@ -27,13 +41,22 @@ class RegistrySource(PageSource):
         self.registry, self.caller, self.address = registry, caller, address
         self.viewer = Viewer(name=caller.user, is_admin=caller.is_admin)
 
+    def menu(self) -> tuple[Link, ...]:
+        """As `PageSource`, and the way to administration for those who may."""
+        more = (Link(text="Administration", url="/admin"),) if self.viewer.is_admin else ()
+        return (*super().menu(), *more)
+
     def search(self, asked: Asked, config: bytes | None = None) -> SearchPage:
         """As `PageSource`."""
         return search.search_page(self.registry, self.caller, asked, config)
 
     def adapter(self, repo: str, asked: Asked) -> AdapterPage:  # noqa: ARG002 - the page has no parameters here
         """As `PageSource`."""
-        return adapter.adapter_page(self.registry, self.caller, repo, self.address)
+        page = adapter.adapter_page(self.registry, self.caller, repo, self.address)
+        if not self.viewer.is_admin:
+            return page
+        link = Link(text="Yank or delete", url=f"/admin-adapter?{urlencode({'repo': page.repo})}")
+        return replace(page, links=(*page.links, link))
 
     def commit(self, repo: str, revision: str, before: str | None) -> CommitPage:
         """As `PageSource`."""
@@ -79,3 +102,28 @@ class RegistrySource(PageSource):
         claims = f"session {caller.token_id} {int(time.time()) + SESSION_S}"
         sealed = seal(claims, self.registry.settings.secret).rstrip("=")  # which clients would quote
         return Session(cookie=sealed, lasts_s=SESSION_S)
+
+    # ------------------------------------------------------------ administration
+    def users(self) -> UsersPage:
+        """As `PageSource`."""
+        return administering.users_page(self.registry, self.caller)
+
+    def change_tokens(self, asked: Asked) -> UsersPage | Elsewhere:
+        """As `PageSource`."""
+        return administering.change_tokens(self.registry, self.caller, asked)
+
+    def space(self, *, preview: bool) -> SpacePage:
+        """As `PageSource`."""
+        return administering.space_page(self.registry, self.caller, preview=preview)
+
+    def refusals(self, user: str) -> RefusalsPage:
+        """As `PageSource`."""
+        return administering.refusals_page(self.registry, self.caller, user)
+
+    def handled(self, repo: str) -> HandledPage:
+        """As `PageSource`."""
+        return administering.handled_page(self.registry, self.caller, repo)
+
+    def withdraw(self, asked: Asked) -> HandledPage | Elsewhere:
+        """As `PageSource`."""
+        return administering.withdraw(self.registry, self.caller, asked)

@@ -135,6 +135,18 @@ def bytes_of(connection: Connection, namespace: str) -> int:
     return int(connection.scalar(total) or 0)
 
 
+def by_namespace(connection: Connection) -> list[tuple[str, int, int]]:
+    """Each namespace with its repositories and bytes, counted as `bytes_of` counts them; the largest first."""
+    committed = select(places.c.repo_id, places.c.sha256).where(places.c.sha256 != ATTRIBUTES_SHA256)
+    both = committed.union(select(uploads.c.repo_id, uploads.c.sha256)).subquery()
+    held = select(repos.c.namespace, func.sum(blobs.c.size)).join(both, both.c.repo_id == repos.c.id)
+    held = held.join(blobs, both.c.sha256 == blobs.c.sha256).group_by(repos.c.namespace)
+    sizes = {namespace: int(size) for namespace, size in connection.execute(held)}
+    counted = connection.execute(select(repos.c.namespace, func.count()).group_by(repos.c.namespace))
+    rows = [(namespace, number, sizes.get(namespace, 0)) for namespace, number in counted]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
 def _sent_today(connection: Connection, token_id: int) -> int:
     mine = (uploads.c.token_id == token_id) & (uploads.c.created_at > now_ms() - DAY_MS)
     total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(uploads, uploads.c.sha256 == blobs.c.sha256)

@@ -1,4 +1,4 @@
-"""The base of `adapt run` in memory, and the adapters that answer on it.
+"""A base in memory, and the choices of adapters that answer on it: `adapt run` and the playground.
 
 An `AdapterBank` holds the adapters beside the base: loading one takes milliseconds, and each row of a batch may use its
 own. PEFT's layers (`attach`) compute the sums of adapters that a bank cannot, for one choice at a time.
@@ -10,16 +10,16 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from adapterhub.cli.options.params import Session
 from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.asking import Forms, Typed
     from adapterhub.inference.bank import AdapterBank
-    from adapterhub.inference.generation import Answer, OnText, Question, Writing
+    from adapterhub.inference.generation import Answer, IsOver, OnPiece, OnText, Question, Writing
+    from adapterhub.inference.generation import Model as Adapted
     from adapterhub.inference.loader import AttachedAdapter
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
@@ -35,6 +35,16 @@ _FORMS_SAID: Final = 4
 
 Choice = Mapping[str, float]
 """Adapters and their weights that answer together; empty for the base alone."""
+
+
+class Says(Protocol):
+    """Where notes and warnings go."""
+
+    def note(self, text: str) -> None:
+        """Report something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Report a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +131,13 @@ class Model:
     """
 
     def __init__(
-        self, session: Session, library: Library, record: BaseRecord, loading: Loading, choices: Sequence[Choice]
+        self, out: Says, library: Library, record: BaseRecord, loading: Loading, choices: Sequence[Choice]
     ) -> None:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.classification import kinds_of
         from adapterhub.inference.loader.text import load_base
 
         assert record.path is not None  # see `find_base`
-        self.session = session
+        self.out = out
         self.library = library
         self.record = record
         self.loading = loading
@@ -136,16 +145,32 @@ class Model:
         self._warned: set[str] = set()
         self._together = max(RESIDENT, *(len(choice) for choice in choices))
         self._mixable: dict[_Key, bool] = {}
-        adapters = [name for choice in choices for name in (choice or (None,))]
-        kinds = kinds_of(library, adapters, self._named, allow_base_mismatch=loading.allow_base_mismatch)
-        self.labels = kinds.labels
-        self.forms: Forms = {str(name): form for name, form in kinds.forms.items()}
-        for note in kinds.notes:
-            session.out.warn(note)
-        session.out.note(f"loading base {record.label}" + (f" in {loading.load_in}" if loading.load_in else ""))
+        self.forms: Forms = {}
+        self.labels = self._meet(choices)
+        out.note(f"loading base {record.label}" + (f" in {loading.load_in}" if loading.load_in else ""))
         self.base, self.tokenizer = load_base(
             record.path, dtype=loading.dtype, load_in=loading.load_in, labels=self.labels
         )
+
+    def _meet(self, choices: Sequence[Choice]) -> int | None:
+        """How many labels the choices tell apart, None for text; their prompt forms are known from then on."""
+        from adapterhub.inference.classification import kinds_of
+
+        adapters = [name for choice in choices for name in (choice or (None,))]
+        kinds = kinds_of(self.library, adapters, self._named, allow_base_mismatch=self.loading.allow_base_mismatch)
+        self.forms = {str(name): form for name, form in kinds.forms.items()}
+        for note in kinds.notes:
+            self.out.warn(note)
+        return kinds.labels
+
+    def takes(self, choices: Sequence[Choice]) -> bool:
+        """Whether the base in memory can answer with these choices, too; if so, the next questions are theirs.
+
+        Raises:
+            UsageProblem: they need two models.
+        """
+        self._warned.clear()
+        return self._meet(choices) == self.labels
 
     @cached_property
     def bank(self) -> AdapterBank:
@@ -186,15 +211,22 @@ class Model:
             yield self.base, known
 
     def answers(
-        self, adapted: Any, questions: Sequence[Question], writing: Writing, *, on_text: OnText | None = None
+        self,
+        adapted: Adapted,
+        questions: Sequence[Question],
+        writing: Writing,
+        *,
+        on_text: OnText | None = None,
+        on_piece: OnPiece | None = None,
+        is_over: IsOver | None = None,
     ) -> list[Answer]:
-        """What the model `adapted` writes, or the labels if its adapters are classifiers."""
+        """What the model `adapted` writes, or the labels if its adapters are classifiers, which come whole."""
         from adapterhub.inference.classification import classify
         from adapterhub.inference.generation import write
 
         if self.labels is not None:
             return classify(adapted, self.tokenizer, questions, on_text=on_text)
-        return write(adapted, self.tokenizer, questions, writing, on_text=on_text)
+        return write(adapted, self.tokenizer, questions, writing, on_text=on_text, on_piece=on_piece, is_over=is_over)
 
     @contextlib.contextmanager
     def using_rows(self, choices: Sequence[Choice]) -> Iterator[Any]:
@@ -223,7 +255,7 @@ class Model:
     def _warn(self, warning: str) -> None:
         if warning not in self._warned:
             self._warned.add(warning)
-            self.session.out.warn(warning)
+            self.out.warn(warning)
 
     # ------------------------------------------------------------ batches
     def why_not(self, choice: Choice) -> str:
@@ -233,7 +265,7 @@ class Model:
             if len(choice) > 1 or list(choice.values()) not in ([], [1.0]):
                 with self.using(choice):
                     pass
-            self._can_mix(choice)  # while they are in memory; `batches` needs the result
+            self.can_mix(choice)  # while they are in memory; `batches` needs the result
         except AdapterHubError as error:
             return "; ".join(line.strip() for line in error.message.splitlines())
         return ""
@@ -250,7 +282,7 @@ class Model:
         found, rest = [], []
         for group in groups.values():
             ordered = sorted(group, key=lambda at: lengths[at])
-            full = len(ordered) if not self._can_mix(choices[group[0]]) else len(ordered) // size * size
+            full = len(ordered) if not self.can_mix(choices[group[0]]) else len(ordered) // size * size
             found += [ordered[start : start + size] for start in range(0, full, size)]
             rest += ordered[full:]
         batch: list[int] = []
@@ -262,7 +294,7 @@ class Model:
             batch.append(at)
         return [*found, batch] if batch else found
 
-    def _can_mix(self, choice: Choice) -> bool:
+    def can_mix(self, choice: Choice) -> bool:
         """Whether these adapters can answer only some rows of a batch."""
         if not choice or self.labels is not None:
             return not choice
@@ -288,7 +320,7 @@ class Model:
         after = base_digest(self.base)
         proof |= {"base_digest": before, "base_unchanged": before == after}
         compared = "the same" if before == after else after
-        self.session.out.note(f"base parameters: {before} before, {compared} after")
+        self.out.note(f"base parameters: {before} before, {compared} after")
 
     # ------------------------------------------------------------ prompt forms
     def questions(
@@ -322,9 +354,9 @@ class Model:
 
         if said:
             more = f"; and {len(said) - _FORMS_SAID} more" if len(said) > _FORMS_SAID else ""
-            self.session.out.note(f"prompt form: {'; '.join(said[:_FORMS_SAID])}{more}")
+            self.out.note(f"prompt form: {'; '.join(said[:_FORMS_SAID])}{more}")
         elif is_free and self.labels is None and base_template(self.tokenizer) is not None:
-            self.session.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
+            self.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
 
 
 def drawing_of(writing: Writing) -> dict[str, Any]:

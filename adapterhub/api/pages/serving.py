@@ -1,0 +1,163 @@
+"""Serves the pages of a library on this machine alone, to the browser that has the address with the token.
+
+Other programs and users of the machine can reach a port on 127.0.0.1, and so can any web page by a name that leads
+here (DNS rebinding). So every request must name this address in `Host`, and bring the cookie that the first address
+gave; forms also bring a token of their page.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from adapterhub.api.pages.playing import Playing
+from adapterhub.api.pages.source import LibrarySource
+from adapterhub.core.errors import NotAllowed
+from adapterhub.pages.guarding import HEADERS
+from adapterhub.pages.site import Home, refusal_page, routes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from adapterhub.api.library import Library
+    from adapterhub.api.project import Project
+
+HOST: Final = "127.0.0.1"
+_TOKEN_BYTES: Final = 24
+_MOST_CONNECTIONS: Final = 64
+_STOPS_IN_S: Final = 5
+_COME_IN: Final = (
+    '<!doctype html><html lang="en"><title>adapt ui</title><meta http-equiv="refresh" content="0; url=/">'
+    '<p><a href="/">To the library</a>'
+)
+"""A page instead of a redirect: after a step from another site a browser would hold back the cookie."""
+
+
+class _LocalHome(Home):
+    title = "adapt ui"
+
+    def __init__(self, library: Library, project: Project | None, playing: Playing) -> None:
+        super().__init__(secrets.token_bytes(32))
+        self._source = LibrarySource(library, project, playing)
+
+    async def source_of(self, request: Request) -> LibrarySource:  # noqa: ARG002 - the gate has checked who asks
+        """The same for every request, as one person asks."""
+        return self._source
+
+
+class _Gate:
+    """Lets requests through to `app` that name this address and bring the cookie, which the token gives."""
+
+    def __init__(self, app: ASGIApp, port: int, token: str) -> None:
+        self._app = app
+        self._hosts = {f"{HOST}:{port}", f"localhost:{port}"}
+        self._token = token
+        self._cookie = f"adapt_ui_{port}"
+        self._pass = secrets.token_urlsafe(_TOKEN_BYTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        refusal = self._refusal(Request(scope))
+        await (self._app if refusal is None else refusal)(scope, receive, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """What to answer instead of a page; None lets the request through."""
+        if request.headers.getlist("host") not in [[host] for host in self._hosts]:
+            return PlainTextResponse("adapt ui answers to its own address alone", 421, HEADERS)
+        given = request.query_params.get("token")
+        if given is not None and request.method == "GET" and request.url.path == "/" and _same(given, self._token):
+            response = HTMLResponse(_COME_IN, headers={**HEADERS, "Cache-Control": "no-store"})
+            response.set_cookie(self._cookie, self._pass, path="/", httponly=True, samesite="strict")
+            return response
+        if not _same(request.cookies.get(self._cookie, ""), self._pass):
+            return PlainTextResponse("open the address that `adapt ui` printed: its token lets you in", 403, HEADERS)
+        return None
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+
+
+class Ui:
+    """The pages of a library, which are served until `close`; a context manager."""
+
+    def __init__(self, library: Library, *, port: int = 0, project: Project | None = None) -> None:
+        """Listen on 127.0.0.1; port 0 takes a free one.
+
+        Raises:
+            NotAllowed: the port is taken, or may not be used.
+        """
+        listener = _bind(port)
+        self.port: int = listener.getsockname()[1]
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        self.url = f"http://{HOST}:{self.port}/?token={token}"
+        """The address for the browser; anyone who has it is let in."""
+        self._playing = Playing(library)
+        home = _LocalHome(library, project, self._playing)
+
+        async def refused(request: Request, error: Exception) -> Response:
+            return await refusal_page(home, request, error)
+
+        app = Starlette(routes=routes(home), exception_handlers={HTTPException: refused, Exception: refused})
+        app.router.redirect_slashes = False
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                _Gate(app, self.port, token),
+                http="h11",  # it refuses a second Host
+                ws="none",
+                lifespan="off",
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=_MOST_CONNECTIONS,
+                timeout_graceful_shutdown=_STOPS_IN_S,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="adapt ui", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the server ends, by `close` in another thread or an interruption of this one."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """End the server, and let go of the playground's base."""
+        self._server.should_exit = True
+        self._playing.close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bind(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise NotAllowed(
+            f"cannot listen on {HOST}:{port}: {error.strerror}", hint="pick a free port: leave out `--port`"
+        ) from None
+    listener.listen()
+    return listener

@@ -1,0 +1,207 @@
+"""The pages of an administrator: users and tokens, space, the log of refusals, yank and delete.
+
+They do what the API does for the same caller. What counts the whole registry runs once at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict
+from typing import Any, Final
+
+from sqlalchemy import func, select
+
+from adapterhub.core.errors import AdapterHubError, UsageProblem
+from adapterhub.pages.page import Asked, Elsewhere
+from adapterhub.pages.values.adapters import VersionLine
+from adapterhub.pages.values.admin import (
+    GcPreview,
+    HandledPage,
+    LogLine,
+    NamespaceLine,
+    RefusalLine,
+    RefusalsPage,
+    SpacePage,
+    TokenLine,
+    UserLine,
+    UsersPage,
+)
+from adapterhub_registry.access.refusals import KEPT, refusal_records
+from adapterhub_registry.access.tokens import ROLES, Caller
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.database.db import blobs
+from adapterhub_registry.errors import Refusal, busy, forbidden, unauthorized
+from adapterhub_registry.names import known_repo_id
+from adapterhub_registry.pages.files import url_of
+from adapterhub_registry.repos import adapter_search, adapters, quotas
+from adapterhub_registry.upkeep.space import free_space
+
+_LOG_LINES: Final = 100
+_NAMESPACES: Final = 50
+_REASON_CHARACTERS: Final = 400
+_counting: Final = threading.Lock()
+
+
+def check_admin(caller: Caller) -> str:
+    """The administrator as the logs name it.
+
+    Raises:
+        Refusal: 401 without a sign-in, 403 for anyone else.
+    """
+    if caller.user is None:
+        raise unauthorized()
+    if not caller.is_admin:
+        raise forbidden("this needs the token of an administrator: role `admin`, namespaces `*`")
+    return f"{caller.user} (token {caller.token_id})"
+
+
+# ---------------------------------------------------------------- users and tokens
+def users_page(registry: Registry, caller: Caller, *, made: str | None = None, problem: str = "") -> UsersPage:
+    """Users and tokens, newest first, and the end of their log."""
+    check_admin(caller)
+    tokens = registry.tokens
+    return UsersPage(
+        users=tuple(UserLine(name=u.name, created_at=u.created_at, tokens=u.tokens) for u in tokens.users()),
+        tokens=tuple(
+            TokenLine(**{**asdict(record), "namespaces": ", ".join(record.namespaces)})
+            for record in reversed(tokens.records())
+        ),
+        log=tuple(LogLine(**asdict(entry)) for entry in tokens.log()[-_LOG_LINES:][::-1]),
+        roles=ROLES,
+        made=made,
+        problem=problem,
+    )
+
+
+def change_tokens(registry: Registry, caller: Caller, asked: Asked) -> UsersPage | Elsewhere:
+    """Create a token, which the page shows once, or revoke one or all of a user."""
+    tokens, form = registry.tokens.by(check_admin(caller)), asked.form
+    try:
+        match form.get("do"):
+            case "create":
+                globs = [part.strip() for part in form.get("namespaces", "").split(",") if part.strip()]
+                made = tokens.create(
+                    form.get("user", ""),
+                    form.get("role", ""),
+                    namespaces=globs,
+                    label=form.get("label", "")[:200],
+                    days=_number(form["days"], "days") if form.get("days") else None,
+                )
+                return users_page(registry, caller, made=made)
+            case "revoke":
+                tokens.revoke(_number(form.get("number", ""), "number"))
+            case "revoke-user":
+                tokens.revoke_user(form.get("user", ""))
+    except AdapterHubError as error:
+        return users_page(registry, caller, problem=error.message)
+    return Elsewhere(url="/admin")
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004 - digits
+        raise UsageProblem(f"{what}: expected a whole number")
+    return int(text)
+
+
+# ---------------------------------------------------------------- space
+def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePage:
+    """Quotas, the largest namespaces, and with `preview` what a collection would remove now.
+
+    Raises:
+        Refusal: 503 while another page counts.
+    """
+    check_admin(caller)
+    if not _counting.acquire(blocking=False):
+        raise busy("another page counts the space; try again")
+    try:
+        with registry.db.read() as connection:
+            held = quotas.by_namespace(connection)
+            number, size = connection.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0))).one()
+        space = free_space(registry, dry_run=True) if preview else None
+    finally:
+        _counting.release()
+    limits = registry.settings.limits
+    return SpacePage(
+        namespaces=tuple(NamespaceLine(namespace=n, repos=r, bytes=b) for n, r, b in held[:_NAMESPACES]),
+        more_namespaces=max(len(held) - _NAMESPACES, 0),
+        blobs=number,
+        blob_bytes=int(size),
+        namespace_bytes=limits.namespace_bytes or None,
+        namespace_repos=limits.namespace_repos or None,
+        token_bytes_a_day=limits.token_upload_bytes_per_day or None,
+        preview=None
+        if space is None
+        else GcPreview(
+            files=space.blobs.number,
+            file_bytes=space.blobs.bytes,
+            upload_parts=space.xorbs.number,
+            upload_bytes=space.xorbs.bytes,
+        ),
+    )
+
+
+# ---------------------------------------------------------------- refusals
+def refusals_page(registry: Registry, caller: Caller, user: str) -> RefusalsPage:
+    """The newest refused changes."""
+    check_admin(caller)
+    lines = [asdict(record) for record in refusal_records(registry.db, user=user)]
+    shown: list[dict[str, Any]] = [{k: v for k, v in line.items() if k not in {"id", "code"}} for line in lines]
+    return RefusalsPage(refusals=tuple(RefusalLine(**line) for line in shown), user=user, kept=KEPT)
+
+
+# ---------------------------------------------------------------- yank and delete
+def handled_page(registry: Registry, caller: Caller, repo: str, *, problem: str = "") -> HandledPage:
+    """The versions of one repository; the empty form without one, or for a name that no repository has."""
+    check_admin(caller)
+    if not repo:
+        return HandledPage(repo="", problem=problem)
+    try:
+        with registry.db.read() as connection:
+            row = registry.repos.find(connection, caller, known_repo_id(*_split(repo)))
+            found = adapter_search.versions_of(connection, row.id)
+    except Refusal as refusal:
+        return HandledPage(repo="", problem=problem or refusal.message)
+    versions = tuple(
+        VersionLine(
+            version=one.released_as,
+            url=url_of(row.full_name, "tree", one.commit_id),
+            commit=one.commit_id,
+            digest=one.digest,
+            released_at=one.released_at,
+            yanked_at=one.yanked_at,
+            yanked_by=one.yanked_by,
+            yanked_reason=one.yanked_reason,
+        )
+        for one in found
+    )
+    return HandledPage(repo=row.full_name, versions=versions, problem=problem)
+
+
+def withdraw(registry: Registry, caller: Caller, asked: Asked) -> HandledPage | Elsewhere:
+    """Yank a version, take a yank back, or delete the repository whose name was typed again."""
+    check_admin(caller)
+    repo, form = asked.query.get("repo", ""), asked.form
+    what, version, reason = form.get("do"), form.get("version", ""), form.get("reason", "").strip()
+    if what == "yank" and not 0 < len(reason) <= _REASON_CHARACTERS:
+        return handled_page(registry, caller, repo, problem=f"why? expected 1 to {_REASON_CHARACTERS} characters")
+    if what == "delete" and form.get("confirmed", "").strip() != repo:
+        return handled_page(registry, caller, repo, problem="the name differs; nothing was deleted")
+    try:
+        repo_id = known_repo_id(*_split(repo))
+        with registry.db.begin() as connection:
+            if what == "delete":
+                registry.repos.delete(connection, caller, repo_id)
+                return Elsewhere(url="/")
+            row = registry.repos.find_writable(connection, caller, repo_id)
+            if what == "yank":
+                adapters.yank(connection, row, version, reason=reason, by=str(caller.user))
+            elif what == "unyank":
+                adapters.unyank(connection, row, version)
+    except Refusal as refusal:
+        return handled_page(registry, caller, repo, problem=refusal.message)
+    return Elsewhere(url=asked.url)
+
+
+def _split(repo: str) -> tuple[str, str]:
+    namespace, _, name = repo.partition("/")
+    return namespace, name

@@ -1,0 +1,250 @@
+"""`adapt ui`: the pages of a library, its playground with a real model, and what others on this machine may not do."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+import adapterhub
+from adapterhub.core.errors import NotAllowed
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.prompts.form import PromptForm
+from adapterhub.library.intake.description import Description
+from tests.support.browser import PHONE, overflow, quiet, violations
+from tests.support.real_base import smollm2_base
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+SHIPPED = Path(adapterhub.__file__).parent / "cli" / "start" / "demo_run" / "adapters"
+WEIGHTS = ("/-/pirate/1.0.0", "/compare?a=pirate&b=json", "/lineage/-/pirate")
+PATHS = ("/", "/?q=pirate", "/library", "/projects", "/outdated", "/playground", "/-/pirate", *WEIGHTS, "/-/missing")
+PROMPT = "Hello girl, my map is on the boat."
+HOSTILE = '<img src=x onerror=alert(1)>{{7*7}}\u202e"'
+HTML = {"Accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> adapterhub.Library:
+    """SmolLM2 with the two adapters of `adapt demo`."""
+    library = adapterhub.Library(tmp_path_factory.mktemp("ui") / "home")
+    record = library.add_base(smollm2_base(), "smollm2")
+    for name in ("json", "pirate"):
+        text = HOSTILE if name == "json" else "Talks like a pirate"
+        about = Description(
+            name=parse_name(name), version="1.0.0", task=text[:60], description=text, prompt=PromptForm(form="chat")
+        )
+        library.add(SHIPPED / name, about, base=record)
+    return library
+
+
+@pytest.fixture(scope="module")
+def ui(library, tmp_path_factory) -> Iterator[object]:
+    project = adapterhub.Project.create(tmp_path_factory.mktemp("project"), base="smollm2", library=library)
+    with library.ui(project=project) as ui:
+        yield ui
+
+
+@pytest.fixture
+def client(ui) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{ui.port}", headers=HTML, timeout=120) as client:
+        client.get(ui.url)
+        yield client
+
+
+def choose(page, term: int, answer: int, name: str) -> None:
+    field = page.get_by_label(f"Adapter {term} of answer {answer}", exact=True)
+    field.select_option(field.locator(f"option[value^='{name}==']").get_attribute("value"))
+
+
+def form_of(client: httpx.Client, **more: str) -> dict[str, str]:
+    """The form of the playground, with the pirate in its first column."""
+    page = client.get("/playground").text
+    token = re.search(r'name="form_token" value="(\w+)"', page)
+    pick = re.search(r'value="(pirate==[^"]+)"', page)
+    return {"form_token": token[1], "base": "smollm2", "prompt": PROMPT, "tokens": "6", "pick-1-1": pick[1]} | more
+
+
+# ---------------------------------------------------------------- in a browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_nothing_to_object_and_hostile_texts_stay_texts(page, ui, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(PHONE)
+    found = {}
+    with quiet(page, f"http://127.0.0.1:{ui.port}"):
+        page.goto(ui.url)
+        page.wait_for_url("**/")
+        for path in (*PATHS, "/-/json") if scheme == "light" else ("/library", "/playground", "/-/json"):
+            page.goto(f"http://127.0.0.1:{ui.port}{path}")
+            found[path] = [*violations(page), *(["wider than the screen"] if overflow(page) else [])]
+
+    assert {path: problems for path, problems in found.items() if problems} == {}
+
+
+def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library):
+    (expected,) = library.run("pirate", PROMPT, max_new_tokens=6)
+    page = browser.new_page()
+    with quiet(page, f"http://127.0.0.1:{ui.port}"):
+        page.goto(ui.url)
+        page.wait_for_url("**/")
+        page.get_by_role("link", name="Playground").click()
+        page.get_by_label("Prompt", exact=True).fill(PROMPT)
+        page.get_by_label("New tokens").fill("6")
+        for number, name in enumerate(("pirate", "json"), 1):
+            choose(page, 1, number, name)
+        choose(page, 1, 3, "pirate")
+        page.get_by_text("Weights and sums").nth(2).click()
+        choose(page, 2, 3, "json")
+        for term, keys in ((1, 6), (2, 14)):
+            slider = page.get_by_label(f"Weight of adapter {term} of answer 3, slider")
+            for _ in range(keys):
+                slider.press("ArrowLeft")
+        page.get_by_role("button", name="Answer").click()
+        page.get_by_text("Done.").wait_for(timeout=120_000)
+        texts = [page.get_by_role("region", name=f"Text of answer {n}").inner_text() for n in (1, 2, 3)]
+        assert texts[0] == expected.text
+        assert len({text for text in texts if text}) == 3
+        assert "0.7 x pirate" in page.locator("[data-about='3']").inner_text()
+        assert violations(page) == []
+
+        page.get_by_text("Save as a merge").nth(2).click()
+        page.get_by_label("Name of the merge of answer 3").fill("mixed")
+        page.get_by_role("button", name="Save answer 3 as a merge").click()
+        page.get_by_role("link", name="mixed==1.0.0").click()
+        page.get_by_role("link", name="Lineage").click()
+        assert page.get_by_text(re.compile(r"merged from", re.IGNORECASE)).count()
+        page.go_back()
+        assert re.search(r"pirate 1\.0\.0.* times 0\.7, json", page.locator("dl.facts").inner_text())
+    page.close()
+    assert "0.7" in library.recipe("mixed")
+    library.remove("mixed")
+
+
+def test_stop_ends_a_long_answer_and_without_scripts_the_form_waits(browser, ui):
+    page = browser.new_page()
+    page.goto(ui.url)
+    page.wait_for_url("**/")
+    page.goto(f"http://127.0.0.1:{ui.port}/playground")
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.get_by_label("New tokens").fill("500")
+    page.get_by_role("button", name="Answer").click()
+    page.locator("[data-column='1']").filter(has_text=re.compile(r"\w{2}")).wait_for(timeout=120_000)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    cookies = page.context.cookies()
+    page.close()
+
+    plain = browser.new_context(java_script_enabled=False)
+    plain.add_cookies(cookies)
+    page = plain.new_page()
+    page.goto(f"http://127.0.0.1:{ui.port}/playground")
+    page.get_by_label("Prompt", exact=True).fill(HOSTILE)
+    page.get_by_label("New tokens").fill("4")
+    page.get_by_role("button", name="Answer").click()
+    assert "4 tokens" in page.locator("[data-about='1']").inner_text()
+    plain.close()
+
+
+# ---------------------------------------------------------------- by HTTP alone
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "/-/missing"])
+def test_each_page_has_a_json_twin(client, path):
+    twin = client.get(path, params={"format": "json"} | dict(httpx.URL(path).params))
+
+    assert (twin.status_code, twin.headers["content-type"]) == (200, "application/json")
+
+
+def test_files_are_those_of_the_build_alone(client):
+    page = client.get("/-/pirate?format=json").json()
+    for file in page["files"]:
+        raw = client.get(file["url"].replace("/blob/", "/raw/"))
+        assert (client.get(file["url"]).status_code, raw.status_code, len(raw.content)) == (200, 200, file["size"])
+    assert client.get(f"/-/pirate/tree/{page['commit']}").status_code == 200
+    assert client.get(f"/-/pirate/commit/{page['commit']}").status_code == 200
+    for trick in (
+        "..%2f..%2findex.db",
+        "../../index.db",
+        "%2fetc%2fpasswd",
+        "a%00b",
+        "adapterhub.json/",
+    ):
+        answer = client.get(f"/-/pirate/raw/{page['commit']}/{trick}")
+        assert answer.status_code in {400, 404}, trick
+    for repo in ("..%2f..", "-/..", "../etc", "-/%2e%2e"):
+        assert client.get(f"/{repo}").status_code in {200, 404}
+        assert "index.db" not in client.get(f"/{repo}").text
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"prompt": "x" * 200_000}, "200,000 characters"),
+        ({"pick-1-1": "/etc/passwd"}, "is no build for the base"),
+        ({"pick-1-1": "./home"}, "is no build for the base"),
+        ({"base": "/etc"}, "is no build for the base"),
+        ({"tokens": "100000"}, "100,000 new tokens"),
+        ({"tokens": "many"}, "expected a whole number"),
+        ({"weight-1-1": "nan"}, "weight"),
+        ({"temperature": "99"}, "temperature 99"),
+        ({"do": "save-1", "name-1": "../x"}, "name"),
+        ({"do": "save-9", "name-9": "x"}, "needs adapters and a name"),
+    ],
+)
+def test_what_the_form_may_not_ask_is_said(client, wish, said):
+    page = client.post("/playground", data=form_of(client, **wish))
+
+    problems = re.findall(r'(?:role="alert" class="problem"|class="bad")>(.*?)</', page.text, re.DOTALL)
+    assert page.status_code == 200
+    assert any(said in problem for problem in problems), problems
+
+
+def test_few_tabs_wait_and_a_closed_one_makes_room(client):
+    form = form_of(client, tokens="500", prompt="Once upon a time")
+    with ExitStack() as tabs:
+        opened = [tabs.enter_context(client.stream("POST", "/playground-stream", data=form)) for _ in range(4)]
+        crowded = client.post("/playground", data=form)
+        begun = next(opened[0].iter_lines())
+    again = client.post("/playground", data=form | {"tokens": "2"})
+    while again.status_code == 503:  # until the server has seen that the tabs are closed
+        again = client.post("/playground", data=form | {"tokens": "2"})
+
+    assert ([tab.status_code for tab in opened], crowded.status_code) == ([200] * 4, 503)
+    assert crowded.headers["retry-after"] == "5"
+    assert '"kind": "begun"' in begun
+    assert "2 tokens in" in again.text
+
+
+def test_a_prompt_of_a_megabyte_is_refused_before_it_is_read(client):
+    assert client.post("/playground", data=form_of(client, prompt="x" * (1 << 20))).status_code == 413
+
+
+def test_other_hosts_and_strangers_stay_outside(client, ui):
+    here = f"http://127.0.0.1:{ui.port}"
+    hosts = [client.get("/library", headers={"Host": host}).status_code for host in ("evil.example", "127.0.0.1", "")]
+    stranger = httpx.get(f"{here}/library")
+    guess = httpx.get(f"{here}/?token=x")
+    forged = [
+        client.post("/playground", data=form_of(client) | {"form_token": "x"}),
+        client.post("/playground", data=form_of(client), headers={"Origin": "http://evil.example"}),
+        client.post("/playground-stream", data=form_of(client), headers={"Sec-Fetch-Site": "cross-site"}),
+    ]
+
+    assert hosts == [421, 421, 421]
+    assert (stranger.status_code, guess.status_code) == (403, 403)
+    assert "set-cookie" not in {**stranger.headers, **guess.headers}
+    assert [answer.status_code for answer in forged] == [403] * 3
+    cookie = httpx.get(ui.url).headers["set-cookie"]
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
+    for answer in (client.get("/library"), stranger):
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+def test_it_listens_on_this_machine_alone_and_says_when_a_port_is_taken(ui, library):
+    with pytest.raises(NotAllowed, match=str(ui.port)):
+        library.ui(port=ui.port)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", ui.port), timeout=5)
