@@ -142,7 +142,7 @@ def attach(
     the files are verified and sampled numbers of the model are compared with the base of each adapter.
 
     Args:
-        model: a torch module without adapters, with all parameters in memory.
+        model: a torch module without adapters, with all parameters in memory; or a pipeline of diffusers.
         adapter: a spec (`legal-qa@base-7b`), a folder or an installed build; a list of these; or a mapping to weights.
         library: a library or its folder; default: the library of the command line.
         base: the base, where the specs name none. Without either, the model itself determines which build fits.

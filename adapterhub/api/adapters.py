@@ -26,6 +26,7 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
+from adapterhub.library.intake.foreign import peft_folder
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.places import SpecSources, objection_from, project_base
@@ -223,10 +224,10 @@ class WithAdapters(OpenedLibrary):
         namespace: str | None = None,
         progress: Progress | None = None,
     ) -> Added:
-        """Take a PEFT output folder in, after checking it.
+        """Take in what PEFT or another program wrote, after checking it.
 
         Args:
-            folder: what PEFT's `save_pretrained` wrote.
+            folder: what PEFT's `save_pretrained` wrote; or a LoRA file or folder of diffusers, kohya, ComfyUI or MLX.
             description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
             name: name of the adapter; default: the folder's, in lower case. A folder with an `adapterhub.json` is taken
                 in as that describes it, if you give no name and describe nothing else.
@@ -260,33 +261,35 @@ class WithAdapters(OpenedLibrary):
             taken = installing.add_described(self.session, folder, base_of(base), progress=progress)
             if taken is not None:
                 return taken
-        if not isinstance(description, Description):
-            found = installing.describe_folder(
-                self,
-                folder,
-                name=name,
-                version=version,
-                record=record,
-                guess=guess_base,
-                prompt=prompt,
-                task=task,
-                description=description,
-                license=license,
-            )
-            description, record = found.about, found.record
         with contextlib.ExitStack() as stack:
             if progress is None:
-                progress = stack.enter_context(self.reports.progress(f"add {description.name}", None))
+                progress = stack.enter_context(self.reports.progress("add", None))
+            ready = stack.enter_context(peft_folder(self.store, folder, record, progress))
+            if not isinstance(description, Description):
+                found = installing.describe_folder(
+                    self,
+                    ready.folder,
+                    name=name,
+                    version=version,
+                    record=record,
+                    guess=guess_base,
+                    prompt=prompt,
+                    task=task,
+                    description=description,
+                    license=license,
+                    named_after=ready.named_after,
+                )
+                description, record = found.about, found.record
             added = super().add(
-                folder,
-                description,
+                ready.folder,
+                ready.described(description),
                 base=record,
                 namespace=namespace,
                 bump=bump,
                 variant=variant,
                 progress=progress,
             )
-        for note in found.notes if found and added.created else ():
+        for note in (*ready.notes, *(found.notes if found else ())) if added.created else ():
             self.reports.note(note)
         report_card(self.session, added)
         return added

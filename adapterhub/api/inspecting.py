@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of, text_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of, text_of
 from adapterhub.api.results import Reports
 from adapterhub.api.steps.checking import (
     audited,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
     from adapterhub.core.digests import Progress
     from adapterhub.library.audit import Audited
-    from adapterhub.library.identify import Identity
+    from adapterhub.library.identify import Identity, LoraFiles
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.uses import Use
     from adapterhub.trust.verify import Report
@@ -125,6 +125,23 @@ class WithInspection(OpenedLibrary):
 
         with self.reports.progress("identify", None) as progress:
             return identify(self, Path(path).expanduser(), progress)
+
+    def identify_files(self, *paths: StrPath) -> LoraFiles:
+        """What each of many LoRA files is, from its header: program, family, rank, triggers, duplicates.
+
+        Args:
+            paths: files, and folders with files at any depth.
+
+        Returns:
+            `.files` has one row each; `.problem` of a row is why `add` would refuse it.
+
+        Raises:
+            CouldNotTell: a folder holds too many files.
+        """
+        from adapterhub.library.identify import identify_files
+
+        with self.reports.progress("identify", None, unit="files") as progress:
+            return identify_files(self, paths_of(paths), progress)
 
     @extra_named("`Library.diff`")
     def diff(

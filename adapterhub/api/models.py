@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.export import Exported
     from adapterhub.inference.generation import Answer
+    from adapterhub.inference.images import Drawn
     from adapterhub.inference.loader import Attached
     from adapterhub.inference.playground import Bounds, Playground
     from adapterhub.inference.tuning import Tuned
@@ -127,6 +128,8 @@ class WithModels(OpenedLibrary):
         ollama_base: str | None = None,
         allow_base_mismatch: bool = False,
         test: bool = False,
+        gguf: StrPath | None = None,
+        llama_server: str | None = None,
     ) -> Exported:
         """Write an adapter for another program, meaning exactly what PEFT means by it.
 
@@ -138,7 +141,9 @@ class WithModels(OpenedLibrary):
             dtype: precision of what is written; default: exact.
             ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
             allow_base_mismatch: take a base of the same shapes with other weights.
-            test: for merged, peft and vllm: load it again, and keep it only if it passes its contract.
+            test: for gguf, merged, peft and vllm: load it again, and keep it only if it passes its contract.
+            gguf: with `test`, for gguf: the base as a GGUF file, on which llama.cpp's server is asked.
+            llama_server: that program; default: `llama-server` in PATH.
 
         Returns:
             `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
@@ -147,10 +152,13 @@ class WithModels(OpenedLibrary):
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
         """
-        from adapterhub.api.steps.contracts.gating import WrittenTest
+        from adapterhub.api.steps.contracts.exporting import export_test
         from adapterhub.inference.export import export
 
-        asked = WrittenTest(self, self.reports, is_model=format == "merged", on=base_of(base)) if test else None
+        asked = None
+        if test:
+            on, base_file = base_of(base), None if gguf is None else Path(gguf)
+            asked = export_test(self, format, on=on, gguf=base_file, llama_server=llama_server, bars=self.reports)
         with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
             exported = export(
                 adapter,
@@ -325,3 +333,50 @@ class WithModels(OpenedLibrary):
             if labels is not None:
                 return classify(attached.model, tokenizer, questions, on_text=on_text)
             return write(attached.model, tokenizer, questions, writing, on_text=on_text)
+
+    @extra_named("`Library.draw`")
+    def draw(
+        self,
+        adapter: Adapters | None,
+        prompt: str,
+        *,
+        base: BaseLike | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        dtype: str = "auto",
+        allow_base_mismatch: bool = False,
+    ) -> Drawn:
+        """Load a pipeline, draw one image with an adapter on it, and let go of both. Needs the extra `diffusion`.
+
+        A program that draws more than once loads the pipeline itself and uses `attach` or `bank`.
+
+        Args:
+            adapter: one, several, a mapping to weights, or None for the pipeline alone.
+            prompt: what the image shows.
+            base: the pipeline, where the spec names none; registered from a folder of diffusers.
+            steps: of the scheduler; default: the pipeline's own number.
+            guidance: how strongly the prompt leads; default: the pipeline's own.
+            size: width and height in pixels; default: the pipeline's own.
+            seed: makes the image repeatable on one machine.
+            dtype: precision of the pipeline in memory.
+            allow_base_mismatch: draw on other weights of the same shapes.
+
+        Returns:
+            `.image` (of Pillow), `.adapters`, `.seconds`.
+
+        Raises:
+            MissingExtra: diffusers is not installed.
+            Incompatible: the base is no pipeline in a folder, or cannot draw this.
+        """
+        from adapterhub.inference.images import Drawing, draw
+
+        pairs = dict(with_weights(adapter, None)) if adapter is not None else {}
+        record = find_base(self, [{text_of(what): weight for what, weight in pairs.items()}], base_of(base))
+        drawing = Drawing(prompt=prompt, seed=seed, steps=steps, guidance=guidance, size=size)
+        drawn = draw(self, record, pairs, drawing, dtype=dtype, allow_base_mismatch=allow_base_mismatch)
+        for each in drawn.adapters:
+            for warning in each.warnings:
+                self.reports.warn(f"`{each.label}` {warning}")
+        return drawn

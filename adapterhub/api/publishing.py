@@ -15,6 +15,7 @@ from adapterhub.api.steps.publishing import (
     mirror_releases,
     pull_release,
     push_build,
+    push_results,
 )
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_namespace
@@ -25,7 +26,7 @@ from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import Testing
-    from adapterhub.trust.signing.keys import PublicKey
+    from adapterhub.formats.signed import PublicKey
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import TrustedKey
 
@@ -103,6 +104,42 @@ class WithPublishing(OpenedLibrary):
             tests=tuple(gate.results) if gate else (),
         )
 
+    def push_results(
+        self,
+        spec: SpecLike,
+        *,
+        to: str,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> int:
+        """Send the signed results of tests on an installed adapter to the repository that has it.
+
+        Args:
+            spec: the installed adapter.
+            to: the repository (`acme/legal-qa`) of a registry.
+            rank: this rank only.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+            remote: the server; default: the one that has the namespace, then the default one.
+            token: access token for it; that of a tester whom the namespace knows needs no right to write.
+            offline: refuse to open a connection.
+
+        Returns:
+            How many results the server has taken.
+
+        Raises:
+            NotFound: there is no signed result.
+            UsageProblem: the place keeps none.
+            NotAllowed: the server takes none of them.
+        """
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        return push_results(self.session, build, to, remote=remote, token=token, offline=offline)
+
     def pull(
         self,
         spec: SpecLike,
@@ -159,6 +196,7 @@ class WithPublishing(OpenedLibrary):
         min_rank: int | None = None,
         max_rank: int | None = None,
         private: bool = False,
+        tests: bool = False,
         dry_run: bool = False,
         ignore_bindings: bool = False,
     ) -> Sequence[Sent]:
@@ -174,6 +212,7 @@ class WithPublishing(OpenedLibrary):
             min_rank: this rank or a higher one.
             max_rank: this rank or a lower one.
             private: make new repositories private.
+            tests: copy the signed results of tests, too.
             dry_run: send nothing.
             ignore_bindings: copy although another remote of yours has the namespace.
         """
@@ -186,6 +225,7 @@ class WithPublishing(OpenedLibrary):
             base=base_of(base),
             bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
             private=private,
+            tests=tests,
             dry_run=dry_run,
             ignore_bindings=ignore_bindings,
             bars=self.reports,

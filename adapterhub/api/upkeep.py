@@ -14,6 +14,7 @@ from adapterhub.core.errors import BaseNotFound
 from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
+from adapterhub.library.bases.families import Families, Family
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
@@ -129,7 +130,23 @@ class WithUpkeep(OpenedLibrary):
         a, b = self.record_of(first), self.record_of(second)
         if a is None or b is None:
             raise BaseNotFound("two bases are needed to compare")
-        return compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+        found = compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+        return self.families.judged(found, a.fingerprint, b.fingerprint)
+
+    @property
+    def families(self) -> Families:
+        """Bases that the user declared to be one family: `.all()`, `.declare(name, records)`, `.remove(name)`."""
+        return Families(self.bases)
+
+    def declare_family(self, name: str, bases: Sequence[BaseLike]) -> Family:
+        """Let adapters of each of these bases run on the others, which have the same shapes.
+
+        Raises:
+            UsageProblem: the name is no word, or fewer than two registered bases are given.
+            BaseMismatch: two of them do not have the same shapes.
+        """
+        records = [record for base in bases if (record := self.record_of(base)) is not None]
+        return self.families.declare(name, records)
 
     def pin(self, build: SpecLike, base: BaseLike) -> Installed:
         """Record which base an adapter without a fingerprint was made for.

@@ -60,7 +60,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Test whether an adapter still answers as its contract records, or record one",
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
-        "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file or folder"),
+        "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file, or list a folder of files"),
         "alias": ("adapterhub.cli.aliases.alias:alias", "Give a build a moving name, and move it back"),
         "diff": ("adapterhub.cli.inspect.diff:diff", "Show the exact differences between two adapters"),
     },

@@ -31,6 +31,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
     "base export-record": {"Library.export_base_record": "adapterhub.library.bases.records:BaseRecord.exported"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
+    "base family": {"Library.declare_family": "adapterhub.library.bases.families:Families.declare"},
     "base remove": {"Library.remove_base": f"{_STEPS}.upkeep:remove_base"},
     "base pin": {"Library.pin": "adapterhub.library.library:Library.pin"},
     "doctor": {
@@ -69,7 +70,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
-    "identify": {"Library.identify": "adapterhub.library.identify:identify"},
+    "identify": {
+        "Library.identify": "adapterhub.library.identify:identify",
+        "Library.identify_files": "adapterhub.library.identify:identify_files",
+    },
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
     "alias set": {
         "Library.set_alias": f"{_ALIASES}:set_alias",
@@ -92,9 +96,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "upgrade": {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
-        "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
+        "Project.upgrade": f"{_STEPS}.upgrades.projects:upgrade_project",
     },
-    "rollback": {"Project.rollback": f"{_STEPS}.projects:roll_back"},
+    "rollback": {"Project.rollback": f"{_STEPS}.upgrades.projects:roll_back"},
     "tree": {
         "Library.tree": f"{_STEPS}.finding:lineage_of",
         "Project.tree": f"{_STEPS}.finding:lineage_of",
@@ -110,6 +114,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
     "run": {
         "Library.run": "adapterhub.inference.generation:write",
+        "Library.draw": "adapterhub.inference.images:draw",
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },
@@ -117,7 +122,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
-    "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
+    "push": {
+        "Library.push": f"{_STEPS}.publishing:push_build",
+        "Library.push_results": f"{_STEPS}.publishing:push_results",
+    },
     "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
     "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
     "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},

@@ -25,6 +25,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "plot": (*_WEIGHTS, "matplotlib"),
         "quantized": (*_WEIGHTS, "bitsandbytes"),
         "tune": (*_WEIGHTS, "cma"),
+        "diffusion": (*_WEIGHTS, "diffusers"),
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
         "ui": _UI,
         "registry": (

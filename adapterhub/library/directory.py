@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -132,11 +132,6 @@ class PublishedDirectory:
         folder = self._folders[release.digest]
         return [] if folder == self.root else ResultFiles.beside(folder, release.digest).read()
 
-    def add_result(self, release: Release, raw: bytes) -> None:
-        """Write a signed result beside a build that was published here."""
-        root = output_place(self.root / "_").parent
-        ResultFiles(root / release.manifest.name / BESIDE_BUILDS, release.digest).add(raw)
-
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
         """This directory as a destination."""
@@ -213,6 +208,7 @@ class _DirectoryReceiver:
     def __init__(self, release: Release, temp: Path, final: Path, *, check: bool) -> None:
         self._release, self._temp, self._final, self._check = release, temp, final, check
         self._signature: bytes | None = None
+        self._results: Sequence[bytes] = ()
 
     def has(self, entry: FileEntry) -> bool:
         """Whether the same build is there already."""
@@ -234,8 +230,18 @@ class _DirectoryReceiver:
         self._signature = signature
         return read_signature(self._final / SIGNATURE_FILE) != signature
 
+    def take_results(self, results: Sequence[bytes]) -> None:
+        """Take signed results of tests, which lie beside the build."""
+        self._results = results
+
     def publish(self) -> None:
-        """Rename the finished folder into place."""
+        """Rename the finished folder into place, then write the results beside it."""
+        self._publish()
+        files = ResultFiles(self._final.parent / BESIDE_BUILDS, self._release.digest)
+        for raw in self._results:
+            files.add(raw)
+
+    def _publish(self) -> None:
         there = self._final / MANIFEST_FILE
         if there.is_file():
             if self._same(there):

@@ -112,10 +112,10 @@ class Library(InstalledBuilds):
         if subject is None:
             raise refused(str(folder), findings)
         ensure_no_errors(str(folder), findings)
+        base = base and base.narrowed((p.module for p in subject.keys.pairs), description.annotations)
         fingerprint, rank = base_declared(subject.config, description, base).fingerprint, subject.facts.rank
         is_made_here = Path(absolute(folder)).is_relative_to(self.place)  # a merge, in a folder that goes at once
         what = ("the result" if is_made_here else f"`{shown(str(folder), 200)}`") + (f" (rank {rank})" if rank else "")
-
         there = self.namesakes(description.name, namespace, fingerprint)
         if bump is None:
             there.ensure_room(description.version, what, rank=rank, variant=variant)

@@ -28,7 +28,7 @@ from adapterhub.trust.signing.trust import TrustFile, clock
 if TYPE_CHECKING:
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
-    from adapterhub.library.transfer import Destination, Source
+    from adapterhub.library.transfer import Source
 
 BESIDE_BUILDS: Final = ".tests"
 """The folder of signed results in a published directory; clients that do not know it pass over it."""
@@ -161,8 +161,9 @@ def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list
 
 
 def keeps_results(source: Source) -> bool:
-    """Whether a place has room for signed results: another library, or a published directory."""
-    return hasattr(source, "results") or isinstance(getattr(source, "store", None), Store)
+    """Whether a place has room for signed results: another library, a published directory, or our registry."""
+    has_room = getattr(source, "keeps_results", hasattr(source, "results"))
+    return bool(has_room) or isinstance(getattr(source, "store", None), Store)
 
 
 def results_at(source: Source, release: Release) -> Sequence[bytes]:
@@ -172,17 +173,6 @@ def results_at(source: Source, release: Release) -> Sequence[bytes]:
     read = getattr(source, "results", None)
     found: Sequence[bytes] = read(release) if read is not None else ()
     return found
-
-
-def send_results(library: Library, release: Release, place: Destination) -> int:
-    """Pass the signed results on a release on to a place that has room for them; returns how many it has now."""
-    add = getattr(place, "add_result", None)
-    if add is None:
-        return 0
-    raws = ResultFiles.of_library(library.store, release.digest).read()
-    for raw in raws:
-        add(release, raw)
-    return len(raws)
 
 
 def take_results(library: Library, offered: Sequence[bytes], manifest: Digest, full_name: str) -> int:

@@ -179,6 +179,8 @@ def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
         response = Response(render(page.template, visit.context(value)), media_type=page.media_type)
         if cookies.visitor not in request.cookies and page.media_type == "text/html":
             cookies.put(response, cookies.visitor, visit.visitor, lasts_s=None, is_secure=is_secure)
+    if visit.source.viewer.name is not None:  # nothing of it is there after signing out
+        response.headers["Cache-Control"] = "private, no-store"
     _protect(response)
     return response
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from adapterhub.core.errors import BaseNotFound, CouldNotTell, shown
+from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.base.weight_files import weight_files
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile, read_header
@@ -25,6 +25,12 @@ def model_files(record: BaseRecord) -> tuple[Path, tuple[TensorFile, ...], Mappi
     if record.path is None:
         hint = "`adapt base add PATH` registers one"
         raise BaseNotFound(f"`{shown(record.label)}` has no folder on this machine", hint=hint)
+    if record.components or (record.component and not record.path.is_dir()):
+        raise Malformed(
+            f"`{shown(record.label)}` is {'a pipeline' if record.components else 'part of one file'},"
+            " expected the folder of one model",
+            hint="save the pipeline with diffusers' `save_pretrained`, and give the folder of one component in it",
+        )
     files = tuple(read_header(path, limits=BASE_LIMITS) for path in weight_files(record.path))
     facts = {fact.name: fact for fact in record.tensors}
     for file in files:

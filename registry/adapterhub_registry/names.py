@@ -24,6 +24,7 @@ COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _REF_PREFIXES = ("refs/", "heads/", "tags/", "remotes/")  # git reads these as prefixes of a ref
 _REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")

@@ -56,7 +56,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("extract", "--tuned"): ("base", "extract --base corpus-base --tuned {} -o ./out-NEW"),
     ("fuse", "adapters"): ("adapter", "fuse {} --base corpus-base --into ./out-NEW"),
     ("fuse", "--base"): ("base", "fuse ./good --base {} --into ./out-NEW"),
-    ("identify", "path"): ("adapter", "identify {}"),
+    ("identify", "paths"): ("adapter", "identify {}"),
     ("info", "--base"): ("base", "info kept --base {}"),
     ("init", "--base"): ("base", "init NEW --base {}"),
     ("init", "folder"): ("project", "init {}"),
@@ -77,6 +77,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("outdated", "--from"): ("adapter", "outdated --offline --project ./project --from {}"),
     ("outdated", "--project"): ("project", "outdated --offline --project {}"),
     ("pull", "--base"): ("base", "pull kept ./out-NEW --offline --base {}"),
+    ("registry tests", "--trust"): ("file", "registry tests acme --root ./nowhere --trust ann={}"),
     ("resize", "--base"): ("base", "resize kept --rank 2 --base {} -o ./out-NEW"),
     ("resize", "adapter"): ("adapter", "resize {} --rank 2 -o ./out-NEW"),
     ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),
@@ -100,10 +101,13 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
 }
 ELSEWHERE: dict[Parameter, str] = {
     ("base export-record", "which"): "names a registered base: its record is read, not its folder",
+    ("base family", "members"): "names registered bases: a folder that is none is refused",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
     ("doctor", "--from"): "a place to mend from; test_repair.py",
+    ("export", "--gguf"): "an engine loads it; the base is trusted",
+    ("export", "--llama-server"): "a program of the user's, which is run",
     ("merge", "--on"): "as `run --base`",
     ("mirror", "--base"): "a filter; both ends are servers",
     ("remove", "--project"): "as `uninstall --project`, the same command",
@@ -119,7 +123,7 @@ ELSEWHERE: dict[Parameter, str] = {
 }
 WRITTEN = {
     "-o", "--into", "--plot", "--out", "--log", "--to", "--audit-log", "--junit", "--statement", "--detached",
-    "--emit",
+    "--emit", "--image",
 }  # fmt: skip
 """Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
 

@@ -269,6 +269,25 @@ def test_losses_of_the_base_that_are_not_so_are_found(recorded: Adapt, tmp_path:
     assert "base-loss-is-not-so" in str(verdict(recorded, "a", forged, tmp_path, "--base-alone")["broken"])
 
 
+def test_a_text_that_is_not_that_of_its_tokens_is_never_hidden(recorded: Adapt, tmp_path: Path) -> None:
+    first, *others = contract_of(recorded).goldens
+    forged = replace(contract_of(recorded), goldens=(replace(first, answer=" ok"), *others))
+    found = verdict(recorded, "a", forged, tmp_path)
+
+    assert (found["verdict"], found["same"]) == ("CHANGED", 1.0)
+    assert "answer-is-not-tokens" in str(found["broken"])
+
+
+def test_tokens_that_the_base_does_not_have_are_those_of_another_tokenizer(recorded: Adapt, tmp_path: Path) -> None:
+    own = contract_of(recorded)
+    forged = replace(own, recorded=replace(own.recorded, vocabulary=1000))
+    forged = replace(forged, goldens=(replace(own.goldens[0], tokens=(999,)), *own.goldens[1:]))
+    found = verdict(recorded, "a", forged, tmp_path)
+
+    assert (found["verdict"], found["reason"]) == ("UNKNOWN", "other-tokenizer")
+    assert "token 999, and the base has" in found["detail"]
+
+
 def test_answers_that_the_base_gives_prove_nothing(recorded: Adapt, tmp_path: Path) -> None:
     zeroed = recorded.folder / "zeroed"
     record = ("test", "--record", zeroed, "--examples", recorded.folder / "examples.jsonl", "--on", "base-7b")

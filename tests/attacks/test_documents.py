@@ -27,6 +27,7 @@ OWN_JSON = {
     "core/digests.py": "the strict reader itself",
     "cli/start/demo_run/train.py": "the maker of the demo's own adapters",
     "inference/serving/answers.py": "an error that an engine that was started here wrote, on loopback",
+    "inference/contracts/runners/llama_server.py": "what an engine that was started here says, on loopback",
     "inference/serving/llama_cpp/proxy.py": "what an engine that was started here says, on loopback",
     "inference/serving/vllm.py": "what a child of our own printed",
     "inference/contracts/runners/lm_eval.py": "what a tool that was started here wrote, into a folder of our own",

@@ -78,6 +78,8 @@ REFUSALS = [
     ("base export-record nothing", 10),
     ("base compare base-7b ./nowhere", 10),
     ("base remove nothing", 10),
+    ("base family nothing", 10),
+    ("base family kin base-7b other", 11),
     ("base pin nothing base-7b", 10),
     ("base pin legal-qa other", 10),
     ("add ./nowhere --name x", 16),
@@ -238,6 +240,8 @@ REFUSALS = [
     ("registry webhook remove 1 --root ./nowhere", 10),
     ("registry webhook test 1 --url nothing", 2),
     ("registry webhook deliveries 1 --root ./nowhere", 10),
+    ("registry tests acme --root ./nowhere", 10),
+    ("registry tests acme --trust nothing --root ./registry", 2),
     ("registry token revoke 99 --root ./registry", 10),
 ]
 

@@ -101,8 +101,29 @@ def test_weights_under_another_name_are_found_and_adapters_left_out(base: Path, 
     assert fingerprint(tmp_path) == fingerprint(base)
 
 
-def write_index(folder: Path, places: object) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_the_plain_file_of_diffusers_goes_before_its_variants(tmp_path: Path, variant: str) -> None:
+    plain, other = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+    save_file(plain, tmp_path / "diffusion_pytorch_model.safetensors")
+    alone = fingerprint(tmp_path)
+    file = tmp_path / f"diffusion_pytorch_model.{variant}.safetensors"
+    save_file(other, file)
+
+    assert fingerprint(tmp_path) == alone
+    assert fingerprint(file).weights != alone.weights  # a variant is chosen by its file
+
+
+def test_the_index_of_the_only_variant_names_the_files(tmp_path: Path) -> None:
+    shards(tmp_path, "a", "b", "spare")
+    write_index(
+        tmp_path, {"a": "a.safetensors", "b": "b.safetensors"}, "diffusion_pytorch_model.safetensors.index.fp16.json"
+    )
+
+    assert sorted(fingerprint(tmp_path).samples) == ["a", "b"]
+
+
+def write_index(folder: Path, places: object, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"weight_map": places}))
 
 
 def shards(folder: Path, *names: str) -> None:
@@ -113,6 +134,22 @@ def shards(folder: Path, *names: str) -> None:
 def missing_shard(folder: Path) -> None:
     shards(folder, "a")
     write_index(folder, {"a": "a.safetensors", "b": "b.safetensors", "c": "c.safetensors"})
+
+
+def missing_shard_of_diffusers(folder: Path) -> None:
+    shards(folder, "a")
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    write_index(folder, {"a": "a.safetensors", "b": "b.safetensors"}, name)
+
+
+def missing_number(folder: Path) -> None:
+    shards(folder, "diffusion_pytorch_model-00002-of-00002")
+
+
+def two_variants(folder: Path) -> None:
+    shards(folder, "a")
+    for variant in ("fp16", "non_ema"):
+        write_index(folder, {"a": "a.safetensors"}, f"diffusion_pytorch_model.safetensors.index.{variant}.json")
 
 
 def missing_tensor(folder: Path) -> None:
@@ -169,6 +206,9 @@ def buffers_only(folder: Path) -> None:
     ("make", "message", "hint"),
     [
         (missing_shard, "2 of 3 files that .* not there: `b.safetensors`, `c.safetensors`", "finish the download"),
+        (missing_shard_of_diffusers, "1 of 2 files that .* not there: `b.safetensors`", "finish the download"),
+        (missing_number, "1 of 2 files are not there: `.*00001-of-00002.safetensors`", "finish the download"),
+        (two_variants, "holds 2 variants of a model, expected one: .*index.fp16.json", "keep the files of one"),
         (missing_tensor, "1 tensors that .* such as `b`", "download the folder again"),
         (escaping_index, "`../a.safetensors` is not the name of a safetensors file beside it", ""),
         (broken_index, "index.json: not JSON", ""),
@@ -205,6 +245,9 @@ def test_what_is_no_folder_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(Malformed, match="is a file, expected the folder") as caught:
         fingerprint(base / "model.safetensors")
     assert caught.value.hint == f"give `{base}`"
+    shards(tmp_path, "a-00001-of-00002")
+    with pytest.raises(Malformed, match="is file 1 of 2 of a model"):
+        fingerprint(tmp_path / "a-00001-of-00002.safetensors")
 
 
 def test_a_folder_that_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_old_names_are_those_that_transformers_reads_from_files(kind: str, tmp_p
     assert not any(report.values())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     assert list(names) == [key_map.new_name(old) for old in names.values()]
-    assert all(old.startswith("vision_model.") for old in names.values() if "encoder" in old)
+    assert all(old.startswith(("vision_model.", "text_model.")) for old in names.values() if "encoder" in old)
 
 
 def test_every_model_type_is_in_one_key_map_and_has_its_names_tested() -> None:
@@ -111,6 +111,16 @@ def test_other_names_lead_back_to_every_name_and_to_no_two_at_once(names: set[st
     for other in other_names(names):
         assert sorted(names) == sorted(other.here.values())
         assert any(there != here for there, here in other.here.items())
+
+
+def test_a_model_with_the_old_place_in_its_new_names_keeps_them() -> None:
+    layer = "encoder.layers.0.self_attn.q_proj"
+    names = {f"text_encoder.{layer}", f"text_encoder_2.text_model.{layer}"}
+    types = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_2.text_model"), "clip_text_model")
+
+    [old] = [other for other in other_names(names, types) if other.release == "transformers 4"]
+
+    assert sorted(old.here) == [f"text_encoder.text_model.{layer}", f"text_encoder_2.text_model.{layer}"]
 
 
 def test_names_that_would_fall_together_are_no_names_to_look_in() -> None:

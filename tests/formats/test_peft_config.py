@@ -408,6 +408,11 @@ KEYS = [
     "lm_head",
     "h.7.attn.c_attn",
     "(q|v)_proj",
+    r"^q_proj",
+    r"^model\.layers\.2\.mlp\.up_proj",
+    r"^x\.a_b",
+    r"^q\-proj",
+    "^a.b",
 ]
 keys = st.lists(st.sampled_from(KEYS), max_size=6, unique=True)
 module_names = st.sampled_from([*MODULES, "x.a_b", "a_b", "a.b", "layers", "model.layers.1.x", "q_proj", "q-proj"])
@@ -421,6 +426,18 @@ def test_pattern_keys_apply_as_in_peft(pattern_keys: list[str], module: str) -> 
     found = KeyPatterns(pattern_keys, Budget()).first(module)
 
     assert (found or module) == get_pattern_key(pattern_keys, module)
+
+
+def test_a_thousand_anchored_names_are_read_but_not_as_many_patterns() -> None:
+    names = [rf"^down_blocks\.0\.attentions\.{n}\.proj_out" for n in range(1000)]
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["proj_out"], "rank_pattern": dict.fromkeys(names, 4)}
+
+    read = AdapterConfig.parse(json.dumps(config).encode(), "c")
+
+    assert [read.rank_of(f"{above}down_blocks.0.attentions.7.proj_out") for above in ("", "x.")] == [4, 2]
+    config["rank_pattern"] = {f"{name}.*": 4 for name in names}
+    with pytest.raises(MalformedConfig, match="1000 patterns that are no names, expected at most 256"):
+        AdapterConfig.parse(json.dumps(config).encode(), "c")
 
 
 TABLE: list[dict[str, Any]] = [

@@ -40,6 +40,14 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "adapter_model.safetensors"
 
 
+def test_reads_what_mlx_writes_for_no_metadata(file: Path) -> None:
+    file.write_bytes(with_header(b'{"__metadata__":null,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"\0"))
+
+    header = read_header(file)
+
+    assert (header.metadata, list(header.by_name)) == ({}, ["a"])
+
+
 def test_reads_what_the_library_writes(file: Path) -> None:
     tensors = {
         "b.weight": np.arange(6, dtype="f4").reshape(2, 3),

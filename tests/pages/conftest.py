@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import httpx
 import huggingface_hub.constants
@@ -20,6 +21,9 @@ from tests.registry.running import Running, running
 from tests.support.contracts import small_contract
 from tests.support.programs import needs_chromium
 from tests.support.tiny import make_adapter, make_base
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 CARD = (
     "---\nlicense: mit\n---\n# Legal questions\n\nAnswers *short* questions. See [the law](https://example.org/law).\n"
@@ -78,7 +82,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(server, base.fingerprint.weights.removeprefix("sha256:"), reader, (first, second))
 
 
-@pytest.fixture(scope="session")
-def browser_type_launch_args() -> dict[str, object]:
-    """Debian's Chromium. As root, it has no sandbox."""
-    return {"executable_path": needs_chromium(), "args": ["--no-sandbox", "--disable-gpu"]}
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium for the tests of one file. As root, it has no sandbox.
+
+    Playwright's event loop runs in this thread until it ends; while it does, no test of another file may come.
+    """
+    from playwright.sync_api import sync_playwright
+
+    program = needs_chromium()
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page with cookies of its own."""
+    with browser.new_context() as context:
+        yield context.new_page()

@@ -36,6 +36,7 @@ def test_a_token_pasted_once_opens_private_adapters_until_it_is_revoked(world, v
     assert (answer.status_code, answer.headers["location"]) == (303, "/acme/hidden")
     assert all(visitor.get(path).status_code == 200 for path in HIDDEN)
     assert "acme/hidden" in visitor.get("/").text
+    assert visitor.get("/acme/hidden").headers["cache-control"] == "private, no-store"
     record = max(world.server.registry.tokens.records(), key=lambda record: record.id)
     world.server.registry.tokens.revoke(record.id)
     assert {visitor.get(path).status_code for path in HIDDEN} == {404}

@@ -17,14 +17,17 @@ import pytest
 from adapterhub_registry.database.db import Database, metadata, repo_tags, repos, tokens, users
 from sqlalchemy import func, insert, select, update
 
+from adapterhub.library.store.catalog import Installed
 from tests.registry.conftest import ROOT
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.shared_servers import CREDENTIALS, S3, Postgres, Shared
 from tests.support.command_line import Adapt
+from tests.support.results import signed, with_contract
 from tests.support.tiny import make_adapter, make_base
 
 ADAPTER = "acme/legal-qa"
+RULE = "/api/adapt/v1/namespaces/acme/tests"
 LISTINGS = (
     "/api/models?full=true&limit=100",
     f"/api/models/{ADAPTER}/revision/v1.0.0?blobs=true",
@@ -32,6 +35,8 @@ LISTINGS = (
     f"/api/models/{ADAPTER}/commits/main",
     f"/api/models/{ADAPTER}/tree/main?recursive=true",
     f"/api/adapt/v1/adapters/{ADAPTER}/versions",
+    f"/api/adapt/v1/adapters/{ADAPTER}/tests/1.0.1",
+    RULE,
     "/api/adapt/v1/adapters?task=legal",
     "/api/models/acme/yanked/revision/v1.0.0",
 )
@@ -89,6 +94,25 @@ def rows_of(url: str) -> dict[str, int]:
     return found
 
 
+def with_result(home: Adapt) -> Installed:
+    """The next version has a contract and a signed PASS, and is published."""
+    home.ok("key", "new", "ann", "--unencrypted")
+    build = with_contract(home.library, next(home.library.installed()))
+    signed(home.library, build, "ann")
+    home.ok("push", "legal-qa==1.0.1", "--to", ADAPTER, "--remote", "ours")
+    return build
+
+
+def check_gate(ann: httpx.Client, changed: bytes) -> None:
+    """A later CHANGED closes the gate, which came along."""
+    place, tag = f"/api/models/{ADAPTER}/tag", {"tag": "v1.0.1"}
+    ann.request("DELETE", f"{place}/v1.0.1").raise_for_status()
+    assert ann.put(f"/api/adapt/v1/adapters/{ADAPTER}/tests/1.0.1", content=changed).json()["sequence"] == 2
+    assert ann.post(f"{place}/main", json=tag).status_code == 422
+    ann.post(RULE, json={"asks": "off"}).raise_for_status()
+    assert ann.post(f"{place}/main", json=tag).status_code == 200
+
+
 # ------------------------------------------------------------ the whole way
 def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared, tmp_path: Path, online: None) -> None:
     make_base(tmp_path / "base")
@@ -101,7 +125,10 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
         home.ok("remote", "add", "ours", server.url)
         home.ok("remote", "login", "ours", "--token", server.token)
         home.ok("push", "legal-qa@base-7b", "--to", ADAPTER, "--remote", "ours")
+        tested = with_result(home)
         fill(server)
+        key = {"name": "ann", "pem": (home.library.root / "keys" / "ann.pub").read_text()}
+        server.post(RULE, {"asks": "passed", "trust": [key]}).raise_for_status()
         revoked = server.registry.tokens.create("ben", "read")
         server.registry.tokens.revoke(2)
         with client(server.url, server.token) as ann:
@@ -118,6 +145,7 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
     with shared.replica() as replica, client(replica.url, server.token) as ann:
         after = {path: ann.get(path).raise_for_status().text.replace(replica.url, "") for path in LISTINGS}
         assert after == before
+        check_gate(ann, signed(home.library, tested, "ann", "CHANGED").read_bytes())
         assert ann.get("/api/whoami-v2", headers={"Authorization": f"Bearer {revoked}"}).status_code == 401
 
         # by digest, from another home

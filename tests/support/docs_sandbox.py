@@ -12,11 +12,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.specs import AdapterSpec, parse_name
+from adapterhub.formats.foreign.tables.unet import SDXL
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
+from tests.support.foreign_files import flux, kohya, mlx
 from tests.support.tiny import make_adapter, make_base
 
 WIDTH = 32  # wide enough for the ranks of a merge to add up
@@ -33,15 +35,30 @@ def make_sandbox(folder: Path, *, filled: bool) -> None:
     legal = make_adapter(folder / "out" / "legal-qa", width=WIDTH, base=HUB_ID, seed=1)
     summary = make_adapter(folder / "out" / "summarize", width=WIDTH, base=HUB_ID, seed=2)
     make_adapter(folder / "out" / "tables", width=WIDTH, base=HUB_ID, seed=3, modules=("q_proj", "k_proj", "v_proj"))
+    _make_pipelines(folder)
     larger = make_adapter(folder / "out" / "summarize-r8", width=WIDTH, base=HUB_ID, seed=4, rank=8)
     _publish(folder, base, "published", [("summarize", "1.0.0", summary)])
     team = [("1.0.0", summary), ("1.1.0", summary), ("1.1.0", larger), ("2.0.0rc1", larger)]
     _publish(folder, base, "team", [("summarize", version, adapter) for version, adapter in team])
     _make_downloads(folder / "downloads")
+    _make_loras(folder)
     if filled:
         library = Library(folder / "home")
         record = _register(library, base)
         library.add(legal, Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa"), base=record)
+
+
+def _make_loras(folder: Path) -> None:
+    """LoRA files of other programs."""
+    loras = folder / "loras"
+    loras.mkdir()
+    tags = json.dumps({"10_boats": {"wtrclr style": 20, "a boat": 12, "harbour": 3}})
+    said = {"modelspec.title": "Watercolour", "ss_tag_frequency": tags}
+    kohya(loras / "watercolour.safetensors", unet=SDXL, names="ldm", every=40, text="lora_te1", metadata=said)
+    save_file(load_file(loras / "watercolour.safetensors"), loras / "watercolour-old.safetensors")
+    flux(loras / "ink.safetensors")
+    save_file({"emb_params": np.ones((2, 8), "f4")}, loras / "word.safetensors")
+    mlx(folder / "mlx" / "json-mlx")
 
 
 def _complete(config: Path) -> None:
@@ -64,6 +81,46 @@ def _publish(folder: Path, base: Path, place: str, builds: list[tuple[str, str, 
         author.add(adapter, about, base=record, variant=True)
     for release in author.releases(AdapterSpec.parse(builds[0][0])):
         copy(release, author, PublishedDirectory(folder / place))
+
+
+_UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+_LDM = "input_blocks.1.1.transformer_blocks.0.attn1"
+_TEXT = "text_model.encoder.layers.0.self_attn"
+
+
+def _make_pipelines(folder: Path) -> None:
+    """A pipeline of a few tensors in a folder and in one file, a fine-tune of it, and adapters for it."""
+    random = np.random.default_rng(7)
+    heads = {name: random.normal(size=(WIDTH, WIDTH)).astype("f4") for name in ("to_q", "to_v", "q_proj", "v_proj")}
+    for name, shift in (("sdxl", 0), ("pony", 1)):
+        place = folder / "models" / name
+        parts = {"unet": (_UNET, ("to_q", "to_v")), "text_encoder": (_TEXT, ("q_proj", "v_proj"))}
+        for component, (prefix, names) in parts.items():
+            (place / component).mkdir(parents=True)
+            file = "diffusion_pytorch_model" if component == "unet" else "model"
+            tensors = {f"{prefix}.{n}.weight": heads[n] + np.float32(shift) for n in names}
+            save_file(tensors, place / component / f"{file}.safetensors")
+        index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+        index["text_encoder"] = ["transformers", "CLIPTextModel"]
+        (place / "model_index.json").write_text(json.dumps(index))
+    ldm = {f"model.diffusion_model.{_LDM}.{n}.weight": heads[n] for n in ("to_q", "to_v")}
+    clip = {f"cond_stage_model.transformer.{_TEXT}.{n}.weight": heads[n] for n in ("q_proj", "v_proj")}
+    half = {name: value.astype("f2") for name, value in (ldm | clip).items()}
+    save_file(half, folder / "models" / "sdxl-fp16.safetensors")
+    for name, modules in (
+        ("ink", [f"{_UNET}.to_q"]),
+        ("watercolour", [f"unet.{_UNET}.to_q", f"text_encoder.{_TEXT}.q_proj"]),
+    ):
+        place = folder / "out" / name
+        place.mkdir(parents=True)
+        tensors = {
+            f"base_model.model.{module}.lora_{factor}.weight": random.normal(size=shape).astype("f4")
+            for module in modules
+            for factor, shape in (("A", (4, WIDTH)), ("B", (WIDTH, 4)))
+        }
+        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": modules}
+        (place / "adapter_config.json").write_text(json.dumps(config))
 
 
 def _make_downloads(downloads: Path) -> None:

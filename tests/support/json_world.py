@@ -125,6 +125,7 @@ def documents(made: World) -> dict[str, Document]:
         _remotes,
         _registry,
         _answers,
+        _images,
         _engines,
         _project,
         _verbs,
@@ -139,6 +140,7 @@ def _bases(w: World) -> None:
     w.says("base-list", "base", "list")
     w.says("base-show", "base", "show", "base-7b")
     w.says("base-export-record", "base", "export-record", "base-7b")
+    w.says("base-family", "base", "family")
     w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
     w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
     w.says("base-set", "base", "set", "chat", "--hub-id", "acme/base-7b-chat")
@@ -225,6 +227,8 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-list", "registry", "webhook", "list", *here)
     w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
     w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
+    key = w.folder / "home" / "keys" / "ann.pub"
+    w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     w.says("registry-worker", "registry", "worker", *here, "--once")
@@ -288,8 +292,21 @@ def _answers(w: World) -> None:
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
     w.adapt.ok("test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl", "--sign", "--key", "ann")
     w.says("test.results", "test", "plain", "--results")
+    there = ("--to", "acme/plain", "--remote", "ours", "--token", w.ours.token)
+    w.adapt.ok("push", "plain", *there)
+    w.says("push.results", "push", "plain", *there, "--results")
     emit = ("--emit", "lm-eval", "./task")
     w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
+
+
+def _images(w: World) -> None:
+    """A tiny pipeline that draws."""
+    from tests.support.pipelines import sd15
+
+    sd15().save_pretrained(w.folder / "models" / "painter")
+    w.adapt.ok("base", "add", "./models/painter", "--as", "painter")
+    size = ("--steps", 1, "--size", "16x16")
+    w.says("run.image", "run", "none", "a red cat", "--base", "painter", "--image", "cat.png", *size)
 
 
 def _engines(w: World) -> None:
@@ -346,6 +363,12 @@ def _verbs(w: World) -> None:
     w.says("tree.holders", "tree", "--holders")
     w.says("diff", "diff", "legal-qa", "summarize")
     w.says("identify", "identify", "./out/legal-qa")
+    w.says(
+        "identify.files",
+        "identify",
+        "./out/legal-qa/adapter_model.safetensors",
+        "./out/summarize/adapter_model.safetensors",
+    )
     space = w.says("cache", "cache")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]

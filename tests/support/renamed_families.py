@@ -165,6 +165,7 @@ READ: dict[str, Callable[[], nn.Module]] = {
     "siglip_vision_model": of("SiglipVisionModel", "SiglipVisionConfig"),
     "siglip2_vision_model": of("Siglip2VisionModel", "Siglip2VisionConfig", num_patches=4),
     "mlcd_vision_model": of("MLCDVisionModel", "MLCDVisionConfig"),
+    "clip_text_model": of("CLIPTextModel", "CLIPTextConfig", config=TEXT),
 }
 """By model type the models of whose names of transformers 4 it only reads files."""
 

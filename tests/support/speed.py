@@ -21,12 +21,11 @@ import pytest
 COSTLY = frozenset({
     "subprocess", "multiprocessing", "fork",  # a process
     "uvicorn", "HTTPServer", "ThreadingHTTPServer", "create_server",  # a server
+    "sync_playwright",  # a browser
     "smollm2_base",  # a real model; those of PEFT and transformers are found by their module
     "getfixturevalue",  # a fixture that is known only when the test runs: the PostgreSQL or S3 of some parameters
 })  # fmt: skip
 MODELS = ("peft", "transformers")
-ALL_TESTS_GET = "pytest_playwright.pytest_playwright"
-"""A plugin with fixtures for every test, and for those that look at pages: these start a server of their own."""
 
 
 def is_slow(item: pytest.Item) -> bool:
@@ -36,7 +35,7 @@ def is_slow(item: pytest.Item) -> bool:
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - for mypy, which knows no such name
     starts = [
         getattr(item, "obj", None),
-        *(one.func for definitions in fixtures for one in definitions if one.func.__module__ != ALL_TESTS_GET),
+        *(definition.func for definitions in fixtures for definition in definitions),
         *getattr(getattr(item, "callspec", None), "params", {}).values(),
     ]
     functions = [_inner(start) for start in starts if callable(start)]

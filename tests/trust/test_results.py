@@ -13,9 +13,9 @@ from adapterhub.api.steps.contracts.stating import state_result
 from adapterhub.api.steps.contracts.subjects import subject_of
 from adapterhub.core.digests import digest_of
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
+from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.library.results import BESIDE_BUILDS, MOST_UNKNOWN, ResultFiles
 from adapterhub.library.store.catalog import Installed
-from adapterhub.trust.signing.bundle import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import KeyFolder
 from tests.support.command_line import Adapt
 from tests.support.results import signed, verdict_of, with_contract

@@ -26,20 +26,13 @@ from adapterhub.core.errors import (
 )
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.formats.signed import BUNDLE_TYPE, KEY_LIMIT_BYTES, PAYLOAD_TYPE, Bundle, PublicKey, pre_authentication
 from adapterhub.trust.signing import bundle as bundles
 from adapterhub.trust.signing import first_use as seen_files
-from adapterhub.trust.signing import keys as key_files
 from adapterhub.trust.signing import trust as trust_files
-from adapterhub.trust.signing.bundle import (
-    Bundle,
-    Identity,
-    pre_authentication,
-    read_statement,
-    signed_files,
-    statement_bytes,
-)
+from adapterhub.trust.signing.bundle import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
-from adapterhub.trust.signing.keys import KeyFolder, PublicKey, SigningKey, parse_key_name
+from adapterhub.trust.signing.keys import KeyFolder, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (
     EffectivePolicy,
     Terms,
@@ -112,8 +105,8 @@ def at(path: str, item: object = ...) -> Change:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (at("mediaType", "x"), f"mediaType: expected `{bundles.BUNDLE_TYPE}`, got x"),
-        (at("mediaType"), f"mediaType: expected `{bundles.BUNDLE_TYPE}`, got None"),
+        (at("mediaType", "x"), f"mediaType: expected `{BUNDLE_TYPE}`, got x"),
+        (at("mediaType"), f"mediaType: expected `{BUNDLE_TYPE}`, got None"),
         (at("verificationMaterial"), "verificationMaterial: expected an object, got nothing"),
         (at("verificationMaterial", 7), "verificationMaterial: expected an object, got 7"),
         (
@@ -134,7 +127,7 @@ def at(path: str, item: object = ...) -> Change:
         (at("dsseEnvelope"), "dsseEnvelope: expected an object, got nothing"),
         (
             at("dsseEnvelope.payloadType", "x"),
-            f"dsseEnvelope.payloadType: expected `{bundles.PAYLOAD_TYPE}`, got x",
+            f"dsseEnvelope.payloadType: expected `{PAYLOAD_TYPE}`, got x",
         ),
         (at(SIG), f"{SIG}: expected a list, got nothing"),
         (at(SIG, []), f"{SIG}: expected one signature, got 0"),
@@ -433,7 +426,7 @@ def test_what_is_no_public_key_is_refused() -> None:
 
 
 def test_a_key_file_may_be_just_as_large_as_the_limit() -> None:
-    assert key_files.KEY_LIMIT_BYTES == 16384
+    assert KEY_LIMIT_BYTES == 16384
     good = pem_of(curve_key(ec.SECP256R1()))
     full = good + b"\n" * (16384 - len(good))
 

@@ -16,6 +16,7 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
+from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.library.admission import admission
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import Decision, InstallRequest
@@ -24,7 +25,6 @@ from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.trust.signing import provenance
 from adapterhub.trust.signing.appraisal import UNSIGNED, Appraisal, examine, unsigned_beside
-from adapterhub.trust.signing.bundle import SIGNATURE_LIMIT_BYTES
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
 from adapterhub.trust.signing.provenance import bounded, provenance_of, read_signature
 from adapterhub.trust.signing.trust import EffectivePolicy, Policy, Terms, Trust, TrustedKey, TrustFile, day_text

@@ -98,17 +98,24 @@ class WithContracts(OpenedLibrary):
             state_result(self, subject, result, signer)
         return result
 
-    def test_results(self, adapter: AdapterLike) -> SignedResults:
+    def test_results(self, adapter: AdapterLike, *, fetch: bool = False) -> SignedResults:
         """The signed results that the library has on an installed build, each verified now.
+
+        Args:
+            adapter: the installed adapter.
+            fetch: take those at the servers of its namespace first.
 
         Returns:
             `.results`, the latest first, with `.result`, `.signer` and `.standing`; `.refusals` of files that do not
             count.
         """
-        from adapterhub.api.steps.contracts.stating import signed_results
+        from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
         from adapterhub.api.steps.contracts.subjects import subject_of
 
-        return signed_results(self, subject_of(self, text_of(adapter)))
+        subject = subject_of(self, text_of(adapter))
+        if fetch:
+            fetch_results(self.session, self, subject)
+        return signed_results(self, subject)
 
     def emit_task(
         self,

@@ -171,7 +171,7 @@ def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: Ba
     record = _named_base(library, names, base)
     if record is None:
         record = _made_for(library, names[0]) if names else _only_base(library)
-    if record is None or record.path is None or not record.path.is_dir():
+    if record is None or record.path is None or not record.path.exists():
         what = f"the base for `{shown(names[0], 200)}`" if names else "the base"
         raise BaseNotFound(
             f"the weights of {what} are not on this machine",
@@ -221,5 +221,5 @@ def _made_for(library: Library, name: str) -> BaseRecord | None:
 
 
 def _only_base(library: Library) -> BaseRecord | None:
-    records = library.bases.list()
+    records = [record for record in library.bases.list() if not record.component]
     return records[0] if len(records) == 1 else None

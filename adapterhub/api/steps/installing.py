@@ -145,8 +145,11 @@ def describe_folder(
     task: str | None,
     description: str,
     license: str | None,  # noqa: A002 - the option's name
+    named_after: Path | None = None,
 ) -> Described:
     """Name, base and prompt form of a PEFT output folder: what was given, else what the folder says for certain.
+
+    `named_after` is the path that gives the name, where it is not the folder's own.
 
     Raises:
         SpecError: `name` or `version` does not parse.
@@ -157,7 +160,7 @@ def describe_folder(
     from adapterhub.library.intake.description import Description
     from adapterhub.library.intake.prompts import choose_form
 
-    own = guess_name(folder) if name is None else parse_name(name)
+    own = guess_name(named_after or folder) if name is None else parse_name(name)
     notes: list[str] = []
     if record is None and guess and folder.is_dir():
         guessed = guess_base(library, folder)

@@ -10,11 +10,12 @@ from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, Usag
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adapterhub.formats.signed import PublicKey
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.session import Session
-    from adapterhub.trust.signing.keys import PublicKey, SigningKey
+    from adapterhub.trust.signing.keys import SigningKey
     from adapterhub.trust.signing.trust import TrustedKey
 
 
@@ -82,7 +83,7 @@ def trust_key(
     accept: Sequence[str] = (),
 ) -> TrustedKey:
     """Trust a public key in a PEM file, or the key that is known by that name, under these terms."""
-    from adapterhub.trust.signing.keys import PublicKey
+    from adapterhub.formats.signed import PublicKey
     from adapterhub.trust.signing.trust import Terms, TrustFile, parse_day
 
     try:
@@ -96,7 +97,7 @@ def trust_key(
 
 def _read(path: Path) -> bytes:
     from adapterhub.core.disk.files import read_plain
-    from adapterhub.trust.signing.keys import KEY_LIMIT_BYTES
+    from adapterhub.formats.signed import KEY_LIMIT_BYTES
 
     try:
         return read_plain(path, KEY_LIMIT_BYTES)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from adapterhub.api.steps.contracts.stating import contract_line, sign_results
 from adapterhub.api.steps.finding import choose_release
 from adapterhub.api.steps.keys import sign_build
-from adapterhub.core.errors import CouldNotTell, UsageProblem, shown
+from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
-from adapterhub.library.results import send_results
+from adapterhub.library.results import ResultFiles, results_at
 from adapterhub.library.transfer import Copied, copy
 from adapterhub.projects.session import wanted_from
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
     from adapterhub.trust.signing.policy import SignaturePolicy
-
-
-_DAY_S: Final = 86400
 
 
 # ---------------------------------------------------------------- push
@@ -88,33 +86,53 @@ def push_build(
         session.out.note(contract_line(library, build))
     else:
         gate.before_sending(build)
+        if signer is not None:
+            sign_results(library, build, gate.results, signer)
+    results = ResultFiles.of_library(library.store, release.digest).read()
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-        copied = copy(release, library, place, progress, signature=signature)
-    send_results(library, release, place)
+        copied = copy(release, library, place, progress, signature=signature, results=results)
+    _tell_refused(session, place)
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
 
 
-def contract_line(library: Library, build: Installed) -> str:
-    """Whether a build has a contract, and when it was last tested by it on this machine."""
-    from adapterhub.api.steps.contracts.subjects import subject_of_build
-    from adapterhub.library.results import KeptResults
+def push_results(
+    session: Session,
+    build: Installed,
+    to: str,
+    *,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> int:
+    """Send the signed results on an installed build to the repository that has it; returns how many it has taken.
 
-    try:
-        contract = subject_of_build(build).contract()
-    except CouldNotTell:
-        return "contract: of a newer format, which this version cannot test"
-    if contract is None:
-        return "no contract"
-    goldens = len(contract.goldens)
-    what = f"contract: {goldens} golden{'s' * (goldens != 1)}"
-    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
-    if found is None:
-        return f"{what}, not tested here"
-    result, age_s = found
-    days = int(age_s // _DAY_S)
-    when = "tested today" if days == 0 else f"not tested for {days} day{'s' * (days != 1)}"
-    where = f" on {shown(result.base, 200)}" if result.base else ""
-    return f"{what}, {when}: {result.verdict}{where}"
+    Raises:
+        NotFound: no result was signed here.
+        UsageProblem: `to` is a directory, or a server that keeps no results.
+        NotAllowed: the server takes none of them; each reason is listed.
+    """
+    if names_folder(to):
+        raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` takes results along")
+    results = ResultFiles.of_library(session.library.store, build.manifest.digest).read()
+    if not results:
+        raise NotFound(
+            f"there is no signed result on {build.full_name} {build.manifest.label}. Nothing was sent",
+            hint=f"`adapt test {build.full_name} --sign --key NAME` makes one",
+        )
+    hub = server_for(session, to, remote, token=token, offline=offline)
+    if not hub.keeps_results:
+        raise UsageProblem(f"{hub.endpoint} keeps no signed results of tests. Nothing was sent")
+    place = hub.to(to)
+    count = place.send_results(build.manifest, results)
+    if not count:
+        raise NotAllowed(problem_list(f"{place.label} takes none of the results", place.refused_results))
+    _tell_refused(session, place)
+    return count
+
+
+def _tell_refused(session: Session, place: Destination) -> None:
+    for reason in getattr(place, "refused_results", ()):
+        session.out.warn(f"a signed result was not taken: {reason}")
 
 
 def release_of(library: Library, build: Installed) -> Release:
@@ -261,13 +279,15 @@ def mirror_releases(
     base: BaseSpec | None = None,
     bounds: RankRange = ANY_RANK,
     private: bool = False,
+    tests: bool = False,
     dry_run: bool = False,
     ignore_bindings: bool = False,
     bars: Bars,
 ) -> Iterator[Mirrored]:
     """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
 
-    A pattern copies every released version that the target lacks and that is not yanked.
+    A pattern copies every released version that the target lacks and that is not yanked. With `tests`, the signed
+    results of tests go along, also those on versions that the target has.
 
     Raises:
         UsageProblem: both are one server, or a pattern comes with a base or rank.
@@ -291,11 +311,14 @@ def mirror_releases(
         with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
             signature = source.provenance(release).signature
             to_repository = target_hub.to(to, private=private, mends=True)
-            return copy(release, source, to_repository, progress, signature=signature)
+            results = results_at(source, release) if tests else ()
+            copied = copy(release, source, to_repository, progress, signature=signature, results=results)
+        _tell_refused(session, to_repository)
+        return copied
 
     for spec in specs:
         if isinstance(spec, RepositoryPattern):
-            yield from _mirror_pattern(spec, source_hub, target_hub, namespace, send, dry_run=dry_run)
+            yield from _mirror_pattern(spec, source_hub, target_hub, namespace, send, tests=tests, dry_run=dry_run)
             continue
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
         wanted = wanted_from(library, spec, base)
@@ -329,6 +352,7 @@ def _mirror_pattern(
     namespace: str | None,
     send: Callable[[Release, Source, str], Copied | None],
     *,
+    tests: bool,
     dry_run: bool,
 ) -> Iterator[Mirrored]:
     for planned in plan_mirror(pattern, source, target, namespace):
@@ -336,7 +360,7 @@ def _mirror_pattern(
             continue
         one = planned.release
         origin_url, to_url = f"{source.endpoint}/{one.repo}", f"{target.endpoint}/{planned.to}"
-        if not planned.is_there and not dry_run:
+        if (tests or not planned.is_there) and not dry_run:
             found = source.release_at(one.repo, one.commit, planned.spec)
             if found is not None:  # else the tag is on something other than an adapter
                 yield _mirrored(found, origin_url, one.commit, to_url, send(found, source, planned.to))

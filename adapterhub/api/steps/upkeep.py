@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import BaseSpec, names_folder
-from adapterhub.formats.base.weight_files import weight_files
+from adapterhub.formats.base.pipelines import all_weight_files
 from adapterhub.library.directory import open_source
 from adapterhub.projects.session import sources_from
 
@@ -56,7 +56,7 @@ def add_base(
             place, revision=revision, offline=offline
         )
     library = session.library
-    size = sum(path.stat().st_size for path in weight_files(folder))
+    size = sum(path.stat().st_size for path in all_weight_files(folder))
     with bars.progress("fingerprint", size) as progress:
         record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
     library.catalog.put_base(record)

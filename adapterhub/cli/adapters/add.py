@@ -1,4 +1,4 @@
-"""`adapt add`: add PEFT output folders to the library as releases."""
+"""`adapt add`: add PEFT output folders, and LoRA files of other programs, to the library as releases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.adapters.add_several import add_several
+from adapterhub.cli.adapters.add_several import add_several, size_given
 from adapterhub.cli.adapters.added import say_added
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER...")
-@click.option("--name", metavar="NAME", help="Name of the adapter [default: the folder's, in lower case].")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE|FOLDER...")
+@click.option("--name", metavar="NAME", help="Name of the adapter [default: the folder's or file's, in lower case].")
 @click.option("--base", type=BASE, help="Record this base and check the shapes [default: the one that alone fits].")
 @click.option("--no-base", is_flag=True, help="Leave the base unknown.")
 @click.option("--task", metavar="TASK", help="Record the task, such as `legal-qa`.")
@@ -47,7 +47,10 @@ def add(
     licence: str | None,
     form: PromptForm | None,
 ) -> None:
-    """Check PEFT output folders and add them to the library.
+    """Check PEFT output folders and LoRA files of other programs, and add them to the library.
+
+    A file or folder of diffusers, kohya, ComfyUI, XLabs or MLX is recognised by the names in it and becomes
+    a PEFT folder: every tensor gets its place and its scale, or the file is refused by name.
 
     Refuses pickles, damaged or hostile files, NaN, and tensors that do not pair or do not fit the base. A refused
     folder leaves nothing behind. Another folder under a name, version and base that exist is refused, too: --bump takes
@@ -67,6 +70,8 @@ def add(
       adapt add ./out/legal-qa-r4 --name legal-qa --bump minor
       adapt add ./out/larger --template "Which is larger? {input} Answer:"
       adapt add runs/*
+      adapt add my-style.safetensors --base sdxl
+      adapt add loras/*.safetensors
       adapt add ./share/legal-qa/1.0.0-r4
     """
     from adapterhub.core.specs import parse_name, parse_version
@@ -86,29 +91,33 @@ def add(
 
     def add_one(folder: Path) -> Added:
         from adapterhub.api.steps.installing import add_described, describe_folder
+        from adapterhub.library.intake.foreign import peft_folder
 
         if is_undescribed and folder.is_dir():
             with session.out.progress("add", None) as progress:
                 taken = add_described(session, folder, base, progress=progress)
             if taken is not None:
                 return taken
-        found = describe_folder(
-            library,
-            folder,
-            name=named,
-            version=number,
-            record=record,
-            guess=not no_base,
-            prompt=form,
-            task=task,
-            description=description,
-            license=licence,
-        )
-        own = found.about.name
-        size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
-        with session.out.progress(f"add {own}", size) as progress:
-            added = library.add(folder, found.about, base=found.record, bump=bump, variant=variant, progress=progress)
-        for note in found.notes if added.created else ():
+        with (
+            session.out.progress(f"add {folder.name}", size_given(folder)) as progress,
+            peft_folder(library.store, folder, record, progress) as ready,
+        ):
+            found = describe_folder(
+                library,
+                ready.folder,
+                name=named,
+                version=number,
+                record=record,
+                guess=not no_base,
+                prompt=form,
+                task=task,
+                description=description,
+                license=licence,
+                named_after=ready.named_after,
+            )
+            own, about = found.about.name, ready.described(found.about)
+            added = library.add(ready.folder, about, base=found.record, bump=bump, variant=variant, progress=progress)
+        for note in (*ready.notes, *found.notes) if added.created else ():
             session.out.note(note)
         if added.created and no_base:
             session.out.note(f"the base is unknown; record it with `adapt base pin {own} BASE`")

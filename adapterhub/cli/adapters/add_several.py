@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.cli.adapters.added import added_line
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from adapterhub.cli.options.params import Session
     from adapterhub.library.library import Added
+
+_WEIGHTS: Final = ".safetensors"
 
 
 def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Path], Added]) -> None:
@@ -60,13 +62,22 @@ def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Pa
         raise SystemExit(EXIT_SOME_FAILED)
 
 
-def _no_adapter(folder: Path) -> str:
+def size_given(path: Path) -> int | None:
+    """Bytes that adding `path` reads, as far as its names tell; a foreign file is read once more to convert it."""
+    if path.is_file():
+        return 2 * path.stat().st_size
+    return sum(p.stat().st_size for p in path.glob("adapter_*") if p.is_file()) or None if path.is_dir() else None
+
+
+def _no_adapter(path: Path) -> str:
     """Why a path that a pattern may have matched holds no adapter; "" where it holds one, or parts of one."""
-    if not folder.exists() or any(folder.glob("adapter_*")):
+    if not path.exists() or any(path.glob("adapter_*")):
         return ""
-    if not folder.is_dir():
-        return "is a file, not an adapter's folder"
-    inside = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")), key=lambda name: (len(name), name))
+    if not path.is_dir():
+        return "" if path.name.endswith(_WEIGHTS) else "is a file, not an adapter's folder"
+    if any(path.glob(f"*{_WEIGHTS}")):
+        return ""
+    inside = sorted((one.parent.name for one in path.glob(f"*/{CONFIG_FILE}")), key=lambda name: (len(name), name))
     if not inside:
         return f"holds no `{CONFIG_FILE}`"
     more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""

@@ -185,6 +185,8 @@ def _say_saved(
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
+    from adapterhub.formats.contract.reading import has_contract
+
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
         if d["present"]:
@@ -201,6 +203,8 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
                 )
         else:
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")
+            if "tests" not in d and has_contract(Path(d["path"])):
+                session.out.hint(f"it has a contract; `adapt test {d['name']}` asks it on your base")
 
 
 def _plan_document(plan: InstallPlan) -> dict[str, Any]:

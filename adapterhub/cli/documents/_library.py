@@ -28,6 +28,7 @@ from adapterhub.cli.documents._parts import (
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
+from adapterhub.library.bases import families
 from adapterhub.library.upkeep import repair
 from adapterhub.trust.verify import report
 
@@ -45,13 +46,19 @@ class Fingerprint(TypedDict):
     files: NotRequired[Annotated[str, "digest of its files, if known"]]
 
 
-class Base(TypedDict):
-    """A registered base, new or changed."""
+class BasePart(TypedDict):
+    """A base, or one component of a pipeline."""
 
-    alias: str
-    path: Path | None
+    alias: Annotated[str, "`sdxl`, or `sdxl/unet` for a component"]
+    path: Annotated[Path | None, "its folder, or the file of the whole pipeline"]
     fingerprint: Fingerprint
     hints: Annotated[dict[str, Any], "names for display, never proof: `hub_id`, `model_type`, `parameters` …"]
+
+
+class Base(BasePart):
+    """A registered base, new or changed."""
+
+    parts: NotRequired[Annotated[dict[str, BasePart], "of a pipeline, each component by its name"]]
 
 
 class BaseTensor(TypedDict):
@@ -79,6 +86,13 @@ class BaseRecord(TypedDict):
     fingerprint: Annotated[dict[str, Any], "digests, and the samples of each tensor"]
     hints: dict[str, Any]
     tensors: Annotated[list[list[Any]], "name, dtype, shape, sha256 and samples of each tensor"]
+    components: NotRequired[Annotated[dict[str, dict[str, Any]], "of a pipeline, the hints of each component"]]
+
+
+class ComparedBases(document_of(fingerprint.Comparison)):  # type: ignore[misc] # made from the dataclass
+    """How two bases relate; two pipelines also component by component."""
+
+    parts: NotRequired[dict[str, document_of(fingerprint.Comparison)]]  # type: ignore[valid-type]
 
 
 class ListedBase(TypedDict):
@@ -293,7 +307,8 @@ BASES = {
     "base-list": list[ListedBase],
     "base-show": ShownBase,
     "base-export-record": BaseRecord,
-    "base-compare": document_of(fingerprint.Comparison),
+    "base-compare": ComparedBases,
+    "base-family": list[document_of(families.Family)],
     "base-remove": Removed,
     "base-pin": Pinned,
 }

@@ -111,6 +111,16 @@ class Pushed(TypedDict):
     tests: NotRequired[Annotated[list[Tested], "with --test: how it does by its contract"]]
 
 
+class SentResults(TypedDict):
+    """With --results: the signed results of tests that a registry has taken."""
+
+    name: str
+    version: str
+    digest: Digest
+    to: Annotated[str, "the repository"]
+    sent_results: Annotated[int, "how many it has taken, or had already"]
+
+
 class PushPlan(TypedDict):
     """Exactly what a push would send."""
 
@@ -309,6 +319,22 @@ class Webhook(TypedDict):
     silent: Annotated[bool, "true: no token of its owner may change the scope, so it gets nothing"]
 
 
+class TesterKey(TypedDict):
+    """A key whose results count in a namespace."""
+
+    name: str
+    fingerprint: Digest
+
+
+class NamespaceRule(TypedDict):
+    """What a namespace asks of a version before it is published."""
+
+    namespace: str
+    asks: Annotated[str, "`off`, `contract` or `passed`"]
+    keys_only: Annotated[bool, "whether it stores results by its own keys only"]
+    keys: list[TesterKey]
+
+
 class Delivery(TypedDict):
     """A delivery of one event to a webhook; times are RFC 3339."""
 
@@ -373,6 +399,7 @@ KEYS = {
 SERVERS = {
     "push": Pushed,
     "push.server": Pushed,
+    "push.results": SentResults,
     "push.dry-run": PushPlan,
     "pull": Pulled,
     "info.server": Info,
@@ -404,6 +431,7 @@ REGISTRY: dict[str, Any] = {
     "registry-webhook-remove": Webhook,
     "registry-webhook-test": Delivery,
     "registry-webhook-deliveries": list[Delivery],
+    "registry-tests": NamespaceRule,
     "registry-gc": FreedSpace,
     "registry-worker": MadeRecords,
 }

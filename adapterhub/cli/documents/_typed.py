@@ -17,6 +17,6 @@ Path = Annotated[str, "a path on this machine"]
 Size = Annotated[int, "bytes"]
 Verdict = Annotated[
     str,
-    "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_WEIGHTS_RESIZED_VOCABULARY`, `SAME_SHAPES`, `DIFFERENT` or"
-    " `UNKNOWN`",
+    "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_WEIGHTS_RESIZED_VOCABULARY`, `SAME_FAMILY`, `SAME_SHAPES`,"
+    " `DIFFERENT` or `UNKNOWN`",
 ]

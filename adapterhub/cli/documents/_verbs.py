@@ -116,5 +116,6 @@ VERBS: dict[str, Any] = {
     "why": list[Why],
     "diff": Difference,
     "identify": document_of(identify.Identity),
+    "identify.files": document_of(identify.LoraFiles),
     "cache": Space,
 }

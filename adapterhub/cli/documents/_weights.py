@@ -134,6 +134,20 @@ class Answer(Drawing, Labelled):
     seconds: Annotated[float, "time of generation"]
 
 
+class Drawn(TypedDict):
+    """An image that a pipeline drew of a prompt."""
+
+    adapters: list[UsedAdapter]
+    base: str
+    prompt: str
+    image: Annotated[str, "the PNG file"]
+    width: Annotated[int, "pixels"]
+    height: Annotated[int, "pixels"]
+    steps: Annotated[int | None, "as asked for; null: the pipeline's own number"]
+    seed: int
+    seconds: Annotated[float, "time of drawing"]
+
+
 class ComparedAnswer(Labelled):
     """One of several answers to one prompt."""
 
@@ -210,4 +224,4 @@ WEIGHTS = {
     "extract": Extracted,
     "fuse": Fused,
 }
-ANSWERS = {"run": Answer, "run.compare": ComparedAnswers, "run.batch": Batch, "demo": Demo}
+ANSWERS = {"run": Answer, "run.compare": ComparedAnswers, "run.batch": Batch, "run.image": Drawn, "demo": Demo}

@@ -8,7 +8,7 @@ from adapterhub.api.steps.describing import installed_document, verdict_document
 from adapterhub.cli.inspect.info_modules import group_fields, verdict_fields
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
-from adapterhub.core.errors import shown
+from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +69,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         ("description", manifest.description or None),
         ("license", manifest.license),
         ("prompt form", manifest.prompt.label if manifest.prompt else None),
+        ("contract", _contract(library, build)),
         ("method", ", ".join(manifest.method).lower()),
         ("rank", manifest.rank),
         ("alpha", f"{manifest.alpha:g}" if manifest.alpha is not None else None),
@@ -89,6 +90,19 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         pairs.append(("recipe", ", ".join(str(word) for word in words if word is not None)))
     pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
     return pairs
+
+
+def _contract(library: Library, build: Installed) -> str | None:
+    """How many goldens its contract has, and what the last test said; None without one."""
+    if build.manifest.file("evals.jsonl") is None:
+        return None
+    from adapterhub.api.steps.publishing import contract_line
+
+    try:
+        line = contract_line(library, build)
+    except AdapterHubError as error:  # a changed or broken file; `adapt verify` says more
+        return error.message.splitlines()[0]
+    return None if line == "no contract" else line.removeprefix("contract: ")
 
 
 def _say_around(session: Session, node: Node, uses: tuple[Use, ...]) -> None:

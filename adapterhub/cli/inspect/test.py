@@ -72,6 +72,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
 )
 @click.option("--results", is_flag=True, help="Show the signed results on an adapter, and ask nothing.")
+@click.option("--fetch", is_flag=True, help="With --results: take those at the servers of its namespace first.")
 @click.option("--record", is_flag=True, help="Record a contract instead of testing one.")
 @click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs of a recording from JSON Lines.")
 @click.option(
@@ -130,6 +131,7 @@ def test(
     sign: bool,
     key: str | None,
     results: bool,
+    fetch: bool,
     record: bool,
     examples: Path | None,
     count: int,
@@ -185,8 +187,10 @@ def test(
         raise UsageProblem("`--sign`, `--key` and `--results` are for adapters that are named, and no recording")
     if key is not None and not sign:
         raise UsageProblem("`--key` chooses the key of `--sign`", hint="add `--sign`")
+    if fetch and not results:
+        raise UsageProblem("`--fetch` goes with `--results`", hint="add `--results`")
     if results:
-        report_results(session, library, adapters)
+        report_results(session, library, adapters, fetch=fetch)
         return
     if emit is not None:
         ensure_alone(adapters, {"--record": record or None, "--runner": runner, "--task": task, "--sign": sign or None})

@@ -103,12 +103,15 @@ def _sign(
             session.out.note(f"signed the result of `{label}` with {signer.name}: {path}")
 
 
-def report_results(session: Session, library: Library, adapters: Sequence[str]) -> None:
-    """Show the signed results on installed builds."""
-    from adapterhub.api.steps.contracts.stating import signed_results
+def report_results(session: Session, library: Library, adapters: Sequence[str], *, fetch: bool) -> None:
+    """Show the signed results on installed builds; `fetch` takes those at servers first."""
+    from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
     from adapterhub.api.steps.contracts.subjects import subject_of
 
-    found = [signed_results(library, subject_of(library, text)) for text in adapters]
+    subjects = [subject_of(library, text) for text in adapters]
+    for subject in subjects if fetch else ():
+        fetch_results(session, library, subject)
+    found = [signed_results(library, subject) for subject in subjects]
 
     def say() -> None:
         for build in found:

@@ -44,6 +44,7 @@ class RepositoriesType(SpecType):
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @rank_options
 @click.option("--private", is_flag=True, help="Make new repositories private.")
+@click.option("--tests", is_flag=True, help="Copy the signed results of tests, too.")
 @click.option("--dry-run", is_flag=True, help="Show what would be copied; send nothing.")
 @click.option("--ignore-bindings", is_flag=True, help="Copy even if the namespace belongs to another of your remotes.")
 @common
@@ -58,6 +59,7 @@ def mirror(
     min_rank: int | None,
     max_rank: int | None,
     private: bool,
+    tests: bool,
     dry_run: bool,
     ignore_bindings: bool,
 ) -> None:
@@ -67,14 +69,15 @@ def mirror(
     One request to each server for every thousand versions shows what is missing.
 
     Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
-    repositories. Copies signatures unchanged; `adapt install` checks them later. A project's policy does not apply,
+    repositories. Copies signatures unchanged, and the signed results of tests with --tests; `adapt install` checks
+    them later. A project's policy does not apply,
     because nothing enters the project. If you gave a namespace to a remote (`adapt remote add --namespaces`), the
     command reads it only from that remote and --namespace writes it only there, unless you pass --ignore-bindings.
 
     \b
     Examples:
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
-      adapt mirror 'acme/*' --from ours --to theirs
+      adapt mirror 'acme/*' --from ours --to theirs --tests
     """
     from adapterhub.api.steps.publishing import mirror_releases
     from adapterhub.core.ranks import RankRange
@@ -89,6 +92,7 @@ def mirror(
         base=base,
         bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
         private=private,
+        tests=tests,
         dry_run=dry_run,
         ignore_bindings=ignore_bindings,
         bars=session.out,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @test_options("Send it")
+@click.option("--results", is_flag=True, help="Send only the signed results of its tests, to a version that is there.")
 @click.option("--dry-run", is_flag=True, help="Show exactly what would be sent; send nothing.")
 @remote_options
 @common
@@ -50,6 +51,7 @@ def push(
     private: bool,
     test: bool,
     test_warn: bool,
+    results: bool,
     dry_run: bool,
     remote: str | None,
     token: str | None,
@@ -57,25 +59,39 @@ def push(
 ) -> None:
     """Publish an adapter: its files, `adapterhub.json`, a model card with searchable tags, and a tag for the version.
 
-    With --test, an adapter that no longer answers as its contract records is refused before the first byte.
+    With --test, an adapter that no longer answers as its contract records is refused before the first byte. The signed
+    results of its tests go along to a registry or a directory.
 
     \b
     Examples:
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign --test
+      adapt push acme/legal-qa@base-7b --to acme/legal-qa-base-7b --results
     """
     from adapterhub.api.steps.keys import signing_key
-    from adapterhub.api.steps.publishing import place_for, push_build
+    from adapterhub.api.steps.publishing import place_for, push_build, push_results
     from adapterhub.core.ranks import RankRange
     from adapterhub.distribution.choosing import look_up
 
     if key and not sign_it:
         raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
+    if results and (dry_run or sign_it or test or test_warn):
+        raise UsageProblem("`--results` sends results alone", hint="leave out `--sign`, `--test` and `--dry-run`")
     gate = gate_from(session, test=test, test_warn=test_warn)
     library = session.library
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    if results:
+        count = push_results(session, build, to, remote=remote, token=token, offline=offline)
+        named = {"name": build.full_name, "version": build.manifest.version, "digest": build.manifest.digest}
+        session.out.result(
+            named | {"to": to, "sent_results": count},
+            lambda: session.out.line(
+                f"sent {count} signed results of {build.full_name} {build.manifest.label} to {to}"
+            ),
+        )
+        return
     if dry_run:
         place = place_for(session, to, remote=remote, token=token, offline=offline)
         document = _dry_document(library, build, to, place, sign_it=sign_it)

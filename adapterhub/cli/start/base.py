@@ -10,7 +10,7 @@ import click
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
-from adapterhub.core.errors import Incompatible
+from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -48,7 +48,9 @@ def add(
 ) -> None:
     """Fingerprint a model by its weights and register it under a name.
 
-    PATH is a folder with safetensors files. HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
+    PATH is a folder with safetensors files: a model, or a pipeline of several (with a `model_index.json`), of which
+    each component becomes a base, too: `sdxl/unet`. It may also be one file that holds a pipeline in its authors' names
+    (Stable Diffusion 1, 2, XL, Flux). HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
     Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant. --hub-id is
     known for a HUB_ID and for a folder of the Hugging Face cache. RECORD is a `.json` file of
     `adapt base export-record`, for a machine without the weights.
@@ -57,6 +59,8 @@ def add(
     Examples:
       adapt base add ./models/base-7b --as base-7b
       adapt base add ./models/base-7b --as base-7b --hub-id acme/base-7b
+      adapt base add ./models/sdxl --as sdxl
+      adapt base add sd_xl_base_1.0.safetensors --as sdxl-file
       adapt base add base.json
     """
     from adapterhub.api.steps.upkeep import add_base
@@ -73,12 +77,13 @@ def add(
         offline=offline,
         bars=session.out,
     )
-    session.out.result(
-        _document(record),
-        lambda: session.out.line(
-            f"{record.alias}  {record.fingerprint.weights}  {count_text(record.hints.parameters or 0)} parameters"
-        ),
-    )
+
+    def text() -> None:
+        for each in (record, *record.parts()):
+            count = count_text(each.hints.parameters or 0)
+            session.out.line(f"{each.alias}  {each.fingerprint.weights}  {count} parameters")
+
+    session.out.result(_document(record), text)
 
 
 @base.command("set")
@@ -171,27 +176,79 @@ def export_record(session: Session, which: BaseSpec) -> None:
 def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
     """Compare two bases: same weights, another precision, a fine-tune, or another model.
 
-    Exits with code 0 when adapters fit both bases, with 11 when they do not.
+    Two pipelines are compared as a whole, and component by component. Exits with code 0 when adapters fit both bases,
+    with 11 when they do not.
 
     \b
     Example:
       adapt base compare base-7b ./models/base-7b-bf16
     """
     from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
+    from adapterhub.library.bases.families import Families
 
     bases = session.library.bases
     a, b = bases.find(first), bases.find(second)
     comparison = compare_fingerprints(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+    families = Families(bases)
+    comparison = families.judged(comparison, a.fingerprint, b.fingerprint)
     verdict = comparison.verdict
+    shared = [name for name in a.components if name in b.components]
+    pairs = [(a.part(name).fingerprint, b.part(name).fingerprint) for name in shared]
+    parts = [families.judged(compare_fingerprints(one, other), one, other) for one, other in pairs]
 
     def text() -> None:
         session.out.line(verdict.name)
         for sentence in comparison.differences:
             session.out.line(f"  {sentence}")
+        for name, part in zip(shared, parts, strict=True):
+            session.out.line(f"  {name}: {part.verdict.name}")
 
-    session.out.result(comparison.to_json(), text)
+    by_part = {name: part.to_json() for name, part in zip(shared, parts, strict=True)}
+    session.out.result(comparison.to_json() | ({"parts": by_part} if by_part else {}), text)
     if not verdict.allows_attach:
         raise SystemExit(Incompatible.exit_code)
+
+
+@base.command("family")
+@click.argument("name", required=False)
+@click.argument("members", metavar="[BASE]...", nargs=-1, type=BASE)
+@click.option("--remove", "removes", is_flag=True, help="Forget the family; its bases stay.")
+@common
+def family(session: Session, name: str | None, members: tuple[BaseSpec, ...], removes: bool) -> None:
+    """Declare bases of the same shapes to be one family, such as SDXL and its fine-tunes.
+
+    An adapter made for one of them then runs on the others, with a note that names both. Without it, a fine-tune of
+    the adapter's base is refused. The members count by their weights. Without NAME, lists the families.
+
+    \b
+    Examples:
+      adapt base family sdxl sdxl pony illustrious
+      adapt base family sdxl --remove
+      adapt base family
+    """
+    from adapterhub.library.bases.families import Families
+
+    bases = session.library.bases
+    families = Families(bases)
+    if removes and (name is None or members):
+        raise UsageProblem("`--remove` takes the name of one family", hint="adapt base family NAME --remove")
+    if name is None:
+        found = families.all()
+    elif removes:
+        found = (families.remove(name),)
+    elif not members:
+        found = tuple(each for each in families.all() if each.name == name)
+        if not found:
+            raise NotFound(
+                f"no family `{shown(name)}`", hint=f"`adapt base family {shown(name)} BASE BASE` declares one"
+            )
+    else:
+        found = (families.declare(name, [bases.find(member) for member in members]),)
+    verb = "removed " if removes else ""
+    session.out.result(
+        [each.to_json() for each in found],
+        lambda: [session.out.line(f"{verb}{f.name}  {', '.join(m.alias for m in f.members)}") for f in found] and None,
+    )
 
 
 @base.command("remove")
@@ -248,6 +305,7 @@ def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
         ("tensor set", fingerprint.tensors),
         ("structure", fingerprint.structure),
         ("files", fingerprint.files),
+        ("components", ", ".join(f"{record.label}/{name}" for name in record.components) or None),
         ("tokenizer", hints.tokenizer_sha256),
         ("chat template", hints.chat_template_sha256),
     ]
@@ -262,6 +320,8 @@ def _document(record: BaseRecord, *, tensors: bool = False) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "hints": record.hints.to_json(),
     }
+    if record.components:
+        document["parts"] = {part.component: _document(part) for part in record.parts()}
     if tensors:
         document["tensors"] = [
             {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "sha256": t.sha256} for t in record.tensors

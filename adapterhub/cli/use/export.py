@@ -14,7 +14,7 @@ from adapterhub.core.errors import UsageProblem
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
 
-FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
+FORMATS = ("comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "peft", "vllm")
 """The modules of `adapterhub/inference/export/`, repeated so that `--help` needs no torch; a test compares them."""
 
 
@@ -27,7 +27,7 @@ FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
     "--output",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Write to a new file (gguf, list) or folder (other formats); the list goes to stdout by default.",
+    help="Write to a new file (gguf, comfyui, diffusers, kohya, list) or folder; the list goes to stdout by default.",
 )
 @click.option("--base", type=BASE, help="Use this base (alias or folder) if the spec names none.")
 @click.option(
@@ -37,7 +37,14 @@ FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
 )
 @click.option("--ollama-base", metavar="NAME", help="For ollama: the base's name in Ollama, or its GGUF file.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
-@click.option("--test", is_flag=True, help="For merged, peft, vllm: write it only if it passes its contract.")
+@click.option("--test", is_flag=True, help="For gguf, merged, peft, vllm: write it only if it passes its contract.")
+@click.option(
+    "--gguf",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="With --test, for gguf: ask llama.cpp, on this GGUF file of the base.",
+)
+@click.option("--llama-server", metavar="FILE", help="With --gguf: this program [default: llama-server in PATH].")
 @click.option(
     "--group",
     "groups",
@@ -61,6 +68,8 @@ def export(
     ollama_base: str | None,
     allow_base_mismatch: bool,
     test: bool,
+    gguf: Path | None,
+    llama_server: str | None,
     groups: tuple[str, ...],
     all_groups: bool,
     is_library: bool,
@@ -69,9 +78,10 @@ def export(
 
     gguf: a file for llama.cpp, exact also for rsLoRA and patterns. ollama: that file and a Modelfile (best effort).
     vllm: a folder for vLLM and the flags it needs. peft: plain LoRA with one rank and one scale, for programs that
-    support nothing else. merged: base and adapter as one model, as from `adapt fuse`. Refuses an adapter that the
-    format cannot express, and writes nothing. `adapt pull` writes the original files instead. --test loads what was
-    written again and asks it what the adapter's contract holds, before it gets its name.
+    support nothing else. merged: base and adapter as one model, as from `adapt fuse`. comfyui, diffusers, kohya: one
+    file for image programs. mlx: a folder for mlx-lm. Refuses an adapter that the format cannot express, and writes
+    nothing. `adapt pull` writes the original files instead. --test loads what was written again and asks it what the
+    adapter's contract holds, before it gets its name; a gguf file in llama.cpp's server.
 
     --requirements lists the project's locked adapters, else the installed ones; `adapt install -r FILE` installs
     exactly these. It skips merges that were never published; `adapt sync` makes them from the lock file.
@@ -80,6 +90,7 @@ def export(
     Examples:
       adapt export legal-qa@base-7b --format gguf -o legal-qa.gguf
       adapt export legal-qa --format peft -o ./legal-plain --test
+      adapt export my-style --format kohya -o my-style.safetensors
       adapt export legal-qa --format ollama --ollama-base llama3.2:1b -o ./legal-ollama
       adapt export --requirements --all-groups -o adapters.txt
     """
@@ -95,6 +106,8 @@ def export(
     if adapter is None or form is None or output is None:
         hint = "run `adapt export NAME --format gguf -o NAME.gguf`, or `adapt export --requirements` for a plain list"
         raise UsageProblem("an export needs an adapter, `--format` and `-o`", hint=hint)
+    if (gguf or llama_server) and not test:
+        raise UsageProblem("`--gguf` and `--llama-server` are for `--test`")
     from adapterhub.cli.use.export_formats import ExportRequest, write_format
 
     request = ExportRequest(
@@ -106,5 +119,7 @@ def export(
         ollama_base=ollama_base,
         allow_base_mismatch=allow_base_mismatch,
         test=test,
+        gguf=gguf,
+        llama_server=llama_server,
     )
     write_format(session, request)

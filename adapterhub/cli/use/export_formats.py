@@ -36,17 +36,28 @@ class ExportRequest:
     ollama_base: str | None = None
     allow_base_mismatch: bool = False
     test: bool = False
+    gguf: Path | None = None
+    llama_server: str | None = None
 
 
 def write_format(session: Session, request: ExportRequest) -> None:
     """Export and print the result; raises as `adapterhub.inference.export.export` does."""
     require("export" if request.form in _AS_GGUF else "weights", f"`--format {request.form}`")
-    from adapterhub.api.steps.contracts.gating import WrittenTest
+    from adapterhub.api.steps.contracts.exporting import export_test
     from adapterhub.inference.export import export
 
     out = session.out
     library = session.project_library
-    asked = WrittenTest(library, out, is_model=request.form == "merged", on=request.base) if request.test else None
+    asked = None
+    if request.test:
+        asked = export_test(
+            library,
+            request.form,
+            on=request.base,
+            gguf=request.gguf,
+            llama_server=request.llama_server,
+            bars=out,
+        )
     with out.steps(f"export {request.form}", unit="bytes" if request.form == "merged" else "modules") as progress:
         exported = export(
             request.adapter,

@@ -1,4 +1,4 @@
-"""`adapt run`: answer prompts with adapters on their frozen base."""
+"""`adapt run`: answer prompts, or draw them, with adapters on their frozen base."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
 from adapterhub.cli.options.loading import loading_options
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.use.run_image import ImageOptions, draw_image, ensure_alone
 from adapterhub.core.errors import UsageProblem
 from adapterhub.inference.answering import (
     Choice,
@@ -80,6 +81,10 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
     metavar="N",
     help="Rows at once.",
 )
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw PROMPT and write the image.")
+@click.option("--steps", type=click.IntRange(1, 1000), metavar="N", help="Draw in N steps [default: the pipeline's].")
+@click.option("--guidance", type=click.FloatRange(0, 100), metavar="G", help="How strongly the prompt leads the image.")
+@click.option("--size", metavar="WxH", help="Size of the image in pixels [default: the pipeline's].")
 @loading_options
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
 @click.option("--prove-base", is_flag=True, help="Hash the base's parameters before and after, and compare.")
@@ -100,6 +105,10 @@ def run(
     batch: Path | None,
     out: Path | None,
     batch_size: int,
+    image: Path | None,
+    steps: int | None,
+    guidance: float | None,
+    size: str | None,
     dtype: str,
     load_in: str | None,
     allow_base_mismatch: bool,
@@ -111,6 +120,7 @@ def run(
     form that the adapter's build states, and a note says which; --raw, --chat, --system and --template go before it.
     Without a form it is used unchanged. The command first checks that the base matches the adapter's fingerprint, and
     never changes the base. An adapter for classification (SEQ_CLS) answers with the label and its probability.
+    With --image, the base is a pipeline in a folder of diffusers, and the result is a PNG; --seed repeats it.
 
     \b
     Examples:
@@ -119,10 +129,20 @@ def run(
       adapt run legal-qa@base-7b "The parties agree that" --raw
       adapt run legal-qa@base-7b "The parties agree that" --compare summarize,none
       adapt run legal-qa@base-7b --batch prompts.jsonl --out answers.jsonl
+      adapt run watercolour@sdxl "a red cat" --image cat.png --seed 1
     """
     loading = Loading(base=base, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
     from adapterhub.inference.asking import Typed
 
+    drawn = ImageOptions(path=image, steps=steps, guidance=guidance, size=size)
+    drawn.ensure_image()
+    if image is not None:
+        texts = {"--batch": batch, "--compare": compared, "--chat": chat, "--template": template, "--system": system}
+        texts |= {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--top-p": top_p, "--out": out}
+        ensure_alone(drawn, texts | {"--load-in": load_in, "--prove-base": prove_base})
+        who, prompt = _who_and_prompt(words, mixture, (), is_batch=False)
+        draw_image(session, who[0], _prompt(prompt), drawn, loading, seed)
+        return
     typed = Typed(chat=chat, template=template, system=system)
     typed.ensure_clear()
     if out is not None and batch is None:

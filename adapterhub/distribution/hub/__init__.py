@@ -7,6 +7,7 @@ by digest, so two servers may use the same repository name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +21,16 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, digest_of, strict_json
-from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
-from adapterhub.distribution.hub._commit import HubCommit
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
-from adapterhub.distribution.hub._namespace import HubNamespace
+from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
+from adapterhub.distribution.hub._results import FEATURE as RESULTS
+from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client, bounded_client
 from adapterhub.distribution.hub._stream import RemoteFile
@@ -282,6 +284,23 @@ class Hub:
         place = self._places[release.digest]
         return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
 
+    @property
+    def tests(self) -> RegistryResults:
+        """The signed results of tests on this server."""
+        return RegistryResults(self._wire, lambda: RESULTS in self.features)
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether this server keeps signed results of tests."""
+        return self.tests.is_offered
+
+    def results(self, release: Release) -> list[bytes]:
+        """The signed results on a build, unverified; none where the server does not answer, as they are an extra."""
+        place = self._places[release.digest]
+        with contextlib.suppress(AdapterHubError):
+            return self.tests.on(place.repo, release.manifest.version)
+        return []
+
     # ------------------------------------------------------------ withdrawn
     def versions(self, repo: str) -> list[PublishedVersion]:
         """The versions of a repository, yanked ones included, the newest first; none if it has none.
@@ -416,7 +435,8 @@ class Hub:
 
     def to(self, repo: str, *, private: bool = False, mends: bool = False) -> HubRepository:
         """One repository as a destination; `private` applies only if it is created. For `mends`, see there."""
-        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub, mends=mends)
+        by_xet = self.is_public_hub
+        return HubRepository(self._api, self._wire, repo, private=private, by_xet=by_xet, mends=mends, tests=self.tests)
 
 
 def _origin(place: PublishedVersion) -> str:

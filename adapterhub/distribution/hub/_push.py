@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +16,17 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from adapterhub.core.digests import Progress, copy_hashed
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, ReleaseExists, problem_list
+from adapterhub.core.errors import (
+    Conflict,
+    DigestMismatch,
+    Malformed,
+    NotAllowed,
+    ReleaseExists,
+    RemoteUnreachable,
+    problem_list,
+)
 from adapterhub.distribution.hub._listing import refs_of
+from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.cards.widget import contract_shown
@@ -37,10 +46,21 @@ class HubRepository:
     that the server would refuse is left out, where it otherwise stops the push.
     """
 
-    def __init__(self, api: HfApi, wire: Wire, repo: str, *, private: bool, by_xet: bool, mends: bool = False) -> None:
+    def __init__(
+        self,
+        api: HfApi,
+        wire: Wire,
+        repo: str,
+        *,
+        private: bool,
+        by_xet: bool,
+        mends: bool = False,
+        tests: RegistryResults | None = None,
+    ) -> None:
         self.repo = repo
         self.commit_url = ""
-        self._api, self._wire = api, wire
+        self.refused_results: list[str] = []
+        self._api, self._wire, self._tests = api, wire, tests
         self._private, self._by_xet, self._mends = private, by_xet, mends
         self._exists = False
         self._commit: str | None = None
@@ -128,13 +148,18 @@ class HubRepository:
             hint=f"mend `{CARD_FILE}` in the folder of the adapter, then add it with the next `--version`",
         )
 
-    def publish(self, release: Release, folder: Path, signature: bytes | None = None) -> None:
-        """Send the staged files. An interrupt before the tag leaves no version; a second call continues.
+    def publish(
+        self, release: Release, folder: Path, signature: bytes | None = None, results: Sequence[bytes] = ()
+    ) -> None:
+        """Send the staged files and results. An interrupt before the tag leaves no version; a second call continues.
 
         Raises:
             ReleaseExists: someone published this version meanwhile.
+            NotAllowed: the namespace asks for a contract or a PASS that the version does not have.
         """
         api, repo, manifest = self._api, self.repo, release.manifest
+        if self._tests is not None:
+            self._tests.ensure_may_publish(repo, manifest, results, is_new=not self._exists)
         message = f"{manifest.name} {manifest.version}"
         with contextlib.ExitStack() as files, self._wire.plainly(f"push to `{repo}`"):
             if not self._exists:
@@ -157,6 +182,7 @@ class HubRepository:
             operations += [CommitOperationDelete(n) for n in sorted(before & _OURS - contents.keys())]
             # naming the parent serializes concurrent pushes
             commit = api.create_commit(repo, operations, commit_message=message, parent_commit=head.sha).oid
+        self.send_results(manifest, results)  # before the tag, which may need them
         try:
             with self._wire.plainly(f"tag of `{repo}`"):
                 api.create_tag(repo, tag=version_tag(manifest), revision=commit)
@@ -165,11 +191,28 @@ class HubRepository:
                 raise
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{commit}"
 
+    def send_results(self, manifest: Manifest, results: Sequence[bytes]) -> int:
+        """Send signed results of tests on a version; returns how many the server has taken.
+
+        `refused_results` then says why it has not taken others. A server that keeps none gets none.
+        """
+        if not results or self._tests is None or not self._tests.is_offered:
+            return 0
+        count = 0
+        for raw in results:
+            try:
+                self._tests.send(self.repo, manifest.version, raw)
+                count += 1
+            except (NotAllowed, Conflict, RemoteUnreachable) as error:
+                self.refused_results.append(error.message)
+        return count
+
 
 class _Upload:
     def __init__(self, place: HubRepository, release: Release, folder: Path, *, is_there: bool) -> None:
         self._place, self._release, self._folder, self._is_there = place, release, folder, is_there
         self._signature: bytes | None = None
+        self._results: Sequence[bytes] = ()
 
     def has(self, entry: FileEntry) -> bool:  # noqa: ARG002 - the client asks the server for each digest itself
         """Whether the version exists; otherwise False, because the upload protocol skips blobs that the server has."""
@@ -193,10 +236,16 @@ class _Upload:
         self._signature = signature
         return not self._is_there
 
+    def take_results(self, results: Sequence[bytes]) -> None:
+        """Take signed results of tests."""
+        self._results = results
+
     def publish(self) -> None:
-        """Create one commit with all files, then the version tag; does nothing if the version exists."""
-        if not self._is_there:
-            self._place.publish(self._release, self._folder, self._signature)
+        """Create one commit with all files, then the version tag; an existing version gets the results alone."""
+        if self._is_there:
+            self._place.send_results(self._release.manifest, self._results)
+        else:
+            self._place.publish(self._release, self._folder, self._signature, self._results)
 
 
 def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:

@@ -167,7 +167,9 @@ class Wire:
         }
 
     # ------------------------------------------------------------ requests
-    def open(self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None) -> Answer:
+    def open(
+        self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
+    ) -> Answer:
         """The response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
 
         Raises:
@@ -175,7 +177,7 @@ class Wire:
         """
         sent = self._headers | dict(headers or {})
         for _ in range(MAX_REDIRECTS + 1):
-            answer = Answer(self._send(url, sent, form), silence_s=self.silence_s)
+            answer = Answer(self._send(url, sent, form, method), silence_s=self.silence_s)
             if answer.status not in _REDIRECTS or "location" not in answer.headers:
                 if answer.status < HTTPStatus.BAD_REQUEST and answer.packing:
                     answer.close()
@@ -184,7 +186,7 @@ class Wire:
                 return answer
             answer.close()
             if form is not None:
-                raise RemoteUnreachable(f"{self.endpoint} redirected a POST request")
+                raise RemoteUnreachable(f"{self.endpoint} redirected a {method or 'POST'} request")
             target = _target(url, answer.headers["location"])
             if not target:
                 place = shown(answer.headers["location"])
@@ -224,6 +226,11 @@ class Wire:
             reason = shown(str(error), 160)
             raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} sent no valid JSON: {reason}") from None
 
+    def put(self, path: str, body: bytes) -> None:
+        """Send JSON by PUT; raises the Hub client's errors."""
+        with self.answering(f"{self.endpoint}/{path}", form=body, method="PUT") as answer:
+            self._whole(answer, path)
+
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them."""
         with self.answering(f"{self.endpoint}/{path}", {"Range": f"bytes={start}-{end - 1}"}) as answer:
@@ -238,14 +245,14 @@ class Wire:
 
     @contextlib.contextmanager
     def answering(
-        self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None
+        self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
     ) -> Iterator[Answer]:
         """A successful response for the duration of a block; retries once after a temporary failure."""
-        answer = self.open(url, headers, form)
+        answer = self.open(url, headers, form, method)
         if answer.status in PASSING:
             answer.close()
             time.sleep(min(answer.pause_s or 0.5, self.silence_s))
-            answer = self.open(url, headers, form)
+            answer = self.open(url, headers, form, method)
         try:
             answer.raise_for_status()
             yield answer
@@ -275,9 +282,9 @@ class Wire:
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
             raise unusable_proxy(error) from None
 
-    def _send(self, url: str, headers: Mapping[str, str], form: Form | None) -> HttpObject:
+    def _send(self, url: str, headers: Mapping[str, str], form: Form | None, method: str) -> HttpObject:
         session = self._client()
-        method = "GET" if form is None else "POST"
+        method = method or ("GET" if form is None else "POST")
         connect_s = min(CONNECT_S, self.silence_s)
         times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
         sent = {**headers, "content-type": "application/json"} if isinstance(form, bytes) else dict(headers)
@@ -338,7 +345,11 @@ class Wire:
 
     def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
         status = error.response.status_code if error.response is not None else 0
-        if error.response is not None and error.response.headers.get("X-Error-Code") == "QuotaExceeded":
+        code = "" if error.response is None else error.response.headers.get("X-Error-Code")
+        if code == "TestsRequired":
+            hint = "`adapt test NAME --sign --key NAME` signs a result, which the next push takes along"
+            return NotAllowed(f"{what}: {self.endpoint}: {shown(error.server_message, 400)}", hint=hint)
+        if code == "QuotaExceeded":
             hint = "delete repositories that you no longer need there, or ask its administrator for more space"
             return DiskFull(f"{what}: {self.endpoint}: {shown(error.server_message, 300)}", hint=hint)
         text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"

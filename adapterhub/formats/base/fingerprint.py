@@ -55,13 +55,16 @@ class BaseVerdict(enum.Enum):
     SAME_WEIGHTS = "same-weights"
     SAME_WEIGHTS_OTHER_PRECISION = "same-weights-other-precision"
     SAME_WEIGHTS_RESIZED_VOCABULARY = "same-weights-resized-vocabulary"
+    SAME_FAMILY = "same-family"
     SAME_SHAPES = "same-shapes"
     DIFFERENT = "different"
     UNKNOWN = "unknown"
 
     @property
     def allows_attach(self) -> bool:
-        """Whether an adapter made for one may run on the other; UNKNOWN may, with a warning.
+        """Whether an adapter made for one may run on the other; UNKNOWN and SAME_FAMILY may, with a warning.
+
+        SAME_FAMILY is SAME_SHAPES for two bases that the user declared to be one family; `compare` never says it.
 
         With a resized vocabulary, one whose tensors have the vocabulary's old size fits no more; their shapes tell.
         """

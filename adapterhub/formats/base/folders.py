@@ -12,9 +12,12 @@ from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of,
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors, is_buffer
 from adapterhub.formats.base.hints import BaseHints, read_hints
-from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
+from adapterhub.formats.base.weight_files import INDEX_FILE, index_of, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.diffusion.checkpoints import KINDS, split_checkpoint
+from adapterhub.formats.diffusion.views import TensorView
 from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.file import TensorFile
 
 
 def fingerprint_folder(
@@ -51,6 +54,41 @@ def fingerprint_folder(
     return fingerprint, hints, facts
 
 
+def fingerprint_checkpoint(
+    path: Path,
+    *,
+    cache_folder: Path | None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, tuple[BaseFingerprint, BaseHints, tuple[TensorFacts, ...]]]:
+    """As `fingerprint_folder`, for each component of a pipeline in one file, under the names of a diffusers folder.
+
+    Raises:
+        Malformed: the file holds no pipeline of a kind that has a table.
+        CouldNotTell: it cannot be read, or changed while it was read.
+    """
+
+    def views(header: TensorFile) -> list[TensorView]:
+        found = split_checkpoint(header, path).views
+        return [replace(view, name=f"{name}/{view.name}") for name, each in found.items() for view in each]
+
+    read = read_facts((path,), cache_folder=cache_folder, threads=threads, progress=progress, views=views)[path]
+    parts: dict[str, list[TensorFacts]] = {}
+    for fact in read:
+        component, _, name = fact.name.partition("/")
+        parts.setdefault(component, []).append(replace(fact, name=name))
+    found = {}
+    for component, facts in parts.items():
+        try:
+            fingerprint = fingerprint_tensors(facts)
+        except ValueError as error:
+            raise Malformed(f"`{path}`: its `{component}` {error}") from None
+        parameters = sum(prod(fact.shape) for fact in facts if not is_buffer(fact.name, fact.shape))
+        hints = replace(read_hints(path), parameters=parameters, model_type=KINDS.get(component))
+        found[component] = (fingerprint, hints, tuple(sorted(facts, key=lambda fact: fact.name)))
+    return found
+
+
 def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> None:
     """Raise for a tensor in two files, and for a tensor of the index that no file holds."""
     place: dict[str, Path] = {}
@@ -62,12 +100,13 @@ def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> 
                     hint=f"keep the files of one model there, or add the `{INDEX_FILE}` that names them",
                 )
             place[fact.name] = path
-    if any(path.name == SINGLE_FILE for path in read) or not (folder / INDEX_FILE).is_file():
+    index = index_of(folder)
+    if index is None:
         return
-    absent = sorted(indexed_tensors(folder).keys() - place.keys())
+    absent = sorted(indexed_tensors(index).keys() - place.keys())
     if absent:
         raise Malformed(
-            f"`{folder}` is incomplete: {len(absent):,} tensors that `{INDEX_FILE}` names are in none of its files,"
+            f"`{folder}` is incomplete: {len(absent):,} tensors that `{index.name}` names are in none of its files,"
             f" such as `{shown(absent[0])}`",
             hint="download the folder again: its files are of different versions",
         )

@@ -90,7 +90,7 @@ def read_hints(folder: Path) -> BaseHints:
     return BaseHints(
         hub_id=named if is_hub_id(named) else None,
         commit=place["commit"] if place else None,
-        model_type=_first(str, config, keys=("model_type",)),
+        model_type=_first(str, config, keys=("model_type", "_class_name")),  # the second is of diffusers
         dtype=dtype.removeprefix("torch.") if dtype else None,
         hidden_size=_first(int, config, inner, keys=_HIDDEN_SIZE_KEYS),
         layers=_first(int, config, inner, keys=_LAYERS_KEYS),

@@ -1,7 +1,9 @@
-"""The weight files in a base's folder: those that transformers would load, safetensors only."""
+"""The weight files in a base's folder: those that transformers or diffusers would load, safetensors only."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,28 +26,35 @@ TOKENIZER_FILES: Final = (
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILES: Final = (SINGLE_FILE, "diffusion_pytorch_model.safetensors")
+"""The names under which transformers and diffusers save a whole model; each has an index of the same name."""
+
+_SHARD: Final = re.compile(r"(?P<set>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors", re.ASCII)
 INDEX_LIMIT_BYTES: Final = 256 << 20  # the index of the largest public model (DeepSeek-V3, 91,991 tensors) is 9 MB
 _LISTED = 8
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of the model in `folder`, sorted by name; links are not resolved.
+def weight_files(place: Path) -> tuple[Path, ...]:
+    """The weight files of the model in the folder `place`, sorted by name; links are not resolved.
 
-    As in transformers, the first match wins: `model.safetensors`, else the files that `model.safetensors.index.json`
-    names, else every `*.safetensors` whose name does not begin with `adapter`.
+    As in transformers and diffusers, the first match wins: `model.safetensors`, the files that its index names, the
+    same two for `diffusion_pytorch_model.safetensors`, the files of the only index of a variant (`.fp16.`), else every
+    `*.safetensors` whose name does not begin with `adapter`. `place` may also be one file of another name.
 
     Raises:
-        BaseNotFound: there is no such folder.
+        BaseNotFound: there is no such folder or file.
         Malformed: no weights in safetensors, a missing file of the index, or a pipeline of several models.
         CouldNotTell: the folder cannot be read.
     """
     try:
-        return _weight_files(folder)
+        return _weight_files(place)
     except OSError as error:
-        raise CouldNotTell(f"`{shown(str(folder), 200)}` cannot be read: {error.strerror}") from None
+        raise CouldNotTell(f"`{shown(str(place), 200)}` cannot be read: {error.strerror}") from None
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if folder.suffix == ".safetensors" and folder.name not in SINGLE_FILES and folder.is_file():
+        return _one_file(folder)
     if not folder.is_dir():
         _refuse_what_is_no_folder(folder)
     if (folder / "model_index.json").is_file():
@@ -53,25 +62,48 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             f"`{folder}` is a pipeline of several models (it has a `model_index.json`), expected one model",
             hint="give the folder of one model in it, such as `transformer` or `unet`",
         )
-    if (folder / SINGLE_FILE).is_file():
-        return (folder / SINGLE_FILE,)
-    if (folder / INDEX_FILE).is_file():
-        return _files_of_index(folder, folder / INDEX_FILE)
+    index = index_of(folder)
+    if index is not None:
+        return _files_of_index(folder, index)
+    single = next((folder / name for name in SINGLE_FILES if (folder / name).is_file()), None)
+    if single is not None:
+        return (single,)
     found = sorted(folder.glob("*.safetensors"))
     weights = tuple(path for path in found if not path.name.startswith("adapter"))
     broken = [path.name for path in weights if not path.is_file()]
     if broken:
         _refuse_missing(folder, broken, "it has links to files that are not there")
+    _check_shards(folder, weights)
     return weights or _refuse_without_weights(folder, has_adapter=bool(found))
 
 
-def indexed_tensors(folder: Path) -> dict[str, str]:
-    """The file of each tensor, by name, from the index in `folder`.
+def index_of(folder: Path) -> Path | None:
+    """The index that names the weight files in `folder`; None where one file holds them all, or no index is there.
 
     Raises:
-        Malformed: the file is not an index, or names a file outside the folder.
+        Malformed: there are only indexes of variants, and several of them.
     """
-    path = folder / INDEX_FILE
+    for name in SINGLE_FILES:
+        if (folder / name).is_file():
+            return None
+        if (folder / f"{name}.index.json").is_file():
+            return folder / f"{name}.index.json"
+    variants = sorted(path for name in SINGLE_FILES for path in folder.glob(f"{name}.index.*.json"))
+    if len(variants) > 1:
+        listed = ", ".join(f"`{shown(path.name)}`" for path in variants[:_LISTED])
+        raise Malformed(
+            f"`{folder}` holds {len(variants)} variants of a model, expected one: {listed}",
+            hint="keep the files of one variant there, or download the plain ones",
+        )
+    return variants[0] if variants else None
+
+
+def indexed_tensors(path: Path) -> dict[str, str]:
+    """The file of each tensor, by name, from the index `path`.
+
+    Raises:
+        Malformed: the file is not an index, or names a file outside its folder.
+    """
     try:
         value = read_json(path, INDEX_LIMIT_BYTES)
     except (ValueError, OSError) as error:
@@ -86,13 +118,35 @@ def indexed_tensors(folder: Path) -> dict[str, str]:
 
 
 def _files_of_index(folder: Path, index: Path) -> tuple[Path, ...]:
-    names = sorted(set(indexed_tensors(folder).values()))
+    names = sorted(set(indexed_tensors(index).values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         _refuse_missing(
             folder, missing, f"{len(missing)} of {len(names)} files that `{index.name}` names are not there"
         )
     return tuple(folder / name for name in names)
+
+
+def _one_file(path: Path) -> tuple[Path, ...]:
+    """A file that is a whole model; a shard of one is refused."""
+    shard = _SHARD.fullmatch(path.name)
+    if shard is not None and int(shard["count"]) > 1:
+        raise Malformed(
+            f"`{path}` is file {int(shard['number'])} of {int(shard['count'])} of a model, expected a whole model",
+            hint=f"give the folder `{path.parent}`",
+        )
+    return (path,)
+
+
+def _check_shards(folder: Path, weights: Iterable[Path]) -> None:
+    """Raise if files without an index are numbered, and some of the numbers are missing."""
+    names = {path.name for path in weights}
+    for match in filter(None, map(_SHARD.fullmatch, sorted(names))):
+        count = int(match["count"])
+        every = [f"{match['set']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+        missing = [name for name in every if name not in names]
+        if missing:
+            _refuse_missing(folder, missing, f"{len(missing)} of {count} files are not there")
 
 
 def _refuse_missing(folder: Path, names: list[str], reason: str) -> NoReturn:

@@ -13,16 +13,17 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import read_json, write_durably
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.base.precision import stored_bytes
+from adapterhub.formats.diffusion.views import TensorView
 from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
-from adapterhub.formats.safetensors.file import read_header
+from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
 
 BUFFER_BYTES: Final = 1 << 20
@@ -35,13 +36,31 @@ _SETTLED_NS: Final = 2_000_000_000
 so its facts are not cached."""
 
 _CACHE_SCHEMA: Final = "adapterhub/tensors/1"
+_SPLIT_SCHEMA: Final = "adapterhub/components/1"  # another table of names needs another number
 _CACHE_LIMIT_BYTES: Final = 512 << 20
+
+MOST_TRANSPOSED_BYTES: Final = 256 << 20
+"""A tensor that is read as its transpose is held in memory whole; the largest known one has 6.5 MB."""
+
+_UNSIGNED: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+Views = Callable[[TensorFile], Sequence[TensorView]]
+"""The tensors that a file is read as, from its header."""
+
+
+def _every_tensor(header: TensorFile) -> list[TensorView]:
+    return [TensorView.of(spec) for spec in header.tensors]
 
 
 def read_facts(
-    files: Sequence[Path], *, cache_folder: Path | None, threads: int | None = None, progress: Progress | None = None
+    files: Sequence[Path],
+    *,
+    cache_folder: Path | None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    views: Views | None = None,
 ) -> dict[Path, tuple[TensorFacts, ...]]:
-    """Facts of every tensor of `files`, by file and in file order.
+    """Facts of every tensor of `files`, or of those that `views` makes of each file, by file and in their order.
 
     A file whose path, size, times and inode are in `cache_folder` is not opened. Otherwise each byte is read once, by
     `threads` threads (default: one per processor, at most 8) that hold 1 MiB each. `progress` may be called from any
@@ -54,7 +73,7 @@ def read_facts(
     facts: dict[Path, tuple[TensorFacts, ...]] = {}
     to_read: list[_WeightFile] = []
     for path in files:
-        file = _WeightFile(path)
+        file = _WeightFile(path, is_split=views is not None)
         cached = file.cached(cache_folder) if cache_folder else None
         if cached is None:
             to_read.append(file)
@@ -62,7 +81,9 @@ def read_facts(
         facts[path] = cached
         if progress is not None:
             progress(file.size_bytes)
-    for file, found in _Reading(to_read, progress).run(threads or min(MOST_THREADS, os.cpu_count() or 1)):
+    for file, found in _Reading(to_read, progress, views or _every_tensor).run(
+        threads or min(MOST_THREADS, os.cpu_count() or 1)
+    ):
         facts[file.path] = found
         if cache_folder is not None:
             file.cache(cache_folder, found)
@@ -72,8 +93,9 @@ def read_facts(
 class _WeightFile:
     """One weight file, and its state when it was first seen."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_split: bool) -> None:
         self.path = path
+        self.schema = _SPLIT_SCHEMA if is_split else _CACHE_SCHEMA
         self.real_path = Path(os.path.realpath(path))
         self.looked_at_ns = time.time_ns()
         self.identity = self.identity_now()
@@ -97,7 +119,7 @@ class _WeightFile:
         try:
             value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
             known = {key: value[key] for key in ("schema", "path", *self.identity)}
-            if known != {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}:
+            if known != {"schema": self.schema, "path": str(self.real_path), **self.identity}:
                 return None
             return tuple(TensorFacts.from_json(item) for item in value["tensors"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -107,7 +129,7 @@ class _WeightFile:
         """Cache `facts`, unless the file is too young to distinguish it from its next version."""
         if self.looked_at_ns - self.identity["mtime_ns"] < _SETTLED_NS:
             return
-        known = {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}
+        known = {"schema": self.schema, "path": str(self.real_path), **self.identity}
         data = json.dumps({**known, "tensors": [fact.to_json() for fact in facts]}, separators=(",", ":"))
         # A cache that cannot be written (full disk, read-only home) costs time, never the result.
         with contextlib.suppress(OSError):
@@ -115,14 +137,15 @@ class _WeightFile:
 
     def _cache_path(self, folder: Path) -> Path:
         name = hashlib.sha256(os.fsencode(self.real_path)).hexdigest()
-        return folder / f"{name}.json"
+        return folder / f"{name}{'-components' if self.schema == _SPLIT_SCHEMA else ''}.json"
 
 
 class _Reading:
     """One pass over the files that are not cached."""
 
-    def __init__(self, files: Sequence[_WeightFile], progress: Progress | None) -> None:
+    def __init__(self, files: Sequence[_WeightFile], progress: Progress | None, views: Views) -> None:
         self.files = files
+        self.views = views
         self.progress = progress
         self.one_at_a_time = threading.Lock()
         self.stop = threading.Event()
@@ -135,7 +158,8 @@ class _Reading:
         headers = [read_header(file.path, limits=BASE_LIMITS) for file in self.files]
         if self.progress is not None:
             self.progress(sum(header.data_start for header in headers))
-        places = [(i, k, spec) for i, header in enumerate(headers) for k, spec in enumerate(header.tensors)]
+        views = [self.views(header) for header in headers]
+        places = [(i, k, view) for i, made in enumerate(views) for k, view in enumerate(made)]
         # The largest first: no thread is left alone with an embedding when the others are done.
         queue = deque(sorted(places, key=lambda place: -place[2].size_bytes))
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="fingerprint") as pool:
@@ -149,50 +173,48 @@ class _Reading:
             if file.identity_now() != file.identity:
                 raise _changed(file)
         return [
-            (file, tuple(self.found[i, k] for k in range(len(header.tensors))))
-            for i, (file, header) in enumerate(zip(self.files, headers, strict=True))
+            (file, tuple(self.found[i, k] for k in range(len(made))))
+            for i, (file, made) in enumerate(zip(self.files, views, strict=True))
         ]
 
-    def _work(self, queue: deque[tuple[int, int, TensorSpec]]) -> None:
+    def _work(self, queue: deque[tuple[int, int, TensorView]]) -> None:
         buffer = memoryview(bytearray(BUFFER_BYTES))
         try:
             while not self.stop.is_set():
                 try:
-                    index, k, spec = queue.popleft()
+                    index, k, view = queue.popleft()
                 except IndexError:
                     return
-                self.found[index, k] = self._read(self.files[index], spec, buffer)
+                self.found[index, k] = self._read(self.files[index], view, buffer)
         except BaseException:
             self.stop.set()
             raise
 
-    def _read(self, file: _WeightFile, spec: TensorSpec, buffer: memoryview) -> TensorFacts:
+    def _read(self, file: _WeightFile, view: TensorView, buffer: memoryview) -> TensorFacts:
         # A handle of its own for each tensor: the kernel's read-ahead keeps one position a handle.
         try:
             handle = os.open(file.real_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CouldNotTell(f"`{file.path}` cannot be read: {error.strerror}") from None
         try:
-            return self._stream(file, handle, spec, buffer)
+            return self._stream(file, handle, view, buffer)
         except OSError as error:
             raise CouldNotTell(f"`{file.path}` cannot be read: {error.strerror}") from None
         finally:
             os.close(handle)
 
-    def _stream(self, file: _WeightFile, handle: int, spec: TensorSpec, buffer: memoryview) -> TensorFacts:
-        hasher, width = hashlib.sha256(), stored_bytes(spec.dtype)
-        offsets = sample_offsets(spec)
+    def _stream(self, file: _WeightFile, handle: int, view: TensorView, buffer: memoryview) -> TensorFacts:
+        hasher, width = hashlib.sha256(), stored_bytes(view.dtype)
+        offsets = sample_offsets(TensorSpec.planned(view.name, view.dtype, view.shape))
         wanted = sorted(set(offsets), reverse=True)
         numbers: dict[int, bytes] = {}
         done = 0
-        while done < spec.size_bytes and not self.stop.is_set():
-            goal = min(BUFFER_BYTES, spec.size_bytes - done)
-            filled = 0
-            while filled < goal:  # whole buffers, so that no number is cut in two
-                count = os.preadv(handle, [buffer[filled:goal]], spec.start + done + filled)
-                if not count:
-                    raise _changed(file)
-                filled += count
+        if view.is_transposed:
+            buffer = _transposed(file, handle, view)
+        while done < view.size_bytes and not self.stop.is_set():
+            goal = min(len(buffer), view.size_bytes - done)
+            if not view.is_transposed:
+                _fill(file, handle, view, done, buffer[:goal])
             hasher.update(buffer[:goal])
             while wanted and wanted[-1] < done + goal:
                 offset = wanted.pop()
@@ -202,12 +224,35 @@ class _Reading:
                 with self.one_at_a_time:
                     self.progress(goal)
         return TensorFacts(
-            name=spec.name,
-            dtype=spec.dtype,
-            shape=spec.shape,
+            name=view.name,
+            dtype=view.dtype,
+            shape=view.shape,
             sha256=hasher.hexdigest(),
             samples=b"".join(numbers.get(offset, b"") for offset in offsets),
         )
+
+
+def _fill(file: _WeightFile, handle: int, view: TensorView, done: int, target: memoryview) -> None:
+    """Fill `target` with the bytes of the tensor from `done` on, so that no number is cut in two."""
+    skipped = filled = 0
+    for start, end in view.pieces:
+        while filled < len(target) and done + filled < skipped + end - start:
+            at = start + done + filled - skipped
+            count = os.preadv(handle, [target[filled : filled + end - at]], at)
+            if not count:
+                raise _changed(file)
+            filled += count
+        skipped += end - start
+
+
+def _transposed(file: _WeightFile, handle: int, view: TensorView) -> memoryview:
+    """All bytes of the transpose of what the file holds."""
+    if view.size_bytes > MOST_TRANSPOSED_BYTES:
+        raise CouldNotTell(f"`{file.path}`: `{shown(view.name)}` has {view.size_bytes:,} bytes, too many to transpose")
+    whole = memoryview(bytearray(view.size_bytes))
+    _fill(file, handle, view, 0, whole)
+    numbers = whole.cast(_UNSIGNED[stored_bytes(view.dtype)])
+    return memoryview(b"".join(numbers[column :: view.shape[0]].tobytes() for column in range(view.shape[0])))
 
 
 def _changed(file: _WeightFile) -> CouldNotTell:

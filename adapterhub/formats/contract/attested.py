@@ -22,6 +22,9 @@ RESULTS: Final = {"PASS": "PASSED", "CHANGED": "FAILED"}
 """The words of in-toto for verdicts; it has none for UNKNOWN."""
 
 RESULT_LIMIT_BYTES: Final = 64 << 10
+CLOCKS_DIFFER_S: Final = 300.0
+"""How far ahead the clock of a tester may be."""
+
 _LARGEST_SEQUENCE: Final = 1 << 53
 
 

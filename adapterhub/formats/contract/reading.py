@@ -90,6 +90,14 @@ def contract_in(folder: Path) -> Contract | None:
     return parse_contract(raw, str(path)) if claims_contract(raw) else None
 
 
+def has_contract(folder: Path) -> bool:
+    """Whether a folder holds what says that it is a contract, of this or a newer version; it may be broken."""
+    try:
+        return claims_contract(read_plain(folder / CONTRACT_FILE, MAX_BYTES))
+    except OSError:
+        return False
+
+
 def _refused(where: str, problems: list[str]) -> Malformed:
     title = f"{shown(where, 200)}: not a usable contract"
     return Malformed(problem_list(title, problems), hint="`adapt test --record` writes a sound one")

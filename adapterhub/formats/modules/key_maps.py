@@ -165,6 +165,14 @@ KEY_MAPS: Final[tuple[KeyMap, ...]] = (
         ),
     ),
     KeyMap(
+        name="text tower",
+        model_types=("clip_text_model",),
+        blocks=tuple(
+            Block(old=f"text_model.{part}", new=part, inside={})
+            for part in ("embeddings", "encoder.layers.*", "final_layer_norm")
+        ),
+    ),
+    KeyMap(
         name="audio language model",
         model_types=("qwen2_audio", "voxtral"),
         blocks=(
@@ -271,9 +279,12 @@ def _innermost(model_types: Mapping[str, str], name: str) -> KeyMap | None:
 
 
 def _renamed(name: str, place: str, other_place: str, inside: Mapping[str, str]) -> str | None:
-    """The name with the block's other place and the other names inside it; None when it is not in such a block."""
-    found = _pattern(place).search(name)
-    if found is None:
+    """The name with the block's other place and the other names inside it; None when it is not in such a block.
+
+    Nor is it where it stands in the other place, which is longer: some models keep `text_model.` in both releases.
+    """
+    found, there = _pattern(place).search(name), _pattern(other_place).search(name)
+    if found is None or (there is not None and there.end() == found.end() and there.start() < found.start()):
         return None
     numbers = iter(found.groups())
     moved = ".".join(next(numbers) if part == ANY else part for part in other_place.split("."))

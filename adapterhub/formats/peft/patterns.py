@@ -22,6 +22,7 @@ BUDGET_S = 1.0
 
 _SINGLE_MATCH_S = 0.25
 _LITERAL: Final = re.compile(r"[\w.\-]+")
+_WHOLE: Final = re.compile(r"\^(?:[\w\-]|\\[.\-])+")
 
 
 class PatternTooSlow(Exception):
@@ -52,9 +53,19 @@ def is_literal(pattern: str) -> bool:
     return _LITERAL.fullmatch(pattern) is not None
 
 
+def whole_name(pattern: str) -> str | None:
+    r"""The one module that `pattern` matches, if it is a name after a `^` with each dot escaped, as in `^a\.to_q`."""
+    return pattern[1:].replace("\\", "") if _WHOLE.fullmatch(pattern) else None
+
+
+def is_name(pattern: str) -> bool:
+    """Whether `pattern` is a name, plain or anchored, which needs no engine of regular expressions."""
+    return is_literal(pattern) or whole_name(pattern) is not None
+
+
 def pattern_problem(pattern: str) -> str:
     """Why `pattern` must not be run, as the end of a sentence; empty when it is safe and compiles."""
-    if is_literal(pattern):
+    if is_name(pattern):
         return ""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         return f"is longer than {MAX_PATTERN_CHARACTERS} characters"
@@ -116,17 +127,21 @@ class KeyPatterns(_Matcher):
     r"""The keys of `rank_pattern` or `alpha_pattern`: the first one, in order, whose pattern ends a module's name.
 
     PEFT's rule: `re.match(rf"(.*\.)?({key})$", name)`. Plain names are found in a dictionary, by the end of the
-    module's name that is as long as the key, with a dot wherever the key has one.
+    module's name that is as long as the key, with a dot wherever the key has one; `^whole\.names` in another.
     """
 
-    __slots__ = ("_by_length", "_others")
+    __slots__ = ("_by_length", "_others", "_whole")
 
     def __init__(self, keys: Iterable[str], budget: Budget) -> None:
         super().__init__(budget)
         self._others: list[tuple[int, str, Any]] = []
         self._by_length: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        self._whole: dict[str, tuple[int, str]] = {}
         for order, key in enumerate(keys):
-            if is_literal(key):
+            whole = whole_name(key)
+            if whole is not None:
+                self._whole.setdefault(whole, (order, key))
+            elif is_literal(key):
                 dots = tuple(i for i, c in enumerate(key) if c == ".")
                 self._by_length.setdefault(len(key), {}).setdefault(dots, {}).setdefault(key, order)
             else:
@@ -141,7 +156,7 @@ class KeyPatterns(_Matcher):
         return self._cached(name)
 
     def _find(self, name: str) -> str | None:
-        found: tuple[int, str] | None = None
+        found = self._whole.get(name)
         starts = [0, *(i + 1 for i, c in enumerate(name) if c == ".")]
         for start in starts if self._by_length else ():
             end = name[start:]

@@ -12,7 +12,7 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.peft.fields import Fields, is_number, is_rank
 from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.peft.names import auto_mapping_note, base_is_path, base_problem, code_problem, nearest
-from adapterhub.formats.peft.patterns import is_literal, pattern_problem
+from adapterhub.formats.peft.patterns import is_name, pattern_problem
 
 MAX_PATTERNS = 256
 MAX_SAVED_MODULES = 64
@@ -291,9 +291,9 @@ def _pattern_problems(value: Mapping[str, Any]) -> list[str]:
                 setting if isinstance(setting, list | dict) else [setting]
             )  # of another kind: no text, said elsewhere
             patterns += [(key, item) for item in several]
-    texts = [(key, item) for key, item in patterns if isinstance(item, str) and not is_literal(item)]
+    texts = [(key, item) for key, item in patterns if isinstance(item, str) and not is_name(item)]
     if len(texts) > MAX_PATTERNS:
-        return [f"holds {len(texts)} patterns that are no plain names, expected at most {MAX_PATTERNS}"]
+        return [f"holds {len(texts)} patterns that are no names, expected at most {MAX_PATTERNS}"]
     problems = []
     for key, pattern in texts:
         problem = pattern_problem(pattern)

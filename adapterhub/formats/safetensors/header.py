@@ -186,6 +186,9 @@ class _HeaderText:
 
     def metadata(self) -> dict[str, str]:
         found: dict[str, str] = {}
+        if self.peek() == "n" and self.text.startswith("null", self.at):  # MLX writes it for none
+            self.at += len("null")
+            return found
         self.expect("{")
         while not self.closes(first=not found):
             key = self.string()

@@ -28,6 +28,7 @@ from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
 from adapterhub.inference.loader.attachment import attach
 from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.base.pipeline import PipelineModules, as_given, as_model
 from adapterhub.inference.loader.facts import AttachedAdapter
 from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
@@ -47,7 +48,7 @@ class AdapterBank:
 
     A choice (`use`, `rows`) is a context variable: threads and tasks do not see each other's. A new thread begins
     without a choice; `contextvars.copy_context().run` carries one into it. An adapter stays in memory as long as a
-    choice holds it, even if it is unloaded meanwhile.
+    choice holds it, even if it is unloaded meanwhile. `model` may be a pipeline, see `attach`.
 
     Raises:
         UsageProblem: the argument is not a model or has an adapter already, or a limit is out of range.
@@ -66,6 +67,7 @@ class AdapterBank:
         allow_base_mismatch: bool = False,
     ) -> None:
         residency = Residency(most=max_resident, most_bytes=max_resident_bytes)
+        model = as_model(model)
         self._base = BaseModel(model)
         native = NativeEngine(self._base, _dtype(dtype))
         place = open_library(library)
@@ -90,8 +92,8 @@ class AdapterBank:
     # ------------------------------------------------------------ look
     @property
     def model(self) -> nn.Module:
-        """The model that the bank was made for."""
-        return self._base.model
+        """The model or pipeline that the bank was made for."""
+        return as_given(self._base.model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,6 +187,11 @@ class AdapterBank:
             UnsupportedAdapter: an adapter cannot be used on some rows only; `use` accepts it.
             AdapterNotFound, MergeRefused, UsageProblem: as for `use`.
         """
+        if isinstance(self._base.model, PipelineModules):
+            raise UsageProblem(
+                "a pipeline has no rows: guidance doubles the batch inside it, so a row has no fixed meaning",
+                hint="bank.use(…) takes one choice for the whole call; a bank of its UNet alone has rows",
+            )
         ensure_outside_use(self._current.get())
         if isinstance(choices, str | Mapping) or not isinstance(choices, Sequence) or not choices:
             raise UsageProblem(f'{shown(choices)}: expected a list with a choice for each row, such as ["a", None]')

@@ -152,13 +152,22 @@ def ensure_same_tokens(contract: Contract, by_id: Mapping[str, Sequence[int]], m
     Raises:
         Unknown: it does, or a recorded token is none of the base's.
     """
+    ensure_same_prompts(contract, by_id)
     vocabulary = model.get_input_embeddings().weight.shape[0]
+    lines: Sequence[Golden | LeaveAlone] = [*contract.distinct, *contract.leave_alone]
+    largest = max((max(line.tokens) for line in lines if line.tokens), default=0)
+    if largest >= vocabulary:
+        raise Unknown("other-tokenizer", f"the contract has token {largest}, and the base has {vocabulary} tokens")
+
+
+def ensure_same_prompts(contract: Contract, by_id: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a tokenizer that makes other tokens of the recorded prompts.
+
+    Raises:
+        Unknown: it does.
+    """
     for golden in contract.distinct:
         tokens = by_id[golden.id]
         if len(tokens) != golden.prompt_tokens or ids_digest(tokens) != golden.prompt_sha256:
             counts = f"`{golden.id}` has {len(tokens)} tokens here, and had {golden.prompt_tokens} at the recording"
             raise Unknown("other-tokenizer", counts)
-    lines: Sequence[Golden | LeaveAlone] = [*contract.distinct, *contract.leave_alone]
-    largest = max((max(line.tokens) for line in lines if line.tokens), default=0)
-    if largest >= vocabulary:
-        raise Unknown("other-tokenizer", f"the contract has token {largest}, and the base has {vocabulary} tokens")

@@ -34,8 +34,8 @@ DTYPES = tuple(CHOICES)
 """The dtypes in which factors can be written."""
 
 
-TESTABLE = ("merged", "peft", "vllm")
-"""The formats that transformers and PEFT load again."""
+TESTABLE = ("gguf", "merged", "peft", "vllm")
+"""The formats that can be asked once they are written: by llama.cpp's server, transformers, or PEFT."""
 
 
 def forms() -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
 
     Args:
         what: a spec, a folder or an installed build, as for `attach`.
-        out: a file for `gguf`, a folder for all other formats.
+        out: a file for `gguf`, `comfyui`, `diffusers` and `kohya`, a folder for all other formats.
         form: one of `forms()`.
         library: the library with the adapters and bases; by default that of the command line.
         base: the base, if the adapter does not declare a registered one.

@@ -103,20 +103,21 @@ class Job:
         (self.progress or self._no_progress)(done, total)
 
     @contextlib.contextmanager
-    def opened(self, target: str, *, needs_base: bool) -> Iterator[Adapter]:
+    def opened(self, target: str, *, needs_base: bool, guesses_base: bool = True) -> Iterator[Adapter]:
         """The adapter, open. Raises if the engine `target` would not read it, or would misread it.
 
-        `needs_base`: the base's `config.json` must be on this machine.
+        `needs_base`: the base's `config.json` must be on this machine. `guesses_base`: an adapter that declares no base
+        is for the only registered one.
         """
         finder = Finder(
             self.library,
             self.base,
-            self._only_base,
+            self._only_base if guesses_base else lambda: None,
             allow_base_mismatch=self.allow_base_mismatch,
             check=lambda *_: (None, ()),  # checked below, with the base
         )
         found = finder.find(self.what, 1.0)
-        record = self._record(found, needed=needs_base)
+        record = self._record(found, needed=needs_base, guesses=guesses_base)
         subject, warnings = self._checked(found, record)
         config = base_config(record)
         if config is None and needs_base:
@@ -148,7 +149,7 @@ class Job:
         records = self.library.bases.list()
         return records[0] if len(records) == 1 else None
 
-    def _record(self, found: FoundAdapter, *, needed: bool) -> BaseRecord | None:
+    def _record(self, found: FoundAdapter, *, needed: bool, guesses: bool) -> BaseRecord | None:
         """The base that the caller named, else the one that the adapter declares, else the only registered one."""
         if found.wanted is not None:
             if found.wanted.record is None and needed:
@@ -163,7 +164,7 @@ class Job:
                     f"the base of `{shown(found.label, 200)}` ({base}) is not registered here", hint=_HINT_BASE
                 )
             return record
-        record = self._only_base()
+        record = self._only_base() if guesses else None
         if record is None and needed:
             hint = "name its base with `--base BASE|PATH`"
             raise BaseNotFound(f"`{shown(found.label, 200)}` does not declare its base", hint=hint)

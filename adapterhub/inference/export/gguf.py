@@ -63,6 +63,7 @@ def export(job: Job, out: Path) -> Exported:
     with job.opened("llama.cpp", needs_base=True) as adapter:
         with new_file(out) as partial:
             write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
+            job.check(partial, adapter)
         return Exported(
             paths=(out,),
             label=adapter.label,

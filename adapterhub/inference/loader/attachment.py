@@ -14,6 +14,7 @@ from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, with_weights
 from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.base.pipeline import PipelineModules, as_given, as_model
 from adapterhub.inference.loader.facts import AttachedAdapter, lines
 from adapterhub.inference.loader.injection import ReadyAdapter, inject, set_scales
 from adapterhub.inference.loader.mixture import check_mixture
@@ -43,17 +44,18 @@ class Attached:
         self._model = model
         self._ready = ready
         self._hooks = base.added_hooks()
+        self._is_pipeline = isinstance(base.model, PipelineModules)
 
     @property
     def model(self) -> PeftModel:
-        """The `PeftModel`; call it, or its `generate`, like the base.
+        """The `PeftModel`; call it, or its `generate`, like the base. For a pipeline, the pipeline itself.
 
         Raises:
             UsageProblem: the adapters were detached.
         """
         if self._model is None:
             raise UsageProblem("the adapter was detached", hint="use the base model, which `detach()` returned")
-        return self._model
+        return as_given(self._base.model) if self._is_pipeline else self._model
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -78,7 +80,8 @@ class Attached:
             UsageProblem: not one finite number for each adapter, or the adapters were detached.
             MergeRefused: the method of an adapter has no weights.
         """
-        modules = dict(self.model.get_base_model().named_modules(remove_duplicate=False))
+        _ = self.model  # raises once they are detached
+        modules = dict(self._model.get_base_model().named_modules(remove_duplicate=False))
         pairs = with_weights([adapter.folder for adapter in self.adapters], weights)
         ready = [replace(r, weight=weight) for r, (_, weight) in zip(self._ready, pairs, strict=True)]
         check_mixture(ready)
@@ -92,7 +95,7 @@ class Attached:
         if self._model is not None:
             self._base.restore(self._hooks)
             self._model = None
-        return self._base.model
+        return as_given(self._base.model)
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +122,9 @@ def attach(
     build fits. Sampled numbers of the model are compared with the base of each adapter before anything is wrapped. An
     adapter that declares no base gets a warning; if the model is a registered base, the adapter is pinned to it.
 
+    `model` may be a pipeline: any object with a mapping `components`. An adapter of several components has their names
+    in front of its modules (`unet.down_blocks.0…`); one of a single component has that model's own names.
+
     Raises:
         BaseMismatch: an adapter was made for another base (`allow_base_mismatch` permits one with the same shapes), or
             for modules or shapes that this model does not have.
@@ -132,7 +138,7 @@ def attach(
     """
     place = open_library(library)
     pairs = with_weights(adapter, weights)
-    frozen = BaseModel(model)
+    frozen = BaseModel(as_model(model))
     preparation = Preparation(frozen, place, base=base, allow_base_mismatch=allow_base_mismatch)
     prepared = preparation.prepare([preparation.find(each, weight) for each, weight in pairs])
     ready = [each.ready for each in prepared]

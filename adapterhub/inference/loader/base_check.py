@@ -9,6 +9,7 @@ from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison
 from adapterhub.inference.loader.identity import LoadedBase, compare_base
+from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 
@@ -31,7 +32,9 @@ class BaseCheck:
         known_base: Callable[[], BaseRecord | None],
         *,
         allow_base_mismatch: bool,
+        component: str = "",
     ) -> None:
+        self.component = component
         self.library = library
         self.loaded = loaded
         self.known_base = known_base
@@ -45,6 +48,8 @@ class BaseCheck:
             BaseMismatch: the model is another base.
         """
         named = found.wanted.record if found.wanted else None
+        if named and self.component in named.components:
+            named = named.part(self.component)
         warnings: list[str] = []
         with_named = self._compare(named.fingerprint) if named else None
         if with_named and named:
@@ -65,9 +70,15 @@ class BaseCheck:
             warnings.append(
                 f"was made for base `{shown(label)}` before its vocabulary was resized: {comparison.differences[0]}"
             )
+        if comparison.verdict is BaseVerdict.SAME_FAMILY:
+            warnings.append(f"runs on another base of its family: {comparison.differences[0]}")
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
         return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))
+
+    def allows(self, found: FoundAdapter) -> bool:
+        """Whether the model may be the base that the adapter declares; true when it declares none."""
+        return found.base.fingerprint is None or self._compare(found.base.fingerprint).verdict.allows_attach
 
     def _compare(self, fingerprint: BaseFingerprint) -> Comparison:
         """`compare_base`, run once for each fingerprint."""
@@ -76,6 +87,9 @@ class BaseCheck:
             if known == fingerprint:
                 return comparison
         comparison = compare_base(fingerprint, self.loaded)
+        actual = self.known_base() if comparison.verdict is BaseVerdict.SAME_SHAPES else None
+        if actual is not None:
+            comparison = Families(self.library.bases).judged(comparison, fingerprint, actual.fingerprint)
         self._comparisons.append((fingerprint, comparison))
         return comparison
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -28,19 +29,38 @@ from adapterhub.inference.loader.base.quantised import source_intervals, source_
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.weights.dtypes import FORMAT_DTYPES
 
+_PARTS: Final = 6  # a pipeline has at most as many models
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
     """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name.
 
     `packed`: for quantised weights, the intervals in which the sampled numbers of their source must lie; their shape is
-    that of the source. `others`: the tensors' names in other releases of transformers, which weight files keep.
+    that of the source. `others`: the tensors' names in other releases of transformers, which weight files keep; `types`
+    are the model types of the modules that they follow from.
     """
 
     samples: Mapping[str, tuple[str, bytes]]
     shapes: Mapping[str, tuple[int, ...]]
     packed: Mapping[str, tuple[Interval, ...]]
     others: tuple[OtherNames, ...]
+    types: Mapping[str, str]
+
+    def part(self, component: str) -> LoadedBase:
+        """One component of a pipeline, under the names that it has itself."""
+        front = f"{component}."
+        samples = {name[len(front) :]: s for name, s in self.samples.items() if name.startswith(front)}
+        types = {
+            f"{name}."[len(front) :].rstrip("."): t for name, t in self.types.items() if f"{name}.".startswith(front)
+        }
+        return LoadedBase(
+            samples=samples,
+            shapes={name: self.shapes[front + name] for name in samples},
+            packed={name: self.packed[front + name] for name in samples if front + name in self.packed},
+            others=other_names(samples, types),
+            types=types,
+        )
 
 
 def sample_base(base: BaseModel) -> LoadedBase:
@@ -63,8 +83,8 @@ def sample_base(base: BaseModel) -> LoadedBase:
         found = source_intervals(module, _places(TensorSpec.planned(name, "F32", source)))
         if found is not None:
             packed[name] = found
-    others = other_names(samples, model_types(base))
-    return LoadedBase(samples=samples, shapes=shapes, packed=packed, others=others)
+    types = model_types(base)
+    return LoadedBase(samples=samples, shapes=shapes, packed=packed, others=other_names(samples, types), types=types)
 
 
 def _places(spec: TensorSpec) -> list[int]:
@@ -123,15 +143,16 @@ def _resized_vocabulary(declared: BaseFingerprint, loaded: LoadedBase, pairs: Ma
 
 
 def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
-    """The registered base that equals the model in memory; one with equal numbers before one in another precision."""
-    other_precision: BaseRecord | None = None
-    for record in bases.list():
-        verdict = compare_base(record.fingerprint, loaded).verdict
-        if verdict is BaseVerdict.SAME_WEIGHTS:
-            return record
-        if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
-            other_precision = other_precision or record
-    return other_precision
+    """The registered base that equals the model in memory; one with equal numbers before one in another precision.
+
+    A component of a pipeline goes before the pipeline, and the other way round, by the number of tensors.
+    """
+    same = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
+    found = [(compare_base(record.fingerprint, loaded).verdict, record) for record in bases.list()]
+    matching = [(same.index(verdict), record) for verdict, record in found if verdict in same]
+    size = len(loaded.samples)
+    best = min(matching, key=lambda m: (m[0], abs(len(m[1].fingerprint.samples) - size)), default=None)
+    return best[1] if best else None
 
 
 def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, str]:
@@ -143,7 +164,7 @@ def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict
 
 
 def _first_parts(names: Iterable[str]) -> list[str]:
-    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(2)]
+    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(_PARTS)]
 
 
 def _lone_layers(names: Iterable[str], matched: Iterable[str], where: str) -> tuple[str, ...]:

@@ -14,12 +14,13 @@ from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter, check_folder
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
+from adapterhub.inference.loader.components import component_for
 from adapterhub.inference.loader.facts import AttachedAdapter, facts
 from adapterhub.inference.loader.identity import identify, sample_base
 from adapterhub.inference.loader.injection import ReadyAdapter, peft_names
 from adapterhub.inference.loader.methods import set_up
 from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
-from adapterhub.inference.loader.reading.placing import read_contents
+from adapterhub.inference.loader.reading.placing import modules_in, read_contents
 from adapterhub.inference.loader.replacing import check_replacements
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
@@ -62,7 +63,8 @@ class Preparation:
         self._known_base = cache(lambda: identify(self.loaded, library.bases))  # reads every record of the library
         check = check or partial(check_folder, to_attach=True)
         self._finder = Finder(library, base, self._known_base, allow_base_mismatch=allow_base_mismatch, check=check)
-        self._base_check = BaseCheck(library, self.loaded, self._known_base, allow_base_mismatch=allow_base_mismatch)
+        self._allow_base_mismatch = allow_base_mismatch
+        self._check_of = cache(self._make_check)
 
     def find(self, adapter: AdapterLike, weight: float = 1.0) -> FoundAdapter:
         """The adapter, its files checked; raises as `Finder.find`."""
@@ -77,8 +79,9 @@ class Preparation:
             MergeRefused: the adapters cannot be added up.
             RefusedAdapter: tensors have no place in the base, or are missing.
         """
-        bases = [self._base_check.run(found) for found in adapters]
         files = [self._files_of(found) for found in adapters]
+        rooms = [self._component_of(found, subject) for found, subject in zip(adapters, files, strict=True)]
+        bases = [self._check_of(component).run(found) for found, component in zip(adapters, rooms, strict=True)]
         rows = zip(adapters, files, bases, self.ready(adapters, files), strict=True)
         return [Prepared(found=found, files=subject, base=base, ready=ready) for found, subject, base, ready in rows]
 
@@ -88,7 +91,8 @@ class Preparation:
         Raises as `prepare`.
         """
         read = [
-            read_contents(subject, found.label, self._model) for found, subject in zip(adapters, files, strict=True)
+            read_contents(subject, found.label, self._model, self._component_of(found, subject))
+            for found, subject in zip(adapters, files, strict=True)
         ]
         contents = without_repeats(read)
         for each in contents:
@@ -107,6 +111,20 @@ class Preparation:
         """The facts about an adapter that the model has now. Pins a build that declares no base to this one."""
         pinned = pin(self._library, adapter.found, self._known_base)
         return facts(adapter.found, adapter.ready, adapter.base, pinned)
+
+    def _component_of(self, found: FoundAdapter, files: Subject) -> str:
+        """The component of a pipeline whose own names the adapter uses; "" for the whole model."""
+
+        def fits(component: str) -> bool:
+            return self._check_of(component).allows(found)
+
+        return component_for(found, modules_in(files.weights, files.config), self._model, fits)
+
+    def _make_check(self, component: str) -> BaseCheck:
+        loaded = self.loaded.part(component) if component else self.loaded
+        known = cache(lambda: identify(loaded, self._library.bases)) if component else self._known_base
+        allowed = self._allow_base_mismatch
+        return BaseCheck(self._library, loaded, known, allow_base_mismatch=allowed, component=component)
 
     def _files_of(self, found: FoundAdapter) -> Subject:
         if found.subject is not None:

@@ -10,6 +10,7 @@ import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.core.extras import require
+from adapterhub.formats.diffusion.components import PIPELINE_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
@@ -40,6 +41,11 @@ def load_base(
         MissingExtra: quantising needs bitsandbytes, which is not installed.
         UsageProblem: the weights are quantised already.
     """
+    if (folder / PIPELINE_FILE).is_file() or (folder.parent / PIPELINE_FILE).is_file():
+        raise Incompatible(
+            f"`{folder}` draws images, or is part of a pipeline that does, expected a model of texts",
+            hint="`adapt run SPEC PROMPT --image out.png` draws; `adapterhub.attach` takes the pipeline in Python",
+        )
     if load_in is not None:
         require("quantized", f"loading in {load_in}")
     import transformers

@@ -81,10 +81,10 @@ def _allowed(subject: Subject, around: Surroundings) -> Iterator[Finding]:
 
 def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
     """Whether the folder of the base still holds the registered weights; each base is checked once."""
-    if record.path is None or not record.path.is_dir():
+    if record.path is None or not record.path.exists():
         return
     if record.alias not in around.looked_at:
-        around.looked_at[record.alias] = around.library.bases.look(record.path, progress=around.progress).fingerprint
+        around.looked_at[record.alias] = around.library.bases.look_again(record, progress=around.progress).fingerprint
     comparison = compare(record.fingerprint, around.looked_at[record.alias])
     if not comparison.verdict.is_same_model:
         message = f"`{record.path}` holds weights that differ from those registered as `{record.alias}`"

@@ -4,105 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
-from adapterhub.core.digests import Progress, canonical_json, strict_json
+from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root, absolute
-from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
-from adapterhub.core.made_names import made_name
-from adapterhub.core.specs import BaseSpec, looks_like_revision
+from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProblem, shown
+from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
-from adapterhub.formats.base.folders import fingerprint_folder
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.pipelines import Looked, look_at
+from adapterhub.formats.diffusion.components import COMPONENTS
 from adapterhub.formats.manifest import BaseRef
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.library.bases.record import LIMIT_BYTES, BaseRecord, check_alias, default_alias, parsed
 
-SCHEMA: Final = "adapterhub/base/1"
-_LIMIT_BYTES: Final = 512 << 20
-_KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tensors")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BaseRecord:
-    """One base. `alias` is "" for a folder that is not registered; `tensors` are sorted by name, buffers too."""
-
-    alias: str
-    path: Path | None
-    hub: str | None
-    fingerprint: BaseFingerprint
-    hints: BaseHints
-    tensors: tuple[TensorFacts, ...]
-
-    @property
-    def label(self) -> str:
-        """Its name in messages: alias, else Hub id, else folder."""
-        return self.alias or self.hub or str(self.path or self.fingerprint.weights)
-
-    def __repr__(self) -> str:
-        return f"<Base {self.label}, {len(self.tensors)} tensors, {self.fingerprint.weights[:19]}>"
-
-    def to_bytes(self) -> bytes:
-        """The record's file."""
-        value: dict[str, Any] = {
-            "schema": SCHEMA,
-            "alias": self.alias,
-            "path": str(self.path) if self.path else None,
-            "hub": self.hub,
-            "fingerprint": self.fingerprint.to_json(),
-            "hints": self.hints.to_json(),
-            "tensors": [fact.to_json() for fact in self.tensors],
-        }
-        return canonical_json(value)
-
-    def exported(self) -> BaseRecord:
-        """The record for another machine: without the folder of this one."""
-        return replace(self, alias=self.alias or _default_alias(self), path=None)
-
-    @classmethod
-    def parse(cls, raw: bytes, where: str) -> BaseRecord:
-        """Read what `to_bytes` writes, strictly.
-
-        Raises:
-            Malformed: the message names the file, the place in it, and the problem.
-        """
-        try:
-            return cls._read(strict_json(raw, limit_bytes=_LIMIT_BYTES))
-        except ValueError as error:
-            raise Malformed(
-                f"{shown(where, 200)}: not a usable base record: {error}",
-                hint="delete the file and add the base again with `adapt base add PATH --as NAME`",
-            ) from None
-
-    @classmethod
-    def _read(cls, value: object) -> BaseRecord:
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}")
-        absent = [key for key in _KEYS if key not in value]
-        if absent:
-            raise ValueError(f"{absent[0]}: missing")
-        for key, kinds in (("alias", (str,)), ("path", (str, type(None))), ("hub", (str, type(None)))):
-            if not isinstance(value[key], kinds):
-                raise ValueError(f"{key}: expected text, got {shown(value[key])}")  # noqa: TRY004 - gathered as one
-        if not isinstance(value["tensors"], list):
-            raise ValueError("tensors: expected a list")  # noqa: TRY004 - as above
-        return cls(
-            alias=value["alias"],
-            path=Path(value["path"]) if value["path"] else None,
-            hub=value["hub"],
-            fingerprint=BaseFingerprint.from_json(value["fingerprint"], "fingerprint"),
-            hints=BaseHints.from_json(value["hints"], "hints"),
-            tensors=tuple(TensorFacts.from_json(t, f"tensors[{i}]") for i, t in enumerate(value["tensors"])),
-        )
-
-
-@lru_cache(maxsize=8)
-def _parsed(raw: bytes, where: str) -> BaseRecord:
-    """As `BaseRecord.parse`, cached: every look at an adapter needs its base, whose record takes 15 ms to read."""
-    return BaseRecord.parse(raw, where)
+__all__ = ["BaseRecord", "Bases"]
 
 
 class Bases:
@@ -118,20 +34,25 @@ class Bases:
 
     # ------------------------------------------------------------ read
     def list(self) -> tuple[BaseRecord, ...]:
-        """Every registered base, by alias."""
-        return tuple(self.get(alias) for alias in self.aliases())
+        """Every registered base, by alias; after each pipeline its components, as bases of their own."""
+        return tuple(
+            each for alias in self.aliases() for whole in [self.get(alias)] for each in (whole, *whole.parts())
+        )
 
     def aliases(self) -> tuple[str, ...]:
         """The registered aliases, sorted; no record is read."""
         return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))
 
     def get(self, alias: str) -> BaseRecord:
-        """The base registered as `alias`.
+        """The base registered as `alias`, or the component of a pipeline, as in `sdxl/unet`.
 
         Raises:
             BaseNotFound: the hint offers the nearest alias.
             Malformed: its file is damaged.
         """
+        whole, slash, component = alias.partition("/")
+        if slash and component in COMPONENTS:
+            return self.get(whole).part(component)
         if alias not in self.aliases():
             raise self._not_found(alias)
         path = self._path(alias)
@@ -141,7 +62,7 @@ class Bases:
             raise self._not_found(alias) from None
         except OSError as error:
             raise self._root.explain(error) from error
-        record = _parsed(raw, str(path))
+        record = parsed(raw, str(path))
         if record.alias != alias:
             raise Malformed(f"{path}: holds the base `{shown(record.alias)}`, expected `{alias}`")
         return record
@@ -183,11 +104,12 @@ class Bases:
         spec = base if isinstance(base, BaseSpec) else BaseSpec.parse(base)
         if spec.kind == "path":
             return self._at(self.look(Path(spec.text).expanduser(), threads=threads, progress=progress))
-        if spec.kind == "alias":
+        whole, _, component = spec.text.partition("/")
+        if spec.kind == "alias" or (component in COMPONENTS and whole in self.aliases()):
             return self.get(spec.text)
         if spec.kind == "hub":
             wanted = spec.text.casefold()
-            found = [record for record in self.list() if (record.hub or "").casefold() == wanted]
+            found = [r for r in self.list() if not r.component and (r.hub or "").casefold() == wanted]
         else:
             found = [record for record in self.list() if record.fingerprint.weights.startswith(spec.text)]
         if not found:
@@ -208,14 +130,27 @@ class Bases:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
-        """The base in the folder `path` now, without registering it; see `fingerprint_folder`."""
-        folder = Path(absolute(path))
-        fingerprint, hints, tensors = fingerprint_folder(
-            folder, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
+        """The base in the folder or file `path` now, without registering it; see `look_at`."""
+        place = Path(absolute(path))
+        looked = look_at(
+            place, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
         )
-        return BaseRecord(
-            alias="", path=folder, hub=hints.hub_id, fingerprint=fingerprint, hints=hints, tensors=tensors
-        )
+        return _record(place, looked)
+
+    def look_again(self, record: BaseRecord, *, progress: Progress | None = None) -> BaseRecord:
+        """What the place of a registered base holds now.
+
+        Raises:
+            BaseNotFound: the record names no place, or the pipeline there no longer has the component.
+            Malformed, CouldNotTell: as `look`.
+        """
+        if record.path is None:
+            raise BaseNotFound(
+                f"`{record.label}` has no folder on this machine", hint="`adapt base add PATH` gives one"
+            )
+        is_folder = bool(record.component) and record.path.name == record.component
+        now = self.look(record.path.parent if is_folder else record.path, progress=progress)
+        return now.part(record.component) if record.component else now
 
     def _at(self, seen: BaseRecord) -> BaseRecord:
         """The registered base in the same folder with the same weights, else the given record."""
@@ -237,7 +172,7 @@ class Bases:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
-        """Register the model in the folder `path`, by default under the name of its Hub repository or folder.
+        """Register the model or pipeline at `path`, by default under the name of its Hub repository or folder.
 
         Adding the same weights again is no error: the record then names the folder given last, and keeps its Hub id if
         neither `hub_id` nor the folder gives one.
@@ -248,10 +183,10 @@ class Bases:
             BaseNotFound, Malformed, CouldNotTell: as `fingerprint_folder`.
         """
         if alias is not None:
-            _check_alias(alias)
+            check_alias(alias)
         seen = self.look(path, hub_id=hub_id, commit=commit, threads=threads, progress=progress)
         if alias is None:
-            alias = self._at(seen).alias or _default_alias(seen)
+            alias = self._at(seen).alias or default_alias(seen)
         known = self.get(alias) if seen.hub is None and alias in self.aliases() else None
         named = replace(seen, alias=alias)
         return self.put(_with_hub_id(named, known.hub, known.hints.commit) if known and known.hub else named)
@@ -274,7 +209,7 @@ class Bases:
             Malformed: the file is no record, or its fingerprint is not that of its tensors.
         """
         try:
-            read = BaseRecord.parse(read_plain(path, _LIMIT_BYTES), str(path))
+            read = BaseRecord.parse(read_plain(path, LIMIT_BYTES), str(path))
             made = fingerprint_tensors(read.tensors, files=read.fingerprint.files)
         except (Malformed, OSError, ValueError) as error:
             reason = error.message if isinstance(error, Malformed) else f"{shown(str(path), 200)}: {error}"
@@ -292,7 +227,7 @@ class Bases:
 
     def put(self, record: BaseRecord) -> BaseRecord:
         """Register `record` under its alias; see `add`."""
-        _check_alias(record.alias)
+        check_alias(record.alias)
         with self._root.lock("bases", exclusive=True):
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
@@ -308,6 +243,10 @@ class Bases:
         """
         with self._root.lock("bases", exclusive=True):
             if alias not in self.aliases():
+                whole, _, component = alias.partition("/")
+                if component in COMPONENTS and whole in self.aliases():
+                    hint = f"`adapt base remove {whole}` removes the pipeline"
+                    raise UsageProblem(f"`{alias}` is a component of `{whole}`; nothing was removed", hint=hint)
                 raise self._not_found(alias)
             try:
                 self._path(alias).unlink()
@@ -345,27 +284,20 @@ class Bases:
         return BaseNotFound(f"no base `{shown(text)}`", hint=hint)
 
 
+def _record(place: Path, looked: Looked) -> BaseRecord:
+    return BaseRecord(
+        alias="",
+        path=place,
+        hub=looked.hints.hub_id,
+        fingerprint=looked.fingerprint,
+        hints=looked.hints,
+        tensors=looked.tensors,
+        components=looked.components,
+    )
+
+
 def _with_hub_id(record: BaseRecord, hub_id: str, commit: str | None) -> BaseRecord:
     return replace(record, hub=hub_id, hints=replace(record.hints, hub_id=hub_id, commit=commit))
-
-
-def _check_alias(alias: str) -> None:
-    if BaseSpec.parse(alias).kind != "alias":
-        raise SpecError(alias, "not an alias, expected one word such as `base-7b`")
-
-
-def _default_alias(record: BaseRecord) -> str:
-    """The name of the repository or folder in lower case; a dash replaces each character that aliases forbid."""
-    name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
-    alias = made_name(name)
-    hint = f"`adapt base add {record.path} --as NAME` gives it one"
-    if not alias or looks_like_revision(alias):
-        raise SpecError(name, "no alias can be made of this folder's name", hint=hint)
-    try:
-        _check_alias(alias)
-    except SpecError as error:
-        raise SpecError(name, f"no alias can be made of this folder's name: {error.reason}", hint=hint) from None
-    return alias
 
 
 def _short(fingerprint: BaseFingerprint) -> str:

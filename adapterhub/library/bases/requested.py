@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapterhub.core.errors import BaseNotFound, SpecError
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison, compare
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, compare
 from adapterhub.formats.manifest import BaseRef
+from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord, Bases
 
 
@@ -19,11 +20,21 @@ class RequestedBase:
     record: BaseRecord | None = None
     hub_id: str | None = None
     digest_prefix: str | None = None
+    families: Families | None = field(default=None, repr=False, compare=False)
+
+    def _nearest(self, record: BaseRecord, base: BaseRef) -> Comparison:
+        """The comparison with the base, or with that component of a pipeline which fits."""
+        compared = [self._compared(base.fingerprint, each.fingerprint) for each in (record, *record.parts())]
+        return next((c for c in compared if c.verdict.allows_attach), min(compared, key=_closeness))
+
+    def _compared(self, declared: BaseFingerprint | None, here: BaseFingerprint) -> Comparison:
+        found = compare(declared, here)
+        return self.families.judged(found, declared, here) if self.families else found
 
     def judge(self, base: BaseRef) -> Comparison:
         """Compare the base that a build declares with this one."""
         if self.record is not None:
-            verdict = compare(base.fingerprint, self.record.fingerprint)
+            verdict = self._nearest(self.record, base)
             if verdict.verdict is BaseVerdict.UNKNOWN and base.hints.hub_id:
                 named = f"it declares no fingerprint; its config names `{base.hints.hub_id}`"
                 return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(named,))
@@ -42,6 +53,10 @@ class RequestedBase:
         return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
 
 
+def _closeness(comparison: Comparison) -> bool:
+    return comparison.verdict is not BaseVerdict.SAME_SHAPES
+
+
 def requested_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> RequestedBase | None:
     """The base that `spec` names, looked up in `bases`; None for no base. `hint` is for a name that nothing has.
 
@@ -52,7 +67,7 @@ def requested_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> Reque
     if spec is None:
         return None
     try:
-        return RequestedBase(text=str(spec), record=bases.find(spec))
+        return RequestedBase(text=str(spec), record=bases.find(spec), families=Families(bases))
     except BaseNotFound:
         if spec.kind == "hub":
             return RequestedBase(text=str(spec), hub_id=spec.text)

@@ -11,8 +11,9 @@ Each match says how sure it is. *proven*: the bytes are the same. *likely*: noth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import digest_of_file
@@ -24,10 +25,31 @@ from adapterhub.library.identify._builds import builds_known, by_files, by_tenso
 from adapterhub.library.identify._orphan import Orphan, read_orphan
 from adapterhub.library.identify._report import Identity, Match, Sureness
 from adapterhub.library.identify.families import FAMILIES, Family, family_matches
+from adapterhub.library.identify.lora_files import (
+    Hashes,
+    LoraFile,
+    LoraFiles,
+    by_origin,
+    hashes_of,
+    is_hash,
+    list_files,
+    look_at,
+    matches_hash,
+)
 from adapterhub.library.library import Library
 from adapterhub.trust.verify.listing import list_folder
 
-__all__ = ["FAMILIES", "Family", "Identity", "Match", "Sureness", "identify"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Identity",
+    "LoraFile",
+    "LoraFiles",
+    "Match",
+    "Sureness",
+    "identify",
+    "identify_files",
+]
 
 
 def identify(library: Library, path: Path, progress: Progress | None = None) -> Identity:
@@ -36,10 +58,14 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
     Every byte of the files is read once (`progress` gets them); an installed adapter is read whole only when samples of
     its numbers agree.
 
+    What does not exist and looks like a hash is looked up among the originals of installed adapters.
+
     Raises:
         AdapterNotFound: nothing is at `path`.
         CouldNotTell: a file cannot be read, or is larger than the weights of an adapter may be.
     """
+    if is_hash(path.name) and not os.path.lexists(path):
+        return Identity(path=path, files={}, notes=(), matches=tuple(_of_hash(library, path.name.lower())))
     files, most = _files(path), limits().file_bytes
     try:
         large = [name for name, file in files.items() if file.stat().st_size > most]
@@ -50,11 +76,55 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
     except OSError as error:
         raise CouldNotTell(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
     orphan = read_orphan(path, files)
-    found = list(_matches(library, orphan, digests))
+    lora = look_at(orphan.weights.path) if orphan.weights is not None and orphan.reading is not None else None
+    hashes = hashes_of(lora.path) if lora is not None else None
+    found = [*_of_hashes(library, hashes), *_matches(library, orphan, digests)]
     order = {"proven": 0, "likely": 1, "possible": 2}
     kinds = {"adapter": 0, "object": 1, "base": 2, "family": 3}
     found.sort(key=lambda m: (order[m.sure], kinds[m.what]))
-    return Identity(path=path, files=digests, notes=orphan.notes, matches=tuple(found))
+    return Identity(path=path, files=digests, notes=orphan.notes, matches=tuple(found), lora=lora, hashes=hashes)
+
+
+def identify_files(library: Library, paths: Sequence[Path], progress: Progress | None = None) -> LoraFiles:
+    """What each of many files is, from its header: program, family, rank, words that trigger it, and duplicates.
+
+    Args:
+        library: the library whose adapters are named where one was made of a file.
+        paths: files, and folders with files at any depth.
+        progress: called with 1 for each file.
+
+    Raises:
+        CouldNotTell: a folder holds too many files.
+    """
+    return list_files(paths, by_origin(_originals(library)), progress)
+
+
+def _originals(library: Library) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The installed adapters that were made of another program's file, and what is kept of it."""
+    for build in library.installed():
+        origin = build.manifest.annotations.get("origin")
+        if isinstance(origin, dict):
+            yield f"{build.full_name}=={build.manifest.version}", origin
+
+
+def _of_hash(library: Library, text: str) -> Iterator[Match]:
+    """Adapters whose original has a hash that begins with `text`."""
+    for name, origin in _originals(library):
+        how = matches_hash(text, origin)
+        if how:
+            yield Match(what="adapter", name=name, sure="proven" if len(text) == 64 else "likely", how=how)  # noqa: PLR2004
+
+
+def _of_hashes(library: Library, hashes: Hashes | None) -> Iterator[Match]:
+    if hashes is None:
+        return
+    for name, origin in _originals(library):
+        if origin.get("sha256") == f"sha256:{hashes.sha256}":
+            yield Match(what="adapter", name=name, sure="proven", how="was made of this very file")
+        elif origin.get("data_sha256") == f"sha256:{hashes.data_sha256}":
+            yield Match(
+                what="adapter", name=name, sure="proven", how="was made of the same numbers under another header"
+            )
 
 
 def _matches(library: Library, orphan: Orphan, digests: dict[str, Digest]) -> Iterator[Match]:

@@ -43,6 +43,9 @@ def base_matches(
             matched |= {match.name, *(r.alias for r in records if record and r.fingerprint == record.fingerprint)}
             yield match
     fits = [fit for record in records if record.alias not in matched and (fit := _fit(orphan, record)) is not None]
+    # a component that has every module says more than the pipeline that has the component
+    wholes = {fit.record.alias.partition("/")[0] for fit in fits if fit.record.component}
+    fits = [fit for fit in fits if fit.record.component or fit.record.alias not in wholes]
     kinds = {fit.record.fingerprint.structure for fit in fits}
     for fit in sorted(fits, key=lambda f: (not f.is_named, f.record.alias)):
         rivals = len({other.record.fingerprint.weights for other in fits})

@@ -10,13 +10,15 @@ from typing import Final
 
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import MalformedConfig, MalformedManifest, MalformedTensorFile
+from adapterhub.formats.foreign.conversion import planned
+from adapterhub.formats.foreign.foreign_file import foreign
+from adapterhub.formats.foreign.reading import Reading
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, Pair, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.checks.digests import read_manifest_file
-from adapterhub.trust.verify.foreign import weights_of_others
 from adapterhub.trust.verify.listing import list_folder
 
 _FACTOR: Final = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
@@ -30,7 +32,7 @@ _CONFIG_LIMIT_BYTES: Final = 1 << 20
 class Orphan:
     """What could be read. `weights` has the names of the file, `pairs` those of PEFT; `config` is None for a lone file.
 
-    `manifest` is one that lies beside the files; it may say anything.
+    `manifest` is one that lies beside the files; it may say anything. `reading` is another program's file, understood.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Orphan:
     config: AdapterConfig | None = None
     manifest: Manifest | None = None
     keys: AdapterKeys | None = None
+    reading: Reading | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,20 +64,31 @@ def read_orphan(path: Path, files: Mapping[str, Path]) -> Orphan:
     config = _config(files, notes)
     folder = path if path.is_dir() else path.parent
     keys = None
+    reading, refusal = _reading(weights) if weights is not None else (None, "")
     if weights is not None:
-        named = replace(weights, tensors=tuple(_in_peft_names(spec) for spec in weights.tensors))
+        own = [spec for spec, _ in planned(reading)] if reading else [_in_peft_names(spec) for spec in weights.tensors]
+        named = replace(weights, tensors=tuple(own))
         keys = sort_keys(named, config or AdapterConfig.parse(_PLAIN, CONFIG_FILE))
         if not keys.pairs:
-            found = weights_of_others(folder, [weights.path.name])
-            notes.append(f"`{weights.path.name}` {found.message}" if found else "it holds no LoRA pairs")
+            notes.append(f"`{weights.path.name}` {refusal}" if refusal else "it holds no LoRA pairs")
     return Orphan(
         path=path,
         weights=weights,
         config=config,
         manifest=_manifest(folder) if path.is_dir() else None,
         keys=keys,
+        reading=reading,
         notes=tuple(notes),
     )
+
+
+def _reading(weights: TensorFile) -> tuple[Reading | None, str]:
+    """Another program's file as its reader understands it, or why it is not taken."""
+    try:
+        with foreign(weights.path) as found:
+            return (found.reading, "") if found is not None else (None, "")
+    except MalformedTensorFile as error:
+        return None, error.reason
 
 
 def plain_tensor_name(name: str) -> str:

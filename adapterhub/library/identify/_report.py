@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from adapterhub.core.digests import Digest
 from adapterhub.formats.documented import Documented
+from adapterhub.library.identify.lora_files import Hashes, LoraFile
 
 Sureness = Literal["proven", "likely", "possible"]
 What = Literal["adapter", "object", "base", "family"]
@@ -27,10 +28,15 @@ class Match(Documented, keys="what name sure how digest path=folder"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity(Documented, keys="path files matches notes", title="Identified"):
-    """The possible identities of a file or folder. `notes` list what could not be used."""
+class Identity(Documented, keys="path files lora hashes matches notes", title="Identified"):
+    """The possible identities of a file or folder. `notes` list what could not be used.
+
+    `lora` is what the header of another program's file says, and `hashes` are those that sites know it by.
+    """
 
     path: Annotated[Path, "a path on this machine"]
     files: Annotated[Mapping[str, Digest], "digest of each file"]
     notes: Annotated[tuple[str, ...], "remarks, as text"]
     matches: Annotated[tuple[Match, ...], "most certain first"]
+    lora: Annotated[LoraFile | None, "null for PEFT's own files"] = None
+    hashes: Annotated[Hashes | None, "null where no single file was given"] = None

@@ -14,6 +14,7 @@ from typing import Final
 from adapterhub.formats.modules.places import place_of
 from adapterhub.library.identify._orphan import Orphan
 from adapterhub.library.identify._report import Match, Sureness
+from adapterhub.library.identify.lora_files import family_of_images
 
 _MOST_TOLD: Final = 8
 
@@ -38,6 +39,10 @@ def layers_of(modules: Iterable[str]) -> int:
 
 def family_matches(orphan: Orphan) -> Iterator[Match]:
     """Families that have every module that the orphan is on, in its size."""
+    if orphan.reading is not None and (images := family_of_images(orphan.reading)):
+        how = f"{len(orphan.reading.modules)} modules with the names and widths of its components"
+        yield Match(what="family", name=images, sure="likely", how=how)
+        return
     fitting = [family for family in FAMILIES if _has_all(family, orphan)]
     reached = layers_of(pair.module for pair in orphan.pairs)
     whole = [family for family in fitting if family.layers == reached]

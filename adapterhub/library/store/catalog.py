@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from adapterhub.core.disk.claims import Claim
 from adapterhub.core.display import html_table, size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, StoreLocked
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
+from adapterhub.formats.diffusion.components import COMPONENTS
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.store.blobs import Store
@@ -203,16 +205,18 @@ class Catalog:
 
     # ------------------------------------------------------------ write; these take the lock
     def put_base(self, record: BaseRecord) -> None:
-        """Index a registered base, and the builds that are for it."""
+        """Index a registered base, its components, and the builds that are for them."""
         with self._store.lock("publish", exclusive=True), self.changing():
             declared = {b.base.fingerprint.weights: b.base.fingerprint for b in self._installed() if b.base.fingerprint}
-            pairs = _matches(record.fingerprint, declared.values())
-            self._write(lambda: self.index.upsert_base(base_row_of(record), pairs))
+            for each in (record, *record.parts()):
+                row, pairs = base_row_of(each), _matches(each.fingerprint, declared.values())
+                self._write(partial(self.index.upsert_base, row, pairs))
 
     def forget_base(self, alias: str) -> None:
-        """Remove a base from the index."""
+        """Remove a base from the index, and the components of a pipeline."""
         with self._store.lock("publish", exclusive=True), self.changing():
-            self._write(lambda: self.index.remove_base(alias))
+            for name in (alias, *(f"{alias}/{component}" for component in COMPONENTS)):
+                self._write(partial(self.index.remove_base, name))
 
     def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False) -> int:
         """Make the index again from the folders, and return how many builds it holds.

@@ -1,39 +1,29 @@
 """The file `model.sig`: an OpenSSF Model Signing (OMS) v1.0 bundle, written and read with the standard library alone.
 
-    bundle     sigstore bundle v0.3: the hint (SHA-256 of the public key's PEM) and a DSSE envelope
-    envelope   the signed bytes, base64, and one signature over their pre-authentication encoding
-    statement  in-toto v1: the SHA-256 of each file, the digest over these as the subject, and what was signed
+The bundle is that of `formats.signed`. Its statement, in-toto v1, names the SHA-256 of each file, the digest over these
+as the subject, and what was signed. `model_signing` reads it. Our one addition is the field `adapter` of the predicate,
+with the adapter, version, base, rank and parents that were signed; verifiers of OMS v1.0 ignore it. The bytes come from
+strangers: size, depth, repeated keys, types and names are all checked, and the content counts as claims only.
 
-`model_signing` reads it. Our one addition is the field `adapter` of the predicate, with the adapter, version, base,
-rank and parents that were signed; verifiers of OMS v1.0 ignore it. The bytes come from strangers: size, depth, repeated
-keys, types and names are all checked, and the content counts as claims only.
-
-Sources: OMS v1.0 (github.com/ossf/model-signing-spec), DSSE v1.0 protocol (secure-systems-lab), in-toto Statement v1.
+Sources: OMS v1.0 (github.com/ossf/model-signing-spec), in-toto Statement v1.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from adapterhub.core.digests import Digest, canonical_json, hex_of, parse_digest, strict_json
+from adapterhub.core.digests import Digest, canonical_json, hex_of, strict_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
+from adapterhub.formats.signed import JSON_WORDS, SIGNATURE_LIMIT_BYTES, SignedObject
 
-SIGNATURE_LIMIT_BYTES: Final = 1 << 20
-BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
-PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://model_signing/signature/v1.0"
 MAX_FILES: Final = 1024
 
-_HEX = re.compile(r"[0-9a-f]{64}")
 _ROOM_FOR_NAMES: Final = 512
 
 
@@ -93,53 +83,6 @@ class Statement:
     identity: Identity | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """A parsed `model.sig`, not yet verified. `hint` is the fingerprint of the key it names."""
-
-    hint: Digest
-    payload: bytes
-    signature: bytes
-
-    def to_bytes(self) -> bytes:
-        """The file."""
-        envelope = {
-            "payload": base64.b64encode(self.payload).decode(),
-            "payloadType": PAYLOAD_TYPE,
-            "signatures": [{"sig": base64.b64encode(self.signature).decode(), "keyid": ""}],
-        }
-        material = {"publicKey": {"hint": hex_of(self.hint)}, "tlogEntries": []}
-        value = {"mediaType": BUNDLE_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
-        return json.dumps(value, separators=(",", ":")).encode()
-
-    @classmethod
-    def parse(cls, raw: bytes) -> Bundle:
-        """Strict read.
-
-        Raises:
-            ValueError: the message is the reason.
-        """
-        if not raw:
-            raise ValueError("is empty")
-        top = _Object(strict_json(raw, limit_bytes=SIGNATURE_LIMIT_BYTES), "")
-        top.expect("mediaType", BUNDLE_TYPE)
-        material = top.inner("verificationMaterial")
-        if "publicKey" not in material.value:
-            raise ValueError("was not made with a key: verificationMaterial.publicKey is missing")
-        hint = material.inner("publicKey").hexadecimal("hint")
-        envelope = top.inner("dsseEnvelope")
-        envelope.expect("payloadType", PAYLOAD_TYPE)
-        signatures = envelope.items("signatures")
-        if len(signatures) != 1:
-            raise ValueError(f"dsseEnvelope.signatures: expected one signature, got {len(signatures)}")
-        return cls(hint=hint, payload=envelope.base64("payload"), signature=signatures[0].base64("sig"))
-
-
-def pre_authentication(payload: bytes) -> bytes:
-    """The bytes that a DSSE signature is made over: `DSSEv1 <length> <type> <length> <payload>`."""
-    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
-
-
 def statement_bytes(files: Mapping[str, Digest], identity: Identity) -> bytes:
     """The bytes to sign: a statement over `files`, all of them named and none ignored."""
     resources = [{"name": name, "algorithm": "sha256", "digest": hex_of(files[name])} for name in sorted(files)]
@@ -157,7 +100,7 @@ def read_statement(payload: bytes) -> Statement:
     Raises:
         ValueError: the message is the reason.
     """
-    top = _Object(strict_json(payload, limit_bytes=SIGNATURE_LIMIT_BYTES), "statement")
+    top = SignedObject(strict_json(payload, limit_bytes=SIGNATURE_LIMIT_BYTES), "statement")
     top.expect("_type", STATEMENT_TYPE)
     top.expect("predicateType", PREDICATE_TYPE)
     subjects = top.items("subject")
@@ -204,12 +147,12 @@ def _check_name(name: str) -> None:
         raise ValueError(f"names the file `{shown(name)}`, which is no path inside a folder")
 
 
-def _identity(adapter: _Object) -> Identity:
+def _identity(adapter: SignedObject) -> Identity:
     namespace, base, rank = (adapter.value.get(key) for key in ("namespace", "base", "rank"))
     parents = adapter.value.get("parents")
     for key, item, kind in (("namespace", namespace, str), ("base", base, str), ("rank", rank, int)):
         if item is not None and type(item) is not kind:
-            raise ValueError(f"statement.predicate.adapter.{key}: expected {_KINDS[kind]}, got {shown(item)}")
+            raise ValueError(f"statement.predicate.adapter.{key}: expected {JSON_WORDS[kind]}, got {shown(item)}")
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ValueError("statement.predicate.adapter.parents: expected a list of texts")
     return Identity(
@@ -220,52 +163,3 @@ def _identity(adapter: _Object) -> Identity:
         rank=rank,
         parents=tuple(parents),
     )
-
-
-_KINDS: Final[Mapping[type, str]] = {str: "a text", int: "an integer", dict: "an object", list: "a list"}
-
-
-class _Object:
-    """An untrusted JSON object, read by expected types; every error names its path."""
-
-    def __init__(self, value: object, path: str) -> None:
-        if not isinstance(value, dict):
-            raise ValueError(f"{path or 'the file'}: expected an object")  # noqa: TRY004 - callers name the file
-        self.value: dict[str, Any] = value
-        self._path = path
-
-    def _at(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
-
-    def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401 - of the type `kind`
-        item = self.value.get(key)
-        if type(item) is not kind:
-            got = shown(item) if key in self.value else "nothing"
-            raise ValueError(f"{self._at(key)}: expected {_KINDS[kind]}, got {got}")
-        return item
-
-    def text(self, key: str) -> str:
-        found: str = self._take(key, str)
-        return found
-
-    def expect(self, key: str, value: str) -> None:
-        if self.value.get(key) != value:
-            raise ValueError(f"{self._at(key)}: expected `{value}`, got {shown(self.value.get(key))}")
-
-    def inner(self, key: str) -> _Object:
-        return _Object(self._take(key, dict), self._at(key))
-
-    def items(self, key: str) -> list[_Object]:
-        return [_Object(item, f"{self._at(key)}[{n}]") for n, item in enumerate(self._take(key, list))]
-
-    def hexadecimal(self, key: str) -> Digest:
-        text = self.text(key)
-        if not _HEX.fullmatch(text):
-            raise ValueError(f"{self._at(key)}: expected 64 lower-case hex digits, got {shown(text)}")
-        return parse_digest(f"sha256:{text}")
-
-    def base64(self, key: str) -> bytes:
-        try:
-            return base64.b64decode(self.text(key), validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"{self._at(key)}: not base64: {error}") from None

@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.formats.signed import PublicKey, bounded_key, hash_of, public_half
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-KEY_LIMIT_BYTES: Final = 16 << 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_CURVES: Final = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 _OTHERS_MAY_READ: Final = 0o077
 
 
@@ -41,67 +38,19 @@ def parse_key_name(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicKey:
-    """A public key as its one PEM text. `fingerprint` is the SHA-256 of that text, as `sha256sum KEY.pub` prints it."""
-
-    pem: str
-
-    @property
-    def fingerprint(self) -> Digest:
-        """The name of the key in bundles."""
-        return digest_of(self.pem.encode())
-
-    @classmethod
-    def parse(cls, raw: bytes, where: str) -> PublicKey:
-        """The key in a PEM text, in its normal form.
-
-        Raises:
-            Malformed: it is not a key, or of a kind that OMS does not use.
-        """
-        from cryptography.hazmat.primitives import serialization
-
-        if b"PRIVATE KEY" in raw[:KEY_LIMIT_BYTES]:
-            raise Malformed(f"`{where}` is a private key; give the public half", hint="`adapt key show NAME` prints it")
-        if (keys := raw.count(b"-----BEGIN ")) > 1:
-            raise Malformed(
-                f"`{where}` holds {keys} keys or certificates, expected one public key. Nothing was changed",
-                hint="write each key to a file of its own, and trust each under its own name",
-            )
-        try:
-            key = serialization.load_pem_public_key(_bounded(raw))
-        except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key
-            raise Malformed(f"`{where}` is not a public key in PEM: {shown(str(error), 120)}") from None
-        return _public(key, where)
-
-    def verifies(self, signature: bytes, data: bytes) -> bool:
-        """Whether `signature` (ASN.1) was made over `data` with the private half."""
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = serialization.load_pem_public_key(self.pem.encode())
-        assert isinstance(key, ec.EllipticCurvePublicKey)  # `parse` made sure
-        try:
-            key.verify(signature, data, ec.ECDSA(_hash_of(key)))
-        except InvalidSignature:
-            return False
-        return True
-
-
 class SigningKey:
     """An opened private key."""
 
     def __init__(self, key: EllipticCurvePrivateKey, name: str) -> None:
         self._key = key
         self.name = name
-        self.public = _public(key.public_key(), name)
+        self.public = public_half(key.public_key(), name)
 
     def sign(self, data: bytes) -> bytes:
         """An ECDSA signature over `data`, ASN.1."""
         from cryptography.hazmat.primitives.asymmetric import ec
 
-        return self._key.sign(data, ec.ECDSA(_hash_of(self._key.public_key())))
+        return self._key.sign(data, ec.ECDSA(hash_of(self._key.public_key())))
 
     @classmethod
     def parse(cls, raw: bytes, password: str | None, *, name: str, where: str) -> SigningKey:
@@ -115,7 +64,7 @@ class SigningKey:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         try:
-            key = serialization.load_pem_private_key(_bounded(raw), password.encode() if password else None)
+            key = serialization.load_pem_private_key(bounded_key(raw), password.encode() if password else None)
         except TypeError as error:
             if password:  # a password for a key that has none
                 return cls.parse(raw, None, name=name, where=where)
@@ -193,7 +142,7 @@ class KeyFolder:
             if password:
                 encryption = serialization.BestAvailableEncryption(password.encode())
             pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-            public = _public(key.public_key(), name)
+            public = public_half(key.public_key(), name)
             try:
                 make_folder(self._folder)
                 self._folder.chmod(0o700)
@@ -222,25 +171,3 @@ class KeyFolder:
             f"no key `{shown(name)}` of your own; there {'are ' + names if names else 'is none'}",
             hint=f"`adapt key new {shown(name)}` makes one",
         )
-
-
-def _bounded(raw: bytes) -> bytes:
-    if len(raw) > KEY_LIMIT_BYTES:
-        raise ValueError(f"more than {KEY_LIMIT_BYTES} bytes")
-    return raw
-
-
-def _public(key: object, where: str) -> PublicKey:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
-        raise Malformed(f"`{where}` is not a key on P-256, P-384 or P-521", hint="`adapt key new NAME` makes one")
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return PublicKey(pem=key.public_bytes(serialization.Encoding.PEM, form).decode())
-
-
-def _hash_of(key: EllipticCurvePublicKey) -> Any:  # noqa: ANN401 - a hash of `cryptography`
-    from cryptography.hazmat.primitives import hashes
-
-    return getattr(hashes, _CURVES[key.curve.name])()

@@ -11,7 +11,7 @@ from typing import Final
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Provenance
-from adapterhub.trust.signing.bundle import SIGNATURE_LIMIT_BYTES
+from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 
 MAX_ENTRIES: Final = 20_000
 

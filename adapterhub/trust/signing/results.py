@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import SignatureRefused, shown
-from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
-from adapterhub.trust.signing.bundle import Bundle, pre_authentication
+from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
+from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.trust import Trust, day_text
 
 ResultStanding = Literal["trusted", "unknown_key", "out_of_scope", "expired"]
-
-CLOCKS_DIFFER_S: Final = 300.0
-"""How far ahead the clock of a tester may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

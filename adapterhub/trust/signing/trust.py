@@ -21,7 +21,8 @@ from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
-from adapterhub.trust.signing.keys import PublicKey, parse_key_name
+from adapterhub.formats.signed import PublicKey
+from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
 
 Policy = SignaturePolicy

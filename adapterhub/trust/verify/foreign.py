@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.formats.foreign.recognition import PEFT, scheme_among
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.trust.verify.report import Finding
 
 _LOOKED_AT_FILES: Final = 8
-_SCHEMES: Final = (
-    (
-        re.compile(
-            r"lora_(?:unet|te\d?|transformer)_.+\.(?:lora_(?:down|up)\.weight|alpha)|lora_\w+_lora_(?:down|up)\.weight"
-        ),
-        "a LoRA of an image model in the names of kohya's sd-scripts",
-    ),
-    (re.compile(r"(?:unet|text_encoder|transformer)\..*lora.*"), "a LoRA of an image model in the names of diffusers"),
-    (re.compile(r".+\.lora_[ab]"), "a LoRA of Apple's MLX"),
-    (re.compile(r"w_[ab]_\d+"), "a LoRA of a hand-written kind that does not name its modules"),
-    (re.compile(r"base_model\.model\..+"), "PEFT weights under another name"),
-)
-_HINTS: Final = {
-    "PEFT weights under another name": "rename it to `adapter_model.safetensors`",
-}
-NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
+RENAME: Final = "rename it to `adapter_model.safetensors`"
+_NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
+_CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
 
 
 def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
     """An error that names the foreign weights of a folder; None when nothing is recognised."""
     if "adapters.npz" in names:
         kind = "a LoRA of Apple's MLX in a numpy archive"
-        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", NO_PEFT)
+        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", _NO_PEFT)
     if "pytorch_adapter.bin" in names:
         kind = "a pickle of AdapterHub's `adapters` library"
-        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", NO_PEFT)
+        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", _NO_PEFT)
     candidates = sorted(n for n in names if n.endswith(".safetensors"))[:_LOOKED_AT_FILES]
     for name in candidates:
         file = _header(folder / name)
         if file is None:
             continue
-        kind = _scheme(file) or "no adapter in PEFT's names"
-        hint = _HINTS.get(kind, NO_PEFT)
-        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint)
+        scheme = scheme_among(spec.name for spec in file.tensors)
+        kind = scheme.title if scheme else "no adapter in PEFT's names"
+        hint = (
+            _NO_PEFT
+            if scheme is None
+            else RENAME
+            if scheme.key == PEFT
+            else _CONVERTED
+            if scheme.reader
+            else scheme.why
+        )
+        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint or _NO_PEFT)
     return None
 
 
@@ -58,13 +54,6 @@ def _header(path: Path) -> TensorFile | None:
         return read_header(path)
     except (OSError, MalformedTensorFile):
         return None
-
-
-def _scheme(file: TensorFile) -> str | None:
-    for pattern, kind in _SCHEMES:
-        if any(pattern.fullmatch(spec.name) for spec in file.tensors):
-            return kind
-    return None
 
 
 def _error(code: str, where: str, message: str, hint: str) -> Finding:

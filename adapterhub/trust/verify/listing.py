@@ -24,7 +24,7 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.base.weight_files import TOKENIZER_FILES
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.kinds import LOOKED_AT, POINTER, is_pointer, recognise
-from adapterhub.trust.verify.foreign import NO_PEFT, weights_of_others
+from adapterhub.trust.verify.foreign import RENAME, weights_of_others
 from adapterhub.trust.verify.report import Finding, some
 
 TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
@@ -283,7 +283,8 @@ def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
         foreign = _pointers(folder, names) or weights_of_others(folder, names)
     if foreign is not None:
         yield foreign
-    if CONFIG_FILE not in names and not (foreign and foreign.hint == NO_PEFT):
+    is_others = foreign is not None and foreign.code in ("E_UNSUPPORTED", "E_PICKLE") and foreign.hint != RENAME
+    if CONFIG_FILE not in names and not is_others:
         yield Finding(
             code="E_CONFIG",
             severity="error",

@@ -224,7 +224,7 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
     """
     record = bases.find(spec, progress=progress)
     if record.alias and record.path is not None:  # only a registered model has an alias
-        current = bases.look(record.path, progress=progress)
+        current = bases.look_again(record, progress=progress)
         if current.fingerprint.weights != record.fingerprint.weights:
             raise BaseMismatch(
                 f"`{record.path}` holds other weights than those registered as `{record.alias}`",

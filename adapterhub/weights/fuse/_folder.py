@@ -11,7 +11,7 @@ from typing import Any, Final
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE, TOKENIZER_FILES
+from adapterhub.formats.base.weight_files import INDEX_LIMIT_BYTES, TOKENIZER_FILES, index_of
 from adapterhub.weights.fuse._model import CONFIG_FILE, Model
 
 _COPIED: Final = (
@@ -61,16 +61,16 @@ def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
 
 def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
     """Copy the index of a sharded base; `size_bytes` is the new size of the weights, if it changed."""
-    path = model.folder / INDEX_FILE
-    if not path.is_file() or any(file.path.name == SINGLE_FILE for file in model.files):
+    path = index_of(model.folder)
+    if path is None:
         return
     if size_bytes is None:
-        shutil.copyfile(path, folder / INDEX_FILE)
+        shutil.copyfile(path, folder / path.name)
         return
     index = read_json(path, INDEX_LIMIT_BYTES)
     metadata = index.get("metadata")
     index["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size_bytes}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / path.name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def code_remarks(model: Model) -> Sequence[str]:

@@ -10,6 +10,7 @@ from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, Ref
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, with_weights
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
@@ -49,7 +50,8 @@ def find_request(
         raise UsageProblem("nothing to fuse: every adapter has weight 0")
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
     adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
-    model = Model.of(_current_record(library, _base_of(library, adapters), reading))
+    record = _component(_base_of(library, adapters), adapters)
+    model = Model.of(_current_record(library, record, reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
     warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
     warnings += [warning for one in adapters for warning in check.run(one)]
@@ -114,6 +116,13 @@ def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
     return only
 
 
+def _component(record: BaseRecord, adapters: Sequence[FoundAdapter]) -> BaseRecord:
+    """The component of a pipeline that all adapters were made for; the record itself for another base."""
+    declared = {one.base.fingerprint.weights for one in adapters if one.base.fingerprint is not None}
+    parts = [part for part in record.parts() if declared == {part.fingerprint.weights}]
+    return parts[0] if parts else record
+
+
 def _only_base(library: Library) -> BaseRecord | None:
     records = library.bases.list()
     return records[0] if len(records) == 1 else None
@@ -126,12 +135,12 @@ def _current_record(library: Library, record: BaseRecord, reading: Progress | No
         BaseNotFound: the files are missing.
         BaseMismatch: the weights differ from the registered ones.
     """
-    if record.path is None or not record.path.is_dir():
+    if record.path is None or not record.path.exists():
         raise BaseNotFound(
             f"the weights of base `{shown(record.label)}` are not on this machine",
             hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
         )
-    now = library.bases.look(record.path, progress=reading)
+    now = library.bases.look_again(record, progress=reading)
     if now.fingerprint.weights != record.fingerprint.weights:
         there, here = record.fingerprint.weights[7:19], now.fingerprint.weights[7:19]
         raise BaseMismatch(
@@ -170,12 +179,15 @@ class _BaseCheck:
             return
         here = self.record.fingerprint
         comparison = compare(declared.fingerprint, here, hints=(declared.hints, self.record.hints))
+        comparison = Families(self.library.bases).judged(comparison, declared.fingerprint, here)
         made_for = self.library.base_label(declared)
         claim = f"was made for base `{shown(made_for)}` ({declared.fingerprint.weights[7:19]})"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             yield f"`{label}` {claim} in another precision: {'; '.join(comparison.differences)}"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             yield f"`{label}` {claim} with a vocabulary of another size: {'; '.join(comparison.differences)}"
+        if comparison.verdict is BaseVerdict.SAME_FAMILY:
+            yield f"`{label}` {claim}: {comparison.differences[0]}"
         if comparison.verdict.allows_attach:
             return
         this = f"this is `{shown(self.record.label)}` ({here.weights[7:19]})"

@@ -37,11 +37,12 @@ from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub_registry.database import (
-    alias_tables,  # noqa: F401 - all are of the schema
-    derived_tables,  # noqa: F401
-    event_tables,  # noqa: F401
-    refusal_tables,  # noqa: F401
+from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
+    alias_tables,
+    derived_tables,
+    event_tables,
+    refusal_tables,
+    result_tables,
     schema,
 )
 

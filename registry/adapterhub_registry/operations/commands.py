@@ -1,4 +1,4 @@
-"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens and webhooks."""
+"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens, webhooks and tests."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from adapterhub_registry.operations.options import (
     server_options,
     settings_of,
 )
+from adapterhub_registry.operations.rule_commands import tests
 from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.operations.token_commands import token, user
 from adapterhub_registry.operations.webhook_commands import webhook
@@ -203,6 +204,7 @@ def worker(once: bool, anew: bool, as_json: bool, **given: object) -> None:
 registry.add_command(token)
 registry.add_command(user)
 registry.add_command(webhook)
+registry.add_command(tests)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:

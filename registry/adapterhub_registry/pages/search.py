@@ -226,6 +226,6 @@ def _base_in(config: bytes) -> tuple[str, str]:
         if isinstance(text, str) and is_hub_id(text):
             return text, "The file names its base but not its content, so this is a search by name."
     return "", (
-        "The file names no base, and a config says nothing about weights. `adapt base fingerprint FOLDER` prints "
-        "the hash of a base; paste it above."
+        "The file names no base, and a config says nothing about weights. `adapt base add FOLDER --as NAME`, then "
+        "`adapt base show NAME`, prints the hash of a base; paste it above."
     )

@@ -12,18 +12,22 @@ from dataclasses import asdict
 from typing import Any
 
 from packaging.version import Version
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
-from adapterhub_registry.database.db import adapters, insert_new, now_ms, refs, releases, repos
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub_registry.database.db import adapters, commits, insert_new, now_ms, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.database.result_tables import test_rules
+from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.events import outbox
 from adapterhub_registry.events.outbox import EventType
 from adapterhub_registry.repos import tombstones
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
+from adapterhub_registry.results import gate
 from adapterhub_registry.storage.blobs import BlobStore
 
 MAX_REASON_CHARACTERS = 500
@@ -45,7 +49,7 @@ def index_commit(
     error; its facts stay unknown.
 
     Raises:
-        Refusal: 409 when the version exists with other bytes.
+        Refusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace.
     """
     adapter = facts_of(files, blobs)
     if tag is None:
@@ -53,7 +57,7 @@ def index_commit(
     if adapter is not None:
         _put(connection, repo, commit_id, adapter, is_head=tag is None)
         if tag is not None:
-            _release(connection, repo, commit_id, adapter, tag)
+            _release(connection, blobs, repo, commit_id, adapter, files, tag)
         elif adapter.version is not None:
             _check_release(connection, repo, adapter.version, adapter)
     elif tag is not None:
@@ -76,7 +80,7 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
     """Choose the row that represents a repository in searches; call it also after removing a tag.
 
     This is the newest release that has its tag and is not yanked. Without one, it is the head of `main`, unless its
-    bytes were yanked.
+    bytes were yanked or the namespace publishes only what meets its rule.
     """
     rows = connection.execute(select(releases).where(releases.c.repo_id == repo_id)).all()
     tagged = select(refs.c.name).where(refs.c.repo_id == repo_id, refs.c.kind == "tag")
@@ -86,10 +90,31 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
         chosen = adapters.c.commit_id == max(live, key=lambda row: Version(row.version)).commit_id
     else:
         yanked = [row.digest for row in rows if row.yanked_at is not None]
-        chosen = adapters.c.is_head & adapters.c.digest.not_in(yanked)
+        chosen = adapters.c.is_head & adapters.c.digest.not_in(yanked) & ~_asks_for_tests(repo_id)
     mine = adapters.c.repo_id == repo_id
     connection.execute(update(adapters).where(mine).values(is_listed=False))
     connection.execute(update(adapters).where(mine, chosen).values(is_listed=True))
+
+
+def _asks_for_tests(repo_id: int) -> ColumnElement[bool]:
+    asking = test_rules.c.namespace.in_(select(repos.c.namespace).where(repos.c.id == repo_id))
+    return exists().where(asking, test_rules.c.asks != "off")
+
+
+def check_arrival(connection: Connection, blobs: BlobStore, repo: Row[Any], namespace: str) -> None:
+    """Raise when a repository that moves to a namespace has a version that does not meet its rule.
+
+    Raises:
+        Refusal: 422.
+    """
+    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    at = (commits.c.repo_id == releases.c.repo_id) & (commits.c.id == releases.c.commit_id)
+    about = select(releases.c.version, releases.c.digest, adapters.c.base_sha256, commits.c.root)
+    about = about.join_from(releases, adapters, mine).join(commits, at).where(releases.c.repo_id == repo.id)
+    for row in connection.execute(about.order_by(releases.c.version)).all():
+        evals = Tree(connection, repo.id, row.root).find(CONTRACT_FILE)
+        build = (row.version, row.digest, row.base_sha256)
+        gate.check_version(connection, blobs, repo, build, evals.sha256 if evals else None, namespace=namespace)
 
 
 def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
@@ -179,7 +204,15 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     insert_new(connection, derived, [{"digest": adapter.digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}])
 
 
-def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, tag: str) -> None:
+def _release(
+    connection: Connection,
+    blobs: BlobStore,
+    repo: Row[Any],
+    commit_id: str,
+    adapter: AdapterFacts,
+    files: Mapping[str, str],
+    tag: str,
+) -> None:
     version = version_of(tag)
     if version is None:
         return
@@ -188,6 +221,8 @@ def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: Ad
     # without its key: a plain FOR UPDATE and an insert that refers to the row would wait for each other
     connection.execute(first.with_for_update(key_share=True)).all()
     _check_release(connection, repo, version, adapter)
+    build = (version, adapter.digest, adapter.base_sha256)
+    gate.check_version(connection, blobs, repo, build, files.get(CONTRACT_FILE))
     row = {
         "repo_id": repo.id,
         "version": version,
@@ -246,6 +281,6 @@ def _forget_unreleased(connection: Connection, repo_id: int) -> None:
         select(refs.c.commit_id).where(refs.c.repo_id == repo_id, refs.c.kind == "tag"),
     )
     rows = (adapters.c.repo_id == repo_id) & adapters.c.is_head.is_(False)
-    for commits in kept:
-        rows &= adapters.c.commit_id.not_in(commits)
+    for wanted in kept:
+        rows &= adapters.c.commit_id.not_in(wanted)
     connection.execute(delete(adapters).where(rows))

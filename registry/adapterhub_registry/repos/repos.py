@@ -202,7 +202,8 @@ class Repos:
         """Rename a repository. The old id becomes free, and leads here until another repository takes it.
 
         Raises:
-            Refusal: 409 when the new id exists, or has a released version with other bytes; else as `create`.
+            Refusal: 409 when the new id exists, or has a released version with other bytes; 422 when a version does
+                not meet the rule of the new namespace; else as `create`.
         """
         row = self._find_own(connection, caller, source)
         self._check_may_write(caller, target)
@@ -212,6 +213,8 @@ class Repos:
         tombstones.check_arrival(connection, row, target)
         ref_names.check_arrival(connection, row, target)
         namespace = target.partition("/")[0]
+        if namespace != row.namespace:
+            adapters.check_arrival(connection, self._blobs, row, namespace)
         connection.execute(
             update(repos)
             .where(repos.c.id == row.id)

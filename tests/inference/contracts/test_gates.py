@@ -21,6 +21,7 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
+from tests.support.signing_homes import statement_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -91,6 +92,19 @@ def test_an_install_keeps_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert adapt("install", "a", "--test-dtype", "float32").exit_code == 2
 
 
+def test_an_install_is_asked_on_a_base_of_four_bits(adapt: Adapt) -> None:
+    pytest.importorskip("bitsandbytes")
+    words = ("install", "a@base-7b==1.0.1", "--from", "./published", "--test-load-in", "4bit")
+    [document] = json.loads(adapt.ok(*words, "--test-warn", "--json"))
+    [tested] = document["tests"]
+    adapt.ok("remove", "a", "--yes")
+    done = adapt(*words, "--test")
+
+    assert tested["load_in"] == "4bit"
+    passed = tested["verdict"] == "PASS"
+    assert (done.exit_code, names(adapt)) == ((0, {"a 1.0.1"}) if passed else (3, set()))
+
+
 def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
     adapt.ok("install", "liar@base-7b", "--from", "./lying")
@@ -106,11 +120,15 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
 
     untested = adapt("push", "a", "--to", "./plain")
     document = json.loads(adapt.ok("push", "a", "--to", "./out", "--sign", "--test", "--json"))
+    signed = list((adapt.folder / "out" / "a" / ".tests").glob("*/*.json"))
     again = adapt("push", "a", "--to", "./plain")
     for path in adapt.library.root.glob("cache/tests/*/*.json"):
         os.utime(path, times=(time.time() - 12.5 * 86400,) * 2)
     late = adapt("push", "a", "--to", "./plain")
 
+    assert [statement_of(path)["predicate"]["result"] for path in signed] == [
+        "PASSED"
+    ]  # went along, as it was asked to
     assert re.search(r"contract: \d+ goldens, not tested here\n", untested.stderr)
     assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b\n", again.stderr)
     assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b\n", late.stderr)
@@ -122,6 +140,18 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert widgets == [read_metadata(shown).values["widget"]]
     warned = adapt("push", "liar", "--to", "./out", "--test-warn")
     assert (warned.exit_code, "warning: `liar 1.0.0` has changed" in warned.stderr) == (0, True)
+
+
+def test_a_contract_that_comes_along_is_told_and_shown(adapt: Adapt) -> None:
+    came = adapt("install", "a@base-7b==1.0.1", "--from", "./published")
+    shown = adapt.ok("info", "a")
+    path = build(adapt, "a").folder / CONTRACT_FILE
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(b'"loss":', b'"loss": '))
+
+    assert "it has a contract; `adapt test a` asks it on your base" in came.stderr
+    assert re.search(r"^contract\t\d+ goldens, not tested here$", shown, re.MULTILINE)
+    assert re.search(r"^contract\t.*evals.jsonl", adapt.ok("info", "a"), re.MULTILINE)
 
 
 def test_an_upgrade_takes_a_drop_in_and_no_other(adapt: Adapt) -> None:

@@ -27,6 +27,9 @@ from tests.support.run_library import write_base
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+KNOWN_TO_OLDER_CLIENTS = {"adapter_config.json", "adapter_model.safetensors", "LICENSE", "evals.jsonl"}
+"""Of the closed list of files in a build: any other makes a client that does not know it refuse the build."""
+
 
 @pytest.fixture(scope="module")
 def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
@@ -69,6 +72,7 @@ def test_recording_again_gives_the_same_build(adapt: Adapt) -> None:
 
     assert (document["created"], document["digest"]) == (False, before.digest)
     assert before.version == "1.0.1"
+    assert {file.path for file in before.files} <= KNOWN_TO_OLDER_CLIENTS
     assert before.prompt == contract_in(build(adapt, "a").folder).prompt  # type: ignore[union-attr]
     assert build(adapt, "a==1.0.0").manifest.file(CONTRACT_FILE) is None
 

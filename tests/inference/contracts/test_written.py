@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import adapterhub
 from adapterhub.core.errors import BehaviourChanged
@@ -59,6 +61,29 @@ def test_python_asks_too_and_other_programs_are_not_pretended(made: Adapt, tmp_p
         assert (refused.exit_code, (tmp_path / "out").exists()) == (2, False)
 
     assert (tested.verdict, exported.verdict) == ("PASS", "PASS")
+
+
+def test_a_gguf_file_is_asked_in_llama_cpp(made: Adapt, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp_py_sync")
+    from tests.support.llama_cpp import write_base
+    from tests.support.llama_server import make_llama_server
+
+    model = AutoModelForCausalLM.from_pretrained(made.folder / "base", dtype=torch.float32)
+    base, program = write_base(model, tmp_path / "base.gguf"), make_llama_server(tmp_path / "llama-server")
+    words = ("--format", "gguf", "--test", "--gguf", base, "--llama-server", program, "-o")
+    refused = made("export", "liar", *words, tmp_path / "out.gguf")
+
+    assert (refused.exit_code, "the result has changed in llama.cpp. Nothing was written" in refused.stderr) == (
+        3,
+        True,
+    )
+    assert made("export", "bare", *words, tmp_path / "out.gguf").exit_code == 17
+    assert left(tmp_path) == []
+    document = json.loads(made.ok("export", "a", *words, tmp_path / "out.gguf", "--json"))
+    assert [(one["verdict"], one["same"], one["engine"]) for one in document["tests"]] == [("PASS", 1.0, "llama.cpp")]
+    assert made("export", "a", "--format", "peft", *words[2:], tmp_path / "out").exit_code == 2
+    program.write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
+    assert "no such model" in made.fails(18, "export", "a", *words, tmp_path / "other.gguf")
 
 
 def test_several_adapters_are_held_to_their_rules_alone(made: Adapt, tmp_path: Path) -> None:

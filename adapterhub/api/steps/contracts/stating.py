@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.errors import SignatureRefused, UsageProblem, shown
+from adapterhub.api.steps.contracts.subjects import subject_of_build
+from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.contract.reports import statement
-from adapterhub.library.results import ResultFiles, results_of
+from adapterhub.library.results import (
+    KeptResults,
+    ResultFiles,
+    keeps_results,
+    results_at,
+    results_of,
+    take_results,
+)
 from adapterhub.trust.signing.results import SignedResult, read_result, sign_result
 from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.api.steps.contracts.subjects import ContractSubject
     from adapterhub.core.digests import Digest
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
+
+
+_DAY_S: Final = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +87,34 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
     return None if made is None else files.add(sign_result(made, key))
 
 
+def sign_results(library: Library, build: Installed, results: Sequence[Tested], signer: SigningKey) -> None:
+    """Sign the verdicts that a test before a push gave, so that they go along."""
+    for one in results:
+        if one.digest == build.manifest.digest:
+            state_result(library, subject_of_build(build), one, signer)
+
+
+def fetch_results(session: Session, library: Library, subject: ContractSubject) -> int:
+    """Take the signed results on an installed build that the servers of its namespace have; returns how many are new.
+
+    Raises:
+        UsageProblem: it is a folder, or has no namespace.
+        RemoteUnreachable: a server does not answer.
+    """
+    build = subject.build
+    if build is None or build.namespace is None:
+        raise UsageProblem(
+            f"`{shown(subject.label, 200)}` has no namespace, so no server has results on it",
+            hint="leave out `--fetch`",
+        )
+    spec, count = AdapterSpec.parse(f"{build.full_name}=={build.manifest.version}"), 0
+    for source in session.sources_of(spec, None, token=None):
+        for release in source.releases(spec) if keeps_results(source) else ():
+            if release.digest == build.manifest.digest:
+                count += take_results(library, results_at(source, release), release.digest, build.full_name)
+    return count
+
+
 def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
     """The signed results that the library has on an installed build, each verified now.
 
@@ -88,3 +132,23 @@ def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
         results=tuple(found),
         refusals=tuple(refusals),
     )
+
+
+def contract_line(library: Library, build: Installed) -> str:
+    """Whether a build has a contract, and when it was last tested by it on this machine."""
+    try:
+        contract = subject_of_build(build).contract()
+    except CouldNotTell:
+        return "contract: of a newer format, which this version cannot test"
+    if contract is None:
+        return "no contract"
+    goldens = len(contract.goldens)
+    what = f"contract: {goldens} golden{'s' * (goldens != 1)}"
+    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
+    if found is None:
+        return f"{what}, not tested here"
+    result, age_s = found
+    days = int(age_s // _DAY_S)
+    when = "tested today" if days == 0 else f"not tested for {days} day{'s' * (days != 1)}"
+    where = f" on {shown(result.base, 200)}" if result.base else ""
+    return f"{what}, {when}: {result.verdict}{where}"

@@ -22,6 +22,7 @@ from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
 from adapterhub.inference.bank.updates import Args, Kwargs, Output
 from adapterhub.inference.loader.attachment import Attached
+from adapterhub.inference.loader.base.pipeline import PipelineModules
 from adapterhub.inference.loader.injection import ReadyAdapter
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ def ensure_outside_use(selection: Selection | None) -> None:
 
 def _doors(model: nn.Module) -> list[nn.Module]:
     """The model, and its parts that others call directly."""
+    if isinstance(model, PipelineModules):
+        return list(model.children())
     doors = {id(model): model}
     for getter in ("get_encoder", "get_decoder"):
         try:

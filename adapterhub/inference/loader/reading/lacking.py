@@ -82,8 +82,9 @@ def _naming_hint(module: str, base: BaseModel) -> str:
 
 def _missing_saved(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
     """Modules that the config replaces whole and that the file lacks."""
+    reachable = set(contents.names.here.values())
     for name, module in base.modules.items():
-        if not name or _is_in(contents.saved, name) or not _is_replaced(name, contents):
+        if not name or name not in reachable or _is_in(contents.saved, name) or not _is_replaced(name, contents):
             continue
         if next(module.parameters(), None) is not None:
             yield f"`{shown(name)}`: the config replaces it whole (modules_to_save), but the file has no tensor of it"
@@ -114,8 +115,14 @@ def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str
     last_names = {name.rpartition(".")[2] for name in contents.modules}
     kinds = {type(base.modules[name]) for name in contents.modules}
     covered = {id(base.modules[name]) for name in contents.modules}  # a shared module has several names
+    reachable = set(contents.names.here.values())  # not the other components of a pipeline
     for name, module in base.modules.items():
-        if id(module) in covered or type(module) not in kinds or name.rpartition(".")[2] not in last_names:
+        if (
+            name not in reachable
+            or id(module) in covered
+            or type(module) not in kinds
+            or name.rpartition(".")[2] not in last_names
+        ):
             continue
         if config.targets(contents.names.adapters_name(name)) and not _is_in(contents.saved, name):
             yield f"`{shown(name)}`: the config targets it, but the file has no factors for it"

@@ -23,8 +23,10 @@ from adapterhub.inference.loader.reading.parameters import holder_of, parameters
 from adapterhub.trust.verify import Subject
 
 
-def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterContents:
+def read_contents(subject: Subject, label: str, base: BaseModel, component: str = "") -> AdapterContents:
     """The contents of an open PEFT folder, with every tensor placed in `base`; `label` names it in errors.
+
+    `component`: the part of a pipeline whose own names the adapter has.
 
     Raises:
         UnsupportedAdapter: its method or a setting of it can never be attached here.
@@ -33,7 +35,7 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
     """
     config, header = subject.config, subject.weights
     ensure_attachable(config, label)
-    names = names_for(_modules_in(header, config), base)
+    names = names_for(modules_in(header, config), base, component)
     sorter = _Sorter(config, base, names)
     for spec in header.tensors:
         sorter.place(spec)
@@ -65,7 +67,7 @@ def _factor_pattern(config: AdapterConfig) -> re.Pattern[str]:
     return re.compile(rf"(?P<module>.+)\.(?P<factor>{names})(?P<part>\.weight|\.bias)?")
 
 
-def _modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
+def modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
     """The modules that the file has factors for, by the file's names."""
     pattern = _factor_pattern(config)
     found = (pattern.fullmatch(saved_name(spec.name.removeprefix(PEFT_PREFIX))) for spec in header.tensors)

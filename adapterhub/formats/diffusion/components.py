@@ -1,0 +1,95 @@
+"""The components of a pipeline that adapters are made for, and those that a `model_index.json` names.
+
+Other components (VAE, scheduler, tokenizers, safety checker) are no part of a base's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import Malformed, shown
+
+DENOISERS: Final = ("unet", "transformer", "transformer_2")
+COMPONENTS: Final = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
+"""The closed list: no other name is ever a folder of an adapter, or a part of a base."""
+
+PIPELINE_FILE: Final = "model_index.json"
+_INDEX_LIMIT_BYTES: Final = 1 << 20
+_LIBRARIES: Final = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the classes of a pipeline may come from; the last is the part of diffusers with the safety checker."""
+
+
+def denoiser_of(components: Iterable[str]) -> str:
+    """The denoiser among `components`; their first one where there is none."""
+    found = sorted(components, key=COMPONENTS.index)
+    return next((name for name in found if name in DENOISERS), found[0])
+
+
+def stated_component(annotations: Mapping[str, Any]) -> str:
+    """The one component that another program's file was written for, as `add` recorded it; "" for several or none."""
+    origin = annotations.get("origin")
+    parts = origin.get("parts") if isinstance(origin, Mapping) else None
+    return parts[0] if isinstance(parts, list | tuple) and len(parts) == 1 and parts[0] in COMPONENTS else ""
+
+
+def ensure_no_code(pipeline: Path) -> None:
+    """Raise if loading the pipeline would import code that comes with it.
+
+    Raises:
+        Malformed: it holds Python files, or `model_index.json` names a class outside diffusers and transformers.
+    """
+    hint = "save the pipeline with classes of diffusers and transformers alone"
+    found = next((path for path in sorted(pipeline.rglob("*.py"))), None)
+    if found is not None:
+        raise Malformed(f"`{pipeline}` holds code, which is never run: `{shown(found.name)}`", hint=hint)
+    value = _index(pipeline)
+    named = value.get("_class_name")
+    foreign = [
+        entry[0]
+        for name, entry in value.items()
+        if not name.startswith("_") and isinstance(entry, list) and entry and entry[0] not in _LIBRARIES
+    ]
+    if not isinstance(named, str) or not named.isidentifier() or foreign:
+        what = f"names classes of {shown(foreign[0])}" if foreign else f"`_class_name` is {shown(named)}"
+        raise Malformed(f"{pipeline / PIPELINE_FILE}: {what}, expected those of diffusers and transformers", hint=hint)
+
+
+def component_folders(pipeline: Path) -> dict[str, Path]:
+    """The folder of each component that adapters are made for, in the order of `COMPONENTS`.
+
+    Reads `model_index.json`, which gives `[library, class]` for each component, or `[null, null]` for one left out.
+
+    Raises:
+        Malformed: the file is damaged, names none of these components, or one whose folder is missing.
+    """
+    path, value = pipeline / PIPELINE_FILE, _index(pipeline)
+    found: dict[str, Path] = {}
+    for name in COMPONENTS:
+        entry = value.get(name)
+        if entry is None or entry == [None, None]:
+            continue
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):  # noqa: PLR2004
+            raise Malformed(f"{path}: `{name}` is {shown(entry)}, expected [library, class]")
+        if not (pipeline / name).is_dir():
+            raise Malformed(
+                f"`{pipeline}` is incomplete: `{PIPELINE_FILE}` names `{name}`, and there is no such folder",
+                hint="finish the download and try again",
+            )
+        found[name] = pipeline / name
+    if not found:
+        raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")
+    return found
+
+
+def _index(pipeline: Path) -> dict[str, Any]:
+    path = pipeline / PIPELINE_FILE
+    try:
+        value = read_json(path, _INDEX_LIMIT_BYTES)
+    except (ValueError, OSError) as error:
+        raise Malformed(f"{path}: {error}", hint="download the pipeline again") from None
+    if not isinstance(value, dict):
+        raise Malformed(f"{path}: expected an object with the components", hint="download the pipeline again")
+    return value

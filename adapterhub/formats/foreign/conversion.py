@@ -1,0 +1,264 @@
+"""From a foreign file to a PEFT folder, in one pass over the file and with the memory of one module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from adapterhub.core.digests import Digest, Progress, digest_of_hash
+from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.formats.foreign.arrays import folded, transposed
+from adapterhub.formats.foreign.reading import Cut, Reading, Rows, Source
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.keys import PREFIX
+from adapterhub.formats.safetensors.file import TensorFile, header_bytes, parse_header
+from adapterhub.formats.safetensors.header import TensorSpec
+
+_CHUNK_BYTES: Final = 1 << 20
+_AHEAD: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """The digests of a foreign file: of all its bytes, and of those behind the header (kohya's `sshs_model_hash`)."""
+
+    whole: Digest
+    data: Digest
+    size_bytes: int
+
+
+class OpenFile:
+    """A foreign file, opened once: its header, and its bytes."""
+
+    def __init__(self, path: Path, stream: IO[bytes], size_bytes: int) -> None:
+        self.path = path
+        self.where = path.name
+        self._stream = stream
+        self.header: TensorFile = parse_header(stream, path=path, size_bytes=size_bytes, where=self.where)
+        self._seen: dict[int, bytes] = {}
+
+    def source(self, config: Mapping[str, Any] | None, base: Mapping[str, tuple[int, ...]]) -> Source:
+        """What a reader gets."""
+        return Source(file=self.header, where=self.where, read=self._small, config=config, base=base)
+
+    def _small(self, spec: TensorSpec) -> bytes:
+        """The bytes of a tensor of one number; the pass compares them."""
+        self._seen[spec.start] = os.pread(self._stream.fileno(), spec.size_bytes, spec.start)
+        return self._seen[spec.start]
+
+    def pieces(self, progress: Progress | None, digests: list[Digests]) -> Iterator[tuple[TensorSpec, Iterator[bytes]]]:
+        """Each tensor in the file's order with its bytes; the digests are appended behind the last one.
+
+        Raises:
+            MalformedTensorFile: the file was cut short, or changed, meanwhile.
+        """
+        header = self.header
+        with ThreadPoolExecutor(1) as pool:
+            whole, data = hashlib.sha256(), hashlib.sha256()
+            waiting: list[Future[None]] = []
+            self._stream.seek(0)
+            whole.update(self._stream.read(header.data_start))
+            for spec in header.tensors:
+                yield spec, self._chunks(spec, whole, lambda chunk: _hand(pool, waiting, data.update, chunk), progress)
+            for future in waiting:
+                future.result()
+        digests.append(Digests(whole=digest_of_hash(whole), data=digest_of_hash(data), size_bytes=header.size_bytes))
+
+    def _chunks(self, spec: TensorSpec, whole: Any, also: Any, progress: Progress | None) -> Iterator[bytes]:  # noqa: ANN401
+        left = spec.size_bytes
+        while left:
+            chunk = self._stream.read(min(left, _CHUNK_BYTES))
+            if not chunk or self._seen.get(spec.start, chunk) != chunk:
+                raise MalformedTensorFile(self.where, "changed while it was read", hint="add it again")
+            left -= len(chunk)
+            also(chunk)
+            whole.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+            yield chunk
+
+
+def _hand(pool: ThreadPoolExecutor, waiting: list[Future[None]], work: Any, chunk: bytes) -> None:  # noqa: ANN401
+    if len(waiting) >= _AHEAD:
+        waiting.pop(0).result()
+    waiting.append(pool.submit(work, chunk))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[OpenFile]:
+    """The file at `path`, with its header checked.
+
+    Raises:
+        MalformedTensorFile: it cannot be opened, is not a plain file, or its header breaks the format.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise MalformedTensorFile(path.name, f"cannot be opened: {error.strerror}") from None
+    with os.fdopen(handle, "rb") as stream:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise MalformedTensorFile(path.name, "is not a regular file")
+        yield OpenFile(path, stream, facts.st_size)
+
+
+# ---------------------------------------------------------------- the plan
+def planned(reading: Reading) -> list[tuple[TensorSpec, Cut]]:
+    """Every tensor of the PEFT folder and where its bytes come from, in the order of the foreign file."""
+    found = [
+        (TensorSpec.planned(f"{PREFIX}{reading.full_name(module)}.{slot}", cut.dtype, cut.shape), cut)
+        for module in reading.modules
+        for slot, cut in module.slots.items()
+    ]
+    return sorted(
+        found, key=lambda pair: (max(pair[1].source.start, pair[1].mid.start if pair[1].mid else 0), pair[0].name)
+    )
+
+
+def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progress | None = None) -> Digests:
+    """Write config and weights of the PEFT folder into `folder`, which exists; returns the digests of the original.
+
+    Raises:
+        MalformedTensorFile: the file changed meanwhile.
+        OSError: the folder cannot be written.
+    """
+    plan = planned(reading)
+    header = header_bytes([spec for spec, _ in plan], {"format": "pt"})
+    places: dict[int, list[tuple[int, Cut]]] = {}
+    needed: Counter[int] = Counter()
+    at = len(header)
+    for spec, cut in plan:
+        for one in (cut.source, cut.mid):
+            if one is not None:
+                places.setdefault(one.start, []).append((at, cut))
+        needed.update([cut.source.start] if cut.mid else [])
+        at += spec.size_bytes
+    kept: dict[int, bytes] = {}
+    digests: list[Digests] = []
+    with (folder / WEIGHTS_FILE).open("xb") as sink:
+        sink.write(header)
+        for spec, chunks in file.pieces(progress, digests):
+            uses = places.get(spec.start, []) if spec.size_bytes else []
+            if len(uses) == 1 and _is_plain(uses[0][1]):
+                sink.seek(uses[0][0])
+                sink.writelines(chunks)
+                continue
+            raw = b"".join(chunks) if uses else _drained(chunks)
+            for place, cut in uses:
+                if cut.mid is not None:
+                    kept[spec.start] = raw
+                    if not {cut.source.start, cut.mid.start} <= kept.keys():
+                        continue
+                sink.seek(place)
+                sink.write(_made(cut, raw, kept))
+    text = json.dumps(config_of(reading), indent=2) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    return digests[0]
+
+
+def _drained(chunks: Iterable[bytes]) -> bytes:
+    for _ in chunks:
+        pass
+    return b""
+
+
+def _is_plain(cut: Cut) -> bool:
+    return not cut.rows and not cut.is_transposed and cut.mid is None
+
+
+def _made(cut: Cut, raw: bytes, kept: dict[int, bytes]) -> bytes:
+    if cut.mid is not None:
+        down, mid = kept.pop(cut.source.start), kept.pop(cut.mid.start)
+        return folded(down, cut.source, mid, cut.mid)
+    if cut.rows:
+        return rows_of(raw, cut.source, cut.rows)
+    return transposed(raw, cut.source) if cut.is_transposed else raw
+
+
+def rows_of(raw: bytes, spec: TensorSpec, rows: Rows) -> bytes:
+    """Those rows of a tensor, in that order."""
+    width = len(raw) // spec.shape[0]
+    return b"".join(raw[start * width : stop * width] for start, stop in rows)
+
+
+# ---------------------------------------------------------------- the config
+def config_of(reading: Reading) -> dict[str, Any]:
+    """The `adapter_config.json`: whole module names, and the rank and alpha that most modules have."""
+    names = [reading.full_name(module) for module in reading.modules]
+    ranks = Counter(module.rank for module in reading.modules)
+    alphas = Counter(float(module.rank if module.alpha is None else module.alpha) for module in reading.modules)
+    rank, alpha = ranks.most_common(1)[0][0], alphas.most_common(1)[0][0]
+    inner = _ends_of(names)
+    keys = {name: f"^{re.escape(name)}" if name in inner else name for name in names}
+    pairs = list(zip(names, reading.modules, strict=True))
+    own_ranks = {keys[name]: module.rank for name, module in pairs if module.rank != rank}
+    own_alphas = {
+        keys[name]: _number(value)
+        for name, module in pairs
+        if (value := float(module.rank if module.alpha is None else module.alpha)) != alpha
+    }
+    targets: list[str] | str = sorted(names)
+    if inner:
+        targets = f"^(?:{'|'.join(re.escape(name) for name in sorted(names))})$"
+    common = {
+        "peft_type": reading.method,
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "inference_mode": True,
+        "r": rank,
+        "target_modules": targets,
+        "rank_pattern": own_ranks,
+        "alpha_pattern": own_alphas,
+        **reading.settings,
+    }
+    if reading.method == "LORA":
+        slots = {slot for module in reading.modules for slot in module.slots}
+        return common | {
+            "lora_alpha": _number(alpha),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "use_rslora": reading.use_rslora,
+            "use_dora": "lora_magnitude_vector" in slots,
+            "lora_bias": "lora_B.bias" in slots,
+            "init_lora_weights": True,
+        }
+    return common | {"alpha": _number(alpha), "init_weights": True}
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+def _ends_of(names: list[str]) -> set[str]:
+    """Names that end another one at a dot, which a plain pattern would hit as well."""
+    known = set(names)
+    return {end for name in names for end in _endings(name) if end in known}
+
+
+def _endings(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[n:]) for n in range(1, len(parts)))
+
+
+def ensure_one_kind(source: Source, reading: Reading) -> None:
+    """Raise where PEFT's one config cannot say what the modules are.
+
+    Raises:
+        MalformedTensorFile: E_UNSUPPORTED for DoRA or biases on some modules and not on others.
+    """
+    for slot, what in (("lora_magnitude_vector", "DoRA's magnitude"), ("lora_B.bias", "a bias of B")):
+        having = [module for module in reading.modules if slot in module.slots]
+        if having and len(having) < len(reading.modules):
+            lacking = next(module for module in reading.modules if slot not in module.slots)
+            text = f"{len(having)} of {len(reading.modules)} modules have {what}, `{shown(lacking.name)}` has none"
+            source.refuse("E_UNSUPPORTED", text, "PEFT has it on all modules of an adapter or on none")

@@ -1,0 +1,144 @@
+"""ComfyUI, ai-toolkit and Black Forest Labs: the model's own names, behind `diffusion_model.` or behind nothing.
+
+`text_encoders.clip_l.transformer.` and `clip_g` are the text encoders. `.alpha` beside a pair is its alpha, without one
+the scale is 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.foreign.denoisers import family_of, named
+from adapterhub.formats.foreign.places import denoiser, placed
+from adapterhub.formats.foreign.reading import Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.tables.flux import Target
+from adapterhub.formats.foreign.tables.text_encoder import clip_modules
+from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
+from adapterhub.formats.safetensors.header import TensorSpec
+
+PREFIX: Final = "diffusion_model."
+ENCODERS: Final = MappingProxyType(
+    {
+        "text_encoders.clip_l.transformer.": "text_encoder",
+        "text_encoders.clip_g.transformer.": "text_encoder_2",
+    }
+)
+_NAME: Final = re.compile(
+    r"(?P<module>[\w.]+?)\.(?P<slot>lora_[AB]\.weight|lora_(?:down|up|mid)\.weight|lora\.(?:down|up)\.weight|lora_B\.bias|"
+    r"alpha|dora_scale)",
+    re.ASCII,
+)
+_SLOTS: Final = MappingProxyType(
+    {
+        "lora_A.weight": "down",
+        "lora_B.weight": "up",
+        "lora_down.weight": "down",
+        "lora_up.weight": "up",
+        "lora.down.weight": "down",
+        "lora.up.weight": "up",
+        "lora_mid.weight": "mid",
+        "lora_B.bias": "bias",
+        "dora_scale": "magnitude",
+        "alpha": "alpha",
+    }
+)
+
+
+def read(source: Source) -> Reading:
+    """The file's modules.
+
+    Raises:
+        MalformedTensorFile: a name leads nowhere, a pair is not whole, or an alpha is no scale.
+    """
+    groups: dict[tuple[str, str], dict[str, TensorSpec]] = {}
+    ends: dict[str, str] = {}
+    prefixes: set[str] = set()
+    for spec in source.file.tensors:
+        found = _NAME.fullmatch(spec.name)
+        if found is None:
+            source.refuse("E_NAME", f"`{shown(spec.name)}` is no name of ComfyUI's")
+        module, slot = found["module"], _SLOTS[found["slot"]]
+        prefix = next((p for p in (*ENCODERS, PREFIX) if module.startswith(p)), "")
+        if not prefix and module.startswith("text_encoders."):
+            source.refuse("E_NAME", f"`{shown(module)}` is of a text encoder that has no table here")
+        group = groups.setdefault((prefix, module[len(prefix) :]), {})
+        if slot in group:
+            source.refuse("E_CONFLICT", f"`{shown(spec.name)}` and `{shown(group[slot].name)}` are one tensor")
+        group[slot] = spec
+        ends[slot] = found["slot"]
+        prefixes.add(prefix)
+    if {"", PREFIX} <= prefixes:
+        source.refuse("E_SCHEME", f"some names begin with `{PREFIX}` and others do not")
+    names = [name for prefix, name in groups if prefix not in ENCODERS]
+    family, part, table = denoiser(source, names, is_flat=False) if names else ("", "", {})
+    modules: list[Module] = []
+    taken: dict[tuple[str, str], str] = {}
+    for (prefix, name), found_specs in groups.items():
+        is_clip = prefix in ENCODERS and name in clip_modules()
+        targets = (Target(name=name),) if is_clip else table.get(name)
+        if targets is None:
+            source.refuse("E_NAME", f"`{shown(prefix + name)}` leads to no module of a CLIP text encoder")
+        spec = found_specs.pop("alpha", None)
+        alpha = scalar(source, spec) if spec is not None else None
+        component = ENCODERS.get(prefix, part)
+        own = lora_module(source, component, targets[0].name, found_specs, alpha=alpha, label=prefix + name)
+        for module in placed(source, own, targets, prefix + name):
+            earlier = taken.setdefault((module.part, module.name), name)
+            if earlier != name:
+                source.refuse("E_CONFLICT", f"`{shown(name)}` and `{shown(earlier)}` are one module, `{module.name}`")
+            modules.append(module)
+    spelling = {"family": family, "ends": ends, "prefix": PREFIX if PREFIX in prefixes else ""}
+    return Reading(scheme="comfyui", modules=tuple(modules), spelling=spelling)
+
+
+# ---------------------------------------------------------------- out
+_ORIGINAL: Final = MappingProxyType({"sd1": "sd1-ldm", "sdxl": "sdxl-ldm"})
+
+
+def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
+    """ComfyUI's file: the model's own names behind `diffusion_model.`, and an alpha beside each pair.
+
+    Raises:
+        UnsupportedAdapter: a module has no name there, or parts cannot be joined.
+    """
+    plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in reading.modules]
+    denoisers = [module for module in plain if module.part not in ENCODERS.values()]
+    family = family_of(denoisers, spelling.get("family"))
+    prefix = spelling["prefix"] if spelling.get("prefix") in ("", PREFIX) else PREFIX
+    stated = spelling.get("ends")
+    ends = {slot: end for slot, end in stated.items() if _SLOTS.get(end) == slot} if isinstance(stated, dict) else {}
+    has_alpha = not ends or "alpha" in ends or any(module.alpha != module.rank for module in plain)
+    outputs: list[Output] = []
+    clip = {part: start for start, part in ENCODERS.items()}
+    pairs = [
+        (f"{prefix}{one.name}", one.module, one.down, one.up)
+        for one in named(denoisers, _ORIGINAL.get(family, family), read)
+    ]
+    for module in plain:
+        if module.part in clip:
+            name = (
+                module.name
+                if module.name.startswith(("text_model.", "text_projection"))
+                else f"text_model.{module.name}"
+            )
+            halves = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
+            pairs.append((f"{clip[module.part]}{name}", module, *halves))
+    for name, module, down, up in pairs:
+        outputs += [
+            replace(down, name=f"{name}.{ends.get('down', 'lora_A.weight')}"),
+            replace(up, name=f"{name}.{ends.get('up', 'lora_B.weight')}"),
+        ]
+        if has_alpha:
+            value = float(module.rank if module.alpha is None else module.alpha)
+            outputs.append(alpha_output(f"{name}.alpha", value, spelling.get("alpha"), up.dtype))
+        if "lora_magnitude_vector" in module.slots:
+            shape = (up.shape[0], *((1,) * (len(down.shape) - 1)))
+            outputs.append(Output.of(f"{name}.dora_scale", module.slots["lora_magnitude_vector"], shape))
+        if "lora_B.bias" in module.slots:
+            raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which ComfyUI has no place for")
+    return Program(outputs=tuple(outputs), metadata={"format": "pt"})

@@ -1,0 +1,189 @@
+"""kohya's sd-scripts, and LyCORIS and OneTrainer in its names: `lora_unet_<module with _ for .>.lora_down.weight`.
+
+`.alpha` beside a pair is its alpha, without one the scale is 1. Names are looked up flattened, because `_` for `.`
+cannot be undone by rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.foreign.denoisers import Named, family_of, named
+from adapterhub.formats.foreign.places import denoiser, flat, flat_clip, placed
+from adapterhub.formats.foreign.products import product_module
+from adapterhub.formats.foreign.reading import Method, Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
+from adapterhub.formats.safetensors.header import TensorSpec
+
+_NAME: Final = re.compile(r"(lora_unet|lora_te[123]?|lora_transformer|lycoris)_(\w+)\.([\w.]+)", re.ASCII)
+_SLOTS: Final = MappingProxyType(
+    {
+        "lora_down.weight": "down",
+        "lora_up.weight": "up",
+        "lora_mid.weight": "mid",
+        "dora_scale": "magnitude",
+        "alpha": "alpha",
+    }
+)
+TEXT_ENCODERS: Final = MappingProxyType(
+    {"lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+)
+
+Groups = dict[tuple[str, str], dict[str, TensorSpec]]
+
+
+def read(source: Source) -> Reading:
+    """The file's modules.
+
+    Raises:
+        MalformedTensorFile: a name leads nowhere, a pair is not whole, or an alpha is no scale.
+    """
+    groups: Groups = {}
+    for spec in source.file.tensors:
+        found = _NAME.fullmatch(spec.name)
+        if found is None:
+            source.refuse("E_NAME", f"`{shown(spec.name)}` is no name of kohya's")
+        prefix, name, slot = found.groups()
+        if prefix == "lora_te3":
+            source.refuse("E_UNSUPPORTED", f"`{shown(spec.name)}` is of a T5 text encoder, which has no table here")
+        groups.setdefault((prefix, name), {})[_SLOTS.get(slot, slot)] = spec
+    method = _method(source, groups)
+    names = [name for prefix, name in groups if prefix not in TEXT_ENCODERS]
+    family, part, table = denoiser(source, names, is_flat=True) if names else ("", "", {})
+    modules: list[Module] = []
+    taken: dict[tuple[str, str], str] = {}
+    for (prefix, name), found in groups.items():
+        label = f"{prefix}_{name}"
+        component = TEXT_ENCODERS.get(prefix, part)
+        targets = flat_clip().get(name) if prefix in TEXT_ENCODERS else table[name]
+        if targets is None:
+            source.refuse("E_NAME", f"`{shown(label)}` leads to no module of a CLIP text encoder")
+        alpha_spec = found.pop("alpha", None)
+        alpha = scalar(source, alpha_spec) if alpha_spec is not None else None
+        if method == "LORA":
+            own = lora_module(source, component, targets[0].name, found, alpha=alpha, label=label)
+        else:
+            own = product_module(source, component, targets[0].name, found, method=method, alpha=alpha, label=label)
+        for module in placed(source, own, targets, label):
+            earlier = taken.setdefault((module.part, module.name), label)
+            if earlier != label:
+                text = f"`{shown(label)}` and `{shown(earlier)}` are one module, `{module.name}`"
+                source.refuse(
+                    "E_CONFLICT", text, "the file has two updates for it; only its trainer knows which counts"
+                )
+            modules.append(module)
+    prefixes = sorted({prefix for prefix, _ in groups})
+    return Reading(
+        scheme="kohya",
+        modules=tuple(modules),
+        method=method,
+        spelling={"family": family, "prefixes": prefixes} if family else {"prefixes": prefixes},
+    )
+
+
+def _method(source: Source, groups: Mapping[tuple[str, str], Mapping[str, TensorSpec]]) -> Method:
+    """The one method of all modules.
+
+    Raises:
+        MalformedTensorFile: E_UNSUPPORTED for a mixture.
+    """
+    kinds: dict[Method, str] = {}
+    for (prefix, name), found in groups.items():
+        slots = "".join(found)
+        here: list[Method] = []
+        here += ["LOHA"] if "hada_" in slots else []
+        here += ["LOKR"] if "lokr_" in slots else []
+        here += ["LORA"] if not here or {"down", "up", "mid"} & found.keys() else []
+        for kind in here:
+            kinds.setdefault(kind, f"{prefix}_{name}")
+    if len(kinds) > 1:
+        which = ", ".join(f"{kind} on `{shown(name)}`" for kind, name in kinds.items())
+        source.refuse("E_UNSUPPORTED", f"mixes methods: {which}", "a PEFT adapter has one method")
+    return next(iter(kinds))
+
+
+# ---------------------------------------------------------------- out
+_VERSIONS: Final = MappingProxyType({"sd1": "sd_v1-5", "sdxl": "sdxl_base_v1-0", "flux": "flux1"})
+_GREW: Final = "joined {} modules whose factors differ; their ranks add up, and zeros fill the rest"
+
+
+def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
+    """The file of kohya: flattened names, SDXL in those of its original checkpoint, and an alpha beside each pair.
+
+    Raises:
+        UnsupportedAdapter: a module has no name there, parts cannot be joined, or two names flatten to one.
+    """
+    denoisers = [module for module in reading.modules if module.part not in _ENCODERS]
+    plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in denoisers]
+    family = family_of(plain, spelling.get("family"))
+    has_alpha = "alpha" in spelling or not spelling or any(module.alpha != module.rank for module in reading.modules)
+    stated = spelling.get("prefixes")
+    prefixes = [p for p in stated if isinstance(p, str)] if isinstance(stated, list) else []
+    own = next((p for p in prefixes if p not in TEXT_ENCODERS), "lora_unet")
+    first = "lora_te" if "lora_te" in prefixes or (not prefixes and family == "sd1") else "lora_te1"
+    outputs: list[Output] = []
+    ranks: Counter[int] = Counter()
+    grew = 0
+    for one in named(plain, family, read):
+        outputs += _outputs(f"{own}_{flat(one.name)}", one, spelling.get("alpha"), has_alpha=has_alpha)
+        ranks[one.module.rank] += 1
+        grew += one.grew
+    for module in reading.modules:
+        if module.part in _ENCODERS:
+            prefix = "lora_te2" if module.part == "text_encoder_2" else first
+            name = (
+                module.name
+                if module.name.startswith(("text_model.", "text_projection"))
+                else f"text_model.{module.name}"
+            )
+            alone = replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora))
+            pair = Named(
+                name=name,
+                module=alone,
+                down=Output.of("", module.slots["lora_A.weight"]),
+                up=Output.of("", module.slots["lora_B.weight"]),
+            )
+            outputs += _outputs(f"{prefix}_{flat(name)}", pair, spelling.get("alpha"), has_alpha=has_alpha)
+            ranks[module.rank] += 1
+    _ensure_distinct(outputs)
+    rank = ranks.most_common(1)[0][0]
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank if reading.modules[0].alpha is None else reading.modules[0].alpha)),
+    }
+    version = _VERSIONS.get(family.partition("-")[0])
+    metadata |= {"ss_base_model_version": version} if version else {}
+    notes = (_GREW.format(grew),) if grew else ()
+    return Program(outputs=tuple(outputs), metadata=metadata, notes=notes, hash_key="sshs_model_hash")
+
+
+_ENCODERS: Final = ("text_encoder", "text_encoder_2")
+
+
+def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:  # noqa: ANN401 - of a manifest
+    module = one.module
+    yield replace(one.down, name=f"{key}.lora_down.weight")
+    yield replace(one.up, name=f"{key}.lora_up.weight")
+    if has_alpha:
+        value = module.rank if module.alpha is None else module.alpha
+        yield alpha_output(f"{key}.alpha", float(value), kind, one.up.dtype)
+    magnitude = module.slots.get("lora_magnitude_vector")
+    if magnitude is not None:
+        ones = (1,) * (len(one.down.shape) - 1)
+        yield Output.of(f"{key}.dora_scale", magnitude, (one.up.shape[0], *ones))
+    if "lora_B.bias" in module.slots:
+        raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which kohya's files have no place for")
+
+
+def _ensure_distinct(outputs: list[Output]) -> None:
+    counts = Counter(output.name for output in outputs)
+    name, most = counts.most_common(1)[0]
+    if most > 1:
+        raise UnsupportedAdapter(f"`{shown(name)}` would be the name of {most} modules; nothing was written")

@@ -1,0 +1,70 @@
+"""The export for programs with names of their own: their reader in `formats/foreign` also writes, and reads it back."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import sync_file
+from adapterhub.core.disk.new_folder import new_file, new_folder
+from adapterhub.core.errors import UnsupportedAdapter, UsageProblem, shown
+from adapterhub.formats.foreign.foreign_file import MLX_WEIGHTS
+from adapterhub.formats.foreign.writing import Program, modules_of, write_file
+from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.inference.export._job import Adapter, Exported, Job
+
+_SCHEMES: Final = {
+    "diffusers": ("diffusers", "diffusers-old"),
+    "kohya": ("kohya",),
+    "comfyui": ("comfyui",),
+    "mlx": ("mlx",),
+}
+"""The schemes of originals whose spelling a program's writer keeps."""
+
+
+def export_for(program: str, job: Job, out: Path) -> Exported:
+    """Write the adapter for `program`: a folder for MLX, a file for the others.
+
+    Raises:
+        UsageProblem: a dtype was given; the numbers are the author's.
+        UnsupportedAdapter: the program has no form for a part of the adapter.
+    """
+    if job.dtype is not None:
+        raise UsageProblem(f"the format `{program}` keeps the author's numbers and takes no `--dtype`")
+    with job.opened("peft", needs_base=False, guesses_base=False) as adapter:
+        made = _made(program, adapter)
+        if made.config is None:
+            with new_file(out) as partial:
+                write_file(partial, made, adapter.factors.data, job.step)
+                sync_file(partial)
+            paths: tuple[Path, ...] = (out,)
+        else:
+            with new_folder(out, durable=True) as folder:
+                write_file(folder / MLX_WEIGHTS, made, adapter.factors.data, job.step)
+                (folder / CONFIG_FILE).write_text(json.dumps(dict(made.config), indent=2) + "\n", encoding="utf-8")
+            paths = (out / CONFIG_FILE, out / MLX_WEIGHTS)
+        return Exported(
+            paths=paths,
+            label=adapter.label,
+            size_bytes=sum(path.stat().st_size for path in paths),
+            notes=(*adapter.warnings, *made.notes),
+        )
+
+
+def _made(program: str, adapter: Adapter) -> Program:
+    found: Any = adapter.manifest.annotations.get("origin") if adapter.manifest else None
+    origin = found if isinstance(found, dict) else {}
+    stated = origin.get("spelling") if origin.get("scheme") in _SCHEMES[program] else {}
+    spelling = stated if isinstance(stated, dict) else {}
+    reading = modules_of(adapter.factors.header, adapter.factors.config, adapter.label, origin)
+    is_image = all(module.part for module in reading.modules)
+    if program != "mlx" and not is_image:
+        module = next(module.name for module in reading.modules if not module.part)
+        reason = f"`{shown(module)}` is a module of no component of an image pipeline"
+        message = f"`{shown(adapter.label, 200)}` cannot be exported for {program}; nothing was written"
+        raise UnsupportedAdapter(message, [reason], hint="`--format mlx` and `--format gguf` are for language models")
+    writer = import_module(f"adapterhub.formats.foreign.programs.{program}")
+    made: Program = writer.write(reading, spelling, adapter.factors.data)
+    return made

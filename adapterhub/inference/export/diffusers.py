@@ -1,0 +1,13 @@
+"""`diffusers`: the file that `load_lora_weights` takes, with rank and alpha of each module in its header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapterhub.inference.export._job import Exported, Job
+from adapterhub.inference.export._programs import export_for
+
+
+def export(job: Job, out: Path) -> Exported:
+    """Write the file `out`; errors as for `export_for`."""
+    return export_for("diffusers", job, out)

@@ -1,0 +1,193 @@
+"""Images of a pipeline with adapters on it. Needs diffusers, the extra `diffusion`."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.extras import require
+from adapterhub.core.specs import BaseSpec
+from adapterhub.distribution.finding import AdapterLike
+from adapterhub.formats.diffusion.components import PIPELINE_FILE, component_folders, ensure_no_code
+from adapterhub.inference.loader.attachment import attach
+from adapterhub.inference.loader.facts import AttachedAdapter
+from adapterhub.weights.dtypes import CHOSEN_DTYPES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What to draw. None: as the pipeline does by itself. `guidance`: how strongly the prompt leads."""
+
+    prompt: str
+    seed: int
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of diffusers' pipelines."""
+        found: dict[str, Any] = {"prompt": self.prompt, "generator": torch.Generator().manual_seed(self.seed)}
+        if self.steps is not None:
+            found["num_inference_steps"] = self.steps
+        if self.guidance is not None:
+            found["guidance_scale"] = self.guidance
+        if self.size is not None:
+            found["width"], found["height"] = self.size
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """An image (of Pillow), the adapters that it was drawn with, and the seconds that drawing took."""
+
+    image: Image
+    adapters: tuple[AttachedAdapter, ...]
+    seconds: float
+
+
+def draw(
+    library: Library,
+    record: BaseRecord,
+    adapters: Mapping[AdapterLike, float],
+    drawing: Drawing,
+    *,
+    dtype: str = "auto",
+    allow_base_mismatch: bool = False,
+    on_step: OnStep | None = None,
+) -> Drawn:
+    """Load the pipeline of `record`, draw one image with `adapters` on it, and let go of both.
+
+    `record` is a pipeline, or a component of one. `on_step` gets the steps done and their number after each step.
+
+    Raises:
+        Incompatible: the base is no folder of diffusers, or diffusers cannot load or run it.
+        MissingExtra: diffusers is not installed.
+        BaseMismatch and the others of `attach`.
+    """
+    whole = _whole(library, record)
+    assert whole.path is not None  # the caller found it
+    pipeline = load_pipeline(whole.path, dtype=dtype)
+    start = time.perf_counter()
+    if not adapters:
+        return Drawn(image=_image(pipeline, drawing, on_step), adapters=(), seconds=time.perf_counter() - start)
+    base = BaseSpec.parse(whole.alias or str(whole.path))
+    with attach(pipeline, adapters, library=library, base=base, allow_base_mismatch=allow_base_mismatch) as attached:
+        start = time.perf_counter()
+        image = _image(pipeline, drawing, on_step)
+        return Drawn(image=image, adapters=attached.adapters, seconds=time.perf_counter() - start)
+
+
+def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:  # noqa: ANN401 - a pipeline of diffusers
+    """The pipeline in a folder of diffusers, frozen, on the first GPU if there is one.
+
+    Reads only safetensors weights, runs no code that comes with the pipeline, and downloads nothing.
+
+    Raises:
+        Incompatible: it cannot be loaded.
+        MissingExtra: diffusers is not installed.
+        Malformed: it is incomplete, or brings code.
+    """
+    if not (folder / PIPELINE_FILE).is_file():
+        raise Incompatible(
+            f"`{folder}` is no pipeline in a folder, expected one with a `{PIPELINE_FILE}`",
+            hint="save it with diffusers' `save_pretrained`; `adapt base add FOLDER --as NAME` registers it",
+        )
+    require("diffusion", "drawing an image")
+    component_folders(folder)
+    ensure_no_code(folder)
+    for noisy in ("diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if dtype in CHOSEN_DTYPES:
+        options["torch_dtype"] = CHOSEN_DTYPES[dtype]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise Incompatible(
+            f"`{folder}` cannot be loaded as a pipeline: {shown(str(error).strip(), 200)}",
+            hint="load it yourself; `adapterhub.attach(pipeline, …)` accepts a pipeline of any kind",
+        ) from None
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(requires_grad=False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write_png(image: Image, path: Path) -> None:
+    """Write an image as PNG, whole or not at all.
+
+    Raises:
+        NotAllowed, NotFound: the place cannot be written.
+        OSError: the disk is full.
+    """
+    held = BytesIO()
+    image.save(held, format="PNG")
+    write_durably(output_place(path), held.getvalue())
+
+
+def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:  # noqa: ANN401
+    settings = drawing.settings()
+    if on_step is not None:
+
+        def after(running: Any, step: int, _time: object, kept: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+            on_step(step + 1, max(step + 1, int(getattr(running, "num_timesteps", 0))))
+            return kept
+
+        settings["callback_on_step_end"] = after
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = pipeline(**settings).images
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise Incompatible(
+            f"the pipeline cannot draw this: {shown(str(error).strip(), 200)}",
+            hint="try another --size, or draw with diffusers: `adapterhub.attach(pipeline, …)`",
+        ) from None
+    if not found:
+        raise Incompatible("the pipeline gave no image", hint="draw with diffusers: `adapterhub.attach(pipeline, …)`")
+    image: Image = found[0]
+    return image
+
+
+def _whole(library: Library, record: BaseRecord) -> BaseRecord:
+    """The pipeline that `record` is, or is a component of.
+
+    Raises:
+        UsageProblem: it is one model.
+    """
+    if record.components:
+        return record
+    if record.component and record.alias:
+        return library.bases.get(record.alias.partition("/")[0])
+    raise UsageProblem(
+        f"`{record.label}` is one model, expected a pipeline that draws images",
+        hint="`adapt base add FOLDER --as NAME` registers the folder with its `model_index.json`",
+    )

@@ -1,0 +1,231 @@
+"""The routes of signed results of tests, and of the rules of namespaces about them. The server runs nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel, Field, StrictBool, StringConstraints
+from sqlalchemy import select
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, whole
+from adapterhub_registry.api.adapt_router import adapt_router
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, user_of
+from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.database.db import repos
+from adapterhub_registry.errors import forbidden
+from adapterhub_registry.names import KEY_NAME, known_repo_id
+from adapterhub_registry.results.results import StoredResult, digest_of_version, results_on, take
+from adapterhub_registry.results.rules import MOST_KEYS, Asks, NamespaceRule, change_rule, rule_of
+
+_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
+_TAKING: Final[dict[int | str, dict[str, Any]]] = {
+    **_MISSING,
+    403: {"model": Problem, "description": "The result is forged, or the token may not send it"},
+    409: {"model": Problem, "description": "A later result by the same key on the same question is here"},
+    413: {"model": Problem, "description": "The result is too large, or the build has too many results"},
+}
+_RULING: Final[dict[int | str, dict[str, Any]]] = {
+    **_MISSING,
+    403: {"model": Problem, "description": "The token does not administer the namespace"},
+    409: {"model": Problem, "description": "Another key has this name, or the key has another one"},
+    413: {"model": Problem, "description": "The body is too large"},
+}
+
+_BUNDLE: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+router = adapt_router()
+
+NamePart = Annotated[str, Path(pattern=NAME)]
+VersionPart = Annotated[str, Path(pattern="^[A-Za-z0-9.!+_-]{1,64}$")]
+KeyName = Annotated[str, StringConstraints(pattern=whole(KEY_NAME))]
+
+
+class ResultQuery(BaseModel):
+    """Which results to list: on this base (a digest of its weights), in this precision, with this verdict."""
+
+    base: Annotated[str, StringConstraints(pattern=SHA256)] | None = None
+    dtype: Text | None = None
+    verdict: Annotated[str, StringConstraints(pattern="^(PASS|CHANGED)$")] | None = None
+
+
+class ResultFacts(Answer):
+    """A signed result. `signer` is the name of the namespace's key that made it, else null: then it is a claim.
+
+    `bundle` is the file that was signed, to be checked by the reader.
+    """
+
+    digest: str
+    contract: str
+    rules: str | None
+    base: str
+    dtype: str
+    load_in: str
+    verdict: str
+    sequence: int
+    time: str
+    key: str
+    signer: str | None
+    sent_by: str
+    sent_at: str
+    statement: str
+    bundle: str
+
+
+class ResultList(Answer):
+    """The results on a version, the newest first."""
+
+    repo: str
+    version: str
+    digest: str
+    results: list[ResultFacts]
+
+
+class KeyFacts(Answer):
+    """The key of a tester."""
+
+    name: str
+    fingerprint: str
+    pem: str
+
+
+class RuleFacts(Answer):
+    """What a namespace asks of each new version, and the keys whose results count."""
+
+    namespace: str
+    asks: str
+    keys_only: bool
+    keys: list[KeyFacts]
+
+
+class KeyRequest(Question):
+    """A public key in PEM, and its name here."""
+
+    name: KeyName
+    pem: Annotated[str, StringConstraints(min_length=1, max_length=16 << 10)]
+
+
+class RuleRequest(Question):
+    """What to change; a member that is left out, or null, stays."""
+
+    asks: Asks | None = None
+    keys_only: StrictBool | None = None
+    trust: Annotated[tuple[KeyRequest, ...], Field(max_length=MOST_KEYS)] = ()
+    distrust: Annotated[tuple[KeyName, ...], Field(max_length=MOST_KEYS)] = ()
+
+
+async def raw_body(request: Request) -> bytes:
+    """The body; `Edge` has bounded it."""
+    return await request.body()
+
+
+@router.put("/adapters/{namespace}/{name}/tests/{version}", responses=_TAKING, openapi_extra=_BUNDLE)
+def add_result(
+    registry: RegistryOf,
+    caller: CallerOf,
+    namespace: NamePart,
+    name: NamePart,
+    version: VersionPart,
+    raw: Annotated[bytes, Depends(raw_body)],
+) -> ResultFacts:
+    """Store a signed result on a version: a bundle over an in-toto statement about its manifest.
+
+    A result by a key of the namespace may come from every user who can read the files; any other needs a token that
+    may change the repository. A later result of a key on the same question replaces the earlier one.
+    """
+    user_of(caller)
+    with registry.db.begin() as connection:
+        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
+        may_write = caller.writes(repo.full_name)
+        return _result(take(connection, repo, version, raw, by=_actor(caller), may_write=may_write))
+
+
+@router.get("/adapters/{namespace}/{name}/tests/{version}", responses=_MISSING)
+def list_results(
+    registry: RegistryOf,
+    caller: CallerOf,
+    namespace: NamePart,
+    name: NamePart,
+    version: VersionPart,
+    query: Annotated[ResultQuery, Query()],
+) -> ResultList:
+    """The signed results on a version, the newest first."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
+        digest = digest_of_version(connection, repo, version)
+        found = results_on(connection, repo, digest, rule_of(connection, repo.namespace))
+    kept = [one for one in found if _meets(one, query)]
+    listed = [_result(one) for one in kept]
+    return ResultList(repo=repo.full_name, version=version, digest=f"sha256:{digest}", results=listed)
+
+
+@router.get("/namespaces/{namespace}/tests", responses=_MISSING)
+def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> RuleFacts:
+    """The rule of a namespace; one of which the caller sees no repository looks as if it had none."""
+    registry.repos.check_may_read(caller)
+    with registry.db.read() as connection:
+        seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
+        rule = rule_of(connection, namespace) if seen else None
+    return _rule(rule or NamespaceRule(namespace=namespace, asks="off", keys_only=False, keys=()))
+
+
+@router.post("/namespaces/{namespace}/tests", responses=_RULING)
+def set_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: RuleRequest) -> RuleFacts:
+    """Change the rule of a namespace; this needs a token with the role `admin` for all of it."""
+    user_of(caller)
+    if caller.role != "admin" or not caller.owns(namespace):
+        raise forbidden(f"this needs a token with the role `admin` for all of `{namespace}`")
+    with registry.db.begin() as connection:
+        return _rule(
+            change_rule(
+                connection,
+                namespace,
+                by=_actor(caller),
+                asks=wanted.asks,
+                keys_only=wanted.keys_only,
+                trust=[(key.name, key.pem) for key in wanted.trust],
+                distrust=wanted.distrust,
+            )
+        )
+
+
+def _has_visible(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> bool:
+    seen = select(repos.c.id).where(repos.c.namespace == namespace, registry.repos.visible(caller))
+    return connection.scalar(seen.limit(1)) is not None
+
+
+def _meets(one: StoredResult, query: ResultQuery) -> bool:
+    wanted = {"verdict": query.verdict, "dtype": query.dtype, "base": f"sha256:{query.base}" if query.base else None}
+    return all(value is None or getattr(one.said, member) == value for member, value in wanted.items())
+
+
+def _actor(caller: Caller) -> str:
+    return f"{caller.user} (token {caller.token_id})"
+
+
+def _rule(rule: NamespaceRule) -> RuleFacts:
+    keys = [KeyFacts(name=key.name, fingerprint=f"sha256:{key.fingerprint}", pem=key.pem) for key in rule.keys]
+    return RuleFacts(namespace=rule.namespace, asks=rule.asks, keys_only=rule.keys_only, keys=keys)
+
+
+def _result(one: StoredResult) -> ResultFacts:
+    said = one.said
+    return ResultFacts(
+        digest=said.manifest,
+        contract=said.contract,
+        rules=said.rules,
+        base=said.base,
+        dtype=said.dtype,
+        load_in=said.load_in,
+        verdict=said.verdict,
+        sequence=said.sequence,
+        time=iso_time(int(said.time * 1000)),
+        key=f"sha256:{one.key}",
+        signer=one.signer,
+        sent_by=one.sent_by,
+        sent_at=iso_time(one.sent_at),
+        statement=f"sha256:{one.sha256}",
+        bundle=one.body.decode(),
+    )

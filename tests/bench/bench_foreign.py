@@ -1,0 +1,125 @@
+"""LoRA files of other programs: a folder listed, and one large file added, against `sha256sum` of it.
+
+    python -m tests.bench.bench_foreign [--files 500] [--megabytes 200] [--runs 3]
+
+Bars: 500 files listed in at most 20 s with a cold page cache; a file of 200 MB added at half of sha256sum's speed or
+more, with the memory of one module beyond what `adapt --help` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from adapterhub.formats.foreign.tables.flux import flux_modules
+from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.formats.safetensors.file import header_bytes
+from adapterhub.formats.safetensors.header import TensorSpec
+
+WIDTH = 3072
+
+
+def write(path: Path, specs: list[TensorSpec], seed: int, said: dict[str, str]) -> None:
+    """A file of random bf16 numbers near 1, written tensor by tensor."""
+    random = np.random.default_rng(seed)
+    with path.open("wb") as sink:
+        sink.write(header_bytes(specs, said))
+        for spec in specs:
+            sink.write((random.standard_normal(spec.elements, "f4").view("u4") >> 16).astype("u2").tobytes())
+
+
+def pair(key: str, out: int, width: int, rank: int) -> list[TensorSpec]:
+    """A pair of kohya."""
+    shapes = {"lora_down": (rank, width), "lora_up": (out, rank)}
+    return [TensorSpec.planned(f"{key}.{half}.weight", "BF16", shape) for half, shape in shapes.items()]
+
+
+def flux_file(path: Path, megabytes: int) -> None:
+    """A LoRA on every fused module of the blocks of FLUX.1, at real widths, of about that size."""
+    outs = {"qkv": 3 * WIDTH, "linear1": 7 * WIDTH}
+    names = [n for n in flux_modules() if n.rpartition(".")[2] in ("qkv", "proj", "linear1")]
+    sizes = [(n, outs.get(n.rpartition(".")[2], WIDTH)) for n in names]
+    rank = max(1, round(megabytes * 1e6 / 2 / sum(out + WIDTH for _, out in sizes)))
+    specs = [spec for n, out in sizes for spec in pair(f"lora_unet_{n.replace('.', '_')}", out, WIDTH, rank)]
+    write(path, specs, 0, {"ss_network_module": "networks.lora_flux"})
+
+
+def small_files(folder: Path, count: int) -> None:
+    """kohya's files for SD 1 and SDXL, every tenth a copy of the one before it under another header."""
+    folder.mkdir()
+    tags = json.dumps({"10_x": {f"tag {n}": n for n in range(200)}})
+    for number in range(count):
+        unet = SDXL if number % 2 else SD1
+        names = [n for n in (unet.ldm.values() if number % 2 else unet.ldm) if "attn" in n]
+        specs = [s for n in names for s in pair(f"lora_unet_{n.replace('.', '_')}", 64, 64, 4 + number % 3)]
+        seed = number - 1 if number % 10 == 9 else number
+        write(folder / f"style-{number:03}.safetensors", specs, seed, {"ss_tag_frequency": tags, "n": str(number)})
+
+
+def cold(folder: Path) -> None:
+    """Drop the files of a folder from the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and peak memory in MB of one finished process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return time.perf_counter() - start, used.ru_maxrss / 1000
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    adapt = str(Path(sys.executable).parent / "adapt")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "loras")
+        small_files(folder, options.files)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        listed = []
+        for _ in range(options.runs):
+            cold(folder)
+            listed.append(run([adapt, "identify", str(folder), "--root", f"{place}/home"]))
+        wall = statistics.median(w for w, _ in listed)
+        print(
+            f"{options.files} files, {size / 1e6:.0f} MB listed cold in {wall:.1f} s (at most 20), {listed[0][1]:.0f} MB"
+        )
+        large = Path(place, "flux.safetensors")
+        flux_file(large, options.megabytes)
+        idle = run([adapt, "--version"])
+        added, hashed = [], []
+        for number in range(options.runs + 1):
+            one = run([adapt, "add", str(large), "--root", f"{place}/home-{number}", "--no-base"])
+            other = run(["sha256sum", str(large)])
+            if number:  # the first turn fills the page cache
+                added.append(one)
+                hashed.append(other)
+        wall, peer = (statistics.median(w for w, _ in column) for column in (added, hashed))
+        ratio = peer / (wall - idle[0])
+        print(
+            f"{large.stat().st_size / 1e6:.0f} MB: adapt add {wall:.2f} s, of which starting {idle[0]:.2f} s; sha256sum {peer:.2f} s"
+        )
+        print(f"speed against sha256sum {ratio:.2f} (at least 0.5); memory {added[0][1]:.0f} MB, idle {idle[1]:.0f} MB")
+        print(f"this machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

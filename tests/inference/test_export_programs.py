@@ -1,0 +1,160 @@
+"""Files of other programs come back byte for byte, and each program's file means what the adapter means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapterhub.core.errors import UnsupportedAdapter
+from adapterhub.formats.foreign.foreign_file import foreign
+from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.inference.export import export
+from tests.support.adapter_folders import write_folder
+from tests.support.command_line import Adapt
+from tests.support.foreign_files import flux, kohya, meant_by, mlx, pair
+
+
+@pytest.fixture
+def adapt(tmp_path: Path) -> Adapt:
+    return Adapt(tmp_path)
+
+
+def again(adapt: Adapt, given: Path, form: str) -> Path:
+    """The file that is exported after `given` was added."""
+    adapt.ok("add", given, "--name", "one")
+    out = adapt.folder / "out"
+    adapt.ok("export", "one", "--format", form, "-o", out)
+    return out / "adapters.safetensors" if out.is_dir() else out
+
+
+def assert_same_tensors(written: Path, given: dict[str, np.ndarray]) -> None:
+    found = load_file(written)
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert found[name].tobytes() == tensor.tobytes(), name
+
+
+@pytest.mark.parametrize("traits", [
+    {"unet": SD1, "every": 7},
+    {"unet": SDXL, "names": "ldm", "every": 23, "text": "lora_te1", "dtype": "f2"},
+    {"unet": SDXL, "names": "diffusers", "every": 31, "text": ""},
+    {"unet": SD1, "every": 11, "alphas": False, "text": ""},
+], ids=["sd1", "sdxl-sgm", "sdxl-diffusers", "no-alpha"])  # fmt: skip
+def test_a_file_of_kohya_comes_back_byte_for_byte(traits, adapt):
+    tensors, _ = kohya(adapt.folder / "in.safetensors", **traits)
+
+    assert_same_tensors(again(adapt, adapt.folder / "in.safetensors", "kohya"), tensors)
+
+
+@pytest.mark.parametrize(("prefix", "form"), [("lora_unet_", "kohya"), ("diffusion_model.", "comfyui")])
+def test_what_flux_fuses_is_joined_again(prefix, form, adapt):
+    tensors, _ = flux(adapt.folder / "in.safetensors", prefix=prefix)
+
+    assert_same_tensors(again(adapt, adapt.folder / "in.safetensors", form), tensors)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_folder_of_mlx_comes_back_byte_for_byte(dora, adapt):
+    tensors, _ = mlx(adapt.folder / "in", dora=dora)
+
+    written = again(adapt, adapt.folder / "in", "mlx")
+
+    assert_same_tensors(written, tensors)
+    stated = json.loads((written.parent / "adapter_config.json").read_text())["lora_parameters"]
+    assert (stated["rank"], stated["scale"], stated["keys"]) == (2, 10.0, ["mlp.down_proj", "self_attn.q_proj"])
+
+
+@pytest.mark.parametrize("ends", [
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora.down.weight", "lora.up.weight"),
+    ("processor.to_q_lora.down.weight", "processor.to_q_lora.up.weight"),
+])  # fmt: skip
+@pytest.mark.parametrize("part", ["unet.", ""])
+def test_a_file_of_diffusers_keeps_its_spelling(ends, part, adapt):
+    name = f"{part}mid_block.attentions.0.transformer_blocks.0.attn1" + ("" if "processor" in ends[0] else ".to_q")
+    tensors = {f"{name}.{e}": t for e, t in zip(ends, pair(np.random.default_rng(0), (8, 8), 2), strict=True)}
+    save_file(tensors, adapt.folder / "in.safetensors")
+
+    assert_same_tensors(again(adapt, adapt.folder / "in.safetensors", "diffusers"), tensors)
+
+
+@pytest.mark.parametrize("form", ["comfyui", "diffusers", "kohya"])
+def test_each_program_gets_the_same_update(form, adapt):
+    _, meant = kohya(adapt.folder / "in.safetensors", unet=SDXL, names="ldm", every=40, text="lora_te1")
+
+    out = again(adapt, adapt.folder / "in.safetensors", form)
+
+    (adapt.folder / "peft").mkdir()
+    with foreign(out) as found:
+        found.write(adapt.folder / "peft")
+    back = meant_by(adapt.folder / "peft")
+    assert back.keys() == meant.keys()
+    assert max(np.abs(back[name] - meant[name]).max() for name in meant) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_rslora_and_patterns_become_an_alpha_beside_each_pair(form, tmp_path):
+    shapes = {"mid_block.attentions.0.proj_in": (8, 8), "mid_block.attentions.0.proj_out": (8, 8)}
+    ranks = dict(zip(shapes, (2, 3), strict=True))
+    write_folder(tmp_path / "in", shapes, ranks=ranks, use_rslora=True, alpha_pattern={"proj_out": 7})
+
+    export(tmp_path / "in", tmp_path / "out", form=form)
+
+    (tmp_path / "peft").mkdir()
+    with foreign(tmp_path / "out") as found:
+        found.write(tmp_path / "peft")
+    before, after = meant_by_torch(tmp_path / "in"), meant_by(tmp_path / "peft")
+    assert max(np.abs(before[name] - after[name]).max() / np.abs(before[name]).max() for name in before) < 1e-7
+
+
+def meant_by_torch(folder: Path) -> dict[str, np.ndarray]:
+    from tests.support.adapter_folders import updates_in
+
+    return {name: delta.numpy() for name, delta in updates_in(folder).items()}
+
+
+def test_different_factors_of_what_flux_fuses_are_blocks_and_split_again(tmp_path):
+    shapes = {f"transformer_blocks.0.attn.{name}": (8, 8) for name in ("to_q", "to_k", "to_v")}
+    write_folder(tmp_path / "in", shapes, ranks=2)
+
+    exported = export(tmp_path / "in", tmp_path / "out", form="kohya")
+
+    assert exported.notes[-1].startswith("joined 1 modules whose factors differ")
+    tensors = load_file(tmp_path / "out")
+    assert tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"].shape == (6, 8)
+    (tmp_path / "peft").mkdir()
+    with foreign(tmp_path / "out") as found:
+        found.write(tmp_path / "peft")
+    before, after = meant_by_torch(tmp_path / "in"), meant_by(tmp_path / "peft")
+    assert max(np.abs(before[name] - after[name]).max() for name in before) < 1e-12
+
+
+@pytest.mark.parametrize("form", ["comfyui", "diffusers", "kohya"])
+def test_a_language_model_has_no_form_in_image_programs(form, tmp_path):
+    write_folder(tmp_path / "in", {"model.layers.0.self_attn.q_proj": (8, 8)})
+
+    with pytest.raises(UnsupportedAdapter, match="no component of an image pipeline"):
+        export(tmp_path / "in", tmp_path / "out", form=form)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_kohyas_header_has_the_hash_of_its_data(adapt):
+    kohya(adapt.folder / "in.safetensors", every=50)
+
+    again(adapt, adapt.folder / "in.safetensors", "kohya")
+
+    with foreign(adapt.folder / "out") as found:
+        annotations = found.write(made_folder(adapt.folder / "second"))
+        assert found.hash_note(annotations["origin"]["data_sha256"]) == ""
+        assert found.header.stated_hash
+
+
+def made_folder(path: Path) -> Path:
+    path.mkdir()
+    return path

@@ -1,0 +1,74 @@
+"""Adapters of several components of a pipeline: verified, merged, compared, resized, extracted and fused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapterhub.inference.loader import attach
+from tests.inference.test_pipelines import BOUND, SEVERAL, close, fused, latents, modules_of, ready, save
+from tests.support import pipelines
+from tests.support.command_line import Adapt
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return ready(pipelines.sdxl())
+
+
+@pytest.fixture
+def adapt(pipeline: Any, tmp_path: Path) -> Adapt:
+    """A library with the pipeline `x`, and the adapters `wide` on three components and `narrow` on the UNet."""
+    typed = Adapt(tmp_path)
+    pipeline.save_pretrained(tmp_path / "sdxl")
+    typed.ok("base", "add", "./sdxl", "--as", "x")
+    save(tmp_path / "wide", modules_of(pipeline, SEVERAL), seed=1)
+    save(tmp_path / "narrow", modules_of(pipeline, {"unet": ("to_q", "conv1")}), drop="unet.", seed=2)
+    save(tmp_path / "other", modules_of(pipeline, {"unet": ("to_q",), "text_encoder": ("fc1",)}), seed=3)
+    for name in ("wide", "narrow", "other"):
+        typed.ok("add", f"./{name}", "--base", "x")
+    return typed
+
+
+def test_a_merge_of_several_components_equals_the_weighted_sum(adapt: Adapt, pipeline: Any) -> None:
+    wide = save(adapt.folder / "w", modules_of(pipeline, SEVERAL), seed=1)
+    other = save(adapt.folder / "o", modules_of(pipeline, {"unet": ("to_q",), "text_encoder": ("fc1",)}), seed=3)
+    expected = {name: 0.7 * update for name, update in wide.items()}
+    for name, update in other.items():
+        expected[name] = expected.get(name, 0) + 0.3 * update
+
+    adapt.ok("merge", "wide", "other", "--weights", "0.7,0.3", "-o", "both")
+
+    adapt.ok("verify", "both@x")
+    goal = fused(pipeline, expected)
+    with attach(pipeline, "both", library=adapt.library):
+        assert close(latents(pipeline), goal)
+    adapt.ok("resize", "wide", "--rank", 8, "-o", "wider")
+    goal = fused(pipeline, wide)
+    with attach(pipeline, "wider", library=adapt.library):
+        assert close(latents(pipeline), goal)
+    same = adapt.json("compare", "wide", "other")
+    assert same is not None
+
+
+def test_one_component_has_the_base_of_that_component(adapt: Adapt, pipeline: Any) -> None:
+    assert [row["base"] for row in adapt.json("list") if row["name"] == "narrow"] == ["x/unet"]
+    adapt.ok("verify", "narrow@x")
+    adapt.ok("fuse", "narrow@x", "--into", "./fused")
+    assert "expected" in adapt.fails(16, "fuse", "wide", "--into", "./whole")
+    asked = adapt.fails(11, "run", "wide", "hello")
+    assert "draws images" in asked
+    assert "--image" in asked
+    narrow = save(adapt.folder / "n", modules_of(pipeline, {"unet": ("to_q", "conv1")}), seed=2)
+    before = load_file(adapt.folder / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    [file] = (adapt.folder / "fused").glob("*.safetensors")
+    after = load_file(file)
+    for name, tensor in before.items():
+        update = narrow.get(f"unet.{name.removesuffix('.weight')}", torch.zeros(()))
+        assert torch.allclose(after[name].double(), tensor.double() + update, atol=BOUND)
+    adapt.ok("extract", "--base", "x/unet", "--tuned", "./fused", "--rank", 4, "-o", "back")
+    adapt.ok("verify", "back")
