@@ -61,7 +61,7 @@ def heat_map(
         return HeatCell(name=where, value=number, text=f"{number:.3g}", shade=round(number / largest, 3))
 
     rows = tuple((labels[layer], tuple(cell(layer, kind) for kind in kinds)) for layer in layers)
-    return HeatMap(title=title, columns=tuple(names[kind] for kind in kinds), rows=rows)
+    return HeatMap(title=title, largest=largest, columns=tuple(names[kind] for kind in kinds), rows=rows)
 
 
 def heats_of(record: DerivedRecord) -> tuple[HeatMap, ...]:

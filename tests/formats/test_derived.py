@@ -18,6 +18,7 @@ from adapterhub.formats.derived.shares import Sample
 from adapterhub.formats.derived.sketch import cosines, placed
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
+from adapterhub.weights.lowrank.factors import AdapterFactors
 from tests.support.adapter_folders import PREFIX, updates_in, write_folder
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
@@ -73,6 +74,21 @@ def test_experts_count_as_one_update_of_all_their_parts(tmp_path: Path) -> None:
     dense = [2 * b[:, expert::3].double() @ a[2 * expert : 2 * expert + 2].double() for expert in range(3)]
     expected = torch.cat([torch.linalg.svdvals(update)[:2] for update in dense]).sort(descending=True).values
     assert (module.parts, module.rank) == (3, 2)
+    assert module.values == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_adalora_counts_with_its_singular_values(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"A": (4, 16), "B": (24, 4), "E": (4, 1)}
+    parts = {side: torch.randn(shape, generator=generator) for side, shape in shapes.items()}
+    tensors = {f"{PREFIX}{Q}.lora_{side}": tensor for side, tensor in parts.items()}
+    folder = write_folder(tmp_path / "a", {}, extra=tensors, peft_type="ADALORA", init_r=4, target_modules=["q_proj"])
+
+    [module] = record_of(folder).modules
+
+    with AdapterFactors(folder) as factors:
+        update = factors.read(Q)
+    expected = torch.linalg.svdvals(update.scale * (update.b.double() @ update.a.double()))[:4]
     assert module.values == pytest.approx(expected.tolist(), rel=1e-5)
 
 

@@ -126,6 +126,28 @@ def _opened(root: Path) -> tuple[Any, Any]:
     return opened.db, opened.blobs
 
 
+def test_whatever_fails_with_one_build_the_next_gets_its_record(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(server, "acme/a", weights())
+    push(server, "acme/b", weights(7))
+    whole, calls = worker.open_build, []
+
+    def first_fails(*given: Any) -> worker.Opened:
+        calls.append(given)
+        if len(calls) == 1:
+            raise MemoryError
+        return whole(*given)
+
+    monkeypatch.setattr(worker, "open_build", first_fails)
+    worker.work(server.registry.db, server.registry.blobs)
+
+    assert {row.state: row.reason for row in rows(server)} == {
+        "none": "the figures could not be computed: MemoryError",
+        "made": None,
+    }
+
+
 def test_a_claim_that_a_dead_worker_left_is_taken_when_it_is_over(server: Running) -> None:
     push(server, "acme/a", weights())
     with server.registry.db.begin() as connection:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+import numpy as np
+
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, UnsupportedAdapter, first_lines
 from adapterhub.formats import engines
@@ -55,7 +57,8 @@ def derive(
             reason=reason,
         )
     end, sketch = time.monotonic() + time_s, Sketch()
-    modules = tuple(_figures(updates, module, sketch, is_late=time.monotonic() > end) for module in updates.modules)
+    with np.errstate(all="ignore"):  # hostile numbers are told in the record
+        modules = tuple(_figures(updates, module, sketch, is_late=time.monotonic() > end) for module in updates.modules)
     norms = [module.norm for module in modules if module.norm is not None]
     return DerivedRecord(
         weights=weights_digest,
@@ -91,7 +94,7 @@ def _figures(updates: AdapterUpdates, module: str, sketch: Sketch, *, is_late: b
         "width": factors.layout.width,
         "parts": factors.layout.parts,
         "rank": factors.rank,
-        "scale": factors.scale,
+        "scale": factors.scale if math.isfinite(factors.scale) else 0.0,
     }
     reason = "the time for this adapter was over" if is_late else updates.too_large(module)
     parts = () if reason else updates.parts(module)

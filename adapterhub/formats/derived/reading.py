@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.pairs import Factors, pair_up
+from adapterhub.formats.peft.layouts import Layout
+from adapterhub.formats.peft.pairs import MATRIX_NDIM, Factors, Pairs, pair_up
+from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
+
+_ADALORA: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_[ABE])")
 
 Read = Callable[[int, int], "bytes | bytearray | memoryview"]
 """The bytes of a weights file from one position up to another."""
@@ -39,7 +45,7 @@ def floats(raw: bytes | bytearray | memoryview, dtype: str) -> NDArray[Any]:
 
 def why_not(config: AdapterConfig) -> str:
     """Why the update of a module is not `scale * B A` on the unchanged base; empty where it is."""
-    if not config.is_lora:
+    if not config.is_lora and config.peft_type != "ADALORA":
         return f"not for this method: {shown(config.peft_type)}"
     changed = next((variant.what for variant in config.variants.values() if variant.changes_update), "")
     if changed:
@@ -48,6 +54,31 @@ def why_not(config: AdapterConfig) -> str:
         start = shown(config.init_lora_weights)
         return f"not for this initialisation: `{start}` may change the base that the update adds to"
     return ""
+
+
+def _pair_up_adalora(specs: Iterable[TensorSpec], config: AdapterConfig, _folder: Path) -> Pairs:
+    """The updates `scale * B (E * A)` of an AdaLoRA adapter, whose E [r, 1] holds singular values."""
+    found: dict[str, dict[str, TensorSpec]] = {}
+    others = []
+    for spec in specs:
+        match = _ADALORA.fullmatch(spec.name)
+        if match is None:
+            others.append(spec)
+        else:
+            found.setdefault(match["module"], {})[match["part"]] = spec
+    modules = {}
+    for module, own in sorted(found.items()):
+        a, b, e = (own.get(f"lora_{part}") for part in "ABE")
+        if a is None or b is None or e is None:
+            raise RefusedAdapter("it has factors that do not fit together", [("E_PAIR", f"`{shown(module)}`")])
+        is_triple = len(a.shape) == len(b.shape) == MATRIX_NDIM and e.shape == (a.shape[0], 1) == (b.shape[1], 1)
+        if not is_triple or 0 in (*a.shape, *b.shape) or any(t.dtype not in FACTOR_DTYPES for t in (a, b, e)):
+            raise RefusedAdapter("it has factors that do not fit together", [("E_SHAPE", f"`{shown(module)}`")])
+        layout = Layout(kind="adalora", out=b.shape[0], a_shape=(a.shape[1],))
+        scale = config.adalora_scaling(a.shape[0])
+        tensors = MappingProxyType(own)
+        modules[module] = Factors(layout=layout, rank=a.shape[0], scale=scale, a=a, b=b, tensors=tensors)
+    return Pairs(MappingProxyType(modules), tuple(others), MappingProxyType({}))
 
 
 @final
@@ -67,7 +98,8 @@ class AdapterUpdates:
         if reason:
             raise UnsupportedAdapter(reason)
         self.config = config
-        self.modules, self.others, self.unclear = pair_up(file.tensors, config, Path("adapter"))
+        pairing = pair_up if config.is_lora else _pair_up_adalora
+        self.modules, self.others, self.unclear = pairing(file.tensors, config, Path("adapter"))
         self._read = read
 
     def too_large(self, module: str) -> str:
@@ -90,8 +122,11 @@ class AdapterUpdates:
         reason = self.too_large(module)
         if reason:
             raise UnsupportedAdapter(f"`{shown(module)}` is too large: {reason}")
-        factors: Factors = self.modules[module]
-        pairs = factors.layout.split(self._array(factors.a), self._array(factors.b))
+        factors = self.modules[module]
+        a, b = self._array(factors.a), self._array(factors.b)
+        if factors.tensors:
+            a = a * self._array(factors.tensors["lora_E"])
+        pairs = factors.layout.split(a, b)
         return tuple(Update(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
     def _array(self, spec: TensorSpec) -> NDArray[Any]:

@@ -21,9 +21,13 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMap:
-    """A number for each layer and kind of module. A cell of several modules, such as experts, has their mean."""
+    """A number for each layer and kind of module; `largest` is the largest magnitude.
+
+    A cell of several modules, such as experts, has their mean.
+    """
 
     title: str
+    largest: float
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
 

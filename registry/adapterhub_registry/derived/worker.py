@@ -8,6 +8,7 @@ the next. Nothing else in the registry needs a record.
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, MalformedTensorFile, shown
+from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
@@ -28,6 +30,8 @@ from adapterhub_registry.database.derived_tables import derived, parents
 from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
+
+log = logging.getLogger("adapterhub_registry")
 
 MOST_ATTEMPTS: Final = 3
 CLAIM_MS: Final = 600_000
@@ -117,29 +121,38 @@ def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, 
 
 
 def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> dict[str, Any]:
-    from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
-
     try:
-        opened = open_build(files, blob_store)
+        record = _record(files, blob_store, stopped)
     except AdapterHubError as error:
         return _none(str(error))
+    except (StoreUnreachable, _Stopped):
+        raise
+    except Exception as error:  # whatever is wrong with one build, the next one gets its record
+        log.warning("no figures of a build", exc_info=True)
+        return _none(f"the figures could not be computed: {type(error).__name__}")
+    packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
+    if not record.modules:
+        return _none(record.reason) | {"record": packed}
+    return {"state": "made", "reason": None, "norm": record.norm, "sketch": record.sketch, "record": packed}
+
+
+def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> DerivedRecord:
+    from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
+
+    opened = open_build(files, blob_store)
 
     def read(start: int, end: int) -> bytes:
         if stopped.is_set():
             raise _Stopped
         return opened.read(start, end)
 
-    record = derive(
+    return derive(
         opened.config,
         opened.file,
         read,
         weights_digest=parse_digest(f"sha256:{opened.weights_sha256}"),
         config_digest=parse_digest(f"sha256:{opened.config_sha256}"),
     )
-    packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
-    if not record.modules:
-        return _none(record.reason) | {"record": packed}
-    return {"state": "made", "reason": None, "norm": record.norm, "sketch": record.sketch, "record": packed}
 
 
 def _none(reason: str) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def _parents(files: Mapping[str, str], blob_store: BlobStore) -> list[dict[str, 
     if manifest is None:
         return []
     return [
-        {"position": at, "parent": one.digest and one.digest[7:], "spec": one.spec, "weight": one.weight}
+        {"position": at, "parent": one.digest and one.digest[7:], "spec": shown(one.spec, 400), "weight": one.weight}
         for at, one in enumerate(manifest.parents)
     ]
 

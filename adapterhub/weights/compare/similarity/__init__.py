@@ -83,7 +83,8 @@ def _side(adapter: WeightedAdapter) -> Side:
 def _plan(sides: Sequence[WeightedAdapter]) -> tuple[Stored | None, tuple[str, ...]]:
     """What a merge writes, or the reasons against it; raises only what also makes a comparison meaningless."""
     for source in sides:
-        if why_not(source.factors.config) or not source.factors.modules:
+        config = source.factors.config
+        if why_not(config) or not config.is_lora or not source.factors.modules:
             plan_merge([source], cat)
     try:
         plan = plan_merge([source for source in sides if source.weight], cat)
