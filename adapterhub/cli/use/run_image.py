@@ -68,7 +68,7 @@ def draw_image(
         guidance=image.guidance,
         size=size,
     )
-    adapters: dict[AdapterLike, float] = {**choice}
+    adapters: dict[AdapterLike, float] = dict(choice.items())
     with session.out.steps("draw", unit="steps") as progress:
         drawn = draw(
             library,
