@@ -128,7 +128,8 @@ def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:  # noqa: ANN401 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
+            load: Callable[..., Any] = diffusers.DiffusionPipeline.from_pretrained
+            pipeline = load(folder, **options)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise Incompatible(
             f"`{folder}` cannot be loaded as a pipeline: {shown(str(error).strip(), 200)}",

@@ -22,7 +22,7 @@ from tests.support.docs_sandbox import make_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "reference" / "python.md"
-FOLLOWED = ("adapterhub.cli", "adapterhub.api", "adapterhub:")
+FOLLOWED = ("adapterhub.cli", "adapterhub.api", "adapterhub.inference.answering", "adapterhub:")
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

@@ -79,7 +79,7 @@ REFUSALS = [
     ("base compare base-7b ./nowhere", 10),
     ("base remove nothing", 10),
     ("base family nothing", 10),
-    ("base family kin base-7b other", 11),
+    ("base family kin base-7b base-7b", 2),
     ("base pin nothing base-7b", 10),
     ("base pin legal-qa other", 10),
     ("add ./nowhere --name x", 16),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -15,11 +16,13 @@ from adapterhub.core.digests import canonical_json
 from adapterhub.pages.cards import MAX_MARKS, card_html
 from adapterhub.pages.visible import visible
 from tests.pages.conftest import World
+from tests.registry.running import Running, running
 from tests.support.browser import PHONE, overflow, quiet
 from tests.support.contracts import small_contract
 from tests.support.hostile_texts import ALL, MARKUP
 
 PAGE_ROWS = 25
+NAMES = ("adapter_config.json", "adapter_model.safetensors", "adapterhub.json")
 
 
 def written(path: str, content: bytes) -> dict[str, object]:
@@ -34,19 +37,22 @@ def push(client: httpx.Client, repo: str, files: dict[str, bytes], title: str) -
     client.post(f"/api/models/{repo}/commit/main", content=lines.encode()).raise_for_status()
 
 
+def whole(world: World, name: str) -> bytes:
+    return world.get(f"/acme/signed/resolve/main/{name}").content
+
+
 def files_with(world: World, text: str) -> dict[str, bytes]:
     """An adapter whose every word is `text`, with a manifest that describes it."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "adapterhub.json")
-    config, weights, manifest = (world.get(f"/acme/signed/resolve/main/{name}").content for name in names)
+    config, weights, manifest = (whole(world, name) for name in NAMES)
     odd = {"base_model_name_or_path": text, "target_modules": [text], "auto_mapping": {text: text}}
     config = json.dumps(json.loads(config) | odd).encode("utf-8", "surrogatepass")
     facts = json.loads(manifest) | {"description": text[:4000], "task": text[:200]}
     for entry in facts["files"]:
-        if entry["path"] == names[0]:
+        if entry["path"] == NAMES[0]:
             entry |= {"sha256": f"sha256:{hashlib.sha256(config).hexdigest()}", "size_bytes": len(config)}
     golden = replace(small_contract().goldens[0], asked=text, answer=text)
     card = f"---\nlicense: mit\ntags: [{json.dumps(text[:200])}]\n---\n{text}\n"
-    return dict(zip(names, (config, weights, canonical_json(facts)), strict=True)) | {
+    return dict(zip(NAMES, (config, weights, canonical_json(facts)), strict=True)) | {
         "README.md": card.encode(),
         "evals.jsonl": replace(small_contract(), goldens=(golden,)).to_bytes(),
     }
@@ -58,10 +64,13 @@ def file_name(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def hostile(world: World) -> World:
-    with httpx.Client(
-        base_url=world.url, headers={"Authorization": f"Bearer {world.server.token}"}, timeout=60
-    ) as client:
+def hostile(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A registry of its own with an adapter for each text, and `acme/signed` as it is in the other one."""
+    with (
+        running(tmp_path_factory.mktemp("hostile")) as server,
+        httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}, timeout=60) as client,
+    ):
+        push(client, "acme/signed", {name: whole(world, name) for name in NAMES}, "a plain one")
         for number, text in enumerate(ALL):
             repo = f"zoo/t{number}"
             push(client, repo, files_with(world, text), text[:2000])
@@ -76,7 +85,7 @@ def hostile(world: World) -> World:
         push(client, "zoo/broken", broken | {"adapter_model.safetensors": b"\xff" * 64}, "no UTF-8")
         names = {f"f/{number}{file_name(text)}.txt": text.encode() for number, text in enumerate(ALL)}
         push(client, "zoo/names", names, "names")
-    return world
+        yield server
 
 
 def look(page, url: str, path: str) -> None:

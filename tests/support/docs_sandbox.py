@@ -106,7 +106,8 @@ def _make_pipelines(folder: Path) -> None:
     ldm = {f"model.diffusion_model.{_LDM}.{n}.weight": heads[n] for n in ("to_q", "to_v")}
     clip = {f"cond_stage_model.transformer.{_TEXT}.{n}.weight": heads[n] for n in ("q_proj", "v_proj")}
     half = {name: value.astype("f2") for name, value in (ldm | clip).items()}
-    save_file(half, folder / "models" / "sdxl-fp16.safetensors")
+    (folder / "checkpoints").mkdir()
+    save_file(half, folder / "checkpoints" / "sdxl-fp16.safetensors")
     for name, modules in (
         ("ink", [f"{_UNET}.to_q"]),
         ("watercolour", [f"unet.{_UNET}.to_q", f"text_encoder.{_TEXT}.q_proj"]),

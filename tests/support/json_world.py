@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.cli.test_serve_command import serving
 from tests.registry.receiver import receiver
@@ -233,22 +233,32 @@ def _registry(w: World) -> None:
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     w.says("registry-worker", "registry", "worker", *here, "--once")
     alone = w.folder / "registry-3"
-    w.said["registry-serve"] = _first_lines("registry", "serve", "--root", alone, count=2)
-    w.said["ui"] = _first_lines("ui", "--root", w.adapt.library.root, count=1)[0]
+    w.said["registry-serve"] = _first_documents("registry", "serve", "--root", alone, count=2)
+    w.said["ui"] = _first_documents("ui", "--root", w.adapt.library.root, count=1)[0]
     w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
 
 
-def _first_lines(*words: object, count: int) -> list[Document]:
-    """What a command says before it serves: one document a line."""
+def _first_documents(*words: object, count: int) -> list[Document]:
+    """The documents that a command prints before it serves."""
     code = "from adapterhub.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, words), "--port", "0", "--json"]
     paths = [str(Path(__file__).resolve().parent.parent.parent / name) for name in (".", "registry")]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(count)]
+        found = [_next_document(process.stdout) for _ in range(count)]
         process.terminate()
-    return [json.loads(line) for line in lines]
+    return found
+
+
+def _next_document(stream: IO[str]) -> Document:
+    """The next JSON document, on one line or on several."""
+    text = ""
+    while line := stream.readline():
+        text += line
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(text)
+    raise AssertionError(f"no document: {text}")
 
 
 def _answers(w: World) -> None:

@@ -75,7 +75,7 @@ def _no_adapter(path: Path) -> str:
         return ""
     if not path.is_dir():
         return "" if path.name.endswith(_WEIGHTS) else "is a file, not an adapter's folder"
-    if any(path.glob(f"*{_WEIGHTS}")):
+    if any(path.glob(f"*{_WEIGHTS}")) and not (path / "config.json").exists():  # which makes it a model's
         return ""
     inside = sorted((one.parent.name for one in path.glob(f"*/{CONFIG_FILE}")), key=lambda name: (len(name), name))
     if not inside:

@@ -89,10 +89,10 @@ class BaseRecord(TypedDict):
     components: NotRequired[Annotated[dict[str, dict[str, Any]], "of a pipeline, the hints of each component"]]
 
 
-class ComparedBases(document_of(fingerprint.Comparison)):  # type: ignore[misc] # made from the dataclass
+class ComparedBases(document_of(fingerprint.Comparison)):
     """How two bases relate; two pipelines also component by component."""
 
-    parts: NotRequired[dict[str, document_of(fingerprint.Comparison)]]  # type: ignore[valid-type]
+    parts: NotRequired[dict[str, document_of(fingerprint.Comparison)]]
 
 
 class ListedBase(TypedDict):

@@ -96,7 +96,7 @@ def _contract(library: Library, build: Installed) -> str | None:
     """How many goldens its contract has, and what the last test said; None without one."""
     if build.manifest.file("evals.jsonl") is None:
         return None
-    from adapterhub.api.steps.publishing import contract_line
+    from adapterhub.api.steps.contracts.stating import contract_line
 
     try:
         line = contract_line(library, build)

@@ -244,11 +244,13 @@ def family(session: Session, name: str | None, members: tuple[BaseSpec, ...], re
             )
     else:
         found = (families.declare(name, [bases.find(member) for member in members]),)
-    verb = "removed " if removes else ""
-    session.out.result(
-        [each.to_json() for each in found],
-        lambda: [session.out.line(f"{verb}{f.name}  {', '.join(m.alias for m in f.members)}") for f in found] and None,
-    )
+
+    def text() -> None:
+        for each in found:
+            listed = ", ".join(member.alias for member in each.members)
+            session.out.line(f"{'removed ' if removes else ''}{each.name}  {listed}")
+
+    session.out.result([each.to_json() for each in found], text)
 
 
 @base.command("remove")

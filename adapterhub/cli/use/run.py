@@ -137,7 +137,13 @@ def run(
     drawn = ImageOptions(path=image, steps=steps, guidance=guidance, size=size)
     drawn.ensure_image()
     if image is not None:
-        texts = {"--batch": batch, "--compare": compared, "--chat": chat, "--template": template, "--system": system}
+        texts: dict[str, object] = {
+            "--batch": batch,
+            "--compare": compared,
+            "--chat": chat,
+            "--template": template,
+            "--system": system,
+        }
         texts |= {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--top-p": top_p, "--out": out}
         ensure_alone(drawn, texts | {"--load-in": load_in, "--prove-base": prove_base})
         who, prompt = _who_and_prompt(words, mixture, (), is_batch=False)

@@ -15,6 +15,7 @@ from adapterhub.core.errors import Conflict, NotAllowed, NotFound, UsageProblem,
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
+    from adapterhub.distribution.finding import AdapterLike
     from adapterhub.inference.answering import Choice, Loading
 
 _MOST_PIXELS = 8192
@@ -67,11 +68,12 @@ def draw_image(
         guidance=image.guidance,
         size=size,
     )
+    adapters: dict[AdapterLike, float] = dict(choice.items())
     with session.out.steps("draw", unit="steps") as progress:
         drawn = draw(
             library,
             record,
-            dict(choice),
+            adapters,
             drawing,
             dtype=loading.dtype,
             allow_base_mismatch=loading.allow_base_mismatch,

@@ -104,7 +104,7 @@ def _of_base(source: Source, wanted: set[str], *, is_flat: bool) -> tuple[str, s
 
 
 def placed(source: Source, module: Module, targets: Targets, label: str) -> list[Module]:
-    """The module at each of its targets: A as it is, B and what goes with outputs cut by rows.
+    """The module at each of its targets: A unchanged, B and what goes with outputs cut by rows.
 
     Raises:
         MalformedTensorFile: E_SHAPE where its rows are not those of the targets.

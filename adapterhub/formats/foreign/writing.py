@@ -46,7 +46,7 @@ class Output:
 
     @classmethod
     def of(cls, name: str, cut: Cut, shape: tuple[int, ...] | None = None) -> Output:
-        """A tensor as it is, perhaps in another shape of as many numbers."""
+        """An unchanged tensor, perhaps in another shape of as many numbers."""
         return cls(name=name, dtype=cut.dtype, shape=cut.shape if shape is None else shape, parts=(cut,))
 
     def data(self, read: Read) -> bytes:

@@ -55,7 +55,8 @@ class Attached:
         """
         if self._model is None:
             raise UsageProblem("the adapter was detached", hint="use the base model, which `detach()` returned")
-        return as_given(self._base.model) if self._is_pipeline else self._model
+        given: PeftModel = as_given(self._base.model) if self._is_pipeline else self._model  # a pipeline: itself
+        return given
 
     @property
     def warnings(self) -> tuple[str, ...]:

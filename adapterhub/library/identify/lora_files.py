@@ -173,9 +173,9 @@ def family_of_images(reading: Reading) -> str:
         return ""
     for module in reading.modules:
         a = module.slots.get("lora_A.weight")
-        is_context = a is not None and module.name.endswith(("attn2.to_k", "attn2.to_v"))
-        if is_context and a.shape[1] in _CONTEXTS:
-            return _CONTEXTS[a.shape[1]]
+        width = a.shape[1] if a is not None else 0
+        if module.name.endswith(("attn2.to_k", "attn2.to_v")) and width in _CONTEXTS:
+            return _CONTEXTS[width]
     fitting = [unet for unet in UNETS if names <= unet.ldm.keys()]
     return fitting[0].title if len(fitting) == 1 else ""
 

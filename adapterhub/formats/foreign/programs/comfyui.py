@@ -83,8 +83,7 @@ def read(source: Source) -> Reading:
         targets = (Target(name=name),) if is_clip else table.get(name)
         if targets is None:
             source.refuse("E_NAME", f"`{shown(prefix + name)}` leads to no module of a CLIP text encoder")
-        spec = found_specs.pop("alpha", None)
-        alpha = scalar(source, spec) if spec is not None else None
+        alpha = scalar(source, found_specs.pop("alpha")) if "alpha" in found_specs else None
         component = ENCODERS.get(prefix, part)
         own = lora_module(source, component, targets[0].name, found_specs, alpha=alpha, label=prefix + name)
         for module in placed(source, own, targets, prefix + name):
@@ -126,8 +125,8 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
                 if module.name.startswith(("text_model.", "text_projection"))
                 else f"text_model.{module.name}"
             )
-            halves = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
-            pairs.append((f"{clip[module.part]}{name}", module, *halves))
+            down, up = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
+            pairs.append((f"{clip[module.part]}{name}", module, down, up))
     for name, module, down, up in pairs:
         outputs += [
             replace(down, name=f"{name}.{ends.get('down', 'lora_A.weight')}"),

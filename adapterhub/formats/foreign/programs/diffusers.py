@@ -82,13 +82,10 @@ def read(source: Source) -> Reading:
     configs = _headers(source, {part for part, _ in groups})
     modules: list[Module] = []
     for (part, name), found in groups.items():
-        spec = found.pop("alpha", None)
-        beside = scalar(source, spec) if spec is not None else None
+        beside = scalar(source, found.pop("alpha")) if "alpha" in found else None
         config = configs.get(part)
-        module = lora_module(source, part, name, found, alpha=beside)
-        if config is not None:
-            module = _as_stated(source, module, config, beside)
-        modules.append(module)
+        own = lora_module(source, part, name, found, alpha=beside)
+        modules.append(own if config is None else _as_stated(source, own, config, beside))
     stated = {config.use_rslora for config in configs.values()}
     if len(stated) > 1 or (configs and {module.part for module in modules} - configs.keys()):
         source.refuse("E_CONFIG", f"`{HEADER}` states rank and alpha of some components and not of others")
@@ -216,13 +213,15 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
     gets none.
     """
     outputs: list[Output] = []
-    ends = spelling.get("ends") if isinstance(spelling.get("ends"), dict) else {}
+    stated = spelling.get("ends")
+    ends: dict[str, Any] = stated if isinstance(stated, dict) else {}
     is_prefixed = spelling.get("prefixed") is not False or len(reading.parts) > 1
     header: dict[str, Any] = {}
     for part in reading.parts:
         modules = tuple(module for module in reading.modules if module.part == part)
         component = part or "transformer"
-        own = ends.get(component) if isinstance(ends.get(component), dict) else {}
+        usual = ends.get(component)
+        own: dict[str, str] = usual if isinstance(usual, dict) else {}
         for module in modules:
             outputs += _outputs(module, component if is_prefixed else "", own, reading, spelling.get("alpha"))
         if spelling.get("header") or reading.use_rslora or any(module.alpha != module.rank for module in modules):

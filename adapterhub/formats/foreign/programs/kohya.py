@@ -58,18 +58,17 @@ def read(source: Source) -> Reading:
     family, part, table = denoiser(source, names, is_flat=True) if names else ("", "", {})
     modules: list[Module] = []
     taken: dict[tuple[str, str], str] = {}
-    for (prefix, name), found in groups.items():
+    for (prefix, name), specs in groups.items():
         label = f"{prefix}_{name}"
         component = TEXT_ENCODERS.get(prefix, part)
         targets = flat_clip().get(name) if prefix in TEXT_ENCODERS else table[name]
         if targets is None:
             source.refuse("E_NAME", f"`{shown(label)}` leads to no module of a CLIP text encoder")
-        alpha_spec = found.pop("alpha", None)
-        alpha = scalar(source, alpha_spec) if alpha_spec is not None else None
+        alpha = scalar(source, specs.pop("alpha")) if "alpha" in specs else None
         if method == "LORA":
-            own = lora_module(source, component, targets[0].name, found, alpha=alpha, label=label)
+            own = lora_module(source, component, targets[0].name, specs, alpha=alpha, label=label)
         else:
-            own = product_module(source, component, targets[0].name, found, method=method, alpha=alpha, label=label)
+            own = product_module(source, component, targets[0].name, specs, method=method, alpha=alpha, label=label)
         for module in placed(source, own, targets, label):
             earlier = taken.setdefault((module.part, module.name), label)
             if earlier != label:

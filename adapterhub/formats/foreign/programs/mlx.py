@@ -114,7 +114,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
     reasons = [reason for module in reading.modules if (reason := _obstacle(module))]
     scales = Counter(plain_alpha(m, use_rslora=reading.use_rslora) / m.rank for m in reading.modules)
     stated = spelling.get("scale")
-    scale = float(stated) if type(stated) in (int, float) and stated in scales else scales.most_common(1)[0][0]
+    scale = float(stated) if isinstance(stated, int | float) and stated in scales else scales.most_common(1)[0][0]
     rank = max(module.rank for module in reading.modules)
     uneven = sum(module.rank != rank for module in reading.modules)
     has_magnitudes = any("lora_magnitude_vector" in module.slots for module in reading.modules)

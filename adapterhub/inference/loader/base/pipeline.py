@@ -48,6 +48,7 @@ def as_model(model: Any) -> Any:  # noqa: ANN401 - checked by `BaseModel`
     return model
 
 
-def as_given(model: nn.Module) -> Any:  # noqa: ANN401 - a model or a pipeline
-    """The inverse of `as_model`."""
-    return vars(model)["pipeline"] if isinstance(model, PipelineModules) else model
+def as_given(model: nn.Module) -> nn.Module:
+    """The inverse of `as_model`: a pipeline stands for the model that it was given as."""
+    given: nn.Module = vars(model)["pipeline"] if isinstance(model, PipelineModules) else model
+    return given
