@@ -228,9 +228,7 @@ def test_the_sliders_change_the_forecast_and_its_command(browser: Any, weights: 
         page.get_by_label("First build").fill("acme/a")
         page.get_by_label("Second build").fill("acme/copy")
         page.get_by_role("button", name="Compare").click()
-        assert page.get_by_text(
-            "adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method cat"
-        ).is_visible()
+        page.get_by_text("adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method cat").wait_for()
         page.get_by_label("Weight of the second").press("Home")  # the least weight
         if not script:
             page.get_by_role("button", name="Compare").click()
