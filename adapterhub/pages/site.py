@@ -153,7 +153,7 @@ async def _answer(home: Home, page: Page, request: Request) -> Response:
 
 
 def _target(request: Request) -> str:
-    """The path and query of a request, as they were sent."""
+    """The path and query of a request, unchanged."""
     path: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode("ascii")
     return path.partition(b"?")[0].decode("ascii") + (f"?{request.url.query}" if request.url.query else "")
 
@@ -186,7 +186,7 @@ def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
 
 
 class _Streaming(StreamingResponse):
-    """A `Stream`, whose end is told also where the reader goes away."""
+    """A `Stream`: calls its `on_end` also where the reader goes away."""
 
     def __init__(self, value: Stream) -> None:
         super().__init__(value.content, media_type=value.media_type, headers={"Cache-Control": "no-store"})
