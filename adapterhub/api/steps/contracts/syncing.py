@@ -1,20 +1,27 @@
-"""`sync --test`: every locked build with a contract passes it on the project's base before a folder changes."""
+"""`sync --test`: every locked build passes its contract on the project's base before a folder changes.
+
+A merge, which has no contract of its own, keeps the lines of its inputs' contracts that bind every merge.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.contracts.testing import Question, verdicts_on
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.projects.builds import locked_build
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.projects.builds import label_of, locked_build
+from adapterhub.projects.sync.merged import binding_lines
+from adapterhub.projects.values import LockedMerge
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.projects.values import Lock, Locked
 
@@ -38,11 +45,14 @@ class SyncTest:
         Raises:
             BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
         """
-        builds = [build for entry in entries if (build := locked_build(self.library, entry)) is not None]
+        found = [(entry, build) for entry in entries if (build := locked_build(self.library, entry)) is not None]
         question = Question(on=base_of_lock(self.library, lock))
-        self.results += verdicts_on(self.library, builds, question, bars=self.bars)
+        self.results += verdicts_on(self.library, [build for _, build in found], question, bars=self.bars)
+        for entry, build in found:
+            if isinstance(entry, LockedMerge) and build.manifest.file(CONTRACT_FILE) is None:
+                self._test_merge(lock, entry, build, question)
         told = {result.digest for result in self.results}
-        if bare := [build for build in builds if build.manifest.digest not in told]:
+        if bare := [build for _, build in found if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
             self.out.note(f"not tested, for want of a contract: {names}")
         if not (failed := [result for result in self.results if not result.passed]):
@@ -57,6 +67,17 @@ class SyncTest:
         if any(result.verdict == "CHANGED" for result in failed):
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
+
+    def _test_merge(self, lock: Lock, entry: LockedMerge, build: Installed, question: Question) -> None:
+        """Test a merge by the lines that bind it, of one input after the other."""
+        try:
+            bound = binding_lines(self.library, lock, entry, self.library.project_rules())
+        except CouldNotTell as error:
+            self.out.note(f"not tested: {shown(label_of(entry))}, {error.message}")
+            return
+        for one in bound:
+            asked = replace(question, contract=one.contract, is_foreign=True)
+            self.results += verdicts_on(self.library, [build], asked, bars=self.bars)
 
 
 def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
