@@ -19,6 +19,7 @@ from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.rules import Rules
 from adapterhub.formats.contract.standards import Standards
 from adapterhub.library.library import Library
+from adapterhub.library.merged import binding_lines, is_bare_merge
 from adapterhub.library.results import KeptResults, results_of
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.results import SignedResult
@@ -28,7 +29,7 @@ _REASONS_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class _Asked:
     """What a result must be about to count."""
 
     standards: Standards
@@ -50,27 +51,22 @@ def why_not_passed(
     base: Digest | None,
     rules: Rules | None = None,
     fetch: Callable[[], bool] = lambda: False,
+    is_merge: bool = False,
 ) -> str | None:
     """Why a build has no PASS that counts on `base`, by its own contract; None if it has one.
 
-    `fetch` looks for more signed results where no result here suffices, and says whether any came.
+    `fetch` looks for more signed results where no result here suffices, and says whether any came. One that `is_merge`
+    and has no contract of its own needs a PASS for the lines of its parents' contracts that bind it.
     """
-    name = f"{build.full_name}=={build.manifest.version}"
-    try:
-        contract = contract_in(build.folder)
-    except CouldNotTell as error:
-        return error.message
-    listed = build.manifest.file(CONTRACT_FILE)
-    if contract is None or listed is None:
-        return "has no contract"
-    if contract.digest != listed.sha256:
-        return f"its contract is not the one of its manifest; `adapt verify {name}` says more"
-    if contract.bounds.is_loose:
-        return f"its contract is too loose: {_loose(contract)}"
+    if is_merge and is_bare_merge(build):
+        return _merge_problem(library, build, standards, base=base, rules=rules)
+    contract = _usable_contract(build)
+    if isinstance(contract, str):
+        return contract
     if base is None:
         return "its base is not known, so no result can be about it"
-    asked = Asked(standards=standards, contract=contract, base=base, rules=rules)
-    if passed_here(library, build, asked):
+    asked = _Asked(standards=standards, contract=contract, base=base, rules=rules)
+    if _passed_here(library, build, asked):
         return None
     reasons = _against_signed(library, build, asked)
     if reasons is not None and fetch():
@@ -82,7 +78,45 @@ def why_not_passed(
     return "; ".join([what, *reasons[:_REASONS_SHOWN]])
 
 
-def passed_here(library: Library, build: Installed, asked: Asked) -> bool:
+def _usable_contract(build: Installed) -> Contract | str:
+    """The contract of a build, or why none can be counted on."""
+    name = f"{build.full_name}=={build.manifest.version}"
+    try:
+        contract = contract_in(build.folder)
+    except CouldNotTell as error:
+        return error.message
+    listed = build.manifest.file(CONTRACT_FILE)
+    if contract is None or listed is None:
+        return "has no contract"
+    if contract.digest != listed.sha256:
+        return f"its contract is not the one of its manifest; `adapt verify {name}` says more"
+    return f"its contract is too loose: {_loose(contract)}" if contract.bounds.is_loose else contract
+
+
+def _merge_problem(
+    library: Library, merge: Installed, standards: Standards, *, base: Digest | None, rules: Rules | None
+) -> str | None:
+    """Why a merge has no PASS that counts; None if it has one for each parent that binds it."""
+    if base is None:
+        return "its base is not known, so no result can be about it"
+    try:
+        bound = binding_lines(library, merge, rules)
+    except CouldNotTell as error:
+        return error.message
+    if not bound:
+        return (
+            "no line binds it: a merge needs a `never` or `leave_alone` line in a parent's contract, or the rules of "
+            "the policy `tests-never`"
+        )
+    asked = [(one, _Asked(standards=standards, contract=one.contract, base=base, rules=rules)) for one in bound]
+    missing = [one.parent for one, about in asked if not _passed_here(library, merge, about)]
+    if not missing:
+        return None
+    by = " by the rules of the project" if any(about.rules_digest for _, about in asked) else ""
+    return f"the merge has no PASS on this base{by} for the lines that bind it, of {', '.join(missing)}"
+
+
+def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
     """Whether the newest result of some precision that was measured in this library is a PASS, and counts."""
     if asked.standards.by and LOCAL not in asked.standards.by:
         return False
@@ -96,7 +130,7 @@ def passed_here(library: Library, build: Installed, asked: Asked) -> bool:
     return "PASS" in latest.values()
 
 
-def _against_signed(library: Library, build: Installed, asked: Asked) -> list[str] | None:
+def _against_signed(library: Library, build: Installed, asked: _Asked) -> list[str] | None:
     """Why no signed result suffices, one reason each; None if one does."""
     found, refusals = results_of(library, build.manifest.digest, build.full_name)
     reasons = []
@@ -108,7 +142,7 @@ def _against_signed(library: Library, build: Installed, asked: Asked) -> list[st
     return reasons + [f"a result does not count: {refusal}" for refusal in refusals]
 
 
-def _against(one: SignedResult, asked: Asked) -> str | None:
+def _against(one: SignedResult, asked: _Asked) -> str | None:
     """Why a signed result does not suffice; None if it does."""
     result, standards = one.result, asked.standards
     if one.standing != "trusted":

@@ -6,21 +6,19 @@ Nothing is run here. `library.passed` says which PASS counts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, CouldNotTell, NotAllowed, problem_list
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.contract.rules import Rules, read_rules
-from adapterhub.formats.contract.standards import Standards
+from adapterhub.core.errors import AdapterHubError, NotAllowed, problem_list
+from adapterhub.formats.contract.rules import read_rules
 from adapterhub.library.library import Library
 from adapterhub.library.own_settings import OwnSettings
-from adapterhub.library.passed import Asked, passed_here, why_not_passed
+from adapterhub.library.passed import why_not_passed
 from adapterhub.library.results import keeps_results, results_at, take_results
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.builds import exact_spec, label_of, locked_build
 from adapterhub.projects.sync._bringing import Places
-from adapterhub.projects.sync.merged import binding_lines
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 
@@ -45,14 +43,18 @@ def ensure_tested(
         build = locked_build(library, entry)
         if build is None:
             continue
-        is_bare_merge = isinstance(entry, LockedMerge) and build.manifest.file(CONTRACT_FILE) is None
-        if isinstance(entry, LockedMerge) and is_bare_merge:
-            reason = _merge_problem(library, build, entry, lock, standards, rules)
-        else:
-            reason = _problem(library, build, entry, lock, standards, rules, places)
+        reason = why_not_passed(
+            library,
+            build,
+            standards,
+            base=_base_of(build, lock),
+            rules=rules,
+            fetch=partial(_fetch, library, build, entry, places),
+            is_merge=isinstance(entry, LockedMerge),
+        )
         if reason is not None:
             problems.append(f"`{entry.key}` {label_of(entry)}: {reason}")
-            has_merge |= is_bare_merge
+            has_merge |= isinstance(entry, LockedMerge)
     if not problems:
         return ()
     if standards.policy == "warn":
@@ -63,50 +65,6 @@ def ensure_tested(
     if has_merge:
         hint = f"`adapt sync --test` tests everything, merges too; {hint}"
     raise NotAllowed(problem_list(title, problems), hint=hint)
-
-
-def _problem(
-    library: Library,
-    build: Installed,
-    entry: Locked,
-    lock: Lock,
-    standards: Standards,
-    rules: Rules | None,
-    places: Places,
-) -> str | None:
-    """Why a build does not meet the policy; None if it does."""
-    return why_not_passed(
-        library,
-        build,
-        standards,
-        base=_base_of(build, lock),
-        rules=rules,
-        fetch=lambda: _fetch(library, build, entry, places),
-    )
-
-
-def _merge_problem(
-    library: Library, build: Installed, entry: LockedMerge, lock: Lock, standards: Standards, rules: Rules | None
-) -> str | None:
-    """Why a merge does not meet the policy; None if it keeps what its inputs and the project bind it to."""
-    base = _base_of(build, lock)
-    if base is None:
-        return "its base is not known, so no result can be about it"
-    try:
-        bound = binding_lines(library, lock, entry, rules)
-    except CouldNotTell as error:
-        return error.message
-    if not bound:
-        return (
-            "a merge needs lines that bind it, and none of its inputs' contracts has a `never` or `leave_alone` line; "
-            "`tests-never` gives the project some"
-        )
-    asked = [(one, Asked(standards=standards, contract=one.contract, base=base, rules=rules)) for one in bound]
-    missing = [one.parent for one, about in asked if not passed_here(library, build, about)]
-    if not missing:
-        return None
-    by = " by the rules of the project" if any(about.rules_digest for _, about in asked) else ""
-    return f"the merge has no PASS on this base{by} for the lines that bind it, of {', '.join(missing)}"
 
 
 def _base_of(build: Installed, lock: Lock) -> Digest | None:

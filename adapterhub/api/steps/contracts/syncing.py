@@ -6,15 +6,14 @@ A merge, which has no contract of its own, keeps the lines of its inputs' contra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.testing import Question, verdicts_on
+from adapterhub.api.steps.contracts.testing import Question, verdicts_on, verdicts_on_merge
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.projects.builds import label_of, locked_build
-from adapterhub.projects.sync.merged import binding_lines
+from adapterhub.library.merged import is_bare_merge
+from adapterhub.projects.builds import locked_build
 from adapterhub.projects.values import LockedMerge
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ class SyncTest:
         question = Question(on=base_of_lock(self.library, lock))
         self.results += verdicts_on(self.library, [build for _, build in found], question, bars=self.bars)
         for entry, build in found:
-            if isinstance(entry, LockedMerge) and build.manifest.file(CONTRACT_FILE) is None:
-                self._test_merge(lock, entry, build, question)
+            if isinstance(entry, LockedMerge) and is_bare_merge(build):
+                self._test_merge(build, question)
         told = {result.digest for result in self.results}
         if bare := [build for _, build in found if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
@@ -68,16 +67,11 @@ class SyncTest:
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
 
-    def _test_merge(self, lock: Lock, entry: LockedMerge, build: Installed, question: Question) -> None:
-        """Test a merge by the lines that bind it, of one input after the other."""
+    def _test_merge(self, merge: Installed, question: Question) -> None:
         try:
-            bound = binding_lines(self.library, lock, entry, self.library.project_rules())
+            self.results += verdicts_on_merge(self.library, merge, question, bars=self.bars)
         except CouldNotTell as error:
-            self.out.note(f"not tested: {shown(label_of(entry))}, {error.message}")
-            return
-        for one in bound:
-            asked = replace(question, contract=one.contract, is_foreign=True)
-            self.results += verdicts_on(self.library, [build], asked, bars=self.bars)
+            self.out.note(f"not tested: {shown(merge.full_name)} {merge.manifest.version}, {error.message}")
 
 
 def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
