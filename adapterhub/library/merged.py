@@ -45,9 +45,9 @@ def binding_lines(library: Library, merge: Installed, rules: Rules | None) -> li
     found: dict[str, BindingLines] = {}
     for build in _parents(library, merge):
         label = f"{build.full_name} {build.manifest.version}"
-        contract = contract_in(build.folder)
-        if contract is None:
-            raise CouldNotTell(f"its parent {shown(label, 200)} has no contract")
+        contract, listed = contract_in(build.folder), build.manifest.file(CONTRACT_FILE)
+        if contract is None or listed is None or contract.digest != listed.sha256:
+            raise CouldNotTell(f"its parent {shown(label, 200)} has no contract, or not that of its manifest")
         bound = contract.for_merges()
         if bound.lines or (rules is not None and rules.bind(bound)):
             found[bound.digest] = BindingLines(parent=label, contract=bound)
