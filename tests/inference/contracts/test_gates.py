@@ -329,8 +329,8 @@ def test_a_server_starts_only_with_what_passes_on_its_base(adapt: Adapt, tmp_pat
     plan = adapt.json("serve", "a", *options, "--test")
 
     assert [(one["name"], one["verdict"]) for one in plan["tests"]] == [("a", "PASS")]
-    assert "`liar` has changed" in adapt.fails(3, "serve", "liar", *options, "--test")
-    assert "`b==1.0.0` has no contract. It is not served" in adapt.fails(17, "serve", "b", *options, "--test")
+    assert "`liar 1.0.0` has changed" in adapt.fails(3, "serve", "liar", *options, "--test")
+    assert "`b 1.0.0` has no contract. It is not served" in adapt.fails(17, "serve", "b", *options, "--test")
     assert "2 of 3 adapters cannot be served" in adapt.fails(11, "serve", "a", "b", "liar", *options, "--test")
     assert adapt("serve", "liar", *options, "--test-warn").exit_code == 0
     adapt.ok("config", "tests", "require")
