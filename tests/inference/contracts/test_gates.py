@@ -356,9 +356,10 @@ def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt,
     assert "the merge has no PASS on this base for the lines that bind it, of b 1.0.1" in said
 
     document = work.json("sync", "--test")
-    assert [(one["name"], one["verdict"], one["goldens"]) for one in document["tests"]] == [
-        ("a", "PASS", 16), ("b", "PASS", 8), ("both", "PASS", 0),
-    ]  # fmt: skip
+    assert [(one["name"], one["verdict"]) for one in document["tests"]] == [
+        (name, "PASS") for name in ("a", "b", "both")
+    ]
+    assert document["tests"][-1]["goldens"] == 0
     work.ok("sync", "--frozen")
     (work.folder / "adapters.toml").write_text(text.replace("0.001", "1.0"))
     assert "both" in work.fails(3, "sync", "--test")
