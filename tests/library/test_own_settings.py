@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.errors import Malformed, NotAllowed, UsageProblem
+from adapterhub.core.errors import Malformed, UsageProblem
 from adapterhub.formats.contract.standards import Standards
 from adapterhub.library.own_settings import OwnSettings, set_own_tests
 from adapterhub.projects.session import Session
@@ -49,14 +49,6 @@ def test_a_damaged_file_is_refused_and_a_reset_mends_it(tmp_path: Path, text: st
     with pytest.raises(Malformed, match=r"config\.json"):
         OwnSettings(tmp_path).read()
     assert set_own_tests(tmp_path, "warn", reset=True) == Standards(policy="warn")
-
-
-def test_a_file_that_others_may_write_decides_nothing(tmp_path: Path) -> None:
-    set_own_tests(tmp_path, "warn")
-    (tmp_path / "config.json").chmod(0o666)
-
-    with pytest.raises(NotAllowed, match="others may write it"):
-        OwnSettings(tmp_path).read()
 
 
 def test_the_stricter_of_both_holds_in_each_part() -> None:
