@@ -41,7 +41,7 @@ class ServeTest:
         question = Question(on=BaseSpec.parse(self.base.alias or str(self.base.path)))
         found: list[Tested] = []
         if is_bare_merge(build):
-            found = verdicts_on_merge(self.library, build, question, bars=self.bars)
+            found = verdicts_on_merge(self.library, build, question, bars=self.bars, models=self.models)
         if not found:
             subject = subject_of_build(build)
             found = [verdict_on(self.library, subject, question, bars=self.bars, models=self.models)]

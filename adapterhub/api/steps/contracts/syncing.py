@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from adapterhub.api.steps.contracts.subjects import Models
 from adapterhub.api.steps.contracts.testing import Question, verdicts_on, verdicts_on_merge
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
@@ -45,13 +46,14 @@ class SyncTest:
             BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
         """
         found = [(entry, build) for entry in entries if (build := locked_build(self.library, entry)) is not None]
-        question = Question(on=base_of_lock(self.library, lock))
-        self.results += verdicts_on(self.library, [build for _, build in found], question, bars=self.bars)
+        question, models = Question(on=base_of_lock(self.library, lock)), Models()
+        builds = [build for _, build in found]
+        self.results += verdicts_on(self.library, builds, question, bars=self.bars, models=models)
         for entry, build in found:
             if isinstance(entry, LockedMerge) and is_bare_merge(build):
-                self._test_merge(build, question)
+                self._test_merge(build, question, models)
         told = {result.digest for result in self.results}
-        if bare := [build for _, build in found if build.manifest.digest not in told]:
+        if bare := [build for build in builds if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
             self.out.note(f"not tested, for want of a contract: {names}")
         if not (failed := [result for result in self.results if not result.passed]):
@@ -67,9 +69,9 @@ class SyncTest:
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
 
-    def _test_merge(self, merge: Installed, question: Question) -> None:
+    def _test_merge(self, merge: Installed, question: Question, models: Models) -> None:
         try:
-            self.results += verdicts_on_merge(self.library, merge, question, bars=self.bars)
+            self.results += verdicts_on_merge(self.library, merge, question, bars=self.bars, models=models)
         except CouldNotTell as error:
             self.out.note(f"not tested: {shown(merge.full_name)} {merge.manifest.version}, {error.message}")
 

@@ -273,13 +273,15 @@ def verdicts_on(
     return found
 
 
-def verdicts_on_merge(library: Library, merge: Installed, question: Question, *, bars: Bars) -> list[Tested]:
+def verdicts_on_merge(
+    library: Library, merge: Installed, question: Question, *, bars: Bars, models: Models | None = None
+) -> list[Tested]:
     """The verdicts on a merge without a contract, by the lines that bind it: one for each parent that has such lines.
 
     Raises:
         CouldNotTell: a parent is not here, or has no contract.
     """
-    models, found = Models(), []
+    models, found = models or Models(), []
     for one in binding_lines(library, merge, question.rules or library.project_rules()):
         asked = replace(question, contract=one.contract, is_foreign=True)
         found += verdicts_on(library, [merge], asked, bars=bars, models=models)
