@@ -52,8 +52,8 @@ def problems(root: ET.Element) -> list[str]:
         if known is None:
             found.append(f"no element {one.tag}")
             continue
-        found += [f"{one.tag} has {name}" for name in one.keys() - known.needs - known.may_have]
-        found += [f"{one.tag} lacks {name}" for name in known.needs - one.keys()]
+        found += [f"{one.tag} has {name}" for name in set(one.keys()) - known.needs - known.may_have]
+        found += [f"{one.tag} lacks {name}" for name in known.needs - set(one.keys())]
         found += [f"{one.tag} holds {child.tag}" for child in one if child.tag not in known.holds]
         if (time := one.get("time")) is not None and not TIME.fullmatch(time):
             found.append(f"{one.tag} took {time}")
