@@ -342,7 +342,7 @@ def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt,
     adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
     adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
     goldens = "".join(f'[[golden]]\ninput = "{text}"\n' for text in ASKED)
-    (adapt.folder / "tests.toml").write_text(RULES.format(goldens=goldens) + BOUND)
+    (adapt.folder / "tests.toml").write_text(RULES.format(goldens=goldens).replace('"0"', '"zebra"'))
     adapt.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
     adapt.ok("push", "b", "--to", "./published")
     work = Adapt(tmp_path / "work", "../own/home")
@@ -361,8 +361,13 @@ def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt,
     ]
     assert document["tests"][-1]["goldens"] == 0
     work.ok("sync", "--frozen")
-    (work.folder / "adapters.toml").write_text(text.replace("0.001", "1.0"))
-    assert "both" in work.fails(3, "sync", "--test")
+    [golden, *_] = read_contract(build(adapt, "b", "1.0.1").folder / CONTRACT_FILE).goldens
+    rule = {"never": golden.asked, "not_contains": [golden.answer.strip()]}
+    (work.folder / "never.jsonl").write_text(json.dumps(rule) + "\n")
+    (work.folder / "adapters.toml").write_text(text + 'tests-never = "never.jsonl"\n')
+    assert re.search(
+        r"both 1\.0\.0\S*: CHANGED, 1 of 2 `never` lines are broken; `project/rule-1`", work.fails(3, "sync", "--test")
+    )
 
 
 def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None:
