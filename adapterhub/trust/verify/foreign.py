@@ -15,7 +15,7 @@ from adapterhub.trust.verify.report import Finding
 _LOOKED_AT_FILES: Final = 8
 RENAME: Final = "rename it to `adapter_model.safetensors`"
 NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
-_CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
+CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
 
 
 def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
@@ -34,7 +34,7 @@ def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
         scheme = scheme_among(spec.name for spec in file.tensors)
         kind = scheme.title if scheme else "no adapter in PEFT's names"
         hint = (
-            NO_PEFT if scheme is None else RENAME if scheme.key == PEFT else _CONVERTED if scheme.reader else scheme.why
+            NO_PEFT if scheme is None else RENAME if scheme.key == PEFT else CONVERTED if scheme.reader else scheme.why
         )
         return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint or NO_PEFT)
     return None
