@@ -79,7 +79,7 @@ class Library(InstalledBuilds):
         self.resolve_name: NameResolver | None = None
         self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
         self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
-        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones
+        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones, nor than the user's
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     # ------------------------------------------------------------ add
