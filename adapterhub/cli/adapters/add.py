@@ -111,6 +111,7 @@ def add(
                 description=description,
                 license=licence,
                 named_after=ready.named_after,
+                base_sha256=ready.header.base_sha256,
             )
             own, about = found.about.name, ready.described(found.about)
             added = library.add(ready.folder, about, base=found.record, bump=bump, variant=variant, progress=progress)
