@@ -278,6 +278,7 @@ class WithAdapters(OpenedLibrary):
                     description=description,
                     license=license,
                     named_after=ready.named_after,
+                    base_sha256=ready.header.base_sha256,
                 )
                 description, record = found.about, found.record
             added = super().add(
