@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import ColumnElement, Row, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -115,10 +115,16 @@ def _related(
     mine = mine.where(adapters.c.is_listed, adapters.c.base_sha256 == sha256, visible)
     known = connection.execute(mine.limit(1)).one()
     columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_model)
-    other = adapters.c.is_listed & (adapters.c.base_sha256 != sha256) & visible
-    same = (adapters.c.base_tensors == known.base_tensors) | adapters.c.base_model.in_(names)
+    # both sides of the base in the order of an index: the database passes over its own adapters
+    same = [
+        (column == value) & side
+        for column, values in ((adapters.c.base_tensors, known[:1]), (adapters.c.base_model, names))
+        for value in values
+        for side in (adapters.c.base_sha256 < sha256, adapters.c.base_sha256 > sha256)
+    ]
     wanted = select(*columns, func.count().label("adapters")).join(repos, repos.c.id == adapters.c.repo_id)
-    rows = connection.execute(wanted.where(other, same).group_by(*columns).limit(LISTED)).all()
+    other = wanted.where(or_(*same), adapters.c.is_listed, visible)
+    rows = connection.execute(other.group_by(*columns).limit(LISTED)).all()
     return [
         RelatedBase(
             label=row.base_model or row.base_sha256[:12],
