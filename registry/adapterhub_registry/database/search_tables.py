@@ -86,7 +86,9 @@ def has_trigrams(connection: Connection) -> bool:
     """Whether SQLite has the index; PostgreSQL uses its own without being told."""
     if connection.dialect.name != "sqlite":
         return False
-    named = select(column("name")).select_from(table("sqlite_master")).where(column("name") == TRIGRAMS.name)
+    named: Select[Any] = (
+        select(column("name")).select_from(table("sqlite_master")).where(column("name") == TRIGRAMS.name)
+    )
     return connection.scalar(named) is not None
 
 

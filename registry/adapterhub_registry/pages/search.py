@@ -52,7 +52,6 @@ _STATES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "yanked": (_ANY, ("no", "no version yanked"), ("yes", "a version yanked")),
 }
 _LABELS: Final = {"signed": "Signature", "contract": "Tests", "tested": "Test results", "yanked": "Yanks"}
-_YANKED: Final = select(releases.c.repo_id).where(releases.c.yanked_at.is_not(None))
 _HINTS: Final = {"base": "hash or name", "task": "", "rank": "16, 8-64 or 8-", "license": "mit"}
 
 
@@ -116,9 +115,12 @@ def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool],
     order = _ORDERS[wanted.order][1]
     number = adapters.c.repo_id if order.table is adapters else repos.c.id
     conditions = [*conditions_of(connection, _query(wanted)), *_states(wanted)]
-    query = SHOWN.add_columns(order.label("place")).join(repos, repos.c.id == adapters.c.repo_id)
-    query = query.where(visible, _listed(wanted))
-    query = query.where(*narrowed(connection, conditions, is_ordered=order.table is adapters))
+    is_newest = order.table is adapters
+    narrow = narrowed(connection, conditions, is_ordered=is_newest)
+    # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
+    same = repos.c.id if is_newest or len(narrow) > len(conditions) else repos.c.id + 0
+    query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
+    query = query.where(visible, _listed(wanted), *narrow)
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
@@ -157,10 +159,8 @@ def _states(wanted: _Wanted) -> list[Condition]:
     verdict = {"passed": "PASS", "changed": "CHANGED"}.get(wanted.get("tested"))
     if verdict is not None:
         found.append(_tested(verdict))
-    if wanted.get("yanked") == "yes":
-        found.append(Condition(filters=adapters.c.repo_id.in_(_YANKED), holders=_YANKED))
-    elif wanted.get("yanked") == "no":
-        found.append(Condition(filters=adapters.c.repo_id.not_in(_YANKED)))
+    if wanted.get("yanked") in {"yes", "no"}:
+        found.append(_holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
     if wanted.get("license"):
         found.append(_holding(repo_tags, repo_tags.c.tag == f"license:{wanted.get('license')}"))
     return found
@@ -189,10 +189,9 @@ def _listed(wanted: _Wanted) -> ColumnElement[bool]:
     """The rows that a search shows; of those with a yanked version also ones without any other."""
     if wanted.get("yanked") != "yes":
         return adapters.c.is_listed
-    # whole sets, which a database reads once; it would look up a row's siblings in the index of all listed rows
     other = adapters.alias()
-    listed = select(other.c.repo_id).where(other.c.repo_id.in_(_YANKED), other.c.is_listed)
-    return or_(adapters.c.is_listed, and_(adapters.c.is_head, adapters.c.repo_id.not_in(listed)))
+    listed = exists().where(other.c.repo_id == adapters.c.repo_id, other.c.is_listed)
+    return or_(adapters.c.is_listed, and_(adapters.c.is_head, ~listed))
 
 
 def _facets(wanted: _Wanted) -> tuple[Facet, ...]:

@@ -102,7 +102,7 @@ class Condition:
 def narrowed(
     connection: Connection, conditions: Sequence[Condition], *, is_ordered: bool
 ) -> Sequence[ColumnElement[bool]]:
-    """The conditions, in the form that reads the fewest rows.
+    """The conditions, in the form that reads the fewest rows; one more when it names the few that may match.
 
     A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
     this counts who meets each, up to `FEW`: a search begins with the rarest, or with none of them and goes through the

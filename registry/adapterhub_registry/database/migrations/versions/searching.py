@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import op
 from sqlalchemy import Column, ForeignKey, Integer, String, Text, inspect, text
 
@@ -73,5 +75,5 @@ def _add_relations() -> None:
     )
 
 
-def _where(in_sqlite: str, in_postgresql: str) -> dict[str, object]:
+def _where(in_sqlite: str, in_postgresql: str) -> dict[str, Any]:
     return {"sqlite_where": text(in_sqlite), "postgresql_where": text(in_postgresql)}
