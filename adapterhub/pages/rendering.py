@@ -55,12 +55,7 @@ def twin(value: object) -> str:
 
 
 def _fields(value: Any) -> dict[str, object]:  # noqa: ANN401 - a dataclass
-    return {name: getattr(value, name) for name in _names(type(value))}
-
-
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 @functools.cache

@@ -86,10 +86,8 @@ def has_trigrams(connection: Connection) -> bool:
     """Whether SQLite has the index; PostgreSQL uses its own without being told."""
     if connection.dialect.name != "sqlite":
         return False
-    named: Select[Any] = (
-        select(column("name")).select_from(table("sqlite_master")).where(column("name") == TRIGRAMS.name)
-    )
-    return connection.scalar(named) is not None
+    master = table("sqlite_master", column("name"))
+    return connection.scalar(select(master.c.name).where(master.c.name == TRIGRAMS.name)) is not None
 
 
 @event.listens_for(texts, "after_create")
