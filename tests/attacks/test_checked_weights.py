@@ -84,6 +84,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
     "test": "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
     "registry": "no library",
+    "ui": "answers by `attach` and the bank, below, and merges as `merge` does",
 }
 
 
@@ -257,11 +258,19 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
 
 HEADERS_BY_PATH: Mapping[str, str] = {
     "formats/safetensors/file.py": "defines it",
-    **dict.fromkeys(("formats/base/weight_reader.py", "weights/model_files.py"), "models, which have fingerprints"),
+    **dict.fromkeys(
+        ("formats/base/pipelines.py", "formats/base/weight_reader.py", "weights/model_files.py"),
+        "models, which have fingerprints",
+    ),
     "trust/verify/foreign.py": "says what other files are",
     "formats/engines/__init__.py": "in its example",
     **dict.fromkeys(
-        ("library/identify/_orphan.py", "library/identify/_builds.py", "api/steps/describing.py"),
+        (
+            "library/identify/_orphan.py",
+            "library/identify/_builds.py",
+            "library/identify/lora_files.py",
+            "api/steps/describing.py",
+        ),
         "shows, and uses nothing",
     ),
 }

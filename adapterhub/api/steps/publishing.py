@@ -112,7 +112,7 @@ def push_results(
         NotAllowed: the server takes none of them; each reason is listed.
     """
     if names_folder(to):
-        raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` takes results along")
+        raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` copies results, too")
     results = ResultFiles.of_library(session.library.store, build.manifest.digest).read()
     if not results:
         raise NotFound(

@@ -295,7 +295,7 @@ class Hub:
         return self.tests.is_offered
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified; none where the server does not answer, as they are an extra."""
+        """The signed results on a build, unverified; none where the server does not answer, as no build needs them."""
         place = self._places[release.digest]
         with contextlib.suppress(AdapterHubError):
             return self.tests.on(place.repo, release.manifest.version)

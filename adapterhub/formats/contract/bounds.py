@@ -28,7 +28,7 @@ class Bounds:
 
     same: float = 0.9
     retention: float = 0.95
-    kl: float = 0.05
+    kl: float = 0.02
     cosine: float = 0.95
     min_gap: float = 0.1
 

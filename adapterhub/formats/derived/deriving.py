@@ -57,7 +57,7 @@ def derive(
             reason=reason,
         )
     end, sketch = time.monotonic() + time_s, Sketch()
-    with np.errstate(all="ignore"):  # hostile numbers are told in the record
+    with np.errstate(all="ignore"):  # the record reports hostile numbers
         modules = tuple(_figures(updates, module, sketch, is_late=time.monotonic() > end) for module in updates.modules)
     norms = [module.norm for module in modules if module.norm is not None]
     return DerivedRecord(
