@@ -21,6 +21,8 @@ from adapterhub_registry.pages.search import lines
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
 
 MOST_POINTS: Final = 150
+MOST_READ: Final = 1000
+"""Of the newest adapters for a base, so many are looked at for the map."""
 LISTED: Final = 20
 MOST_NAMES: Final = 20
 
@@ -71,12 +73,19 @@ def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool
 
 
 def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    wanted = (
-        select(repos.c.full_name, adapters.c.digest, derived.c.sketch)
+    newest = (
+        select(repos.c.full_name, adapters.c.digest, adapters.c.created_at)
         .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
-        .join(derived, derived.c.digest == adapters.c.digest)
-        .where(mine, derived.c.sketch.is_not(None), derived.c.sketch != "")
+        .where(mine)
         .order_by(adapters.c.created_at.desc())
+        .limit(MOST_READ)
+        .subquery()
+    )
+    wanted = (
+        select(newest.c.full_name, newest.c.digest, derived.c.sketch)
+        .join_from(newest, derived, derived.c.digest == newest.c.digest)
+        .where(derived.c.sketch.is_not(None), derived.c.sketch != "")
+        .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
     return list(connection.execute(wanted))
