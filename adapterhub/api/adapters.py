@@ -263,7 +263,7 @@ class WithAdapters(OpenedLibrary):
                 return taken
         with contextlib.ExitStack() as stack:
             if progress is None:
-                progress = stack.enter_context(self.reports.progress("add", None))
+                progress = stack.enter_context(self.reports.progress(f"add {name or folder.name}", None))
             ready = stack.enter_context(peft_folder(self.store, folder, record, progress))
             if not isinstance(description, Description):
                 found = installing.describe_folder(
@@ -278,6 +278,7 @@ class WithAdapters(OpenedLibrary):
                     description=description,
                     license=license,
                     named_after=ready.named_after,
+                    base_sha256=ready.header.base_sha256,
                 )
                 description, record = found.about, found.record
             added = super().add(

@@ -119,6 +119,7 @@ class OpenedLibrary(local.Library):
         self.reports = Reports(on_progress)
         self.note_choice = self.reports.note
         self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
+        self.project_bounds = self.session.project_bounds
 
     @classmethod
     def default(cls, *, on_progress: OnProgress | None = None) -> Self:
@@ -135,7 +136,7 @@ class OpenedLibrary(local.Library):
         )
         names = ProjectNames(Path.cwd())
         library.resolve_name, library.project_alias = names.build, names.alias
-        library.project_rules = library.session.project_rules
+        library.project_rules, library.project_bounds = library.session.project_rules, library.session.project_bounds
         return library
 
     @property

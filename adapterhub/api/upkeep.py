@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.api.health import Line, health
@@ -15,6 +15,7 @@ from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
 from adapterhub.library.bases.families import Families, Family
+from adapterhub.library.own_settings import OwnSettings, set_own_tests
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from adapterhub.api.project import Project
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
+    from adapterhub.formats.contract.standards import Standards, TestsPolicy
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Swept
     from adapterhub.library.upkeep.repair import Step
@@ -33,6 +35,33 @@ if TYPE_CHECKING:
 
 class WithUpkeep(OpenedLibrary):
     """The bases of a library, and what keeps it sound and small."""
+
+    # ------------------------------------------------------------ own defaults
+    @property
+    def own_tests(self) -> Standards:
+        """The user's own `policy`, `max_age` and `bounds` for tests; a project may ask for more, never for less."""
+        return OwnSettings(self.root).read()
+
+    def set_own_tests(
+        self,
+        policy: TestsPolicy | None = None,
+        *,
+        max_age: str | None = None,
+        bounds: Mapping[str, float] | None = None,
+        reset: bool = False,
+    ) -> Standards:
+        """Change the user's own defaults for tests, and return them.
+
+        Args:
+            policy: what becomes of a build without a PASS: `off`, `warn` or `require`; default: as before.
+            max_age: how old a signed result may be, such as `90d`; default: as before.
+            bounds: the loosest bounds of any test, such as `{"same": 0.95}`; others stay as before.
+            reset: forget what was set before.
+
+        Raises:
+            UsageProblem: a value is none that can be meant; nothing was changed.
+        """
+        return set_own_tests(self.root, policy, max_age=max_age, bounds=bounds, reset=reset)
 
     # ------------------------------------------------------------ bases
     def add_base(

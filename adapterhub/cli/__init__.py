@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("adapterhub.cli.start.init:init", "Create a project in a folder"),
         "base": ("adapterhub.cli.start.base:base", "Register, list, show and compare base models"),
         "ui": ("adapterhub.cli.start.ui:ui", "Look at the library in a browser, with a playground"),
+        "config": ("adapterhub.cli.start.config:config", "Set your own defaults, which hold in every project"),
         "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and repair the store"),
         "completion": ("adapterhub.cli.start.completion:completion", "Print the completion script for a shell"),
     },

@@ -39,6 +39,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.repair": f"{_STEPS}.upkeep:repair_store",
         "Library.rebuild_index": "adapterhub.library.store.catalog:Catalog.rebuild",
     },
+    "config tests": {
+        "Library.own_tests": "adapterhub.library.own_settings:OwnSettings.read",
+        "Library.set_own_tests": "adapterhub.library.own_settings:set_own_tests",
+    },
     "ui": {
         "Library.ui": "adapterhub.api.pages.serving:Ui",
         "Library.playground": "adapterhub.inference.playground:Playground",

@@ -158,6 +158,7 @@ class Output:
             TextColumn("left"),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file or pipe stays there
         )
         with bars:
             yield bars, bars.add_task(what, total=total)

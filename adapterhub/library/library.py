@@ -42,7 +42,7 @@ from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
-from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
+from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify_folder
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.rules import Rules
@@ -79,7 +79,7 @@ class Library(InstalledBuilds):
         self.resolve_name: NameResolver | None = None
         self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
         self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
-        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones
+        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones, nor than the user's
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     # ------------------------------------------------------------ add
@@ -108,7 +108,7 @@ class Library(InstalledBuilds):
             UsageProblem: `bump` and `variant` are both given.
         """
         check_naming(bump, variant=variant)
-        subject, findings = open_subject(folder, base_tensors=base.tensors if base else None)
+        subject, findings = open_subject(folder, base_tensors=base.tensors if base else None, progress=progress)
         if subject is None:
             raise refused(str(folder), findings)
         ensure_no_errors(str(folder), findings)
@@ -122,7 +122,7 @@ class Library(InstalledBuilds):
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
         self.store.need_room(sum(entry.size_bytes for entry in taken))
         with self.store.intent(f"add {description.name}") as intent:
-            entries = stage_files(self.store, intent, folder, taken, progress)
+            entries = stage_files(self.store, intent, subject, taken, progress)
             manifest = describe(subject, entries, description, base)
             if bump is not None:
                 manifest = there.named(manifest, bump)
@@ -133,7 +133,7 @@ class Library(InstalledBuilds):
                 now.ensure_is_new(manifest, what, variant=variant)
 
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
-            added = self.publish_staged(intent, release, base, findings, ensure_still_new)
+            added = self.publish_staged(intent, release, base, findings, ensure_still_new, scanned=subject)
         self.note_origin(added.build, absolute(folder))
         return added
 
@@ -166,13 +166,15 @@ class Library(InstalledBuilds):
         base: BaseRecord | None,
         earlier: Sequence[Finding] = (),
         still_allowed: Callable[[], None] = lambda: None,
+        *,
+        scanned: Subject | None = None,
     ) -> Added:
         """Check the staged files against the manifest and make them an installed build.
 
-        `still_allowed` runs while no other process can publish, and may raise.
+        `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`.
         """
         manifest, namespace = release.manifest, release.namespace
-        report = checked(intent.folder, manifest, base, earlier)
+        report = checked(intent.folder, manifest, base, earlier, scanned)
         ensure_no_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
         if present := self._present(final, manifest):

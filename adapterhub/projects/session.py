@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.formats.contract.rules import Rules
+    from adapterhub.formats.contract.standards import Standards
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
@@ -86,9 +87,21 @@ class Session:
         return rules_of(self.project)
 
     def project_bounds(self) -> Mapping[str, float]:
-        """The loosest bounds of the policy `tests-bounds` of the project; none outside a project."""
+        """The loosest bounds of any test: the user's own, and those of the policy `tests-bounds` of the project."""
+        return self.standards.bounds
+
+    @property
+    def standards(self) -> Standards:
+        """What becomes of a build without a PASS, and which PASS counts, in the project and for its user.
+
+        Raises:
+            NotAllowed, Malformed: the user's own settings, or the project file, cannot be used.
+        """
+        from adapterhub.formats.contract.standards import Standards
+        from adapterhub.library.own_settings import OwnSettings
+
         project = self.project
-        return project.policy.bounds if project is not None else {}
+        return (project.policy.standards if project else Standards()).and_own(OwnSettings(self.root).read())
 
     def _project_alias(self, spec: AdapterSpec) -> Alias | None:
         """The alias of the project that `spec` names; None outside a project."""

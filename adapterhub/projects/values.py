@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.contract.bounds import parse_bound
+from adapterhub.formats.contract.standards import Standards, TestsPolicy
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
-
-TestsPolicy = Literal["off", "warn", "require"]
-TESTS_POLICIES: tuple[TestsPolicy, ...] = get_args(TestsPolicy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +101,12 @@ class Policy:
     def bounds(self) -> Mapping[str, float]:
         """The loosest bounds of any test, by name."""
         return dict(map(parse_bound, self.tests_bounds))
+
+    @property
+    def standards(self) -> Standards:
+        """What becomes of a build without a PASS, and which PASS counts."""
+        tests, by = self.tests or "off", self.tests_by
+        return Standards(policy=tests, by=by, max_age=self.tests_max_age, bounds=self.bounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
@@ -266,6 +267,7 @@ class AdapterHubResolver:
     def open_provider(self, base: BaseSpec) -> AdapterProvider:
         """A provider of adapters for `base`, with the places and limits of the environment and the command line."""
         from adapterhub.inference.serving import AdapterProvider
+        from adapterhub.inference.serving.tested import PassGate
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
@@ -289,6 +291,12 @@ class AdapterHubResolver:
             signatures=settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
             alias_ttl_s=settings.alias_ttl_s,
             denied=self.denied,
+            gate=PassGate(
+                library=library,
+                base=record.fingerprint.weights,
+                standards=replace(session.standards, policy="require") if settings.tested else session.standards,
+                rules=session.project_rules,
+            ),
             progress=self.metrics.fetched,
         )
 

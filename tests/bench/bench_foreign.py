@@ -73,13 +73,13 @@ def cold(folder: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Wall seconds and peak memory in MB of one finished process."""
+def run(command: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak memory in MB of one finished process."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     assert status == 0, command
-    return time.perf_counter() - start, used.ru_maxrss / 1000
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
 
 
 def main() -> None:
@@ -98,9 +98,10 @@ def main() -> None:
         for _ in range(options.runs):
             cold(folder)
             listed.append(run([adapt, "identify", str(folder), "--root", f"{place}/home"]))
-        wall = statistics.median(w for w, _ in listed)
+        wall, spent, memory = (statistics.median(column) for column in zip(*listed, strict=True))
         print(
-            f"{options.files} files, {size / 1e6:.0f} MB listed cold in {wall:.1f} s (at most 20), {listed[0][1]:.0f} MB"
+            f"{options.files} files, {size / 1e6:.0f} MB listed cold in {wall:.1f} s (at most 20), CPU {spent:.1f} s, "
+            f"{memory:.0f} MB"
         )
         large = Path(place, "flux.safetensors")
         flux_file(large, options.megabytes)
@@ -112,12 +113,13 @@ def main() -> None:
             if number:  # the first turn fills the page cache
                 added.append(one)
                 hashed.append(other)
-        wall, peer = (statistics.median(w for w, _ in column) for column in (added, hashed))
-        ratio = peer / (wall - idle[0])
-        print(
-            f"{large.stat().st_size / 1e6:.0f} MB: adapt add {wall:.2f} s, of which starting {idle[0]:.2f} s; sha256sum {peer:.2f} s"
-        )
-        print(f"speed against sha256sum {ratio:.2f} (at least 0.5); memory {added[0][1]:.0f} MB, idle {idle[1]:.0f} MB")
+        for what, n in (("wall", 0), ("CPU", 1)):
+            mine, peer = (statistics.median(each[n] for each in column) for column in (added, hashed))
+            print(
+                f"{large.stat().st_size / 1e6:.0f} MB, {what}: adapt add {mine:.2f} s, of which starting {idle[n]:.2f} s; "
+                f"sha256sum {peer:.2f} s: speed {peer / (mine - idle[n]):.2f} of it (at least 0.5)"
+            )
+        print(f"memory {added[0][2]:.0f} MB, idle {idle[2]:.0f} MB")
         print(f"this machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 

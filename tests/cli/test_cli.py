@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import click
 import pytest
@@ -197,11 +198,23 @@ def test_verify_shows_its_total_on_a_terminal(filled):
     assert re.search(r"verify .*[1-9][\d.]*/[1-9][\d.]* [kM]?B", shown), shown
 
 
-def on_terminal(shell: Shell, code: int, *arguments: str, **environ: str) -> str:
+def test_one_bar_shows_several_adds_and_a_pipe_gets_their_results(filled, tmp_path):
+    for name in ("one", "two"):
+        make_adapter(tmp_path / name)
+    with (tmp_path / "said").open("wb") as said:
+        places = [str(tmp_path / name) for name in ("one", "two")]
+        shown = on_terminal(filled, 0, "add", *places, stdout=said, ADAPTERHUB_HOME=str(tmp_path / "home"))
+
+    assert re.search(r"add 2 .*[1-9][\d.]* [kM]?B", shown), shown
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [["added", "one"], ["added", "two"], ["2", "given:"]]
+
+
+def on_terminal(shell: Shell, code: int, *arguments: str, stdout: IO[bytes] | None = None, **environ: str) -> str:
     """What a terminal of 100 columns shows."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [*ADAPT, *arguments], stdout=follower, stderr=follower, stdin=follower, cwd=shell.folder,
+        [*ADAPT, *arguments], stdout=stdout or follower, stderr=follower, stdin=follower, cwd=shell.folder,
         env=shell.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
     )  # fmt: skip
     os.close(follower)

@@ -26,6 +26,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from tests.inference.test_serving import publish
 from tests.support.command_line import Adapt
+from tests.support.results import measured, with_contract
 from tests.support.standin_vllm import make_standin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -176,6 +177,23 @@ def test_a_dry_run_shows_what_would_be_started_and_starts_nothing(adapt: Adapt, 
     assert "pid" not in shown
 
 
+def test_under_a_policy_of_tests_only_what_has_a_pass_on_the_served_base_is_served(adapt: Adapt, python: Path) -> None:
+    build = with_contract(adapt.library, adapt.library.builds_named("legal-qa")[0])
+    command = ["serve", "legal-qa==1.0.1", "--base", "base-7b", "--python", python, "--dry-run"]
+    adapt.ok(*command)
+    adapt.ok("config", "tests", "require")
+    measured(adapt.library, build, base_weights=digest_of(b"another base"))
+
+    assert "`legal-qa==1.0.1` is not served: has no PASS on this base" in adapt.fails(14, *command)
+    adapt.ok("config", "tests", "warn")
+    assert "has no PASS on this base" in adapt(*command).stderr
+    adapt.ok("config", "tests", "require")
+    measured(adapt.library, build)
+    assert adapt.ok(*command)
+    without = adapt.fails(14, *[one.replace("==1.0.1", "==1.0.0") if isinstance(one, str) else one for one in command])
+    assert "is not served: has no contract" in without
+
+
 def test_the_rank_is_that_of_what_is_installed(adapt: Adapt, python: Path, add: Add) -> None:
     add("wide", rank=20)
     command = ["serve", "--base", "base-7b", "--python", python, "--dry-run"]
@@ -276,7 +294,7 @@ def test_a_server_has_its_keys_in_one_place(adapt: Adapt, python: Path) -> None:
 def test_settings_pass_through_the_environment_unchanged(tmp_path: Path) -> None:
     settings = ServeSettings(
         root=tmp_path, deny=("legal-qa==1.0 leaks names", "sha256:aaaaaaaa"), deny_file=tmp_path / "denied",
-        tenants=tmp_path / "tenants.toml", audit_log="-", preload=("a", "b>=1,<2"), pins=("c",),
+        tenants=tmp_path / "tenants.toml", audit_log="-", preload=("a", "b>=1,<2"), pins=("c",), tested=True,
     )  # fmt: skip
 
     assert ServeSettings.from_environ(settings.to_environ()) == settings

@@ -211,6 +211,20 @@ def test_bounds_of_a_project_only_tighten() -> None:
     assert tight == Bounds(same=0.99, kl=0.01, retention=0.99)
 
 
+def test_the_user_s_own_default_holds_in_a_project_that_asks_for_less(homes: Homes) -> None:
+    write_project(homes, 'tests = "warn"')
+    homes.ben.ok("config", "tests", "require", "--bound", "same=0.95")
+    said = homes.ben.fails(14, "sync")
+    assert "your own `adapt config tests require` refuses what did not pass its contract" in said
+    measured(homes.ben.library, build_of(homes, "ben"))
+    homes.ben.fails(14, "sync")
+    measured(homes.ben.library, build_of(homes, "ben"), bounds={"same": 0.95})
+    homes.ben.ok("sync")
+
+    lock = (homes.folder / "adapters.lock").read_text()
+    assert ('tests = "warn"' in lock, "0.95" in lock) == (True, False)
+
+
 def test_rules_join_a_contract_under_names_that_none_of_its_lines_can_have(tmp_path: Path) -> None:
     (tmp_path / "never.jsonl").write_text(RULES + '\n{"id": "x", "never": "hi", "not_contains": ["ho"]}\n')
     rules = read_rules(tmp_path / "never.jsonl")

@@ -187,6 +187,7 @@ def _keys(w: World) -> None:
     w.says("key-show", "key", "show", "ann")
     w.says("key-trust", "key", "trust", "ann", "--scope", "acme/*", "--not-after", "2099-12-31")
     w.says("key-list", "key", "list")
+    w.says("config-tests", "config", "tests", "off", "--max-age", "90d")
     w.says("key-policy", "key", "policy", "warn", "--namespace", "acme")
     w.says("sign", "sign", LEGAL)
     w.says("key-untrust", "key", "untrust", "ann")

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub.api.steps.contracts.stating import state_result
 from adapterhub.api.steps.contracts.subjects import subject_of_build
+from adapterhub.core.digests import Digest
 from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.results import Tested, Verdict
@@ -47,7 +48,7 @@ def verdict_of(build: Installed, verdict: Verdict = "PASS", **changed: Any) -> T
 def measured(library: Library, build: Installed, verdict: Verdict = "PASS", **changed: Any) -> None:
     """As if `adapt test` had given this verdict here."""
     result = verdict_of(build, verdict, **changed)
-    KeptResults(library.store).keep(build.manifest.digest, {"n": str(changed), "verdict": verdict}, result)
+    KeptResults(library.store).keep(Digest(result.digest), {"n": str(changed), "verdict": verdict}, result)
 
 
 def signed(library: Library, build: Installed, key: str, verdict: Verdict = "PASS", **changed: Any) -> Path:

@@ -29,7 +29,7 @@ from adapterhub.formats.manifest import (
     Manifest,
 )
 from adapterhub.trust.verify import Finding, ensure_undamaged, manifest_in, open_files, open_subject, verify_folder
-from adapterhub.trust.verify.foreign import NO_PEFT
+from adapterhub.trust.verify.foreign import CONVERTED, NO_PEFT, RENAME
 from adapterhub.trust.verify.listing import kind_of_name, list_folder, safe_listing
 from adapterhub.trust.verify.scan import as_floats
 from tests.support.verify_world import make, pair, say, weight
@@ -240,15 +240,15 @@ def test_missing_files_are_told_by_what_is_there(folder: Path) -> None:
         *(
             ("x.safetensors", tensor, "E_UNSUPPORTED", f"holds {kind}, not PEFT's weights", hint)
             for tensor, kind, hint in (
-                ("lora_unet_a.lora_down.weight", "a LoRA of an image model in the names of kohya's sd-scripts", ""),
-                ("unet.a.lora.b", "a LoRA of an image model in the names of diffusers", ""),
-                ("a.lora_a", "a LoRA of Apple's MLX", ""),
-                ("w_a_1", "a LoRA of a hand-written kind that does not name its modules", ""),
                 (
-                    "base_model.model.x",
-                    "PEFT weights under another name",
-                    "rename it to `adapter_model.safetensors`",
+                    "lora_unet_a.lora_down.weight",
+                    "a LoRA of an image model in the names of kohya's sd-scripts",
+                    CONVERTED,
                 ),
+                ("unet.a.lora.down.weight", "a LoRA of an image model in the names of diffusers", CONVERTED),
+                ("a.lora_a", "a LoRA of Apple's MLX", CONVERTED),
+                ("w_a_1", "a LoRA of a hand-written kind that does not name its modules", ""),
+                ("base_model.model.x", "PEFT weights under another name", RENAME),
                 ("x", "no adapter in PEFT's names", ""),
             )
         ),
@@ -263,7 +263,7 @@ def test_weights_of_other_programs_are_named(
     found = errors(folder)
 
     assert found[0] == error(code, name, message, hint=hint or NO_PEFT)
-    assert [f.code for f in found[1:]] == (["E_CONFIG"] if hint else [])
+    assert [f.code for f in found[1:]] == (["E_CONFIG"] if hint == RENAME else [])
 
 
 def test_eight_files_are_looked_at_for_other_weights(folder: Path) -> None:

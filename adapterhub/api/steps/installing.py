@@ -146,10 +146,11 @@ def describe_folder(
     description: str,
     license: str | None,  # noqa: A002 - the option's name
     named_after: Path | None = None,
+    base_sha256: str = "",
 ) -> Described:
     """Name, base and prompt form of a PEFT output folder: what was given, else what the folder says for certain.
 
-    `named_after` is the path that gives the name, where it is not the folder's own.
+    `named_after` is the path that gives the name, where it is not the folder's own; `base_sha256` as for `guess_base`.
 
     Raises:
         SpecError: `name` or `version` does not parse.
@@ -163,7 +164,7 @@ def describe_folder(
     own = guess_name(named_after or folder) if name is None else parse_name(name)
     notes: list[str] = []
     if record is None and guess and folder.is_dir():
-        guessed = guess_base(library, folder)
+        guessed = guess_base(library, folder, base_sha256)
         record = guessed.record
         notes.append(guessed.sentence(own))
     chosen = choose_form(folder, prompt, record.hints if record else None)

@@ -82,9 +82,7 @@ def push_build(
     place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
     for note in card_at(place, release, build.folder).notes:
         session.out.note(note)
-    if gate is None:
-        session.out.note(contract_line(library, build))
-    else:
+    if gate is not None:
         gate.before_sending(build)
         if signer is not None:
             sign_results(library, build, gate.results, signer)
@@ -92,6 +90,8 @@ def push_build(
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress, signature=signature, results=results)
     _tell_refused(session, place)
+    if gate is None:
+        session.out.note(contract_line(library, build))
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
 
 

@@ -15,6 +15,7 @@ from adapterhub.cli.options.prompting import prompt_options, warn_of_backslashes
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.intake.clashes import Bump
@@ -89,19 +90,15 @@ def add(
     number = parse_version(version or "1.0.0")
     is_undescribed = not any((named, task, version, description, licence, bump, variant, no_base, form))
 
-    def add_one(folder: Path) -> Added:
+    def add_one(folder: Path, progress: Progress) -> Added:
         from adapterhub.api.steps.installing import add_described, describe_folder
         from adapterhub.library.intake.foreign import peft_folder
 
         if is_undescribed and folder.is_dir():
-            with session.out.progress("add", None) as progress:
-                taken = add_described(session, folder, base, progress=progress)
+            taken = add_described(session, folder, base, progress=progress)
             if taken is not None:
                 return taken
-        with (
-            session.out.progress(f"add {folder.name}", size_given(folder)) as progress,
-            peft_folder(library.store, folder, record, progress) as ready,
-        ):
+        with peft_folder(library.store, folder, record, progress) as ready:
             found = describe_folder(
                 library,
                 ready.folder,
@@ -114,6 +111,7 @@ def add(
                 description=description,
                 license=licence,
                 named_after=ready.named_after,
+                base_sha256=ready.header.base_sha256,
             )
             own, about = found.about.name, ready.described(found.about)
             added = library.add(ready.folder, about, base=found.record, bump=bump, variant=variant, progress=progress)
@@ -124,6 +122,8 @@ def add(
         return added
 
     if len(folders) == 1:
-        say_added(session, add_one(folders[0]), "added")
+        with session.out.progress(f"add {folders[0].name}", size_given(folders[0])) as progress:
+            added = add_one(folders[0], progress)
+        say_added(session, added, "added")
         return
     add_several(session, folders, add_one)

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.digests import Progress
     from adapterhub.library.library import Added
 
 _WEIGHTS: Final = ".safetensors"
 
 
-def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Path], Added]) -> None:
+def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Path, Progress], Added]) -> None:
     """Add each folder and print its result at once; what holds no adapter is passed over, and refusals are counted.
+
+    One bar shows the progress over all.
 
     Raises:
         UsageProblem: no folder holds an adapter.
@@ -31,24 +34,29 @@ def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Pa
     added: list[Added] = []
     skipped: list[dict[str, str]] = []
     failed: list[dict[str, Any]] = []
-    for folder in folders:
-        place = shown(str(folder), 200)
-        reason = _no_adapter(folder)
-        if reason:
-            skipped.append({"path": str(folder), "reason": reason})
-            out.note(f"passed over `{place}`: {reason}")
-            continue
-        try:
-            one = add_one(folder)
-        except AdapterHubError as error:
-            failed.append({"path": str(folder), "error": failure_facts(error)})
+    sizes = [size_given(folder) or 0 for folder in folders]
+    with out.progress(f"add {len(folders)}", sum(sizes) or None) as progress:
+        for folder, size in zip(folders, sizes, strict=True):
+            place = shown(str(folder), 200)
+            reason = _no_adapter(folder)
+            meter = Meter(progress, size)
+            if reason:
+                skipped.append({"path": str(folder), "reason": reason})
+                out.note(f"passed over `{place}`: {reason}")
+                continue
+            try:
+                one = add_one(folder, meter)
+            except AdapterHubError as error:
+                failed.append({"path": str(folder), "error": failure_facts(error)})
+                if not out.as_json:
+                    report_failure(reworded(error, f"`{place}`: {error.message}"), as_json=False)
+                continue
+            finally:
+                meter.end()
+            added.append(one)
+            report_warnings(session, one)
             if not out.as_json:
-                report_failure(reworded(error, f"`{place}`: {error.message}"), as_json=False)
-            continue
-        added.append(one)
-        report_warnings(session, one)
-        if not out.as_json:
-            out.line(added_line(one, "added"))
+                out.line(added_line(one, "added"))
     if not added and not failed:
         raise UsageProblem(
             f"none of the {len(folders)} holds an adapter", hint="give folders that PEFT's `save_pretrained` wrote"
@@ -60,6 +68,22 @@ def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Pa
     out.result(document, lambda: out.line(f"{len(folders)} given: {total}"))
     if failed:
         raise SystemExit(EXIT_SOME_FAILED)
+
+
+class Meter:
+    """Counts one part of a whole, which is over at `end`, whatever of it was done: a refused file is not read whole."""
+
+    def __init__(self, progress: Progress, expected: int) -> None:
+        self._progress, self._left = progress, expected
+
+    def __call__(self, done: int) -> None:
+        """Count bytes, at most as many as are left of the part."""
+        self._progress(min(done, self._left))
+        self._left -= min(done, self._left)
+
+    def end(self) -> None:
+        """Count the rest."""
+        self(self._left)
 
 
 def size_given(path: Path) -> int | None:

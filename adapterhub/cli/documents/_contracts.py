@@ -117,7 +117,16 @@ class EmittedTask(TypedDict):
     command: Annotated[list[str], "runs the task in the folder of the files"]
 
 
+class OwnTests(TypedDict):
+    """The user's own defaults for tests."""
+
+    tests: Annotated[str, "`off`, `warn` or `require`"]
+    max_age: Annotated[str | None, "how old a signed result may be, such as `90d`"]
+    bounds: Annotated[dict[str, float], "the loosest bounds of any test, by name"]
+
+
 CONTRACTS = {
+    "config-tests": OwnTests,
     "test": list[Tested],
     "test.record": RecordedContract,
     "test.results": list[SignedResults],

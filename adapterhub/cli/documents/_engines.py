@@ -62,6 +62,7 @@ class ServePlan(TypedDict):
     max_rank: NotRequired[Annotated[int, "vLLM: largest rank that can be requested later"]]
     slots: NotRequired[Annotated[int, "vLLM: how many adapters fit in one batch"]]
     cpu_slots: NotRequired[Annotated[int, "vLLM: how many adapters stay in memory"]]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how each adapter does by its contract"]]
 
 
 class Served(ServePlan):

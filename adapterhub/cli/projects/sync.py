@@ -60,8 +60,8 @@ def sync(
     A file counts as unchanged, without being read, while its size, times and inode are those that sync left. --check
     reads every byte; use `adapt sync --frozen --check` in CI.
 
-    --test asks every build with a contract on the base of the project, before any folder changes. A kept result of the
-    same build, base and precision is free.
+    --test asks every build with a contract on the base of the project, before any folder changes, and a merge by the
+    lines of its inputs' contracts that bind it. A kept result of the same build, base and precision is free.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def sync(
     session.out.result(document, lambda: say(session, document))
     for one in synced.tests:
         if one.passed:
-            session.out.note(f"{one.label}: PASS, answers as recorded on {one.goldens} prompts")
+            session.out.note(f"{one.label}: PASS, {one.kept}")
     _note_left(session, document["left"], pruned=prune)
 
 

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
+from adapterhub.cli.options.testing import test_options, testing_from
 from adapterhub.cli.use.serve_access import access_options
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
 from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Testing
+    from adapterhub.api.steps.contracts.serving import ServeTest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.inference.serving.vllm import InstalledVllm, VllmOptions
+    from adapterhub.library.bases.records import BaseRecord
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -105,6 +109,7 @@ _CPU_SLOTS: Final = 32
     metavar="S",
     help="Look up what an alias means again after S seconds; SIGHUP does it at once.",
 )
+@test_options("Serve an adapter")
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @access_options
 @signatures_option
@@ -130,6 +135,8 @@ def serve(
     drain: float,
     follow: bool,
     alias_ttl: float,
+    test: bool,
+    test_warn: bool,
     dry_run: bool,
     pins: tuple[AdapterSpec, ...],
     tenants: Path | None,
@@ -151,12 +158,16 @@ def serve(
     A request may name an alias: `"model": "legal-qa@prod"`. When the alias moves, new requests get the new build, and
     those that run end with the one they began with.
 
+    --test asks each SPEC on the served base first, in its recorded prompts, and serves nothing without a PASS, also not
+    what a request names later. The policy `tests` of the project and of the user does that without running a model.
+
     \b
     Examples:
       adapt serve --base base-7b
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
       adapt serve legal-qa@prod --base base-7b --alias-ttl 2
       adapt serve legal-qa --base base-7b --dry-run
+      adapt serve legal-qa --base base-7b --test
       adapt serve --base base-7b --tenants tenants.toml --audit-log audit.jsonl
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
     """
@@ -193,6 +204,7 @@ def serve(
         audit_log=audit_log,
         preload=tuple(map(requested_name, specs)),
         pins=tuple(map(requested_name, pins)),
+        tested=test,
     )
     gate = Gate(tenants, None if dry_run else audit_log)
     has_key = bool(os.environ.get("VLLM_API_KEY") or option_in(split_args, "--api-key"))
@@ -212,6 +224,7 @@ def serve(
         start_timeout_s=start_timeout,
         drain_s=drain,
         dry_run=dry_run,
+        test=_test_of(session, record, [*specs, *pins], testing_from(test=test, test_warn=test_warn)),
     )
     if host not in LOOPBACK and not has_key and tenants is None:
         session.out.warn(
@@ -230,6 +243,19 @@ def serve(
     if gguf is not None or llama_server is not None:
         raise UsageProblem("`--gguf` and `--llama-server` need `--engine llama.cpp`")
     _serve_vllm(session, args, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
+
+
+def _test_of(
+    session: Session, record: BaseRecord, specs: Sequence[AdapterSpec], testing: Testing | None
+) -> ServeTest | None:
+    """The test of what is served; None where none is asked for."""
+    if testing is None:
+        return None
+    if not specs:
+        raise UsageProblem("`--test` and `--test-warn` need a SPEC: what only a request names is not tested")
+    from adapterhub.api.steps.contracts.serving import ServeTest
+
+    return ServeTest(session.library, record, testing, session.out, session.out)
 
 
 def _split(text: str) -> Sequence[str]:

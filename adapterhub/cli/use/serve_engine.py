@@ -18,6 +18,7 @@ from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter
 from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.serving import ServeTest
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.calling import Calling
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.aliases import ServedAliases
     from adapterhub.inference.serving.process import EngineProcess
+    from adapterhub.inference.serving.tested import BuildGate
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
 
@@ -46,6 +48,7 @@ class ServeArgs:
     start_timeout_s: float
     drain_s: float
     dry_run: bool
+    test: ServeTest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
         alias_ttl_s=args.settings.alias_ttl_s,
         denied=args.denied,
+        gate=_gate(session, args),
     )
     with contextlib.closing(provider):
         specs: list[AdapterSpec] = []
@@ -91,6 +95,20 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
         # a model name has no base, which is the served one
         names = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in specs]
         yield Checked(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
+
+
+def _gate(session: Session, args: ServeArgs) -> BuildGate:
+    """The test that was asked for, then the policy `tests` of the project and of the user, which runs nothing."""
+    from adapterhub.inference.serving.tested import PassGate
+
+    passes = PassGate(
+        library=session.library,
+        base=args.record.fingerprint.weights,
+        standards=session.standards,
+        rules=session.project_rules,
+    )
+    test = args.test
+    return passes if test is None else lambda build: (*test(build), *passes(build))
 
 
 def requested_name(spec: AdapterSpec) -> str:
@@ -202,7 +220,7 @@ def document_of(
             for spec, h, one in zip(args.specs, handed, callings(args, handed), strict=True)
         ],
         "command": list(command),
-    }
+    } | ({} if args.test is None else {"tests": [one.to_json() for one in args.test.results]})
 
 
 def callings(args: ServeArgs, handed: Sequence[LeasedAdapter]) -> list[Calling]:

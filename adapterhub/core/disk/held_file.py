@@ -71,6 +71,13 @@ class HeldFile:
         """Close the file; most users never call `close`."""
         self.close()
 
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` is a name of this very file, which is open; False for a link to it."""
+        try:
+            return self._handle >= 0 and os.path.samestat(os.fstat(self._handle), path.lstat())
+        except OSError:
+            return False
+
     # ------------------------------------------------------------ before the pass
     def start(self, count: int) -> bytes:
         """The first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""

@@ -182,6 +182,10 @@ class Contract:
         ids = [*(one for one in self.order if one in by_id), *(one for one in by_id if one not in self.order)]
         return b"".join(canonical_json(line) + b"\n" for line in (head, *(by_id[one] for one in ids)))
 
+    def for_merges(self) -> Contract:
+        """The lines that every merge of the adapter must keep, as a contract: `never` and `leave_alone`."""
+        return replace(self, goldens=(), expects=self.nevers, visibility="public", order=())
+
     def without_texts(self) -> Contract:
         """The contract with digests in place of prompts and answers, for publishing.
 

@@ -101,6 +101,13 @@ class Tested:
         return self.verdict == "PASS"
 
     @property
+    def kept(self) -> str:
+        """What a PASS shows, in words."""
+        if self.goldens:
+            return f"answers as recorded on {self.goldens} prompts"
+        return f"keeps {len(self.cases)} {'line' if len(self.cases) == 1 else 'lines'}"
+
+    @property
     def label(self) -> str:
         """The build in words."""
         return f"{self.name} {self.version}".strip()

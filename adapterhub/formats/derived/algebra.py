@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapterhub.core.errors import MergeRefused
 from adapterhub.formats.derived.energies import Energies
 
-Floats: TypeAlias = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Floats: TypeAlias = "NDArray[np.float64]"
 
 FLOAT32_HALF_STEP: Final = 2.0**-24
 """Relative rounding of float32: a float32 file cannot hold what is smaller, relative to the whole update."""

@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.formats.derived.algebra import Update
@@ -19,6 +18,9 @@ from adapterhub.formats.peft.pairs import MATRIX_NDIM, Factors, Pairs, pair_up
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _ADALORA: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_[ABE])")
 

@@ -15,13 +15,15 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapterhub.formats.derived.algebra import Floats
 from adapterhub.formats.documented import Documented
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SAMPLED = 256
 """The most rows and columns in the sample of a module."""

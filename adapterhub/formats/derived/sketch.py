@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapterhub.formats.derived.algebra import Floats, Update
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NUMBERS: Final = 128
 _ROWS: Final = 8192

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-_FIXED: Final = {
+FIXED: Final = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -18,7 +18,7 @@ _FIXED: Final = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_RESNET: Final = {
+RESNET: Final = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -46,8 +46,8 @@ class LdmUNet:
 
     def renamed(self, module: str) -> str | None:
         """The name in diffusers of a module such as `input_blocks.4.1.proj_in`; None for one that no UNet has."""
-        if module in _FIXED:
-            return _FIXED[module]
+        if module in FIXED:
+            return FIXED[module]
         middle = _MIDDLE_BLOCK.fullmatch(module)
         if middle is not None:
             return self._inside(_MIDDLE[middle[1]], middle[2], is_resnet=middle[1] != "1")
@@ -82,4 +82,4 @@ class LdmUNet:
     def _inside(self, block: str, rest: str, *, is_resnet: bool) -> str | None:
         if not is_resnet:
             return f"{block}.{rest}"
-        return f"{block}.{_RESNET[rest]}" if rest in _RESNET else None
+        return f"{block}.{RESNET[rest]}" if rest in RESNET else None

@@ -8,11 +8,12 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import IO, Any, Final
 
 from adapterhub.core.digests import Digest, Progress, digest_of_hash
@@ -24,8 +25,8 @@ from adapterhub.formats.peft.keys import PREFIX
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorSpec
 
-_CHUNK_BYTES: Final = 1 << 20
-_AHEAD: Final = 4
+_BLOCK_BYTES: Final = 1 << 20
+_AHEAD: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class OpenFile:
         self._stream = stream
         self.header: TensorFile = parse_header(stream, path=path, size_bytes=size_bytes, where=self.where)
         self._seen: dict[int, bytes] = {}
+        self._rest = memoryview(b"")
 
     def source(self, config: Mapping[str, Any] | None, base: Mapping[str, tuple[int, ...]]) -> Source:
         """What a reader gets."""
@@ -56,42 +58,81 @@ class OpenFile:
         self._seen[spec.start] = os.pread(self._stream.fileno(), spec.size_bytes, spec.start)
         return self._seen[spec.start]
 
-    def pieces(self, progress: Progress | None, digests: list[Digests]) -> Iterator[tuple[TensorSpec, Iterator[bytes]]]:
+    def pieces(
+        self, progress: Progress | None, digests: list[Digests]
+    ) -> Iterator[tuple[TensorSpec, Iterator[memoryview]]]:
         """Each tensor in the file's order with its bytes; the digests are appended behind the last one.
+
+        Two threads hash the blocks that were read: one all of them, the other those behind the header.
 
         Raises:
             MalformedTensorFile: the file was cut short, or changed, meanwhile.
         """
         header = self.header
-        with ThreadPoolExecutor(1) as pool:
-            whole, data = hashlib.sha256(), hashlib.sha256()
-            waiting: list[Future[None]] = []
-            self._stream.seek(0)
-            whole.update(self._stream.read(header.data_start))
+        self._stream.seek(0)
+        with _Hashing() as whole, _Hashing() as data:
+            whole.put(self._stream.read(header.data_start))
+            blocks, self._rest = self._blocks(whole, data, progress), memoryview(b"")
             for spec in header.tensors:
-                yield spec, self._chunks(spec, whole, lambda chunk: _hand(pool, waiting, data.update, chunk), progress)
-            for future in waiting:
-                future.result()
-        digests.append(Digests(whole=digest_of_hash(whole), data=digest_of_hash(data), size_bytes=header.size_bytes))
+                yield spec, self._of(spec, blocks)
+        digests.append(Digests(whole=whole.digest, data=data.digest, size_bytes=header.size_bytes))
 
-    def _chunks(self, spec: TensorSpec, whole: Any, also: Any, progress: Progress | None) -> Iterator[bytes]:  # noqa: ANN401
-        left = spec.size_bytes
+    def _blocks(self, whole: _Hashing, data: _Hashing, progress: Progress | None) -> Iterator[memoryview]:
+        """The bytes behind the header, which are being hashed."""
+        left = self.header.size_bytes - self.header.data_start
         while left:
-            chunk = self._stream.read(min(left, _CHUNK_BYTES))
-            if not chunk or self._seen.get(spec.start, chunk) != chunk:
-                raise MalformedTensorFile(self.where, "changed while it was read", hint="add it again")
-            left -= len(chunk)
-            also(chunk)
-            whole.update(chunk)
+            block = self._stream.read(min(_BLOCK_BYTES, left))
+            if not block:
+                raise self._changed()
+            left -= len(block)
+            whole.put(block)
+            data.put(block)
             if progress is not None:
-                progress(len(chunk))
-            yield chunk
+                progress(len(block))
+            yield memoryview(block)
+
+    def _of(self, spec: TensorSpec, blocks: Iterator[memoryview]) -> Iterator[memoryview]:
+        """The bytes of the next tensor, to be taken to the end; the rest of a block stays for the one after it."""
+        left, found = spec.size_bytes, bytearray()
+        while left:
+            rest = self._rest or next(blocks)
+            piece, self._rest = rest[:left], rest[left:]
+            left -= len(piece)
+            if spec.start in self._seen:
+                found += piece
+            yield piece
+        if found and found != self._seen[spec.start]:
+            raise self._changed()
+
+    def _changed(self) -> MalformedTensorFile:
+        return MalformedTensorFile(self.where, "changed while it was read", hint="add it again")
 
 
-def _hand(pool: ThreadPoolExecutor, waiting: list[Future[None]], work: Any, chunk: bytes) -> None:  # noqa: ANN401
-    if len(waiting) >= _AHEAD:
-        waiting.pop(0).result()
-    waiting.append(pool.submit(work, chunk))
+class _Hashing:
+    """A thread that hashes the blocks put into it, at most `_AHEAD` behind; `digest` once its block is over."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.sha256()
+        self._blocks: Queue[bytes] = Queue(_AHEAD)
+        self._thread = Thread(target=self._run, name="hash", daemon=True)
+        self.put = self._blocks.put
+
+    def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.put(b"")
+        self._thread.join()
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of all blocks."""
+        return digest_of_hash(self._hasher)
+
+    def _run(self) -> None:
+        while block := self._blocks.get():
+            self._hasher.update(block)
 
 
 @contextmanager
@@ -147,48 +188,42 @@ def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progr
     digests: list[Digests] = []
     with (folder / WEIGHTS_FILE).open("xb") as sink:
         sink.write(header)
-        for spec, chunks in file.pieces(progress, digests):
+        for spec, pieces in file.pieces(progress, digests):
             uses = places.get(spec.start, []) if spec.size_bytes else []
             if len(uses) == 1 and _is_plain(uses[0][1]):
                 sink.seek(uses[0][0])
-                sink.writelines(chunks)
+                sink.writelines(pieces)
                 continue
-            raw = b"".join(chunks) if uses else _drained(chunks)
+            raw = b"".join(pieces)
             for place, cut in uses:
                 if cut.mid is not None:
                     kept[spec.start] = raw
                     if not {cut.source.start, cut.mid.start} <= kept.keys():
                         continue
                 sink.seek(place)
-                sink.write(_made(cut, raw, kept))
+                sink.writelines(_made(cut, raw, kept))
     text = json.dumps(config_of(reading), indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     return digests[0]
-
-
-def _drained(chunks: Iterable[bytes]) -> bytes:
-    for _ in chunks:
-        pass
-    return b""
 
 
 def _is_plain(cut: Cut) -> bool:
     return not cut.rows and not cut.is_transposed and cut.mid is None
 
 
-def _made(cut: Cut, raw: bytes, kept: dict[int, bytes]) -> bytes:
+def _made(cut: Cut, raw: bytes, kept: dict[int, bytes]) -> list[bytes] | list[memoryview]:
     if cut.mid is not None:
         down, mid = kept.pop(cut.source.start), kept.pop(cut.mid.start)
-        return folded(down, cut.source, mid, cut.mid)
+        return [folded(down, cut.source, mid, cut.mid)]
     if cut.rows:
         return rows_of(raw, cut.source, cut.rows)
-    return transposed(raw, cut.source) if cut.is_transposed else raw
+    return [transposed(raw, cut.source) if cut.is_transposed else raw]
 
 
-def rows_of(raw: bytes, spec: TensorSpec, rows: Rows) -> bytes:
+def rows_of(raw: bytes, spec: TensorSpec, rows: Rows) -> list[memoryview]:
     """Those rows of a tensor, in that order."""
-    width = len(raw) // spec.shape[0]
-    return b"".join(raw[start * width : stop * width] for start, stop in rows)
+    width, view = len(raw) // spec.shape[0], memoryview(raw)
+    return [view[start * width : stop * width] for start, stop in rows]
 
 
 # ---------------------------------------------------------------- the config

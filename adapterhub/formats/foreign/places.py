@@ -110,7 +110,7 @@ def placed(source: Source, module: Module, targets: Targets, label: str) -> list
         MalformedTensorFile: E_SHAPE where its rows are not those of the targets.
     """
     if len(targets) == 1 and targets[0].rows(2, 1) is None:
-        return [replace(module, name=targets[0].name)]
+        return [module if module.name == targets[0].name else replace(module, name=targets[0].name)]
     b = module.slots.get("lora_B.weight")
     if b is None:
         source.refuse("E_UNSUPPORTED", f"`{shown(label)}` is fused, and only a plain LoRA can be taken apart by rows")

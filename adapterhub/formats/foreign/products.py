@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
 
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
@@ -13,6 +14,8 @@ from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _LOHA: Final = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_LARGEST_SIDE: Final = 1 << 20
+_KERNEL: Final = 9
 
 
 def product_module(
@@ -87,3 +90,54 @@ def _lokr(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:
     if ranks:
         return ranks.pop()
     return max(1, math.ceil(max(found["lokr_w2"].shape[:2]) / 2))
+
+
+# ---------------------------------------------------------------- PEFT's settings
+def settings_of(source: Source, method: Method, modules: Sequence[Module]) -> dict[str, Any]:
+    """The settings with which PEFT makes factors of these shapes, because it chooses the shapes itself.
+
+    Raises:
+        MalformedTensorFile: E_UNSUPPORTED where no one setting gives the sides of every LoKr.
+    """
+    slots = {slot for module in modules for slot in module.slots}
+    settings: dict[str, Any] = {"use_effective_conv2d": bool(slots & {"hada_t1", "lokr_t2"})}
+    if method == "LOHA":
+        return settings
+    sides = {module.name: _sides(module) for module in modules}
+    largest = max(first for both in sides.values() for first, _ in both)
+    unfit = ""
+    for factor in (-1, largest):
+        unfit = next((name for name, both in sides.items() if not _fits(both, factor)), "")
+        if not unfit:
+            return settings | {"decompose_both": "lokr_w1_a" in slots, "decompose_factor": factor}
+    text = f"the factors of `{shown(unfit)}` have sides that no `decompose_factor` gives every module"
+    return source.refuse("E_UNSUPPORTED", text, "PEFT's LoKr has one for all modules")
+
+
+def _sides(module: Module) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Outputs and inputs of a LoKr, each as the sides of its two factors."""
+    shapes = {slot.removeprefix("lokr_"): cut.shape for slot, cut in module.slots.items()}
+    one = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
+    if "w2" in shapes:
+        return (one[0], shapes["w2"][0]), (one[1], shapes["w2"][1])
+    return (one[0], shapes["w2_a"][1 if "t2" in shapes else 0]), (one[1], shapes["w2_b"][1])
+
+
+def _fits(sides: tuple[tuple[int, int], tuple[int, int]], factor: int) -> bool:
+    (out, out_rest), (width, width_rest) = sides
+    rests = [width_rest] + ([width_rest // _KERNEL] if width_rest % _KERNEL == 0 else [])  # a 3x3 in one matrix
+    return _side(out * out_rest, factor) == out and any(_side(width * rest, factor) == width for rest in rests)
+
+
+@cache
+def _side(total: int, factor: int) -> int:
+    """The first side of a number of outputs or inputs: `factor` if it divides it, else the largest below the root.
+
+    -1 stands for any. 0 for what no layer has.
+    """
+    if total > _LARGEST_SIDE:
+        return 0
+    if factor > 0 and total % factor == 0:
+        return factor
+    most = math.isqrt(total) if factor < 0 else min(math.isqrt(total), factor)
+    return next(side for side in range(most, 0, -1) if total % side == 0)

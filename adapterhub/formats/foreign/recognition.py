@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from adapterhub.core.errors import MalformedTensorFile, shown
@@ -157,9 +158,11 @@ SCHEMES: Final = (
 )
 """Every scheme; the first whose expression a whole name matches is the name's."""
 
+_KEPT_NAMES: Final = 1 << 14  # the files of a folder have the same names, and a name meets ten expressions
 _BY_KEY: Final = {scheme.key: scheme for scheme in SCHEMES}
 
 
+@lru_cache(maxsize=_KEPT_NAMES)
 def scheme_of(name: str) -> str:
     """The key of the scheme of one tensor's name; `unknown` for none."""
     return next((scheme.key for scheme in SCHEMES if scheme.names.fullmatch(name)), UNKNOWN)

@@ -63,7 +63,7 @@ class Output:
 def _bytes_of(cut: Cut, read: Read) -> bytes:
     raw = bytes(read(cut.source))
     if cut.rows:
-        return rows_of(raw, cut.source, cut.rows)
+        return b"".join(rows_of(raw, cut.source, cut.rows))
     return transposed(raw, cut.source) if cut.is_transposed else raw
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -94,10 +94,9 @@ def parse_header(
     limits = limits or adapter_limits()
     text = _header_text(stream, size_bytes, where, limits)
     data_start = stream.tell()
-    metadata, specs = parse_header_text(text, where, limits)
-    if not specs:
+    metadata, placed = parse_header_text(text, where, limits, data_start)
+    if not placed:
         raise MalformedTensorFile(where, "holds no tensors")
-    placed = [replace(s, start=s.start + data_start, end=s.end + data_start) for s in specs]
     placed.sort(key=lambda s: (s.start, s.end))
     _check_tiling(placed, data_start, size_bytes, where)
     return TensorFile(path=path, size_bytes=size_bytes, data_start=data_start, metadata=metadata, tensors=tuple(placed))

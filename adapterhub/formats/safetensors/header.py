@@ -97,20 +97,22 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
-def parse_header_text(text: str, where: str, limits: Limits) -> tuple[dict[str, str], list[TensorSpec]]:
-    """Metadata, and the tensors in the header's order with offsets from the start of the data section.
+def parse_header_text(
+    text: str, where: str, limits: Limits, data_start: int = 0
+) -> tuple[dict[str, str], list[TensorSpec]]:
+    """Metadata, and the tensors in the header's order; `data_start` is added to their offsets.
 
     Raises:
         MalformedTensorFile: with code E_CONTAINER, E_LIMIT or E_TENSOR_NAME; `where` names the file.
     """
-    return _HeaderText(text, where, limits).parse()
+    return _HeaderText(text, where, limits, data_start).parse()
 
 
 class _HeaderText:
     """Reads the header's JSON one entry at a time, so that only one entry exists as a Python object."""
 
-    def __init__(self, text: str, where: str, limits: Limits) -> None:
-        self.text, self.where, self.limits = text, where, limits
+    def __init__(self, text: str, where: str, limits: Limits, data_start: int) -> None:
+        self.text, self.where, self.limits, self.data_start = text, where, limits, data_start
         self.at = 0
         self.strings = json.JSONDecoder()
         self.entries = json.JSONDecoder(
@@ -118,7 +120,7 @@ class _HeaderText:
         )
 
     def parse(self) -> tuple[dict[str, str], list[TensorSpec]]:
-        """Metadata, and the tensors in the header's order with offsets from the start of the data section."""
+        """Metadata, and the tensors in the header's order."""
         metadata: dict[str, str] | None = None
         specs: list[TensorSpec] = []
         names: set[str] = set()
@@ -210,7 +212,8 @@ class _HeaderText:
         problem = _entry_problem(dtype, shape, offsets)
         if problem:
             self.refuse(f"tensor `{shown(name)}`: {problem}")
-        return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), start=offsets[0], end=offsets[1])
+        start, end = (self.data_start + offset for offset in offsets)
+        return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
 
     def plain_entry(self) -> tuple[Any, Any, Any] | None:
         """Dtype, shape and offsets of an entry in the usual spelling; None for another. A fast `spelt_entry`."""
@@ -266,10 +269,10 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
     if not _naturals(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
         return f"data_offsets is {shown(offsets, 40)}, expected two natural numbers"
     begin, stop = offsets
-    # Zeros are left out: a reader that multiplies in another order could overflow before it reaches the zero.
-    if max(math.prod(d for d in shape if d) * DTYPE_BITS[dtype], stop) > _INT64_MAX:
-        return f"shape {shown(shape, 40)} does not fit in 64 bits"
     bits = math.prod(shape) * DTYPE_BITS[dtype]
+    # Zeros are left out: a reader that multiplies in another order could overflow before it reaches the zero.
+    if max(bits or math.prod(d for d in shape if d) * DTYPE_BITS[dtype], stop) > _INT64_MAX:
+        return f"shape {shown(shape, 40)} does not fit in 64 bits"
     if bits != (stop - begin) * 8:
         return f"{dtype} of shape {shown(shape, 40)} needs {bits / 8:.16g} bytes, data_offsets give {stop - begin}"
     return ""
@@ -307,7 +310,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 def _natural(text: str) -> int:

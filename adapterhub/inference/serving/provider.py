@@ -37,6 +37,7 @@ from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
+from adapterhub.inference.serving.tested import BuildGate, no_gate
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -90,10 +91,10 @@ class AdapterProvider:
     """Finds, checks and leases adapters for one served base. Thread-safe.
 
     `find_installed` looks a name up in the library and never waits for a source; `fetch` looks in the library and then
-    in `sources`, and installs what it finds there. Before
-    the first lease of a build, it checks the bytes, format, shapes, numbers and base, and the rules of `engine` (such
-    as `vllm@0.32`). A leased build has its own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from
-    the engine. `progress` counts the bytes that come from sources.
+    in `sources`, and installs what it finds there. Before the first lease of a build, it checks the bytes, format,
+    shapes, numbers and base, the rules of `engine` (such as `vllm@0.32`), and then calls `gate`. A leased build has its
+    own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from the engine. `progress` counts the bytes
+    that come from sources.
     """
 
     def __init__(  # noqa: PLR0913 - the sides of one server
@@ -107,6 +108,7 @@ class AdapterProvider:
         signatures: SignaturePolicy | None = None,
         alias_ttl_s: float = TTL_S,
         denied: Denied | None = None,
+        gate: BuildGate = no_gate,
         progress: Progress | None = None,
     ) -> None:
         self.library = library
@@ -114,7 +116,7 @@ class AdapterProvider:
         self.base = base
         self.engine = engine
         self.denied = denied or Denied()
-        self._sources = sources
+        self._sources, self._gate = sources, gate
         self._progress = progress
         self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
@@ -409,7 +411,7 @@ class AdapterProvider:
         ensure_sound(errors, f"`{shown(label, 200)}` was not given to the engine", f"{label} ")
         assert subject is not None  # else there is an error
         verdict = self._engine_verdict(subject, label)
-        return verdict, (*(f.text for f in report.warnings), *verdict.notes)
+        return verdict, (*(f.text for f in report.warnings), *verdict.notes, *self._gate(build))
 
     def _engine_verdict(self, subject: Subject, label: str) -> Verdict:
         verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts)

@@ -23,6 +23,7 @@ _TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
 _AUDIT_LOG: Final = "ADAPTERHUB_SERVE_AUDIT_LOG"
 _PRELOAD: Final = "ADAPTERHUB_SERVE_PRELOAD"
 _PIN: Final = "ADAPTERHUB_SERVE_PIN"
+_TESTED: Final = "ADAPTERHUB_SERVE_TESTED"
 _POLICIES: Final = ("require", "warn", "off")
 
 
@@ -35,7 +36,7 @@ class ServeSettings:
     `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
     `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is the file of
     the tenants, `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the
-    first request.
+    first request. With `tested`, nothing is served without a PASS on the served base, whatever the policy says.
     """
 
     root: Path
@@ -51,6 +52,7 @@ class ServeSettings:
     audit_log: str | None = None
     preload: tuple[str, ...] = ()
     pins: tuple[str, ...] = ()
+    tested: bool = False
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -68,6 +70,7 @@ class ServeSettings:
             _AUDIT_LOG: self.audit_log or "",
             _PRELOAD: "\n".join(self.preload),
             _PIN: "\n".join(self.pins),
+            _TESTED: "1" if self.tested else "",
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -97,6 +100,7 @@ class ServeSettings:
             audit_log=environ.get(_AUDIT_LOG) or None,
             preload=tuple(environ.get(_PRELOAD, "").splitlines()),
             pins=tuple(environ.get(_PIN, "").splitlines()),
+            tested=environ.get(_TESTED, "") not in {"", "0"},
         )
 
 

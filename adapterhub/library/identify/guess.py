@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from adapterhub.core.digests import hex_of
+from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import AdapterHubError, SpecError, UsageProblem, shown
 from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import AdapterName, looks_like_revision, parse_name
@@ -51,10 +54,11 @@ def guess_name(folder: Path) -> AdapterName:
     raise UsageProblem(f"no name can be made of the folder `{shown(own)}`", hint="give one with `--name NAME`")
 
 
-def guess_base(library: Library, folder: Path) -> BaseGuess:
+def guess_base(library: Library, folder: Path, base_sha256: str = "") -> BaseGuess:
     """The one registered base that the adapter in `folder` fits; of several that fit, the one that its config names.
 
-    Reads headers and configs, and weights only where the adapter has more than LoRA pairs.
+    Else the one whose single file has the hash `base_sha256`, which another program's header states. Reads headers and
+    configs, weights only where the adapter has more than LoRA pairs, and files of bases only to compare that hash.
     """
     try:
         records = library.bases.list()
@@ -75,8 +79,7 @@ def guess_base(library: Library, folder: Path) -> BaseGuess:
         return BaseGuess(record=None, why=f"it fits no registered base ({listed})", todo=_ADD)
     sure = [m for m in matches if m.sure == "proven"] or [m for m in matches if m.sure == "likely"]
     if len({match.digest for match in sure}) != 1:
-        listed = " and ".join(f"`{shown(match.name)}`" for match in sure or matches)
-        return BaseGuess(record=None, why=f"it may be for {listed}", todo=_PIN)
+        return _of_several([by_alias[match.name] for match in sure or matches], base_sha256)
     first, record = sure[0], by_alias[sure[0].name]
     config, manifest = orphan.config, orphan.manifest
     named = None if config is None or config.base_is_path else config.base_model_name_or_path
@@ -86,3 +89,27 @@ def guess_base(library: Library, folder: Path) -> BaseGuess:
         why = f"it fits `{first.name}` ({shown(record.hub)}), but its config names `{shown(named)}`"
         return BaseGuess(record=None, why=why, todo=_PIN)
     return BaseGuess(record=record, why="the only registered base that it fits" if is_by_shape else first.how)
+
+
+def _of_several(records: list[BaseRecord], base_sha256: str) -> BaseGuess:
+    for record in records if base_sha256 else ():
+        if _hash_of(record.path) == base_sha256:
+            return BaseGuess(record=record, why="its header states the hash of that base's file")
+    listed = " and ".join(f"`{shown(record.alias)}`" for record in records)
+    return BaseGuess(record=None, why=f"it may be for {listed}", todo=_PIN)
+
+
+def _hash_of(path: Path | None) -> str:
+    """The sha256 of a base in one file; "" for a folder, and for a file that cannot be read."""
+    try:
+        if path is None or path.suffix != ".safetensors":
+            return ""
+        facts = path.stat()
+        return _read_hash(path, facts.st_size, facts.st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _read_hash(path: Path, _size_bytes: int, _changed_ns: int) -> str:
+    return hex_of(digest_of_file(path)[0])  # gigabytes, and `add` of a folder asks for each of its files

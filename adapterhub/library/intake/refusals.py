@@ -8,16 +8,23 @@ from pathlib import Path
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter, shown
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.trust.verify import Finding, Report, verify_folder
+from adapterhub.trust.verify import Finding, Report, Subject, verify_folder
 
 
-def checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:
-    """Run every check on a folder that should match `manifest`."""
+def checked(
+    folder: Path,
+    manifest: Manifest,
+    base: BaseRecord | None,
+    seen: Sequence[Finding],
+    scanned: Subject | None = None,
+) -> Report:
+    """Run every check on a folder that should match `manifest`; `scanned` as for `open_subject`."""
     report = verify_folder(
         folder,
         base_tensors=base.tensors if base else None,
         base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
         manifest=manifest,
+        scanned=scanned,
     )
     return Report.of([*seen, *report.findings], report.facts)
 

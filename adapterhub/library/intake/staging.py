@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.files import is_sound, write_file
+from adapterhub.core.disk.files import NO_LINKS, is_sound, write_file
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import DigestMismatch, RefusedAdapter, RemoteUnreachable, shown
-from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, FileEntry
+from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.signatures import attach_signature
+from adapterhub.trust.verify import Subject
 from adapterhub.trust.verify.listing import Entry
 
 if TYPE_CHECKING:
@@ -27,16 +29,24 @@ _LINK = ".link"
 
 
 def stage_files(
-    store: Store, intent: WriteIntent, folder: Path, taken: Sequence[Entry], progress: Progress | None
+    store: Store, intent: WriteIntent, subject: Subject, taken: Sequence[Entry], progress: Progress | None
 ) -> list[FileEntry]:
     """Copy the files of an adapter folder into the intent's folder; returns their entries for the manifest.
+
+    Weights that the library wrote itself, into its own `tmp`, are linked: one pass hashes them and reads their numbers.
 
     Raises:
         RefusedAdapter: a file grew meanwhile.
     """
-    entries = []
+    folder, entries = subject.folder, []
+    is_own = Path(absolute(folder)).is_relative_to(Path(absolute(store.root), "tmp"))
     for file in taken:
         name = file.name
+        if is_own and name == WEIGHTS_FILE and _is_linked(store, file.path, intent.folder / name):
+            _ = subject.numbers  # the pass
+            digest, size = file.held.digest, file.held.size_bytes
+            entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
+            continue
         try:
             with file.open() as source:
                 digest, size = store.stage_file(source, intent.folder / name, progress, file.size_bytes)
@@ -147,6 +157,18 @@ class Staging:
             with store.lock("publish", exclusive=True), store.os_errors_as_refusals():
                 store.link(entry.sha256, fresh)
                 fresh.replace(file)
+
+
+def _is_linked(store: Store, file: Path, target: Path) -> bool:
+    """Link `target` to a file; False where the file system has no links."""
+    with store.os_errors_as_refusals():
+        try:
+            os.link(file, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return False
+    return True
 
 
 def _is_same(file: Path, blob: Path) -> bool:

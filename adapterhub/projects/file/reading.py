@@ -27,18 +27,17 @@ from adapterhub.core.specs import (
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.formats.contract.bounds import bound_text
+from adapterhub.formats.contract.standards import parse_age, parse_tests_policy
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.aliases import targets_wanted, weights_in
 from adapterhub.projects.values import (
-    TESTS_POLICIES,
     AdapterRequirement,
     MergeRequirement,
     Policy,
     Project,
     ProjectRemote,
-    TestsPolicy,
 )
 from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
@@ -296,9 +295,9 @@ class _Reader(DocumentReader):
             **lists,
             max_rank=self.rank(holder, "max-rank", "policy."),
             exclude_newer=newest,
-            tests=self.checked(holder, "tests", _tests_policy, "policy."),
+            tests=self.checked(holder, "tests", parse_tests_policy, "policy."),
             tests_by=tuple(dict.fromkeys(self.texts(holder, "tests-by", "policy.", parse_key_name))),
-            tests_max_age=self.checked(holder, "tests-max-age", _age, "policy."),
+            tests_max_age=self.checked(holder, "tests-max-age", parse_age, "policy."),
             tests_bounds=tuple(self.bounds(self.take(holder, "tests-bounds", dict, "policy.") or {})),
             tests_never=self.checked(holder, "tests-never", _path_inside, "policy."),
         )
@@ -374,24 +373,6 @@ def _exclude_newer(text: str) -> str:
         return parse_newest_allowed(text).text
     except ValueError as error:
         raise UsageProblem(str(error)) from None
-
-
-def _tests_policy(text: str) -> TestsPolicy:
-    """`off`, `warn` or `require`."""
-    found = next((policy for policy in TESTS_POLICIES if policy == text), None)
-    if found is None:
-        raise UsageProblem(f"`{shown(text)}`, expected one of {', '.join(TESTS_POLICIES)}")
-    return found
-
-
-def _age(text: str) -> str:
-    """An age such as `90d`."""
-    try:
-        if parse_newest_allowed(text).age_s is not None:
-            return text
-    except ValueError:
-        pass
-    raise UsageProblem(f"expected an age such as `90d`, `2w` or `12h`, got `{shown(text)}`")
 
 
 def _path_inside(text: str) -> str:

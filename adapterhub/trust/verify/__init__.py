@@ -10,8 +10,10 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.held_file import REPAIR_HINT
@@ -57,15 +59,21 @@ def open_subject(
     base_named: bool = False,
     in_memory: bool = False,
     progress: Progress | None = None,
+    scanned: Subject | None = None,
 ) -> tuple[Subject | None, list[Finding]]:
     """The adapter in `folder`, and findings; never raises for the content of the folder.
 
     Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
     not read. `base_named`: the caller knows the base; its tensors or a manifest with a fingerprint imply it. `progress`
     gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, for callers that
-    keep them in memory anyway: they are hashed once, and later changes to the file have no effect.
+    keep them in memory anyway: they are hashed once, and later changes to the file have no effect. `scanned` is an
+    adapter whose numbers were read: if the weights in `folder` are the file that it holds open, that pass is enough.
     """
     listing = list_folder(folder)
+    known: dict[str, Any] = {}
+    if scanned is not None and scanned.held.is_at(folder / WEIGHTS_FILE):
+        listing = replace(listing, taken={**listing.taken, WEIGHTS_FILE: scanned.listing.taken[WEIGHTS_FILE]})
+        known["numbers"] = scanned.numbers
     findings = list(listing.findings)
     config = weights = None
     if CONFIG_FILE in listing.taken:
@@ -100,6 +108,7 @@ def open_subject(
         manifest=manifest,
         base_named=base_named or base_tensors is not None or declares,
         progress=progress,
+        _known=known,
     ), findings
 
 
@@ -226,6 +235,7 @@ def verify_folder(
     manifest: Manifest | None = None,
     base_named: bool = False,
     progress: Progress | None = None,
+    scanned: Subject | None = None,
 ) -> Report:
     """`open_subject` and `verify` in one: a report whatever the folder holds."""
     subject, findings = open_subject(
@@ -235,5 +245,6 @@ def verify_folder(
         manifest=manifest,
         base_named=base_named,
         progress=progress,
+        scanned=scanned,
     )
     return verify(subject, seen=findings) if subject is not None else Report.of(findings)

@@ -14,18 +14,18 @@ from adapterhub.trust.verify.report import Finding
 
 _LOOKED_AT_FILES: Final = 8
 RENAME: Final = "rename it to `adapter_model.safetensors`"
-_NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
-_CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
+NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
+CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
 
 
 def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
     """An error that names the foreign weights of a folder; None when nothing is recognised."""
     if "adapters.npz" in names:
         kind = "a LoRA of Apple's MLX in a numpy archive"
-        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", _NO_PEFT)
+        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", NO_PEFT)
     if "pytorch_adapter.bin" in names:
         kind = "a pickle of AdapterHub's `adapters` library"
-        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", _NO_PEFT)
+        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", NO_PEFT)
     candidates = sorted(n for n in names if n.endswith(".safetensors"))[:_LOOKED_AT_FILES]
     for name in candidates:
         file = _header(folder / name)
@@ -34,15 +34,9 @@ def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
         scheme = scheme_among(spec.name for spec in file.tensors)
         kind = scheme.title if scheme else "no adapter in PEFT's names"
         hint = (
-            _NO_PEFT
-            if scheme is None
-            else RENAME
-            if scheme.key == PEFT
-            else _CONVERTED
-            if scheme.reader
-            else scheme.why
+            NO_PEFT if scheme is None else RENAME if scheme.key == PEFT else CONVERTED if scheme.reader else scheme.why
         )
-        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint or _NO_PEFT)
+        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint or NO_PEFT)
     return None
 
 

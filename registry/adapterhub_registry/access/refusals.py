@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
+from adapterhub.core.errors import shown
 from adapterhub_registry.access.telemetry import RequestRecord, without_secrets
 from adapterhub_registry.database.db import Database, now_ms
 from adapterhub_registry.database.refusal_tables import refusals
@@ -81,8 +82,8 @@ def record_refusal(database: Database, scope: Scope, refusal: Refusal) -> None:
             if connection.execute(again).rowcount == 0:
                 connection.execute(insert(refusals).values(**same, count=1, created_at=now_ms()))
                 _prune(connection)
-    except SQLAlchemyError:
-        log.warning("a refusal could not be recorded", exc_info=True)
+    except SQLAlchemyError as error:
+        log.warning("a refusal could not be recorded: %s", shown(str(error).partition("\n")[0], 200))
 
 
 def _prune(connection: Connection) -> None:

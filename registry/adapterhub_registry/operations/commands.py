@@ -17,7 +17,7 @@ from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
-from adapterhub_registry.derived.worker import work
+from adapterhub_registry.derived.worker import rebuild, work
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
 from adapterhub_registry.operations.options import (
@@ -175,9 +175,9 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
 @registry.command()
 @place_options
 @click.option("--once", is_flag=True, help="End when no build waits.")
-@click.option("--rebuild", is_flag=True, help="First, let every build wait for a new record.")
+@click.option("--rebuild", "wants_rebuild", is_flag=True, help="First, let every build wait for a new record.")
 @JSON
-def worker(once: bool, rebuild: bool, as_json: bool, **given: object) -> None:
+def worker(once: bool, wants_rebuild: bool, as_json: bool, **given: object) -> None:
     """Make the records of weights that the pages show, until interrupted.
 
     A server does this itself. With several servers, or to spare one, run workers beside servers with --no-worker; any
@@ -193,7 +193,7 @@ def worker(once: bool, rebuild: bool, as_json: bool, **given: object) -> None:
         signal.signal(number, lambda *_: stopped.set())
     with _reaching():
         opened = _open(given)
-        if rebuild:
+        if wants_rebuild:
             rebuild(opened.db)
         made = work(opened.db, opened.blobs, stopped=stopped)
         while not once and not stopped.wait(_POLL_S):

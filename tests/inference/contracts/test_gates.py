@@ -22,6 +22,7 @@ from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library, write_examples
 from tests.support.signing_homes import statement_of
+from tests.support.standin_vllm import make_standin
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -318,6 +319,55 @@ def test_a_build_that_cannot_stay_is_not_replaced_by_one_that_has_changed(adapt:
     assert (refused.exit_code, read_lock(work.folder).adapters[0].version) == (3, "1.0.1")
     assert "`a` cannot stay as locked" in refused.stderr
     assert work("upgrade", "--test", "--dry-run").exit_code == 2
+
+
+def test_a_server_starts_only_with_what_passes_on_its_base(adapt: Adapt, tmp_path: Path) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("install", "liar@base-7b", "--from", "./lying")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    options = ("--base", "base-7b", "--python", make_standin(tmp_path / "vllm"), "--dry-run")
+    plan = adapt.json("serve", "a", *options, "--test")
+
+    assert [(one["name"], one["verdict"]) for one in plan["tests"]] == [("a", "PASS")]
+    assert "`liar 1.0.0` has changed" in adapt.fails(3, "serve", "liar", *options, "--test")
+    assert "`b 1.0.0` has no contract. It is not served" in adapt.fails(17, "serve", "b", *options, "--test")
+    assert "2 of 3 adapters cannot be served" in adapt.fails(11, "serve", "a", "b", "liar", *options, "--test")
+    assert adapt("serve", "liar", *options, "--test-warn").exit_code == 0
+    adapt.ok("config", "tests", "require")
+    adapt.ok("serve", "a", *options)
+    assert "has no PASS on this base" in adapt.fails(14, "serve", "liar", *options, "--test-warn")
+
+
+def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt, tmp_path: Path) -> None:
+    adapt.ok("install", "a@base-7b==1.0.1", "--from", "./published")
+    adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
+    goldens = "".join(f'[[golden]]\ninput = "{text}"\n' for text in ASKED)
+    (adapt.folder / "tests.toml").write_text(RULES.format(goldens=goldens).replace('"0"', '"zebra"'))
+    adapt.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
+    adapt.ok("push", "b", "--to", "./published")
+    work = Adapt(tmp_path / "work", "../own/home")
+    work.folder.mkdir()
+    text = PROJECT.format(published="../own/published").replace('liar = ">=1"', 'a = "==1.0.1"\nb = "*"\n') + (
+        '[merges.both]\ninputs = [ { adapter = "a", weight = 0.001 }, { adapter = "b", weight = 1.0 } ]\n'
+        '[policy]\ntests = "require"\n'
+    )
+    (work.folder / "adapters.toml").write_text(text)
+    said = work.fails(14, "sync")
+    assert "the merge has no PASS on this base for the lines that bind it, of b 1.0.1" in said
+
+    document = work.json("sync", "--test")
+    assert [(one["name"], one["verdict"]) for one in document["tests"]] == [
+        (name, "PASS") for name in ("a", "b", "both")
+    ]
+    assert document["tests"][-1]["goldens"] == 0
+    work.ok("sync", "--frozen")
+    [golden, *_] = read_contract(build(adapt, "b", "1.0.1").folder / CONTRACT_FILE).goldens
+    rule = {"never": golden.asked, "not_contains": [golden.answer.strip()]}
+    (work.folder / "never.jsonl").write_text(json.dumps(rule) + "\n")
+    (work.folder / "adapters.toml").write_text(text + 'tests-never = "never.jsonl"\n')
+    assert re.search(
+        r"both 1\.0\.0\S*: CHANGED, 1 of 2 `never` lines are broken; `project/rule-1`", work.fails(3, "sync", "--test")
+    )
 
 
 def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None:

@@ -17,6 +17,7 @@ from tests.support.tiny_models import llama, save_adapter
 from tests.test_docs import DOCS, appears, blocks, steps
 
 TUTORIAL, GATE = DOCS / "tutorial" / "test-an-adapter.md", DOCS / "how-to" / "gate.md"
+TOOLS = DOCS / "how-to" / "test-with-tools.md"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -48,10 +49,15 @@ def adapt(tmp_path: Path, request: pytest.FixtureRequest) -> Adapt:
     for name in ("legal-qa", "summarize"):
         author.ok("add", f"./out/{name}", "--name", name, "--base", "base-7b")
         author.ok("push", name, "--to", "./published")
-    return with_base(tmp_path)
+    adapt = with_base(tmp_path)
+    if request.param == TOOLS:
+        adapt.ok("install", "legal-qa@base-7b", "--from", "./published")
+    return adapt
 
 
-@pytest.mark.parametrize(("adapt", "document"), [(TUTORIAL, TUTORIAL), (GATE, GATE)], indirect=["adapt"], ids=str)
+@pytest.mark.parametrize(
+    ("adapt", "document"), [(page, page) for page in (TUTORIAL, GATE, TOOLS)], indirect=["adapt"], ids=str
+)
 def test_commands_do_what_the_page_shows(adapt: Adapt, document: Path) -> None:
     for step in steps(document, with_model=True):
         words = shlex.split(step.command)[1:]

@@ -82,7 +82,7 @@ def settle(
         BehaviourChanged, CouldNotTell: it did not pass; the message ends with `ending`.
     """
     if result.passed:
-        out.note(f"{result.label}: PASS, answers as recorded on {result.goldens} prompts")
+        out.note(f"{result.label}: PASS, {result.kept}")
         return
     if result.verdict == "CHANGED":
         text, reasons = f"`{shown(result.label, 200)}` has changed", list(result.broken)

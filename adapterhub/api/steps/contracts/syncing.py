@@ -1,4 +1,7 @@
-"""`sync --test`: every locked build with a contract passes it on the project's base before a folder changes."""
+"""`sync --test`: every locked build passes its contract on the project's base before a folder changes.
+
+A merge, which has no contract of its own, keeps the lines of its inputs' contracts that bind every merge.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.testing import Question, verdicts_on
+from adapterhub.api.steps.contracts.subjects import Models
+from adapterhub.api.steps.contracts.testing import Question, verdicts_on, verdicts_on_merge
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
+from adapterhub.library.merged import is_bare_merge
 from adapterhub.projects.builds import locked_build
+from adapterhub.projects.values import LockedMerge
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.projects.values import Lock, Locked
 
@@ -38,9 +45,13 @@ class SyncTest:
         Raises:
             BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
         """
-        builds = [build for entry in entries if (build := locked_build(self.library, entry)) is not None]
-        question = Question(on=base_of_lock(self.library, lock))
-        self.results += verdicts_on(self.library, builds, question, bars=self.bars)
+        found = [(entry, build) for entry in entries if (build := locked_build(self.library, entry)) is not None]
+        question, models = Question(on=base_of_lock(self.library, lock)), Models()
+        builds = [build for _, build in found]
+        self.results += verdicts_on(self.library, builds, question, bars=self.bars, models=models)
+        for entry, build in found:
+            if isinstance(entry, LockedMerge) and is_bare_merge(build):
+                self._test_merge(build, question, models)
         told = {result.digest for result in self.results}
         if bare := [build for build in builds if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
@@ -57,6 +68,12 @@ class SyncTest:
         if any(result.verdict == "CHANGED" for result in failed):
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
+
+    def _test_merge(self, merge: Installed, question: Question, models: Models) -> None:
+        try:
+            self.results += verdicts_on_merge(self.library, merge, question, bars=self.bars, models=models)
+        except CouldNotTell as error:
+            self.out.note(f"not tested: {shown(merge.full_name)} {merge.manifest.version}, {error.message}")
 
 
 def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:

@@ -14,6 +14,7 @@ from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.formats.contract.rules import Rules
+from adapterhub.library.merged import binding_lines
 from adapterhub.library.results import KeptResults
 
 if TYPE_CHECKING:
@@ -254,9 +255,11 @@ def _unknown(made: Tested, reason: str, detail: str) -> Tested:
     return replace(made, verdict="UNKNOWN", reason=reason, detail=detail)
 
 
-def verdicts_on(library: Library, builds: Sequence[Installed], question: Question, *, bars: Bars) -> list[Tested]:
+def verdicts_on(
+    library: Library, builds: Sequence[Installed], question: Question, *, bars: Bars, models: Models | None = None
+) -> list[Tested]:
     """The verdicts on builds that have a contract, each base loaded once; a refusal of one is UNKNOWN for that one."""
-    models, found = Models(), []
+    models, found = models or Models(), []
     order = sorted(builds, key=lambda build: (build.base.label, build.full_name, build.manifest.version))
     for build in order:
         subject = subject_of_build(build)
@@ -267,6 +270,21 @@ def verdicts_on(library: Library, builds: Sequence[Installed], question: Questio
             result = _unknown(replace(empty, digest=build.manifest.digest), "refused", error.message.splitlines()[0])
         if result.verdict != "NONE" or question.contract is not None:
             found.append(result)
+    return found
+
+
+def verdicts_on_merge(
+    library: Library, merge: Installed, question: Question, *, bars: Bars, models: Models | None = None
+) -> list[Tested]:
+    """The verdicts on a merge without a contract, by the lines that bind it: one for each parent that has such lines.
+
+    Raises:
+        CouldNotTell: a parent is not here, or has no contract.
+    """
+    models, found = models or Models(), []
+    for one in binding_lines(library, merge, question.rules or library.project_rules()):
+        asked = replace(question, contract=one.contract, is_foreign=True)
+        found += verdicts_on(library, [merge], asked, bars=bars, models=models)
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.denoisers import Named, family_of, named
 from adapterhub.formats.foreign.places import denoiser, flat, flat_clip, placed
-from adapterhub.formats.foreign.products import product_module
+from adapterhub.formats.foreign.products import product_module, settings_of
 from adapterhub.formats.foreign.reading import Method, Module, Reading, Source, lora_module, scalar
 from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -82,6 +82,7 @@ def read(source: Source) -> Reading:
         scheme="kohya",
         modules=tuple(modules),
         method=method,
+        settings={} if method == "LORA" else settings_of(source, method, modules),
         spelling={"family": family, "prefixes": prefixes} if family else {"prefixes": prefixes},
     )
 

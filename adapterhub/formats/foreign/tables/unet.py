@@ -12,15 +12,11 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
+from adapterhub.formats.diffusion.ldm import FIXED, RESNET
+
 _LAYERS: Final = 2
 """Residual layers of a block on the way down; one more on the way up."""
 
-_RESNET: Final = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
 _ATTENTIONS: Final = tuple(f"attn{n}.{to}" for n in (1, 2) for to in ("to_q", "to_k", "to_v", "to_out.0"))
 _TRANSFORMER: Final = (*_ATTENTIONS, "ff.net.0.proj", "ff.net.2")
 
@@ -75,10 +71,8 @@ def _names(unet: UNet) -> Mapping[str, str]:
 
 
 def _generate(unet: UNet) -> Iterator[tuple[str, str]]:
-    yield from (("conv_in", "input_blocks.0.0"), ("conv_out", "out.2"))
-    yield from ((f"time_embedding.linear_{n}", f"time_embed.{2 * n - 2}") for n in (1, 2))
-    if unet.has_label:
-        yield from ((f"add_embedding.linear_{n}", f"label_emb.0.{2 * n - 2}") for n in (1, 2))
+    left_out = ("conv_norm",) if unet.has_label else ("conv_norm", "add_embedding")
+    yield from ((ours, theirs) for theirs, ours in FIXED.items() if not ours.startswith(left_out))
     last = len(unet.down) - 1
     for i, depth in enumerate(unet.down):
         for j in range(_LAYERS):
@@ -103,9 +97,8 @@ def _generate(unet: UNet) -> Iterator[tuple[str, str]]:
 
 
 def _resnet(ours: str, theirs: str, *, has_shortcut: bool) -> Iterator[tuple[str, str]]:
-    for name, other in _RESNET.items():
-        if has_shortcut or name != "conv_shortcut":
-            yield f"{ours}.{name}", f"{theirs}.{other}"
+    left_out = ("norm",) if has_shortcut else ("norm", "conv_shortcut")
+    yield from ((f"{ours}.{b}", f"{theirs}.{a}") for a, b in RESNET.items() if not b.startswith(left_out))
 
 
 def _attention(ours: str, theirs: str, depth: int) -> Iterator[tuple[str, str]]:

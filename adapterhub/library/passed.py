@@ -1,0 +1,175 @@
+"""Whether a build has a PASS that counts: about these very bytes, this contract, this base and these rules.
+
+It was measured in this library, or a tester whom the user trusts signed it. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from adapterhub.core.dates import parse_newest_allowed, time_text
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import CouldNotTell, shown
+from adapterhub.formats.contract.bounds import LOOSEST, looser_than
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.rules import Rules
+from adapterhub.formats.contract.standards import Standards
+from adapterhub.library.library import Library
+from adapterhub.library.merged import binding_lines, is_bare_merge
+from adapterhub.library.results import KeptResults, results_of
+from adapterhub.library.store.catalog import Installed
+from adapterhub.trust.signing.results import SignedResult
+
+LOCAL: Final = "local"
+_REASONS_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a result must be about to count."""
+
+    standards: Standards
+    contract: Contract
+    base: Digest
+    rules: Rules | None = None
+
+    @property
+    def rules_digest(self) -> Digest | None:
+        """The rules that the result must name, if they say anything of such an adapter."""
+        return self.rules.digest if self.rules is not None and self.rules.bind(self.contract) else None
+
+
+def why_not_passed(
+    library: Library,
+    build: Installed,
+    standards: Standards,
+    *,
+    base: Digest | None,
+    rules: Rules | None = None,
+    fetch: Callable[[], bool] = lambda: False,
+    is_merge: bool = False,
+) -> str | None:
+    """Why a build has no PASS that counts on `base`, by its own contract; None if it has one.
+
+    `fetch` looks for more signed results where no result here suffices, and says whether any came. One that `is_merge`
+    and has no contract of its own needs a PASS for the lines of its parents' contracts that bind it.
+    """
+    if is_merge and is_bare_merge(build):
+        return _merge_problem(library, build, standards, base=base, rules=rules)
+    contract = _usable_contract(build)
+    if isinstance(contract, str):
+        return contract
+    if base is None:
+        return "its base is not known, so no result can be about it"
+    asked = _Asked(standards=standards, contract=contract, base=base, rules=rules)
+    if _passed_here(library, build, asked):
+        return None
+    reasons = _against_signed(library, build, asked)
+    if reasons is not None and fetch():
+        reasons = _against_signed(library, build, asked)
+    if reasons is None:
+        return None
+    what = "has no PASS on this base" + (" by the rules of the project" if asked.rules_digest else "")
+    what += " within `tests-bounds`" if standards.bounds else ""
+    return "; ".join([what, *reasons[:_REASONS_SHOWN]])
+
+
+def _usable_contract(build: Installed) -> Contract | str:
+    """The contract of a build, or why none can be counted on."""
+    name = f"{build.full_name}=={build.manifest.version}"
+    try:
+        contract = contract_in(build.folder)
+    except CouldNotTell as error:
+        return error.message
+    listed = build.manifest.file(CONTRACT_FILE)
+    if contract is None or listed is None:
+        return "has no contract"
+    if contract.digest != listed.sha256:
+        return f"its contract is not the one of its manifest; `adapt verify {name}` says more"
+    return f"its contract is too loose: {_loose(contract)}" if contract.bounds.is_loose else contract
+
+
+def _merge_problem(
+    library: Library, merge: Installed, standards: Standards, *, base: Digest | None, rules: Rules | None
+) -> str | None:
+    """Why a merge has no PASS that counts; None if it has one for each parent that binds it."""
+    if base is None:
+        return "its base is not known, so no result can be about it"
+    try:
+        bound = binding_lines(library, merge, rules)
+    except CouldNotTell as error:
+        return error.message
+    if not bound:
+        return (
+            "no line binds it: a merge needs a `never` or `leave_alone` line in a parent's contract, or the rules of "
+            "the policy `tests-never`"
+        )
+    asked = [(one, _Asked(standards=standards, contract=one.contract, base=base, rules=rules)) for one in bound]
+    missing = [one.parent for one, about in asked if not _passed_here(library, merge, about)]
+    if not missing:
+        return None
+    by = " by the rules of the project" if any(about.rules_digest for _, about in asked) else ""
+    return f"the merge has no PASS on this base{by} for the lines that bind it, of {', '.join(missing)}"
+
+
+def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
+    """Whether the newest result of some precision that was measured in this library is a PASS, and counts."""
+    if asked.standards.by and LOCAL not in asked.standards.by:
+        return False
+    latest: dict[object, str] = {}  # a newer engine may say otherwise
+    for one in KeptResults(library.store).all(build.manifest.digest):
+        about = (one.contract, one.base_weights, one.rules or None)
+        is_tight = not looser_than(one.bounds, asked.standards.bounds)
+        if is_tight and about == (asked.contract.digest, asked.base, asked.rules_digest):
+            precision = (one.dtype, one.load_in, *sorted(one.bounds.items()))
+            latest[precision] = one.verdict
+    return "PASS" in latest.values()
+
+
+def _against_signed(library: Library, build: Installed, asked: _Asked) -> list[str] | None:
+    """Why no signed result suffices, one reason each; None if one does."""
+    found, refusals = results_of(library, build.manifest.digest, build.full_name)
+    reasons = []
+    for one in found:
+        reason = _against(one, asked)
+        if reason is None:
+            return None
+        reasons.append(f"the result by {shown(one.by)} {reason}")
+    return reasons + [f"a result does not count: {refusal}" for refusal in refusals]
+
+
+def _against(one: SignedResult, asked: _Asked) -> str | None:
+    """Why a signed result does not suffice; None if it does."""
+    result, standards = one.result, asked.standards
+    if one.standing != "trusted":
+        return "does not count: " + {
+            "unknown_key": "the key is not trusted",
+            "expired": "the key has ended",
+            "out_of_scope": "the key is not trusted for this adapter",
+        }.get(one.standing, one.standing)
+    if standards.by and one.signer not in standards.by:
+        return "does not count: `tests-by` does not name the key"
+    if result.contract != asked.contract.digest:
+        return "is about another contract"
+    if result.base != asked.base:
+        return f"is about another base, {result.base[:19]}…"
+    if result.rules != asked.rules_digest:
+        return "was measured by other rules than `tests-never`"
+    if loose := looser_than(result.bounds, standards.bounds):
+        return f"was measured with a looser bound than `tests-bounds`: `{loose[0]}`"
+    if standards.max_age is not None:
+        oldest = parse_newest_allowed(standards.max_age).moment(time.time())
+        if result.time < oldest:
+            return f"is of {time_text(result.time)}, and `tests-max-age` is {standards.max_age}"
+    return None if result.verdict == "PASS" else "says CHANGED"
+
+
+def _loose(contract: Contract) -> str:
+    values = [(name, getattr(contract.bounds, name), least) for name, least in LOOSEST.items()]
+    return ", ".join(
+        f"`{name}` {value:g}, expected at least {least:g}" for name, value, least in values if value < least
+    )
