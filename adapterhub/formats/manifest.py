@@ -32,6 +32,7 @@ SIGNATURE_FILE = "model.sig"
 LIMIT_BYTES = 16 << 20
 _MAX_PARENTS = 1024
 _PROMPT = "prompt"
+_CUTS = ("rank", "energy", "max_error")  # the options that choose the size of a result
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -128,6 +129,16 @@ class Manifest:
         """How the adapter wants to be asked, `behaviour.prompt`; None when the manifest does not say."""
         held = self.behaviour.get(_PROMPT)
         return None if held is None else PromptForm.from_json(held, "behaviour.prompt", knows_all=False)
+
+    @property
+    def relation(self) -> str:
+        """How the build came from its parents: `merged from` several, `resized from` one, or `made from` one."""
+        options = self.recipe.get("options")
+        is_cut = isinstance(options, Mapping) and any(name in options for name in _CUTS)
+        if len(self.parents) > 1:
+            return "merged from"
+        is_whole = [parent.weight for parent in self.parents] == [1]
+        return "resized from" if is_whole and is_cut and self.recipe.get("method") == "svd" else "made from"
 
     @property
     def digests(self) -> dict[str, Digest]:

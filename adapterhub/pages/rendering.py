@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
 from types import MappingProxyType
@@ -51,7 +51,11 @@ def twin(value: object) -> str:
     assert is_dataclass(value)
     assert not isinstance(value, type)
     # surrogates have no bytes: escaped, any text can be sent
-    return json.dumps(asdict(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return json.dumps(value, default=_fields, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _fields(value: Any) -> dict[str, object]:  # noqa: ANN401 - a dataclass
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 @functools.cache

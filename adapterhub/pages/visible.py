@@ -17,5 +17,7 @@ def visible(text: str) -> str:
 
     Half of a pair of UTF-16, which has no bytes in UTF-8, becomes U+FFFD.
     """
+    if text.isascii() and text.isprintable():
+        return text
     text = _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n"))
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

@@ -3,7 +3,7 @@
     python -m tests.bench.bench_pages [--builds 100000] [--repeats 200] [--database postgresql://user@host/name]
 
 One client asks one server on this machine, over loopback, each time for another adapter. The index is as pushes leave
-it; each tenth build has a record of 224 modules, one of 4096 x 4096 for each of 7 kinds in 32 layers. CPU is that of the
+it, so SQLite has no statistics; each 20th adapter is signed, each 50th yanked, and each tenth build has a record of 224 modules, one of 4096 x 4096 for each of 7 kinds in 32 layers. CPU is that of the
 server's process. The database is SQLite unless `--database` names an empty one of PostgreSQL.
 """
 
@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-from adapterhub_registry.database.db import Database, adapters, commits, nodes, refs, releases, repo_tags, repos
+from adapterhub_registry.database.db import Database, adapters, commits, nodes, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
 from adapterhub_registry.storage.blobs import DiskBlobs
@@ -107,6 +108,8 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 "releases": [],
                 "tags": [],
                 "derived": [],
+                "texts": [],
+                "places": [],
             }
             for n in range(start, min(start + STEP, builds)):
                 _add(tables, n, packed, sketches)
@@ -118,13 +121,16 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 (releases, "releases"),
                 (repo_tags, "tags"),
                 (derived, "derived"),
+                (texts, "texts"),
+                (places, "places"),
             ):
                 for row in tables[key] if table is commits else ():
                     row["root"] = Tree(connection, row["repo_id"], EMPTY).changed([("README.md", entry)]).root  # type: ignore[arg-type]
                 if tables[key]:
                     connection.execute(table.insert(), tables[key])
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
+        if database.is_shared:  # PostgreSQL does so by itself, some time later
+            connection.exec_driver_sql("ANALYZE")
         count = connection.execute(nodes.select().limit(1)).all()
         assert count, "the trees have nodes"
 
@@ -198,9 +204,13 @@ def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes]
         "is_listed": True,
     }
     tables["adapters"].append(facts | {"created_at": at})
-    tables["releases"].append(
-        {"repo_id": number, "version": "1.0.0", "tag": "v1.0.0", "commit_id": commit, "digest": build, "created_at": at}
-    )
+    release = {"version": "1.0.0", "tag": "v1.0.0", "commit_id": commit, "digest": build, "created_at": at}
+    yanked_at = at if n % 50 == 0 else None
+    tables["releases"].append({"repo_id": number, "yanked_at": yanked_at} | release)
+    tables["texts"].append({"repo_id": number, "body": f"{name} {facts['words']}"})
+    for path in ("README.md", "model.sig") if n % 20 == 0 else ("README.md",):
+        place = {"repo_id": number, "sha256": digest(f"{path} {n}"), "path": path, "commit_id": commit}
+        tables["places"].append(place)
     tables["tags"] += [{"repo_id": number, "tag": tag} for tag in ("license:mit", "lora", f"adapter-task:{task}")]
     if n % 10 == 0:
         made = {"state": "made", "attempts": 1, "due_at": 0, "reason": None, "norm": 20.0}
@@ -243,7 +253,18 @@ def main() -> None:
     draw = random.Random(0)
     pages: dict[str, Callable[[], str]] = {
         "search, newest": lambda: "/",
+        "search, a frequent word": lambda: f"/?q={draw.choice(TASKS)}",
         "search, words": lambda: f"/?q=corpus+{draw.randrange(977)}",
+        "search, a name": lambda: f"/?q={name_of(draw.randrange(options.builds))[5:]}",
+        "search, a word of none": lambda: f"/?q=zebra{draw.randrange(977)}",
+        "search, base": lambda: f"/?base={digest(f'base {draw.randrange(BASES)}')}",
+        "search, method of none": lambda: "/?method=LOHA",
+        "search, signed": lambda: f"/?signed=yes&base={digest(f'base {draw.randrange(BASES)}')}",
+        "search, yanked": lambda: "/?yanked=yes",
+        "search, licence": lambda: "/?license=mit",
+        "search, downloads": lambda: f"/?sort=downloads&task={draw.choice(TASKS)}",
+        "feed of a base": lambda: f"/feed?base={digest(f'base {draw.randrange(BASES)}')}",
+        "feed of a namespace": lambda: "/feed?namespace=acme",
         "search, base and task": lambda: f"/?base={digest(f'base {draw.randrange(BASES)}')}&task={draw.choice(TASKS)}",
         "adapter page": lambda: f"/{name_of(draw.randrange(options.builds))}",
         "build page": lambda: f"/{name_of(10 * draw.randrange(options.builds // 10))}/1.0.0",

@@ -78,7 +78,7 @@ def test_an_administrator_works_in_a_browser_without_scripts(browser, world):
         page.get_by_role("button", name="Yank 1.1.0").click()
         assert "<script>" in page.locator("article", has_text="1.1.0").inner_text()
         page.get_by_role("button", name="Take the yank back from 1.1.0").click()
-        assert page.get_by_role("button", name="Yank 1.1.0").is_visible()
+        page.get_by_role("button", name="Yank 1.1.0").wait_for()
 
         page.goto(f"{world.url}/admin-adapter?repo=acme/doomed")
         for typed in ("acme/other", "acme/doomed"):

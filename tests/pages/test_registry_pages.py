@@ -63,6 +63,10 @@ def test_the_address_that_a_push_prints_shows_the_commit(world):
     [
         ("", ["acme/legal-qa", "acme/signed"]),
         ("q=LEGAL", ["acme/legal-qa"]),
+        ("q=egal+a", ["acme/legal-qa"]),
+        ("q=qa", ["acme/legal-qa"]),
+        ("q=%22egal", []),
+        ("q=legal+signed", []),
         ("base={base}", ["acme/legal-qa", "acme/signed"]),
         ("base=sha256:{base}", ["acme/legal-qa", "acme/signed"]),
         ("base=0123456789abcdef", []),
@@ -79,10 +83,15 @@ def test_the_address_that_a_push_prints_shows_the_commit(world):
         ("yanked=no", ["acme/signed"]),
         ("contract=no&sort=downloads", ["acme/legal-qa"]),
         ("contract=yes", ["acme/signed"]),
+        ("tested=passed", []),
     ],
 )
-def test_each_facet_finds_what_it_names(world, query, repos):
-    assert found(world, query.format(base=world.base_sha256)) == repos
+def test_each_facet_finds_what_it_names(world, query, repos, monkeypatch):
+    asked = query.format(base=world.base_sha256)
+
+    assert found(world, asked) == repos
+    monkeypatch.setattr("adapterhub_registry.repos.adapter_search.FEW", 0)  # as where many adapters meet a condition
+    assert found(world, asked) == repos
 
 
 @pytest.mark.parametrize("query", ["rank=x", "rank=8-64-2", "base=sha256:zz", "cursor=x", "q=" + "+a" * 17])
@@ -163,6 +172,15 @@ def test_recorded_answers_stand_beside_the_bases_and_downloads_have_their_day(wo
         "tests recorded",
         "base known by content",
     }
+
+
+def test_a_comparison_shows_the_contracts_of_both(world):
+    page = world.get("/compare?a=acme/legal-qa&b=acme/signed@main&format=json").json()
+    text = world.get("/compare?a=acme/legal-qa&b=acme/signed@main", headers=HTML).text
+
+    none, words = (side["contract"] for side in page["sides"])
+    assert (none, words[0].endswith(" recorded answers")) == ([], True)
+    assert ("It has no contract." in text, words[0] in text) == (True, True)
 
 
 def test_copied_lines_work_as_they_stand(world, tmp_path, online):

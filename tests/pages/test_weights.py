@@ -25,6 +25,7 @@ from tests.support.browser import PHONE, overflow, quiet, violations
 
 SHAPES = {f"model.layers.{layer}.self_attn.{name}": (24, 16) for layer in range(3) for name in ("q_proj", "v_proj")}
 BASE = "5" * 64
+CUT = {"method": "svd", "options": {"rank": 2}, "inputs": []}
 HTML = {"Accept": "text/html"}
 
 
@@ -41,7 +42,7 @@ class Weights:
         self.push("acme/copy", seed=1)
         self.push("acme/other", seed=4, base="6" * 64, name="a")
         self.push("acme/near", seed=1, dtype=torch.bfloat16)
-        self.push("secret/child", seed=5, parents=("acme/a",), private=True)
+        self.push("secret/child", seed=5, parents=("acme/a",), weight=1.0, recipe=CUT, private=True)
         server.post("/api/adapt/v1/adapters/acme/b/yank", {"version": "1.0.0", "reason": "leaks names"})
         until = time.monotonic() + 120
         while self.get("/secret/child/1.0.0").json()["state"] == "waiting" and time.monotonic() < until:
@@ -53,6 +54,8 @@ class Weights:
         *,
         base: str = BASE,
         parents: tuple[str, ...] = (),
+        weight: float = 0.5,
+        recipe: dict[str, Any] | None = None,
         private: bool = False,
         name: str = "",
         **made: Any,
@@ -81,7 +84,8 @@ class Weights:
                 )
                 for p in sorted(folder.iterdir())
             ),
-            parents=tuple(Parent(digest=self.digests[one], spec=one, weight=0.5) for one in parents),
+            parents=tuple(Parent(digest=self.digests[one], spec=one, weight=weight) for one in parents),
+            recipe=recipe or {},
         )
         self.digests[repo] = manifest.digest
         (folder / "adapterhub.json").write_bytes(json.dumps(manifest.to_json()).encode())
@@ -166,6 +170,8 @@ def test_lineage_shows_relatives_and_what_comes_down(weights: Weights) -> None:
         "acme/a==1.0.0": ("mit", None),
         "acme/b==1.0.0": ("cc-by-nc-4.0", "leaks names"),
     }
+    [whole] = weights.get("/lineage/secret/child").json()["parents"]
+    assert (whole["name"], whole["relation"]) == ("acme/a==1.0.0", "resized from")
     assert {c["name"] for c in of_a["children"]} == {"acme/merged==1.0.0", "secret/child==1.0.0"}
     assert {(o["name"], o["relation"]) for o in of_a["others"]} == {
         ("acme/copy==1.0.0", "same weights"),
@@ -229,6 +235,7 @@ def test_the_sliders_change_the_forecast_and_its_command(browser: Any, weights: 
         page.get_by_label("Second build").fill("acme/copy")
         page.get_by_role("button", name="Compare").click()
         page.get_by_text("adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method cat").wait_for()
+        page.wait_for_load_state()  # the script has found the form
         page.get_by_label("Weight of the second").press("Home")  # the least weight
         if not script:
             page.get_by_role("button", name="Compare").click()
@@ -236,10 +243,10 @@ def test_the_sliders_change_the_forecast_and_its_command(browser: Any, weights: 
         page.get_by_role("link", name="acme/a==1.0.0").first.click()
         page.get_by_role("link", name="Lineage").click()
         page.get_by_role("link", name="acme/merged==1.0.0").first.click()
-        assert page.url == f"{weights.server.url}/acme/merged/1.0.0"
+        page.wait_for_url(f"{weights.server.url}/acme/merged/1.0.0")
         page.get_by_role("link", name="Base").click()
         page.get_by_role("table").get_by_role("link", name="acme/copy").click()  # on the map, it lies on `acme/a`
-        assert page.url == f"{weights.server.url}/acme/copy"
+        page.wait_for_url(f"{weights.server.url}/acme/copy")
     context.close()
 
 

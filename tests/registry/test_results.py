@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.result_tables import results
 from adapterhub_registry.results.results import MOST_CLAIMS, MOST_OF_KEY, forget
+from adapterhub_registry.results.rules import rule_of
+from adapterhub_registry.results.signers import signer_of
 from sqlalchemy import delete, func, select
 
 import adapterhub as ah
-from adapterhub.core.digests import digest_of
+from adapterhub.core.digests import digest_of, hex_of
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.catalog import Installed
@@ -201,6 +203,52 @@ def test_what_passed_elsewhere_moves_on_into_the_namespace_that_asks(world: Worl
 
     ben.ok(*move)
     assert len(world.server.get(f"{V1}/adapters/{gated}/legal-qa/versions").json()["versions"]) == 1
+
+
+def test_pages_name_the_signer_and_the_testers_that_the_namespace_knows(world: World) -> None:
+    ann, query = world.homes.ann, f"/?q={world.team}&format=json&tested="
+
+    def badges() -> set[tuple[str, str]]:
+        page = world.server.get(f"/{world.repo}?format=json").json()
+        return {(badge["text"], badge["detail"]) for badge in page["badges"]}
+
+    def found(verdict: str) -> list[str]:
+        return [line["repo"] for line in world.server.get(query + verdict).json()["adapters"]]
+
+    ann.ok(*world.push("--sign", "--key", "ann"))
+    assert world.put(world.sign()).status_code == 200
+    assert ("signature attached", "") in badges()
+    assert (found("passed"), found("changed")) == ([], [])  # a claim, until the namespace knows the key
+
+    world.rule(trust=[{"name": "ann", "pem": world.key().read_text()}])
+    fingerprint = world.build.manifest.base.fingerprint
+    assert fingerprint is not None
+    on = f"by ann on base {fingerprint.weights.removeprefix('sha256:')[:12]}"
+    assert {("signed", "by ann"), ("tests pass", on)} <= badges()
+    assert (found("passed"), found("changed")) == ([world.repo], [])
+
+    assert world.put(world.signed_again(world.sign("CHANGED"), numbered(2))).status_code == 200
+    assert ("answers changed", on) in badges()
+    assert (found("passed"), found("changed")) == ([], [world.repo])
+    world.rule(distrust=["ann"])
+    assert (found("changed"), ("signature attached", "") in badges()) == ([], True)
+
+
+def test_a_signature_over_other_bytes_names_nobody(world: World) -> None:
+    world.homes.ann.ok(*world.push("--sign", "--key", "ann"))
+    world.rule(trust=[{"name": "ann", "pem": world.key().read_text()}])
+    with world.server.registry.db.read() as connection:
+        rule = rule_of(connection, world.team)
+    raw = httpx.get(f"{world.server.url}/{world.repo}/resolve/main/model.sig", follow_redirects=True).content
+    files = {path: hex_of(digest) for path, digest in world.build.manifest.digests.items()}
+
+    assert signer_of(raw, files, rule) == "ann"
+    assert signer_of(raw, files | {"adapter_config.json": "0" * 64}, rule) is None
+    assert signer_of(raw, {}, rule) is None
+    assert signer_of(raw[:-9], files, rule) is None
+    assert signer_of(raw, files, replace(rule, keys=())) is None
+    forged = Bundle(hint=Bundle.parse(raw).hint, payload=b"{}", signature=Bundle.parse(raw).signature).to_bytes()
+    assert signer_of(forged, files, rule) is None
 
 
 # ------------------------------------------------------------ the gate

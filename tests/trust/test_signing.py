@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import SignatureRefused
+from adapterhub.formats.signature import Identity, read_statement, statement_bytes
 from adapterhub.formats.signed import Bundle, PublicKey
-from adapterhub.trust.signing.bundle import Identity, read_statement, statement_bytes
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.provenance import read_signature

@@ -24,13 +24,13 @@ from adapterhub.core.errors import (
     NotFound,
     UsageProblem,
 )
+from adapterhub.formats import signature as bundles
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.formats.signature import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.formats.signed import BUNDLE_TYPE, KEY_LIMIT_BYTES, PAYLOAD_TYPE, Bundle, PublicKey, pre_authentication
-from adapterhub.trust.signing import bundle as bundles
 from adapterhub.trust.signing import first_use as seen_files
 from adapterhub.trust.signing import trust as trust_files
-from adapterhub.trust.signing.bundle import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
 from adapterhub.trust.signing.keys import KeyFolder, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (

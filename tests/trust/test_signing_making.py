@@ -10,11 +10,11 @@ import pytest
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import DigestMismatch, SignatureRefused
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE, WEIGHTS_FILE
+from adapterhub.formats.signature import Identity, read_statement, signed_files
 from adapterhub.formats.signed import Bundle
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import signature_objects
-from adapterhub.trust.signing.bundle import Identity, read_statement, signed_files
 from adapterhub.trust.signing.making import is_signed_by, sign_folder
 from tests.support.signed_offers import ANN, BEN, release, signed
 

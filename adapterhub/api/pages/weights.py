@@ -128,13 +128,12 @@ class WithFigures(WithBuilds):
         build = self._chosen(self._builds(repo), version)
         digest, lineage = build.manifest.digest, lineage_of(self._library.session)
         node = lineage.node(digest)
-        direct = "merged from" if len(node.parents) > 1 else "made from"
         mine = next(row for row in lineage.rows if row.digest == digest)
         return LineagePage(
             repo=repo,
             version=build.manifest.version,
             url=f"/{repo}/{_digits(digest)}",
-            parents=tuple(self._relative(direct, one) for one in node.parents),
+            parents=tuple(self._relative(build.manifest.relation, one) for one in node.parents),
             children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
             others=tuple(self._others(build, mine, lineage.rows)),
             inherited=tuple(one for one in self._above(node) if one.license),

@@ -14,8 +14,8 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
 from adapterhub.formats.release import Provenance
+from adapterhub.formats.signature import Identity, Statement, read_statement
 from adapterhub.formats.signed import Bundle, pre_authentication
-from adapterhub.trust.signing.bundle import Identity, Statement, read_statement
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
 
 Standing = Literal["trusted", "unsigned", "unknown_key", "out_of_scope", "expired", "other_name"]

@@ -8,8 +8,8 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import DigestMismatch, SignatureRefused
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
+from adapterhub.formats.signature import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
-from adapterhub.trust.signing.bundle import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.trust.signing.keys import SigningKey
 
 

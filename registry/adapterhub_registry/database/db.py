@@ -44,6 +44,7 @@ from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     refusal_tables,
     result_tables,
     schema,
+    search_tables,
 )
 
 BUSY_TIMEOUT_MS = 30_000
@@ -214,10 +215,7 @@ adapters = Table(
     Column("is_head", Boolean, nullable=False),
     Column("is_listed", Boolean, nullable=False),  # the row that represents its repository in searches
     Column("created_at", BigInteger, nullable=False),
-    Index("adapters_by_base", "base_sha256", "rank"),
-    Index("adapters_by_base_model", "base_model", "rank"),
     Index("adapters_by_name", "name", "version"),
-    Index("adapters_listed", "is_listed", "created_at", "repo_id"),
 )
 
 releases = Table(
@@ -291,6 +289,8 @@ downloads = Table(
     Column("day", Integer, primary_key=True),  # days since 1970
     Column("count", Integer, nullable=False),
 )
+
+search_tables.add_indexes(adapters, releases, places)
 
 
 def now_ms() -> int:

@@ -30,4 +30,5 @@ parents = Table(
     Column("parent", String(64), index=True),  # the digest of the parent's manifest
     Column("spec", Text, nullable=False),
     Column("weight", Float, nullable=False),
+    Column("relation", String(16)),  # see `Manifest.relation`
 )

@@ -18,6 +18,8 @@ results = Table(
     Column("sent_by", String(200), nullable=False),  # a user and the token
     Column("created_at", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("verdict", String(8)),  # once the key of a namespace proved the result, for searches
+    Index("results_by_verdict", "verdict", "repo_id"),
     Index("results_of_key", "repo_id", "manifest", "key", "question", unique=True),
     sqlite_autoincrement=True,
 )

@@ -164,7 +164,13 @@ def _parents(files: Mapping[str, str], blob_store: BlobStore) -> list[dict[str, 
     if manifest is None:
         return []
     return [
-        {"position": at, "parent": one.digest and one.digest[7:], "spec": shown(one.spec, 400), "weight": one.weight}
+        {
+            "position": at,
+            "parent": one.digest and one.digest[7:],
+            "spec": shown(one.spec, 400),
+            "weight": one.weight,
+            "relation": manifest.relation,
+        }
         for at, one in enumerate(manifest.parents)
     ]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from sqlalchemy import Row, select
 
+from adapterhub.core.digests import hex_of
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.cards.metadata import split_block
@@ -18,23 +19,27 @@ from adapterhub.formats.cards.usage import vllm_rank
 from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
+from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
 from adapterhub.pages.values.common import Badge, Link, Snippet
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, repo_tags
-from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.files import file_line, repo_of, text_of
 from adapterhub_registry.repos import adapter_search, commits
 from adapterhub_registry.repos.repos import MAIN
+from adapterhub_registry.results.results import StoredResult, results_on
+from adapterhub_registry.results.rules import NamespaceRule, rule_of
+from adapterhub_registry.results.signers import COVERED, signer_of
 
 MAX_CARD_BYTES: Final = 1 << 20
 MAX_CONTRACT_BYTES: Final = 1 << 20
 FILES_SHOWN: Final = 100
 ANSWERS_SHOWN: Final = 5
 DAYS_SHOWN: Final = 90
+RESULTS_SHOWN: Final = 5
 MAX_ANSWER_CHARACTERS: Final = 1000
 _EPOCH: Final = dt.date(1970, 1, 1)
 
@@ -59,7 +64,9 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         counted = connection.execute(days.order_by(downloads.c.day.desc()).limit(DAYS_SHOWN)).all()
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
         contract = contract_of(registry, tree) if reads else None
-        signature = tree.find(SIGNATURE_FILE)
+        rule = rule_of(connection, row.namespace)
+        tested = results_on(connection, row, facts.digest, rule) if reads and facts is not None else []
+        signed = _signed(registry, tree, rule)
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
     return AdapterPage(
         repo=name,
@@ -68,7 +75,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         private=row.private,
         description=(facts.description if facts is not None else "") or "",
         card=split_block(card)[1].strip() if card else "",
-        badges=tuple(_badges(row, facts, signature, licenses, contract, versions)),
+        badges=tuple(_badges(row, facts, signed, licenses, contract, versions, tested)),
         facts=tuple(_facts(facts)) if facts is not None else (),
         versions=versions,
         snippets=tuple(_snippets(name, facts, address)),
@@ -102,10 +109,11 @@ def _version(repo: str, row: Row[Any]) -> VersionLine:
 def _badges(
     repo: Row[Any],
     facts: Row[Any] | None,
-    signature: FileEntry | None,
+    signed: Badge,
     licenses: list[str],
     contract: Contract | None,
     versions: tuple[VersionLine, ...],
+    tested: Sequence[StoredResult],
 ) -> Iterator[Badge]:
     if repo.private:
         yield Badge(text="private")
@@ -117,14 +125,29 @@ def _badges(
         yield Badge(text="base known by content", detail=facts.base_sha256[:12], tone="good")
     else:
         yield Badge(text="base known by name only", detail=facts.base_model or "")
-    yield Badge(text="signature attached" if signature is not None else "no signature")
+    yield signed
     for name in licenses[:3]:
         yield Badge(text="licence", detail=name)
     if contract is not None:
         yield Badge(text="tests recorded", detail=f"{len(contract.goldens)} answers", tone="good")
+    for one in [one for one in tested if one.signer is not None][:RESULTS_SHOWN]:
+        is_pass, on = one.said.verdict == "PASS", f"by {one.signer} on base {hex_of(one.said.base)[:12]}"
+        yield Badge(text="tests pass" if is_pass else "answers changed", detail=on, tone="good" if is_pass else "bad")
     for version in versions:
         if version.yanked_at is not None:
             yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
+
+
+def _signed(registry: Registry, tree: Tree, rule: NamespaceRule) -> Badge:
+    """Whether the build is signed, and by whom where the namespace knows the key."""
+    entry = tree.find(SIGNATURE_FILE)
+    if entry is None:
+        return Badge(text="no signature")
+    name = None
+    if rule.keys and entry.size <= SIGNATURE_LIMIT_BYTES:
+        found = {path: found.sha256 for path in COVERED if (found := tree.find(path)) is not None}
+        name = signer_of(b"".join(registry.blobs.open(entry.sha256)), found, rule)
+    return Badge(text="signed", detail=f"by {name}", tone="good") if name else Badge(text="signature attached")
 
 
 def _links(repo: str, facts: Row[Any] | None) -> Iterator[Link]:

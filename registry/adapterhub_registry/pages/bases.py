@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import ColumnElement, Row, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -21,6 +21,8 @@ from adapterhub_registry.pages.search import lines
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
 
 MOST_POINTS: Final = 150
+MOST_READ: Final = 1000
+"""Of the newest adapters for a base, so many are looked at for the map."""
 LISTED: Final = 20
 MOST_NAMES: Final = 20
 
@@ -71,12 +73,19 @@ def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool
 
 
 def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    wanted = (
-        select(repos.c.full_name, adapters.c.digest, derived.c.sketch)
+    newest = (
+        select(repos.c.full_name, adapters.c.digest, adapters.c.created_at)
         .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
-        .join(derived, derived.c.digest == adapters.c.digest)
-        .where(mine, derived.c.sketch.is_not(None), derived.c.sketch != "")
+        .where(mine)
         .order_by(adapters.c.created_at.desc())
+        .limit(MOST_READ)
+        .subquery()
+    )
+    wanted = (
+        select(newest.c.full_name, newest.c.digest, derived.c.sketch)
+        .join_from(newest, derived, derived.c.digest == newest.c.digest)
+        .where(derived.c.sketch.is_not(None), derived.c.sketch != "")
+        .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
     return list(connection.execute(wanted))
@@ -115,10 +124,16 @@ def _related(
     mine = mine.where(adapters.c.is_listed, adapters.c.base_sha256 == sha256, visible)
     known = connection.execute(mine.limit(1)).one()
     columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_model)
-    other = adapters.c.is_listed & (adapters.c.base_sha256 != sha256) & visible
-    same = (adapters.c.base_tensors == known.base_tensors) | adapters.c.base_model.in_(names)
+    # both sides of the base in the order of an index: the database passes over its own adapters
+    same = [
+        (column == value) & side
+        for column, values in ((adapters.c.base_tensors, known[:1]), (adapters.c.base_model, names))
+        for value in values
+        for side in (adapters.c.base_sha256 < sha256, adapters.c.base_sha256 > sha256)
+    ]
     wanted = select(*columns, func.count().label("adapters")).join(repos, repos.c.id == adapters.c.repo_id)
-    rows = connection.execute(wanted.where(other, same).group_by(*columns).limit(LISTED)).all()
+    other = wanted.where(or_(*same), adapters.c.is_listed, visible)
+    rows = connection.execute(other.group_by(*columns).limit(LISTED)).all()
     return [
         RelatedBase(
             label=row.base_model or row.base_sha256[:12],

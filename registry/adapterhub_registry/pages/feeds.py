@@ -13,7 +13,7 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, conditions_of
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, Condition, conditions_of, narrowed
 
 ENTRIES: Final = 50
 
@@ -31,11 +31,15 @@ def feed(registry: Registry, caller: Caller, asked: Asked, address: str) -> Feed
         select(releases, repos.c.full_name, adapters.c.description)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
         .join(adapters, same)
-        .where(registry.repos.visible(caller), *conditions_of(query))
+        .where(registry.repos.visible(caller))
     )
-    if namespace:
-        wanted = wanted.where(repos.c.namespace == namespace)
     with registry.db.read() as connection:
+        conditions = conditions_of(connection, query)
+        if namespace:
+            mine = repos.alias()
+            holders = select(mine.c.id).where(mine.c.namespace == namespace)
+            conditions.append(Condition(filters=repos.c.namespace.concat("") == namespace, holders=holders))
+        wanted = wanted.where(*narrowed(connection, conditions, is_ordered=False))
         released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES)).all()
         is_yanked = releases.c.yanked_at.is_not(None)
         yanked = connection.execute(wanted.where(is_yanked).order_by(releases.c.yanked_at.desc()).limit(ENTRIES)).all()

@@ -49,12 +49,12 @@ class _Seen:
     def parents_of(self, digest: str) -> list[Relative]:
         wanted = select(parents).where(parents.c.digest == digest).order_by(parents.c.position)
         rows = self._connection.execute(wanted.limit(MOST_LISTED)).all()
-        relation = "merged from" if len(rows) > 1 else "made from"
+        usual = "merged from" if len(rows) > 1 else "made from"  # until a worker has read the manifest again
         named = {row.parent for row in rows if row.parent}
         known: dict[str, Build] = {}
         for build in self.builds(adapters.c.digest.in_(named)) if named else ():
             known.setdefault(build.row.digest, build)
-        return [self._parent(row, relation, known.get(row.parent)) for row in rows]
+        return [self._parent(row, row.relation or usual, known.get(row.parent)) for row in rows]
 
     def _parent(self, row: Row[Any], relation: str, build: Build | None) -> Relative:
         found = relative(relation, build) if build is not None else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlencode
 
-from sqlalchemy import Column, ColumnElement, Row, and_, exists, or_, select
+from sqlalchemy import Column, ColumnElement, Row, Table, and_, exists, literal, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import hex_of, strict_json
@@ -22,9 +22,18 @@ from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
 from adapterhub_registry.database.db import adapters, places, releases, repo_tags, repos
+from adapterhub_registry.database.result_tables import results, test_keys
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN, AdapterQuery, conditions_of
+from adapterhub_registry.repos.adapter_search import (
+    BASE_DIGEST,
+    SHOWN,
+    AdapterQuery,
+    Condition,
+    after,
+    conditions_of,
+    narrowed,
+)
 
 Order = Literal["newest", "changed", "downloads"]
 PAGE_ROWS: Final = 25
@@ -39,9 +48,10 @@ _ANY: Final = ("", "any")
 _STATES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "signed": (_ANY, ("yes", "with a signature"), ("no", "without one")),
     "contract": (_ANY, ("yes", "with recorded tests"), ("no", "without")),
+    "tested": (_ANY, ("passed", "passed for a known key"), ("changed", "changed for a known key")),
     "yanked": (_ANY, ("no", "no version yanked"), ("yes", "a version yanked")),
 }
-_LABELS: Final = {"signed": "Signature", "contract": "Tests", "yanked": "Yanks"}
+_LABELS: Final = {"signed": "Signature", "contract": "Tests", "tested": "Test results", "yanked": "Yanks"}
 _HINTS: Final = {"base": "hash or name", "task": "", "rank": "16, 8-64 or 8-", "license": "mit"}
 
 
@@ -103,15 +113,21 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
 
 def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:
     order = _ORDERS[wanted.order][1]
-    query = SHOWN.add_columns(order.label("place")).join(repos, repos.c.id == adapters.c.repo_id)
-    query = query.where(visible, *conditions_of(_query(wanted)), *_states(wanted))
+    number = adapters.c.repo_id if order.table is adapters else repos.c.id
+    conditions = [*conditions_of(connection, _query(wanted)), *_states(wanted)]
+    is_newest = order.table is adapters
+    narrow = narrowed(connection, conditions, is_ordered=is_newest)
+    # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
+    same = repos.c.id if is_newest or len(narrow) > len(conditions) else repos.c.id + 0
+    query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
+    query = query.where(visible, _listed(wanted), *narrow)
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list")
-        value, number = map(int, found.groups())
-        query = query.where(or_(order < value, and_(order == value, adapters.c.repo_id < number)))
-    return list(connection.execute(query.order_by(order.desc(), adapters.c.repo_id.desc()).limit(PAGE_ROWS + 1)))
+        value, last = map(int, found.groups())
+        query = query.where(after(order, value, number, last))
+    return list(connection.execute(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1)))
 
 
 def _query(wanted: _Wanted) -> AdapterQuery:
@@ -133,26 +149,49 @@ def _query(wanted: _Wanted) -> AdapterQuery:
     )
 
 
-def _states(wanted: _Wanted) -> list[ColumnElement[bool]]:
+def _states(wanted: _Wanted) -> list[Condition]:
     """The conditions that the API's search lacks."""
-    found: list[ColumnElement[bool]] = []
-    for name, path in (("signed", SIGNATURE_FILE), ("contract", CONTRACT_FILE)):
-        at_commit = exists().where(places.c.repo_id == adapters.c.repo_id, places.c.path == path)
-        found += [at_commit] if wanted.get(name) == "yes" else [~at_commit] if wanted.get(name) == "no" else []
-    # whole sets, which a database reads once; it would look up a row's siblings in the index of all listed rows
-    yanked = select(releases.c.repo_id).where(releases.c.yanked_at.is_not(None))
-    if wanted.get("yanked") == "yes":
-        other = adapters.alias()
-        listed = select(other.c.repo_id).where(other.c.repo_id.in_(yanked), other.c.is_listed)
-        is_shown = or_(adapters.c.is_listed, and_(adapters.c.is_head, adapters.c.repo_id.not_in(listed)))
-        found += [adapters.c.repo_id.in_(yanked), is_shown]
-    else:
-        unyanked = [adapters.c.repo_id.not_in(yanked)] if wanted.get("yanked") == "no" else []
-        found += [adapters.c.is_listed, *unyanked]
+    found = [
+        _holding(places, places.c.path == _in_index(path), has=wanted.get(name) == "yes")
+        for name, path in (("signed", SIGNATURE_FILE), ("contract", CONTRACT_FILE))
+        if wanted.get(name) in {"yes", "no"}
+    ]
+    verdict = {"passed": "PASS", "changed": "CHANGED"}.get(wanted.get("tested"))
+    if verdict is not None:
+        found.append(_tested(verdict))
+    if wanted.get("yanked") in {"yes", "no"}:
+        found.append(_holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
     if wanted.get("license"):
-        tagged = select(repo_tags.c.repo_id).where(repo_tags.c.tag == f"license:{wanted.get('license')}")
-        found.append(adapters.c.repo_id.in_(tagged))
+        found.append(_holding(repo_tags, repo_tags.c.tag == f"license:{wanted.get('license')}"))
     return found
+
+
+def _holding(table: Table, of_it: ColumnElement[bool], *, has: bool = True) -> Condition:
+    """Whether a table has rows about the repository for which `of_it` holds."""
+    there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
+    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it)) if has else Condition(filters=~there)
+
+
+def _tested(verdict: str) -> Condition:
+    """Whether the listed build has this verdict by a key that its namespace knows."""
+    known = (test_keys.c.namespace == repos.c.namespace) & (test_keys.c.fingerprint == results.c.key)
+    mine = (results.c.repo_id == adapters.c.repo_id) & (results.c.manifest == adapters.c.digest)
+    there = exists().where(mine, results.c.verdict == verdict, known)
+    return Condition(filters=there, holders=select(results.c.repo_id).where(results.c.verdict == verdict))
+
+
+def _in_index(path: str) -> ColumnElement[str]:
+    """A value that stands in the SQL, so that SQLite finds the index over the rows with it."""
+    return literal(path, literal_execute=True)
+
+
+def _listed(wanted: _Wanted) -> ColumnElement[bool]:
+    """The rows that a search shows; of those with a yanked version also ones without any other."""
+    if wanted.get("yanked") != "yes":
+        return adapters.c.is_listed
+    other = adapters.alias()
+    listed = exists().where(other.c.repo_id == adapters.c.repo_id, other.c.is_listed)
+    return or_(adapters.c.is_listed, and_(adapters.c.is_head, ~listed))
 
 
 def _facets(wanted: _Wanted) -> tuple[Facet, ...]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
+from adapterhub_registry.database.search_tables import TRIGRAMS, has_trigrams, texts
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
 MAX_RELEASES: Final = 1000
 MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
+MAX_TRIGRAMS: Final = 60
+FEW: Final = 2000
+"""Of what at most so many repositories meet, a search reads all."""
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
@@ -62,15 +66,13 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     Raises:
         Refusal: 400 for a malformed digest or cursor.
     """
-    found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(
-        adapters.c.is_listed, visible, *conditions_of(query)
-    )
+    conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
+    found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
     if query.cursor is not None:
         if not _CURSOR.fullmatch(query.cursor):
             raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
         at, repo_id = map(int, query.cursor.split("-"))
-        older = adapters.c.created_at < at
-        found = found.where(or_(older, and_(adapters.c.created_at == at, adapters.c.repo_id < repo_id)))
+        found = found.where(after(adapters.c.created_at, at, adapters.c.repo_id, repo_id))
     newest = (adapters.c.created_at.desc(), adapters.c.repo_id.desc())
     rows = connection.execute(found.order_by(*newest).limit(query.limit + 1)).all()
     more = len(rows) > query.limit
@@ -78,38 +80,126 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
-def conditions_of(query: AdapterQuery) -> list[ColumnElement[bool]]:
+def after(order: ColumnElement[Any], value: int, number: ColumnElement[Any], repo_id: int) -> ColumnElement[bool]:
+    """The rows behind one in a list by `order`, then by number, both descending; an index serves the first part."""
+    return and_(order <= value, or_(order < value, number < repo_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A condition of a search.
+
+    `filters` holds for the rows of `adapters` that meet it, in a form that no index serves. `serves` is the same in a
+    form whose index has the rows newest first, where there is one. `holders` reads from an index the numbers of the
+    repositories that may meet it.
+    """
+
+    filters: ColumnElement[bool]
+    serves: ColumnElement[bool] | None = None
+    holders: Select[Any] | None = None
+
+
+def narrowed(
+    connection: Connection, conditions: Sequence[Condition], *, is_ordered: bool
+) -> Sequence[ColumnElement[bool]]:
+    """The conditions, in the form that reads the fewest rows; one more when it names the few that may match.
+
+    A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
+    this counts who meets each, up to `FEW`: a search begins with the rarest, or with none of them and goes through the
+    rows in order, which soon finds a page of what is frequent. `is_ordered` says that this order is newest first.
+    """
+    counted = [(_few(connection, one.holders), at) for at, one in enumerate(conditions) if one.holders is not None]
+    filters = [one.filters for one in conditions]
+    fewest, at = min(counted, default=(FEW + 1, 0))
+    if fewest <= FEW:
+        rarest = conditions[at].holders
+        assert rarest is not None
+        return [adapters.c.repo_id.in_(rarest), *filters]
+    for at, one in enumerate(conditions if is_ordered else ()):
+        if one.serves is not None:
+            filters[at] = one.serves
+            break
+    return filters
+
+
+def _few(connection: Connection, holders: Select[Any]) -> int:
+    return connection.scalar(select(func.count()).select_from(holders.limit(FEW + 1).subquery())) or 0
+
+
+def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition]:
     """The conditions on `adapters` and `repos`; raises 400 for too many words or a malformed digest."""
-    conditions: list[ColumnElement[bool]] = []
-    if query.base is not None:
-        conditions.append(adapters.c.base_model == query.base)
+    conditions: list[Condition] = []
     if query.base_sha256 is not None:
-        conditions.append(_base_begins(query.base_sha256))
-    if query.task is not None:
-        conditions.append(adapters.c.task == query.task)
-    if query.rank_min is not None:
-        conditions.append(adapters.c.rank >= query.rank_min)
-    if query.rank_max is not None:
-        conditions.append(adapters.c.rank <= query.rank_max)
-    if query.peft_type is not None:
-        conditions.append(adapters.c.peft_type == query.peft_type.upper())
+        conditions.append(_base_begins(connection, query.base_sha256))
+    equal = {"base_model": query.base, "task": query.task, "peft_type": query.peft_type and query.peft_type.upper()}
+    for name, wanted in equal.items():
+        if wanted is not None:
+            conditions.append(_where({name: (wanted, wanted)}, in_order=name != "base_model"))
+    if query.rank_min is not None or query.rank_max is not None:
+        conditions.append(_where({"rank": (query.rank_min, query.rank_max)}))
     words = (query.q or "").lower().split()
     if len(words) > MAX_WORDS:
         raise bad_request(f"q has {len(words)} words, expected at most {MAX_WORDS}")
-    for word in words:
-        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
-        conditions.append(or_(named, adapters.c.words.contains(word, autoescape=True)))
+    if words:
+        conditions.append(_with_words(connection, words))
     return conditions
 
 
-def _base_begins(text: str) -> ColumnElement[bool]:
+def _where(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Condition:
+    """A value within the bounds, both included and None without one, in any of the columns."""
+    holding = adapters.alias()
+    one = in_order and len(spans) == 1 and all(least == most for least, most in spans.values())
+
+    def within(columns: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
+        return or_(false(), *(_within(columns[name], *span) for name, span in spans.items()))
+
+    # an expression on the column keeps the database from its index
+    plain = {name: adapters.c[name] + 0 if name == "rank" else adapters.c[name].concat("") for name in spans}
+    return Condition(
+        filters=within(plain),
+        serves=within(dict(adapters.c.items())) if one else None,
+        holders=select(holding.c.repo_id).where(within(dict(holding.c.items()))),
+    )
+
+
+def _within(column: ColumnElement[Any], least: object, most: object) -> ColumnElement[bool]:
+    if least is not None and least == most:
+        return column == least
+    above = [column >= least] if least is not None else []
+    return and_(*above, *([column <= most] if most is not None else []))
+
+
+def _base_begins(connection: Connection, text: str) -> Condition:
     """Match a prefix of any digest of the base's fingerprint: an adapter may know only that of the base's files."""
     if not BASE_DIGEST.fullmatch(text):
         raise bad_request(f"base_sha256 `{shown(text)}`: expected 8 to 64 lower-case hex digits")
     begin = text.removeprefix("sha256:")
-    columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_files)
-    # a range, so that the database can use an index; `g` sorts after every hex digit
-    return or_(*(and_(column >= begin, column < f"{begin}g") for column in columns))
+    names = ("base_sha256", "base_tensors", "base_files")
+    ends = []
+    for name in names:
+        column = adapters.c[name]
+        # `g` sorts after every hex digit
+        span = select(column).where(column >= begin, column < f"{begin}g").limit(1)
+        ends += [span.order_by(column).scalar_subquery(), span.order_by(column.desc()).scalar_subquery()]
+    found = connection.execute(select(*(end.label(f"end_{at}") for at, end in enumerate(ends)))).one()
+    spans = {name: (found[2 * at], found[2 * at + 1]) for at, name in enumerate(names) if found[2 * at] is not None}
+    return _where(spans, in_order=list(spans) == ["base_sha256"])
+
+
+def _with_words(connection: Connection, words: Sequence[str]) -> Condition:
+    filters, bodies = [], []
+    for word in words:
+        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
+        filters.append(or_(named, adapters.c.words.contains(word, autoescape=True)))
+        bodies.append(texts.c.body.contains(word, autoescape=True))
+    grams = dict.fromkeys(word[at : at + 3] for word in words for at in range(len(word) - 2))
+    if grams and has_trigrams(connection):
+        quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
+        query = " AND ".join(f'"{gram}"' for gram in quoted)
+        holders = select(TRIGRAMS.c.rowid.label("repo_id")).where(TRIGRAMS.c.text_trigrams.op("MATCH")(query))
+    else:
+        holders = select(texts.c.repo_id).where(*bodies)
+    return Condition(filters=and_(*filters), holders=holders)
 
 
 def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:

@@ -21,6 +21,7 @@ from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub_registry.database.db import adapters, commits, insert_new, now_ms, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.result_tables import test_rules
+from adapterhub_registry.database.search_tables import put_text
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.events import outbox
@@ -94,6 +95,16 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
     mine = adapters.c.repo_id == repo_id
     connection.execute(update(adapters).where(mine).values(is_listed=False))
     connection.execute(update(adapters).where(mine, chosen).values(is_listed=True))
+    write_words(connection, repo_id)
+
+
+def write_words(connection: Connection, repo_id: int) -> None:
+    """Store the words by which a search finds a repository; call it when its name or its builds change."""
+    shown_builds = adapters.c.is_listed | adapters.c.is_head
+    found = select(repos.c.full_name, adapters.c.words).join_from(repos, adapters, adapters.c.repo_id == repos.c.id)
+    rows = connection.execute(found.where(repos.c.id == repo_id, shown_builds)).all()
+    if rows:
+        put_text(connection, repo_id, " ".join([rows[0].full_name.lower(), *(row.words for row in rows)]))
 
 
 def _asks_for_tests(repo_id: int) -> ColumnElement[bool]:

@@ -220,6 +220,7 @@ class Repos:
             .where(repos.c.id == row.id)
             .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
         )
+        adapters.write_words(connection, row.id)
         connection.execute(delete(redirects).where(redirects.c.full_name.in_([row.full_name, target])))
         if row.full_name != target:
             connection.execute(insert(redirects).values(full_name=row.full_name, repo_id=row.id, created_at=now_ms()))

@@ -114,6 +114,7 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
             sent_by=by,
             created_at=now_ms(),
             body=raw,
+            verdict=said.verdict if known is not None else None,
         )
     )
     return _stored(connection.execute(select(results).where(asked)).one(), rule)

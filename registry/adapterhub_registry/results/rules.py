@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import digest_of, hex_of
 from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
-from adapterhub.formats.signed import PublicKey
+from adapterhub.formats.contract.attested import Attested
+from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.db import lock_name, now_ms, records
-from adapterhub_registry.database.result_tables import test_keys, test_rules
+from adapterhub_registry.database.result_tables import results, test_keys, test_rules
 from adapterhub_registry.names import KEY_NAME, PART
 
 Asks = Literal["off", "contract", "passed"]
@@ -130,9 +131,20 @@ def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
         if key.fingerprint not in before:
             one = {"fingerprint": key.fingerprint, "name": key.name, "pem": key.pem, "created_at": now_ms()}
             connection.execute(insert(test_keys).values(namespace=rule.namespace, **one))
+            _prove(connection, key)
     keys = ", ".join(key.name for key in rule.keys) or "no key"
     subject = f"{rule.namespace}: {rule.asks}{', known keys only' if rule.keys_only else ''}; {keys}"
     connection.execute(insert(records).values(created_at=now_ms(), actor=by, action="tests", subject=subject))
+
+
+def _prove(connection: Connection, key: TesterKey) -> None:
+    """Note the verdicts of the results by a key that a namespace knows from now on; forged ones get none."""
+    claimed = select(results.c.id, results.c.body).where(results.c.key == key.fingerprint, results.c.verdict.is_(None))
+    for row in connection.execute(claimed).all():
+        bundle = Bundle.parse(row.body)
+        if PublicKey(pem=key.pem).verifies(bundle.signature, pre_authentication(bundle.payload)):
+            verdict = Attested.parse(bundle.payload).verdict
+            connection.execute(update(results).where(results.c.id == row.id).values(verdict=verdict))
 
 
 def _parsed(name: str, pem: str) -> TesterKey:
