@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_table_has_a_row_for_each_file_and_a_total(adapt):
 
     assert "same numbers as copy.safetensors" in done.stdout
     assert done.stderr.splitlines()[-1] == "5 files, 1 duplicates, 1 that `adapt add` does not take"
+
+
+def test_a_file_in_a_folder_of_the_folder_is_named_by_both(adapt):
+    deep = adapt.folder / "nested" / "deep"
+    deep.mkdir(parents=True)
+    shutil.copy(adapt.folder / "loras" / "water.safetensors", deep)
+
+    assert "\ndeep/water.safetensors\t" in adapt("identify", "nested").stdout
 
 
 def test_one_file_is_known_by_the_hashes_of_civitai_and_kohya(adapt):

@@ -25,16 +25,18 @@ def say_files(session: Session, paths: Sequence[Path]) -> None:
 
     with session.out.progress("identify", None, unit="files") as progress:
         listed = identify_files(session.library, paths, progress)
-    session.out.result(listed.to_json(), lambda: session.out.table(_COLUMNS, [_row(file) for file in listed.files]))
+    session.out.result(
+        listed.to_json(), lambda: session.out.table(_COLUMNS, [_row(file, paths) for file in listed.files])
+    )
     refused = sum(bool(file.problem) for file in listed.files)
     counts = ((listed.duplicates, "duplicates"), (refused, "that `adapt add` does not take"))
     told = "".join(f", {count} {what}" for count, what in counts if count)
     session.out.note(f"{len(listed.files)} files{told}")
 
 
-def _row(file: LoraFile) -> tuple[str, ...]:
+def _row(file: LoraFile, given: Sequence[Path]) -> tuple[str, ...]:
     if file.duplicate_of is not None:
-        note = f"same numbers as {shown(file.duplicate_of.name, 60)}"
+        note = f"same numbers as {_place(file.duplicate_of, given)}"
     elif file.adapter is not None:
         note = f"installed as {shown(file.adapter)}"
     else:
@@ -42,7 +44,13 @@ def _row(file: LoraFile) -> tuple[str, ...]:
     kind = f"{file.method} {file.program}".strip()
     rank = "" if file.rank is None else str(file.rank)
     triggers = ", ".join(shown(word, 40) for word in file.triggers[:_SHOWN_TRIGGERS])
-    return shown(file.path.name, 60), file.family, kind, rank, size_text(file.size_bytes), triggers, shown(note, 120)
+    return _place(file.path, given), file.family, kind, rank, size_text(file.size_bytes), triggers, shown(note, 120)
+
+
+def _place(path: Path, given: Sequence[Path]) -> str:
+    """The path below the folder that was given, or the name of a file that was."""
+    folder = next((place for place in given if place != path and path.is_relative_to(place)), path.parent)
+    return shown(path.relative_to(folder).as_posix(), 80)
 
 
 def facts_of(file: LoraFile, hashes: Hashes | None) -> Iterator[str]:
