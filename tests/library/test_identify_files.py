@@ -56,9 +56,10 @@ def test_the_table_has_a_row_for_each_file_and_a_total(adapt):
 def test_a_file_in_a_folder_of_the_folder_is_named_by_both(adapt):
     deep = adapt.folder / "nested" / "deep"
     deep.mkdir(parents=True)
-    shutil.copy(adapt.folder / "loras" / "water.safetensors", deep)
+    for name in ("water.safetensors", "flux.safetensors"):
+        shutil.copy(adapt.folder / "loras" / name, deep)
 
-    assert "\ndeep/water.safetensors\t" in adapt("identify", "nested").stdout
+    assert "\ndeep/water.safetensors\t" in adapt.ok("identify", "nested")
 
 
 def test_one_file_is_known_by_the_hashes_of_civitai_and_kohya(adapt):
