@@ -72,7 +72,9 @@ SAYS_SO: Mapping[str, str] = {
     "audit": "reports",
 }
 USES_NO_WEIGHTS: Mapping[str, str] = {
-    **dict.fromkeys(("demo", "init", "base", "completion", "add", "extract"), "takes nothing that is installed"),
+    **dict.fromkeys(
+        ("demo", "init", "base", "completion", "config", "add", "extract"), "takes nothing that is installed"
+    ),
     **dict.fromkeys(
         ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"
     ),

@@ -22,7 +22,7 @@ from tests.registry.running import running
 from tests.registry.shared_servers import Postgres, postgres
 
 FILES, DEEPEST = 20_000, 32
-MOST_MEMORY, MOST_GROWTH = 60 << 20, 20_000
+MOST_MEMORY, MOST_GROWTH = 80 << 20, 20_000
 CONTENT = b"x"
 OID = hashlib.sha256(CONTENT).hexdigest()
 REPO = "acme/large"

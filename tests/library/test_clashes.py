@@ -122,10 +122,10 @@ def test_a_build_that_appears_while_another_is_checked_is_found(tmp_path, librar
     rival = add("qa", rank=8, into=Library(tmp_path / "elsewhere")).build
     checked = Library.publish_staged
 
-    def while_checked(self, *args):
+    def while_checked(self, *args, **more):
         if self is library:
             shutil.copytree(rival.folder, library.folder_for(rival.manifest, None))
-        return checked(self, *args)
+        return checked(self, *args, **more)
 
     monkeypatch.setattr(Library, "publish_staged", while_checked)
 

@@ -28,7 +28,7 @@ def tests(session: Session, policy: str | None, bounds: tuple[str, ...], max_age
     """Show or set what becomes of builds without a PASS of their contract.
 
     `require` refuses such a build in `adapt sync` and `adapt serve`, `warn` warns of it, `off` does neither. Runs no
-    model. What is not given stays as it was. A project's policy `tests` may be stricter; the stricter value holds.
+    model. What is not given stays unchanged. A project's policy `tests` may be stricter; the stricter value holds.
 
     \b
     Examples:

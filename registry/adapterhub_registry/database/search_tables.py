@@ -83,7 +83,7 @@ def put_text(connection: Connection, repo_id: int, body: str) -> None:
 
 
 def has_trigrams(connection: Connection) -> bool:
-    """Whether SQLite has the index; PostgreSQL uses its own without being told."""
+    """Whether SQLite has the index; PostgreSQL uses its own by itself."""
     if connection.dialect.name != "sqlite":
         return False
     master = table("sqlite_master", column("name"))
