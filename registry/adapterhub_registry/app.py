@@ -58,6 +58,7 @@ log = logging.getLogger("adapterhub_registry")
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
 DERIVE_EVERY_S = 2.0
+END_S = 5.0
 _POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
@@ -159,6 +160,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopped.set()
         for task in tasks:
             task.cancel()
+        await asyncio.wait(tasks, timeout=END_S)  # their threads give their connections back
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
             registry.downloads.flush()
         registry.db.close()
