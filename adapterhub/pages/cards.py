@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS: Final = 1 << 17
 """How much of a card is shown; the whole file is one click away."""
 MAX_MARKS: Final = 4000
-"""With more of one sign that Markdown pairs, a card is shown as it is written: to pair them all takes seconds."""
+"""With more of one sign that Markdown pairs, the page shows a card's source: to pair them all takes seconds."""
 _PAIRED: Final = "[<*_`~&"
 _TAGS: Final = {
     *("a", "abbr", "b", "blockquote", "br", "code", "dd", "del", "details", "div", "dl", "dt", "em", "h3"),

@@ -104,7 +104,7 @@ class Ui:
         self.port: int = listener.getsockname()[1]
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         self.url = f"http://{HOST}:{self.port}/?token={token}"
-        """The address for the browser; anyone who has it is let in."""
+        """The address for the browser; it lets in anyone who has it."""
         self._playing = Playing(library)
         home = _LocalHome(library, project, self._playing)
 

@@ -14,7 +14,35 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Hub
 
 
-class HubNamespace:
+class _PartOfHub:
+    """What every part of a server does as the server does; see `transfer.Source`."""
+
+    hub: Hub
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return self.hub.endpoint
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """See `transfer.Source`."""
+        return self.hub.open(release, entry)
+
+    def provenance(self, release: Release) -> Provenance:
+        """See `transfer.Source`."""
+        return self.hub.provenance(release)
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether the server keeps signed results of tests."""
+        return self.hub.keeps_results
+
+    def results(self, release: Release) -> list[bytes]:
+        """The signed results on a build, unverified."""
+        return self.hub.results(release)
+
+
+class HubNamespace(_PartOfHub):
     """One namespace of a server as a source: it looks up bare names in that namespace only."""
 
     def __init__(self, hub: Hub, namespace: str) -> None:
@@ -24,11 +52,6 @@ class HubNamespace:
     def label(self) -> str:
         """The place in words."""
         return f"`{self._namespace}` of {self.hub.label}"
-
-    @property
-    def place(self) -> str:
-        """Where it can be found again."""
-        return self.hub.endpoint
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """See `transfer.Source`."""
@@ -42,25 +65,8 @@ class HubNamespace:
             return None
         return self.hub.alias(replace(spec, namespace=self._namespace))
 
-    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """See `transfer.Source`."""
-        return self.hub.open(release, entry)
 
-    def provenance(self, release: Release) -> Provenance:
-        """See `transfer.Source`."""
-        return self.hub.provenance(release)
-
-    @property
-    def keeps_results(self) -> bool:
-        """Whether the server keeps signed results of tests."""
-        return self.hub.keeps_results
-
-    def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified."""
-        return self.hub.results(release)
-
-
-class HubCommit:
+class HubCommit(_PartOfHub):
     """The build of `repo` at `commit`; see `transfer.Source`."""
 
     def __init__(self, hub: Hub, repo: str, commit: str) -> None:
@@ -71,29 +77,7 @@ class HubCommit:
         """The place in words."""
         return f"`{self.repo}` at {self.commit[:12]} of {self.hub.label}"
 
-    @property
-    def place(self) -> str:
-        """Where it can be found again."""
-        return self.hub.endpoint
-
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The one build, when it has the name in `spec`."""
         release = self.hub.release_at(self.repo, self.commit, spec)
         return [] if release is None else [release]
-
-    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """One file of it."""
-        return self.hub.open(release, entry)
-
-    def provenance(self, release: Release) -> Provenance:
-        """The signature at the commit."""
-        return self.hub.provenance(release)
-
-    @property
-    def keeps_results(self) -> bool:
-        """Whether the server keeps signed results of tests."""
-        return self.hub.keeps_results
-
-    def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified."""
-        return self.hub.results(release)

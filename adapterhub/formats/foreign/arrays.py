@@ -35,11 +35,9 @@ def folded(down: bytes, down_spec: TensorSpec, mid: bytes, mid_spec: TensorSpec)
 
 
 def _floats(raw: bytes, spec: TensorSpec) -> Any:  # noqa: ANN401 - a numpy array
-    import numpy as np
+    from adapterhub.formats.derived.reading import floats
 
-    if spec.dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype("<f8")
-    return np.frombuffer(raw, _FLOATS[spec.dtype]).astype("<f8")
+    return floats(raw, spec.dtype).astype("<f8")
 
 
 def block_diagonal(blocks: list[tuple[bytes, TensorSpec]]) -> bytes:
