@@ -33,7 +33,7 @@ from adapterhub_registry.repos.commits import GIT_ATTRIBUTES, Proposal, commit, 
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.engine import Connection
 
 NOW = 1_700_000_000_000
@@ -557,6 +557,16 @@ def test_history_reads_the_commits_of_its_repository(desk: Desk, five: list[str]
     rows, _ = history(desk.connection, desk.row(), five[0], limit=1)
 
     assert [row.title for row in rows] == ["3"]
+
+
+def test_a_page_of_history_is_one_query(desk: Desk, five: list[str]) -> None:
+    row = desk.row()
+    asked: list[str] = []
+    event.listen(desk.connection, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+
+    history(desk.connection, row, five[0], limit=5)
+
+    assert len(asked) == 1
 
 
 def test_a_commit_of_a_removed_repository_is_gone(desk: Desk, five: list[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
@@ -121,16 +121,16 @@ def history(
 
     A page has at most `limit` commits, and fewer when their messages are long.
     """
-    found: list[Row[Any]] = []
-    wanted: str | None = commit_id
-    characters = 0
-    while wanted is not None and len(found) < limit and characters < HISTORY_CHARACTERS:
-        one = select(commits).where(commits.c.repo_id == repo.id, commits.c.id == wanted)
-        row = connection.execute(one).one()
-        found.append(row)
-        characters += len(row.title) + len(row.message)
-        wanted = row.parent
-    return found, wanted
+    mine = commits.c.repo_id == repo.id
+    characters = func.length(commits.c.title) + func.length(commits.c.message)
+    first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
+    line = first.where(mine, commits.c.id == commit_id).cte("line", recursive=True)
+    older = select(commits.c.id, commits.c.parent, line.c.place + 1, line.c.characters + characters)
+    fits = (line.c.place < limit) & (line.c.characters < HISTORY_CHARACTERS)
+    line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
+    whole = select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place)
+    found = connection.execute(whole).all()
+    return found, found[-1].parent
 
 
 def count(connection: Connection, repo: Row[Any], commit_id: str) -> int:
