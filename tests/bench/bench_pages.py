@@ -211,7 +211,8 @@ def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes]
     for path in ("README.md", "model.sig") if n % 20 == 0 else ("README.md",):
         place = {"repo_id": number, "sha256": digest(f"{path} {n}"), "path": path, "commit_id": commit}
         tables["places"].append(place)
-    tables["tags"] += [{"repo_id": number, "tag": tag} for tag in ("license:mit", "lora", f"adapter-task:{task}")]
+    tags = ("license:mit", "lora", f"adapter-task:{task}")
+    tables["tags"] += [{"repo_id": number, "tag": tag, "modified_at": at} for tag in tags]
     if n % 10 == 0:
         made = {"state": "made", "attempts": 1, "due_at": 0, "reason": None, "norm": 20.0}
         tables["derived"].append({"digest": build, "sketch": sketches[n % 8], "record": packed[n % 8]} | made)
@@ -229,14 +230,14 @@ def cpu_s(pid: int) -> float:
 
 
 def measured(
-    client: httpx.Client, pid: int, paths: Iterator[str], repeats: int, **options: object
+    client: httpx.Client, pid: int, paths: Iterator[str], repeats: int, *, method: str = "GET", **options: object
 ) -> tuple[float, float, float]:
     """p50 and p99 in milliseconds, and the server's CPU for one answer, in milliseconds."""
-    client.get(next(paths), **options).raise_for_status()  # type: ignore[arg-type]
+    client.request(method, next(paths), **options).raise_for_status()  # type: ignore[arg-type]
     spent, before = [], cpu_s(pid)
     for _ in range(repeats):
         path, start = next(paths), time.perf_counter()
-        answer = client.get(path, **options)  # type: ignore[arg-type]
+        answer = client.request(method, path, **options)  # type: ignore[arg-type]
         spent.append((time.perf_counter() - start) * 1000)
         answer.raise_for_status()
     used = (cpu_s(pid) - before) * 1000 / repeats

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
+from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
 
@@ -51,6 +52,8 @@ def fill(database: Database, builds: int) -> None:
                 ):  # the repositories, whose nodes these are, are there by now
                     row["root"] = Tree(connection, row["repo_id"], EMPTY).changed(_files(row["repo_id"] - 1, row)).root
                 connection.execute(table.insert(), rows)
+    if not database.is_shared:
+        return  # a server keeps no statistics in SQLite
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
         # ids were given by hand: the sequence goes on behind them
@@ -70,7 +73,7 @@ def _files(n: int, commit: dict[str, Any]) -> list[tuple[str, FileEntry]]:
 
 def _rows(numbers: range) -> dict[object, list[dict[str, Any]]]:
     found: dict[object, list[dict[str, Any]]] = {
-        table: [] for table in (repos, refs, commits, places, blobs, repo_tags, adapters, releases)
+        table: [] for table in (repos, refs, commits, places, blobs, repo_tags, adapters, releases, texts)
     }
     for n in numbers:
         base, task = n % BASES, TASKS[(n // BASES) % len(TASKS)]
@@ -109,7 +112,7 @@ def _rows(numbers: range) -> dict[object, list[dict[str, Any]]]:
         found[blobs].append({"sha256": weights, "git_sha1": weights[:40], "size": 1000, "created_at": at})
         tags = ["adapterhub", "peft", "safetensors", f"base_model:adapter:org/base-{base}", f"lora-rank:{rank}"]
         tags += [f"base-sha256:{digest(f'base {base}')[:32]}", f"adapter-task:{task}", f"adapter-name:{name}"]
-        found[repo_tags] += [mine | {"tag": tag} for tag in tags]
+        found[repo_tags] += [mine | {"tag": tag, "modified_at": at} for tag in [*tags, task]]
         found[adapters].append(
             mine
             | {
@@ -120,6 +123,7 @@ def _rows(numbers: range) -> dict[object, list[dict[str, Any]]]:
                 "is_head": True, "is_listed": True, "created_at": at,
             }
         )  # fmt: skip
+        found[texts].append(mine | {"body": f"{space}/{name} {name} {task}"})
         found[releases].append(
             mine
             | {

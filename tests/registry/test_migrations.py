@@ -52,10 +52,10 @@ def older(url: str, revision: str) -> None:
 
 
 def differences(database: Database) -> list[Any]:
-    """What the database has otherwise than the tables of the program, besides the index of trigrams."""
+    """What the database has otherwise than the tables of the program, besides the indexes of trigrams."""
 
-    def is_compared(_item: object, name: str | None, kind: str, *_: object) -> bool:
-        return not (name or "").startswith("texts_by_trigram" if kind == "index" else "text_trigrams")
+    def is_compared(_item: object, name: str | None, *_: object) -> bool:
+        return "_trigram" not in (name or "")
 
     with database.begin() as connection:
         options = {"compare_type": True, "include_object": is_compared}

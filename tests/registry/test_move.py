@@ -275,7 +275,9 @@ def test_many_rows_come_in_steps(root: Path, shared: Shared) -> None:
     database = Database(f"sqlite:///{root / 'registry.db'}")
     with database.begin() as connection:
         number = connection.scalar(select(repos.c.id).limit(1))
-        connection.execute(insert(repo_tags), [{"repo_id": number, "tag": f"more-{n}"} for n in range(2500)])
+        connection.execute(
+            insert(repo_tags), [{"repo_id": number, "tag": f"more-{n}", "modified_at": n} for n in range(2500)]
+        )
     database.close()
 
     moved = registry("move", "--json", "--root", root, *place(shared))

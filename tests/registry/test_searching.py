@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from adapterhub_registry.database.db import Database, adapters, repos
+from adapterhub_registry.repos import adapter_search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 from adapterhub_registry.repos.adapters import write_words
-from sqlalchemy import delete, text, true, update
+from adapterhub_registry.repos.search import Listing, Sort, list_repos
+from sqlalchemy import delete, select, text, true, update
 
 from tests.registry.shared_servers import Postgres
 
@@ -40,6 +42,13 @@ def found(database: Database, **query: Any) -> list[str]:
         return [row.full_name for row in search_adapters(connection, AdapterQuery(**query), true()).rows]
 
 
+def listed(database: Database, *tags: str, **query: Any) -> list[str]:
+    with database.read() as connection:
+        rows = list_repos(connection, Listing(filters=tags, **query), true()).rows
+        names = {row.id: row.full_name for row in connection.execute(select(repos))}
+    return [names[row.id] for row in rows]
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
@@ -48,19 +57,28 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return pg.new_database()
 
 
-def test_the_words_of_an_earlier_database_are_found(url: str) -> None:
+def test_what_an_earlier_database_holds_is_found(url: str) -> None:
     first = Database(url)
     fill(first, 30)
     with first.begin() as connection:
         connection.execute(text("DROP TABLE texts"))
-        if not first.is_shared:
-            connection.execute(text("DROP TABLE text_trigrams"))
+        for index in () if first.is_shared else ("text_trigrams", "name_trigrams"):
+            connection.execute(text(f"DROP TABLE {index}"))
+            connection.execute(text(f"DROP VIEW {index}_rows"))
+        for change in () if first.is_shared else ("insert", "delete", "update"):
+            connection.execute(text(f"DROP TRIGGER name_trigrams_{change}"))
+        connection.execute(text("DROP INDEX repo_tags_by_tag"))
+        connection.execute(text("ALTER TABLE repo_tags DROP COLUMN modified_at"))
+        connection.execute(text("INSERT INTO repo_tags (repo_id, tag) VALUES (5, 'peft'), (4, 'peft')"))
+        connection.execute(text("UPDATE repos SET pipeline_tag = 'chat' WHERE id IN (4, 7)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0012'"))
     first.close()
 
     database = Database(url)
 
     assert found(database, q="umber 17") == ["acme/a-17"]
+    assert (listed(database, "peft"), listed(database, "chat")) == (["acme/a-5", "acme/a-4"], ["acme/a-7", "acme/a-4"])
+    assert listed(database, search="A-2") == [f"acme/a-{n}" for n in range(29, 19, -1)] + ["acme/a-2"]
     assert found(database, q="a-2 numb") == [f"acme/a-{n}" for n in range(29, 19, -1)] + ["acme/a-2"]
     database.close()
 
@@ -87,29 +105,110 @@ def test_words_follow_the_name_and_go_with_the_repository(url: str) -> None:
     )
     if not database.is_shared:
         with database.begin() as connection:  # raises where the index has other words than the table
-            connection.execute(text("INSERT INTO text_trigrams (text_trigrams, rank) VALUES ('integrity-check', 1)"))
+            for index in ("text_trigrams", "name_trigrams"):
+                connection.execute(text(f"INSERT INTO {index} ({index}, rank) VALUES ('integrity-check', 1)"))  # noqa: S608
+    database.close()
+
+
+@pytest.mark.parametrize("few", [0, 2000])
+def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Both ways of a search: it begins with the few that have a word (2,000), or goes through all in order (0)."""
+    monkeypatch.setattr(adapter_search, "FEW", few)
+    database = Database(url)
+    fill(database, 40)
+    with database.begin() as connection:
+        connection.execute(update(repos).where(repos.c.id == 9).values(full_name="acme/Zo9q"))
+        for n in range(1, 41):
+            write_words(connection, n)
+        connection.execute(update(adapters).where(adapters.c.repo_id == 8).values(words="x%y_é漢"))
+        write_words(connection, 8)
+
+    for word in (
+        "z",
+        "q",
+        "9",
+        "9q",
+        "7",
+        "-7",
+        "a-",
+        "e/",
+        "j",
+        "zo",
+        "zo9q",
+        "acme 9q z",
+        "40",
+        "4 0",
+        "_",
+        "%",
+        "cm",
+        "4 acme",
+    ):
+        named = [
+            n for n in range(40, 0, -1) if all(w in ("acme/zo9q" if n == 9 else f"acme/a-{n}") for w in word.split())
+        ]
+        assert listed(database, search=word) == ["acme/Zo9q" if n == 9 else f"acme/a-{n}" for n in named]
+    for word in ("é", "漢", "é漢", "%y", "y_", "x%y_é", "%", "y_ %"):
+        assert found(database, q=word) == ["acme/a-8"]
+    assert found(database, q="r 3 1") == ["acme/a-31", "acme/a-13"]
+    database.close()
+
+
+@pytest.mark.parametrize("sort", ["lastModified", "createdAt", "downloads"])
+def test_pages_of_tags_are_in_order(url: str, sort: Sort) -> None:
+    database = Database(url)
+    fill(database, 30)
+    with database.begin() as connection:
+        connection.execute(
+            update(repos).values(downloads=repos.c.id % 3, modified_at=repos.c.id % 5, created_at=repos.c.id % 7)
+        )
+        connection.execute(text("INSERT INTO repo_tags SELECT id, 'even', modified_at FROM repos WHERE id % 2 = 0"))
+        connection.execute(text("INSERT INTO repo_tags SELECT id, 'third', modified_at FROM repos WHERE id % 3 = 0"))
+        key = {"lastModified": 5, "createdAt": 7}.get(sort, 3)
+
+        for tags, numbers in (
+            ((), range(31)),
+            (("even",), range(0, 31, 2)),
+            (("third", "even"), range(0, 31, 6)),
+            (("even", "no"), ()),
+        ):
+            cursor, seen = None, []
+            while True:
+                page = list_repos(connection, Listing(filters=tags, sort=sort, cursor=cursor, limit=2), true())
+                seen += page.ids
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            assert seen == sorted((n for n in numbers if n), key=lambda n: (n % key, n), reverse=True)
     database.close()
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int]]:
-    """Gives the steps of SQLite's machine, in hundreds, for a search among `MANY` adapters."""
+    """Gives the steps of SQLite's machine, in hundreds, for a search or a listing among `MANY` adapters."""
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('many') / 'registry.db'}")
     fill(database, MANY)
     with database.begin() as connection:
         connection.execute(text("INSERT INTO texts SELECT id, full_name || ' number ' || id FROM repos"))
+        for tag, step in (("peft", 1), ("two", 2), ("three", 3), ("rare", 1000)):
+            rows = f"SELECT id, '{tag}', modified_at FROM repos WHERE id % {step} = 0"  # noqa: S608
+            connection.execute(text(f"INSERT INTO repo_tags {rows}"))
 
-    def steps(**query: Any) -> int:
+    def steps(query: AdapterQuery | Listing) -> int:
         counted: list[None] = []
         with database.read() as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.set_progress_handler(lambda: counted.append(None), 100)
-            search_adapters(connection, AdapterQuery(limit=20, **query), true())
+            if isinstance(query, Listing):
+                list_repos(connection, query, true())
+            else:
+                search_adapters(connection, query, true())
             raw.set_progress_handler(None, 0)
         return len(counted)
 
-    yield steps
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(adapter_search, "FEW", MANY // 50)  # as 2,000 of 100,000
+        yield steps
     database.close()
 
 
@@ -120,14 +219,42 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
         {"q": "number"},
         {"q": "a-4711"},
         {"q": "zebra"},
+        {"q": "j"},
+        {"q": "-x"},
+        {"q": "number 4711"},
         {"peft_type": "LOHA"},
         {"task": "chat"},
         {"rank_min": 3},
         {"base_sha256": BASE[:12]},
         {"base": "org/none"},
         {"base_sha256": BASE, "task": "none"},
+        {"base_sha256": "c" * 64, "task": "sql"},
         {"cursor": "3000-3000", "peft_type": "LORA"},
     ],
 )
 def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any]) -> None:
-    assert many(**query) < MANY // 30  # hundreds of steps: to look at each row takes more than ten for each
+    assert many(AdapterQuery(limit=20, **query)) < MANY // 30  # hundreds of steps: each row takes more than ten
+
+
+@pytest.mark.parametrize("sort", ["lastModified", "downloads"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"filters": ("peft",)},
+        {"filters": ("two", "three")},
+        {"filters": ("peft", "rare")},
+        {"filters": ("none",)},
+        {"filters": ("three",), "search": "a-4"},
+        {"filters": ("peft",), "author": "none"},
+        {"search": "a-4711"},
+        {"search": "number"},
+        {"search": "j"},
+        {"search": "-x"},
+        {"author": "acme"},
+        {"author": "none"},
+        {"num_parameters": "min:1M"},
+    ],
+)
+def test_a_listing_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any], sort: Sort) -> None:
+    assert many(Listing(limit=20, sort=sort, **query)) < MANY // 30

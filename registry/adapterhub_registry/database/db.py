@@ -185,7 +185,8 @@ repo_tags = Table(
     metadata,
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("tag", String(256), primary_key=True),
-    Index("repo_tags_by_tag", "tag", "repo_id"),
+    Column("modified_at", BigInteger, nullable=False),  # of the repository: a tag has rows in the order of a listing
+    Index("repo_tags_by_tag", "tag", "modified_at", "repo_id"),
 )
 
 adapters = Table(

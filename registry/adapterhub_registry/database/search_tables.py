@@ -1,19 +1,25 @@
-"""What a search reads: indexes, the words by which it finds a repository, and the index of their trigrams.
+"""What a search reads: indexes, the words by which it finds a repository, and the indexes of trigrams.
 
-SQLite keeps the index in a table of FTS5, PostgreSQL in one of `pg_trgm`. A database that can have neither works, too:
-a search reads all words then.
+SQLite keeps such an index in a table of FTS5, PostgreSQL in one of `pg_trgm`. A database that can have neither works,
+too: a search reads all words then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Column, ForeignKey, Index, Table, Text, column, event, select, table, text
+from sqlalchemy import Column, ForeignKey, Index, MetaData, Select, Table, Text, column, event, select, table, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from adapterhub_registry.database.schema import metadata
+
+GRAM: Final = 3
+"""The characters of a trigram."""
+MAX_TRIGRAMS: Final = 60
 
 texts = Table(
     "texts",
@@ -23,24 +29,57 @@ texts = Table(
     Column("body", Text, nullable=False),
 )
 
-TRIGRAMS: Final = table("text_trigrams", column("rowid"), column("text_trigrams"))
-"""The index in SQLite, by the number of the repository; the column of its own name stands for all of it."""
 
-_OPTIONS: Final = "content='texts', content_rowid='repo_id', tokenize='trigram case_sensitive 1', detail='none'"
-_INDEX_TEXT: Final = "INSERT INTO text_trigrams (rowid, body) VALUES (new.repo_id, new.body);"
-_FORGET_TEXT: Final = "INSERT INTO text_trigrams (text_trigrams, rowid, body) VALUES ('delete', old.repo_id, old.body);"
-_FTS5: Final = (
-    # without positions: a search checks the words of what it finds
-    f"CREATE VIRTUAL TABLE IF NOT EXISTS text_trigrams USING fts5(body, {_OPTIONS})",
-    f"CREATE TRIGGER IF NOT EXISTS texts_added AFTER INSERT ON texts BEGIN {_INDEX_TEXT} END",
-    f"CREATE TRIGGER IF NOT EXISTS texts_removed AFTER DELETE ON texts BEGIN {_FORGET_TEXT} END",
-    f"CREATE TRIGGER IF NOT EXISTS texts_changed AFTER UPDATE ON texts BEGIN {_FORGET_TEXT} {_INDEX_TEXT} END",
-    "INSERT INTO text_trigrams (text_trigrams) VALUES ('rebuild')",
-)
-_GIN: Final = (
-    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
-    "CREATE INDEX IF NOT EXISTS texts_by_trigram ON texts USING gin (body gin_trgm_ops)",
-)
+@dataclass(frozen=True, slots=True)
+class Trigrams:
+    """An index of SQLite over one text for each repository, in lower case: a column of the table `of`."""
+
+    name: str
+    of: str
+    key: str
+    words: str
+
+    def matching(self, words: Sequence[str]) -> Select[Any]:
+        """The numbers of the repositories whose text has the trigrams of all words; those are 3 characters or more."""
+        grams = dict.fromkeys(word[at : at + GRAM] for word in words for at in range(len(word) - GRAM + 1))
+        quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
+        index = table(self.name, column("rowid"), column(self.name))  # the column of its own name stands for all of it
+        wanted = " AND ".join(f'"{gram}"' for gram in quoted)
+        return select(index.c.rowid.label("repo_id")).where(index.c[self.name].op("MATCH")(wanted))
+
+    def beginning(self, word: str) -> Select[Any]:
+        """The numbers of the repositories whose text has a word of one or two characters."""
+        vocabulary = table(f"{self.name}_vocab", column("term"), column("doc"))
+        # each place of a text begins a trigram, as two spaces follow the text
+        spans = vocabulary.c.term.between(word, f"{word}\U0010ffff")
+        return select(vocabulary.c.doc.label("repo_id")).where(spans).distinct()
+
+    def statements(self) -> Iterator[str]:
+        """What creates and fills the index, and lets it follow its table."""
+        rows, name = f"{self.name}_rows", self.name
+        new, old, one = (f"lower({row}.{self.words}) || '  '" for row in ("new", "old", self.of))
+        add = f"INTO {name} (rowid, body) VALUES (new.{self.key}, {new});"
+        forget = f"INTO {name} ({name}, rowid, body) VALUES ('delete', old.{self.key}, {old});"
+        yield f"CREATE VIEW IF NOT EXISTS {rows} (id, body) AS SELECT {self.key}, {one} FROM {self.of}"  # noqa: S608
+        # without positions: a search checks the words of what it finds
+        options = f"content='{rows}', content_rowid='id', tokenize='trigram case_sensitive 1', detail='none'"
+        yield f"CREATE VIRTUAL TABLE IF NOT EXISTS {name} USING fts5(body, {options})"
+        yield f"CREATE VIRTUAL TABLE IF NOT EXISTS {name}_vocab USING fts5vocab({name}, instance)"
+        changes = {"insert": [add], "delete": [forget], f"update OF {self.words}": [forget, add]}
+        for change, steps in changes.items():
+            body = " ".join(f"INSERT {step}" for step in steps)
+            trigger = f"{name}_{change.partition(' ')[0]}"
+            yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {self.of} BEGIN {body} END"
+        yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"  # noqa: S608
+
+
+TEXTS: Final = Trigrams("text_trigrams", "texts", "repo_id", "body")
+NAMES: Final = Trigrams("name_trigrams", "repos", "id", "full_name")
+_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pg_trgm"
+_GIN: Final = {
+    TEXTS: "CREATE INDEX IF NOT EXISTS texts_by_trigram ON texts USING gin (body gin_trgm_ops)",
+    NAMES: "CREATE INDEX IF NOT EXISTS repos_by_trigram ON repos USING gin (lower(full_name) gin_trgm_ops)",
+}
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table) -> None:
@@ -54,6 +93,8 @@ def add_indexes(adapters: Table, releases: Table, places: Table) -> None:
     Index("adapters_by_task", a.task, a.created_at, a.repo_id)
     Index("adapters_by_method", a.peft_type, a.created_at, a.repo_id)
     Index("adapters_by_rank", a.rank, a.created_at, a.repo_id)
+    Index("adapters_by_base_and_task", a.base_sha256, a.task, a.created_at, a.repo_id)
+    Index("adapters_by_parameters", a.parameters, a.repo_id)
     Index("releases_by_created", releases.c.created_at)
     Index("releases_yanked", releases.c.yanked_at, **_rows("yanked_at IS NOT NULL"))
     Index("places_signed", places.c.repo_id, **_rows("path = 'model.sig'"))
@@ -65,11 +106,13 @@ def _rows(in_sqlite: str, in_postgresql: str = "") -> dict[str, Any]:
     return {"sqlite_where": text(in_sqlite), "postgresql_where": text(in_postgresql or in_sqlite)}
 
 
-def add_trigrams(connection: Connection) -> None:
-    """Index the table `texts`, where the database can."""
+def add_trigrams(connection: Connection, index: Trigrams) -> None:
+    """Index the words of a table, where the database can."""
     try:
         with connection.begin_nested():
-            for statement in _GIN if connection.dialect.name == "postgresql" else _FTS5:
+            for statement in (
+                (_EXTENSION, _GIN[index]) if connection.dialect.name == "postgresql" else index.statements()
+            ):
                 connection.exec_driver_sql(statement)
     except DBAPIError:  # an old SQLite, or a role of PostgreSQL that may not add an extension
         return
@@ -83,13 +126,19 @@ def put_text(connection: Connection, repo_id: int, body: str) -> None:
 
 
 def has_trigrams(connection: Connection) -> bool:
-    """Whether SQLite has the index; PostgreSQL uses its own by itself."""
+    """Whether SQLite has the indexes; PostgreSQL uses its own by itself."""
     if connection.dialect.name != "sqlite":
         return False
-    master = table("sqlite_master", column("name"))
-    return connection.scalar(select(master.c.name).where(master.c.name == TRIGRAMS.name)) is not None
+    known = connection.info
+    if "trigrams" not in known:
+        master = table("sqlite_master", column("name"))
+        # the last of them that is made
+        one = connection.scalar(select(master.c.name).where(master.c.name == f"{NAMES.name}_update"))
+        known["trigrams"] = one is not None
+    return bool(known["trigrams"])
 
 
-@event.listens_for(texts, "after_create")
-def _with_trigrams(_table: Table, connection: Connection, **_: object) -> None:
-    add_trigrams(connection)
+@event.listens_for(metadata, "after_create")
+def _with_trigrams(_metadata: MetaData, connection: Connection, **_: object) -> None:
+    for index in (TEXTS, NAMES):
+        add_trigrams(connection, index)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
-from adapterhub_registry.database.search_tables import TRIGRAMS, has_trigrams, texts
+from adapterhub_registry.database.search_tables import GRAM, NAMES, TEXTS, Trigrams, has_trigrams, texts
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
 MAX_RELEASES: Final = 1000
 MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
-MAX_TRIGRAMS: Final = 60
 FEW: Final = 2000
 """Of what at most so many repositories meet, a search reads all."""
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
@@ -90,13 +89,25 @@ class Condition:
     """A condition of a search.
 
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves. `serves` is the same in a
-    form whose index has the rows newest first, where there is one. `holders` reads from an index the numbers of the
-    repositories that may meet it.
+    form whose index has the rows newest first, where there is one: the index of `column`. `holders` reads from an index
+    the numbers of the repositories that may meet it. What `joins` others counts only where none of those is rare.
     """
 
-    filters: ColumnElement[bool]
+    filters: ColumnElement[bool] = field(default_factory=true)
     serves: ColumnElement[bool] | None = None
+    column: str | None = None
     holders: Select[Any] | None = None
+    joins: bool = False
+
+    @property
+    def those(self) -> Select[Any]:
+        """The `holders` of a condition that has them."""
+        assert self.holders is not None
+        return self.holders
+
+
+_TOGETHER: Final = frozenset({"base_sha256", "task"})
+"""Columns with an index of their own for both."""
 
 
 def narrowed(
@@ -104,22 +115,35 @@ def narrowed(
 ) -> Sequence[ColumnElement[bool]]:
     """The conditions, in the form that reads the fewest rows; one more when it names the few that may match.
 
-    A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
-    this counts who meets each, up to `FEW`: a search begins with the rarest, or with none of them and goes through the
-    rows in order, which soon finds a page of what is frequent. `is_ordered` says that this order is newest first.
+    A search begins with what few repositories meet, or else goes through the rows in order, which soon finds a page of
+    what is frequent. `is_ordered` says that this order is newest first.
     """
-    counted = [(_few(connection, one.holders), at) for at, one in enumerate(conditions) if one.holders is not None]
+    few = rarest(connection, conditions)
     filters = [one.filters for one in conditions]
-    fewest, at = min(counted, default=(FEW + 1, 0))
-    if fewest <= FEW:
-        rarest = conditions[at].holders
-        assert rarest is not None
-        return [adapters.c.repo_id.in_(rarest), *filters]
-    for at, one in enumerate(conditions if is_ordered else ()):
-        if one.serves is not None:
-            filters[at] = one.serves
-            break
+    if few is not None:
+        return [adapters.c.repo_id.in_(conditions[few].those), *filters]
+    served = [at for at, one in enumerate(conditions) if one.serves is not None] if is_ordered else []
+    both = [at for at in served if conditions[at].column in _TOGETHER]
+    for at in both if len(both) == len(_TOGETHER) else served[:1]:
+        serves = conditions[at].serves
+        assert serves is not None
+        filters[at] = serves
     return filters
+
+
+def rarest(connection: Connection, conditions: Sequence[Condition]) -> int | None:
+    """The place of the condition that the fewest repositories meet, if those are at most `FEW`.
+
+    A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
+    this counts who meets each, up to `FEW`.
+    """
+    for joins in (False, True):
+        some = [(one.holders, at) for at, one in enumerate(conditions) if one.joins is joins]
+        counted = [(_few(connection, holders), at) for holders, at in some if holders is not None]
+        fewest, at = min(counted, default=(FEW + 1, 0))
+        if fewest <= FEW:
+            return at
+    return None
 
 
 def _few(connection: Connection, holders: Select[Any]) -> int:
@@ -137,12 +161,34 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
             conditions.append(_where({name: (wanted, wanted)}, in_order=name != "base_model"))
     if query.rank_min is not None or query.rank_max is not None:
         conditions.append(_where({"rank": (query.rank_min, query.rank_max)}))
-    words = (query.q or "").lower().split()
-    if len(words) > MAX_WORDS:
-        raise bad_request(f"q has {len(words)} words, expected at most {MAX_WORDS}")
-    if words:
-        conditions.append(_with_words(connection, words))
+    for word in words_of("q", query.q):
+        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
+        holds = or_(named, adapters.c.words.contains(word, autoescape=True))
+        conditions.append(Condition(filters=holds, holders=holders_of(connection, TEXTS, word)))
+    conditions += all_words(connection, TEXTS, words_of("q", query.q))
     return conditions
+
+
+def words_of(name: str, text: str | None) -> list[str]:
+    """The words of a parameter, in lower case; raises 400 for too many."""
+    words = (text or "").lower().split()
+    if len(words) > MAX_WORDS:
+        raise bad_request(f"{name} has {len(words)} words, expected at most {MAX_WORDS}")
+    return words
+
+
+def holders_of(connection: Connection, index: Trigrams, *words: str) -> Select[Any]:
+    """The repositories whose text in an index may have a word, or several of three characters or more."""
+    if has_trigrams(connection):
+        return index.matching(words) if len(words[0]) >= GRAM else index.beginning(words[0])
+    number, body = (repos.c.id, func.lower(repos.c.full_name)) if index is NAMES else (texts.c.repo_id, texts.c.body)
+    return select(number).where(*(body.contains(word, autoescape=True) for word in words))
+
+
+def all_words(connection: Connection, index: Trigrams, words: Sequence[str]) -> list[Condition]:
+    """One more condition that several words make at once: an index knows who may have all of them."""
+    longer = [word for word in words if len(word) >= GRAM]
+    return [Condition(holders=holders_of(connection, index, *longer), joins=True)] if len(longer) > 1 else []
 
 
 def _where(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Condition:
@@ -158,6 +204,7 @@ def _where(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Co
     return Condition(
         filters=within(plain),
         serves=within(dict(adapters.c.items())) if one else None,
+        column=next(iter(spans)) if one else None,
         holders=select(holding.c.repo_id).where(within(dict(holding.c.items()))),
     )
 
@@ -184,22 +231,6 @@ def _base_begins(connection: Connection, text: str) -> Condition:
     found = connection.execute(select(*(end.label(f"end_{at}") for at, end in enumerate(ends)))).one()
     spans = {name: (found[2 * at], found[2 * at + 1]) for at, name in enumerate(names) if found[2 * at] is not None}
     return _where(spans, in_order=list(spans) == ["base_sha256"])
-
-
-def _with_words(connection: Connection, words: Sequence[str]) -> Condition:
-    filters, bodies = [], []
-    for word in words:
-        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
-        filters.append(or_(named, adapters.c.words.contains(word, autoescape=True)))
-        bodies.append(texts.c.body.contains(word, autoescape=True))
-    grams = dict.fromkeys(word[at : at + 3] for word in words for at in range(len(word) - 2))
-    if grams and has_trigrams(connection):
-        quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
-        query = " AND ".join(f'"{gram}"' for gram in quoted)
-        holders = select(TRIGRAMS.c.rowid.label("repo_id")).where(TRIGRAMS.c.text_trigrams.op("MATCH")(query))
-    else:
-        holders = select(texts.c.repo_id).where(*bodies)
-    return Condition(filters=and_(*filters), holders=holders)
 
 
 def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:

@@ -248,21 +248,23 @@ def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str
         select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
     )
     adapter_library = "peft" if card.ADAPTER_CONFIG in digests else None
+    pipeline_tag, now = _text(front_matter.get("pipeline_tag")) or _text(task), now_ms()
     connection.execute(
         update(repos)
         .where(repos.c.id == repo.id)
         .values(
             head=head,
-            modified_at=now_ms(),
+            modified_at=now,
             used_bytes=tree.totals().bytes,
-            pipeline_tag=_text(front_matter.get("pipeline_tag")) or _text(task),
+            pipeline_tag=pipeline_tag,
             library_name=_text(front_matter.get("library_name")) or adapter_library,
             card=json.dumps(front_matter),
             config=json.dumps(config),
         )
     )
+    tags = {*card_tags, *earned, *([pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else [])}
     connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
-    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag} for tag in sorted({*card_tags, *earned})])
+    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag, "modified_at": now} for tag in sorted(tags)])
 
 
 def _text(value: object) -> str | None:

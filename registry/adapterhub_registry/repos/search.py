@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Column, ColumnElement, Row, and_, false, func, or_, select
+from sqlalchemy import Column, ColumnElement, Row, Select, false, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, repo_tags, repos
+from adapterhub_registry.database.search_tables import NAMES
 from adapterhub_registry.errors import bad_request
+from adapterhub_registry.repos.adapter_search import Condition, after, all_words, holders_of, rarest, words_of
 
 Sort = Literal["createdAt", "downloads", "lastModified", "likes", "trendingScore"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 MAX_PAGE: Final = 1000
 MAX_FILTERS: Final = 32
-MAX_WORDS: Final = 16
 _CURSOR = re.compile(r"(\w+) ([0-9]{1,18}) ([0-9]{1,18})")
 _SIZE = re.compile(r"(min|max):([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMBT]?)")
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -80,41 +81,68 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
     Raises:
         Refusal: 400 for a malformed cursor or number, or too many filters.
     """
-    order = _ORDER[wanted.sort]
-    query = select(repos.c.id, repos.c.head, order.label("place")).where(visible, *_conditions(wanted))
+    order: Column[Any] = _ORDER[wanted.sort]
+    tags = list(dict.fromkeys(wanted.filters))
+    conditions = _conditions(connection, wanted, tags)
+    query = select(repos.c.id, repos.c.head, order.label("place"))
+    place, number = order, repos.c.id
+    by_tag = wanted.sort == "lastModified" and bool(tags)  # a tag has its repositories in this order
+    few = 0 if by_tag and len(conditions) == 1 else rarest(connection, conditions)
+    query = query.where(visible, *(one.filters for at, one in enumerate(conditions) if at != few or at >= len(tags)))
+    if by_tag and (few or 0) < len(tags):
+        place, number = repo_tags.c.modified_at, repo_tags.c.repo_id
+        query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == tags[few or 0])
+    elif few is not None:
+        query = query.where(repos.c.id.in_(conditions[few].those))
     if wanted.cursor is not None:
-        value, number = _read_cursor(wanted.cursor, wanted.sort)
-        query = query.where(or_(order < value, and_(order == value, repos.c.id < number)))
-    rows: Sequence[Any] = connection.execute(
-        query.order_by(order.desc(), repos.c.id.desc()).limit(wanted.limit + 1)
-    ).all()
+        value, last = _read_cursor(wanted.cursor, wanted.sort)
+        query = query.where(after(place, value, number, last))
+    rows: Sequence[Any] = connection.execute(query.order_by(place.desc(), number.desc()).limit(wanted.limit + 1)).all()
     return Page(rows=rows[: wanted.limit], more=len(rows) > wanted.limit, sort=wanted.sort)
 
 
-def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:
+def _tagged(first: str, *others: str) -> Select[Any]:
+    """The repositories with all these tags."""
+    mine = select(repo_tags.c.repo_id).where(repo_tags.c.tag == first)
+    return mine.where(*(_has_tag(repo_tags.c.repo_id, tag) for tag in others))
+
+
+def _has_tag(number: ColumnElement[int], tag: str) -> ColumnElement[bool]:
+    one = repo_tags.alias()
+    return select(one.c.tag).where(one.c.repo_id == number, one.c.tag == tag).exists()
+
+
+def _conditions(connection: Connection, wanted: Listing, tags: Sequence[str]) -> list[Condition]:
+    """The conditions; those of the tags come first."""
     if len(wanted.filters) > MAX_FILTERS:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
-    conditions: list[ColumnElement[bool]] = []
-    for tag in wanted.filters:
-        tagged = repos.c.id.in_(select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag))
-        # no pipeline tag has a colon; without the `or`, the database can join the matches of several filters
-        conditions.append(tagged if ":" in tag else or_(tagged, repos.c.pipeline_tag == tag))
+    conditions = [Condition(filters=_has_tag(repos.c.id, tag), holders=_tagged(tag)) for tag in tags]
+    if len(tags) > 1 and wanted.sort != "lastModified":
+        conditions.append(Condition(holders=_tagged(*tags), joins=True))
+    mine = repos.alias()
     if wanted.author is not None:
-        conditions.append(repos.c.namespace == wanted.author)
-    words = (wanted.search or "").lower().split()
-    if len(words) > MAX_WORDS:
-        raise bad_request(f"search has {len(words)} words, expected at most {MAX_WORDS}")
-    conditions += [func.lower(repos.c.full_name).contains(word, autoescape=True) for word in words]
+        # an expression on the column keeps the database from its index
+        filters = repos.c.namespace.concat("") == wanted.author
+        conditions.append(
+            Condition(filters=filters, holders=select(mine.c.id).where(mine.c.namespace == wanted.author))
+        )
+    words = words_of("search", wanted.search)
+    for word in words:
+        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
+        conditions.append(Condition(filters=named, holders=holders_of(connection, NAMES, word)))
+    conditions += all_words(connection, NAMES, words)
     if wanted.gated is not None:
-        conditions.append(repos.c.gated.is_not(None) if wanted.gated else repos.c.gated.is_(None))
+        gated = repos.c.gated.is_not(None) if wanted.gated else repos.c.gated.is_(None)
+        conditions.append(Condition(filters=gated))
     if wanted.num_parameters:
-        conditions.append(_of_size(wanted.num_parameters))
+        sized = _of_size(wanted.num_parameters)
+        conditions.append(Condition(filters=sized.where(adapters.c.repo_id == repos.c.id).exists(), holders=sized))
     if wanted.never:
-        conditions.append(false())
+        conditions.append(Condition(filters=false()))
     return conditions
 
 
-def _of_size(text: str) -> ColumnElement[bool]:
+def _of_size(text: str) -> Select[Any]:
     sized = select(adapters.c.repo_id).where(adapters.c.is_head)
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
@@ -125,7 +153,7 @@ def _of_size(text: str) -> ColumnElement[bool]:
             raise bad_request(f"num_parameters `{shown(text)}`: too large")
         column = adapters.c.parameters
         sized = sized.where(column >= bound if found.group(1) == "min" else column <= bound)
-    return repos.c.id.in_(sized)
+    return sized
 
 
 def _read_cursor(text: str, sort: Sort) -> tuple[int, int]:

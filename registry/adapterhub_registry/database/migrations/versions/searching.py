@@ -9,7 +9,7 @@ from sqlalchemy import Column, ForeignKey, Integer, String, Text, inspect, text
 
 from adapterhub.formats.contract.attested import Attested
 from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
-from adapterhub_registry.database.search_tables import add_trigrams
+from adapterhub_registry.database.search_tables import TEXTS, add_trigrams
 
 revision = "0013"
 down_revision = "0012"
@@ -51,7 +51,7 @@ def upgrade() -> None:
         " LEFT JOIN adapters h ON h.repo_id = r.id AND h.is_head AND NOT h.is_listed"
         " WHERE l.repo_id IS NOT NULL OR h.repo_id IS NOT NULL"
     )
-    add_trigrams(op.get_bind())
+    add_trigrams(op.get_bind(), TEXTS)
 
 
 def _add_verdicts() -> None:
