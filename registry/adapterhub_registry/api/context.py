@@ -35,6 +35,7 @@ from adapterhub_registry.storage.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 WHOLE_ANSWER_BYTES = 1 << 20
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
 
 def dumped(value: object) -> bytes:
     """Compact JSON, as in every response."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:

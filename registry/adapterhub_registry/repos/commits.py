@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
-from adapterhub_registry.database.db import commits, insert_new, now_ms, places, refs, repo_tags, repos
-from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, repo_tags, repos
+from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
@@ -100,6 +100,15 @@ def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
     """The files at a commit."""
     wanted = select(commits.c.root).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
     return Tree(connection, repo_id, connection.scalars(wanted).one())
+
+
+def tops_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Node]:
+    """The top node of the files of some repositories, by their number and head; one that is damaged is left out."""
+    at_head = (commits.c.repo_id == repos.c.id) & (commits.c.id == repos.c.head)
+    top = (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root)
+    wanted = select(repos.c.id, repos.c.head, nodes.c.body).join_from(repos, commits, at_head).join(nodes, top)
+    rows = connection.execute(wanted.where(repos.c.id.in_(repo_ids))).all()
+    return {(number, head): read_node(unpack(body)) for number, head, body in rows}
 
 
 def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> FileEntry:

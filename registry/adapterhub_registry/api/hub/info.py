@@ -99,10 +99,12 @@ def list_models(
     members, visible = query.members(), registry.repos.visible(caller)
     with registry.db.read() as connection:
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
-        if "siblings" in members:
-            files = accumulate(commits.tree_of(connection, row.id, row.head).totals().files for row in page.rows)
+        tops = commits.tops_of(connection, page.ids) if "siblings" in members else {}
+        if tops:
+            found = (tops.get((row.id, row.head)) for row in page.rows)
+            files = accumulate(top.files if top is not None else 0 for top in found)
             page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
-    answer = model_info.listed(registry.db, registry.blobs, page.ids, visible, members)
+    answer = model_info.listed(registry.db, registry.blobs, page.ids, visible, members, tops)
     headers = {}
     cursor = sealed_cursor(registry, page.next_cursor)
     if cursor is not None:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub_registry.api.context import dumped
 from adapterhub_registry.database.db import Database, commits, repo_tags, repos
-from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.trees.nodes import FileEntry, Node
 from adapterhub_registry.database.trees.trees import Digests, Tree
 from adapterhub_registry.repos import adapters, card
 from adapterhub_registry.repos.commits import tree_of
@@ -30,7 +30,7 @@ LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name",
 
 def iso_time(at_ms: int) -> str:
     """A time as `2026-11-24T10:00:00.000Z`, the only form that all clients read."""
-    return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 def public_number(row: Row[Any]) -> str:
@@ -41,34 +41,47 @@ def public_number(row: Row[Any]) -> str:
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    wanted = select(repo_tags).where(repo_tags.c.repo_id.in_(found))
-    for row in connection.execute(wanted):
-        found[row.repo_id].append(row.tag)
+    wanted = select(repo_tags.c.repo_id, repo_tags.c.tag).where(repo_tags.c.repo_id.in_(found))
+    for number, tag in connection.execute(wanted).all():
+        found[number].append(tag)
     return {number: sorted(tags) for number, tags in found.items()}
 
 
 def listed(
-    database: Database, blobs: BlobStore, ids: Sequence[int], visible: ColumnElement[bool], wanted: AbstractSet[str]
+    database: Database,
+    blobs: BlobStore,
+    ids: Sequence[int],
+    visible: ColumnElement[bool],
+    wanted: AbstractSet[str],
+    tops: Mapping[tuple[int, str], Node],
 ) -> Iterator[bytes]:
     """JSON of some repositories at their heads, each with `ALWAYS` and the members in `wanted`.
 
-    Leaves out repositories that were removed or hidden meanwhile.
+    Leaves out repositories that were removed or hidden meanwhile. `tops` are what `tops_of` knows of their files.
     """
     before = b"["
     for start in range(0, len(ids), LISTED_AT_ONCE):
         some = ids[start : start + LISTED_AT_ONCE]
         with database.read() as connection:
-            rows = {row.id: row for row in connection.execute(select(repos).where(repos.c.id.in_(some), visible))}
+            mine = connection.execute(select(repos).where(repos.c.id.in_(some), visible)).all()
+            rows = {row.id: row for row in mine}
             tags = tags_of(connection, rows) if "tags" in wanted else {}
             found = [
                 (_chosen(connection, blobs, rows[number], wanted, tags.get(number, [])), rows[number])
                 for number in some
                 if number in rows
             ]
-            roots = {row.id: tree_of(connection, row.id, row.head).root for _, row in found if "siblings" in wanted}
+            known = ((row.id, tops.get((row.id, row.head))) for row in rows.values())
+            leaves = {number: top for number, top in known if top is not None and not top.height}
+            others = [row for _, row in found if "siblings" in wanted and row.id not in leaves]
+            roots = {row.id: tree_of(connection, row.id, row.head).root for row in others}
         for info, row in found:
             yield before
-            yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
+            if row.id in leaves:
+                siblings = [_sibling(entry, with_blobs=False) for entry in leaves[row.id].items]
+                yield dumped(info | {"siblings": siblings})
+            else:
+                yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
             before = b","
     yield b"[]" if before == b"[" else b"]"
 
@@ -121,8 +134,8 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
         "tags": tags,
         "pipeline_tag": row.pipeline_tag,
         "library_name": row.library_name,
-        "cardData": json.loads(row.card),
-        "config": json.loads(row.config),
+        "cardData": json.loads(row.card) if row.card != "{}" else {},
+        "config": json.loads(row.config) if row.config != "{}" else {},
         "usedStorage": row.used_bytes,
         "spaces": [],
     }

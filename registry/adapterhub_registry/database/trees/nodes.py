@@ -133,6 +133,11 @@ class Node:
         return max(bisect_right(self.keys, key) - 1, 0)
 
     @property
+    def files(self) -> int:
+        """The number of files below."""
+        return sum(link.totals.files for link in self.items) if self.height else len(self.items)
+
+    @property
     def totals(self) -> Totals:
         """The sums over all files below."""
         return sum((item.totals for item in self.items), Totals())
