@@ -126,6 +126,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     others = (operations_api, xet, *hub)
     for module in others:
         app.include_router(module.router, include_in_schema=False)
+    app.router.routes.insert(0, hub_files.FirstRoute())
     app.state.pages = add_pages(app, registry)
     return app
 

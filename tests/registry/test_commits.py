@@ -20,6 +20,7 @@ from adapterhub_registry.database.db import (
     insert_new,
     places,
     refs,
+    releases,
     repo_tags,
     repos,
 )
@@ -499,6 +500,45 @@ def test_the_tree_of_a_commit_is_looked_up_within_its_repository(desk: Desk) -> 
 
     assert desk.files(made) == {"a": 7}
     assert desk.files(made, "ann/y") == {}
+
+
+# ---------------------------------------------------------------- one file
+@pytest.mark.parametrize(
+    ("revision", "statements"),
+    [
+        ("main", 1),
+        ("both", 1),
+        ("side", 1),
+        ("old", 1),
+        ("HEAD", None),
+        ("refs/heads/both", None),
+        ("refs/tags/both", None),
+    ],
+)
+def test_a_file_is_found_in_one_query_as_in_several(desk: Desk, revision: str, statements: int | None) -> None:
+    old = desk.commit(*(put(f"f/{n}", bytes([n])) for n in range(60)))
+    desk.branch("both")
+    desk.branch("side")
+    desk.commit(put("f/0", b"side"), branch="side")
+    new = desk.commit(put("f/0", b"new"))
+    row = desk.row()
+    named = {"repo_id": row.id, "kind": "tag", "name": "both", "commit_id": new, "created_at": NOW}
+    desk.connection.execute(insert(refs).values(named))
+    yank = {"version": "1.0.0", "tag": "v1.0.0", "digest": "d", "created_at": 1, "yanked_at": 2, "yanked_reason": "bad"}
+    desk.connection.execute(insert(releases).values(repo_id=row.id, commit_id=old, yanked_by="ann", **yank))
+    asked: list[str] = []
+    event.listen(desk.connection, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+
+    for at in (revision.replace("old", old), revision.replace("old", old[:9])):
+        asked.clear()
+        found = desk.repos.find_file(desk.connection, ANN, RepoId("ann/x"), at, "f/0")
+        took = len(asked)
+        commit_id = find_commit(desk.connection, row, at)
+        assert (found.repo_id, found.commit_id) == (row.id, commit_id)
+        assert found.entry == file_at(desk.connection, row.id, commit_id, "f/0")
+        assert found.warning == ("yanked; version 1.0.0 was yanked: bad" if commit_id == old else None)
+        if statements is not None and at != old[:9]:
+            assert took <= statements + 2  # the tree of 61 files has an index above its leaves
 
 
 # ---------------------------------------------------------------- history

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapterhub_registry.database.db import Database, adapters, repos
+from adapterhub_registry.database.counting import counted
+from adapterhub_registry.database.db import Database, adapters, blobs, commits, releases, repos
 from adapterhub_registry.repos import adapter_search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 from adapterhub_registry.repos.adapters import write_words
@@ -78,6 +79,10 @@ def test_what_an_earlier_database_holds_is_found(url: str) -> None:
 
     assert found(database, q="umber 17") == ["acme/a-17"]
     assert (listed(database, "peft"), listed(database, "chat")) == (["acme/a-5", "acme/a-4"], ["acme/a-7", "acme/a-4"])
+    if database.is_shared:  # a server of the version before still runs
+        with database.begin() as connection:
+            connection.execute(text("INSERT INTO repo_tags (repo_id, tag) VALUES (9, 'peft')"))
+        assert listed(database, "peft") == ["acme/a-9", "acme/a-5", "acme/a-4"]
     assert listed(database, search="A-2") == [f"acme/a-{n}" for n in range(29, 19, -1)] + ["acme/a-2"]
     assert found(database, q="a-2 numb") == [f"acme/a-{n}" for n in range(29, 19, -1)] + ["acme/a-2"]
     database.close()
@@ -150,6 +155,37 @@ def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch
     for word in ("é", "漢", "é漢", "%y", "y_", "x%y_é", "%", "y_ %"):
         assert found(database, q=word) == ["acme/a-8"]
     assert found(database, q="r 3 1") == ["acme/a-31", "acme/a-13"]
+    database.close()
+
+
+def test_sqlite_counts_what_it_holds(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    database = Database(url)
+    fill(database, 9)
+    blob = {"git_sha1": "g", "created_at": 1}
+    release = {"version": "1", "tag": "v1", "commit_id": "c", "digest": "d", "created_at": 1}
+    commit = {"id": "c", "root": "r", "title": "", "message": "", "author": "ann", "created_at": 1}
+    with database.begin() as connection:
+        connection.execute(blobs.insert(), [blob | {"sha256": f"{n}", "size": n} for n in range(5)])
+        connection.execute(releases.insert(), [release | {"repo_id": n} for n in range(1, 7)])
+        connection.execute(commits.insert(), [commit | {"repo_id": n} for n in range(1, 9)])
+        connection.execute(update(releases).where(releases.c.repo_id < 4).values(yanked_at=5))
+        connection.execute(update(releases).where(releases.c.repo_id < 2).values(yanked_at=None))
+        connection.execute(update(adapters).where(adapters.c.repo_id == 7).values(is_listed=False))
+        connection.execute(update(repos).values(downloads=repos.c.downloads + repos.c.id))
+        connection.execute(delete(blobs).where(blobs.c.sha256 == "4"))
+        connection.execute(delete(repos).where(repos.c.id == 2))  # takes its rows in other tables along
+        wanted = {"repos": 8, "downloads": 43, "commits": 7, "adapters": 7, "releases": 5, "releases_yanked": 1}
+        wanted |= {"blobs": 4, "blob_bytes": 6}
+        assert counted(connection) == wanted
+
+        for text_ in ("UPDATE alembic_version SET version_num = '0013'", "DROP TABLE name_trigrams"):
+            connection.execute(text(text_))
+        connection.execute(text("UPDATE counts SET value = 0"))
+    database.close()
+    database = Database(url)  # the migration counts, too
+    with database.read() as connection:
+        assert counted(connection) == wanted
     database.close()
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Row, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, false, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
@@ -232,27 +232,45 @@ class Tokens:
 
     def authenticate(self, token: str) -> Caller | None:
         """The caller of `token`; None when it is unknown, expired or revoked."""
-        token = token.removeprefix(HUB_PREFIX)
-        if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
-            return None
-        # searched by digest, so that the time of the search discloses nothing about a token
-        return self._working(tokens.c.sha256 == _digest(token))
+        with self._db.read() as connection:
+            row = row_of(connection, token)
+        return self._used(row)
 
     def caller_numbered(self, token_id: int) -> Caller | None:
         """The caller of the token with this number, which a session holds; None when it is expired or revoked."""
-        return self._working(tokens.c.id == token_id)
-
-    def _working(self, which: ColumnElement[bool]) -> Caller | None:
-        now = now_ms()
         with self._db.read() as connection:
-            row = connection.execute(_SELECT.where(which)).one_or_none()
-        if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
-            return None
+            row = connection.execute(_SELECT.where(tokens.c.id == token_id)).one_or_none()
+        return self._used(row)
+
+    def _used(self, row: Row[Any] | None) -> Caller | None:
+        caller = working(row)
+        if row is not None and caller is not None:
+            self.note_use(row)
+        return caller
+
+    def note_use(self, row: Row[Any]) -> None:
+        """Record that a token that works was used, at most once an hour. Call it outside of any transaction."""
+        now = now_ms()
         if row.used_at is None or row.used_at < now - USED_EVERY_MS:
             # readers must get through even when the disk is full
             with contextlib.suppress(OperationalError), self._db.begin() as connection:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(used_at=now))
-        return _caller(_record(row))
+
+
+def row_of(connection: Connection, token: str) -> Row[Any] | None:
+    """The row of a token, which may be expired or revoked; None for one that is unknown."""
+    token = token.removeprefix(HUB_PREFIX)
+    if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
+        return None
+    # searched by digest, so that the time of the search discloses nothing about a token
+    return connection.execute(_BY_DIGEST, {"wanted": _digest(token)}).one_or_none()
+
+
+def working(row: Row[Any] | None) -> Caller | None:
+    """The caller of the token in a row; None when it is expired or revoked."""
+    if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now_ms()):
+        return None
+    return _caller(_record(row))
 
 
 def callers_of(connection: Connection, user: str) -> list[Caller]:
@@ -262,6 +280,7 @@ def callers_of(connection: Connection, user: str) -> list[Caller]:
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
+_BY_DIGEST = _SELECT.where(tokens.c.sha256 == bindparam("wanted"))
 
 
 def _log(connection: Connection, actor: str, action: str, subject: str) -> None:

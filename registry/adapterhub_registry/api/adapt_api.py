@@ -51,6 +51,7 @@ from adapterhub_registry.api.adapt_models import (
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import CallerOf, RegistryOf, opened_cursor, sealed_cursor, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden
 from adapterhub_registry.names import known_repo_id
@@ -250,8 +251,8 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
     mine = select(repos.c.id).where(visible)
 
     def number(table: Table, *conditions: ColumnElement[bool]) -> Select[Any]:
-        counted = select(func.count()).select_from(table).where(*conditions)
-        return counted if caller.sees_all else counted.where(table.c.repo_id.in_(mine))
+        rows = select(func.count()).select_from(table).where(*conditions)
+        return rows if caller.sees_all else rows.where(table.c.repo_id.in_(mine))
 
     wanted = [
         ("repos", "Repositories", select(func.count()).select_from(repos).where(visible)),
@@ -268,7 +269,11 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
             ("tokens_active", "Tokens not revoked", select(func.count()).where(tokens.c.revoked_at.is_(None))),
         ]
     with registry.db.read() as connection:
-        lines = [_metric(f"adapterhub_{name}", text, connection.scalar(count)) for name, text, count in wanted]
+        known = counted(connection) if caller.sees_all else {}
+        lines = [
+            _metric(f"adapterhub_{name}", text, known[name] if name in known else connection.scalar(count))
+            for name, text, count in wanted
+        ]
     return Response("".join(lines), media_type=METRICS_TYPE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlencode
 from fastapi import Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
+from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.digests import strict_json
@@ -21,13 +23,13 @@ from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
 from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
-from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
+from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens, row_of, working
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
-from adapterhub_registry.names import RepoId, known_repo_id, parse_path
+from adapterhub_registry.names import RepoId, known_repo_id
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore
@@ -71,13 +73,49 @@ async def caller_of(request: Request, registry: RegistryOf) -> Caller:
         Refusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
             minute than this token, or this address without a valid token, may send.
     """
+    token = _token_of(request)
+    if token is None:
+        return admitted(request, registry, ANONYMOUS)
+    caller = await run_in_threadpool(registry.tokens.authenticate, token) if token else None
+    return _valid(request, registry, caller)
+
+
+@contextlib.contextmanager
+def reading(request: Request, registry: Registry) -> Iterator[tuple[Connection, Caller]]:
+    """A transaction that reads, and the sender of the request, which it finds there: `caller_of` takes one of its own.
+
+    Raises:
+        Refusal: as `caller_of`.
+    """
+    token = _token_of(request)
+    if token is None:
+        caller = admitted(request, registry, ANONYMOUS)
+        with registry.db.read() as connection:
+            yield connection, caller
+        return
+    found = None
+    try:
+        with registry.db.read() as connection:
+            row = row_of(connection, token)
+            known = working(row)
+            found = row if known is not None else None
+            yield connection, _valid(request, registry, known)
+    finally:
+        if found is not None:
+            registry.tokens.note_use(found)
+
+
+def _token_of(request: Request) -> str | None:
+    """The token of a request, empty for a malformed header; None without one."""
     header = request.headers.get("authorization")
     if header is None:
-        return admitted(request, registry, ANONYMOUS)
+        return None
     scheme, _, token = header.partition(" ")
-    caller = None
-    if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
-        caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
+    return token.strip() if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS else ""
+
+
+def _valid(request: Request, registry: Registry, caller: Caller | None) -> Caller:
+    """The caller of a token, who may send one more request; raises 401 for an invalid token."""
     if caller is None:
         admitted(request, registry, ANONYMOUS)
         raise unauthorized("Invalid credentials in Authorization header")
@@ -195,14 +233,6 @@ async def revision_of(rev: str) -> str:
 
 
 RevisionOf = Annotated[str, Depends(revision_of)]
-
-
-async def path_of(path: str) -> str:
-    """The path of a file or folder at the end of a URL."""
-    return parse_path(unquote(path))
-
-
-PathOf = Annotated[str, Depends(path_of)]
 
 
 class JsonObject:

@@ -39,6 +39,7 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     alias_tables,
+    counting,
     derived_tables,
     event_tables,
     refusal_tables,

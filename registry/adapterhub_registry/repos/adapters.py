@@ -169,10 +169,12 @@ def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | N
         releases.c.repo_id == repo_id, releases.c.commit_id == commit_id, releases.c.yanked_at.is_not(None)
     )
     row = connection.execute(yanked.order_by(releases.c.version)).first()
-    if row is None:
-        return None
-    reason = row.yanked_reason.encode("ascii", "replace").decode("ascii")
-    return f"yanked; version {row.version} was yanked: {shown(reason, 200)}"
+    return None if row is None else yank_warning(row.version, row.yanked_reason)
+
+
+def yank_warning(version: str, reason: str) -> str:
+    """The `X-HF-Warning` header about a yanked version."""
+    return f"yanked; version {version} was yanked: {shown(reason.encode('ascii', 'replace').decode('ascii'), 200)}"
 
 
 def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[str, Any] | None:

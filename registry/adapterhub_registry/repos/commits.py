@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import Row, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Row, Select, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
-from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, repo_tags, repos
+from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
@@ -64,6 +64,56 @@ class Proposal:
     author: str
     parent: str | None
     operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFile:
+    """A file at a commit of a repository, and the warning about that commit."""
+
+    repo_id: int
+    commit_id: str
+    entry: FileEntry
+    warning: str | None
+
+
+def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | None:
+    """The top node of a repository's files and what a reader needs to know; None where this takes a closer look.
+
+    The row has the repository's `id`, `full_name`, `private` and `gated`, the `commit_id`, its `root` and `body`, and
+    the `version` and `yanked_reason` of a yanked release.
+    """
+    wanted = _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
+    return connection.execute(wanted, {"full_name": full_name, "revision": revision}).first()
+
+
+def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
+    """A file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
+    entry = Tree(connection, top.id, top.root, top=top.body).find(path)
+    if entry is None:
+        raise entry_not_found(path, top.commit_id)
+    warning = None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
+    return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
+
+
+def _tops(commit_id: ColumnElement[str]) -> Select[Any]:
+    at = (commits.c.repo_id == repos.c.id) & (commits.c.id == commit_id)
+    top = (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root)
+    gone = (releases.c.repo_id == repos.c.id) & (releases.c.commit_id == commits.c.id)
+    about = (repos.c.id, repos.c.full_name, repos.c.private, repos.c.gated, commits.c.id.label("commit_id"))
+    found = select(*about, commits.c.root, nodes.c.body, releases.c.version, releases.c.yanked_reason)
+    found = found.select_from(repos).join(commits, at).join(nodes, top)
+    found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
+    return found.where(repos.c.full_name == bindparam("full_name"))
+
+
+_TOP_OF_COMMIT: Final = _tops(bindparam("revision", type_=String)).order_by(releases.c.version).limit(1)
+_TOP_OF_REF: Final = (
+    _tops(refs.c.commit_id)
+    .where(refs.c.repo_id == repos.c.id, refs.c.name == bindparam("revision"))
+    .where(refs.c.kind.in_(("alias", "branch", "tag")))
+    .order_by(refs.c.kind.desc(), releases.c.version)  # of a tag and a branch of one name, the tag counts
+    .limit(1)
+)
 
 
 def find_commit(

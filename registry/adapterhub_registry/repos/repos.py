@@ -102,6 +102,26 @@ class Repos:
             raise gated(row.full_name)
         return row
 
+    def find_file(
+        self, connection: Connection, caller: Caller, repo_id: RepoId, revision: str, path: str
+    ) -> commits.FoundFile:
+        """A file at a revision, which `caller` may read; one statement where the id and the revision are exact.
+
+        Raises:
+            Refusal: 401, 403 or 404 as `find_files`, 404 for an unknown revision or file.
+        """
+        self.check_may_read(caller)
+        top = commits.top_at(connection, repo_id, revision)
+        if top is not None and (not top.private or caller.reaches(top.full_name)):
+            if top.gated and not self._may_pass(connection, caller, top.id, top.full_name):
+                raise gated(top.full_name)
+            return commits.file_below(connection, top, path)
+        row = self.find_files(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        entry = commits.file_at(connection, row.id, commit_id, path)
+        warning = adapters.warning_for(connection, row.id, commit_id)
+        return commits.FoundFile(repo_id=row.id, commit_id=commit_id, entry=entry, warning=warning)
+
     @staticmethod
     def _may_pass(connection: Connection, caller: Caller, number: int, full_name: str) -> bool:
         """Whether a gated repository lets the caller read its files."""

@@ -15,26 +15,29 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from adapterhub_registry.api import conditions
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
-    PathOf,
+    Registry,
     RegistryOf,
     RepoOf,
     RevisionOf,
     dumped,
     json_object,
     next_link,
+    reading,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
-from adapterhub_registry.names import parse_path
-from adapterhub_registry.repos import adapters, commits
+from adapterhub_registry.names import RESERVED_NAMESPACES, known_repo_id, parse_path
+from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.card import ADAPTER_CONFIG, CONFIG
 from adapterhub_registry.repos.changes import parents_of
 
@@ -189,18 +192,21 @@ def _file(entry: FileEntry) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------ resolve
-@router.api_route("/{namespace}/{name}/resolve/{rev}/{path:path}", methods=["GET", "HEAD"])
-def resolve(
-    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, path: PathOf
-) -> Response:
+RESOLVE: Final = "/{namespace}/{name}/resolve/{rev}/{path:path}"
+
+
+@router.api_route(RESOLVE, methods=["GET", "HEAD"])
+def resolve(request: Request) -> Response:
     """A file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
-    with registry.db.read() as connection:
-        row = registry.repos.find_files(connection, caller, repo_id)
-        commit_id = commits.find_commit(connection, row, revision)
-        entry = commits.file_at(connection, row.id, commit_id, path)
-        warning = adapters.warning_for(connection, row.id, commit_id)
+    registry: Registry = request.app.state.registry
+    given = request.path_params
+    with reading(request, registry) as (connection, caller):
+        repo_id, revision = known_repo_id(given["namespace"], given["name"]), unquote(given["rev"])
+        path = parse_path(unquote(given["path"]))
+        found = registry.repos.find_file(connection, caller, repo_id, revision, path)
         counts = request.method == "GET" and "x-hf-download-counter" in request.headers
-        counts = counts and _stands_for_download(connection, row.id, commit_id, path)
+        counts = counts and _stands_for_download(connection, found.repo_id, found.commit_id, path)
+    entry, commit_id, warning = found.entry, found.commit_id, found.warning
     etag = f'"{entry.etag}"'
     headers = {"X-Repo-Commit": commit_id, "ETag": etag}
     if warning:
@@ -225,7 +231,7 @@ def resolve(
     if link is None and conditions.wants_range(request.headers, etag):
         wanted = _range(request.headers.get("range", ""), entry.size)
     if counts:
-        registry.downloads.count(row.id)
+        registry.downloads.count(found.repo_id)
     if link is not None:
         return Response(status_code=302, headers={**headers, "Location": link, "Cache-Control": "no-store"})
     if wanted is not None:
@@ -235,6 +241,20 @@ def resolve(
     headers["Content-Length"] = str(end - start)
     content = registry.blobs.open(entry.sha256, start, end)
     return StreamingResponse(content, status_code=status, headers=headers, media_type=kind)
+
+
+class FirstRoute(Route):
+    """`resolve` before all other routes and without the framework's dependencies: it is asked for most often."""
+
+    def __init__(self) -> None:
+        super().__init__(RESOLVE, resolve, methods=["GET", "HEAD"])
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether this is a file of a repository; the other routes have the namespaces that none may have."""
+        found, inner = super().matches(scope)
+        if found is not Match.FULL or inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
+            return Match.NONE, {}
+        return found, inner | {"route": self}
 
 
 def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:

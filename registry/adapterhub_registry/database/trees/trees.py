@@ -45,14 +45,16 @@ Edit = tuple[str, FileEntry | None]
 
 
 class Tree:
-    """The files of one commit, read through one connection; it caches the last nodes."""
+    """The files of one commit, read through one connection; it caches the last nodes. `top` is that of `root`."""
 
-    def __init__(self, connection: Connection, repo_id: int, root: str) -> None:
+    def __init__(self, connection: Connection, repo_id: int, root: str, *, top: bytes | None = None) -> None:
         self._connection = connection
         self.repo_id = repo_id
         self._kept: OrderedDict[str, Node] = OrderedDict()
         self._unwritten: dict[str, bytes] = {}
         self.root = root
+        if top is not None:
+            self._kept[root] = read_node(unpack(top))
 
     # ------------------------------------------------------------ reading
     def find(self, path: str) -> FileEntry | None:

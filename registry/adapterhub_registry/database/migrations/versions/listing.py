@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import op
 from sqlalchemy import BigInteger, Column, inspect
 
+from adapterhub_registry.database.counting import start_counting
 from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams
 
 revision = "0017"
@@ -16,6 +17,16 @@ def upgrade() -> None:
     connection = op.get_bind()
     if "modified_at" not in {column["name"] for column in inspect(connection).get_columns("repo_tags")}:
         op.add_column("repo_tags", Column("modified_at", BigInteger, nullable=False, server_default="0"))
+    if connection.dialect.name == "postgresql":  # servers of the version before, which run meanwhile, write no time
+        op.execute(
+            "CREATE OR REPLACE FUNCTION time_of_tag() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " NEW.modified_at := (SELECT modified_at FROM repos WHERE id = NEW.repo_id); RETURN NEW; END $$"
+        )
+        op.execute("DROP TRIGGER IF EXISTS repo_tags_time ON repo_tags")
+        op.execute(
+            "CREATE TRIGGER repo_tags_time BEFORE INSERT ON repo_tags"
+            " FOR EACH ROW WHEN (NEW.modified_at = 0) EXECUTE FUNCTION time_of_tag()"
+        )
     op.execute("UPDATE repo_tags SET modified_at = (SELECT modified_at FROM repos WHERE id = repo_id)")
     op.execute(
         "INSERT INTO repo_tags (repo_id, tag, modified_at) SELECT id, pipeline_tag, modified_at FROM repos"
@@ -35,3 +46,4 @@ def upgrade() -> None:
             op.execute(f"DROP TABLE IF EXISTS {name}")
     for index in (TEXTS, NAMES):
         add_trigrams(connection, index)
+    start_counting(connection)
