@@ -1,10 +1,10 @@
 """The pages of a registry with many builds: p50 and p99 of search, build page, base page, and CPU beside their JSON.
 
-    python -m tests.bench.bench_pages [--builds 100000] [--repeats 200] [--database postgresql://user@host/name]
+    python -m tests.bench.bench_pages [--builds 100000] [--repeats 200] [--database postgresql://user@host/name] [--root FOLDER]
 
 One client asks one server on this machine, over loopback, each time for another adapter. The index is as pushes leave
 it, so SQLite has no statistics; each 20th adapter is signed, each 50th yanked, and each tenth build has a record of 224 modules, one of 4096 x 4096 for each of 7 kinds in 32 layers. CPU is that of the
-server's process. The database is SQLite unless `--database` names an empty one of PostgreSQL.
+server's process. The database is SQLite unless `--database` names one of PostgreSQL, empty or with such rows.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
 from adapterhub_registry.storage.blobs import DiskBlobs
+from sqlalchemy import select
 
 from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord
 from tests.bench.bench_registry_scale import digest
@@ -249,7 +250,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--builds", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--database", help="URL of an empty PostgreSQL database [default: SQLite]")
+    parser.add_argument("--database", help="URL of a PostgreSQL database [default: SQLite]")
+    parser.add_argument("--root", type=Path, help="keep the filled registry in this folder, or measure the one there")
     options = parser.parse_args()
     draw = random.Random(0)
     pages: dict[str, Callable[[], str]] = {
@@ -272,9 +274,13 @@ def main() -> None:
         "base page": lambda: f"/base/{digest(f'base {draw.randrange(BASES)}')}",
     }
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = options.root or Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
         database = Database(options.database or f"sqlite:///{root / 'registry.db'}")
-        fill(database, DiskBlobs(root), options.builds)
+        with database.read() as connection:
+            is_empty = connection.scalar(select(repos.c.id).limit(1)) is None
+        if is_empty:
+            fill(database, DiskBlobs(root), options.builds)
         database.close()
         command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0", "--no-worker"]
         command += ["--database", options.database] if options.database else []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, releases, repos
-from adapterhub_registry.repos import adapter_search
+from adapterhub_registry.repos import adapter_search, search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 from adapterhub_registry.repos.adapters import write_words
 from adapterhub_registry.repos.search import Listing, Sort, list_repos
@@ -118,7 +118,8 @@ def test_words_follow_the_name_and_go_with_the_repository(url: str) -> None:
 @pytest.mark.parametrize("few", [0, 2000])
 def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     """Both ways of a search: it begins with the few that have a word (2,000), or goes through all in order (0)."""
-    monkeypatch.setattr(adapter_search, "FEW", few)
+    for module in (adapter_search, search):
+        monkeypatch.setattr(module, "FEW", few)
     database = Database(url)
     fill(database, 40)
     with database.begin() as connection:
@@ -243,7 +244,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
         return len(counted)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(adapter_search, "FEW", MANY // 50)  # as 2,000 of 100,000
+        for module in (adapter_search, search):
+            patched.setattr(module, "FEW", MANY // 50)  # as 2,000 of 100,000
         yield steps
     database.close()
 

@@ -10,10 +10,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Column, ForeignKey, Index, MetaData, Select, Table, Text, column, event, select, table, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    column,
+    event,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from adapterhub_registry.database.schema import metadata
 
@@ -80,6 +97,26 @@ _GIN: Final = {
     TEXTS: "CREATE INDEX IF NOT EXISTS texts_by_trigram ON texts USING gin (body gin_trgm_ops)",
     NAMES: "CREATE INDEX IF NOT EXISTS repos_by_trigram ON repos USING gin (lower(full_name) gin_trgm_ops)",
 }
+
+
+class Unindexed(FunctionElement[Any]):
+    """A column for which SQLite, which knows no frequencies, must use no index; PostgreSQL knows when to."""
+
+    inherit_cache = True
+
+    def __init__(self, of: ColumnElement[Any]) -> None:
+        super().__init__(of)
+        self.type = of.type
+
+
+@compiles(Unindexed)
+def _plain(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return compiler.process(element.clauses, **options)
+
+
+@compiles(Unindexed, "sqlite")
+def _with_sign(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"+{compiler.process(element.clauses, **options)}"
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table) -> None:

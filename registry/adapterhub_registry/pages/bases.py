@@ -131,9 +131,11 @@ def _related(
         for value in values
         for side in (adapters.c.base_sha256 < sha256, adapters.c.base_sha256 > sha256)
     ]
-    wanted = select(*columns, func.count().label("adapters")).join(repos, repos.c.id == adapters.c.repo_id)
-    other = wanted.where(or_(*same), adapters.c.is_listed, visible)
-    rows = connection.execute(other.group_by(*columns).limit(LISTED)).all()
+    seen = select(*columns).join(repos, repos.c.id == adapters.c.repo_id)
+    # apart from the limit, for which PostgreSQL would go through all adapters in the order of the groups
+    other = seen.where(or_(*same), adapters.c.is_listed, visible).cte("other").prefix_with("MATERIALIZED")
+    counted = select(*other.c, func.count().label("adapters")).group_by(*other.c).order_by(func.count().desc())
+    rows = connection.execute(counted.limit(LISTED)).all()
     return [
         RelatedBase(
             label=row.base_model or row.base_sha256[:12],

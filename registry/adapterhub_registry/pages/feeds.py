@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import urlencode
 
-from sqlalchemy import and_, select
+from sqlalchemy import select
 
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import Feed, FeedEntry
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
+from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, Condition, conditions_of, narrowed
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, Condition, conditions_of, rarest
 
 ENTRIES: Final = 50
 
@@ -26,20 +27,24 @@ def feed(registry: Registry, caller: Caller, asked: Asked, address: str) -> Feed
         raise bad_request("a feed needs one of `namespace` and `base`")
     is_digest = BASE_DIGEST.fullmatch(base) is not None
     query = AdapterQuery(base_sha256=base) if is_digest else AdapterQuery(base=base or None)
-    same = and_(adapters.c.repo_id == releases.c.repo_id, adapters.c.commit_id == releases.c.commit_id)
-    wanted = (
-        select(releases, repos.c.full_name, adapters.c.description)
-        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
-        .join(adapters, same)
-        .where(registry.repos.visible(caller))
-    )
+    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    described = select(adapters.c.description).where(mine).correlate(releases).scalar_subquery()
+    wanted = select(releases, repos.c.full_name, described.label("description"))
+    wanted = wanted.join_from(releases, repos, repos.c.id == releases.c.repo_id).where(registry.repos.visible(caller))
     with registry.db.read() as connection:
         conditions = conditions_of(connection, query)
+        if conditions:
+            # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
+            found = select(adapters.c.repo_id).where(mine, *(one.filters for one in conditions)).correlate(releases)
+            wanted = wanted.where(found.scalar_subquery().is_not(None))
         if namespace:
-            mine = repos.alias()
-            holders = select(mine.c.id).where(mine.c.namespace == namespace)
-            conditions.append(Condition(filters=repos.c.namespace.concat("") == namespace, holders=holders))
-        wanted = wanted.where(*narrowed(connection, conditions, is_ordered=False))
+            others = repos.alias()
+            holders = select(others.c.id).where(others.c.namespace == namespace)
+            conditions.append(Condition(holders=holders))
+            wanted = wanted.where(Unindexed(repos.c.namespace) == namespace)
+        few = rarest(connection, conditions)
+        if few is not None:
+            wanted = wanted.where(releases.c.repo_id.in_(conditions[few].those))
         released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES)).all()
         is_yanked = releases.c.yanked_at.is_not(None)
         yanked = connection.execute(wanted.where(is_yanked).order_by(releases.c.yanked_at.desc()).limit(ENTRIES)).all()

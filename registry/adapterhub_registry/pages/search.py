@@ -23,6 +23,7 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
 from adapterhub_registry.database.db import adapters, places, releases, repo_tags, repos
 from adapterhub_registry.database.result_tables import results, test_keys
+from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
 from adapterhub_registry.repos.adapter_search import (
@@ -118,7 +119,7 @@ def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool],
     is_newest = order.table is adapters
     narrow = narrowed(connection, conditions, is_ordered=is_newest)
     # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
-    same = repos.c.id if is_newest or len(narrow) > len(conditions) else repos.c.id + 0
+    same = repos.c.id if is_newest or len(narrow) > len(conditions) else Unindexed(repos.c.id)
     query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
     query = query.where(visible, _listed(wanted), *narrow)
     if at is not None:
@@ -169,7 +170,9 @@ def _states(wanted: _Wanted) -> list[Condition]:
 def _holding(table: Table, of_it: ColumnElement[bool], *, has: bool = True) -> Condition:
     """Whether a table has rows about the repository for which `of_it` holds."""
     there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
-    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it)) if has else Condition(filters=~there)
+    if not has:
+        return Condition(filters=~there)
+    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it), is_exact=True)
 
 
 def _tested(verdict: str) -> Condition:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
-from adapterhub_registry.database.search_tables import GRAM, NAMES, TEXTS, Trigrams, has_trigrams, texts
+from adapterhub_registry.database.search_tables import GRAM, NAMES, TEXTS, Trigrams, Unindexed, has_trigrams, texts
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -90,13 +90,15 @@ class Condition:
 
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves. `serves` is the same in a
     form whose index has the rows newest first, where there is one: the index of `column`. `holders` reads from an index
-    the numbers of the repositories that may meet it. What `joins` others counts only where none of those is rare.
+    the numbers of the repositories that may meet it; with `is_exact`, all of them meet it. What `joins` others counts
+    only where none of those is rare.
     """
 
     filters: ColumnElement[bool] = field(default_factory=true)
     serves: ColumnElement[bool] | None = None
     column: str | None = None
     holders: Select[Any] | None = None
+    is_exact: bool = False
     joins: bool = False
 
     @property
@@ -121,6 +123,7 @@ def narrowed(
     few = rarest(connection, conditions)
     filters = [one.filters for one in conditions]
     if few is not None:
+        filters[few] = true() if conditions[few].is_exact else filters[few]
         return [adapters.c.repo_id.in_(conditions[few].those), *filters]
     served = [at for at, one in enumerate(conditions) if one.serves is not None] if is_ordered else []
     both = [at for at in served if conditions[at].column in _TOGETHER]
@@ -199,10 +202,8 @@ def _where(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Co
     def within(columns: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
         return or_(false(), *(_within(columns[name], *span) for name, span in spans.items()))
 
-    # an expression on the column keeps the database from its index
-    plain = {name: adapters.c[name] + 0 if name == "rank" else adapters.c[name].concat("") for name in spans}
     return Condition(
-        filters=within(plain),
+        filters=within({name: Unindexed(adapters.c[name]) for name in spans}),
         serves=within(dict(adapters.c.items())) if one else None,
         column=next(iter(spans)) if one else None,
         holders=select(holding.c.repo_id).where(within(dict(holding.c.items()))),

@@ -12,9 +12,9 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, repo_tags, repos
-from adapterhub_registry.database.search_tables import NAMES
+from adapterhub_registry.database.search_tables import NAMES, Unindexed
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.adapter_search import Condition, after, all_words, holders_of, rarest, words_of
+from adapterhub_registry.repos.adapter_search import FEW, Condition, after, all_words, holders_of, rarest, words_of
 
 Sort = Literal["createdAt", "downloads", "lastModified", "likes", "trendingScore"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
@@ -88,12 +88,16 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
     place, number = order, repos.c.id
     by_tag = wanted.sort == "lastModified" and bool(tags)  # a tag has its repositories in this order
     few = 0 if by_tag and len(conditions) == 1 else rarest(connection, conditions)
-    query = query.where(visible, *(one.filters for at, one in enumerate(conditions) if at != few or at >= len(tags)))
     if by_tag and (few or 0) < len(tags):
-        place, number = repo_tags.c.modified_at, repo_tags.c.repo_id
-        query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == tags[few or 0])
+        few, place, number = few or 0, repo_tags.c.modified_at, repo_tags.c.repo_id
+        query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == tags[few])
     elif few is not None:
         query = query.where(repos.c.id.in_(conditions[few].those))
+    elif len(tags) > 1:
+        both = connection.scalars(_tagged(*tags).limit(FEW + 1)).all()
+        query = query.where(repos.c.id.in_(both)) if len(both) <= FEW else query
+    query = query.where(*(_has_tag(number, tag) for at, tag in enumerate(tags) if at != few))
+    query = query.where(visible, *(one.filters for one in conditions))
     if wanted.cursor is not None:
         value, last = _read_cursor(wanted.cursor, wanted.sort)
         query = query.where(after(place, value, number, last))
@@ -113,16 +117,13 @@ def _has_tag(number: ColumnElement[int], tag: str) -> ColumnElement[bool]:
 
 
 def _conditions(connection: Connection, wanted: Listing, tags: Sequence[str]) -> list[Condition]:
-    """The conditions; those of the tags come first."""
+    """The conditions; those of the tags come first, without their filters."""
     if len(wanted.filters) > MAX_FILTERS:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
-    conditions = [Condition(filters=_has_tag(repos.c.id, tag), holders=_tagged(tag)) for tag in tags]
-    if len(tags) > 1 and wanted.sort != "lastModified":
-        conditions.append(Condition(holders=_tagged(*tags), joins=True))
+    conditions = [Condition(holders=_tagged(tag)) for tag in tags]
     mine = repos.alias()
     if wanted.author is not None:
-        # an expression on the column keeps the database from its index
-        filters = repos.c.namespace.concat("") == wanted.author
+        filters = Unindexed(repos.c.namespace) == wanted.author
         conditions.append(
             Condition(filters=filters, holders=select(mine.c.id).where(mine.c.namespace == wanted.author))
         )
