@@ -138,8 +138,10 @@ def rarest(connection: Connection, conditions: Sequence[Condition]) -> int | Non
     """The place of the condition that the fewest repositories meet, if those are at most `FEW`.
 
     A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
-    this counts who meets each, up to `FEW`.
+    this counts who meets each, up to `FEW`. PostgreSQL does, and plans the rest of the transaction for its values.
     """
+    if connection.dialect.name == "postgresql":  # a plan for any word would read all words
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")
     for joins in (False, True):
         some = [(one.holders, at) for at, one in enumerate(conditions) if one.joins is joins]
         counted = [(_few(connection, holders), at) for holders, at in some if holders is not None]
