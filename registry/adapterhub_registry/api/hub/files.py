@@ -254,7 +254,7 @@ class FirstRoute(Route):
         found, inner = super().matches(scope)
         if found is not Match.FULL or inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
             return Match.NONE, {}
-        return found, inner | {"route": self}
+        return found, {**inner, "route": self}
 
 
 def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:
