@@ -122,7 +122,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
-    for module in (adapt_api, operations_api, xet, *hub):  # as they are: `include_router` builds each route anew
+    for module in (adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
         app.router.routes += module.router.routes
     app.state.pages = add_pages(app, registry)
     return app
