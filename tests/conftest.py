@@ -57,10 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`, one more than there are cores: tests also wait for disks, and for servers that they start and stop."""
+    """For `-n auto`, one more than there are cores: tests wait for servers that they start and stop; fast ones have none."""
     from xdist.plugin import pytest_xdist_auto_num_workers
 
-    return pytest_xdist_auto_num_workers(config) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
+    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != "not slow"
+    return pytest_xdist_auto_num_workers(config) + waiting
 
 
 @pytest.hookimpl(optionalhook=True)
