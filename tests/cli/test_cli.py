@@ -127,7 +127,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
     ],
 )
 def test_refusals_are_one_plain_line_with_their_exit_code(filled, arguments, code, said):
-    assert said in filled.fails(code, *arguments)
+    assert said in Adapt(filled.folder).fails(code, *arguments)  # in this process; those below start their own
 
 
 def test_a_failure_under_json_is_a_document_on_stderr(filled):
