@@ -19,7 +19,7 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 
 COSTLY = frozenset({
-    "subprocess", "multiprocessing", "fork",  # a process
+    "subprocess", "multiprocessing", "fork", "runpytest_subprocess",  # a process
     "uvicorn", "HTTPServer", "ThreadingHTTPServer", "create_server",  # a server
     "sync_playwright",  # a browser
     "smollm2_base",  # a real model; those of PEFT and transformers are found by their module
