@@ -6,7 +6,10 @@ Sessions run in the environment that nox runs in, so they need no second set-up.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -14,15 +17,23 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "fast"]
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - folders of our own in it
+NEEDED_BYTES = 8_000_000_000
 BENCHES = sorted(path.stem for path in Path("tests/bench").glob("bench_*.py"))
 
 
-def _run(session: nox.Session, module: str, *arguments: str) -> None:
-    session.run(sys.executable, "-m", module, *arguments, external=True)
+def _run(session: nox.Session, module: str, *arguments: str, **environment: str) -> None:
+    session.run(sys.executable, "-m", module, *arguments, external=True, env=environment)
 
 
 def _pytest(session: nox.Session, *arguments: str) -> None:
-    _run(session, "pytest", "-n", "auto", *arguments, *session.posargs)
+    """The files of tests lie in memory where it has room: on a disk, each of many thousand small ones is waited for."""
+    arguments = ("-n", "auto", *arguments, *session.posargs)
+    if "TMPDIR" in os.environ or not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < NEEDED_BYTES:
+        _run(session, "pytest", *arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="tests-", dir=MEMORY) as folder:
+        _run(session, "pytest", *arguments, TMPDIR=folder)
 
 
 @nox.session

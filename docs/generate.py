@@ -124,6 +124,7 @@ EXITS: Final[Mapping[str, str]] = {
 """Exit codes that belong to no error class, by the name of their constant."""
 
 _CODE: Final = re.compile(r"[AEWUNS]_[A-Z][A-Z_]*")
+_QUOTED_CODE: Final = re.compile(rf"['\"]{_CODE.pattern}['\"]")
 
 
 class Stale(Exception):
@@ -136,7 +137,10 @@ def codes_in_source(package: Path = PACKAGE) -> tuple[set[str], set[tuple[str, s
     codes: set[str] = set()
     pairs: set[tuple[str, str]] = set()
     for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        if not _QUOTED_CODE.search(source) and "Finding(" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and _CODE.fullmatch(node.value):
                 codes.add(node.value)
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding":

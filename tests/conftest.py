@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs behind a `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands of the tests are interrupted, too
 
+# `httpx.get` reads the certificates of all authorities for each call, which takes ten times as long as a call to loopback
+_new_tls_context, _tls_context_of = ssl.create_default_context, functools.cache(ssl.create_default_context)
+ssl.create_default_context = lambda *a, **k: (_tls_context_of if k.get("cafile") else _new_tls_context)(*a, **k)
+
 # a busy machine is no failure
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -50,10 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`, one more than there are cores: tests also wait for disks, and for servers that they start and stop."""
+    """For `-n auto`, one more than there are cores: tests wait for servers that they start and stop; fast ones have none."""
     from xdist.plugin import pytest_xdist_auto_num_workers
 
-    return pytest_xdist_auto_num_workers(config) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
+    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != "not slow"
+    return pytest_xdist_auto_num_workers(config) + waiting
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -65,6 +73,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays until the end, so the search for garbage leaves it out, now and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -121,11 +121,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(StoreUnreachable, _on_unreachable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.include_router(adapt_api.router)
     hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
-    others = (operations_api, xet, *hub)
-    for module in others:
-        app.include_router(module.router, include_in_schema=False)
+    for module in (adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
+        app.router.routes += module.router.routes
     app.router.routes.insert(0, hub_files.FirstRoute())
     app.state.pages = add_pages(app, registry)
     return app

@@ -343,7 +343,7 @@ def faults(told: dict[str, Any]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def told(world: World, amount: Callable[[int, int], int]) -> dict[str, dict[str, Any]]:
     """What each command did, by its id. One process types all: to import what they need takes it seconds."""
-    runs = [one for kind in world.things for one in typed(world, kind, step=amount(5, 1))]
+    runs = [one for kind in world.things for one in typed(world, kind, step=amount(8, 1))]
     found = run(world, runs)
     assert [one["id"] for one in found] == [one["id"] for one in runs]
     assert list((world.folder / "tmp").iterdir()) == []
@@ -354,7 +354,7 @@ def told(world: World, amount: Callable[[int, int], int]) -> dict[str, dict[str,
 def test_every_command_ends_with_a_verdict_on_hostile_input(
     kind: Kind, world: World, told: dict[str, dict[str, Any]], amount: Callable[[int, int], int]
 ) -> None:
-    runs = list(typed(world, kind, step=amount(5, 1)))
+    runs = list(typed(world, kind, step=amount(8, 1)))
 
     assert [f"{one['id']}: {fault}" for one in runs for fault in faults(told[one["id"]])] == []
     assert runs

@@ -89,10 +89,10 @@ def test_the_main_job_by_hand(filled):
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in folder.iterdir()}
 
 
-def test_install_from_a_published_directory(filled, tmp_path):
-    filled.ok("push", "legal-qa@base-7b", "--to", "./published")
-    other = Shell(tmp_path)
-    other.environ["ADAPTERHUB_HOME"] = str(tmp_path / "second-home")
+def test_install_from_a_published_directory(filled):
+    here = Adapt(filled.folder)
+    here.ok("push", "legal-qa@base-7b", "--to", "./published")
+    other = Adapt(filled.folder, "second-home")
     other.ok("base", "add", "./base", "--as", "base-7b")
 
     dry = other.ok("install", "legal-qa@base-7b", "--from", "published", "--dry-run")
@@ -127,7 +127,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
     ],
 )
 def test_refusals_are_one_plain_line_with_their_exit_code(filled, arguments, code, said):
-    assert said in filled.fails(code, *arguments)
+    assert said in Adapt(filled.folder).fails(code, *arguments)  # in this process; those below start their own
 
 
 def test_a_failure_under_json_is_a_document_on_stderr(filled):
@@ -161,18 +161,19 @@ def test_every_command_has_json_and_an_example_in_its_help(words):
 
 
 def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, tmp_path):
-    filled.ok("add", "out/legal-qa", "--name", "orphan", "--no-base")
-    assert filled("verify", "legal-qa").returncode == 0
-    assert filled("verify", "orphan").returncode == 17
+    here = Adapt(filled.folder)
+    here.ok("add", "out/legal-qa", "--name", "orphan", "--no-base")
+    assert here("verify", "legal-qa").exit_code == 0
+    assert here("verify", "orphan").exit_code == 17
     bad = make_adapter(tmp_path / "bad", r=9)
-    assert filled("verify", str(bad), "--base", "base-7b").returncode == 3
-    weights = Path(filled.ok("path", "legal-qa").strip()) / "adapter_model.safetensors"
+    assert here("verify", str(bad), "--base", "base-7b").exit_code == 3
+    weights = Path(here.ok("path", "legal-qa").strip()) / "adapter_model.safetensors"
     weights.chmod(0o644)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    done = filled("verify", "legal-qa", "--json")
-    assert done.returncode == 12
+    done = here("verify", "legal-qa", "--json")
+    assert done.exit_code == 12
     [report] = json.loads(done.stdout)
     assert "E_DIGEST" in {f["code"] for f in report["findings"]}
 
@@ -331,23 +332,25 @@ def test_doctor_reports_and_mends_the_index(filled, tmp_path):
 
 
 def test_remove_and_gc(filled):
-    filled.ok("remove", "summarize", "--yes")
+    here = Adapt(filled.folder)
+    here.ok("remove", "summarize", "--yes")
 
-    dry = filled.json("gc", "--dry-run", "--grace", "0")
-    freed = filled.json("gc", "--grace", "0")
+    dry = here.json("gc", "--dry-run", "--grace", "0")
+    freed = here.json("gc", "--grace", "0")
 
     assert dry["freed_bytes"] == freed["freed_bytes"] > 0
-    assert [row["name"] for row in filled.json("list")] == ["legal-qa"]
-    filled.ok("verify", "--all")
+    assert [row["name"] for row in here.json("list")] == ["legal-qa"]
+    here.ok("verify", "--all")
 
 
 def test_base_compare_gives_its_verdict_and_exit_code(filled, tmp_path):
+    here = Adapt(filled.folder)
     make_base(tmp_path / "half", dtype="f2")
     make_base(tmp_path / "tuned", seed=5)
 
-    assert filled.ok("base", "compare", "base-7b", "./half").startswith("SAME_WEIGHTS_OTHER_PRECISION\n")
-    done = filled("base", "compare", "base-7b", "./tuned")
-    assert (done.stdout.splitlines()[0], done.returncode) == ("SAME_SHAPES", 11)
+    assert here.ok("base", "compare", "base-7b", "./half").startswith("SAME_WEIGHTS_OTHER_PRECISION\n")
+    done = here("base", "compare", "base-7b", "./tuned")
+    assert (done.stdout.splitlines()[0], done.exit_code) == ("SAME_SHAPES", 11)
 
 
 def test_interrupting_says_so_and_exits_130(filled):

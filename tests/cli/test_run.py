@@ -211,7 +211,7 @@ def _read(terminal: int) -> bytes:
 
 
 # ---------------------------------------------------------------- cut off
-@pytest.mark.parametrize("how", ["interrupted", "closed pipe"])
+@pytest.mark.parametrize("how", ["interrupted", pytest.param("closed pipe", marks=pytest.mark.exhaustive)])
 def test_an_answer_may_be_cut_off(how: str, made: Path) -> None:
     command = command_line("a", "Hi", "--max-new-tokens", 250)
 

@@ -13,7 +13,7 @@ from adapterhub.formats.prompts.form import RAW
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.real_base import smollm2_base
-from tests.test_docs import DOCS, appears, blocks, steps
+from tests.test_docs import DOCS, Step, appears, blocks, steps
 
 PAGE = DOCS / "how-to" / "run.md"
 SHIPPED = DOCS.parent / "adapterhub" / "cli" / "start" / "demo_run" / "adapters"
@@ -33,7 +33,13 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     return adapt
 
 
-@pytest.mark.parametrize("step", steps(PAGE, with_model=True), ids=lambda step: step.command[10:22])
+def marked(step: Step) -> object:
+    """One answer and one batch always; what the options do is shown on tiny models, so the others run with `--exhaustive`."""
+    more = {"--compare", "--load-in"} & set(shlex.split(step.command))
+    return pytest.param(step, id=step.command[10:22], marks=pytest.mark.exhaustive if more else ())
+
+
+@pytest.mark.parametrize("step", [marked(step) for step in steps(PAGE, with_model=True)])
 def test_commands_do_what_the_page_shows(adapt, step):
     done = adapt(*shlex.split(step.command)[1:])
 

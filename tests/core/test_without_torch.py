@@ -6,6 +6,7 @@ The commands run in processes that do not find these packages. What the metadata
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -126,9 +127,34 @@ registry --help
 """
 
 
-@pytest.mark.parametrize("line", CORE.strip().splitlines())
-def test_a_command_of_the_core_runs_without_torch(adapt: Run, line: str) -> None:
-    adapt(*line.split())
+IN_ONE_PROCESS = """
+import json, sys
+from pathlib import Path
+from tests.support.command_line import Adapt
+
+adapt = Adapt(Path.cwd())
+for line in json.load(sys.stdin):
+    done = adapt(*line.split())
+    print(json.dumps([line, done.exit_code, done.stderr]))
+"""
+
+
+def typed(lines: list[str], world: Path, environment: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """Exit code and complaints of each command, typed one after the other in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS], env=environment, cwd=world, check=True,
+        input=json.dumps(lines), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return {line: (code, said) for line, code, said in map(json.loads, done.stdout.splitlines())}
+
+
+def test_the_commands_of_the_core_run_without_torch(adapt: Run, world: Path, environment: Mapping[str, str]) -> None:
+    lines = CORE.strip().splitlines()
+
+    found = typed(lines, world, environment)
+
+    assert {line: told for line, told in found.items() if told[0] != 0} == {}
+    assert list(found) == lines
 
 
 def test_a_project_is_locked_and_synced_without_torch(adapt: Run, world: Path) -> None:
@@ -195,22 +221,22 @@ demo demo
 """
 
 
-@pytest.mark.parametrize(
-    ("extra", "line"),
-    [("weights", line) for line in WEIGHTS.strip().splitlines()]
-    + [tuple(line.split(" ", 1)) for line in OPTIONS.strip().splitlines()],
-)
 def test_a_command_that_needs_an_extra_names_it_and_writes_nothing(
-    adapt: Run, world: Path, extra: str, line: str
+    adapt: Run, world: Path, environment: Mapping[str, str]
 ) -> None:
+    extras = dict.fromkeys(WEIGHTS.strip().splitlines(), "weights")
+    extras |= {line: extra for extra, line in (text.split(" ", 1) for text in OPTIONS.strip().splitlines())}
     before = sorted(world.rglob("*"))
 
-    done = adapt(*line.split(), code=2)
+    found = typed(list(extras), world, environment)
 
-    error, hint = done.stderr.strip().splitlines()[-2:]
-    assert "`torch`" in error
-    assert error.endswith("not installed")
-    assert f"`pip install 'adapterhub[{extra}]'`" in hint
+    assert found.keys() == extras.keys()
+    for line, (code, said) in found.items():
+        error, hint = said.strip().splitlines()[-2:]
+        assert (line, code) == (line, 2)
+        assert "`torch`" in error, line
+        assert error.endswith("not installed"), line
+        assert f"`pip install 'adapterhub[{extras[line]}]'`" in hint, line
     assert sorted(world.rglob("*")) == before
 
 

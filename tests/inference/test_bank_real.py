@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-3}, torch.bfloat16: {"rtol": 0
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.exhaustive)], ids=["fp32", "bf16"]
 )
-def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(dtype: torch.dtype, library: Library) -> None:
+def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(
+    dtype: torch.dtype, library: Library, amount: Callable[[int, int], int]
+) -> None:
     model: Any
     model, tokenizer = load_base(smollm2_base(), dtype=str(dtype).removeprefix("torch."))
     chats = [
@@ -38,7 +41,7 @@ def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(dtype: torch.dt
         for q in QUESTIONS
     ]
     batch = tokenizer(chats, return_tensors="pt", padding=True, padding_side="left")
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    options = {"max_new_tokens": amount(6, 12), "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     names = ["json", "pirate", None]
 
     def asked(of: Any) -> Tensor:

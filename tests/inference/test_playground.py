@@ -69,7 +69,6 @@ def test_what_cannot_share_a_batch_answers_by_itself(playground: Playground, mad
 
 def test_leaving_ends_the_writing_and_frees_the_base(playground: Playground) -> None:
     answering = playground.ask([{"a": 1.0}, {}], "Hi", typed=RAW, max_new_tokens=240)
-    model = playground._model
 
     events: list[Event] = []
     for event in answering:
@@ -77,7 +76,9 @@ def test_leaving_ends_the_writing_and_frees_the_base(playground: Playground) -> 
         if isinstance(event, Piece):
             answering.cancel()
     ends = [event for event in events if isinstance(event, Ended)]
+    model = playground._model
 
+    assert model is not None
     assert {event.why for event in ends} == {"cancelled"}
     assert all(event.answer and event.answer.tokens < 240 for event in ends)
     assert len(texts_of(list(playground.ask([{}], "Hi", typed=RAW, max_new_tokens=3)))) == 1

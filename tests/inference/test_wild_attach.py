@@ -251,6 +251,7 @@ def test_the_other_wild_adapters_give_the_logits_of_plain_peft(tmp_path: Path, l
     assert [said for n in others if (said := gives_the_logits_of_plain_peft(n, tmp_path / n, library))] == []
 
 
+@pytest.mark.slow
 def test_the_other_wild_adapters_that_do_not_fit_are_refused_with_a_reason(library: Library) -> None:
     others = [name for name in REFUSED if not is_kept(name)]
 

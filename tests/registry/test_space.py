@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,9 @@ def test_a_file_that_the_server_said_it_has_waits_for_its_commit(alone: Running)
         assert second.is_whole(http)
 
 
-def test_pushes_succeed_while_their_old_bytes_are_being_removed(alone: Running) -> None:
+def test_pushes_succeed_while_their_old_bytes_are_being_removed(
+    alone: Running, amount: Callable[[int, int], int]
+) -> None:
     other = open_registry(load_settings(alone.root))  # as the command opens it beside the server
     ended = threading.Event()
     removed = 0
@@ -202,7 +204,7 @@ def test_pushes_succeed_while_their_old_bytes_are_being_removed(alone: Running) 
     with ThreadPoolExecutor(4) as pool:
         collecting = pool.submit(collect)
         try:
-            for turn in range(6):
+            for turn in range(amount(3, 6)):
                 names = [f"acme/a{turn}-{number}" for number in range(3)]
                 made = [push(alone, name, bytes([turn, number]) * 4000) for number, name in enumerate(names)]
                 for name in names:

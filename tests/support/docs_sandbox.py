@@ -1,11 +1,15 @@
 """The folder that the pages of `docs/` speak of: small models, adapters of all sorts, a library as the tutorial leaves it.
 
-Everything is made with `tests/support/tiny.py` and through the library, without torch, in well under a second.
+Everything is made with `tests/support/tiny.py` and through the library, without torch, once in a process.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +31,25 @@ HUB_ID = "acme/base-7b"
 
 def make_sandbox(folder: Path, *, filled: bool) -> None:
     """The models and adapters; with `filled` also `./home`, where `base-7b` is registered and `legal-qa` is added."""
+    shutil.copytree(_made_once(), folder, dirs_exist_ok=True, symlinks=True)
+    if filled:
+        library = Library(folder / "home")
+        record = _register(library, folder / "models" / "base-7b")
+        about = Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa")
+        library.add(folder / "out" / "legal-qa", about, base=record)
+
+
+@functools.cache
+def _made_once() -> Path:
+    """What all sandboxes of a process are copies of."""
+    folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     base = make_base(folder / "models" / "base-7b", width=WIDTH)
     _complete(base / "config.json")
     make_base(folder / "models" / "base-7b-fp16", width=WIDTH, dtype="f2")
     make_base(folder / "models" / "base-7b-chat", width=WIDTH, seed=1)
     make_base(folder / "models" / "other-7b", width=2 * WIDTH)
-    legal = make_adapter(folder / "out" / "legal-qa", width=WIDTH, base=HUB_ID, seed=1)
+    make_adapter(folder / "out" / "legal-qa", width=WIDTH, base=HUB_ID, seed=1)
     summary = make_adapter(folder / "out" / "summarize", width=WIDTH, base=HUB_ID, seed=2)
     make_adapter(folder / "out" / "tables", width=WIDTH, base=HUB_ID, seed=3, modules=("q_proj", "k_proj", "v_proj"))
     _make_pipelines(folder)
@@ -42,10 +59,7 @@ def make_sandbox(folder: Path, *, filled: bool) -> None:
     _publish(folder, base, "team", [("summarize", version, adapter) for version, adapter in team])
     _make_downloads(folder / "downloads")
     _make_loras(folder)
-    if filled:
-        library = Library(folder / "home")
-        record = _register(library, base)
-        library.add(legal, Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa"), base=record)
+    return folder
 
 
 def _make_loras(folder: Path) -> None:

@@ -13,13 +13,13 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
 COSTLY = frozenset({
-    "subprocess", "multiprocessing", "fork",  # a process
+    "subprocess", "multiprocessing", "fork", "runpytest_subprocess",  # a process
     "uvicorn", "HTTPServer", "ThreadingHTTPServer", "create_server",  # a server
     "sync_playwright",  # a browser
     "smollm2_base",  # a real model; those of PEFT and transformers are found by their module
@@ -38,18 +38,19 @@ def is_slow(item: pytest.Item) -> bool:
         *(definition.func for definitions in fixtures for definition in definitions),
         *getattr(getattr(item, "callspec", None), "params", {}).values(),
     ]
-    functions = [_inner(start) for start in starts if callable(start)]
-    return any(_reaches_costly(f) for f in functions if isinstance(f, FunctionType | type))
-
-
-def _inner(start: object) -> object:
-    """What a decorator wraps, or Hypothesis calls."""
-    return getattr(getattr(start, "hypothesis", None), "inner_test", None) or inspect.unwrap(start)  # type: ignore[arg-type]
+    return any(_is_costly(start) for start in starts if callable(start))
 
 
 @functools.cache
-def _reaches_costly(start: object) -> bool:
-    todo, seen = [start], set()
+def _is_costly(start: Callable[..., object]) -> bool:
+    inner = getattr(getattr(start, "hypothesis", None), "inner_test", None) or inspect.unwrap(start)
+    return isinstance(inner, FunctionType | type) and _reaches_costly(inner)
+
+
+@functools.cache
+def _reaches_costly(start: FunctionType | type) -> bool:
+    todo: list[object] = [start]
+    seen = set()
     while todo:
         value = todo.pop()
         if id(value) in seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.support.signing_homes import SIGNATURE, make_homes, replace_file, sta
 from tests.support.tiny import make_adapter
 
 PEER = ("model-signing==1.1.1", "pyOpenSSL")
+SIGNED_BY_PEER = Path(__file__).resolve().parent.parent / "data" / "model-signing"
 
 
 @pytest.fixture
@@ -388,6 +390,18 @@ def peer_says(peer: Path, *arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def test_what_model_signing_signed_is_verified(homes):
+    """The folder was signed by `model_signing` 1.1.1, with a key that was made by `adapt key new` and thrown away."""
+    plain = Path(shutil.copytree(SIGNED_BY_PEER / "plain", homes.folder / "plain"))
+    homes.ben.ok("key", "trust", "ann", SIGNED_BY_PEER / "ann.pub")
+
+    assert "signed by `ann`" in homes.ben.ok("verify", plain, "--base", "base-7b")
+    config = json.loads((plain / "adapter_config.json").read_text())
+    (plain / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.5}))
+    assert "E_SIGNATURE" in homes.ben("verify", plain, "--base", "base-7b").stdout
+
+
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_model_signing_verifies_ours_and_we_verify_theirs(peer, homes):
     build = homes.publish("1.0.0")

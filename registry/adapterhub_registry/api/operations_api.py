@@ -12,7 +12,7 @@ from adapterhub_registry.api.context import CallerOf, RegistryOf
 from adapterhub_registry.errors import forbidden, unauthorized
 from adapterhub_registry.storage.blobs import StoreUnreachable
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @router.get("/healthz")

@@ -32,6 +32,7 @@ def assert_same(found: dict[str, np.ndarray], meant: dict[str, np.ndarray]) -> N
     assert max(np.abs(found[name] - meant[name]).max() for name in meant) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unet", [SD1, SDXL], ids=lambda unet: unet.key)
 @pytest.mark.parametrize("names", ["diffusers", "ldm"])
 def test_every_module_of_kohyas_files_gets_its_place_and_scale(unet, names, tmp_path):

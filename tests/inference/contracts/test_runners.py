@@ -192,6 +192,7 @@ def test_a_task_of_the_user_s_is_judged_by_the_bounds_that_he_gives(
     assert "expected the `.yaml` file" in adapt.fails(2, *call, tmp_path / "absent.yaml")
 
 
+@pytest.mark.slow
 def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nwhile :; do :; done\n")

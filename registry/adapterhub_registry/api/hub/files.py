@@ -41,7 +41,7 @@ from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.card import ADAPTER_CONFIG, CONFIG
 from adapterhub_registry.repos.changes import parents_of
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 TREE_PAGE: Final = 1000
 EXPANDED_PAGE: Final = 50  # as on the Hub
 SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files

@@ -26,7 +26,7 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.errors import bad_request
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 REQUESTS_PAGE: Final = 1000
 MAX_FIELDS: Final = 50
 _REQUESTS: Final = "/api/models/{namespace}/{name}/user-access-request"

@@ -14,7 +14,7 @@ from adapterhub_registry.errors import bad_request, not_offered
 from adapterhub_registry.names import parse_sha256
 from adapterhub_registry.repos import history
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 FILES_PAGE: Final = 1000
 
 

@@ -31,7 +31,7 @@ from adapterhub_registry.repos import adapters, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import MAX_PAGE, SORTS, Listing, list_repos
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 HISTORY_PAGE = 50
 LIST_PAGE = 100
 FILES_OF_PAGE = 20_000

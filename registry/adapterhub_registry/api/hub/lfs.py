@@ -22,7 +22,7 @@ from adapterhub_registry.repos import quotas
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import StoredBlob
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 MAX_LFS_OBJECTS: Final = 1000
 HASH_NAMES: Final = ("sha256", "sha_256")  # the second is that of huggingface.js
 MAX_PARTS: Final = 10_000

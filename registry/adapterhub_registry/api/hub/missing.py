@@ -11,7 +11,7 @@ from adapterhub.core.errors import shown
 from adapterhub_registry.api.context import BaseUrl
 from adapterhub_registry.errors import Refusal, not_offered, repo_not_found
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 MISSING: Final = {

@@ -29,7 +29,7 @@ from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offer
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos.repos import Change
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 REPOSITORIES_PAGE = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 

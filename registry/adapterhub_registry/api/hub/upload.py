@@ -37,7 +37,7 @@ from adapterhub_registry.repos.commits import Proposal
 from adapterhub_registry.repos.repos import check_no_pull_request
 from adapterhub_registry.storage.blobs import StoredBlob, check_room
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 MAX_PREUPLOAD_FILES: Final = 256
 SAMPLE_BYTES: Final = 512
 REGULAR_BELOW_BYTES: Final = 1 << 20
