@@ -205,11 +205,13 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
         MergeRefused, Malformed: what cannot be compared.
     """
     from adapterhub.weights.compare.similarity import compare_adapters
-    from adapterhub.weights.recipes.combination import common_base
+    from adapterhub.weights.recipes.combination import common_base, in_pipeline
+    from adapterhub.weights.recipes.toml.values import Step
 
     obstacles: tuple[str, ...] = ()
     try:
-        _, warnings = common_base(ingredients)
+        base, warnings = common_base(ingredients)
+        ingredients = list(in_pipeline(Step(inputs=tuple(ingredients)), base).leaves())
     except BaseMismatch as error:
         # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
         obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []
