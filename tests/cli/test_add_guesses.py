@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +12,7 @@ import adapterhub
 from adapterhub.core.errors import UsageProblem
 from adapterhub.library.identify.guess import guess_name
 from tests.support.command_line import Adapt
+from tests.support.foreign_files import kohya
 from tests.support.tiny import make_adapter, make_base
 
 
@@ -198,3 +201,19 @@ def test_nothing_but_other_things_is_a_mistake(adapt, runs):
 
 def test_one_name_is_for_one_folder(adapt, runs):
     assert "there are 5 folders" in adapt.fails(2, "add", *runs, "--name", "qa")
+
+
+def test_adding_imports_nothing_of_contracts_and_upgrades(tmp_path):
+    kohya(tmp_path / "style.safetensors", every=50)
+    code = (
+        "import sys\n"
+        "sys.argv = ['adapt', 'add', 'style.safetensors', '--root', 'home']\n"
+        "from adapterhub.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert "adapterhub.formats.foreign.programs.kohya" in done.stdout.split()
+    assert not {"adapterhub.api.steps.contracts", "adapterhub.projects.upgrades", "regex"} & set(done.stdout.split())
