@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import logging
 from torch import Tensor
 
 from adapterhub.formats.foreign.tables.unet import SD1, SDXL
@@ -89,11 +91,14 @@ def fused(unet: UNet2DConditionModel, meant: Mapping[str, np.ndarray]) -> UNet2D
 
 
 def loaded(unet: UNet2DConditionModel, file: Path, *, is_xl: bool) -> UNet2DConditionModel:
-    """The UNet after diffusers' own loader has read the file."""
+    """The UNet after diffusers' own loader has read the file; it warns at length of what it drops."""
+    logging.set_verbosity_error()
     mixin = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     own = copy.deepcopy(unet).float()
     state, alphas, metadata = mixin.lora_state_dict(str(file), unet_config=own.config, return_lora_metadata=True)
-    mixin.load_lora_into_unet(state, network_alphas=alphas, unet=own, metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mixin.load_lora_into_unet(state, network_alphas=alphas, unet=own, metadata=metadata)
     return own
 
 

@@ -67,7 +67,24 @@ def module_of(
         source.refuse("E_RANK", f"`{label}` has rank {rank}, expected at most {limits().rank}")
     slots = {slot: Cut(source=spec, shape=spec.shape) for slot, spec in found.items()}
     is_whole = dimension(slots) is None  # LyCORIS writes an alpha then, too, and nobody reads it
-    return Module(part=part, name=name, slots=slots, rank=rank, alpha=None if is_whole else alpha, unused_alpha=alpha)
+    own = Module(part=part, name=name, slots=slots, rank=rank, alpha=None if is_whole else alpha, unused_alpha=alpha)
+    weight, (out, numbers) = source.shape_of(part, name), _size(own)
+    if weight is not None and (out, numbers) != (weight[0], math.prod(weight)):
+        text = f"`{label}` updates {out} x {numbers // out} numbers, and the base has {list(weight)}"
+        source.refuse("E_SHAPE", text)
+    return own
+
+
+def _size(module: Module) -> tuple[int, int]:
+    """The outputs of the layer with this update, and the numbers of its weight."""
+    slots = module.slots
+    if "hada_w1_a" in slots:
+        out = slots["hada_w1_a"].shape[1 if "hada_t1" in slots else 0]
+        kernel = slots["hada_t1"].shape[MATRIX:] if "hada_t1" in slots else ()
+    else:
+        out = math.prod(_sides(module)[0])
+        kernel = next((slots[slot].shape[MATRIX:] for slot in ("lokr_w2", "lokr_t2") if slot in slots), ())
+    return out, out * width_of(module) * math.prod(kernel)
 
 
 def dimension(slots: Mapping[str, Cut]) -> int | None:
