@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,12 @@ def report_card(session: Session, added: Added) -> None:
         session.out.warn(f"`push` will refuse the metadata of `{CARD_FILE}`: {problem.text}; mend it and add again")
 
 
-def report_warnings(session: Session, added: Added | None, *, leave_out: Sequence[str] = ()) -> None:
-    """Report the warnings of the checks of what came in, without those with a code of `leave_out`."""
+def report_warnings(session: Session, added: Added | None) -> None:
+    """Report the warnings of the checks of what came in.
+
+    A config that names no base is worth one only where the manifest does not record the base either.
+    """
+    is_known = added is not None and added.build.base.fingerprint is not None
     for finding in added.report.warnings if added else ():
-        if finding.code not in leave_out:
+        if not (is_known and finding.code == "W_BASE_MISSING"):
             session.out.warn(f"[{finding.code}] {finding.message}")

@@ -402,8 +402,7 @@ class WithWeights(OpenedLibrary):
                 )
         for warning in result.warnings:
             self.reports.warn(warning)
-        # a base without a Hub id has no name that would mean anything elsewhere; its weights are recorded
-        report_warnings(self.session, added, leave_out=("W_BASE_MISSING",))
+        report_warnings(self.session, added)
         return Extracted(result=result, added=added)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NewType, NoReturn
+from typing import Final, Literal, NewType, NoReturn
 
 from adapterhub.core.errors import SpecError, shown
 
@@ -225,6 +225,10 @@ def _parts(body: str, whole: str) -> tuple[str, str | None, str]:
         hint = f"without a base, write `{who}{specifiers}`" if who and specifiers else ""
         raise SpecError(whole, f"the base after `@` is missing, {_EXAMPLE}", hint=hint)
     return who, base, specifiers
+
+
+ADD_FIRST: Final = "`adapt add FILE` makes an adapter of a LoRA file; then use its name"
+"""The hint for a file where an adapter is expected."""
 
 
 def names_folder(text: str) -> bool:

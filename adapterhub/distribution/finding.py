@@ -17,7 +17,7 @@ from adapterhub.core.errors import (
     reworded,
     shown,
 )
-from adapterhub.core.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
+from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
@@ -37,6 +37,16 @@ AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
 
 MAX_WEIGHT = 1e6
 """Weights of mixtures are near 1; anything beyond this is a mistake."""
+
+
+def ensure_no_file(path: Path) -> None:
+    """Raise for a file, such as a LoRA of another program, where the folder of an adapter is expected.
+
+    Raises:
+        AdapterNotFound: the hint says how the file becomes an adapter.
+    """
+    if path.is_file():
+        raise AdapterNotFound(f"`{shown(str(path), 200)}` is a file; an adapter is a folder", hint=ADD_FIRST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +185,7 @@ class Finder:
         )
 
     def _in_folder(self, folder: Path, weight: float) -> FoundAdapter:
+        ensure_no_file(folder)
         if not folder.is_dir():
             raise AdapterNotFound(
                 f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"

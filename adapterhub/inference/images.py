@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -115,13 +114,12 @@ def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:  # noqa: ANN401 
     require("diffusion", "drawing an image")
     component_folders(folder)
     ensure_no_code(folder)
-    for noisy in ("diffusers", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     import diffusers
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
+    for library in (transformers, diffusers):  # after their import, which sets the level of their logs
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     if dtype in CHOSEN_DTYPES:
         options["torch_dtype"] = CHOSEN_DTYPES[dtype]

@@ -11,7 +11,7 @@ from typing import IO
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterNotFound, MalformedManifest, shown
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import ADD_FIRST, AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
@@ -120,7 +120,8 @@ class InstalledBuilds:
 
     def not_installed(self, name: str) -> AdapterNotFound:
         """The error for a name that is not installed; its hint offers the nearest name that is."""
-        hint = self.nearest(name) or "`adapt list` shows what is installed"
+        usual = ADD_FIRST if name.endswith(".safetensors") else "`adapt list` shows what is installed"
+        hint = self.nearest(name) or usual
         return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
 
     def nearest(self, name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +12,7 @@ import adapterhub
 from adapterhub.core.errors import UsageProblem
 from adapterhub.library.identify.guess import guess_name
 from tests.support.command_line import Adapt
+from tests.support.foreign_files import kohya
 from tests.support.tiny import make_adapter, make_base
 
 
@@ -198,3 +201,45 @@ def test_nothing_but_other_things_is_a_mistake(adapt, runs):
 
 def test_one_name_is_for_one_folder(adapt, runs):
     assert "there are 5 folders" in adapt.fails(2, "add", *runs, "--name", "qa")
+
+
+def test_adding_imports_nothing_of_contracts_and_upgrades(tmp_path):
+    kohya(tmp_path / "style.safetensors", every=50)
+    code = (
+        "import sys\n"
+        "sys.argv = ['adapt', 'add', 'style.safetensors', '--root', 'home']\n"
+        "from adapterhub.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert "adapterhub.formats.foreign.programs.kohya" in done.stdout.split()
+    assert not {"adapterhub.api.steps.contracts", "adapterhub.projects.upgrades", "regex"} & set(done.stdout.split())
+
+
+def test_a_config_without_a_base_is_no_warning_where_the_base_is_known(adapt, tmp_path):
+    make_adapter(tmp_path / "out" / "bare", base_model_name_or_path=None)
+
+    unknown = adapt("add", "./out/bare", "--name", "unknown", "--no-base").stderr
+    known = adapt("add", "./out/bare", "--name", "known", "--base", "base-7b").stderr
+
+    assert ("W_BASE_MISSING" in unknown, "W_BASE_MISSING" in known) == (True, False)
+    assert "W_BASE_MISSING" in adapt("verify", "unknown").stdout
+    assert "W_BASE_MISSING" not in adapt("verify", "known").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("merge", "./style.safetensors", "./style.safetensors", "-o", "both"),
+        ("merge", "style.safetensors", "other", "-o", "both"),
+        ("compare", "./style.safetensors", "./style.safetensors"),
+        ("export", "./style.safetensors", "--format", "comfyui", "-o", "out"),
+    ],
+)
+def test_a_file_where_an_adapter_is_expected_is_to_be_added_first(arguments, tmp_path):
+    kohya(tmp_path / "style.safetensors", every=100)
+
+    assert "`adapt add FILE` makes an adapter of a LoRA file" in Adapt(tmp_path).fails(10, *arguments)

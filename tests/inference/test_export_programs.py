@@ -10,9 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import UnsupportedAdapter
+from adapterhub.core.specs import parse_name
 from adapterhub.formats.foreign.foreign_file import foreign
 from adapterhub.formats.foreign.tables.unet import SD1, SDXL
 from adapterhub.inference.export import export
+from adapterhub.weights.lowrank.factors import AdapterFactors
+from tests.formats.foreign.test_products import CASES
+from tests.formats.foreign.test_products import write as write_products
 from tests.support.adapter_folders import write_folder
 from tests.support.command_line import Adapt
 from tests.support.foreign_files import flux, kohya, meant_by, mlx, pair
@@ -132,6 +136,69 @@ def test_different_factors_of_what_flux_fuses_are_blocks_and_split_again(tmp_pat
         found.write(tmp_path / "peft")
     before, after = meant_by_torch(tmp_path / "in"), meant_by(tmp_path / "peft")
     assert max(np.abs(before[name] - after[name]).max() for name in before) < 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loha_and_lokr_come_back_byte_for_byte(case, adapt):
+    write_products(adapt.folder / "in.safetensors", *CASES[case])
+
+    assert_same_tensors(
+        again(adapt, adapt.folder / "in.safetensors", "kohya"), load_file(adapt.folder / "in.safetensors")
+    )
+    adapt.ok("export", "one", "--format", "comfyui", "-o", "comfy.safetensors")
+    given = load_file(adapt.folder / "comfy.safetensors")
+    assert {name.partition(".")[0] for name in given} == {"diffusion_model"}
+    assert len(given) == len(load_file(adapt.folder / "in.safetensors"))
+    adapt.ok("add", "./comfy.safetensors", "--name", "two")
+    adapt.ok("export", "two", "--format", "comfyui", "-o", "comfy-again.safetensors")
+    assert_same_tensors(adapt.folder / "comfy-again.safetensors", given)
+    one, two = (adapt.library.builds_named(parse_name(name))[0].folder for name in ("one", "two"))
+    assert_same_tensors(one / "adapter_model.safetensors", load_file(two / "adapter_model.safetensors"))
+    with AdapterFactors(one) as first, AdapterFactors(two) as second:
+        assert {n: m.scale for n, m in first.modules.items()} == {n: m.scale for n, m in second.modules.items()}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "mlx"])
+def test_a_program_without_loha_and_lokr_is_refused_by_name(form, adapt):
+    write_products(adapt.folder / "in.safetensors", *CASES["LoKr"])
+    adapt.ok("add", "./in.safetensors", "--name", "one")
+
+    said = adapt.fails(11, "export", "one", "--format", form, "-o", "out")
+
+    assert f"has no form in {'MLX' if form == 'mlx' else form}" in said
+    assert "LoKr" in said
+    assert "--format kohya" in said
+    assert not (adapt.folder / "out").exists()
+
+
+def test_a_lokr_of_flux_keeps_its_names_and_peft_s_own_gets_lycoris(tmp_path, adapt):
+    shapes, rng = {"w1": (4, 4), "w2_a": (2, 2), "w2_b": (2, 2)}, np.random.default_rng(0)
+    key = "lycoris_transformer_blocks_0_attn_to_q"
+    tensors = {f"{key}.lokr_{name}": rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
+    save_file(tensors | {f"{key}.alpha": np.array(1.5, "f2")}, adapt.folder / "in.safetensors")
+
+    written = again(adapt, adapt.folder / "in.safetensors", "kohya")
+
+    assert_same_tensors(written, load_file(adapt.folder / "in.safetensors"))
+    [build] = adapt.library.builds_named(parse_name("one"))
+    export(build.folder, tmp_path / "bare", form="kohya")
+    assert load_file(tmp_path / "bare").keys() == load_file(adapt.folder / "in.safetensors").keys()
+    said = adapt.fails(11, "export", "one", "--format", "comfyui", "-o", "comfy")
+    assert "transformer_blocks.0.attn.to_q" in said
+
+
+def test_a_whole_lokr_of_another_scale_has_no_form(tmp_path):
+    write_products(tmp_path / "in.safetensors", *CASES["LoKr, both sides whole"])
+    (tmp_path / "peft").mkdir()
+    with foreign(tmp_path / "in.safetensors") as found:
+        found.write(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"alpha": 7, "alpha_pattern": {}}))
+
+    with pytest.raises(UnsupportedAdapter, match="scale"):
+        export(tmp_path / "peft", tmp_path / "out", form="kohya")
+
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["comfyui", "diffusers", "kohya"])

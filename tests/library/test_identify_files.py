@@ -50,7 +50,7 @@ def test_the_table_has_a_row_for_each_file_and_a_total(adapt):
     done = adapt("identify", "loras")
 
     assert "same numbers as copy.safetensors" in done.stdout
-    assert done.stderr.splitlines()[-1] == "5 files, 1 duplicates, 1 that `adapt add` does not take"
+    assert done.stderr.splitlines()[-1] == "5 files, 1 duplicate, 1 that `adapt add` does not take"
 
 
 def test_a_file_in_a_folder_of_the_folder_is_named_by_both(adapt):

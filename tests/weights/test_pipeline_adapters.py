@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from adapterhub.core.specs import parse_name
 from adapterhub.inference.loader import attach
-from tests.inference.test_pipelines import BOUND, SEVERAL, close, fused, latents, modules_of, ready, save
+from adapterhub.weights.lowrank.factors import AdapterFactors
+from tests.inference.test_pipelines import BOUND, SEVERAL, close, fused, latents, modules_of, ready, save, written
 from tests.support import pipelines
 from tests.support.command_line import Adapt
+
+
+def updates_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The update of each module of an adapter, as a matrix in float64."""
+    with AdapterFactors(folder) as factors:
+        found = {name: factors.read(name) for name in factors.modules}
+    return {name: one.scale * one.b.double() @ one.a.double() for name, one in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +63,40 @@ def test_a_merge_of_several_components_equals_the_weighted_sum(adapt: Adapt, pip
         assert close(latents(pipeline), goal)
     same = adapt.json("compare", "wide", "other")
     assert same is not None
+
+
+def test_a_merge_of_one_component_with_several_equals_the_weighted_sum(adapt: Adapt, pipeline: Any) -> None:
+    wide = save(adapt.folder / "w", modules_of(pipeline, SEVERAL), seed=1)
+    narrow = save(adapt.folder / "n", modules_of(pipeline, {"unet": ("to_q", "conv1")}), seed=2)
+    none = torch.zeros(())
+    expected = {name: 0.7 * narrow.get(name, none) + 0.3 * wide.get(name, none) for name in narrow | wide}
+
+    adapt.ok("merge", "wide", "narrow", "--weights", "0.3,0.7", "-o", "turned")
+    adapt.ok("merge", "narrow", "wide", "--weights", "0.7,0.3", "-o", "both")
+
+    for [build] in map(adapt.library.builds_named, (parse_name("both"), parse_name("turned"))):
+        assert build.base.fingerprint == adapt.library.bases.get("x").fingerprint
+        assert {parent.spec: parent.weight for parent in build.manifest.parents} == {
+            "narrow==1.0.0": 0.7, "wide==1.0.0": 0.3,
+        }  # fmt: skip
+        held = updates_of(build.folder)
+        assert len(held) == len(expected)
+        for name, update in expected.items():
+            assert (held[written(name)] - update.flatten(1)).abs().max() <= 1e-6 * update.abs().max(), name
+    goal = fused(pipeline, expected)
+    with attach(pipeline, "both", library=adapt.library):
+        assert close(latents(pipeline), goal)
+    (adapt.folder / "recipe.toml").write_text(adapt.ok("show", "both", "--recipe"))
+    assert "recorded" in adapt.ok("merge", "--recipe", "recipe.toml")
+
+
+def test_one_component_with_several_is_refused_where_it_has_other_weights(adapt: Adapt) -> None:
+    tuned = shutil.copytree(adapt.folder / "sdxl" / "unet", adapt.folder / "tuned")
+    file = tuned / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 0.1 for name, tensor in load_file(file).items()}, file)
+    adapt.ok("base", "add", "./tuned", "--as", "tuned")
+    adapt.ok("add", "./narrow", "--base", "tuned", "--name", "astray")
+    assert "different bases" in adapt.fails(11, "merge", "astray", "wide", "-o", "both")
 
 
 def test_one_component_has_the_base_of_that_component(adapt: Adapt, pipeline: Any) -> None:

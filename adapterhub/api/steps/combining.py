@@ -76,11 +76,13 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.finding import ensure_no_file
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.projects.session import wanted_from
     from adapterhub.weights.recipes.combination import Ingredient
 
     if names_folder(text):
+        ensure_no_file(Path(text).expanduser())
         return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
@@ -205,11 +207,13 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
         MergeRefused, Malformed: what cannot be compared.
     """
     from adapterhub.weights.compare.similarity import compare_adapters
-    from adapterhub.weights.recipes.combination import common_base
+    from adapterhub.weights.recipes.combination import common_base, in_pipeline
+    from adapterhub.weights.recipes.toml.values import Step
 
     obstacles: tuple[str, ...] = ()
     try:
-        _, warnings = common_base(ingredients)
+        base, warnings = common_base(ingredients)
+        ingredients = list(in_pipeline(Step(inputs=tuple(ingredients)), base).leaves())
     except BaseMismatch as error:
         # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
         obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []

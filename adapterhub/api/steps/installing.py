@@ -1,4 +1,7 @@
-"""Install: one spec, from the places that a session knows, and what a library upgrades."""
+"""Install: one spec, from the places that a session knows, and what a library upgrades.
+
+`adapt add` takes two functions from here, so each imports what it needs: contracts and projects cost half its start.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.api.steps.contracts.gating import contract_gate
-from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.distribution.install import plan_install, run_install
-from adapterhub.distribution.moving import exact_at
-from adapterhub.distribution.outdated import Offer, offers
-from adapterhub.formats.contract.reading import contract_in
-from adapterhub.projects.session import wanted_from
-from adapterhub.projects.upgrades import library_requests
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import Gate, InstallPlan
+    from adapterhub.distribution.outdated import Offer
     from adapterhub.distribution.resolve import Objection
     from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.prompts.form import PromptForm
@@ -53,6 +49,10 @@ def plan_one(
     Raises:
         NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
     """
+    from adapterhub.distribution.install import plan_install
+    from adapterhub.distribution.moving import exact_at
+    from adapterhub.projects.session import wanted_from
+
     library, sources = session.library, sources_of(spec)
     spec = exact_at(library, spec, sources)
     plan = plan_install(
@@ -85,6 +85,8 @@ def install_one(
     Raises:
         BehaviourChanged, CouldNotTell: `gate` does not let the build in; nothing was installed.
     """
+    from adapterhub.distribution.install import run_install
+
     with bars.progress(f"install {what}", plan.copy_bytes) as progress:
         policy = signatures or sources_of.policy_of(plan.source)
         added = run_install(session.library, plan, progress, signatures=policy, gate=gate)
@@ -106,14 +108,17 @@ def add_described(
         ReleaseExists: the name and version exist with other bytes.
         SignatureRefused: as for an install.
     """
-    from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.directory import PublishedDirectory
-    from adapterhub.library.library import Added
     from adapterhub.trust.verify import Report, manifest_in
 
     manifest = manifest_in(folder)
     if manifest is None:
         return None
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.distribution.install import plan_install, run_install
+    from adapterhub.library.directory import PublishedDirectory
+    from adapterhub.library.library import Added
+    from adapterhub.projects.session import wanted_from
+
     library = session.library
     spec = AdapterSpec(namespace=None, name=manifest.name, base=base, specifiers="", digest_prefix=manifest.digest)
     wanted = wanted_from(library, spec, None)
@@ -221,6 +226,10 @@ def upgrade_library(
 
     With `testing`, each must pass the contract of the installed one; those that do not are not let in by `keep`.
     """
+    from adapterhub.distribution.install import plan_install, run_install
+    from adapterhub.distribution.outdated import offers
+    from adapterhub.projects.upgrades import library_requests
+
     library = session.library
     asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
     with bars.steps("check", unit="adapters") as progress:
@@ -268,6 +277,10 @@ def _drop_in_gate(session: Session, digest: str, testing: Testing | None, *, bar
     """
     if testing is None:
         return None
+    from adapterhub.api.steps.contracts.gating import contract_gate
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.formats.contract.reading import contract_in
+
     library = session.library
     build = next((build for build in library.installed() if build.manifest.digest == digest), None)
     contract = contract_in(build.folder) if build is not None else None

@@ -29,9 +29,12 @@ def say_files(session: Session, paths: Sequence[Path]) -> None:
         listed.to_json(), lambda: session.out.table(_COLUMNS, [_row(file, paths) for file in listed.files])
     )
     refused = sum(bool(file.problem) for file in listed.files)
-    counts = ((listed.duplicates, "duplicates"), (refused, "that `adapt add` does not take"))
+    counts = (
+        (listed.duplicates, "duplicate" + "s" * (listed.duplicates != 1)),
+        (refused, "that `adapt add` does not take"),
+    )
     told = "".join(f", {count} {what}" for count, what in counts if count)
-    session.out.note(f"{len(listed.files)} files{told}")
+    session.out.note(f"{len(listed.files)} file{'s' * (len(listed.files) != 1)}{told}")
 
 
 def _row(file: LoraFile, given: Sequence[Path]) -> tuple[str, ...]:

@@ -97,8 +97,7 @@ def extract(
         added, result = extract_into_library(
             library, first, second, about, options, bump=bump, variant=variant, progress=progress
         )
-    # a base without a Hub id has no name that others know; the manifest records its weights
-    report_warnings(session, added, leave_out=("W_BASE_MISSING",))
+    report_warnings(session, added)
     _say(session, result, first, second, _headline(added), added.to_json())
 
 

@@ -220,6 +220,11 @@ def compare(
     return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
 
 
+def samples_agree(a: BaseFingerprint, b: BaseFingerprint, names: Mapping[str, str]) -> bool:
+    """Whether the samples of each tensor of `a` may be those of the one that `names` gives it in `b`."""
+    return not _value_differences(a.samples, b.samples, names)[1]
+
+
 def _resized_vocabulary(a: Samples, b: Samples) -> Comparison | None:
     """The comparison of two models of different structure if only the number of their tokens differs.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.core.digests import Progress
-from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
+from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors, samples_agree
 from adapterhub.formats.base.folders import fingerprint_checkpoint, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints, read_hints
 from adapterhub.formats.base.weight_files import weight_files
@@ -71,14 +72,39 @@ def look_at(
     return _joined(place, parts, hub_id, commit)
 
 
-def _file_name(component: str, name: str) -> str:
-    """The name of a tensor in published files: transformers 5 saves CLIP's text encoder without `text_model.`."""
+def is_pipeline(base: BaseFingerprint) -> bool:
+    """Whether every tensor has a component of a pipeline in front of its name."""
+    return all(name.partition(".")[0] in COMPONENTS for name in base.samples)
+
+
+def component_in(part: BaseFingerprint, whole: BaseFingerprint) -> str:
+    """The component of the pipeline `whole` that the model `part` is, in any precision; "" for none, or several.
+
+    By the sampled numbers of all tensors, as `compare` tells two precisions of one model.
+    """
+    sizes = Counter(name.partition(".")[0] for name in whole.samples)
+    found = []
+    for component in COMPONENTS:
+        names = {name: pipeline_name(component, name) for name in part.samples}
+        is_complete = len(names) == sizes[component] and whole.samples.keys() >= set(names.values())
+        if is_complete and samples_agree(part, whole, names):
+            found.append(component)
+    return found[0] if len(found) == 1 else ""
+
+
+def pipeline_name(component: str, name: str) -> str:
+    """A component's tensor or module as a pipeline names it.
+
+    The names are those of published files: transformers 5 saves CLIP's text encoder without `text_model.`.
+    """
     is_bare = name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     return f"{component}.text_model.{name}" if is_bare and component not in DENOISERS else f"{component}.{name}"
 
 
 def _joined(place: Path, parts: Mapping[str, Part], hub_id: str | None, commit: str | None) -> Looked:
-    named = [replace(fact, name=_file_name(name, fact.name)) for name, (_, _, facts) in parts.items() for fact in facts]
+    named = [
+        replace(fact, name=pipeline_name(name, fact.name)) for name, (_, _, facts) in parts.items() for fact in facts
+    ]
     hints = read_hints(place)
     known = {name: parts[name][1] for name in COMPONENTS if name in parts}
     return Looked(

@@ -186,13 +186,12 @@ def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progr
         at += spec.size_bytes
     kept: dict[int, bytes] = {}
     digests: list[Digests] = []
-    with (folder / WEIGHTS_FILE).open("xb") as sink:
-        sink.write(header)
+    with (folder / WEIGHTS_FILE).open("xb", buffering=0) as sink:
+        _write_at(sink.fileno(), memoryview(header), 0)
         for spec, pieces in file.pieces(progress, digests):
             uses = places.get(spec.start, []) if spec.size_bytes else []
-            if len(uses) == 1 and _is_plain(uses[0][1]):
-                sink.seek(uses[0][0])
-                sink.writelines(pieces)
+            if all(_is_as_stored(cut) for _, cut in uses):
+                _write_parts(sink.fileno(), spec, uses, pieces)
                 continue
             raw = b"".join(pieces)
             for place, cut in uses:
@@ -200,24 +199,43 @@ def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progr
                     kept[spec.start] = raw
                     if not {cut.source.start, cut.mid.start} <= kept.keys():
                         continue
-                sink.seek(place)
-                sink.writelines(_made(cut, raw, kept))
+                    made = folded(kept.pop(cut.source.start), cut.source, kept.pop(cut.mid.start), cut.mid)
+                else:
+                    made = transposed(raw, cut.source)
+                _write_at(sink.fileno(), memoryview(made), place)
     text = json.dumps(config_of(reading), indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     return digests[0]
 
 
-def _is_plain(cut: Cut) -> bool:
-    return not cut.rows and not cut.is_transposed and cut.mid is None
+def _is_as_stored(cut: Cut) -> bool:
+    """Whether a cut is runs of the file's own bytes."""
+    return not cut.is_transposed and cut.mid is None
 
 
-def _made(cut: Cut, raw: bytes, kept: dict[int, bytes]) -> list[bytes] | list[memoryview]:
-    if cut.mid is not None:
-        down, mid = kept.pop(cut.source.start), kept.pop(cut.mid.start)
-        return [folded(down, cut.source, mid, cut.mid)]
-    if cut.rows:
-        return rows_of(raw, cut.source, cut.rows)
-    return [transposed(raw, cut.source) if cut.is_transposed else raw]
+def _write_parts(handle: int, spec: TensorSpec, uses: list[tuple[int, Cut]], pieces: Iterator[memoryview]) -> None:
+    """Write each piece to every place that it has a part of, uncopied: q, k and v of FLUX.1 each have their own A."""
+    runs: list[tuple[int, int, int]] = []
+    for place, cut in uses:
+        at = place
+        row_bytes = spec.size_bytes // spec.shape[0] if cut.rows else 1
+        for start, stop in cut.rows or ((0, spec.size_bytes),):
+            runs.append((start * row_bytes, stop * row_bytes, at - start * row_bytes))
+            at += (stop - start) * row_bytes
+    done = 0
+    for piece in pieces:
+        end = done + len(piece)
+        for start, stop, shift in runs:
+            first, last = max(start, done), min(stop, end)
+            if first < last:
+                _write_at(handle, piece[first - done : last - done], first + shift)
+        done = end
+
+
+def _write_at(handle: int, data: memoryview, at: int) -> None:
+    while data:
+        count = os.pwrite(handle, data, at)
+        data, at = data[count:], at + count
 
 
 def rows_of(raw: bytes, spec: TensorSpec, rows: Rows) -> list[memoryview]:

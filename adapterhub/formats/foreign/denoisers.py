@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.foreign.products import width_of
 from adapterhub.formats.foreign.reading import Cut, Module
 from adapterhub.formats.foreign.tables.flux import flux_modules
 from adapterhub.formats.foreign.tables.unet import SDXL, UNETS
@@ -14,17 +15,30 @@ from adapterhub.formats.foreign.writing import Output, Read, joined
 
 DENOISERS: Final = ("unet", "transformer")
 _MLP: Final = 4
+_FACTORS: Final = ("lora_A", "lora_B.weight", "hada_", "lokr_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """A module under the other program's name, with its pair; `grew`: its rank is the sum of its parts'."""
+    """A module under the other program's name; `grew`: its rank is the sum of its parts'.
+
+    `tensors`: what to write, still without names, by the end of PEFT's name.
+    """
 
     name: str
     module: Module
-    down: Output
-    up: Output
+    tensors: Mapping[str, Output]
     grew: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its last factor, which an alpha beside it has, too."""
+        return [output.dtype for end, output in self.tensors.items() if end.startswith(_FACTORS)][-1]
+
+    @classmethod
+    def alone(cls, name: str, module: Module) -> Named:
+        """The module with its own tensors."""
+        return cls(name=name, module=module, tensors={end: Output.of("", cut) for end, cut in module.slots.items()})
 
 
 def family_of(modules: Sequence[Module], stated: object = None) -> str:
@@ -37,7 +51,7 @@ def family_of(modules: Sequence[Module], stated: object = None) -> str:
     fitting = [unet for unet in UNETS if names <= unet.ldm.keys()]
     if not fitting:
         return "own"
-    widths = {m.slots["lora_A.weight"].shape[1] for m in modules if m.name.endswith(("attn2.to_k", "attn2.to_v"))}
+    widths = {width_of(m) for m in modules if m.name.endswith(("attn2.to_k", "attn2.to_v"))}
     is_xl = fitting == [SDXL] or (SDXL in fitting and widths and widths <= set(SDXL.context))
     return "sdxl-ldm" if is_xl else "sd1"
 
@@ -61,12 +75,7 @@ def named(modules: Sequence[Module], family: str, read: Read) -> Iterator[Named]
         if name is None:
             message = f"`{shown(module.name)}` has no name in {family}; nothing was written"
             raise UnsupportedAdapter(message)
-        yield _alone(name, module)
-
-
-def _alone(name: str, module: Module) -> Named:
-    down, up = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
-    return Named(name=name, module=module, down=down, up=up)
+        yield Named.alone(name, module)
 
 
 def _fused(modules: dict[str, Module], read: Read) -> Iterator[Named]:
@@ -77,13 +86,16 @@ def _fused(modules: dict[str, Module], read: Read) -> Iterator[Named]:
         if not there:
             continue
         if len(targets) == 1:
-            yield _alone(name, _swapped(there[0]) if name.endswith("adaLN_modulation.1") else there[0])
+            yield Named.alone(name, _swapped(there[0]) if name.endswith("adaLN_modulation.1") else there[0])
             continue
+        if "lora_A.weight" not in there[0].slots:
+            message = f"`{shown(there[0].name)}` is a part of `{name}` there, and only plain LoRA can be joined"
+            raise UnsupportedAdapter(f"{message}; nothing was written")
         width = there[0].slots["lora_A.weight"].shape[1]
         usual = [width, width, width, _MLP * width][: len(targets)]
         outs = [part.slots["lora_B.weight"].shape[0] if part else out for part, out in zip(parts, usual, strict=True)]
         down, up, module, grew = joined(parts, outs, read, name)
-        yield Named(name=name, module=module, down=down, up=up, grew=grew)
+        yield Named(name=name, module=module, tensors={"lora_A.weight": down, "lora_B.weight": up}, grew=grew)
     if left:
         first = next(iter(left))
         raise UnsupportedAdapter(f"`{shown(first)}` has no name in Flux's checkpoint; nothing was written")

@@ -50,7 +50,7 @@ class Foreign:
             "data_bytes": digests.size_bytes - self.file.header.data_start,
             "exact": self.reading.is_exact,
             "converter": CONVERTER,
-            "spelling": {**self.reading.spelling, **self._alphas()},
+            "spelling": {**self.reading.spelling, **self.reading.unused_alphas(), **self._alphas()},
         }
         return {"origin": origin, **self.header.annotations()}
 

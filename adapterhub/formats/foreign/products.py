@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
-from adapterhub.formats.foreign.reading import MATRIX, Cut, Method, Module, Source
+from adapterhub.formats.foreign.reading import MATRIX, Cut, Method, Module, Source, lora_module
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 
+_METHODS: Final[Mapping[str, Method]] = MappingProxyType({"hada": "LOHA", "lokr": "LOKR"})
 _LOHA: Final = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _LARGEST_SIDE: Final = 1 << 20
 _KERNEL: Final = 9
 
 
-def product_module(
+def method_of(source: Source, groups: Mapping[str, Iterable[str]]) -> Method:
+    """The one method of all modules, by the ends of their tensors.
+
+    Raises:
+        MalformedTensorFile: E_UNSUPPORTED for a mixture.
+    """
+    kinds: dict[Method, str] = {}
+    for name, slots in groups.items():
+        here = {_METHODS.get(slot.partition("_")[0], "LORA") for slot in slots if slot not in ("alpha", "magnitude")}
+        for kind in here or {"LORA"}:
+            kinds.setdefault(kind, name)
+    if len(kinds) > 1:
+        which = ", ".join(f"{kind} on `{shown(name)}`" for kind, name in kinds.items())
+        source.refuse("E_UNSUPPORTED", f"mixes methods: {which}", "a PEFT adapter has one method")
+    return next(iter(kinds))
+
+
+def module_of(
     source: Source,
     part: str,
     name: str,
@@ -28,11 +47,13 @@ def product_module(
     alpha: float | None,
     label: str,
 ) -> Module:
-    """One LoHa or LoKr module from its tensors; arguments as for `lora_module`.
+    """One module of `method` from its tensors; arguments as for `lora_module`.
 
     Raises:
         MalformedTensorFile: E_PAIR, E_SHAPE, E_RANK, E_DTYPE, or E_UNSUPPORTED for what PEFT has no place for.
     """
+    if method == "LORA":
+        return lora_module(source, part, name, found, alpha=alpha, label=label)
     label = shown(label)
     if "magnitude" in found:
         source.refuse("E_UNSUPPORTED", f"`{label}` has a `dora_scale`, which PEFT's {method} has no place for")
@@ -45,8 +66,42 @@ def product_module(
     if rank > limits().rank:
         source.refuse("E_RANK", f"`{label}` has rank {rank}, expected at most {limits().rank}")
     slots = {slot: Cut(source=spec, shape=spec.shape) for slot, spec in found.items()}
-    is_whole = method == "LOKR" and {"lokr_w1", "lokr_w2"} <= found.keys()
-    return Module(part=part, name=name, slots=slots, rank=rank, alpha=None if is_whole else alpha)
+    is_whole = dimension(slots) is None  # LyCORIS writes an alpha then, too, and nobody reads it
+    own = Module(part=part, name=name, slots=slots, rank=rank, alpha=None if is_whole else alpha, unused_alpha=alpha)
+    weight, (out, numbers) = source.shape_of(part, name), _size(own)
+    if weight is not None and (out, numbers) != (weight[0], math.prod(weight)):
+        text = f"`{label}` updates {out} x {numbers // out} numbers, and the base has {list(weight)}"
+        source.refuse("E_SHAPE", text)
+    return own
+
+
+def _size(module: Module) -> tuple[int, int]:
+    """The outputs of the layer with this update, and the numbers of its weight."""
+    slots = module.slots
+    if "hada_w1_a" in slots:
+        out = slots["hada_w1_a"].shape[1 if "hada_t1" in slots else 0]
+        kernel = slots["hada_t1"].shape[MATRIX:] if "hada_t1" in slots else ()
+    else:
+        out = math.prod(_sides(module)[0])
+        kernel = next((slots[slot].shape[MATRIX:] for slot in ("lokr_w2", "lokr_t2") if slot in slots), ())
+    return out, out * width_of(module) * math.prod(kernel)
+
+
+def dimension(slots: Mapping[str, Cut]) -> int | None:
+    """The rank that LyCORIS divides alpha by; None for a LoKr with both sides whole, whose scale is 1."""
+    found = next((slots[slot] for slot in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if slot in slots), None)
+    return found.shape[0] if found is not None else None
+
+
+def width_of(module: Module) -> int:
+    """The inputs of a linear layer with this update."""
+    slots = module.slots
+    if "lora_A.weight" in slots:
+        return slots["lora_A.weight"].shape[1]
+    if "hada_w1_b" in slots:
+        return slots["hada_w1_b"].shape[1]
+    first, second = _sides(module)[1]
+    return first * second
 
 
 def _loha(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:

@@ -83,7 +83,8 @@ class Module:
     """The update of one module: `slots` are its tensors by the end of PEFT's name for them.
 
     `part` is the component of a pipeline that has the module, "" for a model of one. `alpha` is what PEFT divides by
-    the rank; None where the file says none, which means the rank.
+    the rank; None where the file says none, which means the rank. `unused_alpha`: what a file states beside a LoKr of
+    whole sides, whose scale is 1 all the same.
     """
 
     part: str
@@ -91,6 +92,7 @@ class Module:
     slots: Mapping[str, Cut]
     rank: int
     alpha: float | None = None
+    unused_alpha: float | None = None
 
     @property
     def scale(self) -> float:
@@ -119,6 +121,12 @@ class Reading:
     def is_exact(self) -> bool:
         """Whether every number is one of the file's."""
         return not any(cut.mid for module in self.modules for cut in module.slots.values())
+
+    def unused_alphas(self) -> dict[str, Any]:
+        """For a writer: the alphas that count for nothing, as one number or by module; nothing where there are none."""
+        found = {self.full_name(m): m.unused_alpha for m in self.modules if m.alpha is None and m.unused_alpha}
+        numbers = set(found.values())
+        return {"unused_alpha": numbers.pop() if len(numbers) == 1 else found} if numbers else {}
 
     def full_name(self, module: Module) -> str:
         """The name of a module in the PEFT folder: behind its component where the file has several."""

@@ -24,6 +24,7 @@ _DIT_ROOT: Final = (
     r"(?:transformer_blocks|single_transformer_blocks|x_embedder|context_embedder|time_text_embed|norm_out|proj_out)"
 )
 _HALVES: Final = r"(?:lora_[AB]\.weight|lora_(?:down|up)\.weight|lora\.(?:down|up)\.weight)"
+_PRODUCTS: Final = r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
 _FLAT: Final = r"(?:lora_unet|lora_te[123]?|lora_transformer|lycoris)"
 _BFL: Final = r"(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)"
 
@@ -86,20 +87,19 @@ SCHEMES: Final = (
     _scheme(
         "kohya",
         "a LoRA of an image model in the names of kohya's sd-scripts",
-        rf"{_FLAT}_\w+\.(?:lora_(?:down|up|mid)\.weight|alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|"
-        rf"lokr_(?:w[12](?:_[ab])?|t[12]))",
+        rf"{_FLAT}_\w+\.(?:lora_(?:down|up|mid)\.weight|alpha|dora_scale|{_PRODUCTS})",
         "kohya",
     ),
     _scheme(
         "comfyui",
         "a LoRA of an image model in the names of ComfyUI",
-        rf"(?:diffusion_model|text_encoders)\.[\w.]+\.(?:{_HALVES}|lora_mid\.weight|alpha|dora_scale)",
+        rf"(?:diffusion_model|text_encoders)\.[\w.]+\.(?:{_HALVES}|lora_mid\.weight|alpha|dora_scale|{_PRODUCTS})",
         "comfyui",
     ),
     _scheme(
         "bfl",
         "a LoRA of Flux in the names of its original checkpoint",
-        rf"{_BFL}(?:\.[\w.]+)?\.(?:{_HALVES}|alpha|dora_scale|lora_B\.bias)",
+        rf"{_BFL}(?:\.[\w.]+)?\.(?:{_HALVES}|alpha|dora_scale|lora_B\.bias|{_PRODUCTS})",
         "comfyui",
     ),
     _scheme(

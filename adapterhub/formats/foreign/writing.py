@@ -14,9 +14,10 @@ from typing import Any, Final
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.arrays import block_diagonal, padded, transposed
 from adapterhub.formats.foreign.conversion import rows_of
+from adapterhub.formats.foreign.products import dimension
 from adapterhub.formats.foreign.reading import CARRIED, PARTS, Cut, Method, Module, Reading
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.keys import sort_keys
+from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -26,6 +27,7 @@ _UNET: Final = ("down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out
 _CLIP: Final = ("text_model.", "encoder.layers.", "text_projection")
 _TRANSFORMER: Final = ("transformer_blocks.", "single_transformer_blocks.", "x_embedder", "context_embedder")
 _TRANSFORMER_MORE: Final = ("time_text_embed.", "norm_out.", "proj_out", "blocks.")
+_TITLES: Final = MappingProxyType({"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"})
 _WORDS: Final = MappingProxyType({"F16": "<e", "F32": "<f", "F64": "<d"})
 
 
@@ -79,27 +81,41 @@ class Program:
 
 
 # ---------------------------------------------------------------- what a PEFT folder holds
-def modules_of(header: TensorFile, config: AdapterConfig, label: str, origin: Mapping[str, Any]) -> Reading:
-    """The modules of a PEFT adapter, with their components.
+def modules_of(
+    header: TensorFile,
+    config: AdapterConfig,
+    label: str,
+    origin: Mapping[str, Any],
+    *,
+    program: str,
+    methods: tuple[Method, ...],
+) -> Reading:
+    """The modules of a PEFT adapter, with their components; `program` has a form for updates of `methods`.
 
     Raises:
-        UnsupportedAdapter: it holds more than LoRA pairs with their magnitudes and biases; names each part.
+        UnsupportedAdapter: it holds more than LoRA pairs with their magnitudes and biases, or factors of LoHa or LoKr,
+            or is of a method that the program does not have; names each part.
     """
     keys = sort_keys(header, config)
+    method = next((one for one in methods if one == config.peft_type), None)
     reasons = [f"`{shown(name)}` is not a factor of a LoRA" for name, _ in (*keys.saved, *keys.biases, *keys.copies)]
     reasons += [f"`{shown(spec.name)}` is not a factor of a LoRA" for spec in keys.others]
     reasons += [f"rows of `{shown(name)}` were trained (`trainable_token_indices`)" for name, _ in keys.tokens]
     reasons += [f"`{key}` changes what its factors mean" for key in config.variants if key not in CARRIED]
-    reasons += [f"it is {config.peft_type}, not LoRA"] if not config.is_lora else []
+    title = _TITLES.get(config.peft_type, config.peft_type)
+    titles = " and ".join(_TITLES[one] for one in methods)
+    reasons += [] if method else [f"it is {title}, and {program} has a form for {titles} alone"]
     reasons += [f"`{shown(pair.module)}` is an embedding" for pair in keys.pairs if pair.kind == "embedding"]
     reasons += [f"it {reason}" for reason in config.obstacles]
-    if not reasons and not keys.pairs:
-        reasons = ["it holds no LoRA pair"]
+    if not reasons and not keys.pairs and not keys.marked:
+        reasons = [f"it holds no {title} factors"]
+    modules = [] if reasons else _products(keys, config, origin, reasons)
     if reasons:
-        raise UnsupportedAdapter(
-            f"`{shown(label, 200)}` has no form in that program; nothing was written", reasons[:20]
-        )
-    modules = []
+        message = f"`{shown(label, 200)}` has no form in {program}; nothing was written"
+        is_product = method is None and config.peft_type in _TITLES
+        hint = "`--format kohya` and `--format comfyui` hold LoHa and LoKr" if is_product else ""
+        raise UnsupportedAdapter(message, reasons[:20], hint=hint)
+    assert method is not None  # else there is a reason
     for pair in keys.pairs:
         assert pair.a is not None  # verified
         assert pair.b is not None
@@ -110,9 +126,33 @@ def modules_of(header: TensorFile, config: AdapterConfig, label: str, origin: Ma
         alpha = config.alpha_of(pair.module)
         cuts = {slot: Cut(source=spec, shape=spec.shape) for slot, spec in slots.items()}
         modules.append(Module(part=part, name=name, slots=cuts, rank=pair.rank, alpha=float(alpha)))
-    method: Method = "LORA"
     ordered = tuple(sorted(modules, key=lambda module: (module.part, module.name)))
     return Reading(scheme="peft", modules=ordered, method=method, use_rslora=config.use_rslora)
+
+
+def _products(keys: AdapterKeys, config: AdapterConfig, origin: Mapping[str, Any], reasons: list[str]) -> list[Module]:
+    """The modules of a LoHa or LoKr, each with the alpha that LyCORIS would give it; adds to `reasons`."""
+    slots: dict[str, dict[str, Cut]] = {}
+    for spec in keys.marked:
+        name, _, slot = spec.name.removeprefix(PREFIX).rpartition(".")
+        slots.setdefault(name, {})[slot] = Cut(source=spec, shape=spec.shape)
+    spelling = origin.get("spelling")
+    stated: Any = spelling.get("unused_alpha") if isinstance(spelling, Mapping) else None
+    found = []
+    for full, cuts in slots.items():
+        part, name = _part_of(full, origin)
+        rank, alpha, size = config.rank_of(full), float(config.alpha_of(full)), dimension(cuts)
+        if size is None:
+            if alpha != rank:
+                reasons.append(
+                    f"both sides of `{shown(full)}` are whole at scale {alpha / rank:g}; there it is always 1"
+                )
+            own = stated.get(full) if isinstance(stated, Mapping) else stated
+            alpha = float(own) if isinstance(own, int | float) else alpha
+        elif size != rank:
+            reasons.append(f"`{shown(full)}` has rank {size}, and its config says {rank}")
+        found.append(Module(part=part, name=name, slots=cuts, rank=rank, alpha=alpha))
+    return found
 
 
 def _part_of(name: str, origin: Mapping[str, Any]) -> tuple[str, str]:

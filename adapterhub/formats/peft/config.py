@@ -265,7 +265,7 @@ class AdapterConfig:
         return match.saved is not None and match.saved.first_group(module) is not None
 
     def _in_layers(self, module: str, match: _Matchers) -> bool:
-        if not self.layers_to_transform:
+        if not self.layers_to_transform or match.layers is None:
             return True
         index = match.layers.first_group(module)
         return bool(index) and int(index or 0) in match.chosen_layers
@@ -310,7 +310,8 @@ class _Matchers:
         self.saved = AnyPattern(r"(^|.*\.){}($|\..*)", saved, budget) if saved else None
         # Lazy, so that the first number is the layer and not, say, an expert inside it.
         wrapped = r"(?:^|.*?\.){}\.(?P<idx>\d+)\." if config.layers_pattern else r".*?\.[^.]*\.(?P<idx>\d+)\."
-        self.layers = AnyPattern(wrapped, config.layers_pattern or ("",), budget)
+        needed = config.layers_pattern or config.layers_to_transform
+        self.layers = AnyPattern(wrapped, config.layers_pattern or ("",), budget) if needed else None
 
 
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:

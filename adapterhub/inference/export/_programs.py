@@ -11,6 +11,7 @@ from adapterhub.core.disk.files import sync_file
 from adapterhub.core.disk.new_folder import new_file, new_folder
 from adapterhub.core.errors import UnsupportedAdapter, UsageProblem, shown
 from adapterhub.formats.foreign.foreign_file import MLX_WEIGHTS
+from adapterhub.formats.foreign.reading import Method
 from adapterhub.formats.foreign.writing import Program, modules_of, write_file
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.inference.export._job import Adapter, Exported, Job
@@ -22,6 +23,14 @@ _SCHEMES: Final = {
     "mlx": ("mlx",),
 }
 """The schemes of originals whose spelling a program's writer keeps."""
+
+_FORMS: Final[dict[str, tuple[str, tuple[Method, ...]]]] = {
+    "diffusers": ("diffusers", ("LORA",)),
+    "kohya": ("kohya's files", ("LORA", "LOHA", "LOKR")),
+    "comfyui": ("ComfyUI", ("LORA", "LOHA", "LOKR")),
+    "mlx": ("MLX", ("LORA",)),
+}
+"""The name of each program, and the methods that its files hold."""
 
 
 def export_for(program: str, job: Job, out: Path) -> Exported:
@@ -58,7 +67,9 @@ def _made(program: str, adapter: Adapter) -> Program:
     origin = found if isinstance(found, dict) else {}
     stated = origin.get("spelling") if origin.get("scheme") in _SCHEMES[program] else {}
     spelling = stated if isinstance(stated, dict) else {}
-    reading = modules_of(adapter.factors.header, adapter.factors.config, adapter.label, origin)
+    title, methods = _FORMS[program]
+    factors = adapter.factors
+    reading = modules_of(factors.header, factors.config, adapter.label, origin, program=title, methods=methods)
     is_image = all(module.part for module in reading.modules)
     if program != "mlx" and not is_image:
         module = next(module.name for module in reading.modules if not module.part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -19,7 +19,9 @@ from torch import Tensor
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.formats.base.pipelines import pipeline_name
 from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.layouts import PEFT_PREFIX, Kind, Layout, Names
 from adapterhub.formats.peft.pairs import Factors, pair_up
 from adapterhub.formats.safetensors.file import header_bytes
@@ -54,7 +56,8 @@ class AdapterFactors:
 
     Both files are opened and hashed once, and every number is read from the hashed bytes. `expected` maps file names to
     the digests that the files must have; None takes those of the folder's manifest, if it has one. Pass the `subject`
-    of `verify` to use the files that it opened.
+    of `verify` to use the files that it opened. With `component`, the modules have the names of a pipeline that this
+    component is in.
 
     Raises:
         DigestMismatch: a file differs from its digest, or changed while it was in use.
@@ -64,13 +67,24 @@ class AdapterFactors:
     """
 
     def __init__(
-        self, folder: Path, expected: Mapping[str, Digest] | None = None, *, subject: Subject | None = None
+        self,
+        folder: Path,
+        expected: Mapping[str, Digest] | None = None,
+        *,
+        subject: Subject | None = None,
+        component: str = "",
     ) -> None:
         self.folder = folder
+        self.component = component
         subject = subject or open_files(folder, expected)
         self.config, self.header = subject.config, subject.weights
         pairing = pair_up_products if self.config.peft_type in PRODUCTS else pair_up
         self.modules, self.others, self.unclear = pairing(self.header.tensors, self.config, folder)
+        if component:
+            self.modules = {pipeline_name(component, name): factors for name, factors in self.modules.items()}
+            self.unclear = {pipeline_name(component, name): why for name, why in self.unclear.items()}
+            # A short name may match modules of other components, so PEFT gets whole names.
+            self.config = replace(self.config, target_modules=tuple(map(owner, self.modules)))
         self.weights = subject.held
         self.config_bytes = bytes(subject.listing.taken[CONFIG_FILE].held.load())
 

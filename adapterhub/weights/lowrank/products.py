@@ -110,7 +110,8 @@ def _kronecker(tensors: Tensors, scale: float) -> LowRank:
         inner = tensors["lokr_w2_a"].T, right
     else:
         inner = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
-    b, a = (torch.kron(one, other.contiguous()) for one, other in zip(outer, inner, strict=True))
+    # `contiguous` keeps the strides of one row or column turned around, which `kron` refuses on meta tensors
+    b, a = (torch.kron(one, other.flatten().view(other.shape)) for one, other in zip(outer, inner, strict=True))
     return _reduced(a, b, scale)
 
 

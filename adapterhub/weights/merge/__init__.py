@@ -70,16 +70,18 @@ class MergeInput:
     """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0 leaves it out).
 
     `expected` maps file names to the digests that the files must have; None takes those of the folder's own manifest.
+    `component`: the one of a pipeline that it is for, where the others are for the pipeline; its modules get that name.
     """
 
     folder: Path
     label: str
     weight: float
     expected: Mapping[str, Digest] | None = None
+    component: str = ""
 
     def open(self, stack: ExitStack) -> WeightedAdapter:
         """The adapter, its files open until `stack` closes. Raises what `AdapterFactors` raises."""
-        factors = stack.enter_context(AdapterFactors(self.folder, self.expected))
+        factors = stack.enter_context(AdapterFactors(self.folder, self.expected, component=self.component))
         return WeightedAdapter(label=self.label, factors=factors, weight=self.weight)
 
 
@@ -142,9 +144,7 @@ def merge(
     module = importlib.import_module(f"adapterhub.weights.merge.methods.{method}")
     with ExitStack() as stack:
         adapters = [one.open(stack) for one in _taking_part(inputs)]
-        is_copy = (
-            len(adapters) == 1 and adapters[0].weight == 1 and not (own or limit) and _is_stored_as(adapters[0], dtype)
-        )
+        is_copy = len(adapters) == 1 and not (own or limit) and _is_stored_as(adapters[0], dtype)
         seed = own.pop("seed", 0)
         step = progress or (lambda _done, _all: None)
         run: CopyRun | MergeRun
@@ -203,7 +203,9 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
 
 
 def _is_stored_as(source: WeightedAdapter, dtype: str | None) -> bool:
-    """Whether every factor already has that dtype; true without one."""
+    """Whether its files hold the result: at weight 1, under its own names, with every factor in `dtype` if given."""
+    if source.weight != 1 or source.factors.component:
+        return False
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
     pairs = source.factors.modules.values()
     return wanted is None or (bool(pairs) and all({f.a.dtype, f.b.dtype} == {wanted} for f in pairs))

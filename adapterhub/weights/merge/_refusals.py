@@ -78,6 +78,9 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
     for module, reason in adapter.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
     yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA in spec.name)
+    if adapter.factors.component and adapter.factors.others:
+        whole, component = shown(adapter.factors.others[0].name), adapter.factors.component
+        yield f"is for the component `{component}` and holds `{whole}`, which cannot move into a pipeline's adapter"
 
 
 def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:

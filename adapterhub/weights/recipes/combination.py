@@ -19,6 +19,7 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.base.pipelines import component_in, is_pipeline
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm
@@ -131,7 +132,7 @@ def merge_into_library(
         ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
         contract, told = carried_contract(combination, description.prompt)
-        made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
+        made = _run(in_pipeline(_held_to_bytes(combination), base), staging / "merged", staging, progress)
         if contract is not None:
             (made.result.out_folder / CONTRACT_FILE).write_bytes(contract.to_bytes())
         measured = test(made.result.out_folder) if test is not None else {}
@@ -218,7 +219,8 @@ def merge_into_folder(
         BaseMismatch: two of the adapters were made for different bases.
         MergeRefused, Conflict, and any other error of `merge`; nothing is written then.
     """
-    _, warnings = common_base(list(combination.leaves()))
+    base, warnings = common_base(list(combination.leaves()))
+    combination = in_pipeline(combination, base)
     contract, dropped = carried_contract(combination)
     is_last = test is None and contract is None  # nothing happens after the merge
     with contextlib.ExitStack() as stack:
@@ -248,6 +250,8 @@ def merge_into_folder(
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
     """The base of all ingredients, and a warning for each whose base is unknown.
 
+    For adapters of a pipeline and of components of it, this is the pipeline.
+
     Raises:
         BaseMismatch: two of the known bases differ.
     """
@@ -259,8 +263,10 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
     ]
     if not known:
         return next((i.base for i in ingredients if i.base.hints.hub_id), BaseRef()), warnings
-    first = known[0]
-    for other in known[1:]:
+    first = next((i for i in known if i.base.fingerprint and is_pipeline(i.base.fingerprint)), known[0])
+    for other in known:
+        if _component(other, first.base):
+            continue
         comparison = compare(first.base.fingerprint, other.base.fingerprint)
         if not comparison.verdict.allows_attach:
             lines = [f"`{first.label}` and `{other.label}` were made for different bases; their sum has no meaning"]
@@ -271,6 +277,25 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             warnings.append(f"`{other.label}` was made for the same base with a vocabulary of another size")
     return first.base, warnings
+
+
+def in_pipeline(combination: Combination, base: BaseRef) -> Combination:
+    """The merge, run for the pipeline `base`: the names of an adapter of one component get that component in front."""
+    inputs = tuple(
+        replace(item, step=in_pipeline(item.step, base))
+        if isinstance(item, Inner)
+        else replace(item, component=_component(item, base))
+        for item in combination.inputs
+    )
+    return replace(combination, inputs=inputs)
+
+
+def _component(ingredient: Ingredient, base: BaseRef) -> str:
+    """The component of the pipeline `base` that an ingredient is for; "" for the whole or another base."""
+    own, whole = ingredient.base.fingerprint, base.fingerprint
+    if own is None or whole is None or own.weights == whole.weights or not is_pipeline(whole):
+        return ""
+    return component_in(own, whole)
 
 
 def _common_form(ingredients: Sequence[Ingredient]) -> tuple[PromptForm | None, list[str]]:

@@ -107,6 +107,24 @@ def test_peft_computes_the_formula_on_what_is_read(case, tmp_path):
         assert np.abs(made - update.reshape(made.shape)).max() < 1e-12, name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_base_of_other_sizes_is_refused(case, tmp_path):
+    write(tmp_path / "x.safetensors", *CASES[case])
+    base = {LINEAR: (OUT, WIDTH), CONV: (OUT, WIDTH, 3, 3)}
+
+    with foreign(tmp_path / "x.safetensors", base) as found:
+        assert found is not None
+    for module in CASES[case][1]:
+        out, *rest = base[module]
+        for other in ((2 * out, *rest), (out, 2 * rest[0], *rest[1:])):
+            with (
+                pytest.raises(MalformedTensorFile, match="the base has") as refusal,
+                foreign(tmp_path / "x.safetensors", base | {module: other}),
+            ):
+                pass
+            assert refusal.value.code == "E_SHAPE"
+
+
 def test_sides_that_peft_does_not_choose_are_refused_by_name(tmp_path):
     other = {"w1": (2, 4), "w2_a": (16, 1), "w2_b": (1, 4)}
     write(tmp_path / "x.safetensors", "lokr", {LINEAR: (HALF, 1.0), CONV: (other, 1.0)})

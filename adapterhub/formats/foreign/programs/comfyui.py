@@ -13,9 +13,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.foreign.denoisers import family_of, named
+from adapterhub.formats.foreign.denoisers import Named, family_of, named
 from adapterhub.formats.foreign.places import denoiser, placed
-from adapterhub.formats.foreign.reading import Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.products import method_of, module_of, settings_of
+from adapterhub.formats.foreign.reading import Module, Reading, Source, scalar
 from adapterhub.formats.foreign.tables.flux import Target
 from adapterhub.formats.foreign.tables.text_encoder import clip_modules
 from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
@@ -30,7 +31,7 @@ ENCODERS: Final = MappingProxyType(
 )
 _NAME: Final = re.compile(
     r"(?P<module>[\w.]+?)\.(?P<slot>lora_[AB]\.weight|lora_(?:down|up|mid)\.weight|lora\.(?:down|up)\.weight|lora_B\.bias|"
-    r"alpha|dora_scale)",
+    r"alpha|dora_scale|hada_\w+|lokr_\w+)",
     re.ASCII,
 )
 _SLOTS: Final = MappingProxyType(
@@ -62,7 +63,7 @@ def read(source: Source) -> Reading:
         found = _NAME.fullmatch(spec.name)
         if found is None:
             source.refuse("E_NAME", f"`{shown(spec.name)}` is no name of ComfyUI's")
-        module, slot = found["module"], _SLOTS[found["slot"]]
+        module, slot = found["module"], _SLOTS.get(found["slot"], found["slot"])
         prefix = next((p for p in (*ENCODERS, PREFIX) if module.startswith(p)), "")
         if not prefix and module.startswith("text_encoders."):
             source.refuse("E_NAME", f"`{shown(module)}` is of a text encoder that has no table here")
@@ -74,6 +75,7 @@ def read(source: Source) -> Reading:
         prefixes.add(prefix)
     if {"", PREFIX} <= prefixes:
         source.refuse("E_SCHEME", f"some names begin with `{PREFIX}` and others do not")
+    method = method_of(source, {prefix + name: slots for (prefix, name), slots in groups.items()})
     names = [name for prefix, name in groups if prefix not in ENCODERS]
     family, part, table = denoiser(source, names, is_flat=False) if names else ("", "", {})
     modules: list[Module] = []
@@ -85,14 +87,20 @@ def read(source: Source) -> Reading:
             source.refuse("E_NAME", f"`{shown(prefix + name)}` leads to no module of a CLIP text encoder")
         alpha = scalar(source, found_specs.pop("alpha")) if "alpha" in found_specs else None
         component = ENCODERS.get(prefix, part)
-        own = lora_module(source, component, targets[0].name, found_specs, alpha=alpha, label=prefix + name)
+        label = prefix + name
+        own = module_of(source, component, targets[0].name, found_specs, method=method, alpha=alpha, label=label)
         for module in placed(source, own, targets, prefix + name):
             earlier = taken.setdefault((module.part, module.name), name)
             if earlier != name:
                 source.refuse("E_CONFLICT", f"`{shown(name)}` and `{shown(earlier)}` are one module, `{module.name}`")
             modules.append(module)
-    spelling = {"family": family, "ends": ends, "prefix": PREFIX if PREFIX in prefixes else ""}
-    return Reading(scheme="comfyui", modules=tuple(modules), spelling=spelling)
+    return Reading(
+        scheme="comfyui",
+        modules=tuple(modules),
+        method=method,
+        settings={} if method == "LORA" else settings_of(source, method, modules),
+        spelling={"family": family, "ends": ends, "prefix": PREFIX if PREFIX in prefixes else ""},
+    )
 
 
 # ---------------------------------------------------------------- out
@@ -114,10 +122,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
     has_alpha = not ends or "alpha" in ends or any(module.alpha != module.rank for module in plain)
     outputs: list[Output] = []
     clip = {part: start for start, part in ENCODERS.items()}
-    pairs = [
-        (f"{prefix}{one.name}", one.module, one.down, one.up)
-        for one in named(denoisers, _ORIGINAL.get(family, family), read)
-    ]
+    pairs = [(f"{prefix}{one.name}", one) for one in named(denoisers, _ORIGINAL.get(family, family), read)]
     for module in plain:
         if module.part in clip:
             name = (
@@ -125,19 +130,18 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
                 if module.name.startswith(("text_model.", "text_projection"))
                 else f"text_model.{module.name}"
             )
-            down, up = (Output.of("", module.slots[f"lora_{half}.weight"]) for half in "AB")
-            pairs.append((f"{clip[module.part]}{name}", module, down, up))
-    for name, module, down, up in pairs:
-        outputs += [
-            replace(down, name=f"{name}.{ends.get('down', 'lora_A.weight')}"),
-            replace(up, name=f"{name}.{ends.get('up', 'lora_B.weight')}"),
-        ]
+            pairs.append((f"{clip[module.part]}{name}", Named.alone(name, module)))
+    for key, one in pairs:
+        for slot, output in one.tensors.items():
+            if slot == "lora_B.bias":
+                raise UnsupportedAdapter(f"`{shown(one.module.name)}` has a bias of B, which ComfyUI has no place for")
+            if slot == "lora_magnitude_vector":
+                down, up = one.tensors["lora_A.weight"], one.tensors["lora_B.weight"]
+                shape = (up.shape[0], *((1,) * (len(down.shape) - 1)))
+                outputs.append(replace(output, name=f"{key}.dora_scale", shape=shape))
+            else:
+                outputs.append(replace(output, name=f"{key}.{ends.get(_SLOTS.get(slot, slot), slot)}"))
         if has_alpha:
-            value = float(module.rank if module.alpha is None else module.alpha)
-            outputs.append(alpha_output(f"{name}.alpha", value, spelling.get("alpha"), up.dtype))
-        if "lora_magnitude_vector" in module.slots:
-            shape = (up.shape[0], *((1,) * (len(down.shape) - 1)))
-            outputs.append(Output.of(f"{name}.dora_scale", module.slots["lora_magnitude_vector"], shape))
-        if "lora_B.bias" in module.slots:
-            raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which ComfyUI has no place for")
+            value = float(one.module.rank if one.module.alpha is None else one.module.alpha)
+            outputs.append(alpha_output(f"{key}.alpha", value, spelling.get("alpha"), one.dtype))
     return Program(outputs=tuple(outputs), metadata={"format": "pt"})

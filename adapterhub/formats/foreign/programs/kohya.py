@@ -6,6 +6,7 @@ cannot be undone by rule.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,8 @@ from typing import Any, Final
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.denoisers import Named, family_of, named
 from adapterhub.formats.foreign.places import denoiser, flat, flat_clip, placed
-from adapterhub.formats.foreign.products import product_module, settings_of
-from adapterhub.formats.foreign.reading import Method, Module, Reading, Source, lora_module, scalar
+from adapterhub.formats.foreign.products import method_of, module_of, settings_of
+from adapterhub.formats.foreign.reading import Module, Reading, Source, scalar
 from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -53,7 +54,7 @@ def read(source: Source) -> Reading:
         if prefix == "lora_te3":
             source.refuse("E_UNSUPPORTED", f"`{shown(spec.name)}` is of a T5 text encoder, which has no table here")
         groups.setdefault((prefix, name), {})[_SLOTS.get(slot, slot)] = spec
-    method = _method(source, groups)
+    method = method_of(source, {f"{prefix}_{name}": slots for (prefix, name), slots in groups.items()})
     names = [name for prefix, name in groups if prefix not in TEXT_ENCODERS]
     family, part, table = denoiser(source, names, is_flat=True) if names else ("", "", {})
     modules: list[Module] = []
@@ -65,10 +66,7 @@ def read(source: Source) -> Reading:
         if targets is None:
             source.refuse("E_NAME", f"`{shown(label)}` leads to no module of a CLIP text encoder")
         alpha = scalar(source, specs.pop("alpha")) if "alpha" in specs else None
-        if method == "LORA":
-            own = lora_module(source, component, targets[0].name, specs, alpha=alpha, label=label)
-        else:
-            own = product_module(source, component, targets[0].name, specs, method=method, alpha=alpha, label=label)
+        own = module_of(source, component, targets[0].name, specs, method=method, alpha=alpha, label=label)
         for module in placed(source, own, targets, label):
             earlier = taken.setdefault((module.part, module.name), label)
             if earlier != label:
@@ -87,27 +85,6 @@ def read(source: Source) -> Reading:
     )
 
 
-def _method(source: Source, groups: Mapping[tuple[str, str], Mapping[str, TensorSpec]]) -> Method:
-    """The one method of all modules.
-
-    Raises:
-        MalformedTensorFile: E_UNSUPPORTED for a mixture.
-    """
-    kinds: dict[Method, str] = {}
-    for (prefix, name), found in groups.items():
-        slots = "".join(found)
-        here: list[Method] = []
-        here += ["LOHA"] if "hada_" in slots else []
-        here += ["LOKR"] if "lokr_" in slots else []
-        here += ["LORA"] if not here or {"down", "up", "mid"} & found.keys() else []
-        for kind in here:
-            kinds.setdefault(kind, f"{prefix}_{name}")
-    if len(kinds) > 1:
-        which = ", ".join(f"{kind} on `{shown(name)}`" for kind, name in kinds.items())
-        source.refuse("E_UNSUPPORTED", f"mixes methods: {which}", "a PEFT adapter has one method")
-    return next(iter(kinds))
-
-
 # ---------------------------------------------------------------- out
 _VERSIONS: Final = MappingProxyType({"sd1": "sd_v1-5", "sdxl": "sdxl_base_v1-0", "flux": "flux1"})
 _GREW: Final = "joined {} modules whose factors differ; their ranks add up, and zeros fill the rest"
@@ -122,10 +99,14 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
     denoisers = [module for module in reading.modules if module.part not in _ENCODERS]
     plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in denoisers]
     family = family_of(plain, spelling.get("family"))
+    is_product = reading.method != "LORA"
+    if is_product and family == "flux-bfl":
+        family = "flux"  # LyCORIS' own names, because only plain LoRA can be joined
     has_alpha = "alpha" in spelling or not spelling or any(module.alpha != module.rank for module in reading.modules)
     stated = spelling.get("prefixes")
     prefixes = [p for p in stated if isinstance(p, str)] if isinstance(stated, list) else []
-    own = next((p for p in prefixes if p not in TEXT_ENCODERS), "lora_unet")
+    usual = "lycoris" if family == "flux" else "lora_unet"
+    own = next((p for p in prefixes if p not in TEXT_ENCODERS), usual)
     first = "lora_te" if "lora_te" in prefixes or (not prefixes and family == "sd1") else "lora_te1"
     outputs: list[Output] = []
     ranks: Counter[int] = Counter()
@@ -142,44 +123,40 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
                 if module.name.startswith(("text_model.", "text_projection"))
                 else f"text_model.{module.name}"
             )
-            alone = replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora))
-            pair = Named(
-                name=name,
-                module=alone,
-                down=Output.of("", module.slots["lora_A.weight"]),
-                up=Output.of("", module.slots["lora_B.weight"]),
-            )
-            outputs += _outputs(f"{prefix}_{flat(name)}", pair, spelling.get("alpha"), has_alpha=has_alpha)
+            alone = Named.alone(name, replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)))
+            outputs += _outputs(f"{prefix}_{flat(name)}", alone, spelling.get("alpha"), has_alpha=has_alpha)
             ranks[module.rank] += 1
     _ensure_distinct(outputs)
     rank = ranks.most_common(1)[0][0]
     metadata = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if is_product else "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank if reading.modules[0].alpha is None else reading.modules[0].alpha)),
     }
+    metadata |= {"ss_network_args": json.dumps({"algo": reading.method.lower()})} if is_product else {}
     version = _VERSIONS.get(family.partition("-")[0])
     metadata |= {"ss_base_model_version": version} if version else {}
     notes = (_GREW.format(grew),) if grew else ()
     return Program(outputs=tuple(outputs), metadata=metadata, notes=notes, hash_key="sshs_model_hash")
 
 
+_ENDS: Final = MappingProxyType({"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"})
 _ENCODERS: Final = ("text_encoder", "text_encoder_2")
 
 
 def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:  # noqa: ANN401 - of a manifest
     module = one.module
-    yield replace(one.down, name=f"{key}.lora_down.weight")
-    yield replace(one.up, name=f"{key}.lora_up.weight")
+    for slot, output in one.tensors.items():
+        if slot == "lora_B.bias":
+            raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which kohya's files have no place for")
+        if slot == "lora_magnitude_vector":
+            down, up = one.tensors["lora_A.weight"], one.tensors["lora_B.weight"]
+            yield replace(output, name=f"{key}.dora_scale", shape=(up.shape[0], *((1,) * (len(down.shape) - 1))))
+        else:
+            yield replace(output, name=f"{key}.{_ENDS.get(slot, slot)}")
     if has_alpha:
         value = module.rank if module.alpha is None else module.alpha
-        yield alpha_output(f"{key}.alpha", float(value), kind, one.up.dtype)
-    magnitude = module.slots.get("lora_magnitude_vector")
-    if magnitude is not None:
-        ones = (1,) * (len(one.down.shape) - 1)
-        yield Output.of(f"{key}.dora_scale", magnitude, (one.up.shape[0], *ones))
-    if "lora_B.bias" in module.slots:
-        raise UnsupportedAdapter(f"`{shown(module.name)}` has a bias of B, which kohya's files have no place for")
+        yield alpha_output(f"{key}.alpha", float(value), kind, one.dtype)
 
 
 def _ensure_distinct(outputs: list[Output]) -> None:

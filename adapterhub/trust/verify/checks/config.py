@@ -41,7 +41,10 @@ def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
 
 def check(subject: Subject) -> Iterator[Finding]:
     """The notes of the reader, and a base path that exists only on its author's machine."""
+    declares = subject.manifest is not None and subject.manifest.base.fingerprint is not None
     for code, text in subject.config.notes:
+        if code == "W_BASE_MISSING" and declares:
+            continue  # the manifest says it
         severity: Severity = "note" if code in _NOTES else "warning"
         if code == "W_BASE_PATH" and not subject.base_named:
             yield Finding(
