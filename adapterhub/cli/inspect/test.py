@@ -314,8 +314,12 @@ def _say_recorded(session: Session, made: RecordedContract) -> None:
     demands = len(contract.expects) + len(contract.leave_alone)
     more = f", {demands} demand{'s' * (demands != 1)}" if demands else ""
     what = f"{made.name} {made.version}".strip()
+    if (image := contract.image) is not None:
+        form = f"{image.width} x {image.height} in {image.steps} steps"
+    else:
+        form = f"form {contract.prompt.form}"
     again = "" if made.created else "; this build had it already"
-    out.line(f"{what}: recorded {len(contract.goldens)} goldens{more}, form {contract.prompt.form}{again}")
+    out.line(f"{what}: recorded {len(contract.goldens)} goldens{more}, {form}{again}")
     if made.left_out:
         name, reason = made.left_out[0]
         out.note(f"left out {len(made.left_out)}; `{shown(name)}` {reason}")

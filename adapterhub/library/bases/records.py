@@ -39,6 +39,21 @@ class Bases:
             each for alias in self.aliases() for whole in [self.get(alias)] for each in (whole, *whole.parts())
         )
 
+    def whole(self, record: BaseRecord) -> BaseRecord:
+        """The pipeline that `record` is, or is a component of.
+
+        Raises:
+            UsageProblem: it is one model.
+        """
+        if record.components:
+            return record
+        if record.component and record.alias:
+            return self.get(record.alias.partition("/")[0])
+        raise UsageProblem(
+            f"`{record.label}` is one model, expected a pipeline that draws images",
+            hint="`adapt base add FOLDER --as NAME` registers the folder with its `model_index.json`",
+        )
+
     def aliases(self) -> tuple[str, ...]:
         """The registered aliases, sorted; no record is read."""
         return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))

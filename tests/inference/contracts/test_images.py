@@ -1,0 +1,147 @@
+"""Contracts of pipelines: latents, held by how much of the adapter's effect is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.manifest import WEIGHTS_FILE
+from tests.inference.test_pipelines import modules_of, save
+from tests.support import pipelines
+from tests.support.command_line import Adapt
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PLAN = """
+[image]
+width = 16
+height = 16
+steps = 2
+
+[[golden]]
+input = "a red cat"
+[[golden]]
+input = "photo of a dog"
+[[golden]]
+input = "a red cat"
+seed = 7
+[[golden]]
+input = "red dog"
+"""
+RECORD = ("test", "--tests", "tests.toml", "--record")
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.zeros_like,
+    "negated": torch.neg,
+    "half": lambda factor: factor / 2,
+    "other": lambda factor: factor.roll(1, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
+    """`ink` of a whole pipeline and `line` of its UNet, both with a contract."""
+    folder = tmp_path_factory.mktemp("images")
+    pipeline = pipelines.sd15()
+    pipeline.save_pretrained(folder / "sd")
+    (folder / "tests.toml").write_text(PLAN)
+    save(folder / "ink", modules_of(pipeline, {"unet": ("to_q", "to_v"), "text_encoder": ("q_proj", "fc1")}), seed=1)
+    save(folder / "line", modules_of(pipeline, {"unet": ("to_q", "to_v", "conv1")}), drop="unet.", seed=2)
+    adapt = Adapt(folder)
+    adapt.ok("base", "add", "./sd", "--as", "sd")
+    for name in ("ink", "line"):
+        adapt.ok("add", f"./{name}", "--name", name, "--base", "sd")
+        assert "recorded 4 goldens, 16 x 16 in 2 steps" in adapt.ok(*RECORD, name)
+    return adapt
+
+
+def results_of(adapt: Adapt, exit_code: int, *arguments: object) -> list[dict[str, Any]]:
+    done = adapt("test", *arguments, "--json")
+    assert done.exit_code == exit_code, done.stdout + done.stderr
+    return [dict(result) for result in json.loads(done.stdout)]
+
+
+def changed(adapt: Adapt, folder: Path, change: Callable[[Tensor], Tensor]) -> Path:
+    """A copy of `ink` with its contract, its updates changed."""
+    (build,) = (b for b in adapt.library.installed() if (b.manifest.name, b.manifest.version) == ("ink", "1.0.1"))
+    shutil.copytree(build.folder, folder, ignore=shutil.ignore_patterns("adapterhub.json", WEIGHTS_FILE))
+    tensors = load_file(build.folder / WEIGHTS_FILE)
+    new = {name: change(tensor).contiguous() if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    save_file(new, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_pipeline_draws_as_recorded_and_in_another_precision(adapt: Adapt) -> None:
+    own, part = results_of(adapt, 0, "ink", "line", "--base-alone")
+    assert [(one["same"], one["effect"]) for one in (own, part)] == [(1.0, pytest.approx(1, abs=0.01))] * 2
+    assert (own["base"], part["base"], own["engine"].partition(" ")[0]) == ("sd", "sd/unet", "diffusers")
+    (kept,) = results_of(adapt, 0, "ink", "--base-alone")
+    assert kept["is_cached"]
+    (coarse,) = results_of(adapt, 0, "ink", "--dtype", "bfloat16")
+    assert (coarse["dtype"], 0.65 < coarse["effect"] < 1) == ("bfloat16", True)
+
+
+def test_another_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
+    folders = [changed(adapt, tmp_path / name, change) for name, change in CHANGES.items()]
+    found = results_of(adapt, 3, *folders, "--on", "sd")
+    assert [one["verdict"] for one in found] == ["CHANGED"] * len(CHANGES)
+    for one in found:
+        assert "of the adapter's effect is kept, at least 0.65 is required" in str(one["broken"])
+    assert found[0]["effect"] == pytest.approx(0, abs=1e-2)
+    assert max(one["effect"] for one in found) < 0.6
+
+
+def test_the_same_recording_gives_the_same_bytes(adapt: Adapt) -> None:
+    assert "this build had it already" in adapt.ok(*RECORD, "ink")
+    (build,) = (b for b in adapt.library.installed() if (b.manifest.name, b.manifest.version) == ("ink", "1.0.1"))
+    contract = contract_in(build.folder)
+    assert contract is not None
+    assert [golden.seed for golden in contract.distinct] == [0, 1, 7, 3]
+    assert (build.folder / CONTRACT_FILE).stat().st_size < 16 << 10
+
+
+def test_another_scheduler_or_tokenizer_gives_no_verdict(adapt: Adapt, tmp_path: Path) -> None:
+    shutil.copytree(adapt.folder / "sd", tmp_path / "sd")
+    place = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+    config = json.loads(place.read_text())
+    place.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
+    (other,) = results_of(adapt, 17, "ink", "--on", tmp_path / "sd")
+    place.write_text(json.dumps({**config, "_diffusers_version": "9.0"}))
+    words = tmp_path / "sd" / "tokenizer" / "tokenizer.json"
+    value = json.loads(words.read_text())
+    value["model"]["vocab"] |= {"cat": value["model"]["vocab"]["dog"], "dog": value["model"]["vocab"]["cat"]}
+    words.write_text(json.dumps(value))
+    (swapped,) = results_of(adapt, 17, "ink", "--on", tmp_path / "sd")
+    assert [other["reason"], swapped["reason"]] == ["other-scheduler", "other-tokenizer"]
+
+
+def test_a_merge_says_how_much_of_each_effect_is_left(adapt: Adapt) -> None:
+    adapt.ok("merge", "ink", "--weights", "0.5", "-o", "half", "--test")
+    (half,) = (build for build in adapt.library.installed() if build.manifest.name == "half")
+    assert half.manifest.metrics["test_effect_ink"] == pytest.approx(0.47, abs=0.05)
+
+
+def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path) -> None:
+    (tmp_path / "never.toml").write_text('[[never]]\ninput = "a cat"\nnot_contains = ["x"]\n')
+    record = ("test", "--record", "ink", "--tests")
+    assert "a pipeline draws images" in adapt.fails(2, *record, tmp_path / "never.toml")
+    assert "a pipeline takes its prompt as it is" in adapt.fails(2, *record, "tests.toml", "--prompt", "chat")
+    (tmp_path / "huge.toml").write_text(PLAN.replace("width = 16", "width = 1000000").replace("= 2", "= 1000000000"))
+    said = adapt.fails(16, *record, tmp_path / "huge.toml")
+    assert "image.width: expected 8 to 1024, got 1000000" in said
+    assert "image.steps: expected 1 to 50, got 1000000000" in said
+    assert "`--load-in` packs a model of texts" in adapt.fails(2, "test", "ink", "--load-in", "8bit")
+    assert "lm-eval compares texts" in adapt.fails(11, "test", "ink", "--emit", "lm-eval", tmp_path / "task")
+    assert "draws images" in adapt.fails(11, "merge", "line", "line", "--tune", "contracts", "-o", "tuned")
+    empty = changed(adapt, tmp_path / "none", torch.zeros_like)
+    (empty / CONTRACT_FILE).unlink()
+    said = adapt.fails(11, *RECORD, empty, "--on", "sd")
+    assert "is drawn alike without the adapter: 0.000 apart" in said
