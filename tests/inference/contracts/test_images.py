@@ -19,6 +19,7 @@ from adapterhub.formats.manifest import WEIGHTS_FILE
 from tests.inference.test_pipelines import modules_of, save
 from tests.support import pipelines
 from tests.support.command_line import Adapt
+from tests.support.tiny import make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PLAN = """
@@ -83,8 +84,13 @@ def test_a_pipeline_draws_as_recorded_and_in_another_precision(adapt: Adapt) -> 
     own, part = results_of(adapt, 0, "ink", "line", "--base-alone")
     assert [(one["same"], one["effect"]) for one in (own, part)] == [(1.0, pytest.approx(1, abs=0.01))] * 2
     assert (own["base"], part["base"], own["engine"].partition(" ")[0]) == ("sd", "sd/unet", "diffusers")
-    (kept,) = results_of(adapt, 0, "ink", "--base-alone")
+    (kept,) = results_of(adapt, 0, "line", "--base-alone", "--on", "sd")  # the adapter's part of it
     assert kept["is_cached"]
+    project = '[project]\nbase = "sd"\n[adapters]\nline = "*"\n[policy]\ntests = "require"\n'
+    (adapt.folder / "adapters.toml").write_text(project)
+    adapt.ok("lock")
+    assert "1 adapter in" in adapt.ok("sync")
+    (adapt.folder / "adapters.toml").unlink()
     (coarse,) = results_of(adapt, 0, "ink", "--dtype", "bfloat16")
     assert (coarse["dtype"], 0.65 < coarse["effect"] < 1) == ("bfloat16", True)
 
@@ -141,6 +147,11 @@ def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path)
     assert "`--load-in` packs a model of texts" in adapt.fails(2, "test", "ink", "--load-in", "8bit")
     assert "lm-eval compares texts" in adapt.fails(11, "test", "ink", "--emit", "lm-eval", tmp_path / "task")
     assert "draws images" in adapt.fails(11, "merge", "line", "line", "--tune", "contracts", "-o", "tuned")
+    adapt.ok("base", "add", make_base(tmp_path / "words"), "--as", "words")
+    assert "`words` is one model, expected a pipeline" in adapt.fails(2, "test", "line", "--on", "words")
+    assert "asks a whole pipeline" in adapt.fails(
+        17, "fuse", "line", "--base", "sd/unet", "--into", tmp_path / "f", "--test"
+    )
     empty = changed(adapt, tmp_path / "none", torch.zeros_like)
     (empty / CONTRACT_FILE).unlink()
     said = adapt.fails(11, *RECORD, empty, "--on", "sd")

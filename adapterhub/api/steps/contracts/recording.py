@@ -110,7 +110,7 @@ def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, 
     from adapterhub.inference.contracts.recording import record
 
     record_of_base = base_for(library, subject, recipe.on)
-    draws = bool(record_of_base.components or record_of_base.component)
+    draws = library.bases.pipeline_of(record_of_base) is not None
     kind = IMAGE if draws else subject.kind()
     if not draws and (recipe.plan.image is not None or any(one.seed is not None for one in recipe.plan.goldens)):
         raise UsageProblem(

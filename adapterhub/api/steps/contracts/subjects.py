@@ -135,7 +135,7 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
     if on is None and declared is None:
         return find_base(library, [{subject.label: 1.0}], None)
     if on is not None:
-        record: BaseRecord | None = library.bases.find(on)
+        record: BaseRecord | None = library.bases.part_for(library.bases.find(on), declared)
     else:
         assert declared is not None  # the base that only the user could know was found above
         record = library.bases.by_fingerprint(declared)
