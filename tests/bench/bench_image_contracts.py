@@ -1,6 +1,6 @@
 """Contracts of pipelines: how much of an adapter's effect is left after changes that keep it, and after others.
 
-    python -m tests.bench.bench_image_contracts [sd15 sdxl flux sd3] [--trained 3] [--steps 40]
+    python -m tests.bench.bench_image_contracts [sd15 sdxl flux sd3] [--trained 2] [--steps 48]
 
 The pipelines are tiny, of random weights and the real structure. Per pipeline, `--trained` adapters learn in as many
 optimizer steps what a fine-tune of the denoiser draws, and two more are random. Each gets a contract of six goldens by
@@ -68,11 +68,13 @@ class Bench:
         (place / "adapter_config.json").write_text(json.dumps(config))
         return place
 
-    def judged(self, contract: Contract, adapter: Path, dtype: torch.dtype = torch.float32) -> Judgement:
+    def judged(
+        self, contract: Contract, adapter: Path, dtype: torch.dtype = torch.float32, *, base_alone: bool = False
+    ) -> Judgement:
         pipeline = self.pipeline if dtype is torch.float32 else ready(copy.deepcopy(self.pipeline)).to(dtype)
         with attach(pipeline, adapter, library=self.folder / "library") as attached:
             model: Any = AdaptedPipeline(pipeline=pipeline, attached=attached)
-            return check(model, None, contract, base_alone=dtype is torch.float32).judgement  # type: ignore[arg-type] # a pipeline has its own
+            return check(model, None, contract, base_alone=base_alone).judgement  # type: ignore[arg-type] # a pipeline has its own
 
     def recorded(self, adapter: Path) -> Contract:
         plan = Plan(
@@ -197,7 +199,7 @@ def rows_of(bench: Bench, adapters: dict[str, Factors]) -> Iterator[tuple[str, s
         changes = KEEP | BREAK | BETWEEN | {"another adapter": lambda _own, other=other: other}
         for what, change in changes.items():
             place = bench.written(f"{name}-{what.replace(' ', '-')}", change(factors))
-            found = bench.judged(contract, place)
+            found = bench.judged(contract, place, base_alone=change is dict)
             yield what, name, found.effect, found.verdict
         for what, dtype in PRECISIONS.items():
             found = bench.judged(contract, folder, dtype)
@@ -207,7 +209,7 @@ def rows_of(bench: Bench, adapters: dict[str, Factors]) -> Iterator[tuple[str, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", default=list(pipelines.PIPELINES))
-    parser.add_argument("--trained", type=int, default=3)
+    parser.add_argument("--trained", type=int, default=2)
     parser.add_argument("--steps", type=int, default=48)
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -152,7 +152,8 @@ def test(
     no verdict is possible, and why. None of them says that an adapter is good or safe.
 
     With --record, asks the adapter and writes a contract: into the next version of an installed adapter, or into a
-    folder before `adapt add`.
+    folder before `adapt add`. An adapter of a pipeline draws: its contract holds images in numbers, and `--tests`
+    names a file with the prompts, and with size and steps in a table `[image]`.
 
     With --sign, signs the result as an in-toto statement about the build's manifest, and keeps it in the library, or in
     `.tests/` beside a published folder. `push` and `install` copy it along; a project's policy may require one.
@@ -165,6 +166,7 @@ def test(
       adapt test legal-qa --on base-7b-bf16 --bound same=1
       adapt test --all --junit results.xml
       adapt test --record ./out/legal-qa --examples examples.jsonl --prompt chat
+      adapt test --record watercolour@sdxl --tests tests.toml
       adapt test legal-qa==1.1 --tests ./legal-qa-1.0.tests.jsonl
       adapt test legal-qa@base-7b --sign --key ana
       adapt test legal-qa --runner lm-eval
