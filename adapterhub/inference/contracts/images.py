@@ -84,8 +84,14 @@ class AdaptedPipeline:
 
     @property
     def scheduler_digest(self) -> Digest:
-        """Of the scheduler's class, and of its settings that are not the class's own: newer ones may have more."""
-        scheduler = self.pipeline.scheduler
+        """Of the scheduler's class, and of its settings that are not the class's own: newer ones may have more.
+
+        Raises:
+            Incompatible: the pipeline has none.
+        """
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        if scheduler is None:
+            raise Incompatible("the pipeline has no scheduler, so nothing fixes how it draws")
         defaults = {name: one.default for name, one in inspect.signature(type(scheduler).__init__).parameters.items()}
         held = {name: repr(value) for name, value in scheduler.config.items() if name in defaults}
         own = {name: text for name, text in held.items() if text != repr(defaults[name])}

@@ -100,7 +100,7 @@ class Attached:
             UsageProblem: the adapters were detached.
         """
         _ = self.model  # raises once they are detached
-        with self._model.disable_adapter():
+        with self._model.disable_adapter(), self._base.own_parameters():
             yield
 
     def detach(self) -> nn.Module:
