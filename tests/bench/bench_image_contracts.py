@@ -40,7 +40,7 @@ from tests.support import pipelines
 
 PROMPTS = ("a red cat", "photo of a dog", "a dog", "red photo of a cat", "cat", "photo of a red dog")
 SIZE, STEPS = 16, 4
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "linear"]
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp"]
 SOME = digest_of(b"")
 RECORDED = Recorded(
     base=SOME, base_dtype="float32", adapter=SOME, tokenizer_sha256=SOME, vocabulary=8, engine="", torch="", peft=""
