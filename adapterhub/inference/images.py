@@ -15,7 +15,7 @@ from torch import nn
 
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.errors import Incompatible, shown
 from adapterhub.core.extras import require
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike
@@ -83,7 +83,7 @@ def draw(
         MissingExtra: diffusers is not installed.
         BaseMismatch and the others of `attach`.
     """
-    whole = _whole(library, record)
+    whole = library.bases.whole(record)
     assert whole.path is not None  # the caller found it
     pipeline = load_pipeline(whole.path, dtype=dtype)
     start = time.perf_counter()
@@ -153,18 +153,8 @@ def write_png(image: Image, path: Path) -> None:
 
 
 def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:  # noqa: ANN401
-    settings = drawing.settings()
-    if on_step is not None:
-
-        def after(running: Any, step: int, _time: object, kept: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-            on_step(step + 1, max(step + 1, int(getattr(running, "num_timesteps", 0))))
-            return kept
-
-        settings["callback_on_step_end"] = after
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = pipeline(**settings).images
+        found = drawn_by(pipeline, drawing.settings(), on_step)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Incompatible(
             f"the pipeline cannot draw this: {shown(str(error).strip(), 200)}",
@@ -176,17 +166,19 @@ def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:  #
     return image
 
 
-def _whole(library: Library, record: BaseRecord) -> BaseRecord:
-    """The pipeline that `record` is, or is a component of.
+def drawn_by(pipeline: Any, settings: Mapping[str, Any], on_step: OnStep | None = None) -> Any:  # noqa: ANN401
+    """What a pipeline draws: a list of images, or a tensor of latents as its `output_type`.
 
-    Raises:
-        UsageProblem: it is one model.
+    Raises whatever the pipeline raises.
     """
-    if record.components:
-        return record
-    if record.component and record.alias:
-        return library.bases.get(record.alias.partition("/")[0])
-    raise UsageProblem(
-        f"`{record.label}` is one model, expected a pipeline that draws images",
-        hint="`adapt base add FOLDER --as NAME` registers the folder with its `model_index.json`",
-    )
+    arguments = dict(settings)
+    if on_step is not None:
+
+        def after(running: Any, step: int, _time: object, kept: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+            on_step(step + 1, max(step + 1, int(getattr(running, "num_timesteps", 0))))
+            return kept
+
+        arguments["callback_on_step_end"] = after
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pipeline(**arguments).images

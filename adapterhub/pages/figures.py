@@ -192,7 +192,7 @@ def contract_words(contract: Contract) -> tuple[str, ...]:
     """What a contract records, in a few words."""
     losses = [golden.loss for golden in contract.goldens if golden.loss is not None]
     gained = [g.base_loss - g.loss for g in contract.goldens if g.loss is not None and g.base_loss is not None]
-    found = [f"{len(contract.goldens)} recorded answers"]
+    found = [f"{len(contract.goldens)} recorded {contract.noun}"]
     if losses:
         found.append(f"loss {math.fsum(losses) / len(losses):.3f} nats a token in the mean")
     if gained:

@@ -5,6 +5,7 @@ The cases of the format run in one child whose limits end it; the others need a 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -30,12 +31,13 @@ from adapterhub.formats.contract.reports import junit
 from adapterhub.formats.contract.results import Tested, TestedCase
 from adapterhub.weights.recipes.combination import Ingredient
 from tests.support.command_line import Adapt
-from tests.support.contracts import SOME, changed_line, recorded_library, small_contract
+from tests.support.contracts import SOME, changed_line, image_contract, recorded_library, small_contract
 from tests.support.tiny import make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOUND = small_contract().to_bytes()
 HEAD, GOLDEN, EXPECT, NEVER, LEAVE = SOUND.splitlines(keepends=True)
+IMAGES = image_contract().to_bytes()
 SECONDS, MEMORY_BYTES = 1, 200 << 20
 
 
@@ -54,6 +56,14 @@ def prompt(**form: object) -> bytes:
 
 def schema(value: object) -> bytes:
     return line(3, json=value)
+
+
+def latent(raw: bytes) -> bytes:
+    return changed_line(IMAGES, 2, latent=base64.b64encode(raw).decode())
+
+
+def drawn(**changed: object) -> bytes:
+    return changed_line(IMAGES, 1, image=json.loads(IMAGES.split(b"\n")[0])["image"] | changed)
 
 
 CASES: dict[str, tuple[bytes, str]] = {
@@ -100,8 +110,37 @@ CASES: dict[str, tuple[bytes, str]] = {
     "24 a million values": (schema({"enum": list(range(9000))}), "1 to 256 values"),
     "26 an id of XML": (line(2, id="]]><x>"), "expected 1 to 64"),
     "32 a long prompt": (line(2, golden="\u2603" * (16 << 10) + "x"), "at most 16384 characters"),
+    "33 a billion steps": (drawn(steps=10**9), "line 1.image.steps: expected 1 to 50"),
+    "33 no step": (drawn(steps=0), "line 1.image.steps: expected 1 to 50"),
+    "33 a side of a million": (drawn(width=10**6), "line 1.image.width: expected 8 to 1024"),
+    "33 an odd side": (drawn(height=63), "line 1.image.height: expected a multiple of 8"),
+    "33 a side as text": (drawn(height="64"), "line 1.image.height: expected"),
+    "33 guidance": (drawn(guidance=1e9), "line 1.image.guidance: expected 0 to 100"),
+    "33 a scheduler by name": (drawn(scheduler="DDIM"), "line 1.image.scheduler"),
+    "33 no settings": (changed_line(IMAGES, 1, image=...), "line 1.image: missing"),
+    "33 settings of a text": (line(1, image={}), "does not belong to the kind causal"),
+    "34 a negative seed": (changed_line(IMAGES, 2, seed=-1), "line 2.seed: expected 0 to"),
+    "34 a seed of true": (changed_line(IMAGES, 2, seed=True), "line 2.seed"),
+    "34 a gap of nothing": (changed_line(IMAGES, 2, gap=0), "line 2.gap: expected more than 0"),
+    "34 a gap of a million": (changed_line(IMAGES, 2, gap=10**6), "line 2.gap: expected more than 0"),
+    "34 a latent of NaN": (latent(b"\x00\x7e" * 3), "line 2.latent: expected finite numbers"),
+    "34 a latent of zeros": (latent(bytes(6)), "line 2.latent: expected finite numbers"),
+    "34 half a number": (latent(b"\x00\x3c\x00"), "line 2.latent: no latent of 1 to 1024 numbers"),
+    "34 too many numbers": (latent(b"\x00\x3c" * 1025), "line 2.latent: no latent of 1 to 1024 numbers"),
+    "34 a latent of a megabyte": (latent(b"\x00\x3c" * 3000), "line 2.latent: 8000 characters"),
+    "34 a text in an image": (changed_line(IMAGES, 2, tokens=[1]), "line 2.tokens: does not belong here"),
+    "34 a latent in a text": (line(2, seed=1), "line 2.seed: does not belong here"),
+    "35 a chat": (changed_line(IMAGES, 1, prompt={"form": "chat"}), "a pipeline takes its prompt as it is"),
+    "35 a demand on an image": (IMAGES + NEVER, "line 4: expected one of the keys golden"),
+    "35 an image in the first version": (
+        changed_line(IMAGES, 1, schema="adapterhub/tests/1"), "line 1.kind: expected one of causal"),
+    "35 a text in the second version": (line(1, schema="adapterhub/tests/2"), "line 1.kind: expected one of image"),
+    "35 33 images": (
+        IMAGES.split(b"\n")[0] + b"\n" + b"".join(
+            canonical_json(json.loads(IMAGES.split(b"\n")[1]) | {"id": f"i-{n}", "seed": n}) + b"\n" for n in range(33)
+        ), "33 images, expected at most 32"),
 }  # fmt: skip
-SCHEMA_2 = line(1, schema="adapterhub/tests/2")
+SCHEMA_9 = line(1, schema="adapterhub/tests/9")
 
 CHILD = """
 import json, resource, signal, sys
@@ -196,7 +235,7 @@ def test_a_build_asks_as_its_contract_or_not_at_all(adapt: Adapt) -> None:
 
 
 def test_a_newer_contract_comes_in_and_is_not_judged(adapt: Adapt) -> None:
-    (adapt.folder / "made" / CONTRACT_FILE).write_bytes(SCHEMA_2)
+    (adapt.folder / "made" / CONTRACT_FILE).write_bytes(SCHEMA_9)
     adapt.ok("add", "./made", "--name", "n", "--base", "b")
     done = adapt("test", "n", "--json")
 

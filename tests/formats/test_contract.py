@@ -15,9 +15,9 @@ from adapterhub.formats.contract.demands import Demand
 from adapterhub.formats.contract.plan import read_plan
 from adapterhub.formats.contract.private import private_texts
 from adapterhub.formats.contract.reading import claims_contract, parse_contract
-from adapterhub.formats.contract.vectors import packed, unpacked
+from adapterhub.formats.contract.vectors import packed, packed_latent, unpacked, unpacked_latent
 from adapterhub.formats.prompts.form import PromptForm
-from tests.support.contracts import changed_line, small_contract
+from tests.support.contracts import changed_line, image_contract, small_contract
 
 
 def test_a_contract_has_one_byte_string() -> None:
@@ -55,8 +55,27 @@ def test_another_evals_file_is_no_contract() -> None:
     assert claims_contract(b'{"a": 1}\n{"schema": "adapterhub/tests/9"}\n')
 
 
+def test_images_are_a_second_version_for_which_a_seed_makes_another_golden() -> None:
+    contract = image_contract()
+    raw = contract.to_bytes()
+
+    assert raw.startswith(b'{"image":{"guidance":7.5,"height":64,"scheduler":"sha256:')
+    assert b'"schema":"adapterhub/tests/2"' in raw
+    assert parse_contract(raw) == contract
+    assert [golden.seed for golden in contract.distinct] == [0, 1]
+    private = contract.without_texts()
+    assert parse_contract(private.to_bytes()) == private
+    assert b"a cat" not in private.to_bytes()
+
+
+def test_a_latent_survives_packing() -> None:
+    assert unpacked_latent(packed_latent([1.0, -0.3, 4000.0])) == pytest.approx([1.0, -0.3, 4000.0], rel=1e-3)
+    with pytest.raises(OverflowError):
+        packed_latent([1e9])
+
+
 def test_a_newer_format_is_not_judged() -> None:
-    raw = changed_line(small_contract().to_bytes(), 1, schema="adapterhub/tests/2", more=1)
+    raw = changed_line(small_contract().to_bytes(), 1, schema="adapterhub/tests/9", more=1)
 
     with pytest.raises(CouldNotTell, match="written by a newer version"):
         parse_contract(raw)
@@ -132,6 +151,8 @@ def test_a_plan_holds_inputs_demands_and_the_form(tmp_path: Path) -> None:
     ("[[golden]]\ninput = 3", "expected text"),
     ('[[never]]\ninput = "x"', "demands nothing"),
     ('[[expect]]\ninput = "x"\nmatches = "a*"', "no such key"),
+    ('[image]\nsteps = 1000\n[[golden]]\ninput = "x"', "image.steps: expected 1 to 50"),
+    ('[[golden]]\ninput = "x"\nseed = -1', "expected 0 to"),
     ('[bounds]\nsame = 7\n[[golden]]\ninput = "x"', "from 0 to 1"),
 ])  # fmt: skip
 def test_a_wrong_plan_names_the_place(text: str, problem: str, tmp_path: Path) -> None:

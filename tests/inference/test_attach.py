@@ -105,6 +105,8 @@ def test_base_is_the_same_bit_for_bit_through_attach_use_and_detach(
         logits(attached.model)
         if hasattr(model, "generate") and model.can_generate():
             attached.model.generate(IDS[:1], max_new_tokens=2, do_sample=False)
+        with attached.base_alone():
+            assert torch.equal(logits(make_base()), logits(attached.model))
         after_use = attached.base_digest()
 
     assert (before, before, before) == (at_attach, after_use, base_digest(model))

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.core.digests import canonical_json, digest_of
-from adapterhub.formats.contract.contract import Contract, Expect, Golden, LeaveAlone, Recorded
+from adapterhub.formats.contract.contract import (
+    Contract,
+    Expect,
+    Golden,
+    ImageSettings,
+    LeaveAlone,
+    Recorded,
+)
 from adapterhub.formats.contract.demands import Demand
+from adapterhub.formats.contract.vectors import packed_latent
 from adapterhub.formats.prompts.form import RAW
 from tests.support.command_line import Adapt
 
@@ -58,6 +66,25 @@ def small_contract(**changed: Any) -> Contract:
             Expect(id="n", asked="q", demand=Demand(not_contains=("arr",)), binds_merges=True),
         ),
         leave_alone=(LeaveAlone(id="l", asked="z", answer="k", tokens=(1,), loss=0.5),),
+    )
+    return replace(contract, **changed)
+
+
+def image_contract(**changed: Any) -> Contract:
+    """A contract of a pipeline, with one prompt under two seeds."""
+    goldens = tuple(
+        Golden(
+            id=f"golden-{seed}", asked="a cat", prompt_tokens=2, prompt_sha256=SOME, seed=seed,
+            latent=packed_latent([1.0, -0.5, 0.25]), gap=0.5,
+        )
+        for seed in (0, 1)
+    )  # fmt: skip
+    contract = Contract(
+        kind="image",
+        prompt=RAW,
+        recorded=small_contract().recorded,
+        goldens=goldens,
+        image=ImageSettings(width=64, height=64, steps=4, guidance=7.5, scheduler=SOME),
     )
     return replace(contract, **changed)
 

@@ -18,6 +18,7 @@ class TestedCase(TypedDict):
     recorded_loss: float | None
     base_loss: Annotated[float | None, "that of the base alone, at the recording"]
     retention: float | None
+    effect: Annotated[float | None, "of an image: share of what the adapter changes in it that is kept"]
     text: Annotated[str | None, "the answer now, where it was written"]
     recorded_text: str | None
     problem: Annotated[str, "empty unless it is CHANGED"]
@@ -46,6 +47,7 @@ class Tested(TypedDict):
     retention_worst: float | None
     kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"]
     cosine: Annotated[float | None, "for vectors: the least cosine"]
+    effect: Annotated[float | None, "for images: share of what the adapter changes in them that is kept"]
     goldens: Annotated[int, "different prompts with a recorded answer"]
     metrics: Annotated[dict[str, float], "what a runner measured, as `task/metric`"]
     cases: list[TestedCase]

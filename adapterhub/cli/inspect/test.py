@@ -152,7 +152,8 @@ def test(
     no verdict is possible, and why. None of them says that an adapter is good or safe.
 
     With --record, asks the adapter and writes a contract: into the next version of an installed adapter, or into a
-    folder before `adapt add`.
+    folder before `adapt add`. An adapter of a pipeline draws: its contract holds images in numbers, and `--tests`
+    names a file with the prompts, and with size and steps in a table `[image]`.
 
     With --sign, signs the result as an in-toto statement about the build's manifest, and keeps it in the library, or in
     `.tests/` beside a published folder. `push` and `install` copy it along; a project's policy may require one.
@@ -165,6 +166,7 @@ def test(
       adapt test legal-qa --on base-7b-bf16 --bound same=1
       adapt test --all --junit results.xml
       adapt test --record ./out/legal-qa --examples examples.jsonl --prompt chat
+      adapt test --record watercolour@sdxl --tests tests.toml
       adapt test legal-qa==1.1 --tests ./legal-qa-1.0.tests.jsonl
       adapt test legal-qa@base-7b --sign --key ana
       adapt test legal-qa --runner lm-eval
@@ -314,8 +316,12 @@ def _say_recorded(session: Session, made: RecordedContract) -> None:
     demands = len(contract.expects) + len(contract.leave_alone)
     more = f", {demands} demand{'s' * (demands != 1)}" if demands else ""
     what = f"{made.name} {made.version}".strip()
+    if (image := contract.image) is not None:
+        form = f"{image.width} x {image.height} in {image.steps} steps"
+    else:
+        form = f"form {contract.prompt.form}"
     again = "" if made.created else "; this build had it already"
-    out.line(f"{what}: recorded {len(contract.goldens)} goldens{more}, form {contract.prompt.form}{again}")
+    out.line(f"{what}: recorded {len(contract.goldens)} goldens{more}, {form}{again}")
     if made.left_out:
         name, reason = made.left_out[0]
         out.note(f"left out {len(made.left_out)}; `{shown(name)}` {reason}")

@@ -162,7 +162,9 @@ def _numbers(result: Tested) -> str:
     parts += [f"{name} {value:.3f}" for name, value in result.metrics.items()]
     if result.same is not None:
         parts.append(f"{result.same:.0%} the same")
-    for name, value in (("retention", result.retention), ("KL", result.kl), ("cosine", result.cosine)):
+    for name, value in (
+        ("retention", result.retention), ("KL", result.kl), ("cosine", result.cosine), ("effect", result.effect),
+    ):  # fmt: skip
         if value is not None:
             parts.append(f"{name} {value:.3f}")
     where = ", ".join(filter(None, (result.base, result.dtype, result.load_in)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.formats.contract.contract import ENCODERS, Contract
+from adapterhub.formats.contract.contract import WRITERS, Contract
 from adapterhub.formats.contract.reading import contract_in
 
 _SHOWN: Final = 2
@@ -16,11 +16,11 @@ _MOST_CHARACTERS: Final = 2000
 
 
 def widget_of(contract: Contract) -> list[dict[str, Any]]:
-    """The first two goldens as entries of the card's `widget`; empty for digests and encoders.
+    """The first two goldens as entries of the card's `widget`; empty for digests, and where no text is written.
 
     A hub sends `text` unchanged, so the prompt's frame is in it; it puts `messages` into the base's chat template.
     """
-    if contract.visibility != "public" or contract.kind in ENCODERS:
+    if contract.visibility != "public" or contract.kind not in WRITERS:
         return []
     form, found = contract.prompt, []
     for golden in contract.distinct:

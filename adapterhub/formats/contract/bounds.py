@@ -9,7 +9,7 @@ from typing import Final
 
 from adapterhub.core.errors import UsageProblem, shown
 
-LOOSEST: Final = {"same": 0.5, "retention": 0.5}
+LOOSEST: Final = {"same": 0.5, "retention": 0.5, "effect": 0.5}
 """Bounds below these prove nothing: `record` refuses them and a check says so."""
 
 _DECIMALS: Final = 9
@@ -22,14 +22,16 @@ class Bounds:
 
     `same`: share of the goldens with the recorded answer, token for token. `retention`: (base loss - loss) / (base
     loss - recorded loss) over all tokens. `kl`: mean KL divergence of a classifier's labels, in nats. `cosine`: least
-    cosine of an encoder's vectors. `min_gap`: nats per token that adapter and base must be apart for retention to mean
-    something.
+    cosine of an encoder's vectors. `effect`: 1 - (distance to the recorded latent) / (that of the base alone), over all
+    images of a pipeline. `min_gap`: nats per token that adapter and base must be apart for retention to mean something;
+    for images, the distance of their latents as a share of the recorded one.
     """
 
     same: float = 0.9
     retention: float = 0.95
     kl: float = 0.02
     cosine: float = 0.95
+    effect: float = 0.65
     min_gap: float = 0.1
 
     def may_lose(self, goldens: int) -> int:

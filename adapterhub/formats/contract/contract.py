@@ -6,7 +6,7 @@ reference page is `docs/reference/contracts.md`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -17,12 +17,17 @@ from adapterhub.formats.contract.demands import Demand
 from adapterhub.formats.prompts.form import PromptForm, Turn
 
 CONTRACT_FILE: Final = "evals.jsonl"
-SCHEMA: Final = "adapterhub/tests/1"
 FAMILY: Final = "adapterhub/tests/"
 """What the schema of every contract begins with, whatever its version."""
 
-KINDS: Final = ("causal", "seq2seq", "classify", "embed")
+WRITERS: Final = ("causal", "seq2seq")
 ENCODERS: Final = ("classify", "embed")
+IMAGE: Final = "image"
+"""The kind of a pipeline that draws."""
+
+SCHEMAS: Final[Mapping[str, tuple[str, ...]]] = {f"{FAMILY}1": (*WRITERS, *ENCODERS), f"{FAMILY}2": (IMAGE,)}
+"""The kinds of each version: a program that knows version 1 alone says of images that a newer one wrote them."""
+
 DEFAULT_RISE: Final = 0.1
 FEWEST_GOLDENS: Final = 4
 DEFAULT_GOLDENS: Final = 20
@@ -52,12 +57,33 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """How a pipeline draws every image of a contract; width and height in pixels.
+
+    `guidance` is None where the pipeline has none. `scheduler` is the digest of its class and settings.
+    """
+
+    width: int
+    height: int
+    steps: int
+    guidance: float | None = None
+    scheduler: Digest
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        held = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in held.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """One prompt and what the adapter answered to it.
 
     `asked` is None where the contract holds digests alone; then `answer_sha256` is there instead of `answer` and
     `tokens`. Losses are in nats per token of `tokens`; `margin` is the least lead of a recorded token over the next
     best. `logits` are a classifier's log-softmax, `vector` is an encoder's, as base64 of int8 numbers and their scale.
+    An image has the `seed` of its noise, and numbers of its `latent` (before the VAE) as base64; `gap` is the distance
+    of the base's own latent, as a share of the recorded one's length.
     """
 
     id: str
@@ -72,6 +98,9 @@ class Golden:
     margin: float | None = None
     logits: tuple[float, ...] = ()
     vector: str | None = None
+    seed: int | None = None
+    latent: str | None = None
+    gap: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value of the line."""
@@ -84,6 +113,9 @@ class Golden:
             "margin": rounded(self.margin),
             "logits": [rounded(number) for number in self.logits] or None,
             "vector": self.vector,
+            "seed": self.seed,
+            "latent": self.latent,
+            "gap": rounded(self.gap),
         }
         line = {"golden": asked_json(self.asked), "id": self.id}
         line |= {"prompt_tokens": self.prompt_tokens, "prompt_sha256": self.prompt_sha256}
@@ -149,6 +181,7 @@ class Contract:
     bounds: Bounds = DEFAULT_BOUNDS
     labels: tuple[str, ...] = ()
     visibility: str = "public"
+    image: ImageSettings | None = None
     order: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -163,8 +196,13 @@ class Contract:
 
     @property
     def distinct(self) -> tuple[Golden, ...]:
-        """The goldens without those whose prompt comes again."""
-        return tuple({golden.prompt_sha256: golden for golden in reversed(self.goldens)}.values())[::-1]
+        """The goldens without those whose prompt comes again, with the same seed."""
+        return tuple({(golden.prompt_sha256, golden.seed): golden for golden in reversed(self.goldens)}.values())[::-1]
+
+    @property
+    def noun(self) -> str:
+        """What its goldens are."""
+        return "images" if self.kind == IMAGE else "answers"
 
     @cached_property
     def digest(self) -> Digest:
@@ -173,10 +211,12 @@ class Contract:
 
     def to_bytes(self) -> bytes:
         """The file."""
-        head: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind, "prompt": self.prompt.to_json()}
+        schema = next(name for name, kinds in SCHEMAS.items() if self.kind in kinds)
+        head: dict[str, Any] = {"schema": schema, "kind": self.kind, "prompt": self.prompt.to_json()}
         head["recorded"] = self.recorded.to_json()
         head |= {"bounds": self.bounds.to_json()} if self.bounds != DEFAULT_BOUNDS else {}
         head |= {"labels": list(self.labels)} if self.labels else {}
+        head |= {"image": self.image.to_json()} if self.image is not None else {}
         head |= {"visibility": self.visibility} if self.visibility != "public" else {}
         by_id: dict[str, Any] = {line.id: line.to_json() for line in self.lines}
         ids = [*(one for one in self.order if one in by_id), *(one for one in by_id if one not in self.order)]

@@ -12,32 +12,47 @@ from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
 from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS, Bounds
 from adapterhub.formats.contract.contract import DEFAULT_RISE, Asked, Expect, LeaveAlone
 from adapterhub.formats.contract.demands import KEYS
-from adapterhub.formats.contract.reader import MAX_LINES, ContractReader
+from adapterhub.formats.contract.reader import MAX_LINES, MAX_SEED, MAX_STEPS, ContractReader
 from adapterhub.formats.documents import TOML_KINDS, toml_of
 from adapterhub.formats.prompts.form import PromptForm
 
 MAX_PLAN_BYTES: Final = 1 << 20
-_TOP: Final = ("prompt", "bounds", "golden", "expect", "leave_alone", "never")
+_TOP: Final = ("prompt", "bounds", "image", "golden", "expect", "leave_alone", "never")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """An input to ask; `completion` is the answer that the author wants, where one is known."""
+    """An input to ask; `completion` is the answer that the author wants, where one is known; `seed` is for an image."""
 
     id: str
     asked: Asked
     completion: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedImages:
+    """How a pipeline is to draw; None: the default of the recording."""
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to record: inputs, demands, prompts to leave alone, bounds, and the prompt form if the file names one."""
+    """What to record: inputs, demands, prompts to leave alone, bounds, and the prompt form if the file names one.
+
+    `image` is there if the file has such a table.
+    """
 
     goldens: tuple[Wanted, ...] = ()
     expects: tuple[Expect, ...] = ()
     leave_alone: tuple[LeaveAlone, ...] = ()
     bounds: Bounds = DEFAULT_BOUNDS
     prompt: PromptForm | None = None
+    image: WantedImages | None = None
 
 
 def read_plan(path: Path) -> Plan:
@@ -78,10 +93,11 @@ class _PlanReader(ContractReader):
         expects: list[Expect] = []
         leave_alone: list[LeaveAlone] = []
         for path, line in self.tables(top, "golden", most=MAX_LINES):
-            self.known(line, ("input", "id", "completion"), path)
+            self.known(line, ("input", "id", "completion", "seed"), path)
             name = self.name(line, path, f"golden-{len(goldens) + 1}")
             completion = self.text(line, "completion", path)
-            goldens.append(Wanted(id=name, asked=self.asked(line, "input", path), completion=completion))
+            seed = self.whole(line, "seed", path, MAX_SEED, least=0)
+            goldens.append(Wanted(id=name, asked=self.asked(line, "input", path), completion=completion, seed=seed))
         for key in ("expect", "never"):
             for number, (path, line) in enumerate(self.tables(top, key, most=MAX_LINES), 1):
                 self.known(line, ("input", "id", *(KEYS if key == "expect" else ("not_contains",))), path)
@@ -112,6 +128,19 @@ class _PlanReader(ContractReader):
             leave_alone=tuple(leave_alone),
             bounds=bounds,
             prompt=prompt,
+            image=self.wanted_images(self.take(top, "image", dict)),
+        )
+
+    def wanted_images(self, value: dict[str, Any] | None) -> WantedImages | None:
+        """The table `image`."""
+        if value is None:
+            return None
+        self.known(value, ("width", "height", "steps", "guidance"), "image.")
+        return WantedImages(
+            width=self.side(value, "width", "image."),
+            height=self.side(value, "height", "image."),
+            steps=self.whole(value, "steps", "image.", MAX_STEPS),
+            guidance=self.guidance(value, "image."),
         )
 
     def name(self, line: dict[str, Any], path: str, default: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from adapterhub.core.digests import Digest, parse_digest
@@ -12,19 +12,20 @@ from adapterhub.formats.contract.bounds import NAMES, Bounds, range_problem
 from adapterhub.formats.contract.contract import (
     DEFAULT_RISE,
     ENCODERS,
-    KINDS,
-    SCHEMA,
+    IMAGE,
+    SCHEMAS,
     Asked,
     Contract,
     Expect,
     Golden,
+    ImageSettings,
     LeaveAlone,
     Recorded,
 )
 from adapterhub.formats.contract.demands import KEYS, MAX_CHOICES, Demand, schema_problems
-from adapterhub.formats.contract.vectors import unpacked
+from adapterhub.formats.contract.vectors import unpacked, unpacked_latent
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
-from adapterhub.formats.prompts.form import PromptForm, Turn
+from adapterhub.formats.prompts.form import RAW, PromptForm, Turn
 
 MAX_BYTES: Final = 256 << 10
 MAX_LINES: Final = 256
@@ -36,17 +37,28 @@ MAX_ASKED_CHARACTERS: Final = 16 << 10
 MAX_ANSWER_TOKENS: Final = 512
 MAX_PROMPT_TOKENS: Final = 1024
 MAX_LABELS: Final = 1024
-MAX_VECTOR_CHARACTERS: Final = 6 << 10
+MAX_PACKED_CHARACTERS: Final = 6 << 10
+MAX_IMAGES: Final = 32
+MAX_SIDE: Final = 1024
+"""Pixels of an image's width and height, which are multiples of 8."""
+
+MAX_STEPS: Final = 50
+MAX_SEED: Final = (1 << 31) - 1
+MAX_GUIDANCE: Final = 100.0
+_MAX_GAP: Final = 100.0
 _MAX_TOKEN: Final = 1 << 31
 _MAX_TURNS: Final = 64
 _ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _ROLES: Final = ("system", "user", "assistant")
-_HEAD: Final = ("schema", "kind", "prompt", "recorded", "bounds", "labels", "visibility")
+_HEAD: Final = ("schema", "kind", "prompt", "recorded", "bounds", "labels", "visibility", "image")
 _GOLDEN: Final = (
     "golden", "id", "answer", "answer_sha256", "tokens", "prompt_tokens", "prompt_sha256", "loss", "base_loss",
-    "margin", "logits", "vector",
+    "margin", "logits", "vector", "seed", "latent", "gap",
 )  # fmt: skip
 _WANTED_WITH_TEXTS: Final = ("tokens", "loss", "base_loss", "margin")
+_OF_ANSWERS: Final = (*_WANTED_WITH_TEXTS, "answer")
+_OF_IMAGES: Final = ("seed", "latent", "gap")
+_IMAGE: Final = ("width", "height", "steps", "guidance", "scheduler")
 _LEAVE: Final = ("leave_alone", "id", "answer", "tokens", "loss", "rise", "same")
 
 
@@ -67,11 +79,12 @@ class ContractReader(DocumentReader):
     def contract(self, values: list[dict[str, Any]]) -> Contract | None:
         """The contract of all lines; None after a problem."""
         head, *rest = values or [{}]
-        if head.get("schema") != SCHEMA:
-            self.say("line 1.schema", f"expected {SCHEMA}, got {shown(head.get('schema'))}")
+        kinds = SCHEMAS.get(str(head.get("schema")))
+        if kinds is None:
+            self.say("line 1.schema", f"expected {' or '.join(SCHEMAS)}, got {shown(head.get('schema'))}")
             return None
         self.known(head, _HEAD, "line 1.")
-        self.kind = self.choice(head, "kind", KINDS, "line 1.")
+        self.kind = self.choice(head, "kind", kinds, "line 1.")
         visibility = self.choice(head, "visibility", ("public", "digests"), "line 1.") if "visibility" in head else ""
         self.has_texts = visibility != "digests"
         recorded = self.recorded(self.take(head, "recorded", dict, "line 1.", required=True) or {})
@@ -81,6 +94,9 @@ class ContractReader(DocumentReader):
         labels = self.texts(head, "labels", "line 1.")
         if len(labels) > MAX_LABELS:
             self.say("line 1.labels", f"{len(labels)} labels, expected at most {MAX_LABELS}")
+        image = self.image(head)
+        if image is not None and len(rest) > MAX_IMAGES:
+            self.say(f"line {MAX_IMAGES + 2}", f"{len(rest)} images, expected at most {MAX_IMAGES}")
         if not rest:
             self.say("line 2", "missing: a contract needs at least one line besides the first")
         lines = [self.line(value, number) for number, value in enumerate(rest, 2)]
@@ -96,6 +112,7 @@ class ContractReader(DocumentReader):
             bounds=bounds,
             labels=labels,
             visibility=visibility or "public",
+            image=image,
             order=tuple(one.id for one in lines if one is not None),
         )
 
@@ -107,6 +124,8 @@ class ContractReader(DocumentReader):
         readers: Mapping[str, Callable[..., Any]] = {
             "golden": self.golden, "expect": self.expect, "never": self.expect, "leave_alone": self.leave,
         }  # fmt: skip
+        if self.kind == IMAGE:
+            readers = {"golden": self.golden}
         found = [key for key in readers if key in value]
         if len(found) != 1:
             what = "the first line again" if "schema" in value else f"expected one of the keys {', '.join(readers)}"
@@ -128,36 +147,18 @@ class ContractReader(DocumentReader):
     def golden(self, value: dict[str, Any], path: str, name: str) -> Golden | None:
         """A `golden` line."""
         self.known(value, _GOLDEN, path)
-        wanted: tuple[str, ...]
-        unwanted: tuple[str, ...]
+        asked: Asked | None = None
         if self.has_texts:
-            asked: Asked | None = self.asked(value, "golden", path)
-            wanted, unwanted = _WANTED_WITH_TEXTS, ("answer_sha256",)
-        else:
-            asked = None
-            if value["golden"] is not None:
-                self.wrong(f"{path}golden", "null, as the contract holds digests alone", value["golden"])
-            wanted, unwanted = ("answer_sha256", *_WANTED_WITH_TEXTS[1:]), ("answer", "tokens")
-        if self.kind in ENCODERS:
-            wanted = ("logits",) if self.kind == "classify" else ("vector",)
-            unwanted = ("tokens", "answer", "loss", "base_loss", "margin")
-        for key in wanted:
-            if key not in value:
-                self.say(f"{path}{key}", f"missing; a golden of kind {self.kind} needs it")
-        for key in unwanted:
-            if key in value:
-                self.say(f"{path}{key}", "does not belong here")
+            asked = self.asked(value, "golden", path)
+        elif value["golden"] is not None:
+            self.wrong(f"{path}golden", "null, as the contract holds digests alone", value["golden"])
+        self.check_keys(value, path)
         counts = self.take(value, "prompt_tokens", int, path, required=True)
         if counts is not None and not 1 <= counts <= MAX_PROMPT_TOKENS:
             self.say(f"{path}prompt_tokens", f"expected 1 to {MAX_PROMPT_TOKENS}, got {shown(counts)}")
         logits = tuple(self.numbers(value, "logits", path))
         if len(logits) > MAX_LABELS:
             self.say(f"{path}logits", f"{len(logits)} numbers, expected at most {MAX_LABELS}")
-        vector = self.text(value, "vector", path)
-        if vector is not None and len(vector) > MAX_VECTOR_CHARACTERS:
-            self.say(f"{path}vector", f"{len(vector)} characters, expected at most {MAX_VECTOR_CHARACTERS}")
-        elif vector is not None:
-            self.parsed(vector, unpacked, f"{path}vector")
         prompt = self.checked(value, "prompt_sha256", parse_digest, path, required=True)
         answered = self.checked(value, "answer_sha256", parse_digest, path)
         losses = {key: self.least_zero(value, key, path) for key in ("loss", "base_loss")}
@@ -171,9 +172,41 @@ class ContractReader(DocumentReader):
             prompt_sha256=prompt or Digest(""),
             margin=self.take(value, "margin", float, path),
             logits=logits,
-            vector=vector,
+            vector=self.packed(value, "vector", path, unpacked),
+            seed=self.whole(value, "seed", path, MAX_SEED, least=0),
+            latent=self.packed(value, "latent", path, unpacked_latent),
+            gap=self.gap(value, path),
             **losses,
         )
+
+    def check_keys(self, value: dict[str, Any], path: str) -> None:
+        """Record the keys that a golden of this kind lacks, and those that do not belong to it."""
+        wanted: tuple[str, ...] = _WANTED_WITH_TEXTS
+        unwanted: tuple[str, ...] = ("answer_sha256",)
+        if not self.has_texts:
+            wanted, unwanted = ("answer_sha256", *wanted[1:]), ("answer", "tokens")
+        if self.kind in ENCODERS:
+            wanted = ("logits",) if self.kind == "classify" else ("vector",)
+            unwanted = _OF_ANSWERS
+        elif self.kind == IMAGE:
+            wanted, unwanted = _OF_IMAGES, (*_OF_ANSWERS, "logits", "vector")
+        for key in wanted:
+            if key not in value:
+                self.say(f"{path}{key}", f"missing; a golden of kind {self.kind} needs it")
+        for key in (*unwanted, *(_OF_IMAGES if self.kind != IMAGE else ())):
+            if key in value:
+                self.say(f"{path}{key}", "does not belong here")
+
+    def packed(
+        self, value: dict[str, Any], key: str, path: str, unpack: Callable[[str], Sequence[float]]
+    ) -> str | None:
+        """Numbers as base64, which `unpack` reads."""
+        text = self.text(value, key, path)
+        if text is not None and len(text) > MAX_PACKED_CHARACTERS:
+            self.say(f"{path}{key}", f"{len(text)} characters, expected at most {MAX_PACKED_CHARACTERS}")
+        elif text is not None:
+            self.parsed(text, unpack, f"{path}{key}")
+        return text
 
     def leave(self, value: dict[str, Any], path: str, name: str) -> LeaveAlone:
         """A `leave_alone` line."""
@@ -250,7 +283,48 @@ class ContractReader(DocumentReader):
             return None
         if self.kind and (form.form == "text") != (self.kind in ENCODERS):
             self.say(f"{path}.form", f"`{form.form}` does not suit the kind {shown(self.kind)}")
+        elif self.kind == IMAGE and form != RAW:
+            self.say(path, "a pipeline takes its prompt as it is: expected the form `raw`, and no other key")
         return form
+
+    def image(self, head: dict[str, Any]) -> ImageSettings | None:
+        """How the images are drawn; None for another kind, or after a problem."""
+        if self.kind != IMAGE:
+            if "image" in head:
+                self.say("line 1.image", f"does not belong to the kind {shown(self.kind)}")
+            return None
+        path, value = "line 1.image.", self.take(head, "image", dict, "line 1.", required=True) or {}
+        self.known(value, _IMAGE, path)
+        sides = {key: self.side(value, key, path) for key in ("width", "height")}
+        steps = self.whole(value, "steps", path, MAX_STEPS)
+        scheduler = self.checked(value, "scheduler", parse_digest, path, required=True)
+        for key in ("width", "height", "steps"):
+            if key not in value:
+                self.say(f"{path}{key}", "missing")
+        parts: dict[str, Any] = {**sides, "steps": steps, "scheduler": scheduler}
+        guidance = self.guidance(value, path)
+        return None if None in parts.values() else ImageSettings(**parts, guidance=guidance)
+
+    def side(self, value: dict[str, Any], key: str, path: str) -> int | None:
+        """The width or height of an image in pixels."""
+        number = self.whole(value, key, path, MAX_SIDE, least=8)
+        if number is not None and number % 8:
+            self.say(f"{path}{key}", f"expected a multiple of 8, got {number}")
+        return number
+
+    def guidance(self, value: dict[str, Any], path: str) -> float | None:
+        """How strongly the prompt leads an image."""
+        number: float | None = self.take(value, "guidance", float, path)
+        if number is not None and not 0 <= number <= MAX_GUIDANCE:
+            self.say(f"{path}guidance", f"expected 0 to {MAX_GUIDANCE:g}, got {shown(number)}")
+        return number
+
+    def gap(self, value: dict[str, Any], path: str) -> float | None:
+        """How far the base's latent is from the recorded one."""
+        number: float | None = self.take(value, "gap", float, path)
+        if number is not None and not 0 < number <= _MAX_GAP:
+            self.say(f"{path}gap", f"expected more than 0, at most {_MAX_GAP:g}, got {shown(number)}")
+        return number
 
     def recorded(self, value: dict[str, Any]) -> Recorded | None:
         """Where the contract was recorded."""
@@ -316,6 +390,14 @@ class ContractReader(DocumentReader):
             self.wrong(f"{path}{key}[{wrong}]", "finite number", found[wrong])
             return []
         return [float(one) for one in found]
+
+    def whole(self, value: dict[str, Any], key: str, path: str, most: int, *, least: int = 1) -> int | None:
+        """A whole number within limits; None where there is none, or a wrong one."""
+        number: int | None = self.take(value, key, int, path)
+        if number is not None and not least <= number <= most:
+            self.say(f"{path}{key}", f"expected {least} to {most}, got {shown(number)}")
+            return None
+        return number
 
     def least_zero(self, value: dict[str, Any], key: str, path: str) -> float | None:
         """A number of at least 0."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from adapterhub.core.digests import canonical_json, strict_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import CouldNotTell, Malformed, NotFound, problem_list, shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE, FAMILY, SCHEMA, Contract
+from adapterhub.formats.contract.contract import CONTRACT_FILE, FAMILY, SCHEMAS, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES, MAX_DEPTH, MAX_LINE_BYTES, MAX_LINES, ContractReader
 from adapterhub.formats.documents import JSON_KINDS
 
@@ -43,7 +43,7 @@ def parse_contract(raw: bytes, where: str = CONTRACT_FILE) -> Contract:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     schema = values[0].get("schema") if values and not problems else None
-    if isinstance(schema, str) and schema.startswith(FAMILY) and schema != SCHEMA:
+    if isinstance(schema, str) and schema.startswith(FAMILY) and schema not in SCHEMAS:
         raise CouldNotTell(
             f"{shown(where, 200)}: the contract has the format {shown(schema)}, written by a newer version",
             hint="upgrade adapterhub to check it",

@@ -84,6 +84,7 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
     base = {"name": "base", "digest": _digest(result.base_weights)}
     base["annotations"] = {"dtype": result.dtype, "load_in": result.load_in}
     measured = {"same": result.same, "retention": result.retention, "kl": result.kl, "cosine": result.cosine}
+    measured["effect"] = result.effect
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": result.label, "digest": _digest(result.digest)}],

@@ -15,8 +15,9 @@ REASONS: Final[Mapping[str, str]] = {
     "no-base": "the weights of the base are not on this machine",
     "other-tokenizer": "the tokenizer makes other tokens of the prompts than at the recording",
     "no-template": "the base has no chat template, and the contract asks in its chat",
+    "other-scheduler": "the pipeline has another scheduler than at the recording",
     "other-template": "the base has another chat template than at the recording",
-    "no-gap": "adapter and base were too close at the recording for the losses to tell them apart",
+    "no-gap": "adapter and base were too close at the recording to tell them apart",
     "too-long": "a prompt has more tokens than this base has room for",
     "budget": "the time for one verdict is over",
     "memory": "the memory does not suffice",
@@ -33,7 +34,7 @@ REASONS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestedCase:
-    """One line of a contract, checked. Losses are in nats per token."""
+    """One line of a contract, checked. Losses are in nats per token; `effect` is for an image, as in `Tested`."""
 
     __test__ = False  # for pytest, which takes the name for a test's
 
@@ -45,6 +46,7 @@ class TestedCase:
     recorded_loss: float | None = None
     base_loss: float | None = None
     retention: float | None = None
+    effect: float | None = None
     text: str | None = None
     recorded_text: str | None = None
     problem: str = ""
@@ -58,10 +60,10 @@ class TestedCase:
 class Tested:
     """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
 
-    `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders. None is what was
-    not measured. `goldens` counts those with different prompts. `metrics` are those of a runner, as `task/metric`.
-    `is_cached` results were measured earlier. `rules` is the digest of a project's rules that were checked with the
-    contract.
+    `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders, and `effect` to
+    images: the share of what the adapter changes in them. None is what was not measured. `goldens` counts those with
+    different prompts. `metrics` are those of a runner, as `task/metric`. `is_cached` results were measured earlier.
+    `rules` is the digest of a project's rules that were checked with the contract.
     """
 
     __test__ = False
@@ -86,6 +88,7 @@ class Tested:
     retention_worst: float | None = None
     kl: float | None = None
     cosine: float | None = None
+    effect: float | None = None
     goldens: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     cases: Sequence[TestedCase] = ()
@@ -104,7 +107,7 @@ class Tested:
     def kept(self) -> str:
         """What a PASS shows, in words."""
         if self.goldens:
-            return f"answers as recorded on {self.goldens} prompts"
+            return f"{'answers' if self.effect is None else 'draws'} as recorded on {self.goldens} prompts"
         return f"keeps {len(self.cases)} {'line' if len(self.cases) == 1 else 'lines'}"
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
-from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, LeaveAlone
+from adapterhub.formats.contract.contract import WRITERS, Contract, Expect, LeaveAlone
 from adapterhub.formats.contract.reader import MAX_BYTES, MAX_LINE_BYTES, MAX_LINES, ContractReader
 
 
@@ -31,8 +31,8 @@ class Rules:
         return digest_of(canonical_json(lines))
 
     def bind(self, contract: Contract) -> bool:
-        """Whether they say anything of such an adapter: they are about texts, which an encoder does not write."""
-        return contract.kind not in ENCODERS
+        """Whether they say anything of such an adapter: they are about texts, which not every adapter writes."""
+        return contract.kind in WRITERS
 
     def added_to(self, contract: Contract) -> Contract:
         """The contract with these lines, for a check; their ids begin with `project/`, as none in a contract does."""

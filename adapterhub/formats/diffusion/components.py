@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.disk.files import read_json
+from adapterhub.core.digests import Digest, canonical_json, digest_of
+from adapterhub.core.disk.files import digest_of_file, read_json
 from adapterhub.core.errors import Malformed, shown
 
 DENOISERS: Final = ("unet", "transformer", "transformer_2")
@@ -82,6 +83,14 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
     if not found:
         raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")
     return found
+
+
+def settings_digest(pipeline: Path) -> Digest:
+    """The digest of what decides an image besides the weights: the pipeline's class, its scheduler, its tokenizers."""
+    folders = ("scheduler", *(f"tokenizer{number}" for number in ("", "_2", "_3")))
+    files = [pipeline / PIPELINE_FILE, *(file for name in folders for file in sorted((pipeline / name).glob("*")))]
+    found = [[path.relative_to(pipeline).as_posix(), digest_of_file(path)[0]] for path in files if path.is_file()]
+    return digest_of(canonical_json(found))
 
 
 def _index(pipeline: Path) -> dict[str, Any]:

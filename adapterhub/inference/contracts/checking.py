@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import ChatTemplateRefused
 from adapterhub.formats.contract.bounds import Bounds
-from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, Golden, LeaveAlone, ids_digest
+from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expect, Golden, LeaveAlone, ids_digest
 from adapterhub.formats.prompts.rendering import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
     Row,
@@ -88,6 +88,10 @@ def _measure(
 ) -> Measured:
     form = contract.prompt
     ensure_comparable(contract, tokenizer)
+    if contract.kind == IMAGE:
+        from adapterhub.inference.contracts.images import drawn_again
+
+        return drawn_again(model, contract, tick, base_alone=base_alone)
     lines: list[Golden | LeaveAlone | Expect] = [*contract.distinct, *contract.leave_alone, *contract.expects]
     is_encoder = contract.kind in ENCODERS
     answers = [getattr(line, "tokens", ()) for line in lines]

@@ -13,9 +13,9 @@ from typing import Final
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.contract.bounds import Bounds
-from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, Golden, LeaveAlone
+from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expect, Golden, LeaveAlone
 from adapterhub.formats.contract.results import TestedCase, Verdict
-from adapterhub.formats.contract.vectors import unpacked
+from adapterhub.formats.contract.vectors import unpacked, unpacked_latent
 from adapterhub.inference.contracts.answers import Score
 from adapterhub.inference.contracts.encoders import Encoding, cosine, divergence
 
@@ -28,13 +28,17 @@ FEWEST: Final = 4
 BASE_MOVED: Final = 0.05
 """Nats per token by which a base's loss may differ from the recorded one before it is called another base."""
 
+GAP_MOVED: Final = 0.35
+"""The same for images: the share of its gap by which a base's latent may be nearer or farther."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a model gave for the lines of a contract, by their ids.
 
     `base` holds the scores of the base alone on the goldens, where they were measured. `labels` are the names that a
-    classifier gave; `decoded` are the recorded tokens as text.
+    classifier gave; `decoded` are the recorded tokens as text. `latents` are what a pipeline drew, `base_latents`
+    what it drew without the adapter, where that was asked.
     """
 
     scores: Mapping[str, Score] = field(default_factory=dict)
@@ -43,6 +47,8 @@ class Measured:
     texts: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     decoded: Mapping[str, str] = field(default_factory=dict)
+    latents: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    base_latents: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class Judgement:
     retention_worst: float | None = None
     kl: float | None = None
     cosine: float | None = None
+    effect: float | None = None
     goldens: int = 0
     cases: tuple[TestedCase, ...] = ()
     broken: tuple[str, ...] = ()
@@ -67,6 +74,8 @@ def judge(contract: Contract, measured: Measured, bounds: Bounds) -> Judgement:
     goldens = contract.distinct
     if contract.kind in ENCODERS:
         judgement = _judge_encoder(contract, goldens, measured, bounds)
+    elif contract.kind == IMAGE:
+        judgement = _judge_images(goldens, measured, bounds)
     else:
         judgement = _judge_writer(goldens, measured, bounds)
     cases = [*judgement.cases, *(_expectation(one, measured) for one in contract.expects)]
@@ -221,6 +230,54 @@ def _best(logits: Sequence[float]) -> int:
 def _label(contract: Contract, logits: Sequence[float]) -> str | None:
     at = _best(logits)
     return None if at < 0 else contract.labels[at] if at < len(contract.labels) else str(at)
+
+
+# ---------------------------------------------------------------- pipelines
+def _judge_images(goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> Judgement:
+    """By how much of the adapter's effect is kept: 1 as recorded, 0 as far off as the base, below 0 further."""
+    recorded = {golden.id: unpacked_latent(golden.latent or "") for golden in goldens}
+    gaps = {golden.id: golden.gap or 0.0 for golden in goldens}
+    apart = {name: distance(recorded[name], measured.latents[name]) for name in recorded}
+    effects = {name: 1 - apart[name] / gaps[name] for name in recorded}
+    cases = tuple(_image_case(name, effect, bounds) for name, effect in effects.items())
+    lost = [case.id for case in cases if not case.same]
+    broken, reason, effect = [], "", None
+    if not all(map(math.isfinite, effects.values())):
+        broken.append("a latent is not of finite numbers, or has another size")
+    elif math.hypot(*gaps.values()) < bounds.min_gap * math.sqrt(len(goldens)):
+        reason = "no-gap"  # rounding alone moves images so far
+    else:
+        if len(lost) > bounds.may_lose(len(goldens)):
+            worst, allowed = min(lost, key=lambda name: effects[name]), bounds.may_lose(len(goldens))
+            broken.append(f"{len(lost)} of {len(goldens)} images changed, at most {allowed} may; worst: `{worst}`")
+        effect = 1 - math.hypot(*apart.values()) / math.hypot(*gaps.values())
+        if effect + TOLERANCE < bounds.effect:
+            broken.append(f"{effect:.3f} of the adapter's effect is kept, at least {bounds.effect:g} is required")
+    for name, latent in measured.base_latents.items():
+        alone = distance(recorded[name], latent)
+        if not abs(alone - gaps[name]) <= GAP_MOVED * gaps[name]:
+            broken.append(
+                f"base-gap-is-not-so: on `{name}` the base is {alone:.3f} off, and {gaps[name]:.3f} at the recording"
+            )
+            break
+    same = 1 - len(lost) / len(goldens)
+    return Judgement(verdict="PASS", reason=reason, same=same, effect=effect, cases=cases, broken=tuple(broken))
+
+
+def distance(recorded: Sequence[float], now: Sequence[float]) -> float:
+    """How far two latents are apart, as a share of the recorded one's length; infinite if they cannot be compared."""
+    if len(recorded) != len(now) or not all(map(math.isfinite, now)):
+        return math.inf
+    apart = math.fsum((a - b) ** 2 for a, b in zip(recorded, now, strict=True))
+    return math.sqrt(apart / math.fsum(a * a for a in recorded))
+
+
+def _image_case(name: str, effect: float, bounds: Bounds) -> TestedCase:
+    same = effect + TOLERANCE >= bounds.effect
+    known = effect if math.isfinite(effect) else None
+    problem = "" if same else "the image is another" + (f": {effect:.3f} of the effect" if known is not None else "")
+    verdict: Verdict = "PASS" if same else "CHANGED"
+    return TestedCase(id=name, kind="golden", verdict=verdict, same=same, effect=known, problem=problem)
 
 
 # ---------------------------------------------------------------- demands

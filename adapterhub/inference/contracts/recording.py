@@ -136,7 +136,7 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
         bounds=plan.bounds,
         labels=_labels(model) if kind == "classify" else (),
     )
-    _ensure_sound(contract)
+    ensure_sound(contract)
     warnings = recorder.warnings(wanted, goldens) if kind not in ENCODERS else []
     if len(goldens) < ENOUGH_GOLDENS:
         warnings.append(f"{len(goldens)} goldens: one changed adapter in ten is not seen; {DEFAULT_GOLDENS} see most")
@@ -163,8 +163,12 @@ def _ensure_gap(goldens: Sequence[Golden], bounds: Bounds) -> None:
         )
 
 
-def _ensure_sound(contract: Contract) -> None:
-    """Read the contract back, as everybody will."""
+def ensure_sound(contract: Contract) -> None:
+    """Read the contract back, as everybody will.
+
+    Raises:
+        Malformed: it is too long.
+    """
     raw = contract.to_bytes()
     if len(raw) > MAX_BYTES:
         raise Malformed(f"the contract has {len(raw):,} bytes, at most {MAX_BYTES:,}", hint="lower `--count`")

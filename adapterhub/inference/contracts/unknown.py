@@ -42,7 +42,12 @@ def memory_as_unknown() -> Iterator[None]:
         yield
     except MemoryError:
         raise Unknown("memory") from None
-    except RuntimeError as error:  # torch has classes of its own only on GPUs
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+    except RuntimeError as error:
+        if lacks_memory(error):
             raise Unknown("memory") from None
         raise
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether torch could not get memory; it has a class of its own for that only on GPUs."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -90,6 +91,17 @@ class Attached:
             set_scales(modules, each)
         self._ready = ready
         self.adapters = tuple(replace(a, weight=r.weight) for a, r in zip(self.adapters, ready, strict=True))
+
+    @contextlib.contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """Within, the model answers without the adapters, which stay attached.
+
+        Raises:
+            UsageProblem: the adapters were detached.
+        """
+        _ = self.model  # raises once they are detached
+        with self._model.disable_adapter(), self._base.own_parameters():
+            yield
 
     def detach(self) -> nn.Module:
         """Take the adapters off; returns the model that `attach` was given, unchanged. May be called twice."""

@@ -14,7 +14,7 @@ from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProbl
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
 from adapterhub.formats.base.pipelines import Looked, look_at
-from adapterhub.formats.diffusion.components import COMPONENTS
+from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.library.bases.record import LIMIT_BYTES, BaseRecord, check_alias, default_alias, parsed
 
@@ -38,6 +38,36 @@ class Bases:
         return tuple(
             each for alias in self.aliases() for whole in [self.get(alias)] for each in (whole, *whole.parts())
         )
+
+    def pipeline_of(self, record: BaseRecord) -> BaseRecord | None:
+        """The pipeline that `record` is, or is a component of; None for any other model.
+
+        A denoiser that is registered besides as one model counts as the component that it is.
+        """
+        if record.components:
+            return record
+        parts = (each for each in self.list() if each.component in DENOISERS)
+        same = (each for each in parts if each.fingerprint.weights == record.fingerprint.weights)
+        part = record if record.component and record.alias else next(same, None)
+        return None if part is None else self.get(part.alias.partition("/")[0])
+
+    def whole(self, record: BaseRecord) -> BaseRecord:
+        """The pipeline that `record` is, or is a component of.
+
+        Raises:
+            UsageProblem: it is no part of a registered pipeline.
+        """
+        if (found := self.pipeline_of(record)) is None:
+            raise UsageProblem(
+                f"`{record.label}` is one model, expected a pipeline that draws images",
+                hint="`adapt base add FOLDER --as NAME` registers the folder with its `model_index.json`",
+            )
+        return found
+
+    def part_for(self, record: BaseRecord, declared: BaseFingerprint | None) -> BaseRecord:
+        """The component of a pipeline that an adapter declares as its base; `record` itself for any other base."""
+        weights = declared.weights if declared is not None else None
+        return next((part for part in record.parts() if part.fingerprint.weights == weights), record)
 
     def aliases(self) -> tuple[str, ...]:
         """The registered aliases, sorted; no record is read."""

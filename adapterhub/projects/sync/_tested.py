@@ -47,7 +47,7 @@ def ensure_tested(
             library,
             build,
             standards,
-            base=_base_of(build, lock),
+            base=_base_of(library, build, lock),
             rules=rules,
             fetch=partial(_fetch, library, build, entry, places),
             is_merge=isinstance(entry, LockedMerge),
@@ -67,8 +67,14 @@ def ensure_tested(
     raise NotAllowed(problem_list(title, problems), hint=hint)
 
 
-def _base_of(build: Installed, lock: Lock) -> Digest | None:
+def _base_of(library: Library, build: Installed, lock: Lock) -> Digest | None:
+    """The base of the project, or the component of that pipeline which the build is for."""
     declared = build.base.fingerprint
+    whole = next(
+        (each for each in library.bases.list() if lock.base and each.fingerprint.weights == lock.base.weights), None
+    )
+    if whole is not None:
+        return library.bases.part_for(whole, declared).fingerprint.weights
     return (lock.base.weights if lock.base else None) or (declared.weights if declared else None)
 
 

@@ -129,7 +129,7 @@ def _badges(
     for name in licenses[:3]:
         yield Badge(text="licence", detail=name)
     if contract is not None:
-        yield Badge(text="tests recorded", detail=f"{len(contract.goldens)} answers", tone="good")
+        yield Badge(text="tests recorded", detail=f"{len(contract.goldens)} {contract.noun}", tone="good")
     for one in [one for one in tested if one.signer is not None][:RESULTS_SHOWN]:
         is_pass, on = one.said.verdict == "PASS", f"by {one.signer} on base {hex_of(one.said.base)[:12]}"
         yield Badge(text="tests pass" if is_pass else "answers changed", detail=on, tone="good" if is_pass else "bad")

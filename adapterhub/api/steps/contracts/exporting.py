@@ -18,7 +18,7 @@ from adapterhub.core.errors import (
     problem_list,
     shown,
 )
-from adapterhub.formats.contract.contract import ENCODERS, Contract, Expect, Golden
+from adapterhub.formats.contract.contract import WRITERS, Contract, Expect, Golden
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.results import Tested, TestedCase
 from adapterhub.formats.prompts.rendering import prompt_tokens
@@ -65,7 +65,7 @@ class LlamaTest:
         contract = contract_in(adapter.folder)
         if contract is None:
             raise CouldNotTell(f"`{shown(adapter.label, 200)}` has no contract, so there is nothing to test. {ending}")
-        if contract.kind in ENCODERS or contract.visibility == "digests":
+        if contract.kind not in WRITERS or contract.visibility == "digests":
             what = f"the contract of `{shown(adapter.label, 200)}` holds"
             raise CouldNotTell(f"llama.cpp cannot ask what {what}. {ending}")
         if not self.gguf.is_file():

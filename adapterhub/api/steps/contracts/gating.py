@@ -146,7 +146,7 @@ class MergeTest:
         return {
             f"test_{what}_{result.name}": float(f"{number:.3g}")
             for result in self.results
-            for what, number in (("same", result.same), ("retention", result.retention))
+            for what, number in (("same", result.same), ("retention", result.retention), ("effect", result.effect))
             if number is not None
         }
 
@@ -199,6 +199,8 @@ def name_of(parent: Ingredient | FoundAdapter) -> str:
 def row_of(result: Tested) -> str:
     """One row of the table: which parent kept how much."""
     same = "-" if result.same is None else f"{result.same:.0%}"
+    if result.effect is not None:
+        return f"{shown(result.name):20}  same {same:>5}  effect {result.effect:>10.3f}"
     retention = "-" if result.retention is None else f"{result.retention:.3f}"
     return f"{shown(result.name):20}  same {same:>5}  retention {retention:>7}"
 

@@ -13,7 +13,7 @@ from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import NotAllowed, UsageProblem, problem_list
-from adapterhub.formats.contract.contract import CONTRACT_FILE, DEFAULT_GOLDENS, Contract, Recorded
+from adapterhub.formats.contract.contract import CONTRACT_FILE, DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded
 from adapterhub.formats.contract.plan import Plan, read_plan
 from adapterhub.formats.contract.private import private_texts
 from adapterhub.formats.prompts.form import RAW, PromptForm
@@ -110,30 +110,46 @@ def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, 
     from adapterhub.inference.contracts.recording import record
 
     record_of_base = base_for(library, subject, recipe.on)
-    kind = subject.kind()
+    draws = library.bases.pipeline_of(record_of_base) is not None
+    kind = IMAGE if draws else subject.kind()
+    if not draws and (recipe.plan.image is not None or any(one.seed is not None for one in recipe.plan.goldens)):
+        raise UsageProblem(
+            f"`[image]` and `seed` are for a pipeline that draws, and base `{record_of_base.label}` is one model",
+            hint="`adapt base add FOLDER --as NAME` registers a pipeline",
+        )
     own = subject.manifest.prompt if subject.manifest else None
-    form = recipe.form or recipe.plan.prompt or own or (_TEXT if kind else RAW)
+    form = recipe.form or recipe.plan.prompt or own or (_TEXT if kind in ENCODERS else RAW)
     if recipe.max_new_tokens is not None:
         form = replace(form, max_new_tokens=recipe.max_new_tokens)
+    if draws and form != RAW:
+        raise UsageProblem(
+            f"a pipeline takes its prompt as it is, and this one is asked as {form.label}", hint="pass `--prompt raw`"
+        )
     with model_of(library, subject, record_of_base, Models(), dtype=recipe.dtype, load_in=None, kind=kind) as (
         model,
         tokenizer,
         _verdict,
     ):
-        writes = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        where = _where(subject, record_of_base, model, tokenizer)
         with bars.steps(f"record {subject.name}", unit="prompts") as progress:
-            found = record(
-                model,
-                tokenizer,
-                recipe.plan,
-                form,
-                _where(subject, record_of_base, model, tokenizer),
-                kind=kind or writes,
-                count=recipe.count,
-                margin=recipe.margin,
-                vectors=recipe.vectors,
-                progress=progress,
-            )
+            if draws:
+                from adapterhub.inference.contracts.images import record_images
+
+                found = record_images(model, recipe.plan, where, count=recipe.count, progress=progress)
+            else:
+                writes = "seq2seq" if model.config.is_encoder_decoder else "causal"
+                found = record(
+                    model,
+                    tokenizer,
+                    recipe.plan,
+                    form,
+                    where,
+                    kind=kind or writes,
+                    count=recipe.count,
+                    margin=recipe.margin,
+                    vectors=recipe.vectors,
+                    progress=progress,
+                )
     if not recipe.allow_secrets and (private := private_texts(found.contract)):
         title = "some texts look private, and a contract is published with its build. Nothing was recorded"
         raise NotAllowed(problem_list(title, private, 8), hint="change the inputs, or pass `--allow-secrets`")
@@ -172,16 +188,21 @@ def _put(
 
 
 def _where(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:  # noqa: ANN401 - of transformers
-    programs = dict(part.split(" ", 1) for part in engine_name().split(", "))
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    tokens = record.hints.tokenizer_sha256
+    """Where a contract is recorded; without a `tokenizer`, `model` is a pipeline that has its own."""
+    kind = IMAGE if tokenizer is None else ""
+    programs = dict(part.split(" ", 1) for part in engine_name(kind).split(", "))
+    engine = "diffusers" if kind == IMAGE else "transformers"
+    if kind == IMAGE:
+        vocabulary, tokens = model.vocabulary, model.tokenizers_digest
+    else:
+        vocabulary, tokens = model.get_input_embeddings().weight.shape[0], record.hints.tokenizer_sha256
     return Recorded(
         base=record.fingerprint.weights,
         base_dtype=str(model.dtype).removeprefix("torch."),
         adapter=subject.weights(),
         tokenizer_sha256=tokens or digest_of(canonical_json(sorted(tokenizer.get_vocab().items(), key=lambda i: i[1]))),
         vocabulary=vocabulary,
-        engine=f"transformers {programs['transformers']}",
+        engine=f"{engine} {programs[engine]}",
         torch=programs["torch"],
         peft=programs["peft"],
     )

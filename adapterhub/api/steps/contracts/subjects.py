@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.api.steps.finding import find_base
 from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
-from adapterhub.core.errors import BaseNotFound, DigestMismatch, NotFound
+from adapterhub.core.errors import BaseNotFound, DigestMismatch, NotFound, UsageProblem
 from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import CONTRACT_FILE, IMAGE, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Manifest
@@ -135,12 +135,17 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
     if on is None and declared is None:
         return find_base(library, [{subject.label: 1.0}], None)
     if on is not None:
-        record: BaseRecord | None = library.bases.find(on)
+        record: BaseRecord | None = library.bases.part_for(library.bases.find(on), declared)
     else:
         assert declared is not None  # the base that only the user could know was found above
         record = library.bases.by_fingerprint(declared)
     if record is None or record.path is None or not record.path.is_dir():
         label = record.label if record else subject.base.label if subject.base else subject.label
+        if record is not None and record.path is not None and record.path.is_file():
+            raise BaseNotFound(
+                f"base `{label}` is one file, which lacks the settings that a test needs",
+                hint="register its folder with `adapt base add FOLDER --as NAME`, then pass `--on NAME`",
+            )
         raise BaseNotFound(
             f"the weights of base `{label}` are not on this machine",
             hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
@@ -153,7 +158,7 @@ class Models:
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] = ()
-        self._held: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._held: tuple[Any, Any] | None = None
 
     def load(
         self,
@@ -168,10 +173,24 @@ class Models:
         from adapterhub.inference.loader.text import load_base
 
         assert record.path is not None  # see `base_for`
-        key = (record.path, dtype, load_in, labels, is_encoder)
+        path = record.path
+        return self._kept(
+            (path, dtype, load_in, labels, is_encoder),
+            lambda: load_base(path, dtype=dtype, load_in=load_in, labels=labels, is_encoder=is_encoder),
+        )
+
+    def pipeline(self, record: BaseRecord, dtype: str) -> Any:  # noqa: ANN401 - of diffusers
+        """A base that draws images."""
+        from adapterhub.inference.images import load_pipeline
+
+        assert record.path is not None  # see `base_for`
+        path = record.path
+        return self._kept((path, dtype), lambda: (load_pipeline(path, dtype=dtype), None))[0]
+
+    def _kept(self, key: tuple[Any, ...], load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         if self._held is None or key != self._key:
             self._held = None  # two bases may not fit
-            self._held = load_base(record.path, dtype=dtype, load_in=load_in, labels=labels, is_encoder=is_encoder)
+            self._held = load()
             self._key = key
         return self._held
 
@@ -186,17 +205,30 @@ def model_of(
     dtype: str,
     load_in: str | None,
     kind: str | None,
-) -> Iterator[tuple[Any, PreTrainedTokenizerBase, str]]:
+) -> Iterator[tuple[Any, Any, str]]:
     """The base with the adapter on it, the tokenizer, and how the bases compare in one word.
 
+    For the kind `image`, it is an `AdaptedPipeline`, which has its tokenizers in itself.
+
     Raises:
+        UsageProblem: a pipeline is needed and the base is none, or `load_in` is given for one.
         BaseMismatch, UnsupportedAdapter, RefusedAdapter, DigestMismatch: as `attach`.
     """
     from adapterhub.inference.classification import kinds_of
     from adapterhub.inference.loader import attach
 
-    named = BaseSpec.parse(record.alias or str(record.path))
     adapter = subject.build or subject.folder
+    if kind == IMAGE:
+        from adapterhub.inference.contracts.images import AdaptedPipeline
+
+        if load_in is not None:
+            raise UsageProblem("`--load-in` packs a model of texts, and this base draws images", hint="omit it")
+        whole = library.bases.whole(record)
+        pipeline, named = models.pipeline(whole, dtype), BaseSpec.parse(whole.alias or str(whole.path))
+        with attach(pipeline, adapter, library=library, base=named) as attached:
+            yield AdaptedPipeline(pipeline=pipeline, attached=attached), None, attached.adapters[0].verdict.name
+        return
+    named = BaseSpec.parse(record.alias or str(record.path))
     labels = kinds_of(library, [subject.place], named, allow_base_mismatch=False).labels if kind != "embed" else None
     base, tokenizer = models.load(record, dtype, load_in, labels=labels, is_encoder=kind == "embed")
     with attach(base, adapter, library=library, base=named) as attached:

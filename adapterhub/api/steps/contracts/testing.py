@@ -11,9 +11,10 @@ from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, bas
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
 from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.contract.bounds import Bounds
-from adapterhub.formats.contract.contract import Contract
+from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.formats.contract.rules import Rules
+from adapterhub.formats.diffusion.components import settings_digest
 from adapterhub.library.merged import binding_lines
 from adapterhub.library.results import KeptResults
 
@@ -55,9 +56,10 @@ class Question:
     again: bool = False
 
 
-def engine_name() -> str:
+def engine_name(kind: str = "") -> str:
     """The program that answers, with the versions of all that decide a number."""
-    return ", ".join(f"{name} {_version(name)}" for name in ("transformers", "torch", "peft"))
+    programs = ("diffusers",) * (kind == IMAGE) + ("transformers", "torch", "peft")
+    return ", ".join(f"{name} {_version(name)}" for name in programs)
 
 
 def _version(package: str) -> str:
@@ -100,6 +102,9 @@ def verdict_on(
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
     asked = {**what_decides(question, record), "contract": used, "bounds": dict(made.bounds)}
+    if contract.kind == IMAGE:
+        made = replace(made, engine=engine_name(IMAGE))
+        asked |= {"engine": made.engine, "pipeline": _pipeline_digest(library.bases.whole(record))}
     if made.rules:
         asked["rules"] = made.rules
 
@@ -152,6 +157,11 @@ def _digests_held(subject: ContractSubject, question: Question, contract: Contra
     return own.digest if own is not None and own.visibility == "digests" else None
 
 
+def _pipeline_digest(whole: BaseRecord) -> str:
+    """Of all that decides what a pipeline draws: its weights, and what its folder holds besides, which is read now."""
+    return f"{whole.fingerprint.weights} {settings_digest(whole.path) if whole.path else ''}"
+
+
 def what_decides(question: Question, record: BaseRecord) -> dict[str, Any]:
     """What decides any result; the tokenizer and the chat template are read now, as they may change under a record."""
     hints = read_hints(record.path) if record.path is not None else record.hints
@@ -177,7 +187,7 @@ def _measured(
     bars: Bars,
     models: Models,
 ) -> Tested:
-    kind = contract.kind if contract.kind in ("classify", "embed") else None
+    kind = contract.kind if contract.kind in (*ENCODERS, IMAGE) else None
     with model_of(library, subject, record, models, dtype=question.dtype, load_in=question.load_in, kind=kind) as (
         model,
         tokenizer,
@@ -201,6 +211,9 @@ def verdict_on_model(
     from adapterhub.inference.loader.text import load_base
 
     made = Tested(name=name, verdict="NONE", engine=engine_name(), contract=contract.digest)
+    if contract.kind == IMAGE:
+        detail = "it is one model, and the contract asks a whole pipeline; test the adapter without fusing it"
+        return _unknown(made, "kind", detail)
     made, contract = _held_to(library, question, made, contract)
     labels = len(contract.goldens[0].logits) if contract.kind == "classify" and contract.goldens else None
     is_encoder = contract.kind == "embed"
@@ -243,6 +256,7 @@ def _checked(
         retention_worst=judgement.retention_worst,
         kl=judgement.kl,
         cosine=judgement.cosine,
+        effect=judgement.effect,
         goldens=judgement.goldens,
         cases=judgement.cases,
         broken=judgement.broken,

@@ -13,7 +13,7 @@ from typing import Final
 
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import Incompatible
-from adapterhub.formats.contract.contract import ENCODERS, Contract
+from adapterhub.formats.contract.contract import WRITERS, Contract
 from adapterhub.inference.generation import NEW_TOKENS
 from adapterhub.inference.stopping import before_stop
 
@@ -40,9 +40,9 @@ def ensure_askable(contract: Contract) -> None:
     """Refuse a contract whose goldens lm-eval cannot ask.
 
     Raises:
-        Incompatible: it belongs to an encoder, holds digests alone, or has no golden.
+        Incompatible: it writes no text, holds digests alone, or has no golden.
     """
-    if contract.kind in ENCODERS:
+    if contract.kind not in WRITERS:
         raise Incompatible(
             f"lm-eval compares texts, and this contract is of the kind `{contract.kind}`",
             hint="`adapt test` without `--runner` checks it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -109,6 +110,18 @@ class BaseModel:
         assert before is not None  # the caller has compared the shapes
         self._replaced.setdefault((id(module), key), (module, before))
         module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
+    @contextlib.contextmanager
+    def own_parameters(self) -> Iterator[None]:
+        """Within, every module has its own parameters in place of those that adapters brought."""
+        brought = {place: module._parameters[place[1]] for place, (module, _) in self._replaced.items()}
+        for (_, key), (module, own) in self._replaced.items():
+            module._parameters[key] = own
+        try:
+            yield
+        finally:
+            for (number, key), (module, _) in self._replaced.items():
+                module._parameters[key] = brought[number, key]
 
     def added_hooks(self) -> list[tuple[nn.Module, int]]:
         """Forward hooks that the modules did not have when they were recorded."""
