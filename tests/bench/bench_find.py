@@ -22,6 +22,7 @@ from typing import Final, TypeAlias
 
 from adapterhub.library.store.index import Filters, Index
 from tests.bench.find_questions import AT, PLAIN, Card, many, questions, recall, row_of
+from tests.bench.find_registry import searching
 
 Search: TypeAlias = Callable[[str], Sequence[str]]
 OTHER_SUBJECTS: Final = ("find_likeness", "find_route")
@@ -60,7 +61,11 @@ def words(cards: Sequence[Card], folder: Path) -> Search:
     return lambda text: [row.name for row in index.search(Filters(text=text, limit=10))]
 
 
-METHODS: Final = (Method("all words, by name", before), Method("words", words))
+METHODS: Final = (
+    Method("all words, by name", before),
+    Method("words", words),
+    Method("words, registry", searching(lambda folder: f"sqlite:///{folder / 'registry.db'}")),
+)
 
 
 def milliseconds(search: Search) -> float:

@@ -145,16 +145,11 @@ def search(
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)
-        from adapterhub.distribution.hub import Search
+        from adapterhub.distribution.hub import PAGE, Search
 
-        query = Search(
-            text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit or 100, all_words=all_words
-        )
-        search_remote(session, hub, base, query)
+        search_remote(session, hub, base, Search(**filters, limit=limit or PAGE))
         return
-    words = " ".join(text)
-    filters: dict[str, Any] = {"task": task, "ranks": ranks, "method": method}
-    hits = find_installed(session, base, text=words, all_words=all_words, limit=limit, **filters)
+    hits = find_installed(session, base, **filters, limit=limit)
     _show(session, [hit.row for hit in hits], hits)
     if limit is None and len(hits) == SHOWN_BEST and is_ranked(words, all_words=all_words):
         session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
@@ -166,7 +161,8 @@ def _show(session: Session, rows: list[BuildRow], hits: list[Hit] | None = None)
     moving = [named.get((row.full_name, row.digest), []) for row in rows]
 
     def table() -> None:
-        columns, cells = COLUMNS, [cells_of(row, aliases) for row in rows]
+        columns: tuple[str, ...] = COLUMNS
+        cells: list[tuple[object, ...]] = [cells_of(row, aliases) for row in rows]
         if any(moving):
             columns = (*columns, "aliases")
             cells = [(*those, ",".join(names)) for those, names in zip(cells, moving, strict=True)]
