@@ -166,10 +166,11 @@ class Index:
         sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"  # noqa: S608 - own column names
         with self._reading() as connection:
             if filters.text:
-                from adapterhub.library.store.words import find_words
+                from adapterhub.library.store.words import Where, find_words
 
                 connection.execute("BEGIN")  # a row that was found is there to be read
-                hits = find_words(connection, filters.text, (where, values), filters.limit, all_words=filters.all_words)
+                among = Where(where, values, filters.bases)
+                hits = find_words(connection, filters.text, among, filters.limit, all_words=filters.all_words)
                 one = f"{sql} WHERE rowid = ?"
                 rows = (connection.execute(one, (found.number,)).fetchone() for found in hits)
                 return [Hit(BuildRow._make(row), *found[1:]) for row, found in zip(rows, hits, strict=True)]
@@ -381,7 +382,8 @@ def _put_builds(connection: sqlite3.Connection, rows: Iterable[BuildRow]) -> Non
 
     rows = list(rows)
     _put(connection, "builds", _COLUMNS, rows)
-    put_words(connection, ((row.folder, Wording(row.name, row.task, row.description, row.prompts)) for row in rows))
+    texts = (Wording(row.name, row.task, row.description, row.prompts) for row in rows)
+    put_words(connection, ((row.folder, row.base_weights, text) for row, text in zip(rows, texts, strict=True)))
 
 
 def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
