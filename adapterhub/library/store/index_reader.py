@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, Index
 
 
 class EmptyIndex:
     """The index of a library without files: reading it makes none."""
 
     def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
+    def find(self, filters: Filters) -> list[Hit]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
 

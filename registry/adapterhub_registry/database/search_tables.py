@@ -1,14 +1,15 @@
-"""What a search reads: indexes, the words by which it finds a repository, and the indexes of trigrams.
+"""What a search reads: indexes, the words by which it finds a repository, and indexes of them.
 
-SQLite keeps such an index in a table of FTS5, PostgreSQL in one of `pg_trgm`. A database that can have neither works,
-too: a search reads all words then.
+Some hold trigrams, for parts of words, one holds stems, for the order by relevance. SQLite keeps them in tables of
+FTS5; PostgreSQL has `pg_trgm` and its own text search. A database that can have neither works, too: a search reads all
+words then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -19,8 +20,13 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    and_,
     column,
     event,
+    func,
+    literal,
+    literal_column,
+    or_,
     select,
     table,
     text,
@@ -32,6 +38,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from adapterhub.formats.relevance import Wording, words_of
 from adapterhub_registry.database.schema import metadata
 
 GRAM: Final = 3
@@ -45,6 +52,35 @@ texts = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("body", Text, nullable=False),
 )
+
+wordings = Table(
+    "wordings",
+    metadata,
+    # what the build that represents a repository says of itself, bounded; `body` is its words alone, in lower case
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("prompts", Text, nullable=False),  # one a line
+    Column("body", Text, nullable=False),
+)
+
+STEMS: Final = table("wording_stems", column("rowid"), column("wording_stems"))
+"""The index of stems in SQLite, by the number of the repository; the column of its own name stands for all of it."""
+
+_PUT: Final = "INSERT INTO wording_stems (rowid, body) VALUES (new.repo_id, new.body);"
+_FORGET: Final = "INSERT INTO wording_stems (wording_stems, rowid, body) VALUES ('delete', old.repo_id, old.body);"
+_STEMS: Final = {
+    "sqlite": (
+        "CREATE VIRTUAL TABLE IF NOT EXISTS wording_stems USING fts5("
+        "body, content='wordings', content_rowid='repo_id', tokenize='porter unicode61', detail='none')",
+        f"CREATE TRIGGER IF NOT EXISTS wordings_added AFTER INSERT ON wordings BEGIN {_PUT} END",
+        f"CREATE TRIGGER IF NOT EXISTS wordings_removed AFTER DELETE ON wordings BEGIN {_FORGET} END",
+        f"CREATE TRIGGER IF NOT EXISTS wordings_changed AFTER UPDATE ON wordings BEGIN {_FORGET} {_PUT} END",
+        "INSERT INTO wording_stems (wording_stems) VALUES ('rebuild')",
+    ),
+    "postgresql": ("CREATE INDEX IF NOT EXISTS wordings_by_stem ON wordings USING gin (to_tsvector('english', body))",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,37 +181,86 @@ def _rows(in_sqlite: str, in_postgresql: str = "") -> dict[str, Any]:
 
 def add_trigrams(connection: Connection, index: Trigrams) -> None:
     """Index the words of a table, where the database can."""
+    _index(connection, (_EXTENSION, _GIN[index]) if connection.dialect.name == "postgresql" else index.statements())
+
+
+def add_stems(connection: Connection) -> None:
+    """Index the table `wordings`, where the database can."""
+    _index(connection, _STEMS[connection.dialect.name])
+
+
+def _index(connection: Connection, statements: Iterable[str]) -> None:
     try:
         with connection.begin_nested():
-            for statement in (
-                (_EXTENSION, _GIN[index]) if connection.dialect.name == "postgresql" else index.statements()
-            ):
+            for statement in statements:
                 connection.exec_driver_sql(statement)
     except DBAPIError:  # an old SQLite, or a role of PostgreSQL that may not add an extension
         return
 
 
-def put_text(connection: Connection, repo_id: int, body: str) -> None:
+def put_text(connection: Connection, repo_id: int, body: str, wording: Wording) -> None:
     """Store the words of a repository in place of those before."""
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    row = build(texts).values(repo_id=repo_id, body=body)
-    connection.execute(row.on_conflict_do_update(index_elements=["repo_id"], set_={"body": body}))
+    said = wording._asdict() | {"body": " ".join(words_of(" ".join(wording)))}
+    for holder, values in ((texts, {"body": body}), (wordings, said)):
+        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        row = build(holder).values(repo_id=repo_id, **values)
+        connection.execute(row.on_conflict_do_update(index_elements=["repo_id"], set_=values))
 
 
 def has_trigrams(connection: Connection) -> bool:
-    """Whether SQLite has the indexes; PostgreSQL uses its own by itself."""
+    """Whether SQLite has the indexes of trigrams; PostgreSQL uses its own by itself."""
+    return _has(connection, f"{NAMES.name}_update")  # the last of them that is made
+
+
+def _has(connection: Connection, name: str) -> bool:
     if connection.dialect.name != "sqlite":
         return False
     known = connection.info
-    if "trigrams" not in known:
+    if name not in known:
         master = table("sqlite_master", column("name"))
-        # the last of them that is made
-        one = connection.scalar(select(master.c.name).where(master.c.name == f"{NAMES.name}_update"))
-        known["trigrams"] = one is not None
-    return bool(known["trigrams"])
+        known[name] = connection.scalar(select(master.c.name).where(master.c.name == name)) is not None
+    return bool(known[name])
+
+
+class WordHolder(NamedTuple):
+    """Where a search reads who holds words: the column with the numbers of repositories, and what makes a condition.
+
+    The condition holds for the rows with a word of each of some lists, in any inflection; words are letters and digits.
+    """
+
+    number: ColumnElement[int]
+    condition: Callable[[Sequence[Sequence[str]]], ColumnElement[bool]]
+
+
+def word_holder(connection: Connection) -> WordHolder:
+    """The index of stems; a database without it finds the beginnings of words."""
+    if connection.dialect.name == "postgresql":
+        english: ColumnElement[str] = literal_column("'english'")
+        stems = func.to_tsvector(english, wordings.c.body)
+
+        def by_text_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
+            return stems.op("@@")(func.to_tsquery(english, _query(words, "'", "|", "&")))
+
+        return WordHolder(wordings.c.repo_id, by_text_search)
+    if _has(connection, STEMS.name):
+        return WordHolder(
+            STEMS.c.rowid, lambda words: STEMS.c.wording_stems.op("MATCH")(_query(words, '"', "OR", "AND"))
+        )
+    begin = literal(" ").concat(wordings.c.body)
+
+    def by_beginning(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
+        return and_(*(or_(*(begin.contains(f" {word}", autoescape=True) for word in some)) for some in words))
+
+    return WordHolder(wordings.c.repo_id, by_beginning)
+
+
+def _query(words: Sequence[Sequence[str]], quote: str, either: str, both: str) -> str:
+    """Such as `("is" OR "are") AND ("film")`."""
+    return f" {both} ".join("(" + f" {either} ".join(f"{quote}{word}{quote}" for word in some) + ")" for some in words)
 
 
 @event.listens_for(metadata, "after_create")
-def _with_trigrams(_metadata: MetaData, connection: Connection, **_: object) -> None:
+def _with_indexes(_metadata: MetaData, connection: Connection, **_: object) -> None:
     for index in (TEXTS, NAMES):
         add_trigrams(connection, index)
+    add_stems(connection)

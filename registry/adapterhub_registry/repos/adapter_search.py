@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from packaging.version import Version
@@ -12,8 +12,28 @@ from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, selec
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.relevance import (
+    MOST_RANKED,
+    All,
+    Matched,
+    Wording,
+    find,
+    matched,
+    question_words,
+    weigh,
+)
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
-from adapterhub_registry.database.search_tables import GRAM, NAMES, TEXTS, Trigrams, Unindexed, has_trigrams, texts
+from adapterhub_registry.database.search_tables import (
+    GRAM,
+    NAMES,
+    TEXTS,
+    Trigrams,
+    Unindexed,
+    has_trigrams,
+    texts,
+    word_holder,
+    wordings,
+)
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -22,13 +42,17 @@ MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
 FEW: Final = 2000
 """Of what at most so many repositories meet, a search reads all."""
+_COUNTED: Final = 250
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterQuery:
-    """The conditions of a search; None matches anything. `base_sha256` is a prefix of at least 8 hex digits."""
+    """The conditions of a search; None matches anything. `base_sha256` is a prefix of at least 8 hex digits.
+
+    With `by_relevance`, any word of `q` matches, in any inflection, and the best match comes first.
+    """
 
     base: str | None = None
     base_sha256: str | None = None
@@ -37,16 +61,34 @@ class AdapterQuery:
     rank_max: int | None = None
     peft_type: str | None = None
     q: str | None = None
+    by_relevance: bool = False
     cursor: str | None = None
     limit: int = 50
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the rows come by relevance: without words there is none."""
+        return self.by_relevance and bool(question_words(self.q or ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How well a build fits the words of a search, and the part of its text that holds most of them."""
+
+    score: float
+    matched: Matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPage:
-    """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last."""
+    """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last.
+
+    `fits` has an entry for each row that comes by relevance, by the number of its repository.
+    """
 
     rows: Sequence[Row[Any]]
     next_cursor: str | None
+    fits: Mapping[int, Fit] = field(default_factory=dict)
 
 
 SHOWN: Final = select(
@@ -60,11 +102,15 @@ SHOWN: Final = select(
 
 
 def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
-    """One adapter for each repository that matches and that `visible` admits, newest first.
+    """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
 
     Raises:
         Refusal: 400 for a malformed digest or cursor.
     """
+    if query.is_ranked:
+        met = [one.filters for one in conditions_of(connection, replace(query, q=None))]
+        met += [adapters.c.is_listed, visible]
+        return ranked(connection, query.q or "", met, cursor=query.cursor, limit=query.limit)
     conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
     found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
     if query.cursor is not None:
@@ -77,6 +123,53 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
+
+
+def ranked(
+    connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], *, cursor: str | None, limit: int
+) -> AdapterPage:
+    """The rows that meet the conditions and hold a word of `text`, the best first, 200 on all pages together.
+
+    Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
+    """
+    first = int(cursor) if cursor and cursor.isdecimal() else 0
+    if cursor is not None and not 0 < first < MOST_RANKED:
+        raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+    words, holds = question_words(text), word_holder(connection)
+
+    def meeting(number: ColumnElement[int]) -> Select[Any]:
+        # an expression keeps a database from looking up each adapter in the index of words
+        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
+        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+
+    by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
+
+    def holders(condition: All, most: int) -> Sequence[int]:
+        held = by_word.where(holds.condition(condition)).order_by(holds.number).limit(most)
+        return connection.scalars(held).all()
+
+    few = connection.scalar(select(func.count()).select_from(by_number.limit(_COUNTED).subquery())) or 0
+    newest = connection.scalar(by_number.order_by(wordings.c.repo_id.desc()).limit(1)) or 0
+    # among many, the numbers tell how many there are, to a power of two
+    found = find(words, few if few < _COUNTED else 1 << int(newest).bit_length(), MOST_RANKED, holders)
+    said = select(wordings).where(wordings.c.repo_id.in_([one.number for one in found]))
+    texts = {row[0]: Wording(*row[1:5]) for row in connection.execute(said)}
+    known = [one for one in found if one.number in texts]  # others went meanwhile
+    weighed = sorted((-weigh(one, texts[one.number]), one.number, one.words) for one in known)
+    page = weighed[first : first + limit]
+    query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+    query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
+    rows = {row.repo_id: row for row in connection.execute(query)}
+    return AdapterPage(
+        rows=[rows[number] for _, number, _ in page if number in rows],
+        next_cursor=str(first + limit) if first + limit < len(weighed) else None,
+        fits={
+            number: Fit(score=round(-score, 2), matched=matched(words, texts[number])) for score, number, words in page
+        },
+    )
 
 
 def after(order: ColumnElement[Any], value: int, number: ColumnElement[Any], repo_id: int) -> ColumnElement[bool]:
