@@ -383,6 +383,14 @@ class MadeRecords(TypedDict):
     """What a worker of a registry made until it ended."""
 
     records: Annotated[int, "of the weights of builds"]
+    vectors: Annotated[int, "builds whose vectors were made, for search by meaning"]
+
+
+class MeaningModel(TypedDict):
+    """Whether a registry can search by meaning."""
+
+    model: Annotated[str | None, "which vectors belong together: 16 hex digits; null without the model"]
+    waiting: Annotated[int, "builds that wait for a worker to make their vectors"]
 
 
 KEYS = {
@@ -434,4 +442,5 @@ REGISTRY: dict[str, Any] = {
     "registry-tests": NamespaceRule,
     "registry-gc": FreedSpace,
     "registry-worker": MadeRecords,
+    "registry-meaning": MeaningModel,
 }

@@ -31,35 +31,36 @@ class Block:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
-        self.counts = np.array([len(one) // SIZE for one in kept], np.int64)
-        self._starts = np.concatenate(([0], np.cumsum(self.counts)[:-1])) if kept else self.counts
+        self._kept = kept
+        self._counts = np.fromiter(map(len, kept), np.int64, len(kept)) // SIZE
+        self._starts = np.cumsum(self._counts) - self._counts
         self._rows = np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE)
 
-    def scores(self, question: NDArray[Any], *, prompts: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-        """The nearness of each part of each build to a unit vector, one behind the other.
+    def only(self, places: Sequence[int]) -> Block:
+        """The builds at these places, in their order."""
+        if len(places) == len(self._kept) and list(places) == list(range(len(places))):
+            return self
+        return Block([self._kept[at] for at in places])
 
-        `prompts` says for each build whether its example prompts count; by default all do.
-        """
+    def scores(self, question: NDArray[Any]) -> NDArray[Any]:
+        """The nearness of each part of each build to a unit vector, one behind the other."""
         found = np.empty(len(self._rows), np.float32)
         vector = (question / _SCALE).astype(np.float32)
         for at in range(0, len(found), _ROWS):
             found[at : at + _ROWS] = self._rows[at : at + _ROWS].astype(np.float32) @ vector
+        whole = found[self._starts]
         found *= np.float32(PROMPT_SHARE)
-        found[self._starts] /= np.float32(PROMPT_SHARE)
-        if prompts is not None:
-            hidden = ~np.repeat(prompts, self.counts)
-            hidden[self._starts] = False
-            found[hidden] = -1.0
+        found[self._starts] = whole
         return found
 
     def best(self, scores: NDArray[Any], most: int) -> list[tuple[int, float, int]]:
         """The nearest builds, at most `most`: place, score and the part that is nearest, 0 for the description."""
-        if not len(self.counts):
+        if not len(self._counts):
             return []
         tops = np.maximum.reduceat(scores, self._starts)
         first = np.argsort(-tops, kind="stable")[:most]
         return [
-            (int(at), float(tops[at]), int(scores[start : start + self.counts[at]].argmax()))
+            (int(at), float(tops[at]), int(scores[start : start + self._counts[at]].argmax()))
             for at in first
             for start in [int(self._starts[at])]
         ]
