@@ -15,8 +15,14 @@ from adapterhub.formats.meaning.model import SIZE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NOTHING: Final = bytes(SIZE)
+"""The vectors of a build that has none; its score is 0."""
+
 PROMPT_SHARE: Final = 0.9
 """What the nearness of an example prompt counts beside that of the description."""
+
+LEAST_ALIKE: Final = 0.3
+"""The cosine of a prompt with the sum of the others, below which it does not count."""
 
 _SCALE: Final = 127.0
 _ROWS: Final = 512  # widened at a time, so that they stay in the cache
@@ -25,6 +31,20 @@ _ROWS: Final = 512  # widened at a time, so that they stay in the cache
 def packed(vectors: NDArray[Any]) -> bytes:
     """The bytes to keep of unit vectors [parts, 384]."""
     return np.rint(vectors * _SCALE).astype(np.int8).tobytes()
+
+
+def packed_build(vectors: NDArray[Any]) -> bytes:
+    """As `packed`, of a build's description and prompts; zeros for a prompt that is unlike the other ones.
+
+    A card may name sixteen prompts. Those of one subject lie near each other; those that are to catch any question do
+    not.
+    """
+    prompts = vectors[1:]
+    if len(prompts) < 2:  # noqa: PLR2004 - nothing to compare with
+        return packed(vectors)
+    others = prompts.sum(0) - prompts
+    alike = (prompts * others).sum(1) >= LEAST_ALIKE * np.linalg.norm(others, axis=1)
+    return packed(np.concatenate((vectors[:1], prompts * alike[:, None])))
 
 
 class Block:
@@ -58,7 +78,8 @@ class Block:
         if not len(self._counts):
             return []
         tops = np.maximum.reduceat(scores, self._starts)
-        first = np.argsort(-tops, kind="stable")[:most]
+        first = np.argpartition(-tops, most)[:most] if most < len(tops) else np.arange(len(tops))
+        first = first[np.lexsort((first, -tops[first]))]
         return [
             (int(at), float(tops[at]), int(scores[start : start + self._counts[at]].argmax()))
             for at in first

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 FAR: Final = 0.25
@@ -11,6 +12,9 @@ FAR: Final = 0.25
 MOST_PROMPTS: Final = 16
 PROMPT_CHARACTERS: Final = 500
 DESCRIPTION_CHARACTERS: Final = 300
+MOST_WORDS: Final = 160
+"""Different words of the prompts of one build: sixteen sentences about one thing have fewer, a list of words more."""
+
 MOST_QUESTION_CHARACTERS: Final = 1000
 
 
@@ -20,5 +24,14 @@ def parts_of(name: str, task: str, description: str, prompts: Iterable[str] = ()
     The description comes first: that finds the right one of similar builds more often.
     """
     spoken = " ".join(f"{name}. {task}".replace("-", " ").replace("_", " ").split())
-    asked = [prompt[:PROMPT_CHARACTERS] for prompt in prompts if prompt.strip()]
-    return [f"{description[:DESCRIPTION_CHARACTERS]} {spoken}".strip(), *asked[:MOST_PROMPTS]]
+    return [f"{description[:DESCRIPTION_CHARACTERS]} {spoken}".strip(), *_bounded(prompts)]
+
+
+def _bounded(prompts: Iterable[str]) -> Iterator[str]:
+    """The first prompts, up to the one that brings too many different words."""
+    words: set[str] = set()
+    for prompt in islice((one[:PROMPT_CHARACTERS] for one in prompts if one.strip()), MOST_PROMPTS):
+        words.update(prompt.lower().split())
+        if len(words) > MOST_WORDS:
+            return
+        yield prompt

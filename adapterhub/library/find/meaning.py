@@ -8,9 +8,9 @@ A registered base that is this model serves as well. Nothing here imports numpy 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -129,20 +129,24 @@ class Meaning:
 
         The first search makes the vectors that are missing, at about 20 ms a build.
         """
-        from adapterhub.formats.meaning.ranking import Block
+        from adapterhub.formats.meaning.ranking import NOTHING, Block
 
-        self.make_missing(steps)
         question = self._encoder.vectors([text[:MOST_QUESTION_CHARACTERS]])[0]
 
-        def look(index: IndexReader) -> list[Near]:
-            found = [(number, kept) for number, kept in self._vectors(index, filters) if kept]
-            block = Block([kept for _, kept in found])
+        def look(index: IndexReader, *, whole: bool = True) -> list[Near] | None:
+            numbers, kept = self._vectors(index, filters)
+            if whole and None in kept:
+                return None
+            block = Block([vectors or NOTHING for vectors in kept] if None in kept else kept)
             best = block.best(block.scores(question), limit)
-            rows = index.numbered(found[at][0] for at, _, _ in best)
-            hits = ((rows.get(found[at][0]), score, part) for at, score, part in best)
+            rows = index.numbered(numbers[at] for at, _, _ in best)
+            hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)
             return [_near(row, score, part) for row, score, part in hits if row is not None]
 
         hits = self._library.catalog.read(look)
+        if hits is None:
+            self.make_missing(steps)  # what another command adds meanwhile waits for the next search
+            hits = self._library.catalog.read(partial(look, whole=False)) or []
         near = [hit for hit in hits if far or not hit.is_far]
         return near or hits[:FEWEST]
 
@@ -162,17 +166,21 @@ class Meaning:
         rows = index.numbered(number for number, kept in index.vectors_of(Filters(), MODEL) if kept is None)
         return [row for row in rows.values() if (row.folder, row.digest) not in self._made]
 
-    def _vectors(self, index: IndexReader, filters: Filters) -> list[tuple[int, bytes | None]]:
+    def _vectors(self, index: IndexReader, filters: Filters) -> tuple[Sequence[int], Sequence[bytes | None]]:
+        """The numbers of the builds that match, and the vectors of each; loops over 10,000 are left to `zip`."""
         found = index.vectors_of(filters, MODEL)
-        lacking = [number for number, kept in found if kept is None] if self._made else []
-        made = {n: self._made.get((row.folder, row.digest)) for n, row in index.numbered(lacking).items()}
-        return [(number, kept or made.get(number)) for number, kept in found] if made else found
+        numbers, kept = zip(*found, strict=True) if found else ((), ())
+        if None in kept and self._made:
+            rows = index.numbered(number for number, vectors in found if vectors is None)
+            made = {number: self._made.get((row.folder, row.digest)) for number, row in rows.items()}
+            kept = tuple(vectors or made.get(number) for number, vectors in found)
+        return numbers, kept
 
     def _make(self, rows: Iterable[BuildRow]) -> Iterator[tuple[str, str, bytes]]:
-        from adapterhub.formats.meaning.ranking import packed
+        from adapterhub.formats.meaning.ranking import packed_build
 
         for row in rows:
-            yield row.folder, row.digest, packed(self._encoder.vectors(_parts(row)))
+            yield row.folder, row.digest, packed_build(self._encoder.vectors(_parts(row)))
 
 
 def _parts(row: BuildRow) -> list[str]:

@@ -99,6 +99,6 @@ def _encoder(root: Path) -> Encoder:
 
 
 def _packed(encoder: Encoder, texts: list[str]) -> bytes:
-    from adapterhub.formats.meaning.ranking import packed  # noqa: PLC0415 - as above
+    from adapterhub.formats.meaning.ranking import packed_build  # noqa: PLC0415 - as above
 
-    return packed(encoder.vectors(texts))
+    return packed_build(encoder.vectors(texts))
