@@ -138,6 +138,8 @@ class WithAdapters(OpenedLibrary):
         max_rank: int | None = ...,
         method: str = ...,
         remote: None = ...,
+        limit: int | None = ...,
+        all_words: bool = ...,
     ) -> Listing[Installed]: ...
     @overload
     def search(
@@ -151,7 +153,8 @@ class WithAdapters(OpenedLibrary):
         method: str = ...,
         remote: str,
         token: str | None = ...,
-        limit: int = ...,
+        limit: int | None = ...,
+        all_words: bool = ...,
     ) -> Listing[SearchHit]: ...
     def search(
         self,
@@ -164,11 +167,15 @@ class WithAdapters(OpenedLibrary):
         method: str = "",
         remote: str | None = None,
         token: str | None = None,
-        limit: int = 100,
+        limit: int | None = None,
+        all_words: bool = False,
     ) -> Listing[Installed] | Listing[SearchHit]:
         """Search installed adapters, or with `remote` those on a server.
 
-        `text` is in the name, the task or the description; `task` is exact; `method` is a PEFT type or variant.
+        Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
+        each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
+        example prompts. `task` is exact; `method` is a PEFT type or variant. `limit` is 10 for several words and 100
+        of a server, else there is none.
 
         Raises:
             BaseNotFound: `base` is not known here.
@@ -176,9 +183,10 @@ class WithAdapters(OpenedLibrary):
         """
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         if remote is not None:
-            from adapterhub.distribution.hub import Search
+            from adapterhub.distribution.hub import PAGE, Search
 
-            asked = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
+            words = " ".join(text)
+            asked = Search(text=words, task=task, ranks=ranks, method=method, limit=limit or PAGE, all_words=all_words)
             return self._search_server(remote, token, base, asked)
         rows = search_installed(
             self.session,
@@ -187,6 +195,8 @@ class WithAdapters(OpenedLibrary):
             task=task,
             ranks=ranks,
             method=method,
+            limit=limit,
+            all_words=all_words,
         )
         return self._listing(rows)
 

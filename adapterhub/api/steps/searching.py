@@ -14,10 +14,12 @@ from adapterhub.core.errors import UsageProblem, shown
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.hub import Hub, Search, SearchHit
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.formats.relevance import Matched
+    from adapterhub.library.store.index import BuildRow, Hit
     from adapterhub.projects.session import Session
 
 COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
+SHOWN_BEST: Final = 10
 SERVER_COLUMNS = ("repository", "adapter", "version", "base", "fits", "task", "rank", "method")
 BY_WEIGHTS, BY_NAME = "by weights", "by name"
 
@@ -34,6 +36,25 @@ SORTS: Final[Mapping[str, Callable[[BuildRow], Any]]] = {
 _PATTERNS: Final = ("rank_pattern", "alpha_pattern")
 
 
+def find_installed(session: Session, base: BaseSpec | None, **filters: Any) -> list[Hit]:  # noqa: ANN401 - Filters' fields
+    """The installed builds for `base` that match `filters`, the fields of `Filters`, and why each matches the text.
+
+    Those for a text of several words come by relevance, the best 10 without a `limit`.
+    """
+    from adapterhub.library.store.index import Filters
+
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
+    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
+    if query.limit is None and is_ranked(query.text, all_words=query.all_words):
+        query = replace(query, limit=SHOWN_BEST)
+    return ask(session, lambda index: index.find(query))
+
+
+def is_ranked(text: str, *, all_words: bool = False) -> bool:
+    """Whether a search for `text` orders by relevance: one word alone is looked for as the beginning of a word."""
+    return len(text.split()) > 1 and not all_words
+
+
 def search_installed(
     session: Session,
     base: BaseSpec | None,
@@ -43,7 +64,7 @@ def search_installed(
     reverse: bool = False,
     **filters: Any,  # noqa: ANN401 - Filters' fields
 ) -> list[BuildRow]:
-    """The installed builds for `base` that match `filters`, the fields of `Filters`, and one of `names`.
+    """The builds of `find_installed` that match one of `names`.
 
     Each of `names` is a pattern for the whole name, such as `legal-*`, or a part of it; without `names`, all match.
 
@@ -52,11 +73,7 @@ def search_installed(
     """
     if sort not in SORTS:
         raise UsageProblem(f"no order `{shown(sort)}`; expected one of {', '.join(SORTS)}")
-    from adapterhub.library.store.index import Filters
-
-    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
-    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
-    rows = ask(session, lambda index: index.search(query))
+    rows = [hit.row for hit in find_installed(session, base, **filters)]
     if names:
         rows = [row for row in rows if any(_has_name(row, name.lower()) for name in names)]
     if sort != "name":  # the index sorts by name
@@ -112,6 +129,16 @@ def cells_of(row: BuildRow, aliases: dict[str, str]) -> tuple[object, ...]:
     """The cells of a build below `COLUMNS`."""
     method, size = method_text(row.method.split(",")), size_text(row.size_bytes)
     return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, method, size
+
+
+def why_text(matched: Matched | None) -> str:
+    """Why a search found a build, for one column: the part that matched and how it begins."""
+    return "" if matched is None else f"{matched.part} “{shown(matched.text, 60)}”"
+
+
+def found_document(score: float | None, matched: Matched | None) -> dict[str, Any]:
+    """What a search adds to the document of a build."""
+    return {"score": score, "matched": None if matched is None else {"part": matched.part, "text": matched.text}}
 
 
 def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[SearchHit, str]]:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.steps.finding import ask, find_build
-from adapterhub.api.steps.searching import COLUMNS, SORTS, base_name, cells_of, search_installed
+from adapterhub.api.steps.searching import (
+    COLUMNS,
+    SHOWN_BEST,
+    SORTS,
+    base_name,
+    cells_of,
+    find_installed,
+    found_document,
+    is_ranked,
+    search_installed,
+    why_text,
+)
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -17,7 +28,7 @@ from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.index import BuildRow, Hit
 
 
 @click.command("list")
@@ -68,7 +79,7 @@ def list_(
     has_filters = bool(base or names or task or ranks != ANY_RANK)
     filters |= {"sort": sort, "reverse": reverse}
     if form is None:
-        _answer(session, base=base, **filters)
+        _show(session, search_installed(session, base, **filters))
         return
     from adapterhub.cli.adapters.list_formats import library_adapters, lines_of, project_adapters
 
@@ -96,7 +107,10 @@ def list_(
     "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Search this server instead of the library."
 )
 @click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
-@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote: show at most N.")
+@click.option("--all-words", is_flag=True, help="Find only adapters where each word of TEXT begins a word.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
+)
 @common
 def search(
     session: Session,
@@ -109,50 +123,64 @@ def search(
     method: str,
     remote: str | None,
     token: str | None,
-    limit: int,
+    all_words: bool,
+    limit: int | None,
 ) -> None:
-    """Search installed adapters, or a server's with --remote, for TEXT in name, task or description.
+    """Search installed adapters, or a server's with --remote, for what TEXT asks for.
+
+    Of several words any may match, in any inflection; the best match comes first, with the reason: the name, the
+    task, the description or an example prompt. One word alone matches the beginning of a word. Without TEXT, the
+    options choose.
 
     \b
     Examples:
+      adapt search "is this film review good or bad"
       adapt search contract --base base-7b --max-rank 16
       adapt search --remote ours --base base-7b --task legal-qa
     """
+    words = " ".join(text)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
     if remote is not None:
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)
         from adapterhub.distribution.hub import Search
 
-        query = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
+        query = Search(
+            text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit or 100, all_words=all_words
+        )
         search_remote(session, hub, base, query)
         return
-    _answer(
-        session,
-        text=" ".join(text),
-        base=base,
-        task=task,
-        ranks=ranks,
-        method=method,
-    )
+    words = " ".join(text)
+    filters: dict[str, Any] = {"task": task, "ranks": ranks, "method": method}
+    hits = find_installed(session, base, text=words, all_words=all_words, limit=limit, **filters)
+    _show(session, [hit.row for hit in hits], hits)
+    if limit is None and len(hits) == SHOWN_BEST and is_ranked(words, all_words=all_words):
+        session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
 
 
-def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:
-    rows = search_installed(session, base, text=text, **filters)
+def _show(session: Session, rows: list[BuildRow], hits: list[Hit] | None = None) -> None:
     aliases = ask(session, lambda index: index.aliases())
     named = Aliases(session.root).by_build()
     moving = [named.get((row.full_name, row.digest), []) for row in rows]
 
     def table() -> None:
-        cells = [cells_of(row, aliases) for row in rows]
+        columns, cells = COLUMNS, [cells_of(row, aliases) for row in rows]
         if any(moving):
+            columns = (*columns, "aliases")
             cells = [(*those, ",".join(names)) for those, names in zip(cells, moving, strict=True)]
-        session.out.table((*COLUMNS, *(["aliases"] if any(moving) else [])), cells, right=("rank", "size"))
+        if any(hit.matched for hit in hits or ()):
+            columns = (*columns, "why")
+            cells = [(*those, why_text(hit.matched)) for those, hit in zip(cells, hits or (), strict=True)]
+        session.out.table(columns, cells, right=("rank", "size"))
 
     def documents() -> list[dict[str, Any]]:
         pairs = zip(rows, moving, strict=True)
-        return [_row_document(row, aliases, session.root) | {"aliases": names} for row, names in pairs]
+        listed = [_row_document(row, aliases, session.root) | {"aliases": names} for row, names in pairs]
+        if hits is None:
+            return listed
+        return [one | found_document(hit.score, hit.matched) for one, hit in zip(listed, hits, strict=True)]
 
     session.out.result(documents, table)
     if not rows and not session.out.as_json:
@@ -165,7 +193,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     from adapterhub.formats.peft.methods import attaches
 
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
-    del document["folder"]
+    del document["folder"], document["prompts"]
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
     method = row.method.split(",")

@@ -24,6 +24,7 @@ from adapterhub.cli.documents._parts import (
     TypedDict,
     Use,
     Verdict,
+    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.base import fingerprint
@@ -147,6 +148,13 @@ class Listed(TypedDict):
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
     aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
+
+
+class FoundBuild(Listed):
+    """An installed build that a search found; without words, it has no score and no match."""
+
+    score: Annotated[float | None, "how well it fits the words, more is better; null where names give the order"]
+    matched: WhyFound | None
 
 
 class SignatureState(TypedDict):
@@ -319,7 +327,7 @@ ADAPTERS = {
     "install.save": list[Installed],
     "install.dry-run": list[Plan],
     "list": list[Listed],
-    "search": list[Listed],
+    "search": list[FoundBuild],
     "show": Shown,
     "info": Shown,
     "show.recipe": ShownRecipe,

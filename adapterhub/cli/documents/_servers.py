@@ -17,6 +17,7 @@ from adapterhub.cli.documents._parts import (
     Size,
     TypedDict,
     Verdict,
+    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import withdrawal
@@ -216,6 +217,8 @@ class Found(TypedDict):
     method: list[str]
     description: str | None
     digest: Digest | None
+    score: Annotated[float | None, "how well it fits the words, more is better; null where the server does not say"]
+    matched: WhyFound | None
 
 
 class Header(TypedDict):

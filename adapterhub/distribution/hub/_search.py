@@ -11,6 +11,7 @@ from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.hub._wire import Wire
+from adapterhub.formats.relevance import Matched
 
 PAGE = 100
 TAG_HEX = 32
@@ -25,6 +26,7 @@ class Search:
     """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one."""
 
     text: str = ""
+    all_words: bool = False
     base_weights: str = ""
     base_hub_id: str = ""
     task: str = ""
@@ -47,6 +49,8 @@ class SearchHit:
     method: tuple[str, ...]
     description: str
     digest: str | None
+    score: float | None = None
+    matched: Matched | None = None
 
 
 def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
@@ -60,6 +64,8 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
         "rank_max": search.ranks.high,
         "peft_type": search.method,
         "limit": min(search.limit, PAGE),
+        # a server that knows no order by relevance passes over the name, and matches every word
+        "rank_by": "relevance" if len(search.text.split()) > 1 and not search.all_words else None,
     }
     asked = {name: value for name, value in asked.items() if value not in (None, "")}
     found: list[SearchHit] = []
@@ -117,6 +123,8 @@ def _of_row(row: Mapping[str, Any]) -> SearchHit:
         method=tuple(str(m) for m in row["method"]),
         description=str(row["description"]),
         digest=row["digest"],
+        score=row.get("score"),
+        matched=Matched(str(row["matched"]["part"]), str(row["matched"]["text"])) if row.get("matched") else None,
     )
 
 

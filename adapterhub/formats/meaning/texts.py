@@ -6,16 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
+from adapterhub.formats.relevance import MAX_DESCRIPTION, MAX_PROMPT, MAX_PROMPTS
+
 FAR: Final = 0.25
 """A build with a lower score is far from the question."""
 
-MOST_PROMPTS: Final = 16
-PROMPT_CHARACTERS: Final = 500
-DESCRIPTION_CHARACTERS: Final = 300
 MOST_WORDS: Final = 160
 """Different words of the prompts of one build: sixteen sentences about one thing have fewer, a list of words more."""
-
-MOST_QUESTION_CHARACTERS: Final = 1000
 
 
 def parts_of(name: str, task: str, description: str, prompts: Iterable[str] = ()) -> list[str]:
@@ -24,13 +21,13 @@ def parts_of(name: str, task: str, description: str, prompts: Iterable[str] = ()
     The description comes first: that finds the right one of similar builds more often.
     """
     spoken = " ".join(f"{name}. {task}".replace("-", " ").replace("_", " ").split())
-    return [f"{description[:DESCRIPTION_CHARACTERS]} {spoken}".strip(), *_bounded(prompts)]
+    return [f"{description[:MAX_DESCRIPTION]} {spoken}".strip(), *_bounded(prompts)]
 
 
 def _bounded(prompts: Iterable[str]) -> Iterator[str]:
     """The first prompts, up to the one that brings too many different words."""
     words: set[str] = set()
-    for prompt in islice((one[:PROMPT_CHARACTERS] for one in prompts if one.strip()), MOST_PROMPTS):
+    for prompt in islice((one[:MAX_PROMPT] for one in prompts if one.strip()), MAX_PROMPTS):
         words.update(prompt.lower().split())
         if len(words) > MOST_WORDS:
             return

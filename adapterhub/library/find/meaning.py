@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,8 +18,9 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, StoreLocked
 from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
-from adapterhub.formats.meaning.texts import FAR, MOST_QUESTION_CHARACTERS, parts_of
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, IndexUnusable
+from adapterhub.formats.meaning.texts import FAR, parts_of
+from adapterhub.formats.relevance import MAX_QUESTION, Matched
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, IndexUnusable
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
@@ -39,19 +39,9 @@ Steps = Callable[[int, int], None]
 """Called with the number of builds whose vectors are made, and of all that need them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
-    """A build, its score up to 1, and the text that is nearest: `part` is `description` or `prompt`."""
-
-    row: BuildRow
-    score: float
-    part: str
-    text: str
-
-    @property
-    def is_far(self) -> bool:
-        """Whether the build has little to do with the question."""
-        return self.score < FAR
+def is_far(hit: Hit) -> bool:
+    """Whether a build has little to do with the question."""
+    return hit.score is not None and hit.score < FAR
 
 
 def model_place(root: Path) -> Path:
@@ -124,16 +114,16 @@ class Meaning:
 
     def search(
         self, text: str, filters: Filters, *, limit: int, far: bool = False, steps: Steps | None = None
-    ) -> list[Near]:
+    ) -> list[Hit]:
         """The builds that match `filters`, nearest first; those that are far only with `far`, or when all are.
 
         The first search makes the vectors that are missing, at about 20 ms a build.
         """
         from adapterhub.formats.meaning.ranking import NOTHING, Block
 
-        question = self._encoder.vectors([text[:MOST_QUESTION_CHARACTERS]])[0]
+        question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
 
-        def look(index: IndexReader, *, whole: bool = True) -> list[Near] | None:
+        def look(index: IndexReader, *, whole: bool = True) -> list[Hit] | None:
             numbers, kept = self._vectors(index, filters)
             if whole and None in kept:
                 return None
@@ -141,13 +131,13 @@ class Meaning:
             best = block.best(block.scores(question), limit)
             rows = index.numbered(numbers[at] for at, _, _ in best)
             hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)
-            return [_near(row, score, part) for row, score, part in hits if row is not None]
+            return [_hit(row, score, part) for row, score, part in hits if row is not None]
 
         hits = self._library.catalog.read(look)
         if hits is None:
             self.make_missing(steps)  # what another command adds meanwhile waits for the next search
             hits = self._library.catalog.read(partial(look, whole=False)) or []
-        near = [hit for hit in hits if far or not hit.is_far]
+        near = [hit for hit in hits if far or not is_far(hit)]
         return near or hits[:FEWEST]
 
     def make_missing(self, steps: Steps | None = None) -> int:
@@ -184,13 +174,12 @@ class Meaning:
 
 
 def _parts(row: BuildRow) -> list[str]:
-    return parts_of(row.name, row.task, row.description, getattr(row, "prompts", "").splitlines())
+    return parts_of(row.name, row.task, row.description, row.prompts.splitlines())
 
 
-def _near(row: BuildRow, score: float, part: int) -> Near:
-    if part:
-        return Near(row, round(score, 4), "prompt", _parts(row)[part])
-    return Near(row, round(score, 4), "description", row.description or row.name)
+def _hit(row: BuildRow, score: float, part: int) -> Hit:
+    matched = Matched("prompt", _parts(row)[part]) if part else Matched("description", row.description or row.name)
+    return Hit(row, round(score, 4), matched)
 
 
 def _check_base(library: InstalledBuilds, folder: Path) -> None:

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.meaning.model import MODEL
-from adapterhub.formats.meaning.texts import FAR, MOST_QUESTION_CHARACTERS
+from adapterhub.formats.meaning.texts import FAR
+from adapterhub.formats.relevance import MAX_QUESTION
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
 from adapterhub_registry.meaning.vectors import has_model, model_place
@@ -80,7 +81,7 @@ class Nearest:
         known = [(row.repo_id, place) for row in found if (place := held.places.get((row[0], row[1]))) is not None]
         if not known:
             return []
-        question = self._encoder.vectors([text[:MOST_QUESTION_CHARACTERS]])[0]
+        question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
         numbers = [number for number, _ in known]
         chosen = held.block.only([place for _, place in known])
         best = chosen.best(chosen.scores(question), most)
