@@ -217,7 +217,8 @@ class Found(TypedDict):
     method: list[str]
     description: str | None
     digest: Digest | None
-    score: Annotated[float | None, "how well it fits the words, more is better; null where the server does not say"]
+    score: Annotated[float | None, "how well it fits the text, more is better; null where the server does not say"]
+    by: Annotated[str | None, "`words` or `meaning`: what the score compares"]
     matched: WhyFound | None
 
 

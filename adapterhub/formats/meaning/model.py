@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.files import open_plain
-from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import DigestMismatch, NotFound, shown
 
 SIZE: Final = 384
@@ -64,6 +60,11 @@ def take_model(source: Path, target: Path) -> Path:
         DigestMismatch: one has other bytes.
         Conflict, DiskFull, NotAllowed: as `new_folder`.
     """
+    import zipfile  # these cost more than a search by words
+    import zlib
+
+    from adapterhub.core.disk.new_folder import new_folder
+
     size_bytes = sum(size for size, _ in FILES.values())
     with new_folder(target, size_bytes=size_bytes, durable=True) as partial:
         for name, (size, wanted) in FILES.items():
@@ -80,6 +81,10 @@ def take_model(source: Path, target: Path) -> Path:
 
 @contextlib.contextmanager
 def _opened(source: Path, name: str) -> Iterator[IO[bytes]]:
+    import zipfile
+
+    from adapterhub.core.disk.files import open_plain
+
     with contextlib.ExitStack() as stack:
         try:
             if source.is_dir():

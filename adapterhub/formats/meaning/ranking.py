@@ -56,11 +56,11 @@ class Block:
         self._starts = np.cumsum(self._counts) - self._counts
         self._rows = np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE)
 
-    def only(self, places: Sequence[int]) -> Block:
-        """The builds at these places, in their order."""
-        if len(places) == len(self._kept) and list(places) == list(range(len(places))):
+    def only(self, chosen: Sequence[tuple[int, bool]]) -> Block:
+        """The builds at these places, in their order, each with its prompts or without."""
+        if chosen == [(at, True) for at in range(len(self._kept))]:
             return self
-        return Block([self._kept[at] for at in places])
+        return Block([self._kept[at] if with_prompts else self._kept[at][:SIZE] for at, with_prompts in chosen])
 
     def scores(self, question: NDArray[Any]) -> NDArray[Any]:
         """The nearness of each part of each build to a unit vector, one behind the other."""

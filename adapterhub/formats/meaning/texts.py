@@ -11,6 +11,9 @@ from adapterhub.formats.relevance import MAX_DESCRIPTION, MAX_PROMPT, MAX_PROMPT
 FAR: Final = 0.25
 """A build with a lower score is far from the question."""
 
+FEWEST: Final = 5
+"""So many builds are shown when all are far."""
+
 MOST_WORDS: Final = 160
 """Different words of the prompts of one build: sixteen sentences about one thing have fewer, a list of words more."""
 

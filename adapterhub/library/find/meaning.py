@@ -18,7 +18,7 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, StoreLocked
 from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
-from adapterhub.formats.meaning.texts import FAR, parts_of
+from adapterhub.formats.meaning.texts import FAR, FEWEST, parts_of
 from adapterhub.formats.relevance import MAX_QUESTION, Matched
 from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, IndexUnusable
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 WEIGHTS: Final = "sha256:1fc0b414cb8ad66600be4557bad9f4994043b18cb83c15ffc60e45ba74e0f1f7"
 """The fingerprint of the model as a base."""
-
-FEWEST: Final = 5
-"""So many builds are shown when all are far."""
 
 _AT_ONCE: Final = 64
 

@@ -13,33 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.meaning.model import MODEL
-from adapterhub.formats.meaning.texts import FAR
-from adapterhub.formats.relevance import MAX_QUESTION
+from adapterhub.formats.meaning.texts import FAR, FEWEST
+from adapterhub.formats.relevance import MAX_QUESTION, MOST_RANKED, Matched
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
-from adapterhub_registry.meaning.vectors import has_model, model_place
+from adapterhub_registry.errors import bad_request
+from adapterhub_registry.meaning.vectors import has_model, model_place, parts
+from adapterhub_registry.repos.adapter_search import SHOWN, Fit, Ranking
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
     from adapterhub.formats.meaning.ranking import Block
-
-
-@dataclass(frozen=True, slots=True)
-class Near:
-    """A build by its repository, its score up to 1, and the part of its texts that is nearest (see `vectors.parts`)."""
-
-    repo_id: int
-    score: float
-    part: int
-
-    @property
-    def is_far(self) -> bool:
-        """Whether the build has little to do with the question."""
-        return self.score < FAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +48,16 @@ class Nearest:
         self._lock = threading.Lock()
         self._held: _Held | None = None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether this server has the model."""
-        return has_model(self._root)
+    def serves(self, text: str | None, by: str) -> bool:
+        """Whether to search for `text` by meaning: on demand, else for several words where this server has the model.
+
+        Raises:
+            Refusal: 400 when it is demanded and the server lacks the model.
+        """
+        is_here = by != "words" and has_model(self._root)
+        if by == "meaning" and not is_here:
+            raise bad_request("by=meaning: this server lacks the model; by=words searches by words")
+        return is_here and (by == "meaning" or len((text or "").split()) > 1)
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -71,21 +65,29 @@ class Nearest:
 
         return Encoder(model_place(self._root))
 
-    def search(
-        self, connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], most: int
-    ) -> list[Near]:
-        """The builds that meet the conditions on `adapters` and `repos`, nearest first."""
-        permitted = select(adapters.c.repo_id, adapters.c.commit_id).join(repos, repos.c.id == adapters.c.repo_id)
-        found = connection.execute(permitted.where(*conditions)).all()
+    def ranked(self, connection: Connection, text: str, *conditions: ColumnElement[bool]) -> Ranking:
+        """The builds that meet the conditions, nearest first, as `adapter_search.ranked` gives them by words.
+
+        At most 200 near ones; when all are far from the text, the best five.
+        """
+        joined = repos.c.id == adapters.c.repo_id
+        permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated).join(repos, joined)
         held = self._read(connection)
-        known = [(row.repo_id, place) for row in found if (place := held.places.get((row[0], row[1]))) is not None]
-        if not known:
-            return []
+        rows = connection.execute(permitted.where(*conditions).order_by(adapters.c.repo_id)).all()
+        known = [(row, place) for row in rows if (place := held.places.get((row.repo_id, row.commit_id))) is not None]
         question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
-        numbers = [number for number, _ in known]
-        chosen = held.block.only([place for _, place in known])
-        best = chosen.best(chosen.scores(question), most)
-        return [Near(numbers[at], round(score, 4), part) for at, score, part in best]
+        # who may not read the files of a gated repository learns nothing of the examples in them
+        block = held.block.only([(place, row.gated is None) for row, place in known])
+        best = [(known[at][0].repo_id, *fit) for at, *fit in block.best(block.scores(question), MOST_RANKED)]
+        near = [one for one in best if one[1] >= FAR] or best[:FEWEST]
+        shown_rows = SHOWN.join(repos, joined).where(*conditions, adapters.c.repo_id.in_([one[0] for one in near]))
+        found = {row.repo_id: row for row in connection.execute(shown_rows)}
+        fits = {
+            number: Fit(score=round(score, 4), matched=_matched(found[number], part))
+            for number, score, part in near
+            if number in found
+        }
+        return [found[number] for number in fits], fits
 
     def _read(self, connection: Connection) -> _Held:
         """The vectors, read again when the table has others; new ones are added to those that are there."""
@@ -102,3 +104,7 @@ class Nearest:
             places = {(row.repo_id, row.commit_id): at for at, row in enumerate(rows)}
             self._held = _Held(last, count, places, Block([row.vectors for row in rows]))
             return self._held
+
+
+def _matched(row: Row[Any], part: int) -> Matched:
+    return Matched("prompt", parts(row)[part]) if part else Matched("description", row.description or row.full_name)

@@ -43,7 +43,7 @@ def has_model(root: Path) -> bool:
 def parts(row: Row[Any]) -> list[str]:
     """The texts of a build, a row of `adapters` with its `full_name`, whose vectors stand for it."""
     name = row.name or row.full_name.partition("/")[2]
-    return parts_of(name, row.task or "", row.description or "")
+    return parts_of(name, row.task or "", row.description or "", (row.examples or "").splitlines())
 
 
 def make(database: Database, root: Path, *, stopped: Event | None = None) -> int:

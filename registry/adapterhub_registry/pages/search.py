@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
@@ -34,6 +34,7 @@ from adapterhub_registry.repos.adapter_search import (
     AdapterQuery,
     Condition,
     Fit,
+    Ranking,
     after,
     conditions_of,
     narrowed,
@@ -96,7 +97,9 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
         if wanted.order == "relevance":
-            rows, position, fits = _ranked(connection, wanted, visible, at)
+            is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
+            rank = registry.nearest.ranked if is_meant else ranked
+            rows, position, fits = _ranked(connection, wanted, visible, at, rank)
         else:
             rows, fits = _rows(connection, wanted, visible, at), {}
             position = f"{rows[PAGE_ROWS - 1].place} {rows[PAGE_ROWS - 1].repo_id}" if len(rows) > PAGE_ROWS else None
@@ -123,7 +126,7 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
 
 
 def _ranked(
-    connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None
+    connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None, rank: Callable[..., Ranking]
 ) -> tuple[list[Row[Any]], str | None, Mapping[int, Fit]]:
     """A page of the rows by relevance, the position of the next, and why each matches."""
     first = int(at) if at is not None and at.isdecimal() else 0
@@ -131,7 +134,7 @@ def _ranked(
         raise bad_request("the cursor does not belong to this list")
     conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
     filters = [one.filters for one in conditions]
-    rows, fits = ranked(connection, wanted.get("q"), visible, _listed(wanted), *filters)
+    rows, fits = rank(connection, wanted.get("q"), visible, _listed(wanted), *filters)
     end = first + PAGE_ROWS
     return rows[first:end], str(end) if end < len(rows) else None, fits
 

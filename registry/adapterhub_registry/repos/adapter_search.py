@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from packaging.version import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select
@@ -81,6 +81,10 @@ class AdapterPage:
     fits: Mapping[int, Fit] = field(default_factory=dict)
 
 
+Ranking: TypeAlias = tuple[list[Row[Any]], dict[int, Fit]]
+"""The rows of `SHOWN`, the best first, and how each fits, by the number of its repository."""
+
+
 SHOWN: Final = select(
     adapters,
     repos.c.full_name,
@@ -91,8 +95,15 @@ SHOWN: Final = select(
 """Adapters with what a list shows of their repositories; the join is up to the caller."""
 
 
-def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
+def search_adapters(
+    connection: Connection,
+    query: AdapterQuery,
+    visible: ColumnElement[bool],
+    rank: Callable[..., Ranking] | None = None,
+) -> AdapterPage:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
+
+    `rank` gives the order by relevance, as `ranked` does.
 
     Raises:
         Refusal: 400 for a malformed digest or cursor.
@@ -102,7 +113,7 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
         first = int(query.cursor) if query.cursor and query.cursor.isdecimal() else 0
         if query.cursor is not None and not 0 < first < MOST_RANKED:
             raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
-        best, fits = ranked(connection, query.q or "", adapters.c.is_listed, visible, *met)
+        best, fits = (rank or ranked)(connection, query.q or "", adapters.c.is_listed, visible, *met)
         end = first + query.limit
         return AdapterPage(rows=best[first:end], next_cursor=str(end) if end < len(best) else None, fits=fits)
     conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
@@ -119,9 +130,7 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
-def ranked(
-    connection: Connection, text: str, *conditions: ColumnElement[bool]
-) -> tuple[list[Row[Any]], dict[int, Fit]]:
+def ranked(connection: Connection, text: str, *conditions: ColumnElement[bool]) -> Ranking:
     """The rows that meet the conditions and hold a word of `text`, the best 200 of them first, and how each fits.
 
     Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.

@@ -11,6 +11,7 @@ down_revision = "0014"
 
 def upgrade() -> None:
     """Add the table."""
+    op.drop_table("meaning", if_exists=True)  # a worker makes all of it again
     op.create_table(
         "meaning",
         Column("id", Integer, primary_key=True),
