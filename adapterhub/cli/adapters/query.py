@@ -31,7 +31,7 @@ from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.searching import By, Hits
+    from adapterhub.api.steps.searching import Hits
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
 
@@ -113,8 +113,8 @@ def list_(
 )
 @click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
 @click.option("--all-words", is_flag=True, help="Find only adapters where each word of TEXT begins a word.")
-@click.option("--words", "by", flag_value="words", help="Search by words, even where search by meaning is set up.")
-@click.option("--meaning", "by", flag_value="meaning", help="Search by meaning, even for one word.")
+@click.option("--words", "by_words", is_flag=True, help="Search by words, even where search by meaning is set up.")
+@click.option("--meaning", "by_meaning", is_flag=True, help="Search by meaning, even for one word.")
 @click.option("--far", is_flag=True, help="By meaning: also show adapters that have little to do with TEXT.")
 @click.option("--setup", is_flag=True, help="Get the model for search by meaning into the library, once (84 MB).")
 @click.option(
@@ -133,7 +133,8 @@ def search(
     remote: str | None,
     token: str | None,
     all_words: bool,
-    by: By | None,
+    by_words: bool,
+    by_meaning: bool,
     far: bool,
     setup: bool,
     limit: int | None,
@@ -152,10 +153,13 @@ def search(
       adapt search --remote ours --base base-7b --task legal-qa
     """
     if setup:
-        _set_up(session, bool(text or remote or by or far or all_words))
+        _set_up(session, bool(text or remote or by_words or by_meaning or far or all_words))
         return
+    if by_words and by_meaning:
+        raise UsageProblem("`--words` and `--meaning` exclude each other; without both, `adapt` chooses")
     words = " ".join(text)
-    check_ways(words, by=by or "auto", all_words=all_words, far=far)
+    by: By = "words" if by_words else "meaning" if by_meaning else "auto"
+    check_ways(words, by=by, all_words=all_words, far=far)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     if remote is not None:
         if far:
@@ -166,14 +170,14 @@ def search(
         from adapterhub.distribution.hub import Search
 
         query = Search(
-            text=words, task=task, ranks=ranks, method=method, limit=limit or 100, all_words=all_words, by=by or "auto"
+            text=words, task=task, ranks=ranks, method=method, limit=limit or 100, all_words=all_words, by=by
         )
         search_remote(session, hub, base, query)
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
     filters: dict[str, Any] = {"task": task, "ranks": ranks, "method": method, "all_words": all_words}
     with session.out.steps("compare", unit="adapters") as steps:
-        hits = find_installed(session, base, text=words, limit=limit, by=by or "auto", far=far, steps=steps, **filters)
+        hits = find_installed(session, base, text=words, limit=limit, by=by, far=far, steps=steps, **filters)
     _show(session, [hit.row for hit in hits.found], hits)
     if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
         session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")

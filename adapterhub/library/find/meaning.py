@@ -124,7 +124,7 @@ class Meaning:
             numbers, kept = self._vectors(index, filters)
             if whole and None in kept:
                 return None
-            block = Block([vectors or NOTHING for vectors in kept] if None in kept else kept)
+            block = Block([vectors or NOTHING for vectors in kept])
             best = block.best(block.scores(question), limit)
             rows = index.numbered(numbers[at] for at, _, _ in best)
             hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)

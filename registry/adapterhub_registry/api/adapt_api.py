@@ -92,13 +92,15 @@ def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery,
     """Adapters that meet all conditions, one for each repository: newest first, or at most 200 by relevance."""
     registry.repos.check_may_read(caller)
     asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
-    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance")
+    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
     with registry.db.read() as connection:
         rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
         page = found.search_adapters(connection, wanted, registry.repos.visible(caller), rank)
-    listed = [_adapter(row, page.fits.get(row.repo_id)) for row in page.rows]
-    by = None if not wanted.is_ranked else "words" if rank is None else "meaning"
-    return AdapterPage(adapters=listed, by=by, next_cursor=sealed_cursor(registry, page.next_cursor))
+    return AdapterPage(
+        adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
+        by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
+        next_cursor=sealed_cursor(registry, page.next_cursor),
+    )
 
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)
