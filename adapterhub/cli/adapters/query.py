@@ -31,7 +31,7 @@ from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.searching import Hits
+    from adapterhub.api.steps.searching import By, Hits
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
 

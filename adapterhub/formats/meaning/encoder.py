@@ -77,15 +77,18 @@ class Encoder:
             wide = _gelu(self._linear(x, f"{at}.intermediate.dense"))
             x = self._norm(self._linear(wide, f"{at}.output.dense") + x, f"{at}.output")
         mean: Vectors = x.mean(0)
-        return (mean / np.linalg.norm(mean)).astype(np.float32)
+        unit: Vectors = mean / np.linalg.norm(mean)
+        return unit
 
     def _linear(self, x: Vectors, name: str) -> Vectors:
-        return x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
+        out: Vectors = x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
+        return out
 
     def _norm(self, x: Vectors, name: str) -> Vectors:
         x = x - x.mean(-1, keepdims=True)
         x /= np.sqrt((x * x).mean(-1, keepdims=True) + _EPSILON)
-        return x * self._tensors[f"{name}.LayerNorm.weight"] + self._tensors[f"{name}.LayerNorm.bias"]
+        out: Vectors = x * self._tensors[f"{name}.LayerNorm.weight"] + self._tensors[f"{name}.LayerNorm.bias"]
+        return out
 
 
 def _gelu(x: Vectors) -> Vectors:
@@ -94,4 +97,5 @@ def _gelu(x: Vectors) -> Vectors:
     sum_ = np.float32(_ERF[0])
     for factor in _ERF[1:]:
         sum_ = sum_ * t + np.float32(factor)
-    return 0.5 * x * (1 + np.sign(x) * (1 - sum_ * t * np.exp(-size * size)))
+    out: Vectors = 0.5 * x * (1 + np.sign(x) * (1 - sum_ * t * np.exp(-size * size)))
+    return out
