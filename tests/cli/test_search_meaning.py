@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ABOUT = {
     "tenancy": "Questions about leases, deposits and landlords",
     "sql": "Writes database queries from plain sentences",
 }
+GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "json"
 QUESTION = "who pays when the tenant breaks something"
 
 
@@ -43,6 +45,8 @@ def test_setting_up_again_says_where_the_model_is(adapt: Adapt) -> None:
     said = adapt.json("search", "--setup")
 
     assert said == {"model": MODEL, "path": str(model_place(adapt.library.root))}
+    golden = (GOLDENS / "search.setup.json").read_text().replace("<home>", str(adapt.library.root))
+    assert json.loads(golden) == said
     kinds = {name: kind for chapter in documents.CHAPTERS.values() for name, kind in chapter.items()}
     TypeAdapter(kinds["search.setup"]).validate_python(said, strict=True)
     assert "stands alone" in adapt.fails(2, "search", "--setup", "films")
