@@ -35,6 +35,7 @@ VARIANTS: Final = {
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
+    "setup": "with `--setup`",
     "several": "with several folders",
     "tune": "with `--tune`",
 }

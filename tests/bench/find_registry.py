@@ -44,7 +44,7 @@ def searching(url: Callable[[Path], str]) -> Callable[[Sequence[Card], Path], Ca
     return prepare
 
 
-def _commit(number: int) -> str:
+def commit_of(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:40]
 
 
@@ -52,13 +52,19 @@ def _repo(number: int, card: Card) -> dict[str, object]:
     name = f"acme/{card.name}"
     names = {"full_name": name, "namespace": "acme", "folded": name, "folded_namespace": "acme"}
     times = {"created_by": "ann", "created_at": number, "modified_at": number}
-    return {"id": number, "private": False, "head": _commit(number), **names, **times}
+    return {"id": number, "private": False, "head": commit_of(number), **names, **times}
 
 
 def _adapter(number: int, card: Card) -> dict[str, object]:
-    facts = {"digest": _commit(number), "task": card.task, "description": card.description, "peft_type": "LORA"}
+    facts = {"digest": commit_of(number), "task": card.task, "description": card.description, "peft_type": "LORA"}
     texts = {"methods": "[]", "target_modules": "[]", "words": "", "examples": "\n".join(card.prompts)}
-    place = {"repo_id": number, "commit_id": _commit(number), "is_head": True, "is_listed": True, "created_at": number}
+    place = {
+        "repo_id": number,
+        "commit_id": commit_of(number),
+        "is_head": True,
+        "is_listed": True,
+        "created_at": number,
+    }
     return facts | texts | place
 
 

@@ -11,13 +11,17 @@ import pytest
 from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, releases, repos
 from adapterhub_registry.errors import Refusal
+from adapterhub_registry.meaning.nearest import Nearest
+from adapterhub_registry.meaning.vectors import make, model_place
 from adapterhub_registry.repos import adapter_search, search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 from adapterhub_registry.repos.adapters import write_words
 from adapterhub_registry.repos.search import Listing, Sort, list_repos
 from sqlalchemy import delete, select, text, true, update
 
+from adapterhub.formats.meaning.model import take_model
 from tests.registry.shared_servers import Postgres
+from tests.support.real_encoder import minilm_base
 
 MANY = 9000
 BASE = "b" * 64
@@ -378,3 +382,26 @@ def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[s
 )
 def test_a_listing_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any], sort: Sort) -> None:
     assert many(Listing(limit=20, sort=sort, **query)) < MANY // 30
+
+
+def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path) -> None:
+    take_model(minilm_base(), model_place(tmp_path))
+    database = Database(url)
+    fill(database, 5)
+    tell(database, TOLD | {5: ("sentiment", "Is this movie good or bad?")}, private=[5])
+    assert make(database, tmp_path) == 5
+    nearest = Nearest(tmp_path)
+    asked = AdapterQuery(q="is this movie good or bad", by_relevance=True)
+    readable = repos.c.private.is_(False)
+
+    with database.read() as connection:
+        page = search_adapters(connection, asked, readable, nearest.ranked)
+        everything = search_adapters(connection, asked, true(), nearest.ranked)
+    with database.begin() as connection:
+        connection.execute(delete(repos).where(repos.c.id == 5))
+    with database.read() as connection:
+        without = search_adapters(connection, asked, readable, nearest.ranked)
+
+    assert (page.rows[0].full_name, everything.rows[0].full_name) == ("acme/a-1", "acme/a-5")
+    assert (without.rows, without.fits) == (page.rows, page.fits)
+    database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,24 @@ from adapterhub.api.steps.searching import (
     SORTS,
     base_name,
     cells_of,
+    check_ways,
     find_installed,
     found_document,
     is_ranked,
+    near_text,
     search_installed,
     why_text,
 )
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
+from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.searching import By, Hits
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.library.store.index import BuildRow, Hit
+    from adapterhub.library.store.index import BuildRow
 
 
 @click.command("list")
@@ -108,6 +113,10 @@ def list_(
 )
 @click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
 @click.option("--all-words", is_flag=True, help="Find only adapters where each word of TEXT begins a word.")
+@click.option("--words", "by_words", is_flag=True, help="Search by words, even where search by meaning is set up.")
+@click.option("--meaning", "by_meaning", is_flag=True, help="Search by meaning, even for one word.")
+@click.option("--far", is_flag=True, help="By meaning: also show adapters that have little to do with TEXT.")
+@click.option("--setup", is_flag=True, help="Get the model for search by meaning into the library, once (84 MB).")
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
 )
@@ -124,38 +133,65 @@ def search(
     remote: str | None,
     token: str | None,
     all_words: bool,
+    by_words: bool,
+    by_meaning: bool,
+    far: bool,
+    setup: bool,
     limit: int | None,
 ) -> None:
     """Search installed adapters, or a server's with --remote, for what TEXT asks for.
 
     Of several words any may match, in any inflection; the best match comes first, with the reason: the name, the
     task, the description or an example prompt. One word alone matches the beginning of a word. Without TEXT, the
-    options choose.
+    options choose. Once --setup has fetched a small language model, several words are compared by what they mean.
 
     \b
     Examples:
       adapt search "is this film review good or bad"
+      adapt search --setup
       adapt search contract --base base-7b --max-rank 16
       adapt search --remote ours --base base-7b --task legal-qa
     """
+    if setup:
+        _set_up(session, bool(text or remote or by_words or by_meaning or far or all_words))
+        return
+    if by_words and by_meaning:
+        raise UsageProblem("`--words` and `--meaning` exclude each other; without both, `adapt` chooses")
     words = " ".join(text)
+    by: By = "words" if by_words else "meaning" if by_meaning else "auto"
+    check_ways(words, by=by, all_words=all_words, far=far)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
     if remote is not None:
+        if far:
+            raise UsageProblem("`--far` is for the library; a server decides what it shows")
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)
         from adapterhub.distribution.hub import PAGE, Search
 
-        search_remote(session, hub, base, Search(**filters, limit=limit or PAGE))
+        search_remote(session, hub, base, Search(**filters, limit=limit or PAGE, by=by))
         return
-    hits = find_installed(session, base, **filters, limit=limit)
-    _show(session, [hit.row for hit in hits], hits)
-    if limit is None and len(hits) == SHOWN_BEST and is_ranked(words, all_words=all_words):
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
+    with session.out.steps("compare", unit="adapters") as steps:
+        hits = find_installed(session, base, limit=limit, by=by, far=far, steps=steps, **filters)
+    _show(session, [hit.row for hit in hits.found], hits)
+    if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
         session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
 
 
-def _show(session: Session, rows: list[BuildRow], hits: list[Hit] | None = None) -> None:
+def _set_up(session: Session, has_more: bool) -> None:
+    from adapterhub.api.steps.find.model import set_up_search
+    from adapterhub.formats.meaning.model import MODEL
+
+    if has_more:
+        raise UsageProblem("`--setup` stands alone", hint="`adapt search --setup`, then search")
+    place = set_up_search(session, bar=sys.stderr if session.out.shows_bars else None)
+    facts = {"model": MODEL, "path": os.fspath(place)}
+    session.out.result(facts, lambda: session.out.line(f"search by meaning is set up: {place}"))
+
+
+def _show(session: Session, rows: list[BuildRow], hits: Hits | None = None) -> None:
     aliases = ask(session, lambda index: index.aliases())
     named = Aliases(session.root).by_build()
     moving = [named.get((row.full_name, row.digest), []) for row in rows]
@@ -166,9 +202,10 @@ def _show(session: Session, rows: list[BuildRow], hits: list[Hit] | None = None)
         if any(moving):
             columns = (*columns, "aliases")
             cells = [(*those, ",".join(names)) for those, names in zip(cells, moving, strict=True)]
-        if any(hit.matched for hit in hits or ()):
-            columns = (*columns, "why")
-            cells = [(*those, why_text(hit.matched)) for those, hit in zip(cells, hits or (), strict=True)]
+        if hits is not None and any(hit.matched for hit in hits.found):
+            columns = (*columns, *(["near"] if hits.by == "meaning" else []), "why")
+            whys = ((*near_text(hit.score, hits.by), why_text(hit.matched)) for hit in hits.found)
+            cells = [(*those, *why) for those, why in zip(cells, whys, strict=True)]
         session.out.table(columns, cells, right=("rank", "size"))
 
     def documents() -> list[dict[str, Any]]:
@@ -176,7 +213,8 @@ def _show(session: Session, rows: list[BuildRow], hits: list[Hit] | None = None)
         listed = [_row_document(row, aliases, session.root) | {"aliases": names} for row, names in pairs]
         if hits is None:
             return listed
-        return [one | found_document(hit.score, hit.matched) for one, hit in zip(listed, hits, strict=True)]
+        found = (found_document(hit.score, hit.matched, hits.by) for hit in hits.found)
+        return [one | more for one, more in zip(listed, found, strict=True)]
 
     session.out.result(documents, table)
     if not rows and not session.out.as_json:

@@ -44,5 +44,5 @@ def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str,
         "method": list(found.method),
         "description": found.description or None,
         "digest": found.digest,
-        **found_document(found.score, found.matched),
+        **found_document(found.score, found.matched, found.by),
     }

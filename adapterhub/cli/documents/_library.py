@@ -153,8 +153,16 @@ class Listed(TypedDict):
 class FoundBuild(Listed):
     """An installed build that a search found; without words, it has no score and no match."""
 
-    score: Annotated[float | None, "how well it fits the words, more is better; null where names give the order"]
+    score: Annotated[float | None, "how well it fits the text, more is better; null where names give the order"]
+    by: Annotated[str | None, "`words` or `meaning`: what the score compares; by meaning, 1 is the same text"]
     matched: WhyFound | None
+
+
+class SearchModel(TypedDict):
+    """The model for search by meaning in the library."""
+
+    model: Annotated[str, "which vectors belong together: 16 hex digits"]
+    path: Path
 
 
 class SignatureState(TypedDict):
@@ -328,6 +336,7 @@ ADAPTERS = {
     "install.dry-run": list[Plan],
     "list": list[Listed],
     "search": list[FoundBuild],
+    "search.setup": SearchModel,
     "show": Shown,
     "info": Shown,
     "show.recipe": ShownRecipe,

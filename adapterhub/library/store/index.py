@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
 from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.library.store import vectors
 
 if TYPE_CHECKING:
     from adapterhub.formats.relevance import Matched
@@ -180,6 +181,18 @@ class Index:
             limit = -1 if filters.limit is None else filters.limit
             return [Hit(BuildRow._make(row), None, None) for row in connection.execute(sql, (*values, limit))]
 
+    def vectors_of(self, filters: Filters, model: str) -> list[tuple[int, bytes | None]]:
+        """The numbers of the builds that match all but the text, each with its vectors of `model`, or None."""
+        with self._reading() as connection:
+            return vectors.vectors_of(connection, model, *_conditions(filters))
+
+    def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:
+        """The builds with these numbers that are still there, in this order."""
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE rowid = ?"  # noqa: S608 - own column names
+        with self._reading() as connection:
+            found = {number: connection.execute(sql, (number,)).fetchone() for number in numbers}
+        return {number: BuildRow._make(row) for number, row in found.items() if row is not None}
+
     def names(self) -> list[str]:
         """Every full name, once."""
         with self._reading() as connection:
@@ -249,6 +262,11 @@ class Index:
         with self._writing() as connection:
             _put(connection, "bases", BaseRow._fields, [row])
             _put(connection, "matches", _MATCH, matches)
+
+    def put_vectors(self, model: str, rows: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep `(folder, digest, vectors)` of the builds that are still there."""
+        with self._writing() as connection:
+            vectors.put_vectors(connection, model, rows)
 
     def remove_builds(self, folders: Iterable[str]) -> None:
         """Forget the builds in these folders, which are paths below the library's root."""
@@ -364,6 +382,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         database.execute(statement)
     database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
     database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
+    for statement in vectors.SCHEMA:
+        database.execute(statement)
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -92,12 +92,16 @@ def info(registry: RegistryOf) -> Info:
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
     """Adapters that meet all conditions, one for each repository: newest first, or at most 200 by relevance."""
     registry.repos.check_may_read(caller)
-    asked = query.model_dump(exclude={"rank_by"}) | {"cursor": opened_cursor(registry, query.cursor)}
-    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance")
+    asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
+    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
     with registry.db.read() as connection:
-        page = found.search_adapters(connection, wanted, registry.repos.visible(caller))
-    cursor = sealed_cursor(registry, page.next_cursor)
-    return AdapterPage(adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows], next_cursor=cursor)
+        rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
+        page = found.search_adapters(connection, wanted, registry.repos.visible(caller), rank)
+    return AdapterPage(
+        adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
+        by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
+        next_cursor=sealed_cursor(registry, page.next_cursor),
+    )
 
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)

@@ -58,7 +58,8 @@ class SearchQuery(BaseModel):
     """The conditions of a search. `base_sha256` is a prefix of any digest of the base's fingerprint.
 
     Each word of `q` has to be in the name, the task, the base or the description. With `rank_by=relevance` any word
-    matches, in any inflection.
+    matches, in any inflection; a server with the model for it then compares what several words mean, unless `by` says
+    otherwise.
     """
 
     base: Text | None = None
@@ -69,6 +70,7 @@ class SearchQuery(BaseModel):
     peft_type: Text | None = None
     q: Annotated[str, StringConstraints(max_length=MAX_QUESTION, pattern=_LINE)] | None = None
     rank_by: Literal["newest", "relevance"] = "newest"
+    by: Literal["auto", "words", "meaning"] = "auto"
     cursor: Text | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
 
@@ -116,9 +118,13 @@ class Adapter(Facts):
 
 
 class AdapterPage(Answer):
-    """One page; `next_cursor` leads to the next page and is null on the last."""
+    """One page; `next_cursor` leads to the next page and is null on the last.
+
+    `by` is what the scores compare; null where time gives the order.
+    """
 
     adapters: list[Adapter]
+    by: Literal["words", "meaning"] | None
     next_cursor: str | None
 
 

@@ -70,10 +70,10 @@ STEMS: Final = table("wording_stems", column("rowid"), column("wording_stems"))
 
 _PUT: Final = "INSERT INTO wording_stems (rowid, body) VALUES (new.repo_id, new.body);"
 _FORGET: Final = "INSERT INTO wording_stems (wording_stems, rowid, body) VALUES ('delete', old.repo_id, old.body);"
+_STEM_OPTIONS: Final = "content='wordings', content_rowid='repo_id', tokenize='porter unicode61', detail='none'"
 _STEMS: Final = {
     "sqlite": (
-        "CREATE VIRTUAL TABLE IF NOT EXISTS wording_stems USING fts5("
-        "body, content='wordings', content_rowid='repo_id', tokenize='porter unicode61', detail='none')",
+        f"CREATE VIRTUAL TABLE IF NOT EXISTS wording_stems USING fts5(body, {_STEM_OPTIONS})",
         f"CREATE TRIGGER IF NOT EXISTS wordings_added AFTER INSERT ON wordings BEGIN {_PUT} END",
         f"CREATE TRIGGER IF NOT EXISTS wordings_removed AFTER DELETE ON wordings BEGIN {_FORGET} END",
         f"CREATE TRIGGER IF NOT EXISTS wordings_changed AFTER UPDATE ON wordings BEGIN {_FORGET} {_PUT} END",

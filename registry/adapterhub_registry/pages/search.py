@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
@@ -97,7 +97,8 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
-        page = _page(connection, wanted, visible, at)
+        is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
+        page = _page(connection, wanted, visible, at, registry.nearest.ranked if is_meant else ranked)
         found = lines(connection, page.rows, page.fits)
     position = page.next_cursor
     next_url = wanted.url(cursor=str(sealed_cursor(registry, position))) if position else None
@@ -121,11 +122,17 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     )
 
 
-def _page(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> AdapterPage:
+def _page(
+    connection: Connection,
+    wanted: _Wanted,
+    visible: ColumnElement[bool],
+    at: str | None,
+    rank: Callable[..., AdapterPage],
+) -> AdapterPage:
     if wanted.order == "relevance":
         conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
         filters = [visible, _listed(wanted), *(one.filters for one in conditions)]
-        return ranked(connection, wanted.get("q"), filters, cursor=at, limit=PAGE_ROWS)
+        return rank(connection, wanted.get("q"), filters, cursor=at, limit=PAGE_ROWS)
     rows = _rows(connection, wanted, visible, at)
     last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
     return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -101,8 +101,15 @@ SHOWN: Final = select(
 """Adapters with what a list shows of their repositories; the join is up to the caller."""
 
 
-def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
+def search_adapters(
+    connection: Connection,
+    query: AdapterQuery,
+    visible: ColumnElement[bool],
+    rank: Callable[..., AdapterPage] | None = None,
+) -> AdapterPage:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
+
+    `rank` gives the order by relevance, as `ranked` does.
 
     Raises:
         Refusal: 400 for a malformed digest or cursor.
@@ -110,7 +117,7 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     if query.is_ranked:
         met = [one.filters for one in conditions_of(connection, replace(query, q=None))]
         met += [adapters.c.is_listed, visible]
-        return ranked(connection, query.q or "", met, cursor=query.cursor, limit=query.limit)
+        return (rank or ranked)(connection, query.q or "", met, cursor=query.cursor, limit=query.limit)
     conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
     found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
     if query.cursor is not None:
@@ -125,6 +132,18 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
+def start_of(cursor: str | None) -> int:
+    """Where a page of a ranking begins.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
+    """
+    first = int(cursor) if cursor and cursor.isdecimal() else 0
+    if cursor is not None and not 0 < first < MOST_RANKED:
+        raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+    return first
+
+
 def ranked(
     connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], *, cursor: str | None, limit: int
 ) -> AdapterPage:
@@ -135,9 +154,7 @@ def ranked(
     Raises:
         Refusal: 400 for a malformed cursor.
     """
-    first = int(cursor) if cursor and cursor.isdecimal() else 0
-    if cursor is not None and not 0 < first < MOST_RANKED:
-        raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+    first = start_of(cursor)
     words, holds = question_words(text), word_holder(connection)
 
     def meeting(number: ColumnElement[int]) -> Select[Any]:

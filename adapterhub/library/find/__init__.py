@@ -1,0 +1,1 @@
+"""Finding builds of a library by what they are about."""
