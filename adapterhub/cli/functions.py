@@ -57,7 +57,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "remove": _REMOVE,
     "uninstall": _REMOVE,
     "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
-    "search": {"Library.search": f"{_STEPS}.searching:search_installed"},
+    "search": {
+        "Library.search": f"{_STEPS}.searching:search_installed",
+        "Library.try_adapters": f"{_STEPS}.find.trying:try_candidates",
+    },
     "info": _INFO,
     "show": _INFO,
     "path": {"Library.path": f"{_STEPS}.finding:find_build"},

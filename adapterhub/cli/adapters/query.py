@@ -10,6 +10,7 @@ import click
 
 from adapterhub.api.steps.finding import ask, find_build
 from adapterhub.api.steps.searching import COLUMNS, SORTS, base_name, cells_of, search_installed
+from adapterhub.cli.adapters.search_try import TryOptions, search_and_try, try_options
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -97,6 +98,7 @@ def list_(
 )
 @click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
 @click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote: show at most N.")
+@try_options
 @common
 def search(
     session: Session,
@@ -110,15 +112,28 @@ def search(
     remote: str | None,
     token: str | None,
     limit: int,
+    examples: Path | None,
+    top: int | None,
+    yes: bool,
 ) -> None:
     """Search installed adapters, or a server's with --remote, for TEXT in name, task or description.
+
+    With --try, the best of them answer your examples on the base, and the measured loss orders them; nothing is merged,
+    and nothing of a server is installed.
 
     \b
     Examples:
       adapt search contract --base base-7b --max-rank 16
+      adapt search contract --base base-7b --try examples.jsonl
       adapt search --remote ours --base base-7b --task legal-qa
     """
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    trial = TryOptions(examples=examples, top=top, yes=yes)
+    trial.ensure_sense(base)
+    if examples is not None and base is not None:
+        query = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
+        search_and_try(session, trial, base, remote, token, query)
+        return
     if remote is not None:
         from adapterhub.cli.adapters.remote_search import search_remote
 

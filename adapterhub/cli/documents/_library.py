@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from adapterhub.api import health
+from adapterhub.api.steps.find import tried
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
@@ -320,6 +321,7 @@ ADAPTERS = {
     "install.dry-run": list[Plan],
     "list": list[Listed],
     "search": list[Listed],
+    "search.try": document_of(tried.Tried),
     "show": Shown,
     "info": Shown,
     "show.recipe": ShownRecipe,

@@ -1,0 +1,1 @@
+"""Finding the right adapter: trying candidates on a base."""

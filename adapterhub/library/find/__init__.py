@@ -1,0 +1,1 @@
+"""Finding the right adapter among many: what a search remembers."""
