@@ -91,6 +91,7 @@ def _planned(
     from adapterhub.api.steps.installing import plan_one
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.borrowing import borrowed
+    from adapterhub.distribution.install import admit
     from adapterhub.projects.places import objection_from
 
     spec = AdapterSpec.parse(hit.repo)
@@ -99,6 +100,8 @@ def _planned(
     objection = objection_from(session, None)
     plan: InstallPlan = plan_one(session, spec, where, base=base, objection=objection)
     policy = signatures or where.policy_of(plan.source)
+    if plan.present is None:
+        admit(session.library, plan.release, plan.source, plan.asked, policy)  # a kept loss needs no fetch
     manifest = plan.release.manifest
     return Candidate(
         name=plan.release.full_name,

@@ -102,7 +102,7 @@ class Rounds:
             _Entrant(candidate=one, place=at, forms=forms_of(one.manifest.prompt, self._examples))
             for at, one in enumerate(candidates)
         ]
-        self._ensure_agreed(entrants)
+        entrants = self._fetched(entrants, lost)
         with self._bars.steps("try", unit="trials") as progress:
             total = len(entrants) + (min(len(entrants), FINALISTS) if len(self._examples) > 1 else 0)
             finalists = alive = self._round(entrants, self._first, lost, lambda done: progress(done, total))
@@ -151,8 +151,7 @@ class Rounds:
             return Measured(*kept)
         self._load()
         if one.adapter is None:
-            with self._bars.progress(f"fetch {one.candidate.name}", one.candidate.fetch_bytes) as fetched:
-                one.adapter = self._loans.enter_context(one.candidate.lend(fetched))
+            one.adapter = self._loans.enter_context(one.candidate.lend(None))
         began = time.process_time()
         part = self._bench.measure(one.adapter, one.digest, form, span)
         one.cpu_s += time.process_time() - began
@@ -180,14 +179,24 @@ class Rounds:
         return {**self._decides, "examples": asked, "form": form.to_json()}
 
     # ------------------------------------------------------------ fetch
-    def _ensure_agreed(self, entrants: Sequence[_Entrant]) -> None:
-        """Announce what will be fetched, and have it agreed to."""
+    def _fetched(self, entrants: Sequence[_Entrant], lost: list[LeftOut]) -> list[_Entrant]:
+        """The entrants without those that cannot be fetched; what is fetched is announced, and agreed to."""
         fetch = [one for one in self._not_kept(entrants) if one.candidate.fetch_bytes]
         size_bytes = sum(one.candidate.fetch_bytes for one in fetch)
-        if fetch:
-            what = f"{len(fetch)} build{'s' * (len(fetch) != 1)}"
-            self._session.out.note(f"the trial fetches {what}, {size_text(size_bytes)}, and installs none")
-            self._agree(len(fetch), size_bytes)
+        if not fetch:
+            return list(entrants)
+        what = f"{len(fetch)} build{'s' * (len(fetch) != 1)}"
+        self._session.out.note(f"the trial fetches {what}, {size_text(size_bytes)}, and installs none")
+        self._agree(len(fetch), size_bytes)
+        failed = []
+        with self._bars.progress("fetch", size_bytes) as fetched:
+            for one in fetch:
+                try:
+                    one.adapter = self._loans.enter_context(one.candidate.lend(fetched))
+                except AdapterHubError as error:
+                    failed.append(one)
+                    lost.append(LeftOut(name=one.candidate.name, reason=error.message.splitlines()[0]))
+        return [one for one in entrants if one not in failed]
 
     def _not_kept(self, entrants: Sequence[_Entrant]) -> list[_Entrant]:
         """Those with a loss that is not kept; where the first round is known, the finalists among them."""
