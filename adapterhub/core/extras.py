@@ -26,6 +26,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "quantized": (*_WEIGHTS, "bitsandbytes"),
         "tune": (*_WEIGHTS, "cma"),
         "diffusion": (*_WEIGHTS, "diffusers"),
+        "find": ("numpy", "tokenizers"),
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
         "ui": _UI,
         "registry": (

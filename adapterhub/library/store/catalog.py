@@ -212,6 +212,12 @@ class Catalog:
                 row, pairs = base_row_of(each), _matches(each.fingerprint, declared.values())
                 self._write(partial(self.index.upsert_base, row, pairs))
 
+    def keep_vectors(self, model: str, rows: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep `(folder, digest, vectors)` of the builds that are still there; see `Index.put_vectors`."""
+        with self._store.lock("publish", exclusive=True), self._store.os_errors_as_refusals():
+            if self.index.path.exists():  # an index that another process takes away comes back with every build
+                self.index.put_vectors(model, rows)
+
     def forget_base(self, alias: str) -> None:
         """Remove a base from the index, and the components of a pipeline."""
         with self._store.lock("publish", exclusive=True), self.changing():

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
 from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.library.store import vectors
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
 
@@ -156,6 +157,18 @@ class Index:
         with self._reading() as connection:
             return [BuildRow._make(row) for row in connection.execute(sql, values)]
 
+    def vectors_of(self, filters: Filters, model: str) -> list[tuple[int, bytes | None]]:
+        """The numbers of the builds that match all but the text, each with its vectors of `model`, or None."""
+        with self._reading() as connection:
+            return vectors.vectors_of(connection, model, *_conditions(filters))
+
+    def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:
+        """The builds with these numbers that are still there, in this order."""
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE rowid = ?"  # noqa: S608 - own column names
+        with self._reading() as connection:
+            found = {number: connection.execute(sql, (number,)).fetchone() for number in numbers}
+        return {number: BuildRow._make(row) for number, row in found.items() if row is not None}
+
     def names(self) -> list[str]:
         """Every full name, once."""
         with self._reading() as connection:
@@ -225,6 +238,11 @@ class Index:
         with self._writing() as connection:
             _put(connection, "bases", BaseRow._fields, [row])
             _put(connection, "matches", _MATCH, matches)
+
+    def put_vectors(self, model: str, rows: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep `(folder, digest, vectors)` of the builds that are still there."""
+        with self._writing() as connection:
+            vectors.put_vectors(connection, model, rows)
 
     def remove_builds(self, folders: Iterable[str]) -> None:
         """Forget the builds in these folders, which are paths below the library's root."""
@@ -336,6 +354,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
     database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
     database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
+    for statement in vectors.SCHEMA:
+        database.execute(statement)
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +15,14 @@ class EmptyIndex:
     def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
+
+    def vectors_of(self, filters: Filters, model: str) -> list[tuple[int, bytes | None]]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
+    def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return {}
 
     def names(self) -> list[str]:
         """Nothing."""

