@@ -32,10 +32,12 @@ VARIANTS: Final = {
     "record": "with `--record`",
     "repair": "with `--repair`",
     "results": "with `--results`",
+    "router": "of a router",
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
     "several": "with several folders",
+    "try": "with `--try`",
     "tune": "with `--tune`",
 }
 _WORDS: Final = {"string": "text", "boolean": "true or false"}
