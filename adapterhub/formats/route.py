@@ -1,6 +1,6 @@
 """The routing file: the adapters among which `auto` chooses, with the vectors of their example prompts.
 
-It holds no text. The reference page is `docs/reference/route.md`.
+It holds no text. `docs/how-to/route.md` shows its use.
 """
 
 from __future__ import annotations
