@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.find.tried import LeftOut
+from adapterhub.api.steps.find.tried import NotTried
 from adapterhub.api.steps.searching import search_installed, search_server
 from adapterhub.core.errors import AdapterHubError
 
@@ -63,7 +63,7 @@ def server_candidates(
     remote: str,
     token: str | None,
     signatures: SignaturePolicy | None = None,
-) -> tuple[list[Candidate], list[LeftOut]]:
+) -> tuple[list[Candidate], list[NotTried]]:
     """The first builds on a server for a base, each as `install` would choose it, and those that it would refuse.
 
     Nothing is fetched but manifests.
@@ -76,12 +76,12 @@ def server_candidates(
     hub = session.named_hub(remote, token=token, offline=False)
     where = SpecSources(session, (), remote=remote, token=token, offline=False)
     found: list[Candidate] = []
-    left_out: list[LeftOut] = []
+    left_out: list[NotTried] = []
     for hit, _ in search_server(session, hub, base, search):
         try:
             found.append(_planned(session, hit, base, where, signatures))
         except AdapterHubError as error:
-            left_out.append(LeftOut(name=hit.repo, reason=error.message.splitlines()[0]))
+            left_out.append(NotTried(name=hit.repo, reason=error.message.splitlines()[0]))
     return found, left_out
 
 

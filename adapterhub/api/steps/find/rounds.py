@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.api.steps.contracts.testing import Question, what_decides
 from adapterhub.api.steps.find.candidates import Candidate
-from adapterhub.api.steps.find.tried import LeftOut, Trial, Tried, TriedBuild
+from adapterhub.api.steps.find.tried import NotTried, Trial, Tried, TriedBuild
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, problem_list
@@ -91,7 +91,7 @@ class Rounds:
         self._first: Span = (0, 1)
         self._rest: Span = (1, len(examples))
 
-    def run(self, query: str, candidates: Sequence[Candidate], left_out: Sequence[LeftOut]) -> Tried:
+    def run(self, query: str, candidates: Sequence[Candidate], left_out: Sequence[NotTried]) -> Tried:
         """The trial of all candidates.
 
         Raises:
@@ -117,7 +117,7 @@ class Rounds:
 
     # ------------------------------------------------------------ measure
     def _round(
-        self, entrants: Sequence[_Entrant], span: Span, lost: list[LeftOut], progress: Callable[[int], None]
+        self, entrants: Sequence[_Entrant], span: Span, lost: list[NotTried], progress: Callable[[int], None]
     ) -> list[_Entrant]:
         """Those of the entrants that could be measured."""
         if entrants:
@@ -127,7 +127,7 @@ class Rounds:
             try:
                 self._measure(one, span)
             except AdapterHubError as error:
-                lost.append(LeftOut(name=one.candidate.name, reason=error.message.splitlines()[0]))
+                lost.append(NotTried(name=one.candidate.name, reason=error.message.splitlines()[0]))
             else:
                 alive.append(one)
             progress(done)
@@ -179,7 +179,7 @@ class Rounds:
         return {**self._decides, "examples": asked, "form": form.to_json()}
 
     # ------------------------------------------------------------ fetch
-    def _fetched(self, entrants: Sequence[_Entrant], lost: list[LeftOut]) -> list[_Entrant]:
+    def _fetched(self, entrants: Sequence[_Entrant], lost: list[NotTried]) -> list[_Entrant]:
         """The entrants without those that cannot be fetched; what is fetched is announced, and agreed to."""
         fetch = [one for one in self._not_kept(entrants) if one.candidate.fetch_bytes]
         size_bytes = sum(one.candidate.fetch_bytes for one in fetch)
@@ -195,7 +195,7 @@ class Rounds:
                     one.adapter = self._loans.enter_context(one.candidate.lend(fetched))
                 except AdapterHubError as error:
                     failed.append(one)
-                    lost.append(LeftOut(name=one.candidate.name, reason=error.message.splitlines()[0]))
+                    lost.append(NotTried(name=one.candidate.name, reason=error.message.splitlines()[0]))
         return [one for one in entrants if one not in failed]
 
     def _not_kept(self, entrants: Sequence[_Entrant]) -> list[_Entrant]:
@@ -216,7 +216,7 @@ class Rounds:
 
     # ------------------------------------------------------------ tell
     def _tried(
-        self, query: str, finalists: Sequence[_Entrant], others: Sequence[_Entrant], lost: Sequence[LeftOut]
+        self, query: str, finalists: Sequence[_Entrant], others: Sequence[_Entrant], lost: Sequence[NotTried]
     ) -> Tried:
         base_loss = self._base_loss(finalists) if finalists else None
         gap = (base_loss or 0.0) - min((one.loss for one in finalists), default=0.0)

@@ -9,7 +9,7 @@ from adapterhub.formats.documented import Documented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut(Documented):
+class NotTried(Documented):
     """A candidate that was not tried, and why."""
 
     name: str
@@ -55,4 +55,4 @@ class Tried(Documented):
     examples: int
     best: Annotated[str | None, "the name of the first that leads; null: the base alone does better"]
     results: tuple[TriedBuild, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[NotTried, ...] = ()

@@ -18,7 +18,7 @@ from adapterhub.core.errors import BaseNotFound, NotAllowed
 from adapterhub.inference.tuning import Example, read_examples
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.find.tried import LeftOut, Tried
+    from adapterhub.api.steps.find.tried import NotTried, Tried
     from adapterhub.core.specs import BaseSpec
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
@@ -37,7 +37,7 @@ def try_candidates(
     candidates: Sequence[Candidate],
     examples: Path | Sequence[Example],
     *,
-    left_out: Sequence[LeftOut] = (),
+    left_out: Sequence[NotTried] = (),
     agree: Agree | None = None,
     bars: Bars,
 ) -> Tried:
