@@ -36,6 +36,7 @@ VARIANTS: Final = {
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
+    "setup": "with `--setup`",
     "several": "with several folders",
     "try": "with `--try`",
     "tune": "with `--tune`",

@@ -273,7 +273,15 @@ def test_files_are_read_in_one_sitting() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["search", "legal"], ["path", "nothing"], ["gc", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["search", "legal"],
+        ["search", "legal", "questions"],
+        ["path", "nothing"],
+        ["gc", "--help"],
+    ],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     forbidden = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich"]

@@ -16,6 +16,7 @@ from adapterhub.api.steps.finding import ask, find_build, installed_builds, seve
 from adapterhub.api.steps.searching import (
     COLUMNS,
     SERVER_COLUMNS,
+    By,
     cells_of,
     method_text,
     search_installed,
@@ -138,6 +139,10 @@ class WithAdapters(OpenedLibrary):
         max_rank: int | None = ...,
         method: str = ...,
         remote: None = ...,
+        limit: int | None = ...,
+        all_words: bool = ...,
+        by: By = ...,
+        far: bool = ...,
     ) -> Listing[Installed]: ...
     @overload
     def search(
@@ -151,7 +156,9 @@ class WithAdapters(OpenedLibrary):
         method: str = ...,
         remote: str,
         token: str | None = ...,
-        limit: int = ...,
+        limit: int | None = ...,
+        all_words: bool = ...,
+        by: By = ...,
     ) -> Listing[SearchHit]: ...
     def search(
         self,
@@ -164,21 +171,32 @@ class WithAdapters(OpenedLibrary):
         method: str = "",
         remote: str | None = None,
         token: str | None = None,
-        limit: int = 100,
+        limit: int | None = None,
+        all_words: bool = False,
+        by: By = "auto",
+        far: bool = False,
     ) -> Listing[Installed] | Listing[SearchHit]:
         """Search installed adapters, or with `remote` those on a server.
 
-        `text` is in the name, the task or the description; `task` is exact; `method` is a PEFT type or variant.
+        Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
+        each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
+        example prompts. `task` is exact; `method` is a PEFT type or variant. `limit` is 10 for several words and 100
+        of a server, else there is none. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several
+        words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
 
         Raises:
             BaseNotFound: `base` is not known here.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+            NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
+            UsageProblem: these options do not go together.
         """
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         if remote is not None:
-            from adapterhub.distribution.hub import Search
+            from adapterhub.distribution.hub import PAGE, Search
 
-            asked = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
+            words = " ".join(text)
+            most = limit or PAGE
+            asked = Search(text=words, task=task, ranks=ranks, method=method, limit=most, all_words=all_words, by=by)
             return self._search_server(remote, token, base, asked)
         rows = search_installed(
             self.session,
@@ -187,6 +205,10 @@ class WithAdapters(OpenedLibrary):
             task=task,
             ranks=ranks,
             method=method,
+            limit=limit,
+            all_words=all_words,
+            by=by,
+            far=far,
         )
         return self._listing(rows)
 

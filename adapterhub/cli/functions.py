@@ -60,6 +60,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "search": {
         "Library.search": f"{_STEPS}.searching:search_installed",
         "Library.try_adapters": f"{_STEPS}.find.trying:try_candidates",
+        "Library.set_up_search": f"{_STEPS}.find.model:set_up_search",
     },
     "info": _INFO,
     "show": _INFO,

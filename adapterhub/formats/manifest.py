@@ -7,7 +7,7 @@ the place where the adapter is published. The reference page is `docs/reference/
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ SIGNATURE_FILE = "model.sig"
 LIMIT_BYTES = 16 << 20
 _MAX_PARENTS = 1024
 _PROMPT = "prompt"
+_EXAMPLES = "prompts"
 _CUTS = ("rank", "energy", "max_error")  # the options that choose the size of a result
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
@@ -131,6 +132,12 @@ class Manifest:
         return None if held is None else PromptForm.from_json(held, "behaviour.prompt", knows_all=False)
 
     @property
+    def examples(self) -> tuple[str, ...]:
+        """Examples of what one asks the adapter, the texts in `behaviour.prompts`."""
+        held = self.behaviour.get(_EXAMPLES)
+        return tuple(text for text in held if isinstance(text, str)) if isinstance(held, list | tuple) else ()
+
+    @property
     def relation(self) -> str:
         """How the build came from its parents: `merged from` several, `resized from` one, or `made from` one."""
         options = self.recipe.get("options")
@@ -202,6 +209,11 @@ class Manifest:
             PromptForm.from_json(form.to_json(), "behaviour.prompt")
         rest = {key: item for key, item in self.behaviour.items() if key != _PROMPT}
         return replace(self, behaviour=rest if form is None else rest | {_PROMPT: form.to_json()})
+
+    def with_examples(self, examples: Sequence[str]) -> Manifest:
+        """The same build with examples of what one asks it, in place of those before."""
+        rest = {key: item for key, item in self.behaviour.items() if key != _EXAMPLES}
+        return replace(self, behaviour=rest | {_EXAMPLES: list(examples)} if examples else rest)
 
     def with_base(self, base: BaseRef) -> Manifest:
         """The same build with another `base`."""

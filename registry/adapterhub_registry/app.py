@@ -46,6 +46,8 @@ from adapterhub_registry.events.delivery import Deliverer
 from adapterhub_registry.events.outbox import prune
 from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
+from adapterhub_registry.meaning import vectors
+from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
@@ -58,6 +60,7 @@ log = logging.getLogger("adapterhub_registry")
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
 DERIVE_EVERY_S = 2.0
+VECTORS_EVERY_S = 5.0
 END_S = 5.0
 _POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
@@ -84,6 +87,7 @@ def open_registry(settings: Settings) -> Registry:
         telemetry=Telemetry(sys.stderr if settings.log_requests else None),
         webhooks=Webhooks(database, networks=settings.webhook_networks, limits=settings.limits),
         watch=Watch(database),
+        nearest=Nearest(settings.root),
     )
 
 
@@ -154,6 +158,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if settings.derives:
         derive = partial(worker.work, registry.db, registry.blobs, stopped=stopped)
         tasks.append(asyncio.create_task(repeat(derive, DERIVE_EVERY_S)))
+        make_vectors = partial(vectors.make, registry.db, settings.root, stopped=stopped)
+        tasks.append(asyncio.create_task(repeat(make_vectors, VECTORS_EVERY_S)))
     try:
         yield
     finally:

@@ -116,6 +116,7 @@ ELSEWHERE: dict[Parameter, str] = {
     ("merge", "--on"): "as `run --base`",
     ("mirror", "--base"): "a filter; both ends are servers",
     ("remove", "--project"): "as `uninstall --project`, the same command",
+    ("registry meaning", "folder"): "a model by its pinned digests; test_meaning_encoder.py",
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
     ("test", "--on"): "as `run --base`",

@@ -243,6 +243,7 @@ REFUSALS = [
     ("registry user revoke ann --root ./nowhere", 10),
     ("registry gc --root ./nowhere", 10),
     ("registry worker --root ./nowhere --once", 10),
+    ("registry meaning --root ./nowhere", 10),
     ("registry webhook add acme http://example.org --root ./nowhere", 10),
     ("registry webhook list --root ./nowhere", 10),
     ("registry webhook remove 1 --root ./nowhere", 10),

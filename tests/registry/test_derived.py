@@ -77,7 +77,9 @@ def test_a_worker_makes_what_waits_once_and_anew_on_request(server: Running) -> 
 
     first, second, third = (CliRunner().invoke(registry, [*here, *more]) for more in ([], [], ["--rebuild"]))
 
-    assert [json.loads(done.output) for done in (first, second, third)] == [{"records": n} for n in (2, 0, 2)]
+    assert [json.loads(done.output) for done in (first, second, third)] == [
+        {"records": n, "vectors": 0} for n in (2, 0, 2)
+    ]
     assert {row.state for row in rows(server)} == {"made"}
 
 

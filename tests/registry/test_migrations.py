@@ -52,10 +52,11 @@ def older(url: str, revision: str) -> None:
 
 
 def differences(database: Database) -> list[Any]:
-    """What the database has otherwise than the tables of the program, besides the index of trigrams."""
+    """What the database has otherwise than the tables of the program, besides the indexes of words."""
 
     def is_compared(_item: object, name: str | None, kind: str, *_: object) -> bool:
-        return not (name or "").startswith("texts_by_trigram" if kind == "index" else "text_trigrams")
+        own = ("texts_by_trigram", "wordings_by_stem") if kind == "index" else ("text_trigrams", "wording_stems")
+        return not (name or "").startswith(own)
 
     with database.begin() as connection:
         options = {"compare_type": True, "include_object": is_compared}
@@ -94,7 +95,17 @@ def test_a_database_of_the_schema_before_this_one_gets_the_new_tables(new_databa
     url = new_database()
     first = Database(url)
     with first.begin() as connection:
-        newer = ("texts", "alias_moves", "redirects", "access_requests", "records", "deliveries", "webhooks", "events")
+        newer = (
+            "wordings",
+            "texts",
+            "alias_moves",
+            "redirects",
+            "access_requests",
+            "records",
+            "deliveries",
+            "webhooks",
+            "events",
+        )
         for table in ("refusals", "derived", "parents", "results", "test_rules", "test_keys", *newer):
             connection.execute(text(f"DROP TABLE {table}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))

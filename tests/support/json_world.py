@@ -239,6 +239,7 @@ def _registry(w: World) -> None:
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
     w.says("registry-worker", "registry", "worker", *here, "--once")
+    w.says("registry-meaning", "registry", "meaning", *here)
     alone = w.folder / "registry-3"
     w.said["registry-serve"] = _first_documents("registry", "serve", "--root", alone, count=2)
     w.said["ui"] = _first_documents("ui", "--root", w.adapt.library.root, count=1)[0]

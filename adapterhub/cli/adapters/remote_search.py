@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.steps.searching import SERVER_COLUMNS, method_text, search_server
+from adapterhub.api.steps.searching import SERVER_COLUMNS, found_document, method_text, search_server, why_text
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
@@ -19,14 +19,11 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     rows = search_server(session, hub, base, search)
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
-    cells = [
-        (
-            *(d[key] for key in ("repository", "name", "version", "base", "fits", "task", "rank")),
-            method_text(d["method"]),
-        )
-        for d in documents
-    ]
-    session.out.result(documents, lambda: session.out.table(SERVER_COLUMNS, cells, right=("rank",)))
+    columns, cells = SERVER_COLUMNS, [(*(d[key] for key in _SHOWN), method_text(d["method"])) for d in documents]
+    if any(found.matched for found, _ in rows):
+        columns = (*columns, "why")
+        cells = [(*those, why_text(found.matched)) for those, (found, _) in zip(cells, rows, strict=True)]
+    session.out.result(documents, lambda: session.out.table(columns, cells, right=("rank",)))
     if not rows and not session.out.as_json:
         session.out.hint(f"no adapter on {hub.endpoint} matches; try fewer conditions")
 
@@ -46,4 +43,5 @@ def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str,
         "method": list(found.method),
         "description": found.description or None,
         "digest": found.digest,
+        **found_document(found.score, found.matched, found.by),
     }

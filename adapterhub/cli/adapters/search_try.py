@@ -30,7 +30,7 @@ class TryOptions:
     top: int | None
     yes: bool
 
-    def ensure_sense(self, base: BaseSpec | None) -> None:
+    def ensure_sense(self, base: BaseSpec | None, limit: int | None) -> None:
         """Refuse what does not go together.
 
         Raises:
@@ -38,6 +38,8 @@ class TryOptions:
         """
         if self.examples is None and (self.top is not None or self.yes):
             raise UsageProblem(f"`{'--top' if self.top is not None else '--yes'}` is for `--try`")
+        if self.examples is not None and limit is not None:
+            raise UsageProblem("`--limit` shows so many; with `--try`, `--top` tries so many")
         if self.examples is not None and base is None:
             raise UsageProblem("`--try` needs a base to try on", hint="add `--base NAME`; `adapt base list` shows them")
 
@@ -67,6 +69,8 @@ def search_and_try(
     remote: str | None,
     token: str | None,
     query: Mapping[str, Any],
+    *,
+    far: bool,
 ) -> None:
     """Search with the filters of `query`, try the first, and print them by their loss."""
     from adapterhub.api.steps.find.candidates import installed_candidates, server_candidates
@@ -75,7 +79,7 @@ def search_and_try(
     assert options.examples is not None
     most = options.top or DEFAULT_TOP
     if remote is None:
-        found, lost = installed_candidates(session, base, most, **query), []
+        found, lost = installed_candidates(session, base, most, **query, far=far), []
     else:
         from adapterhub.distribution.hub import Search
 

@@ -25,6 +25,7 @@ from adapterhub.cli.documents._parts import (
     TypedDict,
     Use,
     Verdict,
+    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.base import fingerprint
@@ -148,6 +149,21 @@ class Listed(TypedDict):
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
     aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
+
+
+class FoundBuild(Listed):
+    """An installed build that a search found; without words, it has no score and no match."""
+
+    score: Annotated[float | None, "how well it fits the text, more is better; null where names give the order"]
+    by: Annotated[str | None, "`words` or `meaning`: what the score compares; by meaning, 1 is the same text"]
+    matched: WhyFound | None
+
+
+class SearchModel(TypedDict):
+    """The model for search by meaning in the library."""
+
+    model: Annotated[str, "which vectors belong together: 16 hex digits"]
+    path: Path
 
 
 class SignatureState(TypedDict):
@@ -320,7 +336,8 @@ ADAPTERS = {
     "install.save": list[Installed],
     "install.dry-run": list[Plan],
     "list": list[Listed],
-    "search": list[Listed],
+    "search": list[FoundBuild],
+    "search.setup": SearchModel,
     "search.try": document_of(tried.Tried),
     "route": document_of(routing.Routed),
     "route.check": document_of(routing.CheckedRoute),

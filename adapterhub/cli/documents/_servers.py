@@ -17,6 +17,7 @@ from adapterhub.cli.documents._parts import (
     Size,
     TypedDict,
     Verdict,
+    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import withdrawal
@@ -216,6 +217,9 @@ class Found(TypedDict):
     method: list[str]
     description: str | None
     digest: Digest | None
+    score: Annotated[float | None, "how well it fits the text, more is better; null where the server does not say"]
+    by: Annotated[str | None, "`words` or `meaning`: what the score compares"]
+    matched: WhyFound | None
 
 
 class Header(TypedDict):
@@ -383,6 +387,14 @@ class MadeRecords(TypedDict):
     """What a worker of a registry made until it ended."""
 
     records: Annotated[int, "of the weights of builds"]
+    vectors: Annotated[int, "builds whose vectors were made, for search by meaning"]
+
+
+class MeaningModel(TypedDict):
+    """Whether a registry can search by meaning."""
+
+    model: Annotated[str | None, "which vectors belong together: 16 hex digits; null without the model"]
+    waiting: Annotated[int, "builds that wait for a worker to make their vectors"]
 
 
 KEYS = {
@@ -434,4 +446,5 @@ REGISTRY: dict[str, Any] = {
     "registry-tests": NamespaceRule,
     "registry-gc": FreedSpace,
     "registry-worker": MadeRecords,
+    "registry-meaning": MeaningModel,
 }

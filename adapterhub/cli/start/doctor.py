@@ -10,6 +10,7 @@ import click
 from adapterhub.api.health import health
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options
 from adapterhub.core.errors import EXIT_SOME_FAILED, UsageProblem
+from adapterhub.library.find.meaning import refresh
 
 
 @click.command()
@@ -56,6 +57,7 @@ def doctor(
     if rebuild_index:
         count = session.library.catalog.rebuild(set_newer_aside=True)
         session.out.note(f"index rebuilt: {count} builds")
+        refresh(session.library)
     lines = health(session, remote=remote, token=token, offline=offline, argv0=sys.argv[0])
 
     def text() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.hub._wire import Wire
+from adapterhub.formats.relevance import Matched
 
 PAGE = 100
 TAG_HEX = 32
@@ -25,6 +26,8 @@ class Search:
     """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one."""
 
     text: str = ""
+    all_words: bool = False
+    by: Literal["auto", "words", "meaning"] = "auto"
     base_weights: str = ""
     base_hub_id: str = ""
     task: str = ""
@@ -47,10 +50,14 @@ class SearchHit:
     method: tuple[str, ...]
     description: str
     digest: str | None
+    score: float | None = None
+    by: str | None = None
+    matched: Matched | None = None
 
 
 def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
     """Search by `/api/adapt/v1/adapters`, page by page."""
+    is_ranked = search.by == "meaning" or (len(search.text.split()) > 1 and not search.all_words)
     asked: dict[str, Any] = {
         "q": search.text,
         "base_sha256": search.base_weights,
@@ -60,13 +67,16 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
         "rank_max": search.ranks.high,
         "peft_type": search.method,
         "limit": min(search.limit, PAGE),
+        # a server that knows no order by relevance passes over the name, and matches every word
+        "rank_by": "relevance" if is_ranked else None,
+        "by": search.by if search.by != "auto" else None,
     }
     asked = {name: value for name, value in asked.items() if value not in (None, "")}
     found: list[SearchHit] = []
     while len(found) < search.limit:
         try:
             page = wire.json("api/adapt/v1/adapters", asked)
-            found += [_of_row(row) for row in page["adapters"]]
+            found += [_of_row(row, page.get("by")) for row in page["adapters"]]
             cursor = page["next_cursor"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RemoteUnreachable(f"search: {wire.endpoint} sent no list of adapters: {error!r}") from None
@@ -104,7 +114,7 @@ def _hub_id(text: str | None) -> str | None:
     return text if text is not None and is_hub_id(text) else None
 
 
-def _of_row(row: Mapping[str, Any]) -> SearchHit:
+def _of_row(row: Mapping[str, Any], by: object) -> SearchHit:
     weights = row["base_sha256"]
     return SearchHit(
         repo=str(row["repo"]),
@@ -117,6 +127,9 @@ def _of_row(row: Mapping[str, Any]) -> SearchHit:
         method=tuple(str(m) for m in row["method"]),
         description=str(row["description"]),
         digest=row["digest"],
+        score=row.get("score"),
+        by=str(by) if by in {"words", "meaning"} else None,
+        matched=Matched(str(row["matched"]["part"]), str(row["matched"]["text"])) if row.get("matched") else None,
     )
 
 

@@ -9,7 +9,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from adapterhub.formats.safetensors.file import BASE_LIMITS, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
 
 LAYERS: Final = 6
 HEADS: Final = 12
@@ -49,14 +51,14 @@ class Encoder:
             if t.dtype == "F32"
         }
 
-    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def vectors(self, texts: Sequence[str]) -> Vectors:
         """One row for each text, [texts, 384], of unit length."""
         found = np.empty((len(texts), SIZE), np.float32)
         for at, text in enumerate(texts):
             found[at] = self._vector(self._words.encode(text[:_SEEN_CHARACTERS]).ids)
         return found
 
-    def _vector(self, ids: list[int]) -> NDArray[np.float32]:
+    def _vector(self, ids: list[int]) -> Vectors:
         t, n = self._tensors, len(ids)
         names = ("word", "position", "token_type")
         word, position, kind = (t[f"embeddings.{name}_embeddings.weight"] for name in names)
@@ -74,22 +76,26 @@ class Encoder:
             x = self._norm(seen + x, f"{at}.attention.output")
             wide = _gelu(self._linear(x, f"{at}.intermediate.dense"))
             x = self._norm(self._linear(wide, f"{at}.output.dense") + x, f"{at}.output")
-        mean = x.mean(0)
-        return mean / np.linalg.norm(mean)
+        mean: Vectors = x.mean(0)
+        unit: Vectors = mean / np.linalg.norm(mean)
+        return unit
 
-    def _linear(self, x: NDArray[Any], name: str) -> NDArray[Any]:
-        return x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
+    def _linear(self, x: Vectors, name: str) -> Vectors:
+        out: Vectors = x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
+        return out
 
-    def _norm(self, x: NDArray[Any], name: str) -> NDArray[Any]:
+    def _norm(self, x: Vectors, name: str) -> Vectors:
         x = x - x.mean(-1, keepdims=True)
         x /= np.sqrt((x * x).mean(-1, keepdims=True) + _EPSILON)
-        return x * self._tensors[f"{name}.LayerNorm.weight"] + self._tensors[f"{name}.LayerNorm.bias"]
+        out: Vectors = x * self._tensors[f"{name}.LayerNorm.weight"] + self._tensors[f"{name}.LayerNorm.bias"]
+        return out
 
 
-def _gelu(x: NDArray[Any]) -> NDArray[Any]:
+def _gelu(x: Vectors) -> Vectors:
     size = np.abs(x) * np.float32(math.sqrt(0.5))
     t = 1 / (1 + np.float32(_ERF_P) * size)
     sum_ = np.float32(_ERF[0])
     for factor in _ERF[1:]:
         sum_ = sum_ * t + np.float32(factor)
-    return 0.5 * x * (1 + np.sign(x) * (1 - sum_ * t * np.exp(-size * size)))
+    out: Vectors = 0.5 * x * (1 + np.sign(x) * (1 - sum_ * t * np.exp(-size * size)))
+    return out

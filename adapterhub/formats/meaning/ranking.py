@@ -15,8 +15,14 @@ from adapterhub.formats.meaning.model import SIZE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NOTHING: Final = bytes(SIZE)
+"""The vectors of a build that has none; its score is 0."""
+
 PROMPT_SHARE: Final = 0.9
 """What the nearness of an example prompt counts beside that of the description."""
+
+LEAST_ALIKE: Final = 0.3
+"""The cosine of a prompt with the sum of the others, below which it does not count."""
 
 _SCALE: Final = 127.0
 _ROWS: Final = 512  # widened at a time, so that they stay in the cache
@@ -27,39 +33,55 @@ def packed(vectors: NDArray[Any]) -> bytes:
     return np.rint(vectors * _SCALE).astype(np.int8).tobytes()
 
 
+def packed_build(vectors: NDArray[Any]) -> bytes:
+    """As `packed`, of a build's description and prompts; zeros for a prompt that is unlike the other ones.
+
+    A card may name sixteen prompts. Those of one subject lie near each other; those that are to catch any question do
+    not.
+    """
+    prompts = vectors[1:]
+    if len(prompts) < 2:  # noqa: PLR2004 - nothing to compare with
+        return packed(vectors)
+    others = prompts.sum(0) - prompts
+    alike = (prompts * others).sum(1) >= LEAST_ALIKE * np.linalg.norm(others, axis=1)
+    return packed(np.concatenate((vectors[:1], prompts * alike[:, None])))
+
+
 class Block:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
-        self.counts = np.array([len(one) // SIZE for one in kept], np.int64)
-        self._starts = np.concatenate(([0], np.cumsum(self.counts)[:-1])) if kept else self.counts
+        self._kept = kept
+        self._counts = np.fromiter(map(len, kept), np.int64, len(kept)) // SIZE
+        self._starts = np.cumsum(self._counts) - self._counts
         self._rows = np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE)
 
-    def scores(self, question: NDArray[Any], *, prompts: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-        """The nearness of each part of each build to a unit vector, one behind the other.
+    def only(self, chosen: Sequence[tuple[int, bool]]) -> Block:
+        """The builds at these places, in their order, each with its prompts or without."""
+        if chosen == [(at, True) for at in range(len(self._kept))]:
+            return self
+        return Block([self._kept[at] if with_prompts else self._kept[at][:SIZE] for at, with_prompts in chosen])
 
-        `prompts` says for each build whether its example prompts count; by default all do.
-        """
+    def scores(self, question: NDArray[Any]) -> NDArray[Any]:
+        """The nearness of each part of each build to a unit vector, one behind the other."""
         found = np.empty(len(self._rows), np.float32)
         vector = (question / _SCALE).astype(np.float32)
         for at in range(0, len(found), _ROWS):
             found[at : at + _ROWS] = self._rows[at : at + _ROWS].astype(np.float32) @ vector
+        whole = found[self._starts]
         found *= np.float32(PROMPT_SHARE)
-        found[self._starts] /= np.float32(PROMPT_SHARE)
-        if prompts is not None:
-            hidden = ~np.repeat(prompts, self.counts)
-            hidden[self._starts] = False
-            found[hidden] = -1.0
+        found[self._starts] = whole
         return found
 
     def best(self, scores: NDArray[Any], most: int) -> list[tuple[int, float, int]]:
         """The nearest builds, at most `most`: place, score and the part that is nearest, 0 for the description."""
-        if not len(self.counts):
+        if not len(self._counts):
             return []
         tops = np.maximum.reduceat(scores, self._starts)
-        first = np.argsort(-tops, kind="stable")[:most]
+        first = np.argpartition(-tops, most)[:most] if most < len(tops) else np.arange(len(tops))
+        first = first[np.lexsort((first, -tops[first]))]
         return [
-            (int(at), float(tops[at]), int(scores[start : start + self.counts[at]].argmax()))
+            (int(at), float(tops[at]), int(scores[start : start + self._counts[at]].argmax()))
             for at in first
             for start in [int(self._starts[at])]
         ]

@@ -8,9 +8,8 @@ A registered base that is this model serves as well. Nothing here imports numpy 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,8 +18,9 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, StoreLocked
 from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
-from adapterhub.formats.meaning.texts import FAR, MOST_QUESTION_CHARACTERS, parts_of
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, IndexUnusable
+from adapterhub.formats.meaning.texts import FAR, FEWEST, parts_of
+from adapterhub.formats.relevance import MAX_QUESTION, Matched
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, IndexUnusable
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
@@ -30,28 +30,15 @@ if TYPE_CHECKING:
 WEIGHTS: Final = "sha256:1fc0b414cb8ad66600be4557bad9f4994043b18cb83c15ffc60e45ba74e0f1f7"
 """The fingerprint of the model as a base."""
 
-FEWEST: Final = 5
-"""So many builds are shown when all are far."""
-
 _AT_ONCE: Final = 64
 
 Steps = Callable[[int, int], None]
 """Called with the number of builds whose vectors are made, and of all that need them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
-    """A build, its score up to 1, and the text that is nearest: `part` is `description` or `prompt`."""
-
-    row: BuildRow
-    score: float
-    part: str
-    text: str
-
-    @property
-    def is_far(self) -> bool:
-        """Whether the build has little to do with the question."""
-        return self.score < FAR
+def is_far(hit: Hit) -> bool:
+    """Whether a build has little to do with the question."""
+    return hit.score is not None and hit.score < FAR
 
 
 def model_place(root: Path) -> Path:
@@ -124,26 +111,30 @@ class Meaning:
 
     def search(
         self, text: str, filters: Filters, *, limit: int, far: bool = False, steps: Steps | None = None
-    ) -> list[Near]:
+    ) -> list[Hit]:
         """The builds that match `filters`, nearest first; those that are far only with `far`, or when all are.
 
         The first search makes the vectors that are missing, at about 20 ms a build.
         """
-        from adapterhub.formats.meaning.ranking import Block
+        from adapterhub.formats.meaning.ranking import NOTHING, Block
 
-        self.make_missing(steps)
-        question = self._encoder.vectors([text[:MOST_QUESTION_CHARACTERS]])[0]
+        question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
 
-        def look(index: IndexReader) -> list[Near]:
-            found = [(number, kept) for number, kept in self._vectors(index, filters) if kept]
-            block = Block([kept for _, kept in found])
+        def look(index: IndexReader, *, whole: bool = True) -> list[Hit] | None:
+            numbers, kept = self._vectors(index, filters)
+            if whole and None in kept:
+                return None
+            block = Block([vectors or NOTHING for vectors in kept])
             best = block.best(block.scores(question), limit)
-            rows = index.numbered(found[at][0] for at, _, _ in best)
-            hits = ((rows.get(found[at][0]), score, part) for at, score, part in best)
-            return [_near(row, score, part) for row, score, part in hits if row is not None]
+            rows = index.numbered(numbers[at] for at, _, _ in best)
+            hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)
+            return [_hit(row, score, part) for row, score, part in hits if row is not None]
 
         hits = self._library.catalog.read(look)
-        near = [hit for hit in hits if far or not hit.is_far]
+        if hits is None:
+            self.make_missing(steps)  # what another command adds meanwhile waits for the next search
+            hits = self._library.catalog.read(partial(look, whole=False)) or []
+        near = [hit for hit in hits if far or not is_far(hit)]
         return near or hits[:FEWEST]
 
     def make_missing(self, steps: Steps | None = None) -> int:
@@ -162,27 +153,30 @@ class Meaning:
         rows = index.numbered(number for number, kept in index.vectors_of(Filters(), MODEL) if kept is None)
         return [row for row in rows.values() if (row.folder, row.digest) not in self._made]
 
-    def _vectors(self, index: IndexReader, filters: Filters) -> list[tuple[int, bytes | None]]:
+    def _vectors(self, index: IndexReader, filters: Filters) -> tuple[Sequence[int], Sequence[bytes | None]]:
+        """The numbers of the builds that match, and the vectors of each; loops over 10,000 are left to `zip`."""
         found = index.vectors_of(filters, MODEL)
-        lacking = [number for number, kept in found if kept is None] if self._made else []
-        made = {n: self._made.get((row.folder, row.digest)) for n, row in index.numbered(lacking).items()}
-        return [(number, kept or made.get(number)) for number, kept in found] if made else found
+        numbers, kept = zip(*found, strict=True) if found else ((), ())
+        if None in kept and self._made:
+            rows = index.numbered(number for number, vectors in found if vectors is None)
+            made = {number: self._made.get((row.folder, row.digest)) for number, row in rows.items()}
+            kept = tuple(vectors or made.get(number) for number, vectors in found)
+        return numbers, kept
 
     def _make(self, rows: Iterable[BuildRow]) -> Iterator[tuple[str, str, bytes]]:
-        from adapterhub.formats.meaning.ranking import packed
+        from adapterhub.formats.meaning.ranking import packed_build
 
         for row in rows:
-            yield row.folder, row.digest, packed(self._encoder.vectors(_parts(row)))
+            yield row.folder, row.digest, packed_build(self._encoder.vectors(_parts(row)))
 
 
 def _parts(row: BuildRow) -> list[str]:
-    return parts_of(row.name, row.task, row.description, getattr(row, "prompts", "").splitlines())
+    return parts_of(row.name, row.task, row.description, row.prompts.splitlines())
 
 
-def _near(row: BuildRow, score: float, part: int) -> Near:
-    if part:
-        return Near(row, round(score, 4), "prompt", _parts(row)[part])
-    return Near(row, round(score, 4), "description", row.description or row.name)
+def _hit(row: BuildRow, score: float, part: int) -> Hit:
+    matched = Matched("prompt", _parts(row)[part]) if part else Matched("description", row.description or row.name)
+    return Hit(row, round(score, 4), matched)
 
 
 def _check_base(library: InstalledBuilds, folder: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.claims import Claim
@@ -35,6 +35,9 @@ from adapterhub.library.store.index import (
     IndexUnusable,
 )
 from adapterhub.library.store.index_reader import EmptyIndex, IndexReader, holds_nothing
+
+if TYPE_CHECKING:
+    from adapterhub.formats.contract.contract import Contract
 
 _T = TypeVar("_T")
 
@@ -314,6 +317,8 @@ def folder_below(root: Path, build: Installed) -> str:
 
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
+    from adapterhub.formats.cards.telling import description_of, examples_of
+
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
         digest=manifest.digest,
@@ -324,7 +329,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         base_tensors=fingerprint.tensors if fingerprint else "",
         base_hub_id=build.base.hints.hub_id or "",
         task=manifest.task or "",
-        description=manifest.description,
+        description=description_of(manifest),
         method=",".join(manifest.method),
         rank=manifest.rank,
         alpha=manifest.alpha,
@@ -335,7 +340,16 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         parents=len(manifest.parents),
         folder=folder_below(root, build),
         added_at=build.added_at,
+        prompts="\n".join(examples_of(manifest, _contract_of(build))),
     )
+
+
+def _contract_of(build: Installed) -> Contract | None:
+    """The contract of a build, for the examples in it; None without a sound one, which other checks refuse."""
+    from adapterhub.formats.cards.widget import contract_shown
+    from adapterhub.formats.contract.contract import CONTRACT_FILE
+
+    return contract_shown(build.folder) if build.manifest.file(CONTRACT_FILE) is not None else None
 
 
 def base_row_of(record: BaseRecord) -> BaseRow:

@@ -1,4 +1,4 @@
-"""The index: installed builds by base, task and rank, and full text over name, task and description.
+"""The index: installed builds by base, task and rank, and by the words of what they say of themselves.
 
 The SQLite file is only a cache: the installed folders and the base records hold everything in it. Reads and writes use
 `sqlite3` (11 ms to import). Only the schema needs sqlite_utils, which costs 150 ms and numpy. Its upserts are not used:
@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.library.store import vectors
+
+if TYPE_CHECKING:
+    from adapterhub.formats.relevance import Matched
 
 SCHEMA_VERSION = 4
 _BUSY_MS = 30_000
@@ -43,6 +46,7 @@ class IndexNewer(IndexUnusable):
 class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
+    `prompts` are examples of what one asks it, one a line.
     `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
     that the index holds wherever the library lies.
     """
@@ -66,11 +70,20 @@ class BuildRow(NamedTuple):
     parents: int
     folder: str
     added_at: float
+    prompts: str = ""
 
     @property
     def full_name(self) -> str:
         """`acme/legal-qa` or `legal-qa`."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class Hit(NamedTuple):
+    """A build that a search found, and why; `score` is None where the order is that of the names."""
+
+    row: BuildRow
+    score: float | None
+    matched: Matched | None
 
 
 class BaseRow(NamedTuple):
@@ -87,9 +100,13 @@ class BaseRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints."""
+    """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints.
+
+    A build matches `text` if it holds any word of it, or with `all_words` if each begins one of its words.
+    """
 
     text: str = ""
+    all_words: bool = False
     bases: tuple[str, ...] | None = None
     base_hub_id: str = ""
     name: str = ""
@@ -101,6 +118,7 @@ class Filters:
 
 
 _COLUMNS = BuildRow._fields
+_LASTING = tuple(name for name in _COLUMNS if name != "added_at")
 _MATCH = ("registered", "declared")
 
 
@@ -140,22 +158,27 @@ class Index:
                 connection.close()
 
     def search(self, filters: Filters) -> list[BuildRow]:
-        """Builds that match every filter, by name, then newest first."""
+        """Builds that match every filter: by relevance for a text, else by name, then newest first."""
+        return [hit.row for hit in self.find(filters)]
+
+    def find(self, filters: Filters) -> list[Hit]:
+        """The builds of `search`, and why each matches the text."""
         where, values = _conditions(filters)
-        source = "builds"
-        if filters.text:
-            source = "builds JOIN builds_fts ON builds.rowid = builds_fts.rowid"
-            where.append("builds_fts MATCH ?")
-            values.append(fts_query(filters.text))
-        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM {source}"  # noqa: S608 - own column names
-        if where:
-            sql += " WHERE " + " AND ".join(where)
-        sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
-        if filters.limit is not None:
-            sql += " LIMIT ?"
-            values.append(filters.limit)
+        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"  # noqa: S608 - own column names
         with self._reading() as connection:
-            return [BuildRow._make(row) for row in connection.execute(sql, values)]
+            if filters.text:
+                from adapterhub.library.store.words import find_words
+
+                connection.execute("BEGIN")  # a row that was found is there to be read
+                hits = find_words(connection, filters.text, (where, values), filters.limit, all_words=filters.all_words)
+                one = f"{sql} WHERE rowid = ?"
+                rows = (connection.execute(one, (found.number,)).fetchone() for found in hits)
+                return [Hit(BuildRow._make(row), *found[1:]) for row, found in zip(rows, hits, strict=True)]
+            if where:
+                sql += " WHERE " + " AND ".join(where)
+            sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest LIMIT ?"
+            limit = -1 if filters.limit is None else filters.limit
+            return [Hit(BuildRow._make(row), None, None) for row in connection.execute(sql, (*values, limit))]
 
     def vectors_of(self, filters: Filters, model: str) -> list[tuple[int, bytes | None]]:
         """The numbers of the builds that match all but the text, each with its vectors of `model`, or None."""
@@ -230,7 +253,7 @@ class Index:
     def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
         with self._writing() as connection:
-            _put(connection, "builds", _COLUMNS, rows)
+            _put_builds(connection, rows)
             _put(connection, "matches", _MATCH, matches)
 
     def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
@@ -262,9 +285,10 @@ class Index:
         fresh = self.path.with_suffix(".new")
         _remove(fresh)
         with self._writing(fresh) as connection:
-            _put(connection, "builds", _COLUMNS, builds)
+            _put_builds(connection, builds)
             _put(connection, "bases", BaseRow._fields, bases)
             _put(connection, "matches", _MATCH, matches)
+            connection.execute("INSERT INTO builds_fts (builds_fts) VALUES ('optimize')")
             count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
         _remove(self.path, only_beside=True)
         fresh.replace(self.path)
@@ -291,10 +315,10 @@ class Index:
             connection.backup(copy)
             problems += [row[0] for row in copy.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
             if not problems:
-                copy.execute("INSERT INTO builds_fts(builds_fts, rank) VALUES ('integrity-check', 1)")
+                copy.execute("INSERT INTO builds_fts (builds_fts) VALUES ('integrity-check')")
             for table, names, wanted in (
                 # without `added_at`, the time of a folder, which any program may change
-                ("builds", _COLUMNS[:-1], {tuple(row[:-1]) for row in builds}),
+                ("builds", _LASTING, {tuple(getattr(row, name) for name in _LASTING) for row in builds}),
                 ("bases", BaseRow._fields, {tuple(row) for row in bases}),
                 ("matches", _MATCH, set(matches)),
             ):
@@ -342,6 +366,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         _check_schema(version, path)
     import sqlite_utils
 
+    from adapterhub.library.store import words
+
     database = sqlite_utils.Database(connection)
     integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
     types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
@@ -351,7 +377,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     builds.create_index(["name", "namespace"])
     builds.create_index(["task", "rank"])
     builds.create_index(["rank"])
-    builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
+    for statement in words.SCHEMA:
+        database.execute(statement)
     database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
     database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
     for statement in vectors.SCHEMA:
@@ -366,6 +393,15 @@ def _put(
     marks = ", ".join("?" * len(columns))
     sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - own names
     connection.executemany(sql, rows)
+
+
+def _put_builds(connection: sqlite3.Connection, rows: Iterable[BuildRow]) -> None:
+    from adapterhub.formats.relevance import Wording
+    from adapterhub.library.store.words import put_words
+
+    rows = list(rows)
+    _put(connection, "builds", _COLUMNS, rows)
+    put_words(connection, ((row.folder, Wording(row.name, row.task, row.description, row.prompts)) for row in rows))
 
 
 def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
@@ -393,10 +429,3 @@ def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
     if filters.method:
         add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
     return where, values
-
-
-def fts_query(text: str) -> str:
-    """An FTS5 query for typed text: every word must be the beginning of a word in the row."""
-    words = ["".join(c if c.isalnum() else " " for c in word).split() for word in text.split()]
-    flat = [part for word in words for part in word]
-    return " ".join(f'"{word}"*' for word in flat) or '""'

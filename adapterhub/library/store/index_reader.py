@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, Index
 
 
 class EmptyIndex:
@@ -23,6 +23,10 @@ class EmptyIndex:
     def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return {}
+
+    def find(self, filters: Filters) -> list[Hit]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
 
     def names(self) -> list[str]:
         """Nothing."""

@@ -30,7 +30,10 @@ class Facet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterLine:
-    """One adapter in a list; `downloads` is None where none are counted. Times are in milliseconds since 1970."""
+    """One adapter in a list; `downloads` is None where none are counted. Times are in milliseconds since 1970.
+
+    `example` is a prompt for it that matches the words of the search.
+    """
 
     repo: str
     url: str
@@ -44,6 +47,7 @@ class AdapterLine:
     license: str | None
     downloads: int | None
     modified_at: int
+    example: str = ""
     badges: tuple[Badge, ...] = ()
 
 

@@ -28,6 +28,7 @@ from adapterhub_registry.api.adapt_models import (
     ListedRelease,
     Log,
     LogEntry,
+    Matched,
     NewToken,
     Place,
     Places,
@@ -88,13 +89,18 @@ def info(registry: RegistryOf) -> Info:
 
 @router.get("/adapters", responses=_MISSING)
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
-    """Adapters that meet all conditions, one for each repository, newest first."""
+    """Adapters that meet all conditions, one for each repository: newest first, or at most 200 by relevance."""
     registry.repos.check_may_read(caller)
-    wanted = found.AdapterQuery(**query.model_dump() | {"cursor": opened_cursor(registry, query.cursor)})
+    asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
+    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
     with registry.db.read() as connection:
-        page = found.search_adapters(connection, wanted, registry.repos.visible(caller))
-    cursor = sealed_cursor(registry, page.next_cursor)
-    return AdapterPage(adapters=[_adapter(row) for row in page.rows], next_cursor=cursor)
+        rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
+        page = found.search_adapters(connection, wanted, registry.repos.visible(caller), rank)
+    return AdapterPage(
+        adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
+        by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
+        next_cursor=sealed_cursor(registry, page.next_cursor),
+    )
 
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)
@@ -301,7 +307,7 @@ def _metric(name: str, text: str, value: int | None) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {int(value or 0)}\n"
 
 
-def _adapter(row: Row[Any]) -> Adapter:
+def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
     return Adapter(
         **index.facts_json(row),
         repo=row.full_name,
@@ -309,6 +315,8 @@ def _adapter(row: Row[Any]) -> Adapter:
         private=row.private,
         downloads=row.downloads,
         last_modified=iso_time(row.modified_at),
+        score=fit.score if fit else None,
+        matched=Matched(part=fit.matched.part, text=fit.matched.text) if fit else None,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from adapterhub.formats.relevance import MAX_QUESTION
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
@@ -21,7 +22,8 @@ def whole(pattern: re.Pattern[str]) -> str:
 
 NAME, SHA256, USER_NAME = whole(names.PART), whole(names.SHA256), whole(USER)
 
-Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_LINE = r"^[^\x00-\x1f\x7f]*$"
+Text = Annotated[str, StringConstraints(max_length=256, pattern=_LINE)]
 """One line of text in a query."""
 
 
@@ -53,7 +55,12 @@ class Info(Answer):
 
 
 class SearchQuery(BaseModel):
-    """The conditions of a search. `base_sha256` is a prefix of any digest of the base's fingerprint."""
+    """The conditions of a search. `base_sha256` is a prefix of any digest of the base's fingerprint.
+
+    Each word of `q` has to be in the name, the task, the base or the description. With `rank_by=relevance` any word
+    matches, in any inflection; a server with the model for it then compares what several words mean, unless `by` says
+    otherwise.
+    """
 
     base: Text | None = None
     base_sha256: Annotated[str, StringConstraints(pattern=whole(BASE_DIGEST))] | None = None
@@ -61,7 +68,9 @@ class SearchQuery(BaseModel):
     rank_min: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     rank_max: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     peft_type: Text | None = None
-    q: Text | None = None
+    q: Annotated[str, StringConstraints(max_length=MAX_QUESTION, pattern=_LINE)] | None = None
+    rank_by: Literal["newest", "relevance"] = "newest"
+    by: Literal["auto", "words", "meaning"] = "auto"
     cursor: Text | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
 
@@ -86,20 +95,36 @@ class Facts(Answer):
     description: str
 
 
+class Matched(Answer):
+    """The part of a build's text that holds most of the words: `name`, `task`, `description` or `prompt`."""
+
+    part: str
+    text: str
+
+
 class Adapter(Facts):
-    """The adapter that represents a repository: its newest release, or the head of `main` without releases."""
+    """The adapter that represents a repository: its newest release, or the head of `main` without releases.
+
+    `score` says how well it fits the words where these give the order; more is better.
+    """
 
     repo: str
     commit: str
     private: bool
     downloads: int
     last_modified: str
+    score: float | None = None
+    matched: Matched | None = None
 
 
 class AdapterPage(Answer):
-    """One page; `next_cursor` leads to the next page and is null on the last."""
+    """One page; `next_cursor` leads to the next page and is null on the last.
+
+    `by` is what the scores compare; null where time gives the order.
+    """
 
     adapters: list[Adapter]
+    by: Literal["words", "meaning"] | None
     next_cursor: str | None
 
 

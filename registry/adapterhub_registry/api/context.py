@@ -27,6 +27,7 @@ from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
+from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.names import RepoId, known_repo_id, parse_path
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
@@ -52,6 +53,7 @@ class Registry:
     telemetry: Telemetry
     webhooks: Webhooks
     watch: Watch
+    nearest: Nearest
     once: Once = field(default_factory=Once)
 
 

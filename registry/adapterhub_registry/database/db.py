@@ -41,6 +41,7 @@ from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     alias_tables,
     derived_tables,
     event_tables,
+    meaning_tables,
     refusal_tables,
     result_tables,
     schema,
@@ -212,6 +213,7 @@ adapters = Table(
     Column("parameters", BigInteger),
     Column("description", Text),
     Column("words", Text, nullable=False),  # lower case: the text that a search matches
+    Column("examples", Text),  # what one asks it, one a line
     Column("is_head", Boolean, nullable=False),
     Column("is_listed", Boolean, nullable=False),  # the row that represents its repository in searches
     Column("created_at", BigInteger, nullable=False),

@@ -1,18 +1,39 @@
-"""What a search reads: indexes, the words by which it finds a repository, and the index of their trigrams.
+"""What a search reads: indexes, the words by which it finds a repository, and two indexes of these words.
 
-SQLite keeps the index in a table of FTS5, PostgreSQL in one of `pg_trgm`. A database that can have neither works, too:
-a search reads all words then.
+One holds trigrams, for parts of words, the other stems, for the order by relevance. SQLite keeps both in tables of
+FTS5; PostgreSQL has `pg_trgm` and its own text search. A database that can have neither works, too: a search reads all
+words then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, ForeignKey, Index, Table, Text, column, event, select, table, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Table,
+    TableClause,
+    Text,
+    and_,
+    column,
+    event,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from adapterhub.formats.relevance import Wording, words_of
 from adapterhub_registry.database.schema import metadata
 
 texts = Table(
@@ -23,24 +44,49 @@ texts = Table(
     Column("body", Text, nullable=False),
 )
 
-TRIGRAMS: Final = table("text_trigrams", column("rowid"), column("text_trigrams"))
-"""The index in SQLite, by the number of the repository; the column of its own name stands for all of it."""
+wordings = Table(
+    "wordings",
+    metadata,
+    # what the build that represents a repository says of itself, bounded; `body` is its words alone, in lower case
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("prompts", Text, nullable=False),  # one a line
+    Column("body", Text, nullable=False),
+)
 
-_OPTIONS: Final = "content='texts', content_rowid='repo_id', tokenize='trigram case_sensitive 1', detail='none'"
-_INDEX_TEXT: Final = "INSERT INTO text_trigrams (rowid, body) VALUES (new.repo_id, new.body);"
-_FORGET_TEXT: Final = "INSERT INTO text_trigrams (text_trigrams, rowid, body) VALUES ('delete', old.repo_id, old.body);"
-_FTS5: Final = (
-    # without positions: a search checks the words of what it finds
-    f"CREATE VIRTUAL TABLE IF NOT EXISTS text_trigrams USING fts5(body, {_OPTIONS})",
-    f"CREATE TRIGGER IF NOT EXISTS texts_added AFTER INSERT ON texts BEGIN {_INDEX_TEXT} END",
-    f"CREATE TRIGGER IF NOT EXISTS texts_removed AFTER DELETE ON texts BEGIN {_FORGET_TEXT} END",
-    f"CREATE TRIGGER IF NOT EXISTS texts_changed AFTER UPDATE ON texts BEGIN {_FORGET_TEXT} {_INDEX_TEXT} END",
-    "INSERT INTO text_trigrams (text_trigrams) VALUES ('rebuild')",
-)
-_GIN: Final = (
-    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
-    "CREATE INDEX IF NOT EXISTS texts_by_trigram ON texts USING gin (body gin_trgm_ops)",
-)
+TRIGRAMS: Final = table("text_trigrams", column("rowid"), column("text_trigrams"))
+STEMS: Final = table("wording_stems", column("rowid"), column("wording_stems"))
+"""The indexes in SQLite, by the number of the repository; the column of its own name stands for all of one."""
+
+
+def _fts5(name: str, content: str, tokenizer: str) -> tuple[str, ...]:
+    """What makes an index of the column `body` of `content`, and keeps it in step."""
+    put = f"INSERT INTO {name} (rowid, body) VALUES (new.repo_id, new.body);"  # noqa: S608 - own names
+    forget = f"INSERT INTO {name} ({name}, rowid, body) VALUES ('delete', old.repo_id, old.body);"  # noqa: S608 - own names
+    options = f"content='{content}', content_rowid='repo_id', tokenize='{tokenizer}', detail='none'"
+    return (
+        # without positions: a search checks the words of what it finds
+        f"CREATE VIRTUAL TABLE IF NOT EXISTS {name} USING fts5(body, {options})",
+        f"CREATE TRIGGER IF NOT EXISTS {content}_added AFTER INSERT ON {content} BEGIN {put} END",
+        f"CREATE TRIGGER IF NOT EXISTS {content}_removed AFTER DELETE ON {content} BEGIN {forget} END",
+        f"CREATE TRIGGER IF NOT EXISTS {content}_changed AFTER UPDATE ON {content} BEGIN {forget} {put} END",
+        f"INSERT INTO {name} ({name}) VALUES ('rebuild')",  # noqa: S608 - own names
+    )
+
+
+_TRIGRAMS: Final = {
+    "sqlite": _fts5("text_trigrams", "texts", "trigram case_sensitive 1"),
+    "postgresql": (
+        "CREATE EXTENSION IF NOT EXISTS pg_trgm",
+        "CREATE INDEX IF NOT EXISTS texts_by_trigram ON texts USING gin (body gin_trgm_ops)",
+    ),
+}
+_STEMS: Final = {
+    "sqlite": _fts5("wording_stems", "wordings", "porter unicode61"),
+    "postgresql": ("CREATE INDEX IF NOT EXISTS wordings_by_stem ON wordings USING gin (to_tsvector('english', body))",),
+}
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table) -> None:
@@ -67,29 +113,66 @@ def _rows(in_sqlite: str, in_postgresql: str = "") -> dict[str, Any]:
 
 def add_trigrams(connection: Connection) -> None:
     """Index the table `texts`, where the database can."""
+    _index(connection, _TRIGRAMS)
+
+
+def add_stems(connection: Connection) -> None:
+    """Index the table `wordings`, where the database can."""
+    _index(connection, _STEMS)
+
+
+def _index(connection: Connection, statements: Mapping[str, Sequence[str]]) -> None:
     try:
         with connection.begin_nested():
-            for statement in _GIN if connection.dialect.name == "postgresql" else _FTS5:
+            for statement in statements[connection.dialect.name]:
                 connection.exec_driver_sql(statement)
     except DBAPIError:  # an old SQLite, or a role of PostgreSQL that may not add an extension
         return
 
 
-def put_text(connection: Connection, repo_id: int, body: str) -> None:
+def put_text(connection: Connection, repo_id: int, body: str, wording: Wording) -> None:
     """Store the words of a repository in place of those before."""
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    row = build(texts).values(repo_id=repo_id, body=body)
-    connection.execute(row.on_conflict_do_update(index_elements=["repo_id"], set_={"body": body}))
+    said = wording._asdict() | {"body": " ".join(words_of(" ".join(wording)))}
+    for holder, values in ((texts, {"body": body}), (wordings, said)):
+        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        row = build(holder).values(repo_id=repo_id, **values)
+        connection.execute(row.on_conflict_do_update(index_elements=["repo_id"], set_=values))
 
 
-def has_trigrams(connection: Connection) -> bool:
+def has_index(connection: Connection, index: TableClause) -> bool:
     """Whether SQLite has the index; PostgreSQL uses its own by itself."""
     if connection.dialect.name != "sqlite":
         return False
     master = table("sqlite_master", column("name"))
-    return connection.scalar(select(master.c.name).where(master.c.name == TRIGRAMS.name)) is not None
+    return connection.scalar(select(master.c.name).where(master.c.name == index.name)) is not None
+
+
+def holds_words(
+    connection: Connection, words: Sequence[Sequence[str]]
+) -> tuple[ColumnElement[int], ColumnElement[bool]]:
+    """Where a search reads who holds a word of each of `words`, in any inflection.
+
+    That is the column with the numbers of repositories, and a condition. Words are letters and digits. A database
+    without the index finds the beginnings of words.
+    """
+    if connection.dialect.name == "postgresql":
+        query = " & ".join("(" + " | ".join(f"'{word}'" for word in some) + ")" for some in words)
+        english: ColumnElement[str] = literal_column("'english'")
+        holds = func.to_tsvector(english, wordings.c.body).op("@@")(func.to_tsquery(english, query))
+        return wordings.c.repo_id, holds
+    if has_index(connection, STEMS):
+        query = " AND ".join("(" + " OR ".join(f'"{word}"' for word in some) + ")" for some in words)
+        return STEMS.c.rowid, STEMS.c.wording_stems.op("MATCH")(query)
+    begin = literal(" ").concat(wordings.c.body)
+    any_of = (or_(*(begin.contains(f" {word}", autoescape=True) for word in some)) for some in words)
+    return wordings.c.repo_id, and_(*any_of)
 
 
 @event.listens_for(texts, "after_create")
 def _with_trigrams(_table: Table, connection: Connection, **_: object) -> None:
     add_trigrams(connection)
+
+
+@event.listens_for(wordings, "after_create")
+def _with_stems(_table: Table, connection: Connection, **_: object) -> None:
+    add_stems(connection)

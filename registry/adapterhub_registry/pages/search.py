@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlencode
 
@@ -16,6 +18,7 @@ from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.manifest import SIGNATURE_FILE, Manifest
+from adapterhub.formats.relevance import MOST_RANKED, question_words
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
 from adapterhub.pages.values.common import Badge, Link
@@ -30,14 +33,18 @@ from adapterhub_registry.repos.adapter_search import (
     SHOWN,
     AdapterQuery,
     Condition,
+    Fit,
+    Ranking,
     after,
     conditions_of,
     narrowed,
+    ranked,
 )
 
-Order = Literal["newest", "changed", "downloads"]
+Order = Literal["newest", "changed", "downloads", "relevance"]
 PAGE_ROWS: Final = 25
 _CURSOR = re.compile(r"([0-9]{1,18}) ([0-9]{1,18})")
+_BEST: Final = "Best match first"
 _ORDERS: Final[dict[Order, tuple[str, Column[Any]]]] = {
     "newest": ("Newest first", adapters.c.created_at),
     "changed": ("Last changed first", repos.c.modified_at),
@@ -68,7 +75,10 @@ class _Wanted:
     @property
     def order(self) -> Order:
         text = self.get("sort")
-        return cast("Order", text) if text in get_args(Order) else "newest"
+        several = len(question_words(self.get("q"))) > 1
+        if text == "relevance" or text not in get_args(Order):
+            return "relevance" if several else "newest"
+        return cast("Order", text)
 
     def url(self, **changed: str) -> str:
         kept = {name: text for name, text in (self.given | changed).items() if text}
@@ -85,19 +95,23 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
         wanted = _Wanted(given={"base": base} if base else {}, note=note)
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
-        rows = _rows(connection, wanted, registry.repos.visible(caller), at)
-        shown_rows = rows[:PAGE_ROWS]
-        found = lines(connection, shown_rows)
-    next_url = None
-    if len(rows) > PAGE_ROWS:
-        position = f"{rows[PAGE_ROWS - 1].place} {rows[PAGE_ROWS - 1].repo_id}"
-        next_url = wanted.url(cursor=str(sealed_cursor(registry, position)))
+        visible = registry.repos.visible(caller)
+        if wanted.order == "relevance":
+            is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
+            rank = registry.nearest.ranked if is_meant else ranked
+            rows, position, fits = _ranked(connection, wanted, visible, at, rank)
+        else:
+            rows, fits = _rows(connection, wanted, visible, at), {}
+            position = f"{rows[PAGE_ROWS - 1].place} {rows[PAGE_ROWS - 1].repo_id}" if len(rows) > PAGE_ROWS else None
+        found = lines(connection, rows[:PAGE_ROWS], fits)
+    next_url = wanted.url(cursor=str(sealed_cursor(registry, position))) if position else None
     base = wanted.get("base")
     return SearchPage(
         words=wanted.get("q"),
         facets=_facets(wanted),
         sorts=tuple(
-            Choice(value=order, text=text, chosen=order == wanted.order) for order, (text, _) in _ORDERS.items()
+            Choice(value=order, text=text, chosen=order == wanted.order)
+            for order, text in (("relevance", _BEST), *((order, text) for order, (text, _) in _ORDERS.items()))
         ),
         adapters=found,
         next_url=next_url,
@@ -109,6 +123,20 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
         feed_url=f"/feed?{urlencode({'base': base})}" if base else None,
         note=wanted.note,
     )
+
+
+def _ranked(
+    connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None, rank: Callable[..., Ranking]
+) -> tuple[list[Row[Any]], str | None, Mapping[int, Fit]]:
+    """A page of the rows by relevance, the position of the next, and why each matches."""
+    first = int(at) if at is not None and at.isdecimal() else 0
+    if at is not None and not 0 < first < MOST_RANKED:
+        raise bad_request("the cursor does not belong to this list")
+    conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
+    filters = [one.filters for one in conditions]
+    rows, fits = rank(connection, wanted.get("q"), visible, _listed(wanted), *filters)
+    end = first + PAGE_ROWS
+    return rows[first:end], str(end) if end < len(rows) else None, fits
 
 
 def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:
@@ -211,8 +239,10 @@ def _facets(wanted: _Wanted) -> tuple[Facet, ...]:
     return (*texts, *choices)
 
 
-def lines(connection: Connection, rows: list[Row[Any]]) -> tuple[AdapterLine, ...]:
-    """The lines of some rows of `SHOWN`."""
+def lines(
+    connection: Connection, rows: Sequence[Row[Any]], fits: Mapping[int, Fit] = MappingProxyType({})
+) -> tuple[AdapterLine, ...]:
+    """The lines of some rows of `SHOWN`, with why they were found where that is known."""
     numbers = {row.repo_id for row in rows}
     tags = select(repo_tags).where(repo_tags.c.repo_id.in_(numbers), repo_tags.c.tag.startswith("license:"))
     licenses = {row.repo_id: row.tag.removeprefix("license:") for row in connection.execute(tags)}
@@ -232,6 +262,7 @@ def lines(connection: Connection, rows: list[Row[Any]]) -> tuple[AdapterLine, ..
             license=licenses.get(row.repo_id),
             downloads=row.downloads,
             modified_at=row.modified_at,
+            example=_example(fits.get(row.repo_id)),
             badges=tuple(
                 badge
                 for badge, stands in (
@@ -243,6 +274,11 @@ def lines(connection: Connection, rows: list[Row[Any]]) -> tuple[AdapterLine, ..
         )
         for row in rows
     )
+
+
+def _example(fit: Fit | None) -> str:
+    """The example prompt that matches; the other parts of a build's text stand in its line anyway."""
+    return fit.matched.text if fit is not None and fit.matched.part == "prompt" else ""
 
 
 def _base_in(config: bytes) -> tuple[str, str]:

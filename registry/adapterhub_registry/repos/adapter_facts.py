@@ -17,6 +17,10 @@ from typing import Final
 from adapterhub.core.digests import canonical_json, digest_of, hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.cards.card import tags_for
+from adapterhub.formats.cards.telling import description_of, examples_of, own_words
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.reader import MAX_BYTES
+from adapterhub.formats.contract.reading import claims_contract, parse_contract
 from adapterhub.formats.manifest import (
     CONFIG_FILE,
     LIMIT_BYTES,
@@ -29,7 +33,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
-from adapterhub_registry.repos.card import read_card
+from adapterhub_registry.repos.card import card_text, read_card
 from adapterhub_registry.storage.blobs import BlobStore
 
 CONFIG_LIMIT_BYTES: Final = 1 << 20
@@ -66,6 +70,7 @@ class AdapterFacts:
     target_modules: tuple[str, ...] = ()
     dtype: str = ""
     parameters: int | None = None
+    examples: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
 
@@ -83,12 +88,12 @@ def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
         found = _with_header(found, header)
     manifest = manifest_of(files, blobs)
     if manifest is not None:
-        return _with_manifest(found, manifest)
-    card = read_card(blobs, files)
+        return _with_manifest(found, manifest, _contract(files, blobs))
+    card, text = read_card(blobs, files), own_words(card_text(blobs, files))
     task = next((t[len("adapter-task:") :] for t in _texts(card.get("tags")) if t.startswith("adapter-task:")), None)
     if task is None and isinstance(card.get("pipeline_tag"), str):
         task = card["pipeline_tag"]
-    return replace(found, task=_bounded(task) or None)
+    return replace(found, task=_bounded(task) or None, description=text)
 
 
 def _read(blobs: BlobStore, sha256: str, at_most: int) -> tuple[bytes, int]:
@@ -183,7 +188,17 @@ def manifest_of(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
     return None
 
 
-def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
+def _contract(files: Mapping[str, str], blobs: BlobStore) -> Contract | None:
+    """The contract, if it is sound."""
+    if CONTRACT_FILE not in files:
+        return None
+    raw, size = _read(blobs, files[CONTRACT_FILE], MAX_BYTES)
+    with contextlib.suppress(AdapterHubError, ValueError):
+        return parse_contract(raw) if size <= MAX_BYTES and claims_contract(raw) else None
+    return None
+
+
+def _with_manifest(found: AdapterFacts, manifest: Manifest, contract: Contract | None) -> AdapterFacts:
     fingerprint = manifest.base.fingerprint
     if fingerprint is not None:
         found = replace(
@@ -198,7 +213,8 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
         name=str(manifest.name),
         version=manifest.version,
         task=_bounded(manifest.task) or None,
-        description=manifest.description[:MAX_TEXT_CHARACTERS].replace("\0", ""),
+        description=description_of(manifest)[:MAX_TEXT_CHARACTERS].replace("\0", ""),
+        examples=tuple(text.replace("\0", "") for text in examples_of(manifest, contract)),
         base_model=_bounded(manifest.base.hints.hub_id) or found.base_model,
         methods=manifest.method or found.methods,
         rank=found.rank or _rank(manifest.rank),

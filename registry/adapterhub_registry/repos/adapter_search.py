@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
 
 from packaging.version import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.relevance import (
+    MOST_RANKED,
+    All,
+    Matched,
+    Wording,
+    find,
+    matched,
+    question_words,
+    weigh,
+)
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
-from adapterhub_registry.database.search_tables import TRIGRAMS, has_trigrams, texts
+from adapterhub_registry.database.search_tables import TRIGRAMS, has_index, holds_words, texts, wordings
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -29,7 +39,10 @@ BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterQuery:
-    """The conditions of a search; None matches anything. `base_sha256` is a prefix of at least 8 hex digits."""
+    """The conditions of a search; None matches anything. `base_sha256` is a prefix of at least 8 hex digits.
+
+    With `by_relevance`, any word of `q` matches, in any inflection, and the best match comes first.
+    """
 
     base: str | None = None
     base_sha256: str | None = None
@@ -38,16 +51,38 @@ class AdapterQuery:
     rank_max: int | None = None
     peft_type: str | None = None
     q: str | None = None
+    by_relevance: bool = False
     cursor: str | None = None
     limit: int = 50
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the rows come by relevance: without words there is none."""
+        return self.by_relevance and bool(question_words(self.q or ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How well a build fits the words of a search, and the part of its text that holds most of them."""
+
+    score: float
+    matched: Matched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPage:
-    """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last."""
+    """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last.
+
+    `fits` has an entry for each row that comes by relevance, by the number of its repository.
+    """
 
     rows: Sequence[Row[Any]]
     next_cursor: str | None
+    fits: Mapping[int, Fit] = field(default_factory=dict)
+
+
+Ranking: TypeAlias = tuple[list[Row[Any]], dict[int, Fit]]
+"""The rows of `SHOWN`, the best first, and how each fits, by the number of its repository."""
 
 
 SHOWN: Final = select(
@@ -60,12 +95,27 @@ SHOWN: Final = select(
 """Adapters with what a list shows of their repositories; the join is up to the caller."""
 
 
-def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
-    """One adapter for each repository that matches and that `visible` admits, newest first.
+def search_adapters(
+    connection: Connection,
+    query: AdapterQuery,
+    visible: ColumnElement[bool],
+    rank: Callable[..., Ranking] | None = None,
+) -> AdapterPage:
+    """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
+
+    `rank` gives the order by relevance, as `ranked` does.
 
     Raises:
         Refusal: 400 for a malformed digest or cursor.
     """
+    if query.is_ranked:
+        met = [one.filters for one in conditions_of(connection, replace(query, q=None))]
+        first = int(query.cursor) if query.cursor and query.cursor.isdecimal() else 0
+        if query.cursor is not None and not 0 < first < MOST_RANKED:
+            raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
+        best, fits = (rank or ranked)(connection, query.q or "", adapters.c.is_listed, visible, *met)
+        end = first + query.limit
+        return AdapterPage(rows=best[first:end], next_cursor=str(end) if end < len(best) else None, fits=fits)
     conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
     found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
     if query.cursor is not None:
@@ -78,6 +128,44 @@ def search_adapters(connection: Connection, query: AdapterQuery, visible: Column
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
+
+
+def ranked(connection: Connection, text: str, *conditions: ColumnElement[bool]) -> Ranking:
+    """The rows that meet the conditions and hold a word of `text`, the best 200 of them first, and how each fits.
+
+    Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
+    """
+    words = question_words(text)
+
+    def meeting(number: ColumnElement[int]) -> Select[Any]:
+        # an expression keeps a database from looking up each adapter in the index of words
+        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
+        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+
+    def holders(condition: All, most: int) -> Sequence[int]:
+        number, holds = holds_words(connection, condition)
+        return connection.scalars(meeting(number).where(holds).order_by(number).limit(most)).all()
+
+    by_number = wordings.c.repo_id
+    among = meeting(by_number)
+    few = connection.scalar(select(func.count()).select_from(among.limit(FEW).subquery())) or 0
+    newest = connection.scalar(among.order_by(by_number.desc()).limit(1)) or 0
+    # among many, the numbers tell how many there are, to a power of two
+    count = few if few < FEW else 1 << int(newest).bit_length()
+    found = find(words, count, 2 * MOST_RANKED, holders)
+    numbers = [one.number for one in found]
+    said = select(wordings).where(by_number.in_(numbers))
+    texts = {row.repo_id: Wording(row.name, row.task, row.description, row.prompts) for row in connection.execute(said)}
+    scores = {one.number: weigh(one, texts[one.number]) for one in found}
+    best = sorted(found, key=lambda one: (-scores[one.number], one.number))[:MOST_RANKED]
+    shown_rows = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+    shown_rows = shown_rows.where(adapters.c.repo_id.in_([one.number for one in best]))
+    rows = {row.repo_id: row for row in connection.execute(shown_rows)}
+    fits = {
+        one.number: Fit(score=round(scores[one.number], 2), matched=matched(one.words, texts[one.number]))
+        for one in best
+    }
+    return [rows[one.number] for one in best if one.number in rows], fits
 
 
 def after(order: ColumnElement[Any], value: int, number: ColumnElement[Any], repo_id: int) -> ColumnElement[bool]:
@@ -193,7 +281,7 @@ def _with_words(connection: Connection, words: Sequence[str]) -> Condition:
         filters.append(or_(named, adapters.c.words.contains(word, autoescape=True)))
         bodies.append(texts.c.body.contains(word, autoescape=True))
     grams = dict.fromkeys(word[at : at + 3] for word in words for at in range(len(word) - 2))
-    if grams and has_trigrams(connection):
+    if grams and has_index(connection, TRIGRAMS):
         quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
         query = " AND ".join(f'"{gram}"' for gram in quoted)
         holders = select(TRIGRAMS.c.rowid.label("repo_id")).where(TRIGRAMS.c.text_trigrams.op("MATCH")(query))

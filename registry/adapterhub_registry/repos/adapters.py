@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
 from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry.database.db import adapters, commits, insert_new, now_ms, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.result_tables import test_rules
@@ -101,10 +102,18 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
 def write_words(connection: Connection, repo_id: int) -> None:
     """Store the words by which a search finds a repository; call it when its name or its builds change."""
     shown_builds = adapters.c.is_listed | adapters.c.is_head
-    found = select(repos.c.full_name, adapters.c.words).join_from(repos, adapters, adapters.c.repo_id == repos.c.id)
-    rows = connection.execute(found.where(repos.c.id == repo_id, shown_builds)).all()
+    found = select(repos.c.full_name, adapters).join_from(repos, adapters, adapters.c.repo_id == repos.c.id)
+    found = found.where(repos.c.id == repo_id, shown_builds).order_by(adapters.c.is_listed.desc())
+    rows = connection.execute(found).all()
     if rows:
-        put_text(connection, repo_id, " ".join([rows[0].full_name.lower(), *(row.words for row in rows)]))
+        body = " ".join([rows[0].full_name.lower(), *(row.words for row in rows)])
+        put_text(connection, repo_id, body, wording_in(rows[0]))
+
+
+def wording_in(row: Row[Any]) -> Wording:
+    """What a row of `adapters`, with the name of its repository, says of the adapter."""
+    name = row.full_name if row.name in {None, row.full_name.partition("/")[2]} else f"{row.full_name} {row.name}"
+    return wording_of(name, row.task or "", row.description or "", (row.examples or "").splitlines())
 
 
 def _asks_for_tests(repo_id: int) -> ColumnElement[bool]:
@@ -207,6 +216,7 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
         "methods": json.dumps(adapter.methods),
         "target_modules": json.dumps(adapter.target_modules),
         "words": " ".join(text for text in words if text).lower(),
+        "examples": "\n".join(adapter.examples),
     }
     del values["tags"]
     key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}

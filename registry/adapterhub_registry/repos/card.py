@@ -31,6 +31,11 @@ def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
         return {}
 
 
+def card_text(blobs: BlobStore, files: Mapping[str, str]) -> str:
+    """The card at one commit as text; empty without a readable one."""
+    return _small_file(blobs, files.get(CARD), MAX_CARD_BYTES).decode("utf-8", "replace").replace("\0", "")
+
+
 def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     """The facts of `config.json` and `adapter_config.json` that model info shows."""
     shown: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import blobs, lock_space, places, repos, slices, uploads
 from adapterhub_registry.derived.worker import forget_unnamed
+from adapterhub_registry.meaning import vectors
 from adapterhub_registry.results import results
 from adapterhub_registry.storage.blobs import Freed, Kept
 from adapterhub_registry.upkeep import retention
@@ -116,6 +117,7 @@ def _forget(registry: Registry, before_s: float) -> None:
         connection.execute(delete(blobs).where(blobs.c.created_at < before_ms, ~placed, ~sent))
         results.forget(connection, before_ms)
         forget_unnamed(connection)
+        vectors.forget_unnamed(connection)
 
 
 def _unnamed(connection: Connection, some: Sequence[Kept], before_s: float, lost: Lost) -> set[str]:

@@ -40,9 +40,8 @@ class Candidate:
 def installed_candidates(session: Session, base: BaseSpec, most: int, **filters: object) -> list[Candidate]:
     """The first installed builds for a base in the order of the search."""
     library = session.library
-    builds = [
-        library.read_build(session.root / row.folder) for row in search_installed(session, base, **filters)[:most]
-    ]
+    rows = search_installed(session, base, limit=most, **filters)
+    builds = [library.read_build(session.root / row.folder) for row in rows]
     return [
         Candidate(
             name=build.full_name,

@@ -109,9 +109,7 @@ def prompts_of(build: Installed) -> tuple[str, ...]:
             asked = turns[-1] if turns else None
         if isinstance(asked, str):
             found.append(asked)
-    held = build.manifest.behaviour.get("prompts")
-    if not found and isinstance(held, list | tuple):
-        found = [text for text in held if isinstance(text, str)]
+    found = found or list(build.manifest.examples)
     return tuple(dict.fromkeys(text for text in found if text.strip()))[:MOST_PROMPTS]
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.start.demo_run import BASE_HUB_ID
-from adapterhub.cli.start.demo_run.base import Say, float32_argument, prepare_base, quiet_transformers
+from adapterhub.cli.start.demo_run.base import float32_argument, prepare_base, quiet_transformers
 from adapterhub.cli.start.demo_run.tasks import Example, Task, make_tasks
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.distribution.wheels import Say
 
 if TYPE_CHECKING:
     from torch import Tensor

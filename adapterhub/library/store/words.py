@@ -1,0 +1,112 @@
+"""The full-text index of a library's builds: FTS5 with Porter's stems over bounded texts, beside the table `builds`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from adapterhub.formats import relevance
+from adapterhub.formats.relevance import All, Matched, Wording, question_words, wording_of
+
+SCHEMA: Final = (
+    "CREATE VIRTUAL TABLE builds_fts USING fts5(name, task, description, prompts, tokenize='porter unicode61')",
+    "CREATE TRIGGER builds_gone AFTER DELETE ON builds BEGIN DELETE FROM builds_fts WHERE rowid = old.rowid; END",
+)
+Where: TypeAlias = tuple[Sequence[str], Sequence[object]]
+"""Conditions on `builds`, all of which have to hold, and their values."""
+
+_LONGEST_ENDING: Final = 4
+_FEWEST_LETTERS: Final = 4
+
+
+class Found(NamedTuple):
+    """A build that a search found, by its row's number; without a score where the order is that of the names."""
+
+    number: int
+    score: float | None
+    matched: Matched
+
+
+def put_words(connection: sqlite3.Connection, builds: Iterable[tuple[str, Wording]]) -> None:
+    """Index the words of builds by their folders, whose rows were just put in."""
+    rows = ((*wording_of(*text[:3], text.prompts.splitlines()), folder) for folder, text in builds)
+    connection.executemany(
+        "INSERT INTO builds_fts (rowid, name, task, description, prompts)"
+        " SELECT rowid, ?, ?, ?, ? FROM builds WHERE folder = ?",
+        rows,
+    )
+
+
+def find_words(
+    connection: sqlite3.Connection, text: str, where: Where, limit: int | None, *, all_words: bool
+) -> list[Found]:
+    """Builds whose words `text` asks for: by relevance, or those where each word begins a word, in any order.
+
+    One word alone is looked for as a beginning, too.
+    """
+    words = question_words(text)
+    if all_words or len(text.split()) == 1:
+        return _beginning(connection, text, where, limit)
+    if not words:
+        return []
+    most = min(limit or relevance.MOST_RANKED, relevance.MOST_RANKED)
+    source = "builds_fts" if not where[0] else "builds_fts JOIN builds ON builds.rowid = builds_fts.rowid"
+    conditions = " AND ".join(["builds_fts MATCH ?", *where[0]])
+    sql = f"SELECT builds_fts.rowid FROM {source} WHERE {conditions} ORDER BY builds_fts.rowid LIMIT ?"  # noqa: S608 - own conditions
+
+    def holders(condition: All, many: int) -> list[int]:
+        query = " AND ".join("(" + " OR ".join(f'"{word}"' for word in words) + ")" for words in condition)
+        return [row[0] for row in connection.execute(sql, (query, *where[1], many))]
+
+    count = int(connection.execute("SELECT coalesce(max(rowid), 0) FROM builds").fetchone()[0])
+    found = relevance.find(words, count, max(2 * most, 30), holders)
+    texts = _texts(connection, [one.number for one in found])
+    weighed = [(relevance.weigh(one, texts[one.number]), one) for one in found if one.number in texts]
+    weighed.sort(key=lambda pair: (-pair[0], texts[pair[1].number]))
+    return [
+        Found(one.number, round(score, 4), relevance.matched(one.words, texts[one.number]))
+        for score, one in weighed[:most]
+    ]
+
+
+def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, Wording]:
+    """The indexed texts of builds."""
+    found: dict[int, Wording] = {}
+    for at in range(0, len(numbers), 500):  # SQLite bounds the number of values
+        some = numbers[at : at + 500]
+        marks = ", ".join("?" * len(some))
+        sql = f"SELECT rowid, name, task, description, prompts FROM builds_fts WHERE rowid IN ({marks})"  # noqa: S608 - marks
+        found |= {row[0]: Wording(*row[1:]) for row in connection.execute(sql, some)}
+    return found
+
+
+def _beginning(connection: sqlite3.Connection, text: str, where: Where, limit: int | None) -> list[Found]:
+    """The builds where each word of `text` begins a word, those first whose name it begins.
+
+    The index holds stems, and `translatio` begins none: then shorter beginnings find builds, whose words are looked at.
+    """
+    words = relevance.words_of(text)
+    conditions = " AND ".join(["builds_fts MATCH ?", *where[0]])
+    sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"  # noqa: S608 - own conditions
+    for cut in range(_LONGEST_ENDING + 1) if words else ():
+        query = " AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words)
+        texts = _texts(connection, [row[0] for row in connection.execute(sql, (query, *where[1]))])
+        places = {number: _place(words, wording) for number, wording in texts.items()}
+        found = [number for number, place in places.items() if cut == 0 or place < len(_PLACES) - 1]
+        if found:
+            found.sort(key=lambda number: (places[number], texts[number]))
+            return [Found(number, None, relevance.matched(words, texts[number])) for number in found[:limit]]
+    return []
+
+
+_PLACES: Final = ("in the name", "in any text", "as another form of the word")
+
+
+def _place(words: Sequence[str], wording: Wording) -> int:
+    """The first of `_PLACES` that holds for all of `words`."""
+    for place, text in enumerate((wording.name, " ".join(wording))):
+        tokens = relevance.words_of(text)
+        if all(any(token.startswith(word) for token in tokens) for word in words):
+            return place
+    return len(_PLACES) - 1
