@@ -239,6 +239,7 @@ class WithAdapters(OpenedLibrary):
         bump: Bump | None = None,
         variant: bool = False,
         task: str | None = None,
+        examples: Sequence[str] = (),
         license: str | None = None,  # noqa: A002 - the option's name
         prompt: PromptForm | None = None,
         base: BaseLike | None = None,
@@ -257,6 +258,7 @@ class WithAdapters(OpenedLibrary):
             bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
             variant: add a build of another rank to a version that exists.
             task: what it is for, such as `legal-qa`.
+            examples: up to 16 prompts that show what one asks it; searches look for words in them, too.
             license: an SPDX expression; default: the one that the folder's README names.
             prompt: how the adapter wants to be asked; default: what the folder says for certain, such as a Modelfile.
             base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
@@ -279,7 +281,7 @@ class WithAdapters(OpenedLibrary):
         """
         check_naming(bump, variant=variant, version=version)
         folder, record, found = Path(folder).expanduser(), self.record_of(base), None
-        if not any((description, name, version, task, license, namespace, bump, variant, prompt)):
+        if not any((description, name, version, task, examples, license, namespace, bump, variant, prompt)):
             taken = installing.add_described(self.session, folder, base_of(base), progress=progress)
             if taken is not None:
                 return taken
@@ -298,6 +300,7 @@ class WithAdapters(OpenedLibrary):
                     prompt=prompt,
                     task=task,
                     description=description,
+                    examples=examples,
                     license=license,
                     named_after=ready.named_after,
                     base_sha256=ready.header.base_sha256,

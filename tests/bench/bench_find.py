@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from adapterhub.library.store.index import Filters, Index
-from tests.bench.find_meaning import meaning, torch_model
+from tests.bench.find_meaning import in_registry, meaning, torch_model
 from tests.bench.find_questions import AT, PLAIN, Card, many, questions, recall, row_of
+from tests.bench.find_registry import searching
 
 Search: TypeAlias = Callable[[str], Sequence[str]]
 OTHER_SUBJECTS: Final = ("find_likeness", "find_route")
@@ -64,7 +65,9 @@ def words(cards: Sequence[Card], folder: Path) -> Search:
 METHODS: Final = (
     Method("all words, by name", before),
     Method("words", words),
+    Method("words, registry", searching(lambda folder: f"sqlite:///{folder / 'registry.db'}")),
     Method("meaning", meaning, most_builds=10_000),
+    Method("meaning, registry", in_registry, most_builds=10_000),
     Method("meaning, in torch", torch_model, most_builds=10_000),
 )
 

@@ -59,7 +59,7 @@ def main() -> None:
         print(
             f"{builds:,} builds, base + task + rank range, 50 rows: {milliseconds(lambda: index.search(bounded)):.2f} ms"
         )
-        text = Filters(text="corpus 42", bases=(base,))
+        text = Filters(text="corpus 42", bases=(base,), all_words=True)
         like = "SELECT * FROM builds WHERE base_weights = ? AND description LIKE '%corpus 42%' ORDER BY name"
         ours, peer = (
             milliseconds(lambda: index.search(text)),

@@ -1,14 +1,19 @@
-"""Two ways to search by meaning for `bench_find`: ours, and the same model in torch. The model is fetched once."""
+"""Ways to search by meaning for `bench_find`: ours, and the same model in torch. The model is fetched once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command sets it
 
 import numpy as np
+from adapterhub_registry.database.db import Database, repos
+from adapterhub_registry.database.meaning_tables import meaning as table
+from adapterhub_registry.meaning import vectors
+from adapterhub_registry.meaning.nearest import Nearest
+from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 
 from adapterhub.formats.meaning.model import FILES, MODEL, SIZE
 from adapterhub.formats.meaning.ranking import packed
@@ -17,27 +22,59 @@ from adapterhub.library.find.meaning import model_place, opened
 from adapterhub.library.library import Library
 from adapterhub.library.store.index import Filters
 from tests.bench.find_questions import Card, cards, row_of
+from tests.bench.find_registry import commit_of, fill
 from tests.support.real_encoder import minilm_base
 
 
 def meaning(builds: Sequence[Card], folder: Path) -> Callable[[str], Sequence[str]]:
     """`adapt search` by meaning; builds beyond the real cards have random vectors, as the time depends on none."""
     library = Library(folder)
-    model_place(library.root).mkdir(parents=True)
-    for name in FILES:
-        (model_place(library.root) / name).symlink_to(minilm_base() / name)
-    rows, real = [row_of(card) for card in builds], len(cards())
+    _give_model(model_place(library.root))
+    rows = [row_of(card) for card in builds]
     library.catalog.index.rebuild(rows, [], [])
-    chance = np.random.default_rng(0).standard_normal((max(0, len(rows) - real), 1, SIZE))
-    made = [
-        (row.folder, row.digest, packed(one / np.linalg.norm(one)))
-        for row, one in zip(rows[real:], chance, strict=True)
-    ]
+    beyond = rows[len(cards()) :]
+    made = [(row.folder, row.digest, one) for row, one in zip(beyond, _random(len(beyond)), strict=True)]
     library.catalog.keep_vectors(MODEL, made)
     search = opened(library)
     assert search is not None
     search.make_missing()
     return lambda text: [hit.row.name for hit in search.search(text, Filters(), limit=10, far=True)]
+
+
+def in_registry(builds: Sequence[Card], folder: Path) -> Callable[[str], Sequence[str]]:
+    """The registry's search by meaning on SQLite; vectors as above."""
+    _give_model(vectors.model_place(folder))
+    database = Database(f"sqlite:///{folder / 'registry.db'}")
+    fill(database, builds)
+    beyond = range(len(cards()), len(builds))
+    made = [
+        {"repo_id": at + 1, "commit_id": commit_of(at + 1), "model": MODEL, "vectors": one}
+        for at, one in zip(beyond, _random(len(beyond)), strict=True)
+    ]
+    if made:
+        with database.begin() as connection:
+            connection.execute(table.insert(), made)
+    vectors.make(database, folder)
+    nearest = Nearest(folder)
+
+    def search(text: str) -> list[str]:
+        asked = AdapterQuery(q=text, by_relevance=True, limit=10)
+        with database.read() as connection:
+            page = search_adapters(connection, asked, repos.c.private.is_(False), nearest.ranked)
+        return [row.full_name.partition("/")[2] for row in page.rows]
+
+    return search
+
+
+def _give_model(place: Path) -> None:
+    place.mkdir(parents=True)
+    for name in FILES:
+        (place / name).symlink_to(minilm_base() / name)
+
+
+def _random(count: int) -> Iterator[bytes]:
+    for one in np.random.default_rng(0).standard_normal((count, 1, SIZE)):
+        yield packed(one / np.linalg.norm(one))
 
 
 def torch_model(builds: Sequence[Card], _folder: Path) -> Callable[[str], Sequence[str]]:

@@ -259,7 +259,7 @@ def test_pages_follow_the_cursor(server: Running, namespace: str, publish: Calla
         ("GET", "/adapters?rank_min=-1", None),
         ("GET", "/adapters?rank_max=" + "9" * 400, None),
         ("GET", "/adapters?base_sha256=xyz", None),
-        ("GET", "/adapters?q=" + "a" * 300, None),
+        ("GET", "/adapters?q=" + "a" * 1001, None),
         ("GET", "/adapters?q=%00", None),
         ("GET", "/blobs/xyz", None),
         ("GET", "/blobs/" + "A" * 64, None),

@@ -145,6 +145,7 @@ def describe_folder(
     task: str | None,
     description: str,
     license: str | None,  # noqa: A002 - the option's name
+    examples: Sequence[str] = (),
     named_after: Path | None = None,
     base_sha256: str = "",
 ) -> Described:
@@ -154,12 +155,12 @@ def describe_folder(
 
     Raises:
         SpecError: `name` or `version` does not parse.
-        UsageProblem: no name can be made of the folder's, or its chat template is too long to keep.
+        UsageProblem: no name can be made of the folder's, its chat template or an example is too long to keep.
     """
     from adapterhub.core.specs import parse_name, parse_version
     from adapterhub.library.identify.guess import guess_base, guess_name
-    from adapterhub.library.intake.description import Description
-    from adapterhub.library.intake.prompts import choose_form
+    from adapterhub.library.intake.description import Description, checked_examples
+    from adapterhub.library.intake.prompts import choose_form, says_nothing
 
     own = guess_name(named_after or folder) if name is None else parse_name(name)
     notes: list[str] = []
@@ -175,7 +176,10 @@ def describe_folder(
         description=description,
         license=license,
         prompt=chosen.form,
+        examples=checked_examples(examples),
     )
+    if not (description or examples or task) and says_nothing(folder):
+        notes.append(f"no description: a search finds `{own}` by its name alone; `--description TEXT` gives one")
     return Described(about=about, record=record, notes=tuple(note for note in (*notes, chosen.note) if note))
 
 

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 @click.option("--version", metavar="VERSION", help="PEP 440 version [default: 1.0.0].")
 @naming_options
 @click.option("--description", default="", metavar="TEXT", help="Describe the adapter in one sentence.")
+@click.option(
+    "--example",
+    "examples",
+    multiple=True,
+    metavar="TEXT",
+    help="Give a prompt as an example, for searches; repeatable.",
+)
 @click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one in the folder's README].")
 @prompt_options
 @common
@@ -45,6 +52,7 @@ def add(
     bump: Bump | None,
     variant: bool,
     description: str,
+    examples: tuple[str, ...],
     licence: str | None,
     form: PromptForm | None,
 ) -> None:
@@ -65,9 +73,13 @@ def add(
 
     Record with --prompt how the adapter wants to be asked: `adapt run`, `serve` and `export` use that form.
 
+    A search finds the adapter by its name, --task, --description and --example, by the prompts of its contract, and
+    without a description by what its README says.
+
     \b
     Examples:
       adapt add ./out/legal-qa --base base-7b --task legal-qa
+      adapt add ./out/film --description "Positive or negative film reviews" --example "Was it worth the ticket?"
       adapt add ./out/legal-qa-r4 --name legal-qa --bump minor
       adapt add ./out/larger --template "Which is larger? {input} Answer:"
       adapt add runs/*
@@ -88,7 +100,7 @@ def add(
     record = library.bases.find(base) if base is not None else None
     named = None if name is None else parse_name(name)
     number = parse_version(version or "1.0.0")
-    is_undescribed = not any((named, task, version, description, licence, bump, variant, no_base, form))
+    is_undescribed = not any((named, task, version, description, examples, licence, bump, variant, no_base, form))
 
     def add_one(folder: Path, progress: Progress) -> Added:
         from adapterhub.api.steps.installing import add_described, describe_folder
@@ -109,6 +121,7 @@ def add(
                 prompt=form,
                 task=task,
                 description=description,
+                examples=examples,
                 license=licence,
                 named_after=ready.named_after,
                 base_sha256=ready.header.base_sha256,

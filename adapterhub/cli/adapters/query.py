@@ -170,29 +170,25 @@ def search(
     by: By = "words" if by_words else "meaning" if by_meaning else "auto"
     check_ways(words, by=by, all_words=all_words, far=far)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
     trial = TryOptions(examples=examples, top=top, yes=yes)
     trial.ensure_sense(base, limit)
     if remote is not None and far:
         raise UsageProblem("`--far` is for the library; a server decides what it shows")
     if examples is not None and base is not None:
-        asked = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words, "by": by}
-        search_and_try(session, trial, base, remote, token, asked, far=far)
+        search_and_try(session, trial, base, remote, token, filters | {"by": by}, far=far)
         return
     if remote is not None:
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)
-        from adapterhub.distribution.hub import Search
+        from adapterhub.distribution.hub import PAGE, Search
 
-        query = Search(
-            text=words, task=task, ranks=ranks, method=method, limit=limit or 100, all_words=all_words, by=by
-        )
-        search_remote(session, hub, base, query)
+        search_remote(session, hub, base, Search(**filters, limit=limit or PAGE, by=by))
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
-    filters: dict[str, Any] = {"task": task, "ranks": ranks, "method": method, "all_words": all_words}
     with session.out.steps("compare", unit="adapters") as steps:
-        hits = find_installed(session, base, text=words, limit=limit, by=by, far=far, steps=steps, **filters)
+        hits = find_installed(session, base, limit=limit, by=by, far=far, steps=steps, **filters)
     _show(session, [hit.row for hit in hits.found], hits)
     if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
         session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
@@ -215,7 +211,8 @@ def _show(session: Session, rows: list[BuildRow], hits: Hits | None = None) -> N
     moving = [named.get((row.full_name, row.digest), []) for row in rows]
 
     def table() -> None:
-        columns, cells = COLUMNS, [cells_of(row, aliases) for row in rows]
+        columns: tuple[str, ...] = COLUMNS
+        cells: list[tuple[object, ...]] = [cells_of(row, aliases) for row in rows]
         if any(moving):
             columns = (*columns, "aliases")
             cells = [(*those, ",".join(names)) for those, names in zip(cells, moving, strict=True)]

@@ -19,7 +19,8 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     rows = search_server(session, hub, base, search)
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
-    columns, cells = SERVER_COLUMNS, [(*(d[key] for key in _SHOWN), method_text(d["method"])) for d in documents]
+    columns: tuple[str, ...] = SERVER_COLUMNS
+    cells: list[tuple[object, ...]] = [(*(d[key] for key in _SHOWN), method_text(d["method"])) for d in documents]
     if any(found.matched for found, _ in rows):
         columns = (*columns, "why")
         cells = [(*those, why_text(found.matched)) for those, (found, _) in zip(cells, rows, strict=True)]

@@ -31,7 +31,7 @@ from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
-from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
+from adapterhub.distribution.hub._search import PAGE, Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client, bounded_client
 from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._versions import (
@@ -51,6 +51,7 @@ from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
+    "PAGE",
     "Contents",
     "Event",
     "EventPage",

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract
 
 _READ_CHARACTERS: Final = 32_000
-_LEFT_OUT: Final = re.compile(
-    r"<!--.*?(?:-->|\Z)|```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|!\[[^\]\n]*\]\([^)\n]*\)", re.DOTALL
-)
-_LINK: Final = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
+_LEFT_OUT: Final = re.compile(r"<!--.*?(?:-->|\Z)|```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.DOTALL)
+_LINK: Final = re.compile(r"!?\[([^][\n]{0,300})\]\([^()\n]{0,300}\)")
+_FIGURE: Final = re.compile(r"[-*] [^:\n]{1,60}: [-+.,%e\d]+")
 _MARK: Final = re.compile(r"<[^>\n]{1,200}>|[*`_#>|]+|https?://\S+")
 _HEADING: Final = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
 _FIELD: Final = re.compile(r"[-*]?\s*\*\*[^*\n]{1,60}\*\*:?\s*.{0,300}$")
@@ -67,7 +66,13 @@ def own_words(card: str) -> str:
                 break
             continue
         said = _LINK.sub(lambda link: "" if link[0].startswith("!") else link[1], text)
-        if not said or said.startswith("|") or _FIELD.fullmatch(text) or said.lower().startswith(_OF_TEMPLATES):
+        if (
+            not said
+            or said.startswith("|")
+            or _FIELD.fullmatch(text)
+            or _FIGURE.fullmatch(text)
+            or said.lower().startswith(_OF_TEMPLATES)
+        ):
             continue
         kept.append(" ".join(_MARK.sub(" ", said).split()))
     return " ".join(filter(None, kept))[:MAX_DESCRIPTION].strip()

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed
+from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.prompts.form import PromptForm
+from adapterhub.formats.relevance import MAX_PROMPT, MAX_PROMPTS
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Subject
 from adapterhub.trust.verify.checks.contract import contract_of
@@ -28,6 +29,7 @@ def _empty() -> Mapping[str, Any]:
 class Description:
     """The author's description of an adapter; everything else comes from its files.
 
+    `examples` are prompts that show what one asks it.
     `base` is the reference to its base where no base record exists.
     """
 
@@ -38,6 +40,7 @@ class Description:
     description: str = ""
     license: str | None = None
     prompt: PromptForm | None = None
+    examples: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=_empty)
     metrics: Mapping[str, Any] = field(default_factory=_empty)
@@ -80,7 +83,25 @@ def describe(
         annotations=description.annotations,
         card=card,
     )
+    made = made.with_examples(checked_examples(description.examples))
     return made.with_prompt(description.prompt or _prompt_of_contract(subject))
+
+
+def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
+    """The example prompts as a manifest holds them: each once, without blanks at its ends.
+
+    Raises:
+        UsageProblem: there are more than 16, one has more than 500 characters, or one is empty.
+    """
+    kept = tuple(dict.fromkeys(text.strip() for text in examples))
+    if len(kept) > MAX_PROMPTS:
+        raise UsageProblem(f"{len(kept)} example prompts, and a build holds at most {MAX_PROMPTS}. Nothing was stored")
+    for number, text in enumerate(kept, 1):
+        if not 0 < len(text) <= MAX_PROMPT:
+            raise UsageProblem(
+                f"example prompt {number} has {len(text):,} characters; expected 1 to {MAX_PROMPT}. Nothing was stored"
+            )
+    return kept
 
 
 def _prompt_of_contract(subject: Subject) -> PromptForm | None:

@@ -20,6 +20,7 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_js
 from adapterhub.core.errors import AdapterHubError, UsageProblem, shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.cards.telling import own_words
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import claims_contract
@@ -88,6 +89,14 @@ def choose_form(folder: Path, asked: PromptForm | None, base: BaseHints | None) 
         hints.append(f"its folder holds a chat template, {whose}: `--prompt chat` keeps it")
     hints += _lesser_hints(folder)
     return PromptChoice(note=f"no prompt form is recorded: {'; '.join(hints)}" if hints else "")
+
+
+def says_nothing(folder: Path) -> bool:
+    """Whether the folder has neither a contract nor a card that says what the adapter is for."""
+    card = _read(folder, CARD_FILE, CARD_LIMIT_BYTES) or b""
+    return not (
+        own_words(card.decode(errors="replace")) or claims_contract(_read(folder, CONTRACT_FILE, MAX_BYTES) or b"")
+    )
 
 
 def template_in(folder: Path) -> FoundTemplate | None:

@@ -16,12 +16,17 @@ SCHEMA: Final = (
 Where: TypeAlias = tuple[Sequence[str], Sequence[object]]
 """Conditions on `builds`, all of which have to hold, and their values."""
 
+_MOST_READ: Final = 500
+"""Of more builds that a beginning finds, the words are not read again: their names give the order."""
 _LONGEST_ENDING: Final = 4
 _FEWEST_LETTERS: Final = 4
 
 
 class Found(NamedTuple):
-    """A build that a search found, by its row's number; without a score where the order is that of the names."""
+    """A build that a search found, by its row's number; without a score where the order is that of the names.
+
+    `matched` is None where too many builds were found to look at each.
+    """
 
     number: int
     score: float | None
@@ -89,13 +94,17 @@ def _beginning(connection: sqlite3.Connection, text: str, where: Where, limit: i
     words = relevance.words_of(text)
     conditions = " AND ".join(["builds_fts MATCH ?", *where[0]])
     sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"  # noqa: S608 - own conditions
+    sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
     for cut in range(_LONGEST_ENDING + 1) if words else ():
         query = " AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words)
-        texts = _texts(connection, [row[0] for row in connection.execute(sql, (query, *where[1]))])
-        places = {number: _place(words, wording) for number, wording in texts.items()}
-        found = [number for number, place in places.items() if cut == 0 or place < len(_PLACES) - 1]
+        found = [row[0] for row in connection.execute(sql, (query, *where[1]))]
+        if len(found) > _MOST_READ:
+            return [Found(number, None, None) for number in found[:limit]]
+        texts = _texts(connection, found)
+        places = {number: _place(words, texts[number]) for number in found}
+        found = [number for number in found if cut == 0 or places[number] < len(_PLACES) - 1]
         if found:
-            found.sort(key=lambda number: (places[number], texts[number]))
+            found.sort(key=lambda number: places[number])
             return [Found(number, None, relevance.matched(words, texts[number])) for number in found[:limit]]
     return []
 

@@ -7,8 +7,8 @@ words then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -147,25 +147,41 @@ def has_index(connection: Connection, index: TableClause) -> bool:
     return connection.scalar(select(master.c.name).where(master.c.name == index.name)) is not None
 
 
-def holds_words(
-    connection: Connection, words: Sequence[Sequence[str]]
-) -> tuple[ColumnElement[int], ColumnElement[bool]]:
-    """Where a search reads who holds a word of each of `words`, in any inflection.
+class WordHolder(NamedTuple):
+    """Where a search reads who holds words: the column with the numbers of repositories, and what makes a condition.
 
-    That is the column with the numbers of repositories, and a condition. Words are letters and digits. A database
-    without the index finds the beginnings of words.
+    The condition holds for the rows with a word of each of some lists, in any inflection; words are letters and digits.
     """
+
+    number: ColumnElement[int]
+    condition: Callable[[Sequence[Sequence[str]]], ColumnElement[bool]]
+
+
+def word_holder(connection: Connection) -> WordHolder:
+    """The index of stems; a database without it finds the beginnings of words."""
     if connection.dialect.name == "postgresql":
-        query = " & ".join("(" + " | ".join(f"'{word}'" for word in some) + ")" for some in words)
         english: ColumnElement[str] = literal_column("'english'")
-        holds = func.to_tsvector(english, wordings.c.body).op("@@")(func.to_tsquery(english, query))
-        return wordings.c.repo_id, holds
+        stems = func.to_tsvector(english, wordings.c.body)
+
+        def by_text_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
+            return stems.op("@@")(func.to_tsquery(english, _query(words, "'", "|", "&")))
+
+        return WordHolder(wordings.c.repo_id, by_text_search)
     if has_index(connection, STEMS):
-        query = " AND ".join("(" + " OR ".join(f'"{word}"' for word in some) + ")" for some in words)
-        return STEMS.c.rowid, STEMS.c.wording_stems.op("MATCH")(query)
+        return WordHolder(
+            STEMS.c.rowid, lambda words: STEMS.c.wording_stems.op("MATCH")(_query(words, '"', "OR", "AND"))
+        )
     begin = literal(" ").concat(wordings.c.body)
-    any_of = (or_(*(begin.contains(f" {word}", autoescape=True) for word in some)) for some in words)
-    return wordings.c.repo_id, and_(*any_of)
+
+    def by_beginning(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
+        return and_(*(or_(*(begin.contains(f" {word}", autoescape=True) for word in some)) for some in words))
+
+    return WordHolder(wordings.c.repo_id, by_beginning)
+
+
+def _query(words: Sequence[Sequence[str]], quote: str, either: str, both: str) -> str:
+    """Such as `("is" OR "are") AND ("film")`."""
+    return f" {both} ".join("(" + f" {either} ".join(f"{quote}{word}{quote}" for word in some) + ")" for some in words)
 
 
 @event.listens_for(texts, "after_create")

@@ -23,7 +23,7 @@ from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.meaning.vectors import has_model, model_place, parts
-from adapterhub_registry.repos.adapter_search import SHOWN, Fit, Ranking
+from adapterhub_registry.repos.adapter_search import SHOWN, AdapterPage, Fit, start_of
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
@@ -65,11 +65,23 @@ class Nearest:
 
         return Encoder(model_place(self._root))
 
-    def ranked(self, connection: Connection, text: str, *conditions: ColumnElement[bool]) -> Ranking:
+    def ranked(
+        self,
+        connection: Connection,
+        text: str,
+        conditions: Sequence[ColumnElement[bool]],
+        *,
+        cursor: str | None,
+        limit: int,
+    ) -> AdapterPage:
         """The builds that meet the conditions, nearest first, as `adapter_search.ranked` gives them by words.
 
-        At most 200 near ones; when all are far from the text, the best five.
+        When all are far from the text, the best five.
+
+        Raises:
+            Refusal: 400 for a malformed cursor.
         """
+        first = start_of(cursor)
         joined = repos.c.id == adapters.c.repo_id
         permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated).join(repos, joined)
         held = self._read(connection)
@@ -80,14 +92,16 @@ class Nearest:
         block = held.block.only([(place, row.gated is None) for row, place in known])
         best = [(known[at][0].repo_id, *fit) for at, *fit in block.best(block.scores(question), MOST_RANKED)]
         near = [one for one in best if one[1] >= FAR] or best[:FEWEST]
-        shown_rows = SHOWN.join(repos, joined).where(*conditions, adapters.c.repo_id.in_([one[0] for one in near]))
+        page, end = near[first : first + limit], first + limit
+        shown_rows = SHOWN.join(repos, joined).where(*conditions, adapters.c.repo_id.in_([one[0] for one in page]))
         found = {row.repo_id: row for row in connection.execute(shown_rows)}
         fits = {
             number: Fit(score=round(score, 4), matched=_matched(found[number], part))
-            for number, score, part in near
+            for number, score, part in page
             if number in found
         }
-        return [found[number] for number in fits], fits
+        listed: list[Row[Any]] = [found[number] for number in fits]
+        return AdapterPage(rows=listed, next_cursor=str(end) if end < len(near) else None, fits=fits)
 
     def _read(self, connection: Connection) -> _Held:
         """The vectors, read again when the table has others; new ones are added to those that are there."""

@@ -18,7 +18,7 @@ from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.manifest import SIGNATURE_FILE, Manifest
-from adapterhub.formats.relevance import MOST_RANKED, question_words
+from adapterhub.formats.relevance import question_words
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
 from adapterhub.pages.values.common import Badge, Link
@@ -31,10 +31,10 @@ from adapterhub_registry.repos.adapter_facts import MAX_RANK
 from adapterhub_registry.repos.adapter_search import (
     BASE_DIGEST,
     SHOWN,
+    AdapterPage,
     AdapterQuery,
     Condition,
     Fit,
-    Ranking,
     after,
     conditions_of,
     narrowed,
@@ -96,14 +96,10 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
-        if wanted.order == "relevance":
-            is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
-            rank = registry.nearest.ranked if is_meant else ranked
-            rows, position, fits = _ranked(connection, wanted, visible, at, rank)
-        else:
-            rows, fits = _rows(connection, wanted, visible, at), {}
-            position = f"{rows[PAGE_ROWS - 1].place} {rows[PAGE_ROWS - 1].repo_id}" if len(rows) > PAGE_ROWS else None
-        found = lines(connection, rows[:PAGE_ROWS], fits)
+        is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
+        page = _page(connection, wanted, visible, at, registry.nearest.ranked if is_meant else ranked)
+        found = lines(connection, page.rows, page.fits)
+    position = page.next_cursor
     next_url = wanted.url(cursor=str(sealed_cursor(registry, position))) if position else None
     base = wanted.get("base")
     return SearchPage(
@@ -125,18 +121,20 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     )
 
 
-def _ranked(
-    connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None, rank: Callable[..., Ranking]
-) -> tuple[list[Row[Any]], str | None, Mapping[int, Fit]]:
-    """A page of the rows by relevance, the position of the next, and why each matches."""
-    first = int(at) if at is not None and at.isdecimal() else 0
-    if at is not None and not 0 < first < MOST_RANKED:
-        raise bad_request("the cursor does not belong to this list")
-    conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
-    filters = [one.filters for one in conditions]
-    rows, fits = rank(connection, wanted.get("q"), visible, _listed(wanted), *filters)
-    end = first + PAGE_ROWS
-    return rows[first:end], str(end) if end < len(rows) else None, fits
+def _page(
+    connection: Connection,
+    wanted: _Wanted,
+    visible: ColumnElement[bool],
+    at: str | None,
+    rank: Callable[..., AdapterPage],
+) -> AdapterPage:
+    if wanted.order == "relevance":
+        conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
+        filters = [visible, _listed(wanted), *(one.filters for one in conditions)]
+        return rank(connection, wanted.get("q"), filters, cursor=at, limit=PAGE_ROWS)
+    rows = _rows(connection, wanted, visible, at)
+    last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
+    return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
 
 
 def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from packaging.version import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select
@@ -23,7 +23,7 @@ from adapterhub.formats.relevance import (
     weigh,
 )
 from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
-from adapterhub_registry.database.search_tables import TRIGRAMS, has_index, holds_words, texts, wordings
+from adapterhub_registry.database.search_tables import TRIGRAMS, has_index, texts, word_holder, wordings
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -33,6 +33,7 @@ MAX_PLACES: Final = 1000
 MAX_TRIGRAMS: Final = 60
 FEW: Final = 2000
 """Of what at most so many repositories meet, a search reads all."""
+_COUNTED: Final = 250
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
@@ -81,10 +82,6 @@ class AdapterPage:
     fits: Mapping[int, Fit] = field(default_factory=dict)
 
 
-Ranking: TypeAlias = tuple[list[Row[Any]], dict[int, Fit]]
-"""The rows of `SHOWN`, the best first, and how each fits, by the number of its repository."""
-
-
 SHOWN: Final = select(
     adapters,
     repos.c.full_name,
@@ -99,7 +96,7 @@ def search_adapters(
     connection: Connection,
     query: AdapterQuery,
     visible: ColumnElement[bool],
-    rank: Callable[..., Ranking] | None = None,
+    rank: Callable[..., AdapterPage] | None = None,
 ) -> AdapterPage:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
 
@@ -110,12 +107,8 @@ def search_adapters(
     """
     if query.is_ranked:
         met = [one.filters for one in conditions_of(connection, replace(query, q=None))]
-        first = int(query.cursor) if query.cursor and query.cursor.isdecimal() else 0
-        if query.cursor is not None and not 0 < first < MOST_RANKED:
-            raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
-        best, fits = (rank or ranked)(connection, query.q or "", adapters.c.is_listed, visible, *met)
-        end = first + query.limit
-        return AdapterPage(rows=best[first:end], next_cursor=str(end) if end < len(best) else None, fits=fits)
+        met += [adapters.c.is_listed, visible]
+        return (rank or ranked)(connection, query.q or "", met, cursor=query.cursor, limit=query.limit)
     conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
     found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
     if query.cursor is not None:
@@ -130,42 +123,61 @@ def search_adapters(
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
-def ranked(connection: Connection, text: str, *conditions: ColumnElement[bool]) -> Ranking:
-    """The rows that meet the conditions and hold a word of `text`, the best 200 of them first, and how each fits.
+def start_of(cursor: str | None) -> int:
+    """Where a page of a ranking begins.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
+    """
+    first = int(cursor) if cursor and cursor.isdecimal() else 0
+    if cursor is not None and not 0 < first < MOST_RANKED:
+        raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+    return first
+
+
+def ranked(
+    connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], *, cursor: str | None, limit: int
+) -> AdapterPage:
+    """The rows that meet the conditions and hold a word of `text`, the best first, 200 on all pages together.
 
     Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
     """
-    words = question_words(text)
+    first = start_of(cursor)
+    words, holds = question_words(text), word_holder(connection)
 
     def meeting(number: ColumnElement[int]) -> Select[Any]:
         # an expression keeps a database from looking up each adapter in the index of words
         known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
         return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
 
-    def holders(condition: All, most: int) -> Sequence[int]:
-        number, holds = holds_words(connection, condition)
-        return connection.scalars(meeting(number).where(holds).order_by(number).limit(most)).all()
+    by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
 
-    by_number = wordings.c.repo_id
-    among = meeting(by_number)
-    few = connection.scalar(select(func.count()).select_from(among.limit(FEW).subquery())) or 0
-    newest = connection.scalar(among.order_by(by_number.desc()).limit(1)) or 0
+    def holders(condition: All, most: int) -> Sequence[int]:
+        held = by_word.where(holds.condition(condition)).order_by(holds.number).limit(most)
+        return connection.scalars(held).all()
+
+    few = connection.scalar(select(func.count()).select_from(by_number.limit(_COUNTED).subquery())) or 0
+    newest = connection.scalar(by_number.order_by(wordings.c.repo_id.desc()).limit(1)) or 0
     # among many, the numbers tell how many there are, to a power of two
-    count = few if few < FEW else 1 << int(newest).bit_length()
-    found = find(words, count, 2 * MOST_RANKED, holders)
-    numbers = [one.number for one in found]
-    said = select(wordings).where(by_number.in_(numbers))
-    texts = {row.repo_id: Wording(row.name, row.task, row.description, row.prompts) for row in connection.execute(said)}
-    scores = {one.number: weigh(one, texts[one.number]) for one in found}
-    best = sorted(found, key=lambda one: (-scores[one.number], one.number))[:MOST_RANKED]
-    shown_rows = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
-    shown_rows = shown_rows.where(adapters.c.repo_id.in_([one.number for one in best]))
-    rows = {row.repo_id: row for row in connection.execute(shown_rows)}
-    fits = {
-        one.number: Fit(score=round(scores[one.number], 2), matched=matched(one.words, texts[one.number]))
-        for one in best
-    }
-    return [rows[one.number] for one in best if one.number in rows], fits
+    found = find(words, few if few < _COUNTED else 1 << int(newest).bit_length(), MOST_RANKED, holders)
+    said = select(wordings).where(wordings.c.repo_id.in_([one.number for one in found]))
+    texts = {row[0]: Wording(*row[1:5]) for row in connection.execute(said)}
+    known = [one for one in found if one.number in texts]  # others went meanwhile
+    weighed = sorted((-weigh(one, texts[one.number]), one.number, one.words) for one in known)
+    page = weighed[first : first + limit]
+    query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+    query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
+    rows = {row.repo_id: row for row in connection.execute(query)}
+    return AdapterPage(
+        rows=[rows[number] for _, number, _ in page if number in rows],
+        next_cursor=str(first + limit) if first + limit < len(weighed) else None,
+        fits={
+            number: Fit(score=round(-score, 2), matched=matched(words, texts[number])) for score, number, words in page
+        },
+    )
 
 
 def after(order: ColumnElement[Any], value: int, number: ColumnElement[Any], repo_id: int) -> ColumnElement[bool]:
