@@ -117,6 +117,7 @@ def test_routing_without_the_model_or_for_another_base_says_what_to_do(adapt: Ad
     assert "adapt search --setup" in adapt.fails(10, "route", "x", "--file", "route.json")
     make_base(adapt.folder / "other", seed=1)
     adapt.ok("base", "add", "./other", "--as", "other")
+    assert "is not here" in adapt.fails(10, "serve", "--base", "base-7b", "--route", "route.json", "--dry-run")
     assert "with other weights" in adapt.fails(11, "serve", "--base", "other", "--route", "route.json", "--dry-run")
 
 
@@ -134,6 +135,17 @@ def test_the_export_is_what_the_semantic_router_reads(made: Path, tmp_path: Path
     signals = {one["name"]: one["candidates"] for one in routing["signals"]["embeddings"]}
     assert signals == {name: list(prompts_by_task()[name][:BUILT]) for name in TASKS}
     assert {one["rules"]["conditions"][0]["name"] for one in routing["decisions"]} == set(signals)
+
+
+def test_serve_checks_the_adapters_of_the_file_and_hands_it_to_the_engine(adapt: Adapt, tmp_path: Path) -> None:
+    python = make_standin(tmp_path / "vllm")
+    words = ("serve", "--base", "base-7b", "--python", python, "--route", "route.json")
+    shown = adapt.json(*words, "--dry-run")
+    adapt.ok("remove", "recipe", "--yes")
+
+    assert sorted(one["adapter"] for one in shown["adapters"]) == [f"{name}==1.0.0" for name in sorted(TASKS)]
+    assert "recipe" in adapt.fails(10, *words, "--dry-run")
+    assert "which is taken" in adapt.fails(2, *words, "--name", "auto")
 
 
 # ---------------------------------------------------------------- in front of llama.cpp

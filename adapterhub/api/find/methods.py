@@ -67,7 +67,7 @@ class WithFinding(OpenedLibrary):
             NotAllowed: the trial would fetch too much.
             RemoteUnreachable: the server does not answer.
         """
-        from adapterhub.api.steps.find.candidates import installed_candidates, server_candidates
+        from adapterhub.api.steps.find.candidates import search_candidates
         from adapterhub.api.steps.find.trying import MOST_CANDIDATES, try_candidates
 
         if not 1 <= top <= MOST_CANDIDATES:
@@ -75,18 +75,11 @@ class WithFinding(OpenedLibrary):
         on = base_of(base)
         assert on is not None
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        query = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
-        if remote is None:
-            found, lost = installed_candidates(self.session, on, top, **query), []
-        else:
-            from adapterhub.distribution.hub import Search
-
-            search = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=top)
-            found, lost = server_candidates(self.session, on, search, remote=remote, token=token, signatures=signatures)
+        words = " ".join(text)
+        query = {"text": words, "task": task, "ranks": ranks, "method": method}
+        found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)
         where = Path(examples).expanduser()
-        return try_candidates(
-            self.session, query["text"], on, found, where, left_out=lost, agree=agree, bars=self.reports
-        )
+        return try_candidates(self.session, words, on, found, where, left_out=lost, agree=agree, bars=self.reports)
 
     def route(
         self, text: str, *, base: BaseLike | None = None, over: Sequence[SpecLike] = (), file: StrPath | None = None

@@ -73,17 +73,12 @@ def search_and_try(
     far: bool,
 ) -> None:
     """Search with the filters of `query`, try the first, and print them by their loss."""
-    from adapterhub.api.steps.find.candidates import installed_candidates, server_candidates
+    from adapterhub.api.steps.find.candidates import search_candidates
     from adapterhub.api.steps.find.trying import DEFAULT_TOP, try_candidates
 
     assert options.examples is not None
     most = options.top or DEFAULT_TOP
-    if remote is None:
-        found, lost = installed_candidates(session, base, most, **query, far=far), []
-    else:
-        from adapterhub.distribution.hub import Search
-
-        found, lost = server_candidates(session, base, Search(**query, limit=most), remote=remote, token=token)
+    found, lost = search_candidates(session, base, most, query, far=far, remote=remote, token=token)
     tried = try_candidates(
         session,
         query["text"],
@@ -124,8 +119,8 @@ def _say(session: Session, tried: Tried) -> None:
         rows.append((mark, one.name, one.version, f"{trial.loss:.4f}", share, trial.form, trial.examples, cost))
     if tried.results:
         out.table(_COLUMNS, rows if is_said else [*rows, base], right=_NUMBERS)
-    for one in tried.left_out:
-        out.note(f"not tried: `{one.name}`: {one.reason}")
+    for lost in tried.left_out:
+        out.note(f"not tried: `{lost.name}`: {lost.reason}")
     leaders = sum(one.tried.leads for one in tried.results)
     if tried.best is not None:
         rest = f"; {leaders} are equally good" if leaders > 1 else ""

@@ -68,5 +68,6 @@ def checked(route: Route) -> CrossCheck:
 
 
 def _unit(adapter: RoutedAdapter) -> NDArray[Any]:
-    vectors = np.frombuffer(adapter.vectors, np.int8).reshape(-1, SIZE).astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-9))
+    vectors: NDArray[Any] = np.frombuffer(adapter.vectors, np.int8).reshape(-1, SIZE).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-9))
+    return vectors

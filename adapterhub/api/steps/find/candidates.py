@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.find.tried import NotTried
 from adapterhub.api.steps.searching import search_installed, search_server
@@ -37,10 +37,34 @@ class Candidate:
     lend: Callable[[Progress | None], AbstractContextManager[Installed | Path]]
 
 
-def installed_candidates(session: Session, base: BaseSpec, most: int, **filters: object) -> list[Candidate]:
-    """The first installed builds for a base in the order of the search."""
+def search_candidates(
+    session: Session,
+    base: BaseSpec,
+    most: int,
+    query: Mapping[str, Any],
+    *,
+    far: bool = False,
+    remote: str | None = None,
+    token: str | None = None,
+    signatures: SignaturePolicy | None = None,
+) -> tuple[list[Candidate], list[NotTried]]:
+    """The first builds for a base in the order of the search, and those of a server that `install` would refuse.
+
+    `query` has the conditions of `find_installed` and of a server's `Search`; `far` is for the library.
+
+    Raises:
+        RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+    """
+    if remote is None:
+        return _installed(session, base, most, {**query, "far": far}), []
+    from adapterhub.distribution.hub import Search
+
+    return _of_server(session, base, Search(**query, limit=most), remote=remote, token=token, signatures=signatures)
+
+
+def _installed(session: Session, base: BaseSpec, most: int, query: Mapping[str, Any]) -> list[Candidate]:
     library = session.library
-    rows = search_installed(session, base, limit=most, **filters)
+    rows = search_installed(session, base, limit=most, **query)
     builds = [library.read_build(session.root / row.folder) for row in rows]
     return [
         Candidate(
@@ -54,22 +78,16 @@ def installed_candidates(session: Session, base: BaseSpec, most: int, **filters:
     ]
 
 
-def server_candidates(
+def _of_server(
     session: Session,
     base: BaseSpec,
     search: Search,
     *,
     remote: str,
     token: str | None,
-    signatures: SignaturePolicy | None = None,
+    signatures: SignaturePolicy | None,
 ) -> tuple[list[Candidate], list[NotTried]]:
-    """The first builds on a server for a base, each as `install` would choose it, and those that it would refuse.
-
-    Nothing is fetched but manifests.
-
-    Raises:
-        RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
-    """
+    """The builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
     from adapterhub.projects.places import SpecSources
 
     hub = session.named_hub(remote, token=token, offline=False)
