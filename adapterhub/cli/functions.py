@@ -58,7 +58,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "uninstall": _REMOVE,
     "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
     "search": {
-        "Library.search": f"{_STEPS}.searching:search_installed",
+        "Library.search": f"{_STEPS}.searching:find_installed",
         "Library.try_adapters": f"{_STEPS}.find.trying:try_candidates",
         "Library.set_up_search": f"{_STEPS}.find.model:set_up_search",
     },

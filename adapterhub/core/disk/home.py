@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 FOLDERS: Final = (
-    "adapters", "aliases", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "cache/tests",
-    "cache/tried", "history", "intents", "keys", "leases", "locks", "manifests", "manifests/sha256", "mismatches",
-    "origins", "pins", "projects", "quarantine", "synced", "tests", "tmp", "yanked",
+    "adapters", "aliases", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "cache/meaning",
+    "cache/tests", "cache/tried", "history", "intents", "keys", "leases", "locks", "manifests", "manifests/sha256",
+    "mismatches", "origins", "pins", "projects", "quarantine", "synced", "tests", "tmp", "yanked",
 )  # fmt: skip
 """The folders of a library that have fixed names."""
 

@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
     number: int
     score: float | None
-    matched: Matched
+    matched: Matched | None
 
 
 def put_words(connection: sqlite3.Connection, builds: Iterable[tuple[str, Wording]]) -> None:
