@@ -32,11 +32,13 @@ VARIANTS: Final = {
     "record": "with `--record`",
     "repair": "with `--repair`",
     "results": "with `--results`",
+    "router": "of a router",
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
     "setup": "with `--setup`",
     "several": "with several folders",
+    "try": "with `--try`",
     "tune": "with `--tune`",
 }
 _WORDS: Final = {"string": "text", "boolean": "true or false"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adapterhub.api.adapters import WithAdapters
 from adapterhub.api.aliases.methods import WithAliases
 from adapterhub.api.contracts.testing import WithContracts
+from adapterhub.api.find.methods import WithFinding
 from adapterhub.api.inspecting import WithInspection
 from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
@@ -22,6 +23,7 @@ class Library(  # what it can do, by subject
     WithWeights,
     WithModels,
     WithContracts,
+    WithFinding,
     WithUpkeep,
 ):
     """The library in a folder; `Library.default()` is that of the command line.

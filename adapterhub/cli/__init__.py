@@ -90,6 +90,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Use": {
         "run": ("adapterhub.cli.use.run:run", "Generate text with an adapter on its base"),
+        "route": (
+            "adapterhub.cli.use.route:route",
+            "Print the adapter that a text is for, or write a routing file for a server",
+        ),
         "serve": ("adapterhub.cli.use.serve:serve", "Start vLLM or llama.cpp on a base with adapters by name"),
         "export": ("adapterhub.cli.use.export:export", "Export an adapter for another program, or a list of adapters"),
     },

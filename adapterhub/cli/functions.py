@@ -59,6 +59,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
     "search": {
         "Library.search": f"{_STEPS}.searching:find_installed",
+        "Library.try_adapters": f"{_STEPS}.find.trying:try_candidates",
         "Library.set_up_search": f"{_STEPS}.find.model:set_up_search",
     },
     "info": _INFO,
@@ -125,7 +126,13 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },
+    "route": {
+        "Library.route": f"{_STEPS}.find.routing:route_text",
+        "Library.make_route": f"{_STEPS}.find.routing:make_route",
+        "Library.check_route": f"{_STEPS}.find.routing:check_route",
+    },
     "export": {
+        "Library.export_router": f"{_STEPS}.find.exporting:export_router",
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },

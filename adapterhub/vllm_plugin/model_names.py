@@ -9,12 +9,14 @@ An alias, too, becomes the name of one build here, so that a request ends under 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
+from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import (
@@ -24,7 +26,9 @@ from adapterhub.inference.serving.answers import (
     with_changes,
     with_field,
 )
+from adapterhub.inference.serving.auto import HEADER, label_of
 from adapterhub.inference.serving.metrics import Measured
+from adapterhub.inference.serving.vllm import option_in
 from adapterhub.vllm_plugin.access import ASKED
 from adapterhub.vllm_plugin.asgi import (
     App,
@@ -104,6 +108,8 @@ class ModelNames:
                 raise RequestRefused(400, "the body is not a JSON object")
             return body
         name = value.get(exchange.key)
+        if name == AUTO and not exchange.is_unload and self.resolver.settings.route is not None:
+            return await self._routed(exchange, body, value)
         is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
         if asked is not None:
             name = _admitted(asked, name, is_base=is_base)
@@ -118,6 +124,42 @@ class ModelNames:
                     return body
                 changes[exchange.key] = named
         exchange.hides_usage = "stream_options" in changes
+        return with_changes(body, value, changes)
+
+    async def _routed(self, exchange: _Exchange, body: bytes, value: dict[str, Any]) -> bytes:
+        """The body with the name of the adapter that its text is for, or of the base.
+
+        Raises:
+            AdapterDenied, RequestRefused: as `rewritten`; 424 where the routing file cannot be used.
+        """
+        tenant, asked, model = exchange.tenant, exchange.asked, exchange.models.model_config.model
+        exchange.is_routed = True
+        if asked is not None:
+            asked.model = AUTO
+        try:
+            auto = await self.resolver.auto(model)
+            assert auto is not None  # the settings name a file
+            chosen = await asyncio.get_running_loop().run_in_executor(
+                self.resolver.local,
+                auto.model_for,
+                exchange.route,
+                value,
+                lambda one: (
+                    (tenant is None or tenant.allows(one.name))
+                    and self.resolver.denied.reason(one.label, one.digest) is None
+                ),
+            )
+        except AdapterHubError as error:
+            note_refusal(AUTO, error)
+            raise RequestRefused(424, FAULT.format(name=AUTO)) from None
+        changes = asking_for_usage(exchange.route, value)
+        exchange.hides_usage = "stream_options" in changes
+        if chosen is not None:
+            changes[exchange.key] = await self._named(chosen.model, value, exchange) or chosen.model
+        else:
+            if tenant is not None:
+                tenant.ensure_may_use_base()
+            changes[exchange.key] = option_in(self.resolver.argv, "--served-model-name") or model
         return with_changes(body, value, changes)
 
     async def _named(self, name: str, value: dict[str, Any], exchange: _Exchange) -> str | None:
@@ -198,6 +240,8 @@ class ModelNames:
         cards = [card | {"root": card["id"]} for card in value["data"]]
         if tenant is not None:
             cards = [card for card in cards if self._may_see(tenant, card)]
+        if self.resolver.settings.route is not None and value["data"]:
+            cards.append({**value["data"][0], "id": AUTO, "root": AUTO, "parent": None})
         if not name:
             return 200, value | {"data": cards}
         known = self.resolver.known(name)
@@ -233,6 +277,8 @@ class _Exchange:
         self.leased: LeasedAdapter | None = None
         self.refusal: RequestRefused | None = None
         self.measured = Measured(names.resolver.metrics)
+        self.is_routed = False
+        """Whether a routing file chose the adapter, or the base."""
         self.hides_usage = False
         """Whether the usage in the stream is for us alone."""
         self._names = names
@@ -275,6 +321,9 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
+            if self.is_routed:
+                told = (HEADER.encode(), label_of(self.leased.label if self.leased else None).encode())
+                message["headers"] = [*message.get("headers", ()), told]
             if self.leased is not None:
                 base = self._names.resolver.base_digest()
                 if is_stream(message):

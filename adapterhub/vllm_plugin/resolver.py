@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.auto import Auto
     from adapterhub.inference.serving.following import Followers
     from adapterhub.inference.serving.metrics import LookUp, ServingMetrics
+    from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -91,6 +93,7 @@ class AdapterHubResolver:
         self.aliases = MovingNames(self)
         self._provider: AdapterProvider | None = None
         self._session: Session | None = None
+        self._auto: Auto | None = None
         self._opening = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -205,6 +208,21 @@ class AdapterHubResolver:
         from adapterhub.inference.serving.access.denied import Denied
 
         return Denied(self.settings.deny, self.settings.deny_file)
+
+    async def auto(self, base_model_name: str) -> Auto | None:
+        """What answers the model name `auto`; None without a routing file. The first call opens it in a thread."""
+        if self._auto is None and self.settings.route is not None:
+            provider = await self.provider(base_model_name)
+            weights = provider.base.fingerprint.weights
+            self._auto = await asyncio.get_running_loop().run_in_executor(
+                self.local, self._auto_for, provider.library, self.settings.route, weights
+            )
+        return self._auto
+
+    def _auto_for(self, library: Library, route: Path, base_weights: str) -> Auto:
+        from adapterhub.inference.serving.auto import Auto
+
+        return Auto.open(library, route, base_weights)
 
     @functools.cached_property
     def _remotes(self) -> UnreachableRemotes:

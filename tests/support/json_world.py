@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,8 +25,9 @@ from tests.registry.receiver import receiver
 from tests.registry.running import Running, running
 from tests.support.command_line import Adapt
 from tests.support.docs_sandbox import HUB_ID, WIDTH, make_sandbox
+from tests.support.routed_library import fill
 from tests.support.standin_vllm import make_standin
-from tests.support.tiny import make_adapter
+from tests.support.tiny import make_adapter, make_base
 
 Document = Any
 TEAM = "acme"
@@ -56,6 +57,10 @@ _FACTS_OF = {
     "registry-webhook-remove": {"url"},
     "registry-webhook-test": {"event", "ended"},
     "registry-webhook-deliveries": {"event", "ended"},
+    "export.router": {"threshold"},
+    "route": {"cosine", "threshold"},
+    "route.check": {"threshold"},
+    "search.try": {"loss", "share", "cpu_s"},
     "serve": {"command"},
     "test": {
         "loss",
@@ -125,6 +130,7 @@ def documents(made: World) -> dict[str, Document]:
         _remotes,
         _registry,
         _answers,
+        _routing,
         _images,
         _engines,
         _project,
@@ -286,6 +292,7 @@ def _answers(w: World) -> None:
     (w.folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     tune = ("--tune", "examples.jsonl", "--tune-budget", 4)
     w.says("merge.tune", "merge", "plain", "polite", *tune, "-o", "tuned")
+    w.says("search.try", "search", "plain", "--base", "talker", "--try", "examples.jsonl")
     asked = (PROMPT, "Who?", "The boat.", "No.", "Over there", "We see")
     inputs = [{"prompt": text, "completion": " At sea."} for text in asked]
     (w.folder / "inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs))
@@ -299,6 +306,20 @@ def _answers(w: World) -> None:
     w.says("push.results", "push", "plain", *there, "--results")
     emit = ("--emit", "lm-eval", "./task")
     w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
+
+
+def _routing(w: World) -> None:
+    """A library of its own, with the model that compares texts."""
+    own = replace(w, adapt=Adapt(w.folder, "routed"))
+    library = own.adapt.library
+    base = library.bases.add(make_base(w.folder / "models" / "small"), "small")
+    library.catalog.put_base(base)
+    fill(library, base, w.folder / "out" / "routed")
+    own.says("route.check", "route", "--base", "small", "-o", "route.json")
+    own.says("route", "route", "Please send Pia 4 stools for 60 euros.", "--file", "route.json")
+    own.says(
+        "export.router", "export", "router", "--for", "semantic-router", "--route", "route.json", "-o", "route.yaml"
+    )
 
 
 def _images(w: World) -> None:

@@ -24,6 +24,7 @@ from adapterhub.api.steps.searching import (
     search_installed,
     why_text,
 )
+from adapterhub.cli.adapters.search_try import TryOptions, search_and_try, try_options
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.errors import UsageProblem
@@ -120,6 +121,7 @@ def list_(
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
 )
+@try_options
 @common
 def search(
     session: Session,
@@ -138,6 +140,9 @@ def search(
     far: bool,
     setup: bool,
     limit: int | None,
+    examples: Path | None,
+    top: int | None,
+    yes: bool,
 ) -> None:
     """Search installed adapters, or a server's with --remote, for what TEXT asks for.
 
@@ -145,15 +150,19 @@ def search(
     task, the description or an example prompt. One word alone matches the beginning of a word. Without TEXT, the
     options choose. Once --setup has fetched a small language model, several words are compared by what they mean.
 
+    With --try, the best of them answer your examples on the base, and the measured loss orders them; nothing is merged,
+    and nothing of a server is installed.
+
     \b
     Examples:
       adapt search "is this film review good or bad"
       adapt search --setup
       adapt search contract --base base-7b --max-rank 16
+      adapt search contract --base base-7b --try examples.jsonl
       adapt search --remote ours --base base-7b --task legal-qa
     """
     if setup:
-        _set_up(session, bool(text or remote or by_words or by_meaning or far or all_words))
+        _set_up(session, bool(text or remote or by_words or by_meaning or far or all_words or examples))
         return
     if by_words and by_meaning:
         raise UsageProblem("`--words` and `--meaning` exclude each other; without both, `adapt` chooses")
@@ -162,9 +171,14 @@ def search(
     check_ways(words, by=by, all_words=all_words, far=far)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
+    trial = TryOptions(examples=examples, top=top, yes=yes)
+    trial.ensure_sense(base, limit)
+    if remote is not None and far:
+        raise UsageProblem("`--far` is for the library; a server decides what it shows")
+    if examples is not None and base is not None:
+        search_and_try(session, trial, base, remote, token, filters | {"by": by}, far=far)
+        return
     if remote is not None:
-        if far:
-            raise UsageProblem("`--far` is for the library; a server decides what it shows")
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)

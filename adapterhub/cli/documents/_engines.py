@@ -24,6 +24,14 @@ class Judged(TypedDict):
 
 
 # ---------------------------------------------------------------- in another form
+class ExportedRouter(TypedDict):
+    """A routing file as the configuration of another router."""
+
+    path: Annotated[str, "the file that was written"]
+    adapters: int
+    threshold: Annotated[float, "least cosine by our encoder; the router has its own"]
+
+
 class Exported(document_of(export.Exported)):
     """An adapter exported for another program."""
 
@@ -80,6 +88,7 @@ class Ui(TypedDict):
 ENGINES = {
     "check": list[Judged],
     "export.format": Exported,
+    "export.router": ExportedRouter,
     "serve": Served,
     "serve.dry-run": ServePlan,
     "ui": Ui,

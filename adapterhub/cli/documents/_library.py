@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from adapterhub.api import health
+from adapterhub.api.steps.find import routing, tried
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
@@ -337,6 +338,9 @@ ADAPTERS = {
     "list": list[Listed],
     "search": list[FoundBuild],
     "search.setup": SearchModel,
+    "search.try": document_of(tried.Tried),
+    "route": document_of(routing.Routed),
+    "route.check": document_of(routing.CheckedRoute),
     "show": Shown,
     "info": Shown,
     "show.recipe": ShownRecipe,

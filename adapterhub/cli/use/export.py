@@ -55,6 +55,13 @@ FORMATS = ("comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "
 )
 @click.option("--all-groups", is_flag=True, help="For the list: include every optional group.")
 @click.option("--library", "is_library", is_flag=True, help="For the list: list the library even inside a project.")
+@click.option(
+    "--for", "router", type=click.Choice(["semantic-router"]), help="With `router`: write its configuration to -o."
+)
+@click.option("--route", type=click.Path(path_type=Path), metavar="FILE", help="With `router`: the routing file.")
+@click.option(
+    "--url", metavar="URL", help="With `router`: where `adapt serve` answers [default: http://127.0.0.1:8000]."
+)
 @project_option
 @common
 def export(
@@ -73,6 +80,9 @@ def export(
     groups: tuple[str, ...],
     all_groups: bool,
     is_library: bool,
+    router: str | None,
+    route: Path | None,
+    url: str | None,
 ) -> None:
     """Export an adapter for another program with exactly the effect it has in PEFT, or write a list of adapters.
 
@@ -86,6 +96,8 @@ def export(
     --requirements lists the project's locked adapters, else the installed ones; `adapt install -r FILE` installs
     exactly these. It skips merges that were never published; `adapt sync` makes them from the lock file.
 
+    `router` with --for writes a routing file of `adapt route` as a configuration of vLLM's semantic router.
+
     \b
     Examples:
       adapt export legal-qa@base-7b --format gguf -o legal-qa.gguf
@@ -93,7 +105,16 @@ def export(
       adapt export my-style --format kohya -o my-style.safetensors
       adapt export legal-qa --format ollama --ollama-base llama3.2:1b -o ./legal-ollama
       adapt export --requirements --all-groups -o adapters.txt
+      adapt export router --for semantic-router --route route.json -o config.yaml
     """
+    if router is not None:
+        if adapter != "router" or route is None or output is None or form or requirements:
+            hint = "`adapt export router --for semantic-router --route route.json -o config.yaml`"
+            raise UsageProblem("`--for` exports `router`, and needs `--route` and `-o`", hint=hint)
+        _export_router(session, route, output, url)
+        return
+    if route is not None or url is not None:
+        raise UsageProblem("`--route` and `--url` are for `adapt export router --for semantic-router`")
     if requirements:
         if adapter or form or base or dtype or ollama_base or allow_base_mismatch or test:
             raise UsageProblem("`--requirements` takes no adapter and none of its options; those need `--format`")
@@ -123,3 +144,14 @@ def export(
         llama_server=llama_server,
     )
     write_format(session, request)
+
+
+def _export_router(session: Session, route: Path, output: Path, url: str | None) -> None:
+    from adapterhub.api.steps.find.exporting import DEFAULT_URL, export_router
+    from adapterhub.formats.route import read_route
+
+    read = read_route(route)
+    path = export_router(session.library, read, output, url=url or DEFAULT_URL)
+    document = {"path": str(path), "adapters": len(read.adapters), "threshold": read.threshold}
+    session.out.result(document, lambda: session.out.line(f"wrote {path}"))
+    session.out.note("the router compares texts with its own encoder: check its thresholds on your own prompts")

@@ -14,7 +14,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
 from adapterhub.cli.options.testing import test_options, testing_from
-from adapterhub.cli.use.serve_access import access_options
+from adapterhub.cli.use.serve_access import access_options, routed_specs
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
 from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
@@ -138,6 +138,7 @@ def serve(
     test: bool,
     test_warn: bool,
     dry_run: bool,
+    route: Path | None,
     pins: tuple[AdapterSpec, ...],
     tenants: Path | None,
     audit_log: str | None,
@@ -155,6 +156,9 @@ def serve(
     and keeps it while it is in use. With llama.cpp, only the given SPECs are served. Ctrl-C or SIGTERM stops the engine
     and every process that it started.
 
+    With --route, a request may name `auto`: its text decides which adapter of the routing file answers, or the base.
+    These adapters are served beside the SPECs. The header `x-adapterhub-adapter` says which one answered.
+
     A request may name an alias: `"model": "legal-qa@prod"`. When the alias moves, new requests get the new build, and
     those that run end with the one they began with.
 
@@ -167,6 +171,7 @@ def serve(
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
       adapt serve legal-qa@prod --base base-7b --alias-ttl 2
       adapt serve legal-qa --base base-7b --dry-run
+      adapt serve --base base-7b --route route.json
       adapt serve legal-qa --base base-7b --test
       adapt serve --base base-7b --tenants tenants.toml --audit-log audit.jsonl
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
@@ -190,6 +195,8 @@ def serve(
             f"base `{record.label}` is registered without an existing folder",
             hint=f"register its folder with `adapt base add PATH --as {record.alias or 'NAME'}`",
         )
+    if route is not None:
+        specs = (*specs, *routed_specs(library, route, record, name or record.alias or record.path.name, specs))
     settings = ServeSettings(
         root=session.root.absolute(),
         max_rank=max_rank,
@@ -205,6 +212,7 @@ def serve(
         preload=tuple(map(requested_name, specs)),
         pins=tuple(map(requested_name, pins)),
         tested=test,
+        route=route,
     )
     gate = Gate(tenants, None if dry_run else audit_log)
     has_key = bool(os.environ.get("VLLM_API_KEY") or option_in(split_args, "--api-key"))

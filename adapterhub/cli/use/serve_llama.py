@@ -36,6 +36,7 @@ def serve_llama(
     from adapterhub.inference.serving import UnreachableRemotes
     from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
+    from adapterhub.inference.serving.auto import Auto
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
@@ -70,6 +71,8 @@ def serve_llama(
         labels = {digest: label for label, digest in builds}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
+        file = args.settings.route
+        auto = None if file is None else Auto.open(session.library, file, digest)
 
         def look() -> None:
             look_for_yanks(session.library, labels, args.denied, find_source, remotes)
@@ -84,7 +87,7 @@ def serve_llama(
             try:
                 upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
                 following = follow() if args.settings.follow else contextlib.nullcontext()
-                with upkeep, following, front(args.host, args.port, engine_port, names, args.gate) as server:
+                with upkeep, following, front(args.host, args.port, engine_port, names, args.gate, auto) as server:
                     stay(
                         session,
                         engine,

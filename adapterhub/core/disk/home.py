@@ -8,8 +8,8 @@ from typing import Final
 
 FOLDERS: Final = (
     "adapters", "aliases", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "cache/meaning",
-    "cache/tests", "history", "intents", "keys", "leases", "locks", "manifests", "manifests/sha256", "mismatches",
-    "origins", "pins", "projects", "quarantine", "synced", "tests", "tmp", "yanked",
+    "cache/tests", "cache/tried", "history", "intents", "keys", "leases", "locks", "manifests", "manifests/sha256",
+    "mismatches", "origins", "pins", "projects", "quarantine", "synced", "tests", "tmp", "yanked",
 )  # fmt: skip
 """The folders of a library that have fixed names."""
 

@@ -23,6 +23,7 @@ _TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
 _AUDIT_LOG: Final = "ADAPTERHUB_SERVE_AUDIT_LOG"
 _PRELOAD: Final = "ADAPTERHUB_SERVE_PRELOAD"
 _PIN: Final = "ADAPTERHUB_SERVE_PIN"
+_ROUTE: Final = "ADAPTERHUB_SERVE_ROUTE"
 _TESTED: Final = "ADAPTERHUB_SERVE_TESTED"
 _POLICIES: Final = ("require", "warn", "off")
 
@@ -35,8 +36,9 @@ class ServeSettings:
     means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
     `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
     `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is the file of
-    the tenants, `audit_log` the file of the audit log. `preload` and `pins` name adapters that are loaded before the
-    first request. With `tested`, nothing is served without a PASS on the served base, whatever the policy says.
+    the tenants, `audit_log` the file of the audit log, `route` the routing file of the model name `auto`. `preload` and
+    `pins` name adapters that are loaded before the first request. With `tested`, nothing is served without a PASS on
+    the served base, whatever the policy says.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class ServeSettings:
     preload: tuple[str, ...] = ()
     pins: tuple[str, ...] = ()
     tested: bool = False
+    route: Path | None = None
 
     def to_environ(self) -> dict[str, str]:
         """The environment variables from which `from_environ` reads these settings."""
@@ -71,6 +74,7 @@ class ServeSettings:
             _PRELOAD: "\n".join(self.preload),
             _PIN: "\n".join(self.pins),
             _TESTED: "1" if self.tested else "",
+            _ROUTE: str(self.route.absolute()) if self.route else "",
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -101,6 +105,7 @@ class ServeSettings:
             preload=tuple(environ.get(_PRELOAD, "").splitlines()),
             pins=tuple(environ.get(_PIN, "").splitlines()),
             tested=environ.get(_TESTED, "") not in {"", "0"},
+            route=Path(named) if (named := environ.get(_ROUTE)) else None,
         )
 
 

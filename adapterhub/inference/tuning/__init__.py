@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.library import Library
 
-__all__ = ["Encoded", "Example", "Tuned", "Turn", "read_examples", "tune"]
+__all__ = ["Encoded", "Example", "Losses", "Tuned", "Turn", "encode", "ensure_causal", "read_examples", "tune"]
 
 FEWEST_ADAPTERS: Final = 2
 LARGEST_WEIGHT: Final = 1.5
@@ -232,7 +232,16 @@ def _check(
         raise UsageProblem(f"l1 {l1}, expected a number of at least 0")
     if seed < 0:
         raise UsageProblem(f"seed {seed}, expected at least 0")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageProblem("the base has an encoder, but weights can be tuned on causal language models only")
+    ensure_causal(model, "weights can be tuned")
     if model.training:
         raise UsageProblem("the model is in training mode, in which losses are random", hint="call `model.eval()`")
+
+
+def ensure_causal(model: PreTrainedModel, what: str) -> None:
+    """Raise unless the model continues a text, as `Losses` needs it.
+
+    Raises:
+        UsageProblem: it has an encoder; `what` says what it cannot be used for.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UsageProblem(f"the base has an encoder, but {what} on causal language models only")

@@ -17,6 +17,8 @@ MAX_EXAMPLES: Final = 1000
 
 PROBLEMS_SHOWN: Final = 20
 _ROLES: Final = ("system", "user", "assistant")
+_ANSWERS: Final = ("completion", "answer")
+"""Names of the wanted answer: that of TRL, and the plain one."""
 _FORMS: Final = '{"prompt": …, "completion": …}, {"messages": [{"role": …, "content": …}, …]} or {"text": …}'
 
 
@@ -40,8 +42,8 @@ class Example:
     line: int = 0
 
 
-def read_examples(path: Path) -> tuple[Example, ...]:
-    """The examples in a file of JSON Lines; skips empty lines.
+def read_examples(path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = MAX_EXAMPLES) -> tuple[Example, ...]:
+    """The examples in a file of JSON Lines; skips empty lines. `answer` is another name of `completion`.
 
     Raises:
         NotFound: there is no such file.
@@ -49,12 +51,12 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     """
     where = shown(str(path), 200)
     try:
-        raw = read_plain(path, MAX_FILE_BYTES)
+        raw = read_plain(path, limit_bytes)
     except OSError as error:
         reason = f"no file `{where}` with examples: {error.strerror}"
         raise NotFound(reason, hint=f"one JSON object a line: {_FORMS}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of examples; a few dozen examples are enough")
+    if len(raw) > limit_bytes:
+        raise Malformed(f"{where}: more than {limit_bytes >> 20} MB of examples; a few dozen examples are enough")
     examples, problems = [], []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
@@ -68,8 +70,8 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         raise Malformed(text, hint=f"one JSON object a line: {_FORMS}")
     if not examples:
         raise Malformed(f"{where}: contains no examples", hint=f"one JSON object a line: {_FORMS}")
-    if len(examples) > MAX_EXAMPLES:
-        problem = f"{len(examples)} examples, expected at most {MAX_EXAMPLES}; a few dozen are enough"
+    if len(examples) > most:
+        problem = f"{len(examples)} examples, expected at most {most}; a few dozen are enough"
         raise Malformed(f"{where}: {problem}")
     return tuple(examples)
 
@@ -83,8 +85,9 @@ def _example(value: object, line: int) -> Example:
     if not isinstance(value, dict):
         raise ValueError(f"contains {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
     keys = frozenset(value)
-    if keys == {"prompt", "completion"}:
-        return Example(prompt=_text(value, "prompt"), completion=_filled(value, "completion"), line=line)
+    for answer in _ANSWERS:
+        if keys == {"prompt", answer}:
+            return Example(prompt=_text(value, "prompt"), completion=_filled(value, answer), line=line)
     if keys == {"text"}:
         return Example(prompt=None, completion=_filled(value, "text"), line=line)
     if keys == {"messages"}:

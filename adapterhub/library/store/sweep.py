@@ -74,6 +74,7 @@ def _sweepable(root: Path, grace_s: float) -> Iterator[tuple[RealFolder, str, fl
             ("yanked", "*.json"),
             ("tests/*", "*.json"),
             ("cache/tests/*", "*.json"),
+            ("cache/tried/*", "*.json"),
         ):
             yield from ((*found, grace_s) for found in matching(top, place.split("/"), pattern))
         for folder, name in matching(top, ["tmp"], "*"):

@@ -1,1 +1,1 @@
-"""Finding the right adapter: trying candidates on a base."""
+"""Finding the right adapter: the model for search by meaning, trying candidates on a base, and routing."""

@@ -54,6 +54,8 @@ class Asked:
     asked_bytes: int = 0
     events: int = 0
     """Of a stream, each with at least one token."""
+    is_routed: bool = False
+    """Whether the server chose the adapter, or the base, itself."""
     is_engaged: bool = False
     """Whether the engine got the request."""
 

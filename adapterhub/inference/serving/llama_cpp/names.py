@@ -112,10 +112,10 @@ class Names:
         label = self.label(name)
         return tenant.base if label is None else tenant.allows(label.partition("==")[0].partition("@")[0])
 
-    def listing(self, tenant: Tenant | None = None) -> dict[str, Any]:
-        """The answer to GET /v1/models."""
+    def listing(self, tenant: Tenant | None = None, others: Sequence[str] = ()) -> dict[str, Any]:
+        """The answer to GET /v1/models; `others` are names that every client may use."""
         served = (self.base, *self.adapters, *self._moving)
-        names = [name for name in served if tenant is None or self.may_use(tenant, name)]
+        names = [*(name for name in served if tenant is None or self.may_use(tenant, name)), *others]
         rows: list[dict[str, Any]] = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
         for row in rows:
             if row["id"] in self._callings:

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import AdapterDenied, NotFound, shown
+from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import asking_for_usage, described, refusal_body, says_only_usage, with_field
+from adapterhub.inference.serving.auto import HEADER, Auto, label_of
 from adapterhub.inference.serving.control import REFUSED_WHILE_DRAINING
 from adapterhub.inference.serving.llama_cpp.names import Names
 from adapterhub.inference.serving.metrics import Measured, exposition, own_metrics
@@ -72,9 +74,12 @@ class Front(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], engine_port: int, names: Names, gate: Gate) -> None:
+    def __init__(
+        self, address: tuple[str, int], engine_port: int, names: Names, gate: Gate, auto: Auto | None = None
+    ) -> None:
         super().__init__(address, _Handler)
         self.gate = gate
+        self.auto = auto
         self.engine_port = engine_port
         self.names = names
         self.counted_in, self.metrics = own_metrics()
@@ -102,14 +107,16 @@ class Front(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def front(host: str, port: int, engine_port: int, names: Names, gate: Gate | None = None) -> Iterator[Front]:
-    """Answer requests on `host` and `port` while the block runs.
+def front(
+    host: str, port: int, engine_port: int, names: Names, gate: Gate | None = None, auto: Auto | None = None
+) -> Iterator[Front]:
+    """Answer requests on `host` and `port` while the block runs; `auto` answers the model name `auto`.
 
     Raises:
         OSError: the port is taken.
     """
     gate = gate or Gate()
-    with gate.open(), Front((host, port), engine_port, names, gate) as server:
+    with gate.open(), Front((host, port), engine_port, names, gate, auto) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server
@@ -163,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> None:
         self._ensure_open(_SHOWS_PATHS)
         if self._route() in {"/v1/models", "/models"}:
-            self._answer(HTTPStatus.OK, self.server.names.listing(self._asked.tenant))
+            routed = (AUTO,) if self.server.auto is not None else ()
+            self._answer(HTTPStatus.OK, self.server.names.listing(self._asked.tenant, routed))
             return
         if self._route() == "/metrics" and self.server.counted_in is not None:
             self._show_metrics(self.server.counted_in)
@@ -220,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
         name: str | None = None
         if isinstance(model, str):
             asked.model = shown(model, 300)
+            if model == AUTO and self.server.auto is not None:
+                return self._routed(self.server.auto, body)
             if tenant is not None and model == names.base:
                 tenant.ensure_may_use_base()
             spelled = tenant.name_for(model) if tenant is not None and model != names.base else model
@@ -231,6 +241,26 @@ class _Handler(BaseHTTPRequestHandler):
             raise RequestRefused(404, f"no adapter `{shown(model)}` is served; GET /v1/models lists them")
         if name in names.builds:
             asked.is_for(*names.builds[name], names.base_digest)
+        return name
+
+    def _routed(self, auto: Auto, body: Mapping[str, Any]) -> str:
+        """The served name of the adapter that the text of a request is for, or of the base."""
+        names, asked = self.server.names, self._asked
+        tenant = asked.tenant
+        asked.is_routed = True
+        chosen = auto.model_for(
+            self._route(),
+            body,
+            lambda one: (
+                (tenant is None or tenant.allows(one.name)) and names.denied.reason(one.label, one.digest) is None
+            ),
+        )
+        name = names.find(chosen.model) if chosen is not None else None
+        if name is None:
+            if tenant is not None:
+                tenant.ensure_may_use_base()
+            return names.base
+        asked.is_for(*names.builds[name], names.base_digest)
         return name
 
     def _route(self) -> str:
@@ -273,6 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _who(self) -> Iterator[tuple[str, str]]:
         """The headers that say who answers."""
         asked = self._asked
+        if asked.is_routed:
+            yield HEADER, label_of(asked.adapter)
         if asked.adapter is not None:
             yield from (("x-adapter-name", asked.adapter), ("x-adapter-digest", asked.digest or ""))
             yield "x-base-digest", asked.base or ""

@@ -1,0 +1,1 @@
+"""Finding the right adapter from Python: trying candidates on a base, and routing."""

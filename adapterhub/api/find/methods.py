@@ -1,0 +1,187 @@
+"""Finding the right adapter from Python: `library.try_adapters("contracts", base="base-7b", examples=…)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
+from adapterhub.core.errors import UsageProblem
+from adapterhub.core.extras import extra_named
+from adapterhub.core.ranks import RankRange
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.find.routing import CheckedRoute, Routed
+    from adapterhub.api.steps.find.tried import Tried
+    from adapterhub.formats.route import Route
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+class WithFinding(OpenedLibrary):
+    """Search, then prove; and which adapter a text is for."""
+
+    @extra_named("`Library.try_adapters`")
+    def try_adapters(
+        self,
+        *text: str,
+        base: BaseLike,
+        examples: StrPath,
+        top: int = 8,
+        task: str = "",
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        method: str = "",
+        remote: str | None = None,
+        token: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        agree: Callable[[int, int], None] | None = None,
+    ) -> Tried:
+        """Search, then try the best on a base and order them by their measured loss. Nothing is merged or installed.
+
+        Args:
+            text: as for `search`, with the filters `task`, `rank`, `min_rank`, `max_rank` and `method`.
+            base: the base to try them on.
+            examples: a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each.
+            top: how many to try, at most 32.
+            task: exactly this task.
+            rank: exactly this rank.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+            method: a PEFT type or variant.
+            remote: a server to search instead of the library; its builds are fetched for the trial alone.
+            token: access token for it.
+            signatures: `require`, `warn` or `off` for what is fetched.
+            agree: called with the number of builds to fetch and their bytes, and may raise; default: refuses more than
+                200 MB.
+
+        Returns:
+            `.results`, best first, each with `.tried.loss` in nats a token and `.tried.share` of the gap to the base;
+            `.base_loss`; `.best`, None where no build beats the base alone; `.left_out` with reasons.
+
+        Raises:
+            NotFound, Malformed: the examples cannot be read.
+            BaseNotFound: the base is unknown, or its weights are not on this machine.
+            CouldNotTell: there are candidates, and not one can be tried.
+            NotAllowed: the trial would fetch too much.
+            RemoteUnreachable: the server does not answer.
+        """
+        from adapterhub.api.steps.find.candidates import search_candidates
+        from adapterhub.api.steps.find.trying import MOST_CANDIDATES, try_candidates
+
+        if not 1 <= top <= MOST_CANDIDATES:
+            raise UsageProblem(f"top {top}, expected 1 to {MOST_CANDIDATES}")
+        on = base_of(base)
+        assert on is not None
+        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        words = " ".join(text)
+        query = {"text": words, "task": task, "ranks": ranks, "method": method}
+        found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)
+        where = Path(examples).expanduser()
+        return try_candidates(self.session, words, on, found, where, left_out=lost, agree=agree, bars=self.reports)
+
+    def route(
+        self, text: str, *, base: BaseLike | None = None, over: Sequence[SpecLike] = (), file: StrPath | None = None
+    ) -> Routed:
+        """Which adapter a text is for, by the example prompts of each: those of its contract, else of its manifest.
+
+        Args:
+            text: what one would ask.
+            base: route among adapters for this base.
+            over: among these; default: the newest build of each name that has at least 8 example prompts.
+            file: a routing file, instead of `base` and `over`.
+
+        Returns:
+            `.name`, `.version` and `.digest`, None where the base alone should answer; `.model`, a name for a server;
+            `.cosine` and `.near`.
+
+        Raises:
+            UsageProblem: an adapter has too few prompts, or neither or both of `base` and `file` are given.
+            NotFound, Malformed: the file cannot be used, or the model that compares texts is not set up.
+        """
+        from adapterhub.api.steps.find.routing import route_text
+
+        return route_text(self, self._route(base, over, file), text)
+
+    def make_route(
+        self,
+        output: StrPath,
+        *,
+        base: BaseLike,
+        over: Sequence[SpecLike] = (),
+        threshold: float | None = None,
+        accept: bool = False,
+    ) -> CheckedRoute:
+        """Write a routing file for `adapt serve --route`.
+
+        Args:
+            output: the file.
+            base: the base of the adapters.
+            over: as for `route`.
+            threshold: least cosine of a text with an adapter's prompts; default: what keeps 95 % of their own.
+            accept: write it although it confuses more than one text in ten.
+
+        Returns:
+            As `check_route`.
+
+        Raises:
+            CouldNotTell: it confuses too many; nothing was written.
+            UsageProblem: an adapter has too few prompts.
+        """
+        from adapterhub.api.steps.find.routing import check_route, ensure_good, make_route, write_route
+
+        on = base_of(base)
+        assert on is not None
+        specs = [spec_of(one) for one in over]
+        made = make_route(self.session, on, specs, threshold=threshold, accept=accept, bars=self.reports)
+        result = check_route(made)
+        ensure_good(result, "Nothing was written")
+        return write_route(made, Path(output), result)
+
+    def check_route(
+        self, file: StrPath | None = None, *, base: BaseLike | None = None, over: Sequence[SpecLike] = ()
+    ) -> CheckedRoute:
+        """How well texts tell adapters apart: one prompt of each is left out at a time, and routed.
+
+        Args:
+            file: a routing file, instead of `base` and `over`, which are as for `route`.
+            base: as for `route`.
+            over: as for `route`.
+
+        Returns:
+            `.accuracy`, `.confused`, and `.adapters` with the prompts that are right or fall to the base.
+        """
+        from adapterhub.api.steps.find.routing import check_route
+
+        return check_route(self._route(base, over, file))
+
+    def export_router(self, file: StrPath, output: StrPath, *, url: str = "http://127.0.0.1:8000") -> Path:
+        """Write a routing file as a configuration of vLLM's semantic router. It holds the example prompts.
+
+        Args:
+            file: the routing file.
+            output: the YAML file to write.
+            url: where `adapt serve` answers.
+
+        Returns:
+            The path.
+
+        Raises:
+            CouldNotTell: a build of the file is not installed here.
+        """
+        from adapterhub.api.steps.find.exporting import export_router
+        from adapterhub.formats.route import read_route
+
+        return export_router(self, read_route(Path(file).expanduser()), Path(output), url=url)
+
+    def _route(self, base: BaseLike | None, over: Sequence[SpecLike], file: StrPath | None) -> Route:
+        from adapterhub.api.steps.find.routing import make_route
+        from adapterhub.formats.route import read_route
+
+        on = base_of(base)
+        if file is not None and on is None and not over:
+            return read_route(Path(file).expanduser())
+        if file is not None or on is None:
+            raise UsageProblem("routing takes a routing file or a base")
+        return make_route(self.session, on, [spec_of(one) for one in over], bars=self.reports)

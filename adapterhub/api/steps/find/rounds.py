@@ -1,0 +1,274 @@
+"""The rounds of a trial: the first example for all candidates, then the other ones for the best six.
+
+A candidate that the base alone beats on the first example goes no further, unless it beats all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.api.steps.contracts.testing import Question, what_decides
+from adapterhub.api.steps.find.candidates import Candidate
+from adapterhub.api.steps.find.tried import NotTried, Trial, Tried, TriedBuild
+from adapterhub.core.digests import canonical_json, digest_of
+from adapterhub.core.display import size_text
+from adapterhub.core.errors import AdapterHubError, CouldNotTell, problem_list
+from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.prompts.form import RAW, PromptForm
+from adapterhub.inference.trying import Bench, Measured, Span, forms_of, mean_of
+from adapterhub.library.find.tried import KeptTrials
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Digest
+    from adapterhub.distribution.finding import AdapterLike
+    from adapterhub.inference.tuning import Example
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
+
+FINALISTS: Final = 6
+TIE: Final = 0.01
+"""The share of the gap within which two candidates are equally good."""
+
+Agree = Callable[[int, int], None]
+"""Called with the number of builds to fetch and their bytes; raises where the user does not agree."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entrant:
+    """A candidate in the trials: what was measured so far, in its better form."""
+
+    candidate: Candidate
+    place: int
+    forms: tuple[PromptForm, ...]
+    form: PromptForm = RAW
+    parts: tuple[Measured, ...] = ()
+    cpu_s: float = 0.0
+    is_cached: bool = True
+    adapter: AdapterLike | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return self.candidate.manifest.digest
+
+    @property
+    def is_merge(self) -> bool:
+        return len(self.candidate.manifest.parents) > 1
+
+    @property
+    def loss(self) -> float:
+        return mean_of(self.parts)
+
+
+class Rounds:
+    """Measures candidates on one base and examples. What it lends from servers ends with `loans`."""
+
+    def __init__(
+        self,
+        session: Session,
+        record: BaseRecord,
+        folder: Path,
+        examples: tuple[Example, ...],
+        loans: ExitStack,
+        *,
+        bars: Bars,
+        agree: Agree,
+    ) -> None:
+        library = session.library
+        self._record, self._examples, self._loans = record, examples, loans
+        self._session, self._bars, self._agree = session, bars, agree
+        self._kept = KeptTrials(library.store)
+        self._bench = Bench(library, folder, BaseSpec.parse(record.alias or str(folder)), examples)
+        loans.callback(self._bench.close)
+        self._is_loaded = False
+        self._decides = what_decides(Question(), record)
+        self._first: Span = (0, 1)
+        self._rest: Span = (1, len(examples))
+
+    def run(self, query: str, candidates: Sequence[Candidate], left_out: Sequence[NotTried]) -> Tried:
+        """The trial of all candidates.
+
+        Raises:
+            CouldNotTell: there are candidates, and not one can be tried.
+        """
+        lost = list(left_out)
+        entrants = [
+            _Entrant(candidate=one, place=at, forms=forms_of(one.manifest.prompt, self._examples))
+            for at, one in enumerate(candidates)
+        ]
+        entrants = self._fetched(entrants, lost)
+        with self._bars.steps("try", unit="trials") as progress:
+            total = len(entrants) + (min(len(entrants), FINALISTS) if len(self._examples) > 1 else 0)
+            finalists = alive = self._round(entrants, self._first, lost, lambda done: progress(done, total))
+            if alive and len(self._examples) > 1:
+                best = _best([(one.loss, one) for one in alive], self._base_part(RAW, self._first).loss)
+                before = total - len(best)
+                finalists = self._round(best, self._rest, lost, lambda done: progress(before + done, total))
+        if lost and not finalists:
+            lines = [f"`{one.name}`: {one.reason}" for one in lost]
+            raise CouldNotTell(problem_list("not one candidate can be tried on this base", lines))
+        return self._tried(query, finalists, [one for one in alive if len(one.parts) < len(finalists[0].parts)], lost)
+
+    # ------------------------------------------------------------ measure
+    def _round(
+        self, entrants: Sequence[_Entrant], span: Span, lost: list[NotTried], progress: Callable[[int], None]
+    ) -> list[_Entrant]:
+        """Those of the entrants that could be measured."""
+        if entrants:
+            self._base_part(RAW, span)  # what is wrong with the base or the examples is wrong for all
+        alive = []
+        for done, one in enumerate(entrants, 1):
+            try:
+                self._measure(one, span)
+            except AdapterHubError as error:
+                lost.append(NotTried(name=one.candidate.name, reason=error.message.splitlines()[0]))
+            else:
+                alive.append(one)
+            progress(done)
+        return alive
+
+    def _measure(self, one: _Entrant, span: Span) -> None:
+        """Measure an entrant: first in all its forms, then in the better one."""
+        found: dict[PromptForm, Measured] = {}
+        for form in (one.form,) if one.parts else one.forms:
+            try:
+                found[form] = self._part(one, form, span)
+            except AdapterHubError:  # the base has no chat template, for example
+                if not found:
+                    raise
+        one.form = min(found, key=lambda form: found[form].loss)
+        one.parts += (found[one.form],)
+
+    def _part(self, one: _Entrant, form: PromptForm, span: Span) -> Measured:
+        question = self._question(form, span)
+        if (kept := self._kept.find(one.digest, question)) is not None:
+            return Measured(*kept)
+        self._load()
+        if one.adapter is None:
+            one.adapter = self._loans.enter_context(one.candidate.lend(None))
+        began = time.process_time()
+        part = self._bench.measure(one.adapter, one.digest, form, span)
+        one.cpu_s += time.process_time() - began
+        one.is_cached = False
+        self._kept.keep(one.digest, question, *part)
+        return part
+
+    def _base_part(self, form: PromptForm, span: Span) -> Measured:
+        question, weights = self._question(form, span), self._record.fingerprint.weights
+        if (kept := self._kept.find(weights, question)) is not None:
+            return Measured(*kept)
+        self._load()
+        part = self._bench.measure(None, "", form, span)
+        self._kept.keep(weights, question, *part)
+        return part
+
+    def _load(self) -> None:
+        if not self._is_loaded:
+            self._session.out.note(f"loading base {self._record.label}")
+            self._bench.load()
+            self._is_loaded = True
+
+    def _question(self, form: PromptForm, span: Span) -> dict[str, object]:
+        asked = digest_of(canonical_json([asdict(one) | {"line": 0} for one in self._examples[slice(*span)]]))
+        return {**self._decides, "examples": asked, "form": form.to_json()}
+
+    # ------------------------------------------------------------ fetch
+    def _fetched(self, entrants: Sequence[_Entrant], lost: list[NotTried]) -> list[_Entrant]:
+        """The entrants without those that cannot be fetched; what is fetched is announced, and agreed to."""
+        fetch = [one for one in self._not_kept(entrants) if one.candidate.fetch_bytes]
+        size_bytes = sum(one.candidate.fetch_bytes for one in fetch)
+        if not fetch:
+            return list(entrants)
+        what = f"{len(fetch)} build{'s' * (len(fetch) != 1)}"
+        self._session.out.note(f"the trial fetches {what}, {size_text(size_bytes)}, and installs none")
+        self._agree(len(fetch), size_bytes)
+        failed = []
+        with self._bars.progress("fetch", size_bytes) as fetched:
+            for one in fetch:
+                try:
+                    one.adapter = self._loans.enter_context(one.candidate.lend(fetched))
+                except AdapterHubError as error:
+                    failed.append(one)
+                    lost.append(NotTried(name=one.candidate.name, reason=error.message.splitlines()[0]))
+        return [one for one in entrants if one not in failed]
+
+    def _not_kept(self, entrants: Sequence[_Entrant]) -> list[_Entrant]:
+        """Those with a loss that is not kept; where the first round is known, the finalists among them."""
+
+        def kept(one: _Entrant, span: Span) -> list[float]:
+            found = [self._kept.find(one.digest, self._question(form, span)) for form in one.forms]
+            return [loss for loss, _ in (part for part in found if part is not None)]
+
+        early = [(kept(one, self._first), one) for one in entrants]
+        if any(len(losses) < len(one.forms) for losses, one in early):
+            return [one for losses, one in early if len(losses) < len(one.forms) or not kept(one, self._rest)]
+        if len(self._examples) == 1:
+            return []
+        base = self._kept.find(self._record.fingerprint.weights, self._question(RAW, self._first))
+        best = _best([(min(losses), one) for losses, one in early], base[0] if base else math.inf)
+        return [one for one in best if not kept(one, self._rest)]
+
+    # ------------------------------------------------------------ tell
+    def _tried(
+        self, query: str, finalists: Sequence[_Entrant], others: Sequence[_Entrant], lost: Sequence[NotTried]
+    ) -> Tried:
+        base_loss = self._base_loss(finalists) if finalists else None
+        gap = (base_loss or 0.0) - min((one.loss for one in finalists), default=0.0)
+        least = min((one.loss for one in finalists), default=0.0)
+        leaders = [one for one in finalists if gap > 0 and one.loss - least <= TIE * gap]
+        leaders.sort(key=lambda one: (one.is_merge, one.place))
+        rest = sorted((one for one in finalists if one not in leaders), key=lambda one: one.loss)
+        behind = sorted(others, key=lambda one: one.loss)
+        built = [self._build(one, finalists, leads=one in leaders) for one in (*leaders, *rest)]
+        built += [self._build(one, [*finalists, *others], leads=False) for one in behind]
+        return Tried(
+            query=query,
+            base=self._record.label,
+            base_loss=base_loss,
+            examples=len(self._examples),
+            best=leaders[0].candidate.name if leaders else None,
+            results=tuple(built),
+            left_out=tuple(lost),
+        )
+
+    def _base_loss(self, entrants: Iterable[_Entrant], parts: int | None = None) -> float:
+        """The loss of the base alone in the best of the forms of the entrants, on as many parts as they were asked."""
+        entrants = list(entrants)
+        spans = [self._first, self._rest][: parts or len(entrants[0].parts)]
+        forms = {RAW, *(one.form for one in entrants)}
+        return min(mean_of([self._base_part(form, span) for span in spans]) for form in forms)
+
+    def _build(self, one: _Entrant, among: Sequence[_Entrant], *, leads: bool) -> TriedBuild:
+        """The result of an entrant, with its share of the gap on the examples that it was asked."""
+        parts = len(one.parts)
+        base_loss = self._base_loss(among, parts)
+        gap = base_loss - min(mean_of(other.parts[:parts]) for other in among)
+        trial = Trial(
+            loss=one.loss,
+            base_loss=base_loss,
+            share=(base_loss - one.loss) / gap if gap > 0 else None,
+            examples=len(self._examples) if parts > 1 else 1,
+            form=one.form.form,
+            leads=leads,
+            cpu_s=round(one.cpu_s, 3),
+            is_cached=one.is_cached,
+        )
+        return TriedBuild(
+            name=one.candidate.name,
+            version=one.candidate.manifest.version,
+            digest=one.digest,
+            spec=one.candidate.spec,
+            tried=trial,
+        )
+
+
+def _best(pairs: Sequence[tuple[float, _Entrant]], base_loss: float) -> list[_Entrant]:
+    """The finalists by their loss on the first example: the best six, of those that beat the base if any does."""
+    ahead = [pair for pair in pairs if pair[0] < base_loss] or list(pairs)
+    return [one for _, one in sorted(ahead, key=lambda pair: pair[0])[:FINALISTS]]

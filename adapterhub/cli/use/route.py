@@ -1,0 +1,134 @@
+"""`adapt route`: which adapter a text is for, and the routing file that a server uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli.completion.completing import complete_spec
+from adapterhub.cli.options.params import BASE, SPEC, Session, common
+from adapterhub.core.errors import AdapterNotFound, UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.find.routing import CheckedRoute
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+
+
+@click.command()
+@click.argument("text", nargs=-1)
+@click.option("--base", type=BASE, help="Route among adapters for this base.")
+@click.option(
+    "--over",
+    type=SPEC,
+    multiple=True,
+    metavar="SPEC",
+    shell_complete=complete_spec,
+    help="Route among these (repeatable) [default: the newest of each name with at least 8 example prompts].",
+)
+@click.option("--file", type=click.Path(path_type=Path), metavar="FILE", help="Route by this routing file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write a routing file to FILE.")
+@click.option("--check", is_flag=True, help="Show how well the texts tell the adapters apart.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    metavar="T",
+    help="Leave texts below this cosine to the base [default: what keeps 95 % of the adapters' own prompts].",
+)
+@click.option("--accept-routing", is_flag=True, help="Write the file although it confuses more than one text in ten.")
+@click.option("--strict", is_flag=True, help="Fail with exit code 10 where TEXT is for none of the adapters.")
+@common
+def route(
+    session: Session,
+    text: tuple[str, ...],
+    base: BaseSpec | None,
+    over: tuple[AdapterSpec, ...],
+    file: Path | None,
+    output: Path | None,
+    check: bool,
+    threshold: float | None,
+    accept_routing: bool,
+    strict: bool,
+) -> None:
+    """Print the adapter that TEXT is for, or `base`; or write a routing file for `adapt serve --route`.
+
+    Compares TEXT with the example prompts of each adapter: those of its contract, else of its manifest, at least 8.
+    It compares texts alone, so two tasks that take the same kind of text cannot be told apart: a film review to judge
+    and one to translate, for example. --check leaves out one prompt of every adapter at a time, routes it, and prints
+    which are taken for which. A file that routes fewer than nine in ten right is not written without --accept-routing.
+
+    \b
+    Examples:
+      adapt route "Dmitri takes 4 bricks for 8 dollars." --base base-7b
+      adapt route --base base-7b --over orders --over legal-qa -o route.json
+      adapt route --file route.json --check
+      adapt serve --base base-7b --route route.json
+    """
+    words = " ".join(text)
+    if file is not None and (base or over or output or threshold is not None or accept_routing):
+        raise UsageProblem("`--file` is a routing file as it is; the options that make one exclude it")
+    if file is None and base is None:
+        raise UsageProblem("routing needs `--base` or `--file`", hint='`adapt route "TEXT" --base NAME`')
+    if not (words or output or check):
+        raise UsageProblem(
+            "there is no text to route", hint="give TEXT, `--check`, or `-o FILE` to write a routing file"
+        )
+    if output is not None and words:
+        raise UsageProblem("`-o` writes a routing file and routes no text; run `adapt route TEXT --file FILE` then")
+    if strict and not words:
+        raise UsageProblem("`--strict` is for TEXT")
+    from adapterhub.api.steps.find.routing import (
+        check_route,
+        ensure_good,
+        make_route,
+        route_text,
+        unrouted,
+        write_route,
+    )
+    from adapterhub.formats.route import read_route
+
+    if file is not None:
+        made = read_route(file)
+    else:
+        assert base is not None
+        made = make_route(session, base, over, threshold=threshold, accept=accept_routing, bars=session.out)
+    if words:
+        routed = route_text(session.library, made, words)
+        if strict and routed.name is None:
+            raise AdapterNotFound(unrouted(words), hint="without `--strict`, the base answers it")
+        session.out.result(routed.to_json(), lambda: session.out.line(routed.name or routed.model))
+        return
+    result = check_route(made)
+    if output is not None:
+        ensure_good(result, "Nothing was written")
+        result = write_route(made, output, result)
+    session.out.result(result.to_json(), lambda: _say(session, result))
+    if check and output is None:
+        ensure_good(result, "A server does not take it")
+
+
+def _say(session: Session, result: CheckedRoute) -> None:
+    out = session.out
+    rows = [
+        (
+            one.name,
+            one.version,
+            one.prompts,
+            one.right,
+            ", ".join(f"{c.taken_for} {c.prompts}" for c in result.confused if c.name == one.name),
+            one.to_base,
+        )
+        for one in result.adapters
+    ]
+    out.table(
+        ("name", "version", "prompts", "right", "taken for", "to the base"),
+        rows,
+        right=("prompts", "right", "to the base"),
+    )
+    out.line(
+        f"routes {result.accuracy:.1%} of left-out prompts right ({result.method}),"
+        f" and leaves texts below cosine {result.threshold:g} to the base"
+    )
+    if result.path is not None:
+        out.line(f"wrote {result.path}")

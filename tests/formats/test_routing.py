@@ -1,0 +1,135 @@
+"""Routing by example prompts: how often it is right, whether its check knows that, and which files it takes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.core.digests import digest_of
+from adapterhub.core.errors import Malformed, NotFound
+from adapterhub.formats.meaning.encoder import Encoder
+from adapterhub.formats.meaning.ranking import packed
+from adapterhub.formats.meaning.routes import Chooser
+from adapterhub.formats.meaning.routing import Router, cross_check
+from adapterhub.formats.route import Route, RoutedAdapter, read_route
+from tests.support.real_encoder import minilm_base
+from tests.support.route_tasks import BUILT, NONE, auc, prompts_by_task, tasks
+
+BASE = digest_of(b"base")
+
+
+def route_over(groups: list[Any], threshold: float = 0.25) -> Route:
+    adapters = tuple(
+        RoutedAdapter(name=f"a{at}", version="1.0.0", digest=digest_of(b"%d" % at), vectors=packed(group))
+        for at, group in enumerate(groups)
+    )
+    return Route(base=BASE, base_name="base-7b", threshold=threshold, adapters=adapters)
+
+
+def clusters(count: int, size: int = 8, spread: float = 0.5) -> list[Any]:
+    random = np.random.default_rng(count)
+    groups = random.normal(size=(count, 1, 384)) + spread * random.normal(size=(count, size, 384))
+    return list(groups / np.linalg.norm(groups, axis=2, keepdims=True))
+
+
+def test_sixteen_tasks_are_told_apart_and_the_check_knows_how_well() -> None:
+    """Real vectors; `python -m tests.bench.find_route` has every prompt."""
+    encoder = Encoder(minilm_base())
+    built = [encoder.vectors(prompts_by_task()[name][:BUILT]) for name in tasks()]
+    held_out = [encoder.vectors(prompts_by_task()[name][BUILT : BUILT + 3]) for name in tasks()]
+    strange = encoder.vectors(prompts_by_task()[NONE][:16])
+    own = np.repeat(np.arange(len(built)), 3)
+
+    chosen, cosines = Router(built).choose(np.concatenate(held_out))
+    _, away = Router(built).choose(strange)
+    check = cross_check(built)
+
+    right = float((chosen == own).mean())
+    assert right >= 0.9
+    assert abs(check.accuracy - right) <= 0.05
+    assert auc(cosines[np.arange(len(own)), own], away.max(1)) >= 0.9
+    assert check.confusion.sum(1).tolist() == [BUILT] * len(built)
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 30])
+def test_means_and_discriminants_route_what_lies_apart(count: int) -> None:
+    groups = clusters(count)
+    check = cross_check(groups)
+
+    assert check.accuracy == 1
+    assert sum(check.to_base(check.proposed)) <= 0.05 * count * 8 + 1
+    assert 0.2 <= check.proposed < 1
+
+
+def test_adapters_that_take_the_same_texts_are_confused() -> None:
+    same = clusters(1, 16)[0]
+    check = cross_check([same[:8], same[8:], *clusters(3)])
+
+    assert check.confusion[:2, :2].sum() == 16
+    assert check.accuracy < 0.9
+
+
+def test_a_file_chooses_as_the_vectors_did_and_leaves_out_what_may_not_be_used(tmp_path: Path) -> None:
+    groups = clusters(3, 9)
+    (tmp_path / "route.json").write_bytes(route_over([group[:8] for group in groups]).to_bytes())
+    read = read_route(tmp_path / "route.json")
+
+    class Told:
+        def vectors(self, texts: list[str]) -> Any:
+            return np.stack([groups[int(text[:1])][8] for text in texts])
+
+    chooser = Chooser(read, Told())  # type: ignore[arg-type]  # vectors that are known
+    assert [chooser.choose(f"{at}").adapter for at in range(3)] == list(read.adapters)
+    others = chooser.choose("1", lambda one: one.name != "a1")
+    assert (others.adapter, others.cosine < 0.25, sorted(name for name, _ in others.near)) == (None, True, ["a0", "a2"])
+    assert chooser.choose("1", lambda _: False).adapter is None
+
+
+def changed(value: dict[str, Any], **new: Any) -> dict[str, Any]:
+    return value | {"adapters": [value["adapters"][0] | new, *value["adapters"][1:]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v | {"schema": "x"}, "schema: expected `adapterhub/route/1`"),
+        (lambda v: v | {"model": "other"}, "model: made with other"),
+        (lambda v: v | {"threshold": 2}, "threshold: expected a number from 0 to 1"),
+        (lambda v: v | {"threshold": True}, "threshold: expected a number from 0 to 1"),
+        (lambda v: v | {"adapters": v["adapters"][:1]}, "adapters: expected a list of 2 to 256"),
+        (lambda v: v | {"adapters": [v["adapters"][0]] * 2}, "one name is there twice"),
+        (lambda v: v | {"base": 3}, "base.weights: expected a digest"),
+        (lambda v: changed(v, name="../x"), "adapters[0]: `../x`"),
+        (lambda v: changed(v, version="one"), "adapters[0]: `one`"),
+        (lambda v: changed(v, digest="sha256:1"), "adapters[0].digest: expected a digest"),
+        (lambda v: changed(v, vectors="%%"), "adapters[0].vectors: expected 8 to 64 times 384 bytes"),
+        (lambda v: changed(v, vectors=base64.b64encode(bytes(8 * 384)).decode()), "adapters[0].vectors: one is zero"),
+        (lambda v: changed(v, vectors=base64.b64encode(b"a" * 7 * 384).decode()), "expected 8 to 64 times"),
+    ],
+)
+def test_a_routing_file_that_breaks_its_format_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "route.json"
+    path.write_text(json.dumps(change(json.loads(route_over(clusters(2)).to_bytes()))))
+
+    with pytest.raises(Malformed) as refused:
+        read_route(path)
+    assert said in refused.value.message
+
+
+def test_numbers_that_are_none_and_files_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "route.json"
+    path.write_bytes(replace(route_over(clusters(2)), threshold=float("nan")).to_bytes())
+    with pytest.raises(Malformed, match="NaN"):
+        read_route(path)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(Malformed):
+        read_route(path)
+    with pytest.raises(NotFound):
+        read_route(tmp_path / "nothing.json")
