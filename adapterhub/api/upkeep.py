@@ -261,8 +261,11 @@ class WithUpkeep(OpenedLibrary):
         )
 
     def rebuild_index(self) -> int:
-        """Make the index again from the installed folders; returns how many adapters it holds."""
-        return self.catalog.rebuild(set_newer_aside=True)
+        """Make the index and its sketches again from the installed folders; returns how many adapters it holds."""
+        from adapterhub.library.find.sketching import rebuild_index
+
+        with self.reports.progress("sketch", None, unit="adapters") as progress:
+            return rebuild_index(self, progress)
 
     def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
         """Check dependencies, home, disk, links, index and connection.

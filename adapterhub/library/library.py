@@ -31,6 +31,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.find.sketching import same_update_as, sketch_when_added
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -54,13 +55,14 @@ _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an a
 class Added(
     Documented,
     keys="name=build.full_name version=build.manifest.version base=build.base_name digest=build.manifest.digest created"
-    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings",
+    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings same_as",
 ):
     """A build that was added to the library; `created` is False when it was installed before."""
 
     build: Installed
     report: Report
     created: Annotated[bool, "false: it existed already"]
+    same_as: Annotated[tuple[str, ...], "installed builds of the same update, each with what differs"] = ()
 
     def __repr__(self) -> str:
         return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
@@ -180,6 +182,7 @@ class Library(InstalledBuilds):
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
         intent.need([*objects_of(manifest), *signature_objects(intent.folder)])
+        sketch = sketch_when_added(manifest.digest, scanned) if scanned is not None else []
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
@@ -193,8 +196,8 @@ class Library(InstalledBuilds):
             with self.catalog.changing():
                 self._link_folder(manifest, intent.folder / "view", final)
                 build = self.read_build(final)
-                self.catalog.put(build)
-        return Added(build=build, report=report, created=True)
+                self.catalog.put(build, sketch)
+        return Added(build=build, report=report, created=True, same_as=same_update_as(self, build, sketch))
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:
         """The build in that folder if it is the same one; None where the folder does not exist.

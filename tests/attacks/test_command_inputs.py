@@ -86,6 +86,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("serve", "--deny-file"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --deny-file {}"),
     ("serve", "--tenants"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --tenants {}"),
     ("show", "--base"): ("base", "show kept --base {}"),
+    ("similar", "adapter"): ("adapter", "similar {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("test", "--examples"): ("file", "test --record kept --examples {}"),
     ("test", "--tests"): ("file", "test kept --tests {}"),

@@ -370,6 +370,8 @@ def _verbs(w: World) -> None:
         "./out/legal-qa/adapter_model.safetensors",
         "./out/summarize/adapter_model.safetensors",
     )
+    w.says("similar", "similar", "both")
+    w.says("similar.all", "similar", "--all")
     space = w.says("cache", "cache")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]

@@ -245,20 +245,14 @@ class WithFigures(WithBuilds):
                 yield _row(row, "same task on another base")
 
     def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
-        records = []
-        for row in rows:
-            try:
-                record = self._record(self._library.read_build(self._library.root / row.folder))
-            except AdapterHubError:  # `verify` says what is wrong with it
-                continue
-            if record.sketch:
-                records.append((row, record.sketch))
-        if not records:
-            return
         from adapterhub.formats.derived.sketch import nearest, placed
+        from adapterhub.library.find.sketching import sketches_of
 
-        sketches = [sketch for _, sketch in records]
-        for (row, _), (x, y), (other, cosine) in zip(records, placed(sketches), nearest(sketches), strict=True):
+        with self._deriving, extra_named("the map of a base"):
+            known = sketches_of(self._library, rows)
+        records = [(row, known[row.digest].sketch) for row in rows if known[row.digest].sketch]
+        packed = [sketch for _, sketch in records]
+        for (row, _), (x, y), (other, cosine) in zip(records, placed(packed), nearest(packed), strict=True):
             is_alone = len(records) == 1
             yield MapPoint(
                 name=row.full_name,

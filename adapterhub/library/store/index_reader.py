@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index, SketchRow
 
 
 class EmptyIndex:
@@ -34,6 +34,10 @@ class EmptyIndex:
     def declared_bases(self) -> dict[str, str]:
         """Nothing."""
         return {}
+
+    def sketches(self) -> list[SketchRow]:
+        """Nothing."""
+        return []
 
     def count(self) -> int:
         """None."""
