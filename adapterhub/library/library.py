@@ -23,7 +23,7 @@ from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import BaseMismatch, MalformedManifest, NotAllowed, shown
+from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.cards.card import card_for
@@ -31,7 +31,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.find.sketching import same_update_as, sketch_when_added
+from adapterhub.library.find.sketching import sketch_when_added
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -39,6 +39,7 @@ from adapterhub.library.intake.refusals import checked, ensure_no_errors, refuse
 from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
+from adapterhub.library.store.index import SketchRow
 from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.signatures import link_signature, signature_objects
@@ -197,7 +198,17 @@ class Library(InstalledBuilds):
                 self._link_folder(manifest, intent.folder / "view", final)
                 build = self.read_build(final)
                 self.catalog.put(build, sketch)
-        return Added(build=build, report=report, created=True, same_as=same_update_as(self, build, sketch))
+        return Added(build=build, report=report, created=True, same_as=self._same_as(build, sketch))
+
+    def _same_as(self, build: Installed, sketch: Sequence[SketchRow]) -> tuple[str, ...]:
+        """The installed builds that a new one has the update of, in words: `legal-qa 1.2.0 (float32)`."""
+        if not any(row.sketch for row in sketch):
+            return ()
+        from adapterhub.library.find.likeness import same_as
+
+        with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
+            return tuple(one.words for one in same_as(self, build, sketch[0]))
+        return ()
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:
         """The build in that folder if it is the same one; None where the folder does not exist.

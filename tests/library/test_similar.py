@@ -83,6 +83,50 @@ def test_add_says_whose_update_it_is(home, tmp_path):
     home.ok("remove", "own-work", "--yes")
 
 
+def test_audit_names_copies_under_another_name_or_licence_and_no_others(home):
+    found = json.loads(home("audit", "--json", "--offline").stdout)["adapters"]
+
+    copies = {
+        one["name"]: sorted(finding["message"] for finding in one["findings"] if finding["code"] == "W_COPY")
+        for one in found
+    }
+    assert len(copies["bfloat16"]) == len(copies["negated"]) == 4
+    assert "has the negated update of `legal-qa` 1.0.0 under another name" in copies["negated"]
+    assert "has the update of `legal-qa` 1.0.0 under another name" in copies["bfloat16"]
+    assert copies["noisy"] == copies["summarize"] == []
+
+
+def test_audit_passes_over_another_version_of_the_same_adapter(tmp_path):
+    adapt = Adapt(tmp_path)
+    make_adapter(tmp_path / "one")
+    disguise(tmp_path / "one", tmp_path / "two", SAME["bfloat16"])
+    disguise(tmp_path / "one", tmp_path / "three", SAME["float16"])
+    adapt.ok("add", "./one", "--name", "one", "--license", "MIT")
+    adapt.ok("add", "./two", "--name", "one", "--version", "1.1.0", "--license", "MIT")
+    adapt.ok("add", "./three", "--name", "one", "--version", "1.2.0", "--license", "Apache-2.0")
+
+    found = json.loads(adapt("audit", "--json", "--offline").stdout)["adapters"]
+
+    copies = [finding for one in found for finding in one["findings"] if finding["code"] == "W_COPY"]
+    assert len(copies) == 4
+    assert all("under another licence (" in finding["message"] for finding in copies)
+
+
+def test_identify_knows_an_update_in_other_numbers(home, tmp_path):
+    folder = disguise(home.folder / "classify", tmp_path / "orphan", SAME["refactored"])
+    noisy = OTHER["noise 20 %"]
+    near = disguise(
+        home.folder / "classify", tmp_path / "near", lambda *given: SAME["refactored"](*noisy(*given), given[2])
+    )
+
+    [match] = [one for one in home.json("identify", folder)["matches"] if one["what"] == "adapter"]
+    possible = [one for one in home.json("identify", near)["matches"] if one["what"] == "adapter"]
+
+    assert (match["name"], match["sure"]) == ("classify==1.0.0", "likely")
+    assert "its update is that of this adapter in other numbers: cosine 1.0000" in match["how"]
+    assert ("classify==1.0.0", "possible") in [(one["name"], one["sure"]) for one in possible]
+
+
 def test_an_undeclared_merge_tells_its_parents_with_their_weights(home, tmp_path):
     home.ok("merge", "legal-qa", "summarize", "translate", "--weights", "0.5,0.3,-0.4", "-o", tmp_path / "sum")
     home.ok("add", tmp_path / "sum", "--name", "own-work", "--base", "base-7b")

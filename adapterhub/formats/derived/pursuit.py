@@ -27,10 +27,14 @@ LEAST: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """The weights of the kept parents, by their position, and the norm of what they leave, relative to the whole."""
+    """The weights of the kept parents, by their position, and the norm of what they leave, relative to the whole.
+
+    `alone` is what the best of them leaves by itself.
+    """
 
     weights: dict[int, float]
     unexplained: float
+    alone: float
 
 
 def pursue(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> list[int]:
@@ -75,7 +79,9 @@ def explain(products: Floats) -> Explained | None:
         del kept[int(carried.argmin())]
     weights = shares / sizes if kept else shares
     left = whole - 2 * weights @ products[kept, 0] + weights @ products[np.ix_(kept, kept)] @ weights
+    best = max((products[0, at] ** 2 / products[at, at] for at in kept), default=0.0)
     return Explained(
         weights={at - 1: float(weight) for at, weight in zip(kept, weights, strict=True)},
         unexplained=float(np.sqrt(max(float(left), 0.0) / whole)),
+        alone=float(np.sqrt(max(whole - float(best), 0.0) / whole)),
     )

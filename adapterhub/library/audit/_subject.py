@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.digests import Digest, Progress, parse_digest
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
@@ -24,6 +26,9 @@ from adapterhub.library.transfer import Source
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.checks.digests import read_manifest_file
 from adapterhub.trust.verify.listing import list_folder
+
+if TYPE_CHECKING:
+    from adapterhub.library.find.likeness import Similar
 
 FindSource = Callable[[Origin], Source]
 """The place of an origin as a source; it may raise any `AdapterHubError`."""
@@ -83,6 +88,16 @@ class Surroundings:
     def by_digest(self) -> dict[Digest, Installed]:
         """The same, by the digest of the manifest."""
         return {build.manifest.digest: build for build in self.installed}
+
+    @cached_property
+    def copies(self) -> dict[Digest, tuple[Similar, ...]]:
+        """By digest, the installed builds of the same update, each group with all its members; needs numpy."""
+        if find_spec("numpy") is None:
+            return {}
+        from adapterhub.library.find.likeness import SAME, similar_groups
+
+        groups = similar_groups(self.library, above=SAME)
+        return {parse_digest(one.build.digest): group.members for group in groups for one in group.members}
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
         """The registered base with that fingerprint."""

@@ -32,6 +32,8 @@ MOST_NAMED: Final = 3
 """The most builds that `add` names."""
 MOSTLY: Final = 0.3
 """A sum that leaves more of the norm than this explains nothing."""
+BETTER: Final = 0.5
+"""Nor does one that leaves more than this share of what its best part leaves alone: it is near that part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class PartOf(Documented, keys="name=build.full_name version=build.version digest
 class Likeness(Documented):
     """What is like one adapter here, the most alike first.
 
-    `parents` is empty where no sum of two or more builds comes closer to it than `MOSTLY`; `unexplained` is then None.
+    `parents` is empty where no sum of two builds or more comes much closer to it than one; `unexplained` is then None.
     A sum has no direction: where `turned` is set, a parent has a higher rank than the adapter, and is rather made from
     it. `compared` counts the builds that have a sketch, and `without` says of each other one why it has none.
     """
@@ -228,7 +230,9 @@ class _Seeker:
                 except (AdapterHubError, OSError):  # a damaged one is for `verify` to tell
                     continue
             result = explain(gram([self._updates, *opened])) if opened else None
-        if result is None or len(result.weights) < 2 or result.unexplained > MOSTLY:  # noqa: PLR2004 - as above
+        if result is None or len(result.weights) < 2:  # noqa: PLR2004 - as above
+            return (), None
+        if result.unexplained > LEFT and result.unexplained > min(MOSTLY, BETTER * result.alone):
             return (), None
         parts = [
             PartOf(build=rows[at], weight=float(f"{weight:.4g}"), declared=rows[at].digest in declared)

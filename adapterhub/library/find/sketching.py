@@ -16,7 +16,6 @@ from adapterhub.trust.verify import Subject, open_files
 
 if TYPE_CHECKING:
     from adapterhub.formats.derived.reading import AdapterUpdates
-    from adapterhub.library.store.catalog import Installed
 
 PARTIAL: Final = "partial"
 """The flag of a sketch of the factors of DoRA and its like, whose update is more than their product."""
@@ -125,14 +124,3 @@ def rebuild_index(library: InstalledBuilds, progress: Progress | None = None) ->
     if find_spec("numpy") is not None:
         sketches(library, progress)
     return count
-
-
-def same_update_as(library: InstalledBuilds, build: Installed, sketch: Sequence[SketchRow]) -> tuple[str, ...]:
-    """The installed builds that a build has the update of, in words: `legal-qa 1.2.0 (float32)`."""
-    if not any(row.sketch for row in sketch):
-        return ()
-    from adapterhub.library.find.likeness import same_as
-
-    with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
-        return tuple(one.words for one in same_as(library, build, sketch[0]))
-    return ()
