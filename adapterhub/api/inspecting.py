@@ -28,6 +28,7 @@ from adapterhub.library.store.catalog import Installed
 if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
     from adapterhub.core.digests import Progress
+    from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.audit import Audited
     from adapterhub.library.find.likeness import Group, Likeness
     from adapterhub.library.identify import Identity, LoraFiles
@@ -165,6 +166,21 @@ class WithInspection(OpenedLibrary):
         subject = adapter if isinstance(adapter, Installed) else build_or_folder(self.session, text_of(adapter))
         with self.reports.progress("sketch", None, unit="adapters") as progress:
             return similar_to(self, subject, above=above, with_parents=parents, progress=progress)
+
+    def similar_on(self, spec: SpecLike, remote: str, *, above: float = 0.9, token: str | None = None) -> AlikeThere:
+        """The builds on a registry whose update is like that of a release there, as the server estimates it.
+
+        Args:
+            spec: the release, such as `acme/legal-qa==1.2`; without a version, the newest.
+            remote: the server: a remote's name or a URL.
+            above: the least cosine to list, from 0.9 to 1.
+            token: access token for it.
+
+        Raises:
+            AdapterNotFound: the server has no such release, or not for you.
+            UsageProblem: it does not compare updates, or `above` is out of bounds.
+        """
+        return self.session.named_hub(remote, token=token, offline=False).similar(spec_of(spec), above)
 
     @extra_named("`Library.similar_groups`")
     def similar_groups(self, *, above: float = 0.99) -> Sequence[Group]:

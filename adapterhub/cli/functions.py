@@ -82,6 +82,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "similar": {
         "Library.similar": "adapterhub.library.find.likeness:similar_to",
         "Library.similar_groups": "adapterhub.library.find.likeness:similar_groups",
+        "Library.similar_on": "adapterhub.distribution.hub:Hub.similar",
     },
     "alias set": {
         "Library.set_alias": f"{_ALIASES}:set_alias",

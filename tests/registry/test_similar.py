@@ -21,6 +21,7 @@ from adapterhub.formats.derived.sketch import Sketch, cosines
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.test_derived import weights
+from tests.support.command_line import Adapt
 
 NEAR = ("acme/copy", "acme/doubled", "acme/negated")
 
@@ -150,6 +151,21 @@ def test_a_build_without_a_sketch_says_where_it_stands(server: Running) -> None:
     work(server)
     assert asked(server, "acme/late") | {"digest": ""} == {"digest": "", "state": "made", "similar": []}
     assert asked(server, "acme/zero")["state"] == "none"
+
+
+@pytest.mark.usefixtures("online")
+def test_the_command_asks_a_server(server: Running, tmp_path: Path) -> None:
+    adapt = Adapt(tmp_path)
+    there = ("--remote", server.url, "--token", server.token)
+
+    found = adapt.json("similar", "acme/a", *there)
+
+    assert {"acme/doubled", "acme/negated"} <= {one["repo"] for one in found["similar"]}
+    assert "acme/doubled\t1.0.0\tabout 1.00" in adapt.ok("similar", "acme/a==1.0", "--above", "0.95", *there)
+    assert "no such release" in adapt.fails(10, "similar", "acme/a==2.0", *there)
+    assert "not found" in adapt.fails(10, "similar", "acme/nothing", *there)
+    assert "from 0.9 to 1" in adapt.fails(2, "similar", "acme/a", "--above", "0.5", *there)
+    assert "leave out `--remote`" in adapt.fails(2, "similar", "--all", *there)
 
 
 def test_questions_are_limited_by_token_and_by_address(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def _remotes(w: World) -> None:
     w.says("push.server", "push", LEGAL, "--to", "acme/legal-qa-base-7b", "--remote", "ours")
     w.says("search.server", "search", "--remote", "ours", "--base", "base-7b")
     w.says("info.server", "info", "acme/legal-qa@base-7b", "--remote", "ours")
+    w.says("similar.server", "similar", "acme/legal-qa-base-7b", "--remote", "ours")
     w.says("mirror.dry-run", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs", "--dry-run")
     w.says("mirror", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs")
     version = ("acme/legal-qa==1.0.0", "--remote", "theirs")

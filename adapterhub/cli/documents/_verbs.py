@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import Digest, Node, Path, Size, TypedDict, Use
 from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import hub
 from adapterhub.library import identify
 from adapterhub.library.find import likeness
 from adapterhub.library.upkeep import space
@@ -127,5 +128,6 @@ VERBS: dict[str, Any] = {
     "identify.files": document_of(identify.LoraFiles),
     "similar": document_of(likeness.Likeness),
     "similar.all": SimilarGroups,
+    "similar.server": document_of(hub.AlikeThere),
     "cache": Space,
 }

@@ -8,17 +8,20 @@ import click
 
 from adapterhub.api.steps.finding import build_or_folder
 from adapterhub.cli.completion.completing import complete_spec_or_folder
-from adapterhub.cli.options.params import Session, common
+from adapterhub.cli.options.params import Session, common, remote_options
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.extras import extra_named
+from adapterhub.core.specs import AdapterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.find.likeness import Group, Likeness, Similar
 
 _SHOWN: float = 0.5
 _GROUPED: float = 0.99
+_ON_A_SERVER: float = 0.9
 
 
 @click.command()
@@ -28,11 +31,21 @@ _GROUPED: float = 0.99
     "--above",
     type=click.FloatRange(0, 1),
     metavar="COSINE",
-    help=f"List cosines from here on [default: {_SHOWN}, and {_GROUPED} with --all].",
+    help=f"List cosines from here on [default: {_SHOWN}; {_GROUPED} with --all, {_ON_A_SERVER} with --remote].",
 )
 @click.option("--parents/--no-parents", default=True, help="Also look for adapters that it is a weighted sum of.")
+@remote_options
 @common
-def similar(session: Session, adapter: str | None, is_all: bool, above: float | None, parents: bool) -> None:
+def similar(
+    session: Session,
+    adapter: str | None,
+    is_all: bool,
+    above: float | None,
+    parents: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
     """Find the installed adapters whose update is like that of one, whatever its name, precision, scale or rank.
 
     `same update`: a cosine of 0.9995 or more. `negated`: its opposite. `near`: 0.9 or more, as another seed of one
@@ -42,14 +55,24 @@ def similar(session: Session, adapter: str | None, is_all: bool, above: float | 
     The parents are installed adapters of which the update is a weighted sum, whether its manifest names them or not;
     each carries at least 5 % of its norm.
 
+    With --remote, a registry lists what is like a release there, with cosines that it estimates.
+
     \b
     Examples:
       adapt similar legal-qa
       adapt similar ./out/legal-qa --above 0.9
       adapt similar --all
+      adapt similar acme/legal-qa --remote ours
     """
     if (adapter is None) != is_all:
         raise UsageProblem("expected one adapter, or `--all`", hint="`adapt similar NAME`, or `adapt similar --all`")
+    if remote is not None:
+        if adapter is None:
+            raise UsageProblem("`--all` compares installed adapters", hint="leave out `--remote`, or name one adapter")
+        hub = session.named_hub(remote, token=token, offline=offline)
+        there = hub.similar(AdapterSpec.parse(adapter), _ON_A_SERVER if above is None else above)
+        session.out.result(there.to_json(), lambda: _say_there(session, there))
+        return
     with extra_named("`adapt similar`"):
         from adapterhub.library.find.likeness import similar_groups, similar_to
 
@@ -89,6 +112,24 @@ def _say(session: Session, found: Likeness, least: float) -> None:
             session.out.hint("a part has a higher rank: it may rather be made from this adapter")
     for name, reason in found.without.items():
         session.out.detail(f"not compared: {shown(name)}: {shown(reason)}")
+
+
+def _say_there(session: Session, found: AlikeThere) -> None:
+    if found.state == "waiting":
+        session.out.line("the server has not read these weights yet; ask again in a minute")
+    elif not found.similar:
+        session.out.line("nothing like it on this server" if found.state == "made" else "it has no update to compare")
+    else:
+        rows = [
+            (
+                one.repo,
+                one.version or one.commit[:12],
+                f"about {one.cosine:.2f}",
+                "" if one.same_base else "another base",
+            )
+            for one in found.similar
+        ]
+        session.out.table(("adapter", "version", "cosine", "what is different"), rows)
 
 
 def _row(one: Similar) -> tuple[object, ...]:
