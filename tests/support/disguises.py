@@ -65,7 +65,7 @@ SAME: Mapping[str, Disguise] = {
 }
 """Disguises of one update, up to its scale."""
 NEGATED: Mapping[str, Disguise] = {"negated": lambda a, b, _: (a, -b)}
-OTHER: Mapping[str, Disguise] = {"noise 5 %": _noisy(0.05), "noise 20 %": _noisy(0.2), "noise 60 %": _noisy(0.6)}
+OTHER: Mapping[str, Disguise] = {"noise 10 %": _noisy(0.1), "noise 20 %": _noisy(0.2), "noise 60 %": _noisy(0.6)}
 """Adapters that are near the update, and not it."""
 
 
