@@ -31,7 +31,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.find.sketching import sketch_when_added
+from adapterhub.library.find.sketching import sketch_when_added, sketches
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -49,6 +49,7 @@ from adapterhub.trust.verify import Finding, Report, Subject, open_subject, veri
 if TYPE_CHECKING:
     from adapterhub.formats.contract.rules import Rules
 
+_MOST_NAMED = 3  # builds of the same update
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
 
 
@@ -207,7 +208,8 @@ class Library(InstalledBuilds):
         from adapterhub.library.find.likeness import same_as
 
         with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
-            return tuple(one.words for one in same_as(self, build, sketch[0]))
+            known, rows = sketches(self, most_made=0)
+            return tuple(one.words for one in same_as(self, build, sketch[0], known, rows)[:_MOST_NAMED])
         return ()
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:

@@ -10,6 +10,7 @@ directory has the signed ones in `.tests/`, beside the folder of the build. The 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub.formats.contract.results import Tested
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
-from adapterhub.trust.signing.trust import TrustFile, clock
+from adapterhub.trust.signing.trust import Trust, TrustFile, clock
 
 if TYPE_CHECKING:
     from adapterhub.formats.release import Release
@@ -99,7 +100,7 @@ class ResultFiles:
     def __init__(self, folder: Path, manifest: Digest, store: Store | None = None) -> None:
         """`folder` is `tests` or `.tests`; `store` is that of the library, None in a published directory."""
         self._folder = folder / hex_of(manifest)
-        self._store = store
+        self._manifest, self._store = manifest, store
 
     @classmethod
     def of_library(cls, store: Store, manifest: Digest) -> ResultFiles:
@@ -119,6 +120,15 @@ class ResultFiles:
                 raw = b"" if path.is_symlink() else read_plain(path, RESULT_LIMIT_BYTES)
                 found += [raw] if 0 < len(raw) <= RESULT_LIMIT_BYTES else []
         return found
+
+    def current(self, full_name: str) -> list[bytes]:
+        """The files without those that a later result by the same key supersedes; a broken one is still among them."""
+        files, parsed = self.read(), []
+        for raw in files:
+            with contextlib.suppress(SignatureRefused):
+                parsed.append(read_result(raw, Trust(), full_name=full_name, manifest=self._manifest, now=math.inf))
+        superseded = {one.digest for one in parsed} - {one.digest for one in newest(parsed)}
+        return [raw for raw in files if digest_of(raw) not in superseded]
 
     def add(self, raw: bytes) -> Path:
         """Write a result; the same one twice is one file.

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.formats.modules.places import place_of, short_names
+from adapterhub.formats.modules.places import in_order, place_of, short_names
 from adapterhub.pages.values.weights import (
     Compared,
     ComparePage,
+    EngineLine,
     Forecasted,
     HeatCell,
     HeatMap,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.derived.comparison import Comparison
     from adapterhub.formats.derived.modules import ModuleComparison
-    from adapterhub.formats.derived.record import DerivedRecord
+    from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
 
 MOST_KINDS: Final = 24
 MOST_LISTED: Final = 200
@@ -112,8 +113,13 @@ def lines_of(record: DerivedRecord) -> tuple[ModuleLine, ...]:
             effective_rank=module.effective_rank,
             reason=module.reason,
         )
-        for module in record.modules
+        for module in sorted(record.modules, key=lambda module: in_order(module.name))
     )
+
+
+def engine_lines(engines: Iterable[EngineRecord]) -> tuple[EngineLine, ...]:
+    """A line for each engine."""
+    return tuple(EngineLine(name=e.engine, reads=e.reads, reasons=e.reasons, notes=e.notes) for e in engines)
 
 
 def compared(page: ComparePage, found: Comparison) -> ComparePage:

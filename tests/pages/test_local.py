@@ -157,6 +157,18 @@ def test_each_page_has_a_json_twin(client, path):
     assert (twin.status_code, twin.headers["content-type"]) == (200, "application/json")
 
 
+def test_a_build_is_judged_on_its_registered_base_and_audited(client):
+    page = client.get("/-/pirate?format=json").json()
+
+    build = client.get(f"/-/pirate/{page['commit']}", params={"format": "json"}).json()
+
+    assert "W_UNSIGNED" in {code for code, _ in build["findings"]}
+    assert "the base is unknown" not in str(build["engines"])
+    layers = [int(name.split(".")[2]) for name in (module["name"] for module in build["modules"])]
+    assert layers == sorted(layers)
+    assert max(layers) >= 10
+
+
 def test_files_are_those_of_the_build_alone(client):
     page = client.get("/-/pirate?format=json").json()
     for file in page["files"]:

@@ -185,6 +185,16 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
     assert len(world.listed(f"?base={build.base.fingerprint.weights[7:]}&dtype=float32&verdict=CHANGED")) == 1  # type: ignore[union-attr]
 
 
+def test_of_several_results_on_one_question_only_the_latest_goes_out(world: World) -> None:
+    for verdict in ("PASS", "CHANGED", "PASS"):
+        signed(world.homes.ann.library, world.build, "ann", verdict)
+
+    done = world.homes.ann(*world.push())
+
+    assert (done.exit_code, "was not taken" in done.stderr) == (0, False), done.stderr
+    assert [one["sequence"] for one in world.listed()] == [3]
+
+
 def test_what_passed_elsewhere_moves_on_into_the_namespace_that_asks(world: World) -> None:
     ann, ben = world.homes.ann, world.homes.ben
     ann.ok(*world.push())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
@@ -23,16 +24,25 @@ from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem, show
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.inference.engine_bases import base_facts
 from adapterhub.library.figures import derived_record
 from adapterhub.pages.changes import changed
-from adapterhub.pages.figures import compared, contract_words, heats_of, lines_of, spectra_of, weight_of, with_commands
+from adapterhub.pages.figures import (
+    compared,
+    contract_words,
+    engine_lines,
+    heats_of,
+    lines_of,
+    spectra_of,
+    weight_of,
+    with_commands,
+)
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub.pages.values.weights import (
     BasePage,
     BuildPage,
     Compared,
     ComparePage,
-    EngineLine,
     LineagePage,
     MapPoint,
     RelatedBase,
@@ -41,7 +51,7 @@ from adapterhub.pages.values.weights import (
 from adapterhub.trust.verify import open_files
 
 if TYPE_CHECKING:
-    from adapterhub.formats.derived.record import DerivedRecord
+    from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index import BuildRow
     from adapterhub.library.upkeep.lineage import Node
@@ -96,10 +106,9 @@ class WithFigures(WithBuilds):
             heats=heats_of(record),
             spectra=spectra_of(record),
             modules=lines_of(record),
-            findings=record.findings,
-            engines=tuple(
-                EngineLine(name=e.engine, reads=e.reads, reasons=e.reasons, notes=e.notes) for e in record.engines
-            ),
+            findings=(*record.findings, *self._audited(build)),
+            looked_at="its files, numbers, signature, lineage, licences and names",
+            engines=engine_lines(self._engines(build) or record.engines),
         )
 
     def compare(self, asked: Asked) -> ComparePage:
@@ -129,13 +138,14 @@ class WithFigures(WithBuilds):
         digest, lineage = build.manifest.digest, lineage_of(self._library.session)
         node = lineage.node(digest)
         mine = next(row for row in lineage.rows if row.digest == digest)
+        others, (alike, parts) = list(self._others(build, mine, lineage.rows)), self._alike(build)
         return LineagePage(
             repo=repo,
             version=build.manifest.version,
             url=f"/{repo}/{_digits(digest)}",
-            parents=tuple(self._relative(build.manifest.relation, one) for one in node.parents),
+            parents=(*(self._relative(build.manifest.relation, one) for one in node.parents), *parts),
             children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
-            others=tuple(self._others(build, mine, lineage.rows)),
+            others=(*others, *(one for one in alike if one.digest not in {other.digest for other in others})),
             inherited=tuple(one for one in self._above(node) if one.license),
         )
 
@@ -180,6 +190,22 @@ class WithFigures(WithBuilds):
     def _record(self, build: Installed) -> DerivedRecord:
         with self._deriving, extra_named("the figures of a build"):
             return derived_record(self._library.store, build.folder, build.manifest)
+
+    def _engines(self, build: Installed) -> tuple[EngineRecord, ...]:
+        """What engines do with it on its base, as far as that is registered; empty if a file cannot be read."""
+        with suppress(AdapterHubError), extra_named("the figures of a build"):
+            from adapterhub.formats.derived.deriving import engine_records
+
+            subject = open_files(build.folder)
+            fingerprint = build.base.fingerprint
+            record = self._library.bases.by_fingerprint(fingerprint) if fingerprint else None
+            return engine_records(subject.config, subject.weights, base_facts(record))
+        return ()
+
+    def _audited(self, build: Installed) -> tuple[tuple[str, str], ...]:
+        """What an audit finds without the network: signature, strays, lineage, licences, names, withdrawals."""
+        [audited] = self._library.audit(build.folder, offline=True)
+        return tuple((f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in audited.report.findings)
 
     def _named(self, name: str) -> Installed:
         repo, version = (*re.split("==|@", name, maxsplit=1), "")[:2]
@@ -243,6 +269,19 @@ class WithFigures(WithBuilds):
                     continue
             if mine.task and row.task == mine.task and row.base_weights != mine.base_weights:
                 yield _row(row, "same task on another base")
+
+    def _alike(self, build: Installed) -> tuple[list[Relative], list[Relative]]:
+        """Builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
+        from adapterhub.library.find.likeness import NEAR, similar_to
+
+        try:
+            with self._deriving, extra_named("like updates"):
+                found = similar_to(self._library, build, above=NEAR, most_made=_MOST_POINTS)
+        except AdapterHubError:  # it has no update to compare
+            return [], []
+        alike = [_row(one.build, f"{one.kind}: cosine {one.cosine:.4f}") for one in found.similar]
+        undeclared = [one for one in found.parents if not one.declared]
+        return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
 
     def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
         from adapterhub.formats.derived.sketch import nearest, placed

@@ -86,7 +86,7 @@ def push_build(
         gate.before_sending(build)
         if signer is not None:
             sign_results(library, build, gate.results, signer)
-    results = ResultFiles.of_library(library.store, release.digest).read()
+    results = ResultFiles.of_library(library.store, release.digest).current(build.full_name)
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress, signature=signature, results=results)
     _tell_refused(session, place)
@@ -113,7 +113,7 @@ def push_results(
     """
     if names_folder(to):
         raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` copies results, too")
-    results = ResultFiles.of_library(session.library.store, build.manifest.digest).read()
+    results = ResultFiles.of_library(session.library.store, build.manifest.digest).current(build.full_name)
     if not results:
         raise NotFound(
             f"there is no signed result on {build.full_name} {build.manifest.label}. Nothing was sent",

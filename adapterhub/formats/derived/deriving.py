@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +53,7 @@ def derive(
             weights=weights_digest,
             config=config_digest,
             findings=findings,
-            engines=tuple(_engines(config, file)),
+            engines=engine_records(config, file),
             reason=reason,
         )
     end = time.monotonic() + time_s
@@ -68,21 +67,26 @@ def derive(
         norm=_rounded(math.hypot(*norms)) if norms else None,
         others=len(updates.others),
         findings=(*config.notes, *(("E_NONFINITE", f"`{m.name}` {m.reason}") for m in modules if "NaN" in m.reason)),
-        engines=tuple(_engines(config, file)),
+        engines=engine_records(config, file),
         reason="" if modules else "it holds no low-rank updates",
     )
 
 
-def _engines(config: AdapterConfig, file: TensorFile) -> Iterator[EngineRecord]:
-    for name in engines.names():
-        try:
-            verdict = engines.judge(name, config, file)
-        except MalformedConfig as error:
-            yield EngineRecord(engine=name, reads=False, reasons=(error.message,), notes=())
-            continue
-        reasons = tuple(reason.text for reason in verdict.reasons)
-        needs = (" ".join(verdict.flags),) if verdict.flags else ()
-        yield EngineRecord(engine=name, reads=verdict.ok, reasons=reasons, notes=(*needs, *verdict.notes))
+def engine_records(
+    config: AdapterConfig, file: TensorFile, base: engines.BaseFacts | None = None
+) -> tuple[EngineRecord, ...]:
+    """What each engine does with the adapter; rules about the base apply as far as `base` is known."""
+    return tuple(_engine_record(name, config, file, base) for name in engines.names())
+
+
+def _engine_record(name: str, config: AdapterConfig, file: TensorFile, base: engines.BaseFacts | None) -> EngineRecord:
+    try:
+        verdict = engines.judge(name, config, file, base=base)
+    except MalformedConfig as error:
+        return EngineRecord(engine=name, reads=False, reasons=(error.message,), notes=())
+    needs = (" ".join(verdict.flags),) if verdict.flags else ()
+    reasons = tuple(reason.text for reason in verdict.reasons)
+    return EngineRecord(engine=name, reads=verdict.ok, reasons=reasons, notes=(*needs, *verdict.notes))
 
 
 def _figures(updates: AdapterUpdates, module: str, sketch: Sketch | None, *, is_late: bool) -> ModuleRecord:

@@ -32,6 +32,11 @@ def place_of(module: str) -> Place:
     return Place(kind, numbers[0] if numbers else None)
 
 
+def in_order(module: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts modules as they stand in the model: layer 2 before layer 10."""
+    return tuple((int(part), "") if _is_number(part) else (-1, part) for part in module.split("."))
+
+
 def short_names(kinds: Iterable[str]) -> dict[str, str]:
     """For each kind its shortest ending, at a dot, that no other kind has: `q_proj` in most models."""
     every = list(dict.fromkeys(kinds))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,8 @@ def _optimiser() -> Callable[[_Trials, int], None]:
     Raises:
         MissingExtra: the package `cma` is not installed.
     """
-    with extra_named("tuning"):
+    with extra_named("tuning"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cma warns where matplotlib is missing, which only its plots need
         import cma
     import numpy as np
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.digests import Digest, Progress, parse_digest
+from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
@@ -19,8 +19,10 @@ from adapterhub.formats.release import Release
 from adapterhub.library.audit._report import Target
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PlainFolder
+from adapterhub.library.find.sketching import sketches
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.index import BuildRow, SketchRow
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.transfer import Source
 from adapterhub.trust.verify import Finding
@@ -90,14 +92,18 @@ class Surroundings:
         return {build.manifest.digest: build for build in self.installed}
 
     @cached_property
-    def copies(self) -> dict[Digest, tuple[Similar, ...]]:
-        """By digest, the installed builds of the same update, each group with all its members; needs numpy."""
-        if find_spec("numpy") is None:
-            return {}
-        from adapterhub.library.find.likeness import SAME, similar_groups
+    def _sketches(self) -> tuple[Mapping[str, SketchRow], Mapping[str, Sequence[BuildRow]]]:
+        return sketches(self.library) if find_spec("numpy") is not None else ({}, {})
 
-        groups = similar_groups(self.library, above=SAME)
-        return {parse_digest(one.build.digest): group.members for group in groups for one in group.members}
+    def copies_of(self, build: Installed) -> list[Similar]:
+        """The installed builds of the same update, negated ones included; none without numpy."""
+        known, rows = self._sketches
+        mine = known.get(build.manifest.digest)
+        if mine is None or not mine.sketch:
+            return []
+        from adapterhub.library.find.likeness import same_as
+
+        return same_as(self.library, build, mine, known, rows)
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
         """The registered base with that fingerprint."""

@@ -21,11 +21,10 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
 
 
 def _copies(build: Installed, around: Surroundings) -> Iterator[Finding]:
-    manifest, group = build.manifest, around.copies.get(build.manifest.digest, ())
-    sign = next((one.cosine for one in group if one.build.digest == manifest.digest), 1.0)
-    for one in group:
+    manifest = build.manifest
+    for one in around.copies_of(build):
         other = around.by_digest.get(parse_digest(one.build.digest))
-        if other is None or one.build.digest == manifest.digest:
+        if other is None:
             continue
         differs = []
         if other.full_name != build.full_name:
@@ -37,7 +36,7 @@ def _copies(build: Installed, around: Surroundings) -> Iterator[Finding]:
         )
         if not differs or (is_declared and len(differs) == 1 and differs[0] == "name"):
             continue
-        what = "the update" if one.cosine * sign > 0 else "the negated update"
+        what = "the update" if one.cosine > 0 else "the negated update"
         message = f"has {what} of `{other.full_name}` {other.manifest.version} under another {' and '.join(differs)}"
         hint = f"`adapt similar {build.full_name}` shows how they differ; the licence of the first one counts for both"
         yield Finding(code="W_COPY", severity="warning", where=MANIFEST_FILE, message=shown(message, 400), hint=hint)

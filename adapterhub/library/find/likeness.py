@@ -22,14 +22,12 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.find.sketching import sketches, updates_of
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.store.index import BuildRow, Filters, SketchRow
+from adapterhub.library.store.index import BuildRow, SketchRow
 
 SHOWN_ABOVE: Final = RELATED
 GROUPED_ABOVE: Final = 0.99
 MOST_COMPARED: Final = 100
 """The most files that are read to decide about one adapter."""
-MOST_NAMED: Final = 3
-"""The most builds that `add` names."""
 MOSTLY: Final = 0.3
 """A sum that leaves more of the norm than this explains nothing."""
 BETTER: Final = 0.5
@@ -111,11 +109,13 @@ def similar_to(
     *,
     above: float = SHOWN_ABOVE,
     with_parents: bool = True,
+    most_made: int | None = None,
     progress: Progress | None = None,
 ) -> Likeness:
     """The installed builds whose update is like that of a build or of the adapter in a folder.
 
-    Lists cosines of at least `above`, from 0 to 1, and negated updates as much; at most `MOST_COMPARED` of them.
+    Lists cosines of at least `above`, from 0 to 1, and negated updates as much; at most `MOST_COMPARED` of them. Of the
+    sketches that are missing it makes at most `most_made`; builds without one are passed over.
 
     Raises:
         UsageProblem: `above` is out of bounds.
@@ -124,7 +124,7 @@ def similar_to(
     """
     if not 0 <= above <= 1:
         raise UsageProblem(f"`above` {above}: expected a cosine from 0 to 1")
-    known, rows = sketches(library, progress)
+    known, rows = sketches(library, progress, most_made=most_made)
     build = adapter if isinstance(adapter, Installed) else None
     digests = build.manifest.digests if build is not None else None
     with updates_of(build.folder if build is not None else Path(str(adapter)), digests) as updates:
@@ -252,23 +252,25 @@ class _Seeker:
         return any(parent.digest == own for parent in manifest.parents)
 
 
-def same_as(library: InstalledBuilds, build: Installed, sketch: SketchRow) -> list[Similar]:
-    """The installed builds of the same update, negated ones included, among those whose sketch was made before."""
-    known = [one for one in library.catalog.read(lambda index: index.sketches()) if one.sketch]
-    known = [one for one in known if one.digest != build.manifest.digest]
-    if not known or not sketch.sketch:
+def same_as(
+    library: InstalledBuilds,
+    build: Installed,
+    sketch: SketchRow,
+    known: Mapping[str, SketchRow],
+    rows: Mapping[str, Sequence[BuildRow]],
+) -> list[Similar]:
+    """The installed builds of the same update, negated ones included, among those with a sketch in `known`."""
+    others = [one for one in known.values() if one.sketch and one.digest != build.manifest.digest]
+    if not others:
         return []
-    estimates = Sketches([one.sketch for one in known]).cosines(sketch.sketch).tolist()
-    proposed = {one.digest: one for one, at in zip(known, estimates, strict=True) if abs(at) >= SAME - _error_at(SAME)}
+    estimates = Sketches([one.sketch for one in others]).cosines(sketch.sketch).tolist()
+    least = SAME - _error_at(SAME)
+    proposed = [one for one, cosine in zip(others, estimates, strict=True) if abs(cosine) >= least]
     if not proposed:
         return []
-    rows: dict[str, list[BuildRow]] = {}
-    for row in library.catalog.search(Filters()):
-        rows.setdefault(row.digest, []).append(row)
     with updates_of(build.folder, build.manifest.digests) as updates:
-        seeker = _Seeker(library, updates, build, rows)
-        near = seeker.near(sketch.sketch, [one for one in proposed.values() if one.digest in rows], SAME)
-    return [one for one in near if one.exact and abs(one.cosine) >= SAME][:MOST_NAMED]
+        near = _Seeker(library, updates, build, rows).near(sketch.sketch, proposed, SAME)
+    return [one for one in near if one.exact and abs(one.cosine) >= SAME]
 
 
 def similar_groups(

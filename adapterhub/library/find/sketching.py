@@ -68,26 +68,30 @@ def sketch_when_added(digest: Digest, subject: Subject) -> list[SketchRow]:
 
 
 def sketches(
-    library: InstalledBuilds, progress: Progress | None = None
+    library: InstalledBuilds, progress: Progress | None = None, *, most_made: int | None = None
 ) -> tuple[dict[str, SketchRow], dict[str, list[BuildRow]]]:
     """The sketches of all installed builds by digest, and the rows of the builds; makes those that are missing.
 
-    `progress` gets 1 for each that is made.
+    `progress` gets 1 for each that is made, at most `most_made`.
     """
     rows: dict[str, list[BuildRow]] = {}
     for row in library.catalog.search(Filters()):
         rows.setdefault(row.digest, []).append(row)
-    return sketches_of(library, [same[0] for same in rows.values()], progress), rows
+    return sketches_of(library, [same[0] for same in rows.values()], progress, most_made=most_made), rows
 
 
 def sketches_of(
-    library: InstalledBuilds, rows: Sequence[BuildRow], progress: Progress | None = None
+    library: InstalledBuilds,
+    rows: Sequence[BuildRow],
+    progress: Progress | None = None,
+    *,
+    most_made: int | None = None,
 ) -> dict[str, SketchRow]:
     """As `sketches`, of some builds."""
     wanted = {row.digest: row for row in rows}
     found = {one.digest: one for one in library.catalog.read(lambda index: index.sketches()) if one.digest in wanted}
     made: list[SketchRow] = []
-    for digest in sorted(wanted.keys() - found.keys()):
+    for digest in sorted(wanted.keys() - found.keys())[:most_made]:
         made.append(_made(library, wanted[digest]))
         if progress is not None:
             progress(1)

@@ -31,6 +31,11 @@ class HeatMap:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
 
+    @property
+    def has_less(self) -> bool:
+        """Whether a number is below zero."""
+        return any(cell.shade < 0 for _, cells in self.rows for cell in cells)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumLine:
@@ -83,6 +88,7 @@ class BuildPage:
     modules: tuple[ModuleLine, ...] = ()
     engines: tuple[EngineLine, ...] = ()
     findings: tuple[tuple[str, str], ...] = ()
+    looked_at: str = "its config and its numbers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

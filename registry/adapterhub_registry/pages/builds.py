@@ -13,9 +13,9 @@ from sqlalchemy import ColumnElement, Row, Select, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.derived.record import DerivedRecord
-from adapterhub.pages.figures import heats_of, lines_of, spectra_of
+from adapterhub.pages.figures import engine_lines, heats_of, lines_of, spectra_of
 from adapterhub.pages.values.common import Badge, Link
-from adapterhub.pages.values.weights import BuildPage, EngineLine
+from adapterhub.pages.values.weights import BuildPage
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
@@ -147,9 +147,7 @@ def build_page(registry: Registry, caller: Caller, repo: str, version: str) -> B
         spectra=spectra_of(record),
         modules=lines_of(record),
         findings=record.findings,
-        engines=tuple(
-            EngineLine(name=one.engine, reads=one.reads, reasons=one.reasons, notes=one.notes) for one in record.engines
-        ),
+        engines=engine_lines(record.engines),
     )
 
 
