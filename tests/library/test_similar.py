@@ -11,8 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapterhub.api.library import Library
+from adapterhub.api.pages.playing import Playing
+from adapterhub.api.pages.source import LibrarySource
 from tests.support.command_line import Adapt
 from tests.support.disguises import NEGATED, OTHER, SAME, disguise, forged
+from tests.support.kills import in_child
 from tests.support.tiny import make_adapter, make_base
 
 STRANGERS = ("summarize", "translate", "classify")
@@ -187,6 +191,31 @@ def test_a_stale_index_keeps_the_sketches(home):
 
     assert not (home.folder / "home" / "index.stale").exists()
     assert sketch_rows(home) == before
+
+
+def test_a_kill_before_any_change_of_a_name_loses_no_sketch_for_good(home):
+    before = sketch_rows(home)
+
+    def rebuild() -> None:
+        home.ok("doctor", "--rebuild-index", "--offline")
+
+    steps = in_child(rebuild)
+    assert steps
+    for stop in range(1, steps + 1):
+        assert in_child(rebuild, stops_at=stop) is None
+        assert len(kinds(home, "legal-qa")) == 5
+        assert sketch_rows(home) == before
+
+
+def test_the_lineage_page_lists_like_updates(home):
+    library = Library(home.folder / "home")
+
+    page = LibrarySource(library, None, Playing(library)).lineage("-/legal-qa", "1.0.0")
+
+    relations = {one.name: one.relation for one in page.others}
+    assert relations["bfloat16 1.0.0"].startswith("same update: cosine 1.0000")
+    assert relations["negated 1.0.0"] == "negated: cosine -1.0000"
+    assert "summarize 1.0.0" not in relations
 
 
 def test_a_damaged_build_is_told_and_gets_its_sketch_when_it_is_mended(home):

@@ -272,7 +272,8 @@ class WithFigures(WithBuilds):
 
     def _alike(self, build: Installed) -> tuple[list[Relative], list[Relative]]:
         """Builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
-        from adapterhub.library.find.likeness import NEAR, similar_to
+        from adapterhub.formats.derived.likeness import NEAR
+        from adapterhub.library.find.likeness import similar_to
 
         try:
             with self._deriving, extra_named("like updates"):

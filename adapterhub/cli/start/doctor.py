@@ -54,10 +54,10 @@ def doctor(
         _repair(session, places, remote, token, dry_run=dry_run, offline=offline)
         return
     if rebuild_index:
-        from adapterhub.library.find.sketching import rebuild_index
+        from adapterhub.library.find import sketching
 
         with session.out.progress("sketch", None, unit="adapters") as progress:
-            count = rebuild_index(session.library, progress)
+            count = sketching.rebuild_index(session.library, progress)
         session.out.note(f"index rebuilt: {count} builds")
     lines = health(session, remote=remote, token=token, offline=offline, argv0=sys.argv[0])
 

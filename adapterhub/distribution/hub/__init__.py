@@ -51,6 +51,7 @@ from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
+    "AlikeThere",
     "Contents",
     "Event",
     "EventPage",

@@ -126,7 +126,8 @@ def by_update(library: Library, orphan: Orphan, found: set[str | None]) -> Itera
         return
     if weights.name != WEIGHTS_FILE:
         return
-    from adapterhub.library.find.likeness import NEAR, SAME, similar_to
+    from adapterhub.formats.derived.likeness import NEAR, SAME
+    from adapterhub.library.find.likeness import similar_to
 
     with suppress(AdapterHubError, OSError):  # it has no update to compare, or none that can be read
         for one in similar_to(library, weights.parent, above=NEAR, with_parents=False).similar:

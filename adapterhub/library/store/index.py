@@ -371,8 +371,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
     database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
     database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
-    types = dict(zip(SketchRow._fields, (str, float, str, bytes), strict=True))
-    database["sketches"].create(types, pk="digest", not_null=set(SketchRow._fields))
+    columns = {"digest": str, "norm": float, "flags": str, "sketch": bytes}
+    database["sketches"].create(columns, pk="digest", not_null=set(columns))
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

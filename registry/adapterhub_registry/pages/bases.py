@@ -87,7 +87,7 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
         .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
-    rows = list(connection.execute(wanted))
+    rows: Sequence[Row[Any]] = connection.execute(wanted).all()
     return [row for row in rows if row.key_id == rows[0].key_id]  # two keys, while a worker makes them all again
 
 
