@@ -208,8 +208,9 @@ class Library(InstalledBuilds):
         from adapterhub.library.find.likeness import same_as
 
         with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
-            known, rows = sketches(self, most_made=0)
-            return tuple(one.words for one in same_as(self, build, sketch[0], known, rows)[:_MOST_NAMED])
+            known = self.catalog.read(lambda index: index.sketches())
+            same = same_as(self, build, sketch[0], known, lambda: sketches(self, most_made=0)[1])
+            return tuple(one.words for one in same[:_MOST_NAMED])
         return ()
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:

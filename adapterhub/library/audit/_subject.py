@@ -103,7 +103,7 @@ class Surroundings:
             return []
         from adapterhub.library.find.likeness import same_as
 
-        return same_as(self.library, build, mine, known, rows)
+        return same_as(self.library, build, mine, known.values(), lambda: rows)
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
         """The registered base with that fingerprint."""

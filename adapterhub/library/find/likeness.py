@@ -6,7 +6,7 @@ is exact, and a forged sketch proposes in vain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,11 +256,14 @@ def same_as(
     library: InstalledBuilds,
     build: Installed,
     sketch: SketchRow,
-    known: Mapping[str, SketchRow],
-    rows: Mapping[str, Sequence[BuildRow]],
+    known: Iterable[SketchRow],
+    rows: Callable[[], Mapping[str, Sequence[BuildRow]]],
 ) -> list[Similar]:
-    """The installed builds of the same update, negated ones included, among those with a sketch in `known`."""
-    others = [one for one in known.values() if one.sketch and one.digest != build.manifest.digest]
+    """The installed builds of the same update, negated ones included, among those with a sketch in `known`.
+
+    `rows` gives the builds by digest; it is called where a sketch is near.
+    """
+    others = [one for one in known if one.sketch and one.digest != build.manifest.digest]
     if not others:
         return []
     estimates = Sketches([one.sketch for one in others]).cosines(sketch.sketch).tolist()
@@ -269,7 +272,7 @@ def same_as(
     if not proposed:
         return []
     with updates_of(build.folder, build.manifest.digests) as updates:
-        near = _Seeker(library, updates, build, rows).near(sketch.sketch, proposed, SAME)
+        near = _Seeker(library, updates, build, rows()).near(sketch.sketch, proposed, SAME)
     return [one for one in near if one.exact and abs(one.cosine) >= SAME]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -81,13 +81,13 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
         .limit(MOST_READ)
         .subquery()
     )
-    wanted = (
+    wanted: Select[Any] = (
         select(newest.c.full_name, newest.c.digest, sketches.c.key_id, sketches.c.sketch)
         .join_from(newest, sketches, sketches.c.digest == newest.c.digest)
         .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
-    rows: Sequence[Row[Any]] = connection.execute(wanted).all()
+    rows = list(connection.execute(wanted))
     return [row for row in rows if row.key_id == rows[0].key_id]  # two keys, while a worker makes them all again
 
 
