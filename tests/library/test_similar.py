@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,6 +258,20 @@ def test_dora_is_compared_by_its_factors_and_says_so(home, tmp_path):
 
     assert {one["name"] for one in found if one["kind"] == "same update"} >= {"legal-qa", "bfloat16"}
     assert all("of the factors alone, which are not the whole update" in one["notes"] for one in found)
+
+
+def test_comparing_imports_no_torch(home):
+    code = (
+        "import sys, contextlib\n"
+        "sys.argv = ['adapt', 'similar', 'legal-qa', '--root', 'home']\n"
+        "from adapterhub.cli import main\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "print([m for m in ('torch', 'peft', 'transformers') if m in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=home.folder, capture_output=True, text=True, check=True)
+
+    assert "same update\tscaled 1.0.0" in done.stdout
+    assert done.stderr.strip().splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
