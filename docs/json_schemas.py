@@ -19,6 +19,7 @@ VARIANTS: Final = {
     "compare": "with `--compare`",
     "dry-run": "with `--dry-run`",
     "emit": "with `--emit`",
+    "all": "with `--all`",
     "files": "of several files",
     "folder": "into a folder",
     "format": "with `--format`",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
-from adapterhub.api.reporting import report_card
+from adapterhub.api.reporting import report_card, report_likeness
 from adapterhub.api.results import Listing
 from adapterhub.api.steps import installing
 from adapterhub.api.steps.contracts.gating import contract_gate
@@ -318,6 +318,7 @@ class WithAdapters(OpenedLibrary):
         for note in (*ready.notes, *(found.notes if found else ())) if added.created else ():
             self.reports.note(note)
         report_card(self.session, added)
+        report_likeness(self.session, added)
         return added
 
     def plan_install(

@@ -16,7 +16,7 @@ from adapterhub.api.steps.checking import (
     strictly,
     subjects_to_check,
 )
-from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
+from adapterhub.api.steps.finding import build_or_folder, find_build, lineage_of, meant_by
 from adapterhub.api.steps.sides import sides_of
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
@@ -28,7 +28,9 @@ from adapterhub.library.store.catalog import Installed
 if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
     from adapterhub.core.digests import Progress
+    from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.audit import Audited
+    from adapterhub.library.find.likeness import Group, Likeness
     from adapterhub.library.identify import Identity, LoraFiles
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.uses import Use
@@ -142,6 +144,55 @@ class WithInspection(OpenedLibrary):
 
         with self.reports.progress("identify", None, unit="files") as progress:
             return identify_files(self, paths_of(paths), progress)
+
+    @extra_named("`Library.similar`")
+    def similar(self, adapter: AdapterLike, *, above: float = 0.5, parents: bool = True) -> Likeness:
+        """The installed adapters whose update is like that of one, and those that it is a sum of.
+
+        Args:
+            adapter: an installed adapter (a spec or a build), or a folder.
+            above: the least cosine to list, from 0 to 1.
+            parents: also look for the adapters that it is a weighted sum of.
+
+        Returns:
+            `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
+            UnsupportedAdapter: it has no update to compare: another method, or zeros.
+        """
+        from adapterhub.library.find.likeness import similar_to
+
+        subject = adapter if isinstance(adapter, Installed) else build_or_folder(self.session, text_of(adapter))
+        with self.reports.progress("sketch", None, unit="adapters") as progress:
+            return similar_to(self, subject, above=above, with_parents=parents, progress=progress)
+
+    def similar_on(self, spec: SpecLike, remote: str, *, above: float = 0.9, token: str | None = None) -> AlikeThere:
+        """The builds on a registry whose update is like that of a release there, as the server estimates it.
+
+        Args:
+            spec: the release, such as `acme/legal-qa==1.2`; without a version, the newest.
+            remote: the server: a remote's name or a URL.
+            above: the least cosine to list, from 0.9 to 1.
+            token: access token for it.
+
+        Raises:
+            AdapterNotFound: the server has no such release, or not for you.
+            UsageProblem: it does not compare updates, or `above` is out of bounds.
+        """
+        return self.session.named_hub(remote, token=token, offline=False).similar(spec_of(spec), above)
+
+    @extra_named("`Library.similar_groups`")
+    def similar_groups(self, *, above: float = 0.99) -> Sequence[Group]:
+        """The installed adapters that have another one with a cosine of at least `above`, in groups.
+
+        Raises:
+            UsageProblem: `above` is not from 0.5 to 1.
+        """
+        from adapterhub.library.find.likeness import similar_groups
+
+        with self.reports.progress("sketch", None, unit="adapters") as progress:
+            return similar_groups(self, above=above, progress=progress)
 
     @extra_named("`Library.diff`")
     def diff(

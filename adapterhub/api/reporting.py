@@ -70,6 +70,12 @@ def report_card(session: Session, added: Added) -> None:
         session.out.warn(f"`push` will refuse the metadata of `{CARD_FILE}`: {problem.text}; mend it and add again")
 
 
+def report_likeness(session: Session, added: Added) -> None:
+    """Say which installed builds have the update of an adapter that was just added."""
+    for other in added.same_as:
+        session.out.note(f"this is the update of {other}; `adapt similar {added.build.full_name}` says more")
+
+
 def report_warnings(session: Session, added: Added | None) -> None:
     """Report the warnings of the checks of what came in.
 

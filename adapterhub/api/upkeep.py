@@ -264,8 +264,11 @@ class WithUpkeep(OpenedLibrary):
         )
 
     def rebuild_index(self) -> int:
-        """Make the index again from the installed folders; returns how many adapters it holds."""
-        count = self.catalog.rebuild(set_newer_aside=True)
+        """Make the index, with sketches and vectors, again from the installed folders; returns how many it holds."""
+        from adapterhub.library.find.sketching import rebuild_index
+
+        with self.reports.progress("sketch", None, unit="adapters") as progress:
+            count = rebuild_index(self, progress)
         refresh(self)
         return count
 

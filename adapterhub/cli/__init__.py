@@ -62,6 +62,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
         "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file, or list a folder of files"),
+        "similar": (
+            "adapterhub.cli.inspect.similar:similar",
+            "Find adapters with like updates, and undeclared parents",
+        ),
         "alias": ("adapterhub.cli.aliases.alias:alias", "Give a build a moving name, and move it back"),
         "diff": ("adapterhub.cli.inspect.diff:diff", "Show the exact differences between two adapters"),
     },

@@ -37,7 +37,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "doctor": {
         "Library.doctor": "adapterhub.api.health:health",
         "Library.repair": f"{_STEPS}.upkeep:repair_store",
-        "Library.rebuild_index": "adapterhub.library.store.catalog:Catalog.rebuild",
+        "Library.rebuild_index": "adapterhub.library.find.sketching:rebuild_index",
     },
     "config tests": {
         "Library.own_tests": "adapterhub.library.own_settings:OwnSettings.read",
@@ -83,6 +83,11 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.identify_files": "adapterhub.library.identify:identify_files",
     },
     "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
+    "similar": {
+        "Library.similar": "adapterhub.library.find.likeness:similar_to",
+        "Library.similar_groups": "adapterhub.library.find.likeness:similar_groups",
+        "Library.similar_on": "adapterhub.distribution.hub:Hub.similar",
+    },
     "alias set": {
         "Library.set_alias": f"{_ALIASES}:set_alias",
         "Project.set_alias": "adapterhub.api.aliases.projects:set_project_alias",

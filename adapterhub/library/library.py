@@ -23,7 +23,7 @@ from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import BaseMismatch, MalformedManifest, NotAllowed, shown
+from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.cards.card import card_for
@@ -32,6 +32,7 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, M
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.find.meaning import refresh
+from adapterhub.library.find.sketching import sketch_when_added, sketches
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -39,6 +40,7 @@ from adapterhub.library.intake.refusals import checked, ensure_no_errors, refuse
 from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
+from adapterhub.library.store.index import SketchRow
 from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.signatures import link_signature, signature_objects
@@ -48,6 +50,7 @@ from adapterhub.trust.verify import Finding, Report, Subject, open_subject, veri
 if TYPE_CHECKING:
     from adapterhub.formats.contract.rules import Rules
 
+_MOST_NAMED = 3  # builds of the same update
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
 
 
@@ -55,13 +58,14 @@ _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an a
 class Added(
     Documented,
     keys="name=build.full_name version=build.manifest.version base=build.base_name digest=build.manifest.digest created"
-    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings",
+    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings same_as",
 ):
     """A build that was added to the library; `created` is False when it was installed before."""
 
     build: Installed
     report: Report
     created: Annotated[bool, "false: it existed already"]
+    same_as: Annotated[tuple[str, ...], "installed builds of the same update, each with what differs"] = ()
 
     def __repr__(self) -> str:
         return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
@@ -182,6 +186,7 @@ class Library(InstalledBuilds):
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
         intent.need([*objects_of(manifest), *signature_objects(intent.folder)])
+        sketch = sketch_when_added(manifest.digest, scanned) if scanned is not None else []
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
@@ -195,8 +200,20 @@ class Library(InstalledBuilds):
             with self.catalog.changing():
                 self._link_folder(manifest, intent.folder / "view", final)
                 build = self.read_build(final)
-                self.catalog.put(build)
-        return Added(build=build, report=report, created=True)
+                self.catalog.put(build, sketch)
+        return Added(build=build, report=report, created=True, same_as=self._same_as(build, sketch))
+
+    def _same_as(self, build: Installed, sketch: Sequence[SketchRow]) -> tuple[str, ...]:
+        """The installed builds that a new one has the update of, in words: `legal-qa 1.2.0 (float32)`."""
+        if not any(row.sketch for row in sketch):
+            return ()
+        from adapterhub.library.find.likeness import same_as
+
+        with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
+            known = self.catalog.read(lambda index: index.sketches())
+            same = same_as(self, build, sketch[0], known, lambda: sketches(self, most_made=0)[1])
+            return tuple(one.words for one in same[:_MOST_NAMED])
+        return ()
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:
         """The build in that folder if it is the same one; None where the folder does not exist.

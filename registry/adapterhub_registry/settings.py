@@ -42,6 +42,7 @@ class Limits:
     database_connections: int = 20  # of one server to PostgreSQL
     token_requests_per_minute: int = 0  # of one token, at one server; a burst may use a whole minute's share
     address_requests_per_minute: int = 0  # of one address without a valid token, at one server
+    similar_requests_per_minute: int = 30  # for like updates, of one token, or of one address without one
     token_upload_bytes_per_day: int = 0  # of one token, by LFS and Xet
     xet_free_bytes: int = 256 * MEBIBYTE  # of files that one user may unpack in a day, however few chunks they need
     xet_ratio: int = 16  # bytes of files that each sent byte of chunks allows beyond these

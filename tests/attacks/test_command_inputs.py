@@ -91,6 +91,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("serve", "--route"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --route {}"),
     ("serve", "--tenants"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --tenants {}"),
     ("show", "--base"): ("base", "show kept --base {}"),
+    ("similar", "adapter"): ("adapter", "similar {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("test", "--examples"): ("file", "test --record kept --examples {}"),
     ("test", "--tests"): ("file", "test kept --tests {}"),

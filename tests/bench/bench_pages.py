@@ -10,7 +10,6 @@ server's process. The database is SQLite unless `--database` names one of Postgr
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import random
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import httpx
 from adapterhub_registry.database.db import Database, adapters, commits, nodes, places, refs, releases, repo_tags, repos
-from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.database.derived_tables import derived, sketches
 from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
@@ -75,13 +74,11 @@ def record_of(seed: int) -> DerivedRecord:
                     **figures,
                 )
             )
-    sketch = base64.b64encode(draw.randbytes(128)).decode()
     return DerivedRecord(
         weights=f"sha256:{digest(str(seed))}",
         config=f"sha256:{digest('config')}",
         modules=tuple(modules),
         norm=20.0,
-        sketch=sketch,
     )
 
 
@@ -89,7 +86,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
     """Rows for `builds` repositories with one released adapter each, and the records of each tenth."""
     card = blobs.put([b"---\nlicense: mit\n---\n# An adapter\n\nIt answers questions.\n"])
     packed = [zlib.compress(json.dumps(record_of(seed).to_json(), separators=(",", ":")).encode()) for seed in range(8)]
-    sketches = [record_of(seed).sketch for seed in range(8)]
+    signs = [random.Random(seed).randbytes(256) for seed in range(8)]
     entry = FileEntry(
         path="README.md",
         size=card.size,
@@ -109,11 +106,12 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 "releases": [],
                 "tags": [],
                 "derived": [],
+                "sketches": [],
                 "texts": [],
                 "places": [],
             }
             for n in range(start, min(start + STEP, builds)):
-                _add(tables, n, packed, sketches)
+                _add(tables, n, packed, signs)
             for table, key in (
                 (repos, "repos"),
                 (commits, "commits"),
@@ -122,6 +120,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 (releases, "releases"),
                 (repo_tags, "tags"),
                 (derived, "derived"),
+                (sketches, "sketches"),
                 (texts, "texts"),
                 (places, "places"),
             ):
@@ -136,7 +135,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
         assert count, "the trees have nodes"
 
 
-def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes], sketches: list[str]) -> None:
+def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes], signs: list[bytes]) -> None:
     number, name, commit, at = n + 1, name_of(n), digest(f"commit {n}")[:40], START_MS + n * 1000
     task, base, build = TASKS[n % len(TASKS)], n % BASES, digest(f"build {n}")
     row = {
@@ -216,7 +215,8 @@ def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes]
     tables["tags"] += [{"repo_id": number, "tag": tag, "modified_at": at} for tag in tags]
     if n % 10 == 0:
         made = {"state": "made", "attempts": 1, "due_at": 0, "reason": None, "norm": 20.0}
-        tables["derived"].append({"digest": build, "sketch": sketches[n % 8], "record": packed[n % 8]} | made)
+        tables["derived"].append({"digest": build, "record": packed[n % 8]} | made)
+        tables["sketches"].append({"digest": build, "key_id": "one", "made_at": at, "sketch": signs[n % 8]})
 
 
 def name_of(n: int) -> str:

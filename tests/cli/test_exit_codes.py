@@ -207,6 +207,8 @@ REFUSALS = [
     ("diff nothing legal-qa", 10),
     ("diff legal-qa ./nowhere", 10),
     ("identify ./nowhere", 10),
+    ("similar", 2),
+    ("similar nothing", 10),
     ("export", 2),
     ("export --requirements --project ./project", 10),
     ("uninstall nothing", 10),

@@ -326,6 +326,13 @@ def test_an_import_that_no_extra_would_mend_stays_what_it_is(environment: Mappin
     assert python(code, environment) == "no_such_module\n"
 
 
+def test_comparing_updates_needs_numpy_and_adding_does_not(adapt: Run) -> None:
+    done = adapt("similar", "legal-qa", code=2)
+
+    assert "`adapt similar` needs the package `numpy`" in done.stderr
+    assert "W_COPY" not in adapt("audit", "--offline").stdout
+
+
 def test_doctor_shows_a_missing_extra_as_no_failure(adapt: Run) -> None:
     lines = dict(line.split("\t", 1) for line in adapt("doctor", "--offline").stdout.splitlines())
 

@@ -200,7 +200,7 @@ def test_another_signer_than_before_is_told(tmp_path):
 # ---------------------------------------------------------------- base
 def test_a_base_that_is_not_registered_and_one_that_nobody_knows(home):
     add(home, "legal-qa")
-    make_adapter(home.folder / "plain")
+    make_adapter(home.folder / "plain", seed=9)
     home.ok("add", "./plain", "--no-base", "--license", "mit")
     home.ok("sign", "plain")
     assert codes(home) == ["U_BASE", "U_LICENSE"]
@@ -319,7 +319,7 @@ def test_a_merge_of_what_is_here_is_clean_and_its_absent_parents_are_told(home):
 
 def test_a_parent_without_a_digest_and_a_merge_without_parents_are_told(home):
     def made(name: str, **said: Any) -> None:
-        folder = make_adapter(home.folder / name)
+        folder = make_adapter(home.folder / name, seed=sum(map(ord, name)))
         about = Description(name=parse_name(name), version="1.0.0", license="mit", **said)
         home.library.add(folder, about, base=home.library.bases.get("base-7b"))
         home.ok("sign", name)

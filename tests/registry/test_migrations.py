@@ -106,7 +106,7 @@ def test_a_database_of_the_schema_before_this_one_gets_the_new_tables(new_databa
             "webhooks",
             "events",
         )
-        for table in ("refusals", "derived", "parents", "results", "test_rules", "test_keys", *newer):
+        for table in ("refusals", "derived", "sketches", "parents", "results", "test_rules", "test_keys", *newer):
             connection.execute(text(f"DROP TABLE {table}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
     first.close()

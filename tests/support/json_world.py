@@ -209,6 +209,7 @@ def _remotes(w: World) -> None:
     w.says("push.server", "push", LEGAL, "--to", "acme/legal-qa-base-7b", "--remote", "ours")
     w.says("search.server", "search", "--remote", "ours", "--base", "base-7b")
     w.says("info.server", "info", "acme/legal-qa@base-7b", "--remote", "ours")
+    w.says("similar.server", "similar", "acme/legal-qa-base-7b", "--remote", "ours")
     w.says("mirror.dry-run", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs", "--dry-run")
     w.says("mirror", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs")
     version = ("acme/legal-qa==1.0.0", "--remote", "theirs")
@@ -392,6 +393,8 @@ def _verbs(w: World) -> None:
         "./out/legal-qa/adapter_model.safetensors",
         "./out/summarize/adapter_model.safetensors",
     )
+    w.says("similar", "similar", "both")
+    w.says("similar.all", "similar", "--all")
     space = w.says("cache", "cache")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]

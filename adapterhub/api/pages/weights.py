@@ -138,13 +138,14 @@ class WithFigures(WithBuilds):
         digest, lineage = build.manifest.digest, lineage_of(self._library.session)
         node = lineage.node(digest)
         mine = next(row for row in lineage.rows if row.digest == digest)
+        others, (alike, parts) = list(self._others(build, mine, lineage.rows)), self._alike(build)
         return LineagePage(
             repo=repo,
             version=build.manifest.version,
             url=f"/{repo}/{_digits(digest)}",
-            parents=tuple(self._relative(build.manifest.relation, one) for one in node.parents),
+            parents=(*(self._relative(build.manifest.relation, one) for one in node.parents), *parts),
             children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
-            others=tuple(self._others(build, mine, lineage.rows)),
+            others=(*others, *(one for one in alike if one.digest not in {other.digest for other in others})),
             inherited=tuple(one for one in self._above(node) if one.license),
         )
 
@@ -269,21 +270,29 @@ class WithFigures(WithBuilds):
             if mine.task and row.task == mine.task and row.base_weights != mine.base_weights:
                 yield _row(row, "same task on another base")
 
-    def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
-        records = []
-        for row in rows:
-            try:
-                record = self._record(self._library.read_build(self._library.root / row.folder))
-            except AdapterHubError:  # `verify` says what is wrong with it
-                continue
-            if record.sketch:
-                records.append((row, record.sketch))
-        if not records:
-            return
-        from adapterhub.formats.derived.sketch import nearest, placed
+    def _alike(self, build: Installed) -> tuple[list[Relative], list[Relative]]:
+        """Builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
+        from adapterhub.formats.derived.likeness import NEAR
+        from adapterhub.library.find.likeness import similar_to
 
-        sketches = [sketch for _, sketch in records]
-        for (row, _), (x, y), (other, cosine) in zip(records, placed(sketches), nearest(sketches), strict=True):
+        try:
+            with self._deriving, extra_named("like updates"):
+                found = similar_to(self._library, build, above=NEAR, most_made=_MOST_POINTS)
+        except AdapterHubError:  # it has no update to compare
+            return [], []
+        alike = [_row(one.build, f"{one.kind}: cosine {one.cosine:.4f}") for one in found.similar]
+        undeclared = [one for one in found.parents if not one.declared]
+        return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
+
+    def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
+        from adapterhub.formats.derived.sketch import nearest, placed
+        from adapterhub.library.find.sketching import sketches_of
+
+        with self._deriving, extra_named("the map of a base"):
+            known = sketches_of(self._library, rows)
+        records = [(row, known[row.digest].sketch) for row in rows if known[row.digest].sketch]
+        packed = [sketch for _, sketch in records]
+        for (row, _), (x, y), (other, cosine) in zip(records, placed(packed), nearest(packed), strict=True):
             is_alone = len(records) == 1
             yield MapPoint(
                 name=row.full_name,

@@ -9,6 +9,7 @@ from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, Usag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from adapterhub.core.errors import AmbiguousSpec
     from adapterhub.core.ranks import RankRange
@@ -69,6 +70,25 @@ def find_build(
     for warning in resolution.warnings:
         session.out.warn(warning)
     return build
+
+
+def build_or_folder(session: Session, text: str) -> Installed | Path:
+    """The one installed build that a spec names, or the folder that `text` names.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits; or there is no such folder.
+    """
+    from pathlib import Path
+
+    from adapterhub.core.ranks import ANY_RANK
+    from adapterhub.core.specs import AdapterSpec, names_folder
+
+    if not names_folder(text):
+        return find_build(session, AdapterSpec.parse(text), ANY_RANK, for_use=False)
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise AdapterNotFound(f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path")
+    return folder
 
 
 def choose_release(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.api.reporting import report_likeness, report_warnings
 from adapterhub.cli.adapters.added import added_line
 from adapterhub.cli.output import failure_facts, report_failure
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, UsageProblem, reworded, shown
@@ -55,6 +55,7 @@ def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Pa
                 meter.end()
             added.append(one)
             report_warnings(session, one)
+            report_likeness(session, one)
             if not out.as_json:
                 out.line(added_line(one, "added"))
     if not added and not failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.api.reporting import report_card, report_warnings
+from adapterhub.api.reporting import report_card, report_likeness, report_warnings
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ def say_added(session: Session, added: Added, verb: str) -> None:
     """Print the added build and the warnings of its checks."""
     report_warnings(session, added)
     report_card(session, added)
+    report_likeness(session, added)
     session.out.result(added.to_json(), lambda: session.out.line(added_line(added, verb)))
 
 

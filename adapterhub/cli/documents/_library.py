@@ -239,6 +239,7 @@ class Installed(Plan):
     created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
+    same_as: NotRequired[Annotated[list[str], "installed builds of the same update, each with what differs"]]
     linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
     tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 

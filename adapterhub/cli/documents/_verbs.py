@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import Digest, Node, Path, Size, TypedDict, Use
 from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import hub
 from adapterhub.library import identify
+from adapterhub.library.find import likeness
 from adapterhub.library.upkeep import space
 from adapterhub.weights.compare import difference
 
@@ -97,6 +99,13 @@ class Other(TypedDict):
     size_bytes: Size
 
 
+class SimilarGroups(TypedDict):
+    """The installed adapters that have another one with a cosine of at least `above`."""
+
+    above: Annotated[float, "the least cosine with another of the group"]
+    groups: Annotated[list[document_of(likeness.Group)], "each cosine is that with the first of the group"]
+
+
 class Space(TypedDict):
     """The space that the library uses."""
 
@@ -117,5 +126,8 @@ VERBS: dict[str, Any] = {
     "diff": Difference,
     "identify": document_of(identify.Identity),
     "identify.files": document_of(identify.LoraFiles),
+    "similar": document_of(likeness.Likeness),
+    "similar.all": SimilarGroups,
+    "similar.server": document_of(hub.AlikeThere),
     "cache": Space,
 }

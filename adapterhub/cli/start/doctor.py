@@ -55,7 +55,10 @@ def doctor(
         _repair(session, places, remote, token, dry_run=dry_run, offline=offline)
         return
     if rebuild_index:
-        count = session.library.catalog.rebuild(set_newer_aside=True)
+        from adapterhub.library.find import sketching
+
+        with session.out.progress("sketch", None, unit="adapters") as progress:
+            count = sketching.rebuild_index(session.library, progress)
         session.out.note(f"index rebuilt: {count} builds")
         refresh(session.library)
     lines = health(session, remote=remote, token=token, offline=offline, argv0=sys.argv[0])

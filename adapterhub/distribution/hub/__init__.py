@@ -31,7 +31,15 @@ from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
-from adapterhub.distribution.hub._search import PAGE, Search, SearchHit, search_registry, search_tags
+from adapterhub.distribution.hub._search import (
+    PAGE,
+    AlikeThere,
+    Search,
+    SearchHit,
+    alike_on,
+    search_registry,
+    search_tags,
+)
 from adapterhub.distribution.hub._session import bound_client, bounded_client
 from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._versions import (
@@ -52,6 +60,7 @@ from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
     "PAGE",
+    "AlikeThere",
     "Contents",
     "Event",
     "EventPage",
@@ -402,6 +411,10 @@ class Hub:
             if "adapters" in self.features:
                 return search_registry(self._wire, search)
             return search_tags(self._wire, search)
+
+    def similar(self, spec: AdapterSpec, above: float) -> AlikeThere:
+        """The builds on this server whose update is like that of a release; errors as of `alike_on`."""
+        return alike_on(self._wire, spec, above, self.features, self.versions)
 
     def who(self) -> str:
         """The user of the token; without a token, whether the server is reachable."""

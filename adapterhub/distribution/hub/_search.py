@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from adapterhub.core.errors import RemoteUnreachable
+from packaging.specifiers import SpecifierSet
+
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.hub._versions import PublishedVersion
 from adapterhub.distribution.hub._wire import Wire
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.relevance import Matched
 
 PAGE = 100
@@ -19,6 +25,12 @@ TAG_HEX = 32
 
 SCANNED = 1000
 """How many repositories with the right tags are checked for a range of ranks, which tags cannot express."""
+
+
+SHOWN_CHARACTERS: Final = 200
+"""Of a text that a server sends, so many are shown."""
+LEAST_COSINE: Final = 0.9
+"""Servers list none below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +65,71 @@ class SearchHit:
     score: float | None = None
     by: str | None = None
     matched: Matched | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneAlikeThere(Documented):
+    """A build on a server whose update is alike; below 0, `cosine` is that of the opposite. Not checked."""
+
+    repo: str
+    version: Annotated[str | None, "null for a commit without a release"]
+    commit: str
+    digest: Digest
+    cosine: Annotated[float, "an estimate, rounded to 0.01"]
+    same_base: Annotated[bool, "both declare one base"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlikeThere(Documented):
+    """What a server finds alike, among what the caller may read there."""
+
+    repo: str
+    version: str
+    digest: Digest
+    state: Annotated[str, "`made`; `waiting` for a worker of the server; `none`: nothing to compare"]
+    similar: tuple[OneAlikeThere, ...]
+
+
+def alike_on(
+    wire: Wire,
+    spec: AdapterSpec,
+    above: float,
+    features: frozenset[str],
+    versions: Callable[[str], Sequence[PublishedVersion]],
+) -> AlikeThere:
+    """The builds on a registry like the newest release of `spec` that is not yanked, with cosines from `above` on.
+
+    Raises:
+        UsageProblem: the server does not compare updates, or `above` is not from 0.9 to 1.
+        AdapterNotFound: it has no such release.
+    """
+    if not LEAST_COSINE <= above <= 1:
+        raise UsageProblem(f"`above` {above}: a server lists cosines from {LEAST_COSINE} to 1")
+    if "similar" not in features:
+        raise UsageProblem(f"{wire.endpoint} does not compare updates", hint="install the adapter and compare here")
+    fits = SpecifierSet(spec.specifiers, prereleases=True)
+    places = [one for one in versions(spec.full_name) if one.yanked is None and fits.contains(one.version or "")]
+    if not places:
+        raise AdapterNotFound(f"`{spec}`: no such release on {wire.endpoint}")
+    repo, version = places[0].repo, str(places[0].version)
+    with wire.plainly(f"builds like `{spec}`"):
+        told = wire.json(f"api/adapt/v1/adapters/{repo}/{version}/similar", {"above": above})
+    try:
+        found = tuple(
+            OneAlikeThere(
+                repo=shown(str(one["repo"]), SHOWN_CHARACTERS),
+                version=None if one["version"] is None else shown(str(one["version"]), SHOWN_CHARACTERS),
+                commit=shown(str(one["commit"]), SHOWN_CHARACTERS),
+                digest=parse_digest(one["digest"]),
+                cosine=min(1.0, max(-1.0, float(one["cosine"]))),
+                same_base=bool(one["same_base"]),
+            )
+            for one in told["similar"]
+        )
+        state, digest = shown(str(told["state"]), SHOWN_CHARACTERS), parse_digest(told["digest"])
+        return AlikeThere(repo=repo, version=version, digest=digest, state=state, similar=found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RemoteUnreachable(f"like updates: {wire.endpoint} sent no list of builds: {error!r}") from None
 
 
 def search_registry(wire: Wire, search: Search) -> list[SearchHit]:

@@ -34,11 +34,12 @@ def derive(
     weights_digest: Digest,
     config_digest: Digest,
     time_s: float = TIME_S,
+    sketch: Sketch | None = None,
 ) -> DerivedRecord:
     """The record of the adapter with this config and weights file, whose bytes `read` gives.
 
-    A module that starts after `time_s` seconds has no figures. Never raises for the adapter's own faults: they are the
-    `reason` of the record.
+    A module that starts after `time_s` seconds has no figures. `sketch` gets the modules that have. Never raises for
+    the adapter's own faults: they are the `reason` of the record.
     """
     try:
         updates = AdapterUpdates(config, file, read)
@@ -55,7 +56,7 @@ def derive(
             engines=engine_records(config, file),
             reason=reason,
         )
-    end, sketch = time.monotonic() + time_s, Sketch()
+    end = time.monotonic() + time_s
     with np.errstate(all="ignore"):  # the record reports hostile numbers
         modules = tuple(_figures(updates, module, sketch, is_late=time.monotonic() > end) for module in updates.modules)
     norms = [module.norm for module in modules if module.norm is not None]
@@ -65,7 +66,6 @@ def derive(
         modules=modules,
         norm=_rounded(math.hypot(*norms)) if norms else None,
         others=len(updates.others),
-        sketch=sketch.packed() if norms else "",
         findings=(*config.notes, *(("E_NONFINITE", f"`{m.name}` {m.reason}") for m in modules if "NaN" in m.reason)),
         engines=engine_records(config, file),
         reason="" if modules else "it holds no low-rank updates",
@@ -89,7 +89,7 @@ def _engine_record(name: str, config: AdapterConfig, file: TensorFile, base: eng
     return EngineRecord(engine=name, reads=verdict.ok, reasons=reasons, notes=(*needs, *verdict.notes))
 
 
-def _figures(updates: AdapterUpdates, module: str, sketch: Sketch, *, is_late: bool) -> ModuleRecord:
+def _figures(updates: AdapterUpdates, module: str, sketch: Sketch | None, *, is_late: bool) -> ModuleRecord:
     factors = updates.modules[module]
     known: dict[str, Any] = {
         "name": module,
@@ -109,8 +109,8 @@ def _figures(updates: AdapterUpdates, module: str, sketch: Sketch, *, is_late: b
         energies = Energies.together([spectrum(part).energies for part in parts])
     except AdapterHubError as error:
         return ModuleRecord(**known, reason=error.message)
-    for at, part in enumerate(parts):
-        sketch.add(f"{module}#{at}" if len(parts) > 1 else module, part)
+    if sketch is not None:
+        sketch.add(module, parts)
     return ModuleRecord(
         **known,
         norm=_rounded(energies.norm),

@@ -87,7 +87,8 @@ def _pair_up_adalora(specs: Iterable[TensorSpec], config: AdapterConfig, _folder
 class AdapterUpdates:
     """The updates of one adapter by module. `read` gives bytes of the file whose checked header is `file`.
 
-    `others` are the tensors that are not factors; `unclear` gives a reason for each pair of unclear meaning.
+    `others` are the tensors that are not factors; `unclear` gives a reason for each pair of unclear meaning. With
+    `as_lora`, the pairs of a LoRA variant such as DoRA are read as if they were all of it, and `partial` says why not.
 
     Raises:
         UnsupportedAdapter: its updates are not `scale * B A`.
@@ -95,10 +96,10 @@ class AdapterUpdates:
         MalformedConfig: E_REGEX, because the patterns of the config take too long.
     """
 
-    def __init__(self, config: AdapterConfig, file: TensorFile, read: Read) -> None:
-        reason = why_not(config)
-        if reason:
-            raise UnsupportedAdapter(reason)
+    def __init__(self, config: AdapterConfig, file: TensorFile, read: Read, *, as_lora: bool = False) -> None:
+        self.partial = why_not(config)
+        if self.partial and not (as_lora and config.is_lora):
+            raise UnsupportedAdapter(self.partial)
         self.config = config
         pairing = pair_up if config.is_lora else _pair_up_adalora
         self.modules, self.others, self.unclear = pairing(file.tensors, config, Path("adapter"))

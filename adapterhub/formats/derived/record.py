@@ -46,12 +46,12 @@ class EngineRecord(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DerivedRecord(Documented, keys="schema weights config norm others sketch modules findings engines reason"):
+class DerivedRecord(Documented, keys="schema weights config norm others modules findings engines reason"):
     """The derived record of one build. Without modules, `reason` says why there are none.
 
-    `weights` and `config` are the digests of the two files. `norm` is the Frobenius norm of the whole update; `sketch`
-    holds 128 signed bytes in base64, see `sketch`. `others` counts the tensors that are not factors. `findings` are
-    those of the config and the numbers; `adapt verify` looks at more.
+    `weights` and `config` are the digests of the two files. `norm` is the Frobenius norm of the whole update. `others`
+    counts the tensors that are not factors. `findings` are those of the config and the numbers; `adapt verify` looks at
+    more.
     """
 
     weights: Digest
@@ -59,7 +59,6 @@ class DerivedRecord(Documented, keys="schema weights config norm others sketch m
     modules: tuple[ModuleRecord, ...] = ()
     norm: Annotated[float | None, "Frobenius norm of the whole update"] = None
     others: int = 0
-    sketch: str = ""
     findings: Annotated[tuple[tuple[str, str], ...], "code and text, as `adapt verify` has them"] = ()
     engines: tuple[EngineRecord, ...] = ()
     reason: str = ""

@@ -1,15 +1,17 @@
-"""A small vector for each adapter, whose inner products estimate those of the updates, and a map drawn from them.
+"""A small vector for each adapter, whose cosines estimate those of the updates, and a map drawn from them.
 
-Number j of a sketch is the sum over the modules of `p.T (scale * b a) q`, where p and q are random signs that
-follow from j and the module's name. The mean of the products of two sketches is the inner product of the updates, with
-a standard error of about 1 / sqrt(128) of their norms (Alon, Matias and Szegedy, 1996).
+The sketch is the sum over the modules of `P.T (scale * b a) Q / 16`, [16, 16], where P [out, 16] and Q [in, 16] are
+random signs that follow from the module's name in the base, the size and a key. It is linear in the update and blind to
+how that is factored. The cosine of two sketches is that of the updates with an error of about 0.07 between strangers
+and below 0.001 near 1. The signs of the empty key are public: who knows them can make two sketches equal, so
+`likeness` has the last word.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,52 +21,103 @@ from adapterhub.formats.derived.algebra import Floats, Update
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUMBERS: Final = 128
-_ROWS: Final = 8192
+    from adapterhub.formats.derived.reading import AdapterUpdates
+
+NUMBERS: Final = 256
+"""Signed bytes in a packed sketch."""
+_SIDE: Final = 16
 _LARGEST: Final = 127
+_BLOCK: Final = 4096
+_METHOD: Final = b"adapterhub/sketch/1"
+_SIGNS_OF_A_BYTE: Final = np.unpackbits(np.arange(256, dtype="u1")[:, None], axis=1).astype("f4") * 2 - 1
 
 
 class Sketch:
-    """The sketch of one adapter, module by module."""
+    """The sketch of one adapter, module by module. Only sketches of one `key`, a text without NUL, can be compared."""
 
-    def __init__(self) -> None:
-        self._sum = np.zeros(NUMBERS)
+    def __init__(self, key: str = "") -> None:
+        self._begin = b"\0".join([_METHOD, *([key.encode()] if key else [])])
+        self._sum = np.zeros((_SIDE, _SIDE))
 
-    def add(self, module: str, update: Update) -> None:
-        """Add the update of a module, or of one part of it under a name of its own."""
-        left = np.zeros((NUMBERS, update.rank))
-        for at, signs in _signs(f"{module}\0out", update.b.shape[0]):
-            left += signs.T @ update.b[at : at + _ROWS]
-        right = np.zeros((NUMBERS, update.rank))
-        for at, signs in _signs(f"{module}\0in", update.a.shape[1]):
-            right += signs.T @ update.a[:, at : at + _ROWS].T
-        self._sum += update.scale * (left * right).sum(1)
+    def add(self, module: str, parts: Sequence[Update]) -> None:
+        """Add the update of a module, which has one part or more."""
+        for at, part in enumerate(parts):
+            name = f"{module}#{at}" if len(parts) > 1 else module
+            out, width = part.shape
+            left = self._signs("out", name, out).T @ part.b
+            right = part.a @ self._signs("in", name, width)
+            self._sum += np.float64(part.scale / _SIDE) * (left @ right)
 
-    def packed(self) -> str:
-        """The direction of the sketch as signed bytes, in base64; zeros for a zero update."""
+    def _signs(self, side: str, name: str, size: int) -> NDArray[np.float32]:
+        """Random signs [size, 16]: 1 for each bit that is set in a SHAKE-128 stream, the highest of a byte first."""
+        begin = b"\0".join([self._begin, side.encode(), name.encode("utf-8", "surrogatepass"), str(size).encode()])
+        stream = np.frombuffer(hashlib.shake_128(begin).digest(size * _SIDE // 8), "u1")
+        return _SIGNS_OF_A_BYTE.take(stream, 0).reshape(size, _SIDE)
+
+    @property
+    def norm(self) -> float:
+        """An estimate of the update's Frobenius norm; not finite where its numbers are not."""
+        return float(np.linalg.norm(self._sum))
+
+    def packed(self) -> bytes:
+        """The direction of the sketch as `NUMBERS` signed bytes; empty for an update that is zero or not finite."""
         largest = float(np.abs(self._sum).max())
-        numbers = np.rint(self._sum * (_LARGEST / largest)) if largest else self._sum
-        return base64.b64encode(numbers.astype(np.int8).tobytes()).decode("ascii")
+        if not largest or not math.isfinite(self.norm):
+            return b""
+        return np.rint(self._sum * (_LARGEST / largest)).astype(np.int8).tobytes()
 
 
-def _signs(name: str, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Random signs [count, NUMBERS] in pieces of `_ROWS` rows, each with its first row."""
-    for at in range(0, count, _ROWS):
-        stream = hashlib.shake_256(f"{name}\0{at}".encode("utf-8", "surrogatepass"))
-        bits = np.frombuffer(stream.digest(min(_ROWS, count - at) * NUMBERS // 8), "u1")
-        yield at, np.unpackbits(bits).reshape(-1, NUMBERS).astype("f4") * 2 - 1
+def sketch_of(updates: AdapterUpdates, key: str = "") -> Sketch:
+    """The sketch of an adapter: 14 ms for 5 million numbers in 210 modules, beside the reading of them.
+
+    Raises:
+        UnsupportedAdapter: a module is too large to compute.
+    """
+    sketch = Sketch(key)
+    with np.errstate(all="ignore"):  # of hostile numbers there is no sketch
+        for module in updates.modules:
+            sketch.add(module, updates.parts(module))
+    return sketch
 
 
-def cosines(packed: Sequence[str]) -> Floats:
+class Sketches:
+    """Many packed sketches to compare one with: a matrix product over blocks of `_BLOCK`, 7 ms for 100,000."""
+
+    def __init__(self, packed: Sequence[bytes] | bytes) -> None:
+        raw = packed if isinstance(packed, bytes) else b"".join(packed)
+        self.numbers: NDArray[np.int8] = np.frombuffer(raw, np.int8).reshape(-1, NUMBERS)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def cosines(self, packed: bytes) -> NDArray[np.float32]:
+        """The estimated cosine of each with one, [n]."""
+        one = directions([packed])[0].astype("f4")
+        found = np.empty(len(self), "f4")
+        for at in range(0, len(self), _BLOCK):
+            block = self.numbers[at : at + _BLOCK].astype("f4")
+            sizes = np.sqrt(np.einsum("ij,ij->i", block, block))
+            np.divide(block @ one, np.maximum(sizes, 1), out=found[at : at + _BLOCK])
+        return np.clip(found, -1, 1)
+
+
+def directions(packed: Sequence[bytes] | NDArray[Any]) -> Floats:
+    """The sketches as rows of length 1, [n, NUMBERS]; a zero row stays zero."""
+    rows = packed if isinstance(packed, np.ndarray) else Sketches(packed).numbers
+    wide = rows.astype(np.float64)
+    sizes = np.linalg.norm(wide, axis=1, keepdims=True)
+    found: Floats = wide / np.where(sizes == 0, 1, sizes)
+    return found
+
+
+def cosines(packed: Sequence[bytes]) -> Floats:
     """The estimated cosine of each two updates, [n, n], from their sketches."""
-    rows = np.array([np.frombuffer(base64.b64decode(text), np.int8) for text in packed], np.float64)
-    sizes = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(sizes == 0, 1, sizes)
+    rows = directions(packed)
     found: Floats = np.clip(rows @ rows.T, -1, 1)
     return found
 
 
-def placed(packed: Sequence[str]) -> list[tuple[float, float]]:
+def placed(packed: Sequence[bytes]) -> list[tuple[float, float]]:
     """A place in the square from -1 to 1 for each sketch: near ones have similar updates, of whatever norm.
 
     Classical scaling (Torgerson, 1952) of the distances 1 - cosine; the signs of the axes follow from the numbers.
@@ -83,7 +136,7 @@ def placed(packed: Sequence[str]) -> list[tuple[float, float]]:
     return [(round(float(x) / reach, 4), round(float(y) / reach, 4)) for x, y in zip(*axes, strict=True)]
 
 
-def nearest(packed: Sequence[str]) -> list[tuple[int, float]]:
+def nearest(packed: Sequence[bytes]) -> list[tuple[int, float]]:
     """For each sketch the position of the one with the greatest cosine, and that cosine; of one alone, itself."""
     found = cosines(packed)
     np.fill_diagonal(found, -2 if len(packed) > 1 else 1)

@@ -31,6 +31,7 @@ RULES: Final[Mapping[Severity, Mapping[str, str]]] = {
         "W_BASE_ALLOWED": "`audit`: a user allowed the adapter to run on a base with other weights.",
         "W_BASE_UNREGISTERED": "`audit`: the base that the adapter declares is not registered here.",
         "W_BESIDE_OTHER": "`audit`: an installed folder contains a file that is not part of the adapter.",
+        "W_COPY": "`audit`: another installed adapter has the same update under another name or licence.",
         "W_GONE": "`audit`: the server that the adapter came from no longer offers it.",
         "W_LICENSE_CONDITIONS": "`audit`: a licence sets its own conditions, as those of Llama and Gemma do.",
         "W_LICENSE_CONFLICT": "`audit`: one licence forbids what another requires.",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.root import absolute
@@ -17,13 +19,18 @@ from adapterhub.formats.release import Release
 from adapterhub.library.audit._report import Target
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PlainFolder
+from adapterhub.library.find.sketching import sketches
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.index import BuildRow, SketchRow
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.transfer import Source
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.checks.digests import read_manifest_file
 from adapterhub.trust.verify.listing import list_folder
+
+if TYPE_CHECKING:
+    from adapterhub.library.find.likeness import Similar
 
 FindSource = Callable[[Origin], Source]
 """The place of an origin as a source; it may raise any `AdapterHubError`."""
@@ -83,6 +90,20 @@ class Surroundings:
     def by_digest(self) -> dict[Digest, Installed]:
         """The same, by the digest of the manifest."""
         return {build.manifest.digest: build for build in self.installed}
+
+    @cached_property
+    def _sketches(self) -> tuple[Mapping[str, SketchRow], Mapping[str, Sequence[BuildRow]]]:
+        return sketches(self.library) if find_spec("numpy") is not None else ({}, {})
+
+    def copies_of(self, build: Installed) -> list[Similar]:
+        """The installed builds of the same update, negated ones included; none without numpy."""
+        known, rows = self._sketches
+        mine = known.get(build.manifest.digest)
+        if mine is None or not mine.sketch:
+            return []
+        from adapterhub.library.find.likeness import same_as
+
+        return same_as(self.library, build, mine, known.values(), lambda: rows)
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
         """The registered base with that fingerprint."""

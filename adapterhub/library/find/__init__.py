@@ -1,1 +1,1 @@
-"""Finding builds of a library by what they are about, and what trials of them measured."""
+"""Finding builds of a library by what they are about, by what their weights do, and by what trials measured."""

@@ -2,6 +2,7 @@
 
     digests of its files     the same bytes as a file of an adapter that is, or was, installed
     digests of its tensors   the same numbers in another file: other names, order, metadata or precision
+    its update               the same change of the base in other numbers, or one that is near
     names and shapes         which registered base, and which well-known family, has these modules in these sizes
 
 Each match says how sure it is. *proven*: the bytes are the same. *likely*: nothing else that is known here fits.
@@ -21,7 +22,7 @@ from adapterhub.core.errors import AdapterNotFound, CouldNotTell, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES
 from adapterhub.library.identify._bases import base_matches
-from adapterhub.library.identify._builds import builds_known, by_files, by_tensors
+from adapterhub.library.identify._builds import builds_known, by_files, by_tensors, by_update
 from adapterhub.library.identify._orphan import Orphan, read_orphan
 from adapterhub.library.identify._report import Identity, Match, Sureness
 from adapterhub.library.identify.families import FAMILIES, Family, family_matches
@@ -133,6 +134,7 @@ def _matches(library: Library, orphan: Orphan, digests: dict[str, Digest]) -> It
     is_known = any(match.what == "adapter" and match.sure == "proven" for match in adapters)
     if orphan.weights is not None and not is_known:
         adapters += by_tensors(builds, orphan)
+        adapters += by_update(library, orphan, {match.digest for match in adapters})
     yield from adapters
     bases = list(base_matches(library, orphan, builds, adapters))
     yield from bases

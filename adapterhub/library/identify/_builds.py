@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Final
 
@@ -14,7 +15,7 @@ from adapterhub.core.disk.files import open_plain
 from adapterhub.core.errors import AdapterHubError, MalformedTensorFile
 from adapterhub.formats.base.precision import may_be_same, stored_bytes
 from adapterhub.formats.base.weight_reader import read_facts
-from adapterhub.formats.manifest import WEIGHTS_FILE, BaseRef, Manifest
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -116,6 +117,32 @@ def by_tensors(builds: Sequence[Known], orphan: Orphan) -> Iterator[Match]:
                 yield _match(known, "likely", how)
         except (AdapterHubError, OSError):  # a damaged one is for `verify` to tell
             continue
+
+
+def by_update(library: Library, orphan: Orphan, found: set[str | None]) -> Iterator[Match]:
+    """Installed adapters, beside those with digests in `found`, whose update is that of a PEFT folder or near it."""
+    weights = orphan.weights.path if orphan.weights is not None else None
+    if weights is None or not (weights.parent / CONFIG_FILE).is_file() or find_spec("numpy") is None:
+        return
+    if weights.name != WEIGHTS_FILE:
+        return
+    from adapterhub.formats.derived.likeness import NEAR, SAME
+    from adapterhub.library.find.likeness import similar_to
+
+    with suppress(AdapterHubError, OSError):  # it has no update to compare, or none that can be read
+        for one in similar_to(library, weights.parent, above=NEAR, with_parents=False).similar:
+            if one.build.digest in found or not one.exact:
+                continue
+            is_same = abs(one.cosine) >= SAME
+            how = "its update is that of this adapter in other numbers" if is_same else "its update is near"
+            yield Match(
+                what="adapter",
+                name=f"{one.build.full_name}=={one.build.version}",
+                sure="likely" if is_same else "possible",
+                how=", ".join((f"{how}: cosine {one.cosine:.4f}", *one.scale_words, *one.notes)),
+                digest=one.build.digest,
+                folder=library.root / one.build.folder,
+            )
 
 
 def _shared(known: Known, own: Sequence[TensorFacts], theirs: Sequence[TensorFacts]) -> Match | None:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -33,6 +33,7 @@ from adapterhub.library.store.index import (
     Index,
     IndexNewer,
     IndexUnusable,
+    SketchRow,
 )
 from adapterhub.library.store.index_reader import EmptyIndex, IndexReader, holds_nothing
 
@@ -182,13 +183,13 @@ class Catalog:
             with self._store.os_errors_as_refusals():
                 self.index.stale_mark.unlink(missing_ok=True)
 
-    def put(self, build: Installed) -> None:
-        """Index a build, and the registered bases that match its base."""
+    def put(self, build: Installed, sketches: Iterable[SketchRow] = ()) -> None:
+        """Index a build, the registered bases that match its base, and its sketch where that is known."""
         fingerprint = build.base.fingerprint
         pairs: list[tuple[str, str]] = []
         if fingerprint is not None:
             pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
-        self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs))
+        self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs, sketches))
 
     def forget(self, builds: Iterable[Installed]) -> None:
         """Remove builds from the index."""
@@ -227,27 +228,36 @@ class Catalog:
             for name in (alias, *(f"{alias}/{component}" for component in COMPONENTS)):
                 self._write(partial(self.index.remove_base, name))
 
-    def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False) -> int:
+    def put_sketches(self, rows: Sequence[SketchRow]) -> None:
+        """Keep sketches of installed builds; where the index cannot be written, they are made again another time."""
+        unwritten = contextlib.suppress(NotAllowed, IndexUnusable, StoreLocked)
+        with unwritten, self._store.lock("publish", exclusive=True, wait_s=1.0):
+            self.index.upsert_builds((), sketches=rows)
+
+    def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False, keep_sketches: bool = True) -> int:
         """Make the index again from the folders, and return how many builds it holds.
+
+        The sketches of the old one are kept where it can be read, unless `keep_sketches` is False.
 
         Raises:
             IndexNewer: a newer version wrote the index, and `set_newer_aside`, which moves it away, is not set.
         """
         with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.os_errors_as_refusals():
-            count = self._rebuild_locked(set_newer_aside=set_newer_aside)
+            count = self._rebuild_locked(set_newer_aside=set_newer_aside, keep_sketches=keep_sketches)
             self.index.stale_mark.unlink(missing_ok=True)
         return count
 
-    def _rebuild_locked(self, *, set_newer_aside: bool = False) -> int:
+    def _rebuild_locked(self, *, set_newer_aside: bool = False, keep_sketches: bool = True) -> int:
+        sketches: Sequence[SketchRow] = ()
         try:
-            self.index.count()
+            sketches = self.index.sketches()
         except IndexNewer:
             if not set_newer_aside:
                 raise
             self.index.set_aside()
         except IndexUnusable:
             pass
-        return self.index.rebuild(*self._rows())
+        return self.index.rebuild(*self._rows(), sketches if keep_sketches else ())
 
     def differences(self) -> list[str]:
         """Problems in the index, compared with the folders; none for a missing or newer one.

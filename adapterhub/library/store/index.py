@@ -98,6 +98,19 @@ class BaseRow(NamedTuple):
     path: str
 
 
+class SketchRow(NamedTuple):
+    """The sketch of a build's weights (`formats.derived.sketch`); `sketch` is empty where `flags` says why.
+
+    `flags` is `partial` where the sketch is of the factors alone, and they are not the whole update. `norm` estimates
+    the norm of the update.
+    """
+
+    digest: str
+    norm: float
+    flags: str
+    sketch: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints.
@@ -227,6 +240,13 @@ class Index:
             sql = "SELECT base_weights, min(digest) FROM builds WHERE base_weights != '' GROUP BY base_weights"
             return dict(connection.execute(sql).fetchall())
 
+    def sketches(self) -> list[SketchRow]:
+        """Every sketch that was made, and the builds that have none."""
+        with self._reading() as connection:
+            columns = ", ".join(SketchRow._fields)
+            rows = connection.execute(f"SELECT {columns} FROM sketches ORDER BY digest")  # noqa: S608 - own columns
+            return [SketchRow._make(row) for row in rows]
+
     def count(self) -> int:
         """How many builds are indexed."""
         with self._reading() as connection:
@@ -251,11 +271,17 @@ class Index:
             if connection is not None:
                 connection.close()
 
-    def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
-        """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
+    def upsert_builds(
+        self,
+        rows: Iterable[BuildRow],
+        matches: Iterable[tuple[str, str]] = (),
+        sketches: Iterable[SketchRow] = (),
+    ) -> None:
+        """Add or replace builds, `(registered, declared)` pairs of fingerprints of one base, and sketches."""
         with self._writing() as connection:
             _put_builds(connection, rows)
             _put(connection, "matches", _MATCH, matches)
+            _put(connection, "sketches", SketchRow._fields, sketches)
 
     def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace a registered base."""
@@ -272,13 +298,20 @@ class Index:
         """Forget the builds in these folders, which are paths below the library's root."""
         with self._writing() as connection:
             connection.executemany("DELETE FROM builds WHERE folder = ?", [(folder,) for folder in folders])
+            connection.execute("DELETE FROM sketches WHERE digest NOT IN (SELECT digest FROM builds)")
 
     def remove_base(self, alias: str) -> None:
         """Forget a registered base."""
         with self._writing() as connection:
             connection.execute("DELETE FROM bases WHERE alias = ?", (alias,))
 
-    def rebuild(self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]) -> int:
+    def rebuild(
+        self,
+        builds: Iterable[BuildRow],
+        bases: Iterable[BaseRow],
+        matches: Iterable[tuple[str, str]],
+        sketches: Iterable[SketchRow] = (),
+    ) -> int:
         """Make the file from nothing and return how many builds it holds. The caller holds the lock `publish`.
 
         The new file takes the name of the old one when it is complete, so a reader gets one or the other.
@@ -290,6 +323,8 @@ class Index:
             _put(connection, "bases", BaseRow._fields, bases)
             _put(connection, "matches", _MATCH, matches)
             connection.execute("INSERT INTO builds_fts (builds_fts) VALUES ('optimize')")
+            _put(connection, "sketches", SketchRow._fields, sketches)
+            connection.execute("DELETE FROM sketches WHERE digest NOT IN (SELECT digest FROM builds)")
             count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
         _remove(self.path, only_beside=True)
         fresh.replace(self.path)
@@ -384,11 +419,16 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
     for statement in vectors.SCHEMA:
         database.execute(statement)
+    columns = {"digest": str, "norm": float, "flags": str, "sketch": bytes}
+    database["sketches"].create(columns, pk="digest", not_null=set(columns))
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _put(
-    connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | float | bytes | None]],
 ) -> None:
     """Add rows; each replaces one with the same key."""
     marks = ", ".join("?" * len(columns))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, Index
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, Index, SketchRow
 
 
 class EmptyIndex:
@@ -47,6 +47,10 @@ class EmptyIndex:
     def declared_bases(self) -> dict[str, str]:
         """Nothing."""
         return {}
+
+    def sketches(self) -> list[SketchRow]:
+        """Nothing."""
+        return []
 
     def count(self) -> int:
         """None."""

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub_registry.access.tokens import Caller, TokenRecord
-from adapterhub_registry.api import aliases_api, events_api, tests_api
+from adapterhub_registry.api import aliases_api, events_api, similar_api, tests_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -61,7 +61,7 @@ from adapterhub_registry.repos import adapters as index
 
 FEATURES: Final = (
     *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
-    *("events", "webhooks", "tests"),
+    *("events", "webhooks", "tests", "similar"),
 )
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
@@ -284,6 +284,7 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
 
 
 router.routes += [*events_api.router.routes, *aliases_api.router.routes, *tests_api.router.routes]
+router.routes += similar_api.router.routes
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)

@@ -25,6 +25,7 @@ from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignatur
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens, row_of, working
 from adapterhub_registry.database.db import Database
+from adapterhub_registry.derived.alike import KnownSketches
 from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.events.watching import Watch
@@ -58,6 +59,7 @@ class Registry:
     watch: Watch
     nearest: Nearest
     once: Once = field(default_factory=Once)
+    sketches: KnownSketches = field(default_factory=KnownSketches)
 
 
 async def registry_of(request: Request) -> Registry:
@@ -151,6 +153,21 @@ def _check_rate(registry: Registry, kind: str, caller: str, per_minute: int) -> 
 
 
 CallerOf = Annotated[Caller, Depends(caller_of)]
+
+
+def seeker_of(request: Request, registry: RegistryOf, caller: CallerOf) -> Caller:
+    """The caller of a route that compares updates, which may ask less often: each answer says a little of the key.
+
+    Raises:
+        Refusal: 429, as `caller_of`.
+    """
+    address = request.scope["adapterhub.record"].address
+    asking = f"token {caller.token_id}" if caller.user is not None else f"address {address}"
+    _check_rate(registry, "similar", asking, registry.settings.limits.similar_requests_per_minute)
+    return caller
+
+
+SeekerOf = Annotated[Caller, Depends(seeker_of)]
 
 
 def user_of(caller: Caller) -> str:

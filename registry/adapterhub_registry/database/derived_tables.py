@@ -16,9 +16,18 @@ derived = Table(
     Column("due_at", BigInteger, nullable=False),  # of the next attempt; a worker that makes one moves it on first
     Column("reason", Text),  # why there are no figures
     Column("norm", Float),  # of the whole update
-    Column("sketch", String(200)),  # see `formats.derived.sketch`
     Column("record", LargeBinary),  # the JSON of a `DerivedRecord`, zlib
     Index("derived_due", "state", "due_at"),
+)
+
+sketches = Table(
+    "sketches",
+    metadata,
+    # apart from `derived`, whose rows are large: a search for like updates reads all of these
+    Column("digest", String(64), primary_key=True),  # of the build, as in `derived`
+    Column("key_id", String(16), nullable=False),  # of the key of its signs; those of other keys cannot be compared
+    Column("made_at", BigInteger, nullable=False),
+    Column("sketch", LargeBinary, nullable=False),  # see `formats.derived.sketch`; never sent
 )
 
 parents = Table(

@@ -26,7 +26,8 @@ from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES,
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub_registry.database.db import Database, adapters, now_ms
-from adapterhub_registry.database.derived_tables import derived, parents
+from adapterhub_registry.database.derived_tables import derived, parents, sketches
+from adapterhub_registry.derived import keys
 from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
@@ -59,12 +60,13 @@ class _Stopped(Exception):
 
 def forget_unnamed(connection: Connection) -> None:
     """Remove the records of the builds that no commit has any more."""
-    for table in (derived, parents):
+    for table in (derived, parents, sketches):
         connection.execute(delete(table).where(~exists().where(adapters.c.digest == table.c.digest)))
 
 
 def rebuild(database: Database) -> int:
-    """Let every build wait for a new record; their number. The old records stay until then."""
+    """Let every build wait for a new record and a sketch under a new key; their number. Old records stay until then."""
+    keys.forget(database)
     with database.begin() as connection:
         return connection.execute(update(derived).values(state="waiting", attempts=0, due_at=now_ms())).rowcount
 
@@ -102,6 +104,7 @@ def _claim(database: Database) -> tuple[str, int] | None:
 def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, stopped: Event) -> None:
     values: dict[str, Any]
     mine: list[dict[str, Any]] = []
+    key, sketch = keys.sketch_key(database), b""
     if attempt > MOST_ATTEMPTS:
         values = _none(f"the worker ended {MOST_ATTEMPTS} times while it read these weights")
     else:
@@ -109,7 +112,7 @@ def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, 
             files = files_of(connection, digest)
         try:
             mine = [{"digest": digest, **one} for one in _parents(files, blob_store)]
-            values = _figures(files, blob_store, stopped)
+            values, sketch = _figures(files, blob_store, stopped, key)
         except (StoreUnreachable, _Stopped) as error:  # no fault of the weights: the attempt does not count
             wait_ms = 0 if isinstance(error, _Stopped) else RETRY_MS
             values = {"attempts": attempt - 1, "due_at": now_ms() + wait_ms}
@@ -117,28 +120,36 @@ def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, 
         if mine:
             connection.execute(delete(parents).where(parents.c.digest == digest))
             connection.execute(insert(parents), mine)
+        if "state" in values:
+            connection.execute(delete(sketches).where(sketches.c.digest == digest))
+        if sketch:
+            made = {"digest": digest, "key_id": keys.id_of(key), "made_at": now_ms(), "sketch": sketch}
+            connection.execute(insert(sketches).values(**made))
         connection.execute(update(derived).where(derived.c.digest == digest).values(**values))
 
 
-def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> dict[str, Any]:
+def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, key: str) -> tuple[dict[str, Any], bytes]:
+    """The values of the row in `derived`, and the sketch; empty without one."""
     try:
-        record = _record(files, blob_store, stopped)
+        record, sketch = _record(files, blob_store, stopped, key)
     except AdapterHubError as error:
-        return _none(str(error))
+        return _none(str(error)), b""
     except (StoreUnreachable, _Stopped):
         raise
     except Exception as error:  # whatever is wrong with one build, the next one gets its record
         log.warning("no figures of a build", exc_info=True)
-        return _none(f"the figures could not be computed: {type(error).__name__}")
+        return _none(f"the figures could not be computed: {type(error).__name__}"), b""
     packed = zlib.compress(json.dumps(record.to_json(), separators=(",", ":")).encode())
     if not record.modules:
-        return _none(record.reason) | {"record": packed}
-    return {"state": "made", "reason": None, "norm": record.norm, "sketch": record.sketch, "record": packed}
+        return _none(record.reason) | {"record": packed}, b""
+    return {"state": "made", "reason": None, "norm": record.norm, "record": packed}, sketch
 
 
-def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> DerivedRecord:
+def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, key: str) -> tuple[DerivedRecord, bytes]:
     from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
+    from adapterhub.formats.derived.sketch import Sketch  # noqa: PLC0415 - as above
 
+    sketch = Sketch(key)
     opened = open_build(files, blob_store)
 
     def read(start: int, end: int) -> bytes:
@@ -146,17 +157,19 @@ def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event) -> 
             raise _Stopped
         return opened.read(start, end)
 
-    return derive(
+    record = derive(
         opened.config,
         opened.file,
         read,
         weights_digest=parse_digest(f"sha256:{opened.weights_sha256}"),
         config_digest=parse_digest(f"sha256:{opened.config_sha256}"),
+        sketch=sketch,
     )
+    return record, sketch.packed()
 
 
 def _none(reason: str) -> dict[str, Any]:
-    return {"state": "none", "reason": shown(reason, 1000), "norm": None, "sketch": None, "record": None}
+    return {"state": "none", "reason": shown(reason, 1000), "norm": None, "record": None}
 
 
 def _parents(files: Mapping[str, str], blob_store: BlobStore) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -14,9 +14,9 @@ from adapterhub.pages.values.weights import BasePage, MapPoint, RelatedBase
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, repos
-from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.database.derived_tables import sketches
+from adapterhub_registry.derived.alike import DIGITS
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.pages.builds import readable
 from adapterhub_registry.pages.search import lines
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
 
@@ -43,7 +43,7 @@ def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
         named = select(adapters.c.base_model, func.count()).join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
         names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
-        points = _points(connection, mine & readable(registry, caller))
+        points = _points(connection, mine & registry.repos.readable(caller))
         listed = lines(connection, rows)
         related = tuple(_related(connection, sha256, names, visible))
     wanted = urlencode({"base": sha256})
@@ -81,27 +81,27 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
         .limit(MOST_READ)
         .subquery()
     )
-    wanted = (
-        select(newest.c.full_name, newest.c.digest, derived.c.sketch)
-        .join_from(newest, derived, derived.c.digest == newest.c.digest)
-        .where(derived.c.sketch.is_not(None), derived.c.sketch != "")
+    wanted: Select[Any] = (
+        select(newest.c.full_name, newest.c.digest, sketches.c.key_id, sketches.c.sketch)
+        .join_from(newest, sketches, sketches.c.digest == newest.c.digest)
         .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
-    return list(connection.execute(wanted))
+    rows = list(connection.execute(wanted))
+    return [row for row in rows if row.key_id == rows[0].key_id]  # two keys, while a worker makes them all again
 
 
 def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, ...]:
-    sketches = [row.sketch for row in points]
-    if not sketches:
+    packed = [row.sketch for row in points]
+    if not packed:
         return ()
 
     def make() -> tuple[list[tuple[float, float]], list[tuple[int, float]]]:
         from adapterhub.formats.derived.sketch import nearest, placed  # noqa: PLC0415 - numpy, for this page alone
 
-        return placed(sketches), nearest(sketches)
+        return placed(packed), nearest(packed)
 
-    places, near = registry.once.result("map", tuple(sketches), make)
+    places, near = registry.once.result("map", tuple(packed), make)
     return tuple(
         MapPoint(
             name=row.full_name,
@@ -109,7 +109,7 @@ def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, .
             x=x,
             y=y,
             nearest=points[other].full_name if len(points) > 1 else "",
-            cosine=cosine if len(points) > 1 else None,
+            cosine=round(cosine, DIGITS) if len(points) > 1 else None,
         )
         for row, (x, y), (other, cosine) in zip(points, places, near, strict=True)
     )

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, Select, or_, select
+from sqlalchemy import ColumnElement, Row, Select, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.pages.figures import engine_lines, heats_of, lines_of, spectra_of
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub.pages.values.weights import BuildPage
-from adapterhub_registry.access.tokens import Caller, reached_names
+from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.derived_tables import derived
@@ -69,11 +69,6 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     return Build(repo=found, version=version or "main", row=row, is_release=False)
 
 
-def readable(registry: Registry, caller: Caller) -> ColumnElement[bool]:
-    """The SQL condition on `repos` for those whose files the caller may read, as far as a token decides."""
-    return registry.repos.visible(caller) & or_(repos.c.gated.is_(None), reached_names(caller, repos.c.full_name))
-
-
 def record_of(connection: Connection, digest: str) -> tuple[str, str, DerivedRecord | None]:
     """The state of the record of a build, why it has no figures, and the record."""
     row = connection.execute(select(derived).where(derived.c.digest == digest)).one_or_none()
@@ -100,7 +95,7 @@ def related(registry: Registry, connection: Connection, caller: Caller, *where: 
     """The readable builds that meet the conditions, one for each digest and repository, newest first, at most 100."""
     same = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
     wanted: Select[Any] = RELATED.join(repos, repos.c.id == adapters.c.repo_id).outerjoin(releases, same)
-    found = wanted.where(readable(registry, caller), *where).order_by(adapters.c.created_at.desc()).limit(100)
+    found = wanted.where(registry.repos.readable(caller), *where).order_by(adapters.c.created_at.desc()).limit(100)
     seen: set[tuple[str, str]] = set()
     for row in connection.execute(found):
         key = (row.digest, row.full_name)

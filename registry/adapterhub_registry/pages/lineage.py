@@ -10,14 +10,13 @@ from sqlalchemy.engine import Connection
 from adapterhub.pages.values.weights import LineagePage, Relative
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.database.db import adapters, places, releases, repos
-from adapterhub_registry.database.derived_tables import derived, parents
+from adapterhub_registry.database.db import adapters, places, releases, repos, slices
+from adapterhub_registry.database.derived_tables import parents
+from adapterhub_registry.derived.alike import FLOOR
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
 
 MOST_ANCESTORS: Final = 64
 MOST_LISTED: Final = 100
-ALIKE: Final = 0.9
-"""The least estimated cosine of builds that count as near duplicates."""
 
 
 def lineage_page(registry: Registry, caller: Caller, repo: str, version: str) -> LineagePage:
@@ -81,23 +80,15 @@ class _Seen:
 
     def alike(self, row: Row[Any]) -> list[Relative]:
         """The newest builds for the same base whose update has nearly the same direction, by their sketches."""
-        mine = self._connection.scalar(select(derived.c.sketch).where(derived.c.digest == row.digest))
-        if not mine:
-            return []
-        from adapterhub.formats.derived.sketch import cosines  # noqa: PLC0415 - numpy, for this page alone
-
-        near = (adapters.c.base_sha256 == row.base_sha256) & (adapters.c.digest != row.digest) & adapters.c.is_listed
-        builds = {
-            build.row.digest: build for build in self.builds(near, adapters.c.weights_sha256 != row.weights_sha256)
-        }
-        wanted = select(derived.c.digest, derived.c.sketch).where(derived.c.digest.in_(list(builds)))
-        rows = [one for one in self._connection.execute(wanted).all() if one.sketch]
-        found = cosines([mine, *(one.sketch for one in rows)])[0][1:].tolist() if rows else []
+        near = self._registry.sketches.near(self._connection, row.digest, FLOOR) or {}
+        others = (adapters.c.base_sha256 == row.base_sha256) & adapters.c.is_listed
+        others &= adapters.c.weights_sha256 != row.weights_sha256
+        builds = [build for some in slices(list(near)) for build in self.builds(others, adapters.c.digest.in_(some))]
         return [
-            relative(f"nearly the same update: cosine about {cosine:.2f}", builds[one.digest])
-            for one, cosine in zip(rows, found, strict=True)
-            if cosine > ALIKE
-        ]
+            relative(f"nearly the {'same' if cosine > 0 else 'opposite'} update: cosine about {cosine:.2f}", one)
+            for one in builds
+            if (cosine := near[one.row.digest])
+        ][:MOST_LISTED]
 
     def children_of(self, digest: str) -> list[Relative]:
         rows = self._connection.execute(select(parents).where(parents.c.parent == digest).limit(MOST_LISTED)).all()

@@ -76,6 +76,10 @@ class Repos:
         everybody = true() if self._anonymous_read or caller.user is not None else false()
         return or_(repos.c.private.is_(False) & everybody, reached_names(caller, repos.c.full_name))
 
+    def readable(self, caller: Caller) -> ColumnElement[bool]:
+        """As `visible`, for those whose files the caller may read, as far as a token decides."""
+        return self.visible(caller) & or_(repos.c.gated.is_(None), reached_names(caller, repos.c.full_name))
+
     def check_may_read(self, caller: Caller) -> None:
         """Raise 401 when reading needs a token and the caller has none."""
         if caller.user is None and not self._anonymous_read:

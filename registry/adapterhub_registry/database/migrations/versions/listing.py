@@ -9,7 +9,7 @@ from adapterhub_registry.database.counting import start_counting
 from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 
 
 def upgrade() -> None:

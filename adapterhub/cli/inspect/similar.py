@@ -1,0 +1,148 @@
+"""`adapt similar`: find installed adapters with like updates, and those that an update is a sum of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.api.steps.finding import build_or_folder
+from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.params import Session, common, remote_options
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.extras import extra_named
+from adapterhub.core.specs import AdapterSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.distribution.hub import AlikeThere
+    from adapterhub.library.find.likeness import Group, Likeness, Similar
+
+_SHOWN: float = 0.5
+_GROUPED: float = 0.99
+_ON_A_SERVER: float = 0.9
+
+
+@click.command()
+@click.argument("adapter", metavar="[SPEC|FOLDER]", required=False, shell_complete=complete_spec_or_folder)
+@click.option("--all", "is_all", is_flag=True, help="Group every installed adapter instead.")
+@click.option(
+    "--above",
+    type=click.FloatRange(0, 1),
+    metavar="COSINE",
+    help=f"List cosines from here on [default: {_SHOWN}; {_GROUPED} with --all, {_ON_A_SERVER} with --remote].",
+)
+@click.option("--parents/--no-parents", default=True, help="Also look for adapters that it is a weighted sum of.")
+@remote_options
+@common
+def similar(
+    session: Session,
+    adapter: str | None,
+    is_all: bool,
+    above: float | None,
+    parents: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Find the installed adapters whose update is like that of one, whatever its name, precision, scale or rank.
+
+    `same update`: a cosine of 0.9995 or more. `negated`: its opposite. `near`: 0.9 or more, as another seed of one
+    recipe, an earlier checkpoint or a noisy copy has. `related`: 0.5 or more. Each cosine is exact, from the files.
+    A near update is no proof of copying.
+
+    The parents are installed adapters of which the update is a weighted sum, whether its manifest names them or not;
+    each carries at least 5 % of its norm.
+
+    With --remote, a registry lists what is like a release there, with cosines that it estimates.
+
+    \b
+    Examples:
+      adapt similar legal-qa
+      adapt similar ./out/legal-qa --above 0.9
+      adapt similar --all
+      adapt similar acme/legal-qa --remote ours
+    """
+    if (adapter is None) != is_all:
+        raise UsageProblem("expected one adapter, or `--all`", hint="`adapt similar NAME`, or `adapt similar --all`")
+    if remote is not None:
+        if adapter is None:
+            raise UsageProblem("`--all` compares installed adapters", hint="leave out `--remote`, or name one adapter")
+        hub = session.named_hub(remote, token=token, offline=offline)
+        there = hub.similar(AdapterSpec.parse(adapter), _ON_A_SERVER if above is None else above)
+        session.out.result(there.to_json(), lambda: _say_there(session, there))
+        return
+    with extra_named("`adapt similar`"):
+        from adapterhub.library.find.likeness import similar_groups, similar_to
+
+        with session.out.progress("sketch", None, unit="adapters") as progress:
+            if adapter is None:
+                least = _GROUPED if above is None else above
+                groups = similar_groups(session.library, above=least, progress=progress)
+            else:
+                subject = build_or_folder(session, adapter)
+                least = _SHOWN if above is None else above
+                found = similar_to(session.library, subject, above=least, with_parents=parents, progress=progress)
+    if adapter is None:
+        document = {"above": least, "groups": [group.to_json() for group in groups]}
+        session.out.result(document, lambda: _say_groups(session, groups, least))
+    else:
+        session.out.result(found.to_json(), lambda: _say(session, found, least))
+
+
+def _say(session: Session, found: Likeness, least: float) -> None:
+    if found.similar:
+        session.out.table(("kind", "adapter", "cosine", "what is different"), [_row(one) for one in found.similar])
+    else:
+        session.out.line(f"nothing like it among {found.compared} installed adapters (cosine {least:g} or more)")
+    if found.parents:
+        parts = " ".join(
+            f"{'-' if one.weight < 0 else '+'} {abs(one.weight):.3g} {one.build.full_name} {one.build.version}"
+            for one in found.parents
+        )
+        left = found.unexplained or 0.0
+        session.out.line(
+            f"{'a sum of' if found.is_plain_sum else 'mostly'} {parts.removeprefix('+ ')}, unexplained {left:.1%}"
+        )
+        undeclared = [f"{one.build.full_name} {one.build.version}" for one in found.parents if not one.declared]
+        if undeclared:
+            session.out.line(f"not declared as parents: {', '.join(undeclared)}")
+        if found.turned:
+            session.out.hint("a part has a higher rank: it may rather be made from this adapter")
+    for name, reason in found.without.items():
+        session.out.detail(f"not compared: {shown(name)}: {shown(reason)}")
+
+
+def _say_there(session: Session, found: AlikeThere) -> None:
+    if found.state == "waiting":
+        session.out.line("the server has not read these weights yet; ask again in a minute")
+    elif not found.similar:
+        session.out.line("nothing like it on this server" if found.state == "made" else "it has no update to compare")
+    else:
+        rows = [
+            (
+                one.repo,
+                one.version or one.commit[:12],
+                f"about {one.cosine:.2f}",
+                "" if one.same_base else "another base",
+            )
+            for one in found.similar
+        ]
+        session.out.table(("adapter", "version", "cosine", "what is different"), rows)
+
+
+def _row(one: Similar) -> tuple[object, ...]:
+    cosine = f"{one.cosine:.4f}" if one.exact else f"about {one.cosine:.2f}"
+    partly = () if one.modules_shared == one.modules else (f"{one.modules_shared} of {one.modules} modules",)
+    name = f"{one.build.full_name} {one.build.version}"
+    return one.kind, name, cosine, ", ".join((*one.scale_words, *one.notes, *partly))
+
+
+def _say_groups(session: Session, groups: Sequence[Group], least: float) -> None:
+    if not groups:
+        session.out.line(f"no two installed adapters have a cosine of {least:g} or more")
+    for at, group in enumerate(groups):
+        if at:
+            session.out.line()
+        session.out.table(("kind", "adapter", "cosine", "what is different"), [_row(one) for one in group.members])
