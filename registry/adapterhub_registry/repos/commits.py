@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, Select, String, bindparam, func, insert, literal, select, update
+from sqlalchemy import Row, Select, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
@@ -95,25 +95,24 @@ def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
     return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
 
 
-def _tops(commit_id: ColumnElement[str]) -> Select[Any]:
+def _tops(*, of_ref: bool) -> Select[Any]:
+    at_ref = (refs.c.repo_id == repos.c.id) & (refs.c.name == bindparam("revision"))
+    commit_id = refs.c.commit_id if of_ref else bindparam("revision", type_=String)
     at = (commits.c.repo_id == repos.c.id) & (commits.c.id == commit_id)
     top = (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root)
     gone = (releases.c.repo_id == repos.c.id) & (releases.c.commit_id == commits.c.id)
     about = (repos.c.id, repos.c.full_name, repos.c.private, repos.c.gated, commits.c.id.label("commit_id"))
     found = select(*about, commits.c.root, nodes.c.body, releases.c.version, releases.c.yanked_reason)
-    found = found.select_from(repos).join(commits, at).join(nodes, top)
+    found = found.select_from(repos)
+    if of_ref:  # of a tag and a branch of one name, the tag counts
+        found = found.join(refs, at_ref & refs.c.kind.in_(("alias", "branch", "tag"))).order_by(refs.c.kind.desc())
+    found = found.join(commits, at).join(nodes, top)
     found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
-    return found.where(repos.c.full_name == bindparam("full_name"))
+    return found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1)
 
 
-_TOP_OF_COMMIT: Final = _tops(bindparam("revision", type_=String)).order_by(releases.c.version).limit(1)
-_TOP_OF_REF: Final = (
-    _tops(refs.c.commit_id)
-    .where(refs.c.repo_id == repos.c.id, refs.c.name == bindparam("revision"))
-    .where(refs.c.kind.in_(("alias", "branch", "tag")))
-    .order_by(refs.c.kind.desc(), releases.c.version)  # of a tag and a branch of one name, the tag counts
-    .limit(1)
-)
+_TOP_OF_COMMIT: Final = _tops(of_ref=False)
+_TOP_OF_REF: Final = _tops(of_ref=True)
 
 
 def find_commit(
