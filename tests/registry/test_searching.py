@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -384,7 +385,7 @@ def test_a_listing_reads_few_rows_of_many(many: Callable[..., int], query: dict[
     assert many(Listing(limit=20, sort=sort, **query)) < MANY // 30
 
 
-def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path) -> None:
+def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take_model(minilm_base(), model_place(tmp_path))
     database = Database(url)
     fill(database, 5)
@@ -397,6 +398,8 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path) -> None:
     with database.read() as connection:
         page = search_adapters(connection, asked, readable, nearest.ranked)
         everything = search_adapters(connection, asked, true(), nearest.ranked)
+        monkeypatch.setattr("adapterhub_registry.meaning.nearest._LOOKED_AT", 1)
+        narrow = search_adapters(connection, replace(asked, limit=1), readable, nearest.ranked)
     with database.begin() as connection:
         connection.execute(delete(repos).where(repos.c.id == 5))
     with database.read() as connection:
@@ -404,4 +407,5 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path) -> None:
 
     assert (page.rows[0].full_name, everything.rows[0].full_name) == ("acme/a-1", "acme/a-5")
     assert (without.rows, without.fits) == (page.rows, page.fits)
+    assert narrow.rows == page.rows[:1]  # the nearest one that it looks at first is not for this caller
     database.close()

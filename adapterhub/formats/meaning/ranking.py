@@ -51,16 +51,9 @@ class Block:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
-        self._kept = kept
         self._counts = np.fromiter(map(len, kept), np.int64, len(kept)) // SIZE
         self._starts = np.cumsum(self._counts) - self._counts
         self._rows = np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE)
-
-    def only(self, chosen: Sequence[tuple[int, bool]]) -> Block:
-        """The builds at these places, in their order, each with its prompts or without."""
-        if chosen == [(at, True) for at in range(len(self._kept))]:
-            return self
-        return Block([self._kept[at] if with_prompts else self._kept[at][:SIZE] for at, with_prompts in chosen])
 
     def scores(self, question: NDArray[Any]) -> NDArray[Any]:
         """The nearness of each part of each build to a unit vector, one behind the other."""
@@ -72,6 +65,10 @@ class Block:
         found *= np.float32(PROMPT_SHARE)
         found[self._starts] = whole
         return found
+
+    def of_description(self, scores: NDArray[Any], at: int) -> float:
+        """The score of a build without its prompts."""
+        return float(scores[self._starts[at]])
 
     def best(self, scores: NDArray[Any], most: int) -> list[tuple[int, float, int]]:
         """The nearest builds, at most `most`: place, score and the part that is nearest, 0 for the description."""

@@ -16,5 +16,6 @@ meaning = Table(
     Column("model", String(16), nullable=False),  # see `formats.meaning.model`
     Column("vectors", LargeBinary, nullable=False),  # see `formats.meaning.ranking`
     Index("meaning_of_build", "repo_id", "commit_id", unique=True),
+    Index("meaning_by_model", "model", "id"),
     sqlite_autoincrement=True,
 )

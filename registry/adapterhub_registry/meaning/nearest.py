@@ -1,7 +1,7 @@
 """The builds that are nearest to a question, by the vectors that one server holds in memory.
 
-A search first reads which builds the caller may see and the conditions admit, and ranks only those: another build
-changes neither the answer nor its order.
+Only builds that the caller may see and that meet the conditions count: another build changes neither the answer nor its
+order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.engine import Connection
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
     from adapterhub.formats.meaning.ranking import Block
 
+_LOOKED_AT: Final = 8
+"""So many times the builds that are needed are looked at first."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What was read of the table: up to which row, how many rows, where each build is, and all vectors."""
+    """What was read of the table: up to which row, how many rows, which build is where, and all vectors."""
 
     last: int
     count: int
-    places: dict[tuple[int, str], int]
+    builds: list[tuple[int, str]]
     block: Block
 
 
@@ -82,19 +85,13 @@ class Nearest:
             Refusal: 400 for a malformed cursor.
         """
         first = start_of(cursor)
-        joined = repos.c.id == adapters.c.repo_id
-        permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated).join(repos, joined)
-        held = self._read(connection)
-        rows = connection.execute(permitted.where(*conditions).order_by(adapters.c.repo_id)).all()
-        known = [(row, place) for row in rows if (place := held.places.get((row.repo_id, row.commit_id))) is not None]
-        question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
-        # who may not read the files of a gated repository learns nothing of the examples in them
-        block = held.block.only([(place, row.gated is None) for row, place in known])
-        best = [(known[at][0].repo_id, *fit) for at, *fit in block.best(block.scores(question), MOST_RANKED)]
+        needed = min(first + limit + 1, MOST_RANKED)
+        best = self._best(connection, text, conditions, needed)[:MOST_RANKED]
         near = [one for one in best if one[1] >= FAR] or best[:FEWEST]
         page, end = near[first : first + limit], first + limit
-        shown_rows = SHOWN.join(repos, joined).where(*conditions, adapters.c.repo_id.in_([one[0] for one in page]))
-        found = {row.repo_id: row for row in connection.execute(shown_rows)}
+        wanted = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+        wanted = wanted.where(adapters.c.repo_id.in_([number for number, *_ in page]))
+        found = {row.repo_id: row for row in connection.execute(wanted)}
         fits = {
             number: Fit(score=round(score, 4), matched=_matched(found[number], part))
             for number, score, part in page
@@ -102,6 +99,39 @@ class Nearest:
         }
         listed: list[Row[Any]] = [found[number] for number in fits]
         return AdapterPage(rows=listed, next_cursor=str(end) if end < len(near) else None, fits=fits)
+
+    def _best(
+        self, connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], needed: int
+    ) -> list[tuple[int, float, int]]:
+        """The best permitted builds by number, score and part: at least `needed`, if so many are there.
+
+        It looks at the nearest of all first. When too few of them are permitted, it looks at every one.
+        """
+        held = self._read(connection)
+        scores = held.block.scores(self._encoder.vectors([text[:MAX_QUESTION]])[0])
+        permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated)
+        permitted = permitted.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+        hits: list[tuple[int, float, int]] = []
+        for most in (_LOOKED_AT * needed, len(held.builds)):
+            every = most >= len(held.builds)
+            best = held.block.best(scores, most)
+            some = adapters.c.repo_id.in_([held.builds[at][0] for at, _, _ in best[: _LOOKED_AT * needed]])
+            rows = connection.execute(permitted if every else permitted.where(some)).all()
+            gated = {(row.repo_id, row.commit_id): row.gated is not None for row in rows}
+            hits = []
+            for at, score, part in best:
+                build = held.builds[at]
+                if build in gated:
+                    # who may not read the files of a gated repository learns nothing of the examples in them
+                    fit = (held.block.of_description(scores, at), 0) if gated[build] else (score, part)
+                    hits.append((build[0], *fit))
+            hits.sort(key=lambda one: (-one[1], one[0]))
+            # of the builds that it did not look at, none is nearer than the last one
+            least = best[-1][1] if best else 0.0
+            has_all_near = least < FAR and any(score >= FAR for _, score, _ in hits)
+            if every or has_all_near or sum(score > least for _, score, _ in hits) >= needed:
+                break
+        return hits
 
     def _read(self, connection: Connection) -> _Held:
         """The vectors, read again when the table has others; new ones are added to those that are there."""
@@ -115,8 +145,8 @@ class Nearest:
             if held is not None and (held.last, held.count) == (last, count):
                 return held
             rows: Sequence[Any] = connection.execute(select(meaning).where(mine).order_by(meaning.c.id)).all()
-            places = {(row.repo_id, row.commit_id): at for at, row in enumerate(rows)}
-            self._held = _Held(last, count, places, Block([row.vectors for row in rows]))
+            builds = [(row.repo_id, row.commit_id) for row in rows]
+            self._held = _Held(last, count, builds, Block([row.vectors for row in rows]))
             return self._held
 
 

@@ -22,3 +22,4 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("meaning_of_build", "meaning", ["repo_id", "commit_id"], unique=True)
+    op.create_index("meaning_by_model", "meaning", ["model", "id"])
