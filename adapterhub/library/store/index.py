@@ -46,7 +46,7 @@ class IndexNewer(IndexUnusable):
 class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
-    `prompts` are examples of what one asks it, one a line.
+    `prompts` are examples of what one asks it, one a line; `told` is what its card says where it has no description.
     `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
     that the index holds wherever the library lies.
     """
@@ -71,6 +71,12 @@ class BuildRow(NamedTuple):
     folder: str
     added_at: float
     prompts: str = ""
+    told: str = ""
+
+    @property
+    def says(self) -> str:
+        """What the build says it is for: its description, else its card."""
+        return self.description or self.told
 
     @property
     def full_name(self) -> str:
@@ -442,7 +448,7 @@ def _put_builds(connection: sqlite3.Connection, rows: Iterable[BuildRow]) -> Non
 
     rows = list(rows)
     _put(connection, "builds", _COLUMNS, rows)
-    texts = (Wording(row.name, row.task, row.description, row.prompts) for row in rows)
+    texts = (Wording(row.name, row.task, row.says, row.prompts) for row in rows)
     put_words(connection, ((row.folder, row.base_weights, text) for row, text in zip(rows, texts, strict=True)))
 
 
