@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 

@@ -40,9 +40,9 @@ from adapterhub.library.intake.refusals import checked, ensure_no_errors, refuse
 from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
-from adapterhub.library.store.index import SketchRow
 from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
+from adapterhub.library.store.rows import SketchRow
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
 from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify_folder

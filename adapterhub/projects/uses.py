@@ -12,8 +12,8 @@ from adapterhub.core.disk.claims import Claim, living
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.documented import Documented
 from adapterhub.library.store.aliases import Aliases
-from adapterhub.library.store.index import BuildRow
 from adapterhub.library.store.roots import KnownProject, KnownProjects
+from adapterhub.library.store.rows import BuildRow
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.values import Locked, LockedMerge

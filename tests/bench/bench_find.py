@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from adapterhub.library.store.index import Filters, Index
+from adapterhub.library.store.index import Index
+from adapterhub.library.store.rows import Filters
 from tests.bench.find_meaning import in_registry, meaning, torch_model
 from tests.bench.find_questions import AT, PLAIN, Card, many, questions, recall, row_of
 from tests.bench.find_registry import searching

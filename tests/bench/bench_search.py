@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub.core.ranks import RankRange
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from tests.bench.many_builds import digest, fill_index
 
 REPEATS = 21

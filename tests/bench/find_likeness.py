@@ -27,7 +27,8 @@ from adapterhub.formats.derived.likeness import SAME, alike, gram
 from adapterhub.formats.derived.pursuit import explain, pursue
 from adapterhub.formats.derived.reading import AdapterUpdates
 from adapterhub.formats.derived.sketch import NUMBERS, Sketch, Sketches, sketch_of
-from adapterhub.library.store.index import Index, SketchRow
+from adapterhub.library.store.index import Index
+from adapterhub.library.store.rows import SketchRow
 from tests.support.adapter_folders import write_folder
 from tests.support.disguises import NEGATED, OTHER, disguise, opened
 from tests.support.disguises import SAME as DISGUISES

@@ -20,7 +20,7 @@ from adapterhub.formats.meaning.ranking import packed
 from adapterhub.formats.meaning.texts import parts_of
 from adapterhub.library.find.meaning import model_place, opened
 from adapterhub.library.library import Library
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from tests.bench.find_questions import Card, cards, row_of
 from tests.bench.find_registry import commit_of, fill
 from tests.support.real_encoder import minilm_base

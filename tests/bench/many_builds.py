@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Index
+from adapterhub.library.store.index import Index
+from adapterhub.library.store.rows import BaseRow, BuildRow
 
 TASKS = ("legal-qa", "summarize", "translate", "triage", "sql", "extract", "classify", "rewrite", "chat", "code")
 RANKS = (4, 8, 16, 32, 64)

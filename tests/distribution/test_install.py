@@ -23,7 +23,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.directory import BuildFolder, PlainFolder, PublishedDirectory, open_source
 from adapterhub.library.library import Library
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from adapterhub.library.transfer import copy
 from tests.support.tiny import make_adapter, make_base
 

@@ -24,7 +24,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.finding import Finder
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Library
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from adapterhub.library.transfer import copy
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.library.upkeep.space import unused_builds

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from adapterhub.formats.relevance import MAX_DISTINCT, Matched, question_words, wording_of
-from adapterhub.library.store.index import Filters, Index
+from adapterhub.library.store.index import Index
+from adapterhub.library.store.rows import Filters
 from tests.bench.find_questions import cards, questions, recall, row_of
 
 

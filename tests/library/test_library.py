@@ -15,7 +15,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.results import KeptResults, ResultFiles
 from adapterhub.library.store.catalog import folder_below
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from tests.support.tiny import make_adapter, make_base
 
 

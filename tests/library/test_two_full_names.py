@@ -12,7 +12,7 @@ import pytest
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.store.index import Filters
+from adapterhub.library.store.rows import Filters
 from adapterhub.library.transfer import copy
 from adapterhub.library.upkeep.lineage import Lineage
 

@@ -26,7 +26,7 @@ from adapterhub.pages.values.files import BlobPage, CommitPage, FileChange, File
 if TYPE_CHECKING:
     from adapterhub.api.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
     from adapterhub.pages.page import Asked
 
 _ANSWERS: Final = 5

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.api.library import Library
     from adapterhub.api.pages.playing import Playing
     from adapterhub.api.project import Project
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
     from adapterhub.pages.page import Asked
 
 _AT_ONCE: Final = 50

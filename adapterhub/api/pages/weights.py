@@ -53,7 +53,7 @@ from adapterhub.trust.verify import open_files
 if TYPE_CHECKING:
     from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.pages.page import Asked
 

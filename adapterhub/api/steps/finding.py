@@ -46,7 +46,7 @@ def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
 
 def lineage_of(session: Session) -> Lineage:
     """The graph of installed builds, read straight from the index while that is current."""
-    from adapterhub.library.store.index import Filters
+    from adapterhub.library.store.rows import Filters
     from adapterhub.library.upkeep.lineage import Lineage
 
     return Lineage(session.root, ask(session, lambda index: index.search(Filters())))

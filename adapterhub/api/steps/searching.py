@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Hub, Search, SearchHit
     from adapterhub.formats.relevance import Matched
     from adapterhub.library.find.meaning import Meaning, Steps
-    from adapterhub.library.store.index import BuildRow, Hit
+    from adapterhub.library.store.rows import BuildRow, Hit
     from adapterhub.projects.session import Session
 
 COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
@@ -67,7 +67,7 @@ def find_installed(
         NotFound, MissingExtra: `by` is `meaning`, and the model or the packages for it are not here.
         Conflict: the registered base that is the model has other files now.
     """
-    from adapterhub.library.store.index import Filters
+    from adapterhub.library.store.rows import Filters
 
     fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
     query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)

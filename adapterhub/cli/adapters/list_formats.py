@@ -14,7 +14,7 @@ from adapterhub.cli.output import json_text
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
 
 FORMATS: Final = ("vllm", "peft", "json")
 

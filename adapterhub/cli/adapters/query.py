@@ -34,7 +34,7 @@ from adapterhub.library.store.aliases import Aliases
 if TYPE_CHECKING:
     from adapterhub.api.steps.searching import By, Hits
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.library.store.index import BuildRow
+    from adapterhub.library.store.rows import BuildRow
 
 
 @click.command("list")

@@ -48,7 +48,8 @@ def _aliases(root: Path) -> list[str]:
 
 def _aliases_for(root: Path, name: str) -> list[str]:
     """Aliases of the bases that an adapter's builds are for; every alias if none is known."""
-    from adapterhub.library.store.index import Filters, Index
+    from adapterhub.library.store.index import Index
+    from adapterhub.library.store.rows import Filters
 
     index = Index(root / "index.db")
     namespace, _, bare = name.rpartition("/")
@@ -58,7 +59,8 @@ def _aliases_for(root: Path, name: str) -> list[str]:
 
 
 def _versions(root: Path, name: str) -> list[str]:
-    from adapterhub.library.store.index import Filters, Index
+    from adapterhub.library.store.index import Index
+    from adapterhub.library.store.rows import Filters
 
     namespace, _, bare = name.rpartition("/")
     rows = Index(root / "index.db").search(Filters(name=bare, namespace=namespace or None))

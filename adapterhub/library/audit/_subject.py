@@ -22,8 +22,8 @@ from adapterhub.library.directory import PlainFolder
 from adapterhub.library.find.sketching import sketches
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.store.index import BuildRow, SketchRow
 from adapterhub.library.store.origins import Origin
+from adapterhub.library.store.rows import BuildRow, SketchRow
 from adapterhub.library.transfer import Source
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.checks.digests import read_manifest_file

@@ -22,7 +22,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.find.sketching import sketches, updates_of
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.store.index import BuildRow, SketchRow
+from adapterhub.library.store.rows import BuildRow, SketchRow
 
 SHOWN_ABOVE: Final = RELATED
 GROUPED_ABOVE: Final = 0.99

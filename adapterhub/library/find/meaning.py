@@ -20,7 +20,8 @@ from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
 from adapterhub.formats.meaning.texts import FAR, FEWEST, parts_of
 from adapterhub.formats.relevance import MAX_QUESTION, Matched
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, IndexUnusable
+from adapterhub.library.store.index import IndexUnusable
+from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.library.installed import InstalledBuilds
-from adapterhub.library.store.index import BuildRow, Filters, SketchRow
+from adapterhub.library.store.rows import BuildRow, Filters, SketchRow
 from adapterhub.trust.verify import Subject, open_files
 
 if TYPE_CHECKING:

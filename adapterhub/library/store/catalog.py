@@ -26,16 +26,9 @@ from adapterhub.formats.diffusion.components import COMPONENTS
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.store.blobs import Store
-from adapterhub.library.store.index import (
-    BaseRow,
-    BuildRow,
-    Filters,
-    Index,
-    IndexNewer,
-    IndexUnusable,
-    SketchRow,
-)
+from adapterhub.library.store.index import Index, IndexNewer, IndexUnusable
 from adapterhub.library.store.index_reader import EmptyIndex, IndexReader, holds_nothing
+from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, SketchRow
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract

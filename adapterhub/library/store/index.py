@@ -15,24 +15,16 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
-from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.library.store import vectors
-
-if TYPE_CHECKING:
-    from adapterhub.formats.relevance import Matched
+from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow, conditions_of
 
 SCHEMA_VERSION = 4
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
-
-# Rows are named tuples, unlike other values: `list` makes a thousand of them, and a tuple straight from SQLite costs a
-# tenth of a dataclass.
 
 
 class IndexUnusable(Malformed):
@@ -41,99 +33,6 @@ class IndexUnusable(Malformed):
 
 class IndexNewer(IndexUnusable):
     """A newer adapterhub wrote the index: it stays unchanged, and the folders are read instead."""
-
-
-class BuildRow(NamedTuple):
-    """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
-
-    `prompts` are examples of what one asks it, one a line; `told` is what its card says where it has no description.
-    `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
-    that the index holds wherever the library lies.
-    """
-
-    digest: str
-    namespace: str
-    name: str
-    version: str
-    base_weights: str
-    base_tensors: str
-    base_hub_id: str
-    task: str
-    description: str
-    method: str
-    rank: int | None
-    alpha: float | None
-    dtype: str
-    parameters: int
-    size_bytes: int
-    target_modules: str
-    parents: int
-    folder: str
-    added_at: float
-    prompts: str = ""
-    told: str = ""
-
-    @property
-    def says(self) -> str:
-        """What the build says it is for: its description, else its card."""
-        return self.description or self.told
-
-    @property
-    def full_name(self) -> str:
-        """`acme/legal-qa` or `legal-qa`."""
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
-
-
-class Hit(NamedTuple):
-    """A build that a search found, and why; `score` is None where the order is that of the names."""
-
-    row: BuildRow
-    score: float | None
-    matched: Matched | None
-
-
-class BaseRow(NamedTuple):
-    """One registered base as lists show it."""
-
-    alias: str
-    weights: str
-    hub_id: str
-    model_type: str
-    dtype: str
-    parameters: int
-    path: str
-
-
-class SketchRow(NamedTuple):
-    """The sketch of a build's weights (`formats.derived.sketch`); `sketch` is empty where `flags` says why.
-
-    `flags` is `partial` where the sketch is of the factors alone, and they are not the whole update. `norm` estimates
-    the norm of the update.
-    """
-
-    digest: str
-    norm: float
-    flags: str
-    sketch: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints.
-
-    A build matches `text` if it holds any word of it, or with `all_words` if each begins one of its words.
-    """
-
-    text: str = ""
-    all_words: bool = False
-    bases: tuple[str, ...] | None = None
-    base_hub_id: str = ""
-    name: str = ""
-    namespace: str | None = None
-    task: str = ""
-    ranks: RankRange = ANY_RANK
-    method: str = ""
-    limit: int | None = None
 
 
 _COLUMNS = BuildRow._fields
@@ -182,7 +81,7 @@ class Index:
 
     def find(self, filters: Filters) -> list[Hit]:
         """The builds of `search`, and why each matches the text."""
-        where, values = _conditions(filters)
+        where, values = conditions_of(filters)
         sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"  # noqa: S608 - own column names
         with self._reading() as connection:
             if filters.text:
@@ -203,7 +102,7 @@ class Index:
     def vectors_of(self, filters: Filters, model: str) -> list[tuple[int, bytes | None]]:
         """The numbers of the builds that match all but the text, each with its vectors of `model`, or None."""
         with self._reading() as connection:
-            return vectors.vectors_of(connection, model, *_conditions(filters))
+            return vectors.vectors_of(connection, model, *conditions_of(filters))
 
     def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:
         """The builds with these numbers that are still there, in this order."""
@@ -450,30 +349,3 @@ def _put_builds(connection: sqlite3.Connection, rows: Iterable[BuildRow]) -> Non
     _put(connection, "builds", _COLUMNS, rows)
     texts = (Wording(row.name, row.task, row.says, row.prompts) for row in rows)
     put_words(connection, ((row.folder, row.base_weights, text) for row, text in zip(rows, texts, strict=True)))
-
-
-def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
-    values: list[Any] = []
-
-    def add(condition: str, *items: object) -> None:
-        where.append(condition)
-        values.extend(items)
-
-    if filters.bases is not None:
-        add(f"builds.base_weights IN ({', '.join('?' * len(filters.bases))})", *filters.bases)
-    if filters.base_hub_id:
-        add("builds.base_hub_id = ?", filters.base_hub_id)
-    if filters.name:
-        add("builds.name = ?", filters.name)
-    if filters.namespace is not None:
-        add("builds.namespace = ?", filters.namespace)
-    if filters.task:
-        add("builds.task = ?", filters.task)
-    ranks = filters.ranks
-    for comparison, rank in (("=", ranks.rank), (">=", ranks.min_rank), ("<=", ranks.max_rank)):
-        if rank is not None:
-            add(f"builds.rank {comparison} ?", rank)
-    if filters.method:
-        add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
-    return where, values

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Hit, Index, SketchRow
+from adapterhub.library.store.index import Index
+from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow
 
 
 class EmptyIndex:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from adapterhub.core.digests import Digest, hex_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, MalformedManifest
 from adapterhub.formats.documented import Documented
-from adapterhub.library.store.index import BuildRow
+from adapterhub.library.store.rows import BuildRow
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec

@@ -25,7 +25,7 @@ from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.library import Library
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Broken, Installed, build_folders
-from adapterhub.library.store.index import BuildRow, Filters
+from adapterhub.library.store.rows import BuildRow, Filters
 from adapterhub.library.store.signatures import attach_signature, signature_objects
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import damaged_index, damaged_objects

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.library.store.index import BuildRow
+from adapterhub.library.store.rows import BuildRow
 from tests.bench.many_builds import digest
 
 HERE: Final = Path(__file__).parent
