@@ -12,7 +12,7 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
 
@@ -27,7 +27,7 @@ from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
-from adapterhub.distribution.hub._plain import header_of, plain_release
+from adapterhub.distribution.hub._plain import Contents, header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
@@ -55,7 +55,7 @@ from adapterhub.distribution.hub._withdrawal import Withdrawal
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.formats.safetensors.file import TensorFile, parse_header
+from adapterhub.formats.safetensors.file import parse_header
 from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
@@ -82,16 +82,6 @@ HURRY_S = 3.0
 """How long a hurried server may be silent."""
 AT_ONCE = 8
 """How many manifests of one repository are requested at the same time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """The config and the tensor header of a build on a server, read without its weights."""
-
-    repo: str
-    commit: str
-    config: AdapterConfig
-    weights: TensorFile
 
 
 class Hub:

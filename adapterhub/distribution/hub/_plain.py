@@ -7,6 +7,7 @@ with the header and a hole for the numbers. The weights come later and are check
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.core.digests import Digest, digest_of
@@ -17,13 +18,24 @@ from adapterhub.distribution.hub._etag import git_sha1
 from adapterhub.distribution.hub._listing import ListedFile, files_of
 from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
+from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Release
-from adapterhub.formats.safetensors.file import LENGTH_BYTES
+from adapterhub.formats.safetensors.file import LENGTH_BYTES, TensorFile
 from adapterhub.formats.safetensors.header import adapter_limits
 from adapterhub.library.directory import PlainFolder
 
 FIRST_BYTES = 64 << 10
 """The first read of a weights file; most headers are shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """The config and the tensor header of a build on a server, read without its weights."""
+
+    repo: str
+    commit: str
+    config: AdapterConfig
+    weights: TensorFile
 
 
 def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, version: str | None) -> Release | None:
