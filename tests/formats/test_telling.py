@@ -85,7 +85,8 @@ def test_a_search_finds_an_adapter_by_its_examples_or_its_card(tmp_path):
     [film] = adapt.json("search", "which film is worth a ticket")
     assert (film["name"], film["matched"]) == ("one", {"part": "prompt", "text": "Was it worth the ticket?"})
     [law] = adapt.json("search", "questions on the law")
-    assert (law["name"], law["description"]) == ("two", "Answers questions about tenancy law.")
+    assert (law["name"], law["description"]) == ("two", None)
+    assert law["matched"] == {"part": "description", "text": "Answers questions about tenancy law."}
     assert adapt.json("search", "risks, biases and limitations of downstream users") == []
     assert "Was it worth the ticket?" in adapt.ok("search", "film", "ticket")
     assert adapt.json("search", "film", "law", "--all-words") == []

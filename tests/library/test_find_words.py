@@ -87,6 +87,21 @@ def test_filters_hold_before_the_order_does(index):
     assert found(index, "questions that require tracking", task="other") == []
 
 
+def test_a_search_for_a_base_reads_its_builds_alone(tmp_path):
+    index, own = Index(tmp_path / "index.db"), "sha256:" + "ab" * 31 + "ed"
+    rows = [row_of(card) for card in cards()[:60]]
+    index.rebuild([row._replace(base_weights=own) if at % 7 == 0 else row for at, row in enumerate(rows)], [], [])
+    among = {row.name for row in rows[::7]}
+
+    names = found(index, "writing questions and answers", bases=(own, "sha256:" + "0" * 64), limit=60)
+    assert names
+    assert set(names) < among
+    assert set(found(index, "quest", bases=(own,), limit=None)) < among
+    assert found(index, f"{own[7:]} nothing") == []
+    index.upsert_builds([rows[0]])  # pinned to another base
+    assert rows[0].name not in found(index, "writing questions and answers", bases=(own,), limit=60)
+
+
 def test_a_replaced_and_a_removed_build_leave_no_words(tmp_path):
     index = Index(tmp_path / "index.db")
     row = row_of(cards()[0])._replace(description="a marmot whistles", prompts="Who whistles?\nWhich badger was that?")

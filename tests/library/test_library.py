@@ -188,7 +188,7 @@ def test_search_by_base_finds_adapters_of_the_same_base_in_another_precision(lib
     assert by_base == {"base-7b": [("legal-qa", "1.0.0", 4)], "half": [("legal-qa", "1.0.0", 4)], "other": []}
 
 
-@pytest.mark.parametrize("damage", ["delete", "zero", "truncate", "garbage", "newer"])
+@pytest.mark.parametrize("damage", ["delete", "zero", "truncate", "garbage", "older", "newer"])
 def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, damage):
     import sqlite3
 
@@ -206,7 +206,7 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
         path.write_bytes(b"not a database at all" * 500)
     else:
         with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA user_version = 99")
+            connection.execute(f"PRAGMA user_version = {3 if damage == 'older' else 99}")
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

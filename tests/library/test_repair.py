@@ -242,7 +242,7 @@ def test_an_adapter_that_was_added_is_fetched_from_the_folder_it_was_added_from(
 
 
 BASE = ("--base", "base-7b")
-SAID = ("--license", "MIT", "--task", "qa", "--description", "Ärger", "--version", "2.1")
+SAID = ("--license", "MIT", "--task", "qa", "--description", "Ärger", "--version", "2.1", "--example", "Wo ist es?")
 
 
 @pytest.mark.parametrize("options", [BASE, (*BASE, *SAID), (*SAID, "--no-base"), ("--no-base",)])

@@ -227,7 +227,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     from adapterhub.formats.peft.methods import attaches
 
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
-    del document["folder"], document["prompts"]
+    del document["folder"], document["prompts"], document["told"]
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
     method = row.method.split(",")

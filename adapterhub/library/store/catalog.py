@@ -317,7 +317,7 @@ def folder_below(root: Path, build: Installed) -> str:
 
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
-    from adapterhub.formats.cards.telling import description_of, examples_of
+    from adapterhub.formats.cards.telling import examples_of, own_words
 
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
@@ -329,7 +329,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         base_tensors=fingerprint.tensors if fingerprint else "",
         base_hub_id=build.base.hints.hub_id or "",
         task=manifest.task or "",
-        description=description_of(manifest),
+        description=manifest.description,
         method=",".join(manifest.method),
         rank=manifest.rank,
         alpha=manifest.alpha,
@@ -341,6 +341,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         folder=folder_below(root, build),
         added_at=build.added_at,
         prompts="\n".join(examples_of(manifest, _contract_of(build))),
+        told="" if manifest.description else own_words(manifest.card),
     )
 
 

@@ -46,7 +46,7 @@ class IndexNewer(IndexUnusable):
 class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
-    `prompts` are examples of what one asks it, one a line.
+    `prompts` are examples of what one asks it, one a line; `told` is what its card says where it has no description.
     `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
     that the index holds wherever the library lies.
     """
@@ -71,6 +71,12 @@ class BuildRow(NamedTuple):
     folder: str
     added_at: float
     prompts: str = ""
+    told: str = ""
+
+    @property
+    def says(self) -> str:
+        """What the build says it is for: its description, else its card."""
+        return self.description or self.told
 
     @property
     def full_name(self) -> str:
@@ -167,10 +173,11 @@ class Index:
         sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"  # noqa: S608 - own column names
         with self._reading() as connection:
             if filters.text:
-                from adapterhub.library.store.words import find_words
+                from adapterhub.library.store.words import Where, find_words
 
                 connection.execute("BEGIN")  # a row that was found is there to be read
-                hits = find_words(connection, filters.text, (where, values), filters.limit, all_words=filters.all_words)
+                among = Where(where, values, filters.bases)
+                hits = find_words(connection, filters.text, among, filters.limit, all_words=filters.all_words)
                 one = f"{sql} WHERE rowid = ?"
                 rows = (connection.execute(one, (found.number,)).fetchone() for found in hits)
                 return [Hit(BuildRow._make(row), *found[1:]) for row, found in zip(rows, hits, strict=True)]
@@ -401,7 +408,8 @@ def _put_builds(connection: sqlite3.Connection, rows: Iterable[BuildRow]) -> Non
 
     rows = list(rows)
     _put(connection, "builds", _COLUMNS, rows)
-    put_words(connection, ((row.folder, Wording(row.name, row.task, row.description, row.prompts)) for row in rows))
+    texts = (Wording(row.name, row.task, row.says, row.prompts) for row in rows)
+    put_words(connection, ((row.folder, row.base_weights, text) for row, text in zip(rows, texts, strict=True)))
 
 
 def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from adapterhub.formats import relevance
 from adapterhub.formats.relevance import All, Matched, Wording, question_words, wording_of
 
 SCHEMA: Final = (
-    "CREATE VIRTUAL TABLE builds_fts USING fts5(name, task, description, prompts, tokenize='porter unicode61')",
+    "CREATE VIRTUAL TABLE builds_fts USING fts5(name, task, description, prompts, base, tokenize='porter unicode61')",
     "CREATE TRIGGER builds_gone AFTER DELETE ON builds BEGIN DELETE FROM builds_fts WHERE rowid = old.rowid; END",
 )
-Where: TypeAlias = tuple[Sequence[str], Sequence[object]]
-"""Conditions on `builds`, all of which have to hold, and their values."""
-
+_SPOKEN: Final = "{name task description prompts}"
+_MOST_BASES: Final = 50
 _MOST_READ: Final = 500
 """Of more builds that a beginning finds, the words are not read again: their names give the order."""
 _LONGEST_ENDING: Final = 4
 _FEWEST_LETTERS: Final = 4
+
+
+class Where(NamedTuple):
+    """Conditions on `builds`, all of which have to hold, and their values.
+
+    `bases` are the fingerprints that one of the conditions names; the index holds them beside the words, so that a
+    search for one base does not look at the builds of the others.
+    """
+
+    conditions: Sequence[str]
+    values: Sequence[object]
+    bases: Sequence[str] | None = None
+
+    def matching(self, query: str) -> str:
+        """The query of the index for the words of `query` in the builds of the bases."""
+        spoken = f"{_SPOKEN} : ({query})"
+        if not self.bases or len(self.bases) > _MOST_BASES:
+            return spoken
+        return f"{spoken} AND base : ({_either(base.removeprefix('sha256:') for base in self.bases)})"
 
 
 class Found(NamedTuple):
@@ -33,14 +51,21 @@ class Found(NamedTuple):
     matched: Matched | None
 
 
-def put_words(connection: sqlite3.Connection, builds: Iterable[tuple[str, Wording]]) -> None:
-    """Index the words of builds by their folders, whose rows were just put in."""
-    rows = ((*wording_of(*text[:3], text.prompts.splitlines()), folder) for folder, text in builds)
+def put_words(connection: sqlite3.Connection, builds: Iterable[tuple[str, str, Wording]]) -> None:
+    """Index the words of builds by their folders, whose rows were just put in, and by the weights of their bases."""
+    rows = (
+        (*wording_of(*text[:3], text.prompts.splitlines()), base.removeprefix("sha256:"), folder)
+        for folder, base, text in builds
+    )
     connection.executemany(
-        "INSERT INTO builds_fts (rowid, name, task, description, prompts)"
-        " SELECT rowid, ?, ?, ?, ? FROM builds WHERE folder = ?",
+        "INSERT INTO builds_fts (rowid, name, task, description, prompts, base)"
+        " SELECT rowid, ?, ?, ?, ?, ? FROM builds WHERE folder = ?",
         rows,
     )
+
+
+def _either(words: Iterable[str], mark: str = "") -> str:
+    return " OR ".join(f'"{word}"{mark}' for word in words)
 
 
 def find_words(
@@ -56,13 +81,13 @@ def find_words(
     if not words:
         return []
     most = min(limit or relevance.MOST_RANKED, relevance.MOST_RANKED)
-    source = "builds_fts" if not where[0] else "builds_fts JOIN builds ON builds.rowid = builds_fts.rowid"
-    conditions = " AND ".join(["builds_fts MATCH ?", *where[0]])
+    source = "builds_fts" if not where.conditions else "builds_fts JOIN builds ON builds.rowid = builds_fts.rowid"
+    conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
     sql = f"SELECT builds_fts.rowid FROM {source} WHERE {conditions} ORDER BY builds_fts.rowid LIMIT ?"  # noqa: S608 - own conditions
 
     def holders(condition: All, many: int) -> list[int]:
-        query = " AND ".join("(" + " OR ".join(f'"{word}"' for word in words) + ")" for words in condition)
-        return [row[0] for row in connection.execute(sql, (query, *where[1], many))]
+        query = where.matching(" AND ".join(f"({_either(words)})" for words in condition))
+        return [row[0] for row in connection.execute(sql, (query, *where.values, many))]
 
     count = int(connection.execute("SELECT coalesce(max(rowid), 0) FROM builds").fetchone()[0])
     found = relevance.find(words, count, max(2 * most, 30), holders)
@@ -92,12 +117,12 @@ def _beginning(connection: sqlite3.Connection, text: str, where: Where, limit: i
     The index holds stems, and `translatio` begins none: then shorter beginnings find builds, whose words are looked at.
     """
     words = relevance.words_of(text)
-    conditions = " AND ".join(["builds_fts MATCH ?", *where[0]])
+    conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
     sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"  # noqa: S608 - own conditions
     sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
     for cut in range(_LONGEST_ENDING + 1) if words else ():
         query = " AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words)
-        found = [row[0] for row in connection.execute(sql, (query, *where[1]))]
+        found = [row[0] for row in connection.execute(sql, (where.matching(query), *where.values))]
         if len(found) > _MOST_READ:
             return [Found(number, None, None) for number in found[:limit]]
         texts = _texts(connection, found)

@@ -212,7 +212,8 @@ class _Repair:
             for base in (*bases, None):
                 ours = describe(subject, entries, about, base)
                 cards = ["", *([describe(added, entries, about, base).card] if added else [])]
-                for made in (replace(ours, card=card) for card in cards):
+                asked = row.prompts.splitlines()
+                for made in (replace(each, card=card) for each in (ours, ours.with_examples(asked)) for card in cards):
                     if made.digest == wanted:
                         return made
         return None
