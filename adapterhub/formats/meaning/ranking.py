@@ -21,7 +21,7 @@ NOTHING: Final = bytes(SIZE)
 PROMPT_SHARE: Final = 0.9
 """What the nearness of an example prompt counts beside that of the description."""
 
-LEAST_ALIKE: Final = 0.3
+LEAST_ALIKE: Final = 0.33
 """The cosine of a prompt with the sum of the others, below which it does not count."""
 
 _SCALE: Final = 127.0
