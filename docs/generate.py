@@ -78,7 +78,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
     "warning": {
         "W_ALPHA": "`lora_alpha` is zero or negative: the adapter has no effect, or the opposite one.",
         "W_AUTO_MAPPING": "The adapter was made for a model class of a package unknown here, which nothing imports.",
-        "W_BASE_MISSING": "The config does not name a base.",
+        "W_BASE_MISSING": "The config does not name a base, and no manifest records one.",
         "W_BASE_PATH": "The config names the base by a folder on its author's machine; an error unless you give one.",
         "W_BASE_RESIZED": "The adapter was made for this base before its vocabulary was resized, and fits both.",
         "W_BIAS": "The adapter changes biases of the base (`bias: all` or `lora_only`), even while it is off.",
