@@ -145,7 +145,7 @@ def test_another_scheduler_or_tokenizer_gives_no_verdict(adapt: Adapt, tmp_path:
 def test_a_merge_says_how_much_of_each_effect_is_left(adapt: Adapt) -> None:
     adapt.ok("merge", "watercolour", "--weights", "0.5", "-o", "half", "--test")
     (half,) = (build for build in adapt.library.installed() if build.manifest.name == "half")
-    assert half.manifest.metrics["test_effect_ink"] == pytest.approx(0.47, abs=0.05)
+    assert half.manifest.metrics["test_effect_watercolour"] == pytest.approx(0.47, abs=0.05)
 
 
 def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path) -> None:
