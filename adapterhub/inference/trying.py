@@ -57,7 +57,7 @@ class Bench:
     def measure(self, adapter: AdapterLike | None, key: str, form: PromptForm, span: Span) -> Measured:
         """The loss of the answers of some examples with an adapter, or with the base alone for None.
 
-        `key` names the adapter in the bank. The prompts take `form`; `raw` is the text of the examples as it is.
+        `key` names the adapter in the bank. The prompts take `form`; `raw` leaves the text of the examples unchanged.
 
         Raises:
             CouldNotTell: the loss is not a finite number.

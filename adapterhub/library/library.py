@@ -209,7 +209,7 @@ class Library(InstalledBuilds):
             return ()
         from adapterhub.library.find.likeness import same_as
 
-        with contextlib.suppress(AdapterHubError, OSError):  # whatever it is, the build is installed
+        with contextlib.suppress(AdapterHubError, OSError):  # the build is installed all the same
             known = self.catalog.read(lambda index: index.sketches())
             same = same_as(self, build, sketch[0], known, lambda: sketches(self, most_made=0)[1])
             return tuple(one.words for one in same[:_MOST_NAMED])

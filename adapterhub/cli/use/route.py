@@ -54,7 +54,7 @@ def route(
     """Print the adapter that TEXT is for, or `base`; or write a routing file for `adapt serve --route`.
 
     Compares TEXT with the example prompts of each adapter: those of its contract, else of its manifest, at least 8.
-    It compares texts alone, so two tasks that take the same kind of text cannot be told apart: a film review to judge
+    It compares texts alone, so it cannot separate two tasks that take the same kind of text: a film review to judge
     and one to translate, for example. --check leaves out one prompt of every adapter at a time, routes it, and prints
     which are taken for which. A file that routes fewer than nine in ten right is not written without --accept-routing.
 
@@ -67,7 +67,7 @@ def route(
     """
     words = " ".join(text)
     if file is not None and (base or over or output or threshold is not None or accept_routing):
-        raise UsageProblem("`--file` is a routing file as it is; the options that make one exclude it")
+        raise UsageProblem("`--file` reads a finished routing file; the options that make one exclude it")
     if file is None and base is None:
         raise UsageProblem("routing needs `--base` or `--file`", hint='`adapt route "TEXT" --base NAME`')
     if not (words or output or check):

@@ -284,7 +284,7 @@ class ContractReader(DocumentReader):
         if self.kind and (form.form == "text") != (self.kind in ENCODERS):
             self.say(f"{path}.form", f"`{form.form}` does not suit the kind {shown(self.kind)}")
         elif self.kind == IMAGE and form != RAW:
-            self.say(path, "a pipeline takes its prompt as it is: expected the form `raw`, and no other key")
+            self.say(path, "a pipeline takes its prompt unchanged: expected the form `raw`, and no other key")
         return form
 
     def image(self, head: dict[str, Any]) -> ImageSettings | None:

@@ -22,7 +22,7 @@ MOST_PARENTS: Final = 12
 LEFT: Final = 0.03
 """What the sketches of a plain sum leave at most, relative to its norm: the rounding of 256 signed bytes."""
 LEAST: Final = 0.05
-"""A parent that carries less of the norm cannot be told from chance."""
+"""A parent that carries less of the norm may be chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def module_of(
     if rank > limits().rank:
         source.refuse("E_RANK", f"`{label}` has rank {rank}, expected at most {limits().rank}")
     slots = {slot: Cut(source=spec, shape=spec.shape) for slot, spec in found.items()}
-    is_whole = dimension(slots) is None  # LyCORIS writes an alpha then, too, and nobody reads it
+    is_whole = dimension(slots) is None  # LyCORIS writes an alpha then, too, and no program reads it
     own = Module(part=part, name=name, slots=slots, rank=rank, alpha=None if is_whole else alpha, unused_alpha=alpha)
     weight, (out, numbers) = source.shape_of(part, name), _size(own)
     if weight is not None and (out, numbers) != (weight[0], math.prod(weight)):

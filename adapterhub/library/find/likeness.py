@@ -1,7 +1,7 @@
 """Installed builds whose updates are alike, and those that an update is a sum of.
 
-Sketches propose, in one pass over all of them; the factors of the proposed files decide. So each cosine that is told
-is exact, and a forged sketch proposes in vain.
+Sketches propose, in one pass over all of them; the factors of the proposed files decide. So each cosine in an
+answer is exact, and a forged sketch proposes in vain.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class _Seeker:
         self._bases = library.catalog.read(lambda index: index.equivalents(weights)) if weights else None
 
     def near(self, sketch: bytes, others: Sequence[SketchRow], above: float) -> list[Similar]:
-        """Those whose exact cosine may be `above`, whatever it is, the greatest first."""
+        """Those whose exact cosine may be `above`, the greatest first."""
         if not others:
             return []
         estimates = Sketches([one.sketch for one in others]).cosines(sketch).tolist()
@@ -177,7 +177,7 @@ class _Seeker:
         return sorted(found, key=lambda one: (-abs(round(one.cosine, 4)), one.cosine < 0, one.build.added_at))
 
     def beside(self, row: BuildRow, estimate: float) -> Similar:
-        """The adapter beside an installed build; `estimate` is told where the build cannot be read."""
+        """The adapter beside an installed build; `estimate` stands in where the build cannot be read."""
         notes = [*self._notes(row)]
         try:
             with _opened(self._library, row) as theirs:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.derived.sketch import Sketches
 
 FLOOR: Final = 0.9
-"""The least cosine that is told. Below, sketches err too much, and each answer would tell more of their key."""
+"""The least cosine in an answer. Below, sketches err too much, and each answer would tell more of their key."""
 DIGITS: Final = 2
 
 

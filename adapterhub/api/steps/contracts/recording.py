@@ -123,7 +123,7 @@ def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, 
         form = replace(form, max_new_tokens=recipe.max_new_tokens)
     if draws and form != RAW:
         raise UsageProblem(
-            f"a pipeline takes its prompt as it is, and this one is asked as {form.label}", hint="pass `--prompt raw`"
+            f"a pipeline takes its prompt unchanged, and this one is asked as {form.label}", hint="pass `--prompt raw`"
         )
     with model_of(library, subject, record_of_base, Models(), dtype=recipe.dtype, load_in=None, kind=kind) as (
         model,
