@@ -16,7 +16,7 @@ from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.meaning.vectors import make, model_place
 from adapterhub_registry.repos import adapter_search, search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
-from adapterhub_registry.repos.adapters import write_words
+from adapterhub_registry.repos.adapters import follow_gate, write_words
 from adapterhub_registry.repos.search import Listing, Sort, list_repos
 from sqlalchemy import delete, select, text, true, update
 
@@ -282,6 +282,31 @@ def test_a_private_adapter_changes_no_answer_of_one_who_may_not_read_it(url: str
 
     assert ranking(database, "positive film reviews", readable) == before
     assert len(ranking(database, "positive film reviews")) == len(before) + len(hidden)
+    database.close()
+
+
+def test_files_behind_a_gate_add_nothing_to_a_search(url: str) -> None:
+    database = Database(url)
+    fill(database, 3)
+    said = {"description": "Umami recipes", "words": "a-1 chat umami recipes", "examples": "Does oat milk work?"}
+    with database.begin() as connection:
+        connection.execute(update(adapters).values(version=None, **said))
+        connection.execute(update(adapters).where(adapters.c.repo_id == 2).values(version="1.0.0"))
+        for number in (1, 2, 3):
+            write_words(connection, number)
+        everything = [f"acme/a-{number}" for number in (1, 2, 3)]
+        connection.execute(update(repos).where(repos.c.id < 3).values(gated="manual"))
+        for number in (1, 2):
+            follow_gate(connection, number)
+
+    assert [name for name, *_ in ranking(database, "does oat milk work")] == everything[2:]
+    assert sorted(name for name, *_ in ranking(database, "umami recipes")) == everything[1:]  # a manifest's stays
+    assert found(database, q="umami") == everything[:0:-1]
+
+    with database.begin() as connection:
+        connection.execute(update(repos).values(gated=None))
+        follow_gate(connection, 2)
+    assert sorted(name for name, *_ in ranking(database, "does oat milk work")) == everything[1:]
     database.close()
 
 

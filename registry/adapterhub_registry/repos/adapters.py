@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from packaging.version import Version
@@ -54,6 +54,8 @@ def index_commit(
         Refusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace.
     """
     adapter = facts_of(files, blobs)
+    if adapter is not None and repo.gated and adapter.version is None:
+        adapter = replace(adapter, description="")  # it comes from the card, which is among the files behind the gate
     if tag is None:
         connection.execute(update(adapters).where(adapters.c.repo_id == repo.id).values(is_head=False))
     if adapter is not None:
@@ -102,7 +104,9 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
 def write_words(connection: Connection, repo_id: int) -> None:
     """Store the words by which a search finds a repository; call it when its name or its builds change."""
     shown_builds = adapters.c.is_listed | adapters.c.is_head
-    found = select(repos.c.full_name, adapters).join_from(repos, adapters, adapters.c.repo_id == repos.c.id)
+    found = select(repos.c.full_name, repos.c.gated, adapters).join_from(
+        repos, adapters, adapters.c.repo_id == repos.c.id
+    )
     found = found.where(repos.c.id == repo_id, shown_builds).order_by(adapters.c.is_listed.desc())
     rows = connection.execute(found).all()
     if rows:
@@ -110,10 +114,26 @@ def write_words(connection: Connection, repo_id: int) -> None:
         put_text(connection, repo_id, body, wording_in(rows[0]))
 
 
+def follow_gate(connection: Connection, repo_id: int) -> None:
+    """Let searches know as much of a repository as its gate leaves in the open; call it when the gate changes.
+
+    The description of a build with a manifest stays. One from a card goes for good, and example prompts do while the
+    repository is gated: both come from files that not every caller may read.
+    """
+    from_card = (adapters.c.repo_id == repo_id) & adapters.c.version.is_(None) & (adapters.c.description != "")
+    about = select(adapters.c.commit_id, adapters.c.description, adapters.c.words).join(repos)
+    for row in connection.execute(about.where(from_card, repos.c.gated.is_not(None))).all():
+        one = from_card & (adapters.c.commit_id == row.commit_id)
+        words = row.words.replace(row.description.lower(), "")
+        connection.execute(update(adapters).where(one).values(description="", words=words))
+    write_words(connection, repo_id)
+
+
 def wording_in(row: Row[Any]) -> Wording:
-    """What a row of `adapters`, with the name of its repository, says of the adapter."""
+    """What a row of `adapters`, with the name and the gate of its repository, says to everyone who may see it."""
     name = row.full_name if row.name in {None, row.full_name.partition("/")[2]} else f"{row.full_name} {row.name}"
-    return wording_of(name, row.task or "", row.description or "", (row.examples or "").splitlines())
+    examples = [] if row.gated else (row.examples or "").splitlines()
+    return wording_of(name, row.task or "", row.description or "", examples)
 
 
 def _asks_for_tests(repo_id: int) -> ColumnElement[bool]:

@@ -266,6 +266,8 @@ class Repos:
             values["gated"] = None if change.gated == "no" else change.gated
         if values:
             connection.execute(update(repos).where(repos.c.id == row.id).values(**values))
+        if change.gated is not None:
+            adapters.follow_gate(connection, row.id)
         return connection.execute(select(repos).where(repos.c.id == row.id)).one()
 
     # ------------------------------------------------------------ branches and tags
