@@ -41,6 +41,7 @@ REFUSES: Mapping[str, list[str]] = {
     "compare": ["b", "a"],
     "resize": ["a", "--rank", "2", "-o", "small"],
     "diff": ["b", "a"],
+    "similar": ["a"],
     "fuse": ["a", "--into", OUT],
     "run": ["a", "Where is the boat?", "--max-new-tokens", "1"],
     "export": ["a", "--format", "peft", "-o", OUT],
@@ -86,6 +87,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
     "test": "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
     "registry": "no library",
+    "route": "compares texts of manifests and contracts",
     "ui": "answers by `attach` and the bank, below, and merges as `merge` does",
 }
 
@@ -264,6 +266,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
         ("formats/base/pipelines.py", "formats/base/weight_reader.py", "weights/model_files.py"),
         "models, which have fingerprints",
     ),
+    "formats/meaning/encoder.py": "the model of search by meaning, which has a digest",
     "trust/verify/foreign.py": "says what other files are",
     "formats/engines/__init__.py": "in its example",
     **dict.fromkeys(

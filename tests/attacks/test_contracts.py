@@ -130,7 +130,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "34 a latent of a megabyte": (latent(b"\x00\x3c" * 3000), "line 2.latent: 8000 characters"),
     "34 a text in an image": (changed_line(IMAGES, 2, tokens=[1]), "line 2.tokens: does not belong here"),
     "34 a latent in a text": (line(2, seed=1), "line 2.seed: does not belong here"),
-    "35 a chat": (changed_line(IMAGES, 1, prompt={"form": "chat"}), "a pipeline takes its prompt as it is"),
+    "35 a chat": (changed_line(IMAGES, 1, prompt={"form": "chat"}), "a pipeline takes its prompt unchanged"),
     "35 a demand on an image": (IMAGES + NEVER, "line 4: expected one of the keys golden"),
     "35 an image in the first version": (
         changed_line(IMAGES, 1, schema="adapterhub/tests/1"), "line 1.kind: expected one of causal"),

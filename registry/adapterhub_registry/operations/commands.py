@@ -212,7 +212,7 @@ def worker(once: bool, wants_rebuild: bool, as_json: bool, **given: object) -> N
 
 
 @registry.command()
-@click.argument("folder", type=click.Path(exists=True, path_type=Path), required=False)
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
 @place_options
 @JSON
 def meaning(folder: Path | None, as_json: bool, **given: object) -> None:

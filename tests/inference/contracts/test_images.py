@@ -152,7 +152,7 @@ def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path)
     (tmp_path / "never.toml").write_text('[[never]]\ninput = "a cat"\nnot_contains = ["x"]\n')
     record = ("test", "--record", "watercolour", "--tests")
     assert "a pipeline draws images" in adapt.fails(2, *record, tmp_path / "never.toml")
-    assert "a pipeline takes its prompt as it is" in adapt.fails(2, *record, "tests.toml", "--prompt", "chat")
+    assert "a pipeline takes its prompt unchanged" in adapt.fails(2, *record, "tests.toml", "--prompt", "chat")
     (tmp_path / "huge.toml").write_text(PLAN.replace("width = 16", "width = 1000000").replace("= 2", "= 1000000000"))
     said = adapt.fails(16, *record, tmp_path / "huge.toml")
     assert "image.width: expected 8 to 1024, got 1000000" in said
