@@ -21,10 +21,11 @@ class Bounds:
     """The bounds of a contract.
 
     `same`: share of the goldens with the recorded answer, token for token. `retention`: (base loss - loss) / (base
-    loss - recorded loss) over all tokens. `kl`: mean KL divergence of a classifier's labels, in nats. `cosine`: least
-    cosine of an encoder's vectors. `effect`: 1 - (distance to the recorded latent) / (that of the base alone), over all
-    images of a pipeline. `min_gap`: nats per token that adapter and base must be apart for retention to mean something;
-    for images, the distance of their latents as a share of the recorded one.
+    loss - recorded loss) over all tokens. `kl`: mean KL divergence of a classifier's labels, in nats, without
+    the largest of every twenty. `cosine`: least cosine of an encoder's vectors. `effect`: 1 - (distance to the recorded
+    latent) / (that of the base alone), over all images of a pipeline. `min_gap`: nats per token that adapter and base
+    must be apart for retention to mean something; for images, the distance of their latents as a share of the recorded
+    one.
     """
 
     same: float = 0.9

@@ -75,10 +75,8 @@ def set_up(library: InstalledBuilds, source: Path) -> Path:
 
 def opened(library: InstalledBuilds) -> Meaning | None:
     """Search by meaning in a library, if the model and the packages for it are there."""
-    if missing("find"):
-        return None
     folder = model_folder(library.root, library.catalog.read(lambda index: index.bases()))
-    return None if folder is None else Meaning(library, folder)
+    return None if folder is None or missing("find") else Meaning(library, folder)
 
 
 def refresh(library: InstalledBuilds) -> None:

@@ -17,6 +17,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import WEIGHTS_FILE
+from adapterhub.inference.contracts.judging import mean_divergence
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.contracts import write_examples
@@ -89,6 +90,14 @@ def test_a_rolled_head_and_a_lost_update_have_changed(adapt: Adapt, tmp_path: Pa
 
     assert "the mean KL divergence is" in str(result_of(adapt, 3, rolled, "--on", "bert")["broken"])
     assert "the least cosine is" in str(result_of(adapt, 3, lost, "--on", "bert")["broken"])
+
+
+def test_one_golden_in_twenty_on_the_edge_of_a_label_does_not_decide_alone() -> None:
+    calm = [0.001] * 19
+
+    assert mean_divergence([*calm, 4.0]) == pytest.approx(0.001)
+    assert mean_divergence([*calm, 4.0, 4.0]) > 0.1
+    assert mean_divergence([0.001, 4.0]) == pytest.approx(2.0005)
 
 
 def test_vectors_of_a_classifier_are_held_where_they_were_asked_for(adapt: Adapt, tmp_path: Path) -> None:
