@@ -134,9 +134,13 @@ class Catalog:
         if holds_nothing(self._store.root):
             return question(EmptyIndex())
         if self.index.path.exists() and not self.index.is_current:
-            # a writer is at work: the rows still hold
-            with contextlib.suppress(StoreLocked, IndexUnusable, NotAllowed):
+            try:
                 self.rebuild(wait_s=0.0)
+            except StoreLocked:  # a writer is at work: the rows still hold
+                pass
+            except (NotAllowed, IndexUnusable):  # read-only, or the disk is full
+                if self.index.stale_mark.exists():
+                    return self._read_folders(question)
         try:
             return question(self.index)
         except IndexNewer:
@@ -167,10 +171,10 @@ class Catalog:
     # ------------------------------------------------------------ write; the caller holds the lock `publish`
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Mark the index as stale while folders change; the mark stays after a failure."""
+        """Mark the index as stale while folders change; the mark stays after a failure, until a rebuild takes it."""
+        self._unwritten = self.index.stale_mark.exists()
         with self._store.os_errors_as_refusals():
             self.index.stale_mark.touch(0o644)
-        self._unwritten = False
         yield
         if not self._unwritten:
             with self._store.os_errors_as_refusals():

@@ -223,7 +223,7 @@ class Index:
         """
         fresh = self.path.with_suffix(".new")
         _remove(fresh)
-        with self._writing(fresh) as connection:
+        with self._removed_on_failure(fresh), self._writing(fresh) as connection:
             _put_builds(connection, builds)
             _put(connection, "bases", BaseRow._fields, bases)
             _put(connection, "matches", _MATCH, matches)
@@ -234,6 +234,15 @@ class Index:
         _remove(self.path, only_beside=True)
         fresh.replace(self.path)
         return count
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _removed_on_failure(fresh: Path) -> Iterator[None]:
+        try:
+            yield
+        except IndexUnusable:
+            _remove(fresh)
+            raise
 
     def set_aside(self) -> Path:
         """Move a newer index out of the way without changing it, and return its new path."""
