@@ -30,7 +30,7 @@ def model(library: Library) -> Path:
     place = model_place(library.root)
     place.mkdir(parents=True)
     for name in FILES:
-        (place / name).hardlink_to(minilm_base() / name)
+        (place / name).symlink_to(minilm_base() / name)
     return place
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alembic import op
-from sqlalchemy import BigInteger, Column, LargeBinary, String
+from sqlalchemy import BigInteger, Column, LargeBinary, String, inspect
 
 revision = "0016"
 down_revision = "0015"
@@ -11,6 +11,7 @@ down_revision = "0015"
 
 def upgrade() -> None:
     """Add the table; every build waits for a worker, which makes its sketch."""
+    op.drop_table("sketches", if_exists=True)
     op.create_table(
         "sketches",
         Column("digest", String(64), primary_key=True),
@@ -18,5 +19,6 @@ def upgrade() -> None:
         Column("made_at", BigInteger, nullable=False),
         Column("sketch", LargeBinary, nullable=False),
     )
-    op.drop_column("derived", "sketch")
+    if "sketch" in {column["name"] for column in inspect(op.get_bind()).get_columns("derived")}:
+        op.drop_column("derived", "sketch")
     op.execute("UPDATE derived SET state = 'waiting', attempts = 0, due_at = 0")
