@@ -22,6 +22,8 @@ PARTIAL: Final = "partial"
 _DAMAGED: Final = "not read: "
 _AT_ONCE: Final = 256
 _REASON_LENGTH: Final = 300
+_QUICK_BYTES: Final = 128 << 20
+"""Weights up to here are sketched while they are added, in a tenth of a second; larger ones would double its time."""
 
 
 @contextlib.contextmanager
@@ -63,8 +65,9 @@ def _without(digest: Digest, error: AdapterHubError) -> SketchRow:
 
 
 def sketch_when_added(digest: Digest, subject: Subject) -> list[SketchRow]:
-    """As `sketched`; nothing where numpy is not installed, and another command makes the sketch."""
-    return [sketched(digest, subject)] if find_spec("numpy") is not None else []
+    """As `sketched`; nothing for large files or without numpy: the first command that compares makes the sketch."""
+    is_quick = subject.weights.size_bytes <= _QUICK_BYTES and find_spec("numpy") is not None
+    return [sketched(digest, subject)] if is_quick else []
 
 
 def sketches(
