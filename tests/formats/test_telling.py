@@ -47,7 +47,7 @@ def template(**values: str) -> str:
 
 
 @pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n", template(), template(developers="Ann"), TRAINER])
-def test_a_card_that_nobody_filled_in_says_nothing(card):
+def test_an_unfilled_card_says_nothing(card):
     assert own_words(card) == ""
 
 

@@ -244,7 +244,7 @@ def test_pages_name_the_signer_and_the_testers_that_the_namespace_knows(world: W
     assert (found("changed"), ("signature attached", "") in badges()) == ([], True)
 
 
-def test_a_signature_over_other_bytes_names_nobody(world: World) -> None:
+def test_a_signature_over_other_bytes_names_no_signer(world: World) -> None:
     world.homes.ann.ok(*world.push("--sign", "--key", "ann"))
     world.rule(trust=[{"name": "ann", "pem": world.key().read_text()}])
     with world.server.registry.db.read() as connection:

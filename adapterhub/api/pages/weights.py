@@ -48,7 +48,7 @@ from adapterhub.pages.values.weights import (
     RelatedBase,
     Relative,
 )
-from adapterhub.trust.verify import open_files
+from adapterhub.trust.verify import open_files, read_headers
 
 if TYPE_CHECKING:
     from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
@@ -196,10 +196,10 @@ class WithFigures(WithBuilds):
         with suppress(AdapterHubError), extra_named("the figures of a build"):
             from adapterhub.formats.derived.deriving import engine_records
 
-            subject = open_files(build.folder)
             fingerprint = build.base.fingerprint
             record = self._library.bases.by_fingerprint(fingerprint) if fingerprint else None
-            return engine_records(subject.config, subject.weights, base_facts(record))
+            if headers := read_headers(build.folder):
+                return engine_records(*headers, base_facts(record))
         return ()
 
     def _audited(self, build: Installed) -> tuple[tuple[str, str], ...]:

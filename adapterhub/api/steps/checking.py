@@ -299,20 +299,15 @@ def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
         RefusedAdapter: its files cannot be judged.
     """
     from adapterhub.formats.engines import judge
-    from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
     from adapterhub.inference.engine_bases import base_facts
-    from adapterhub.trust.verify.checks.config import read_config_file
-    from adapterhub.trust.verify.checks.container import read_weights_header
-    from adapterhub.trust.verify.listing import list_folder
+    from adapterhub.trust.verify import read_headers
 
-    taken = list_folder(adapter.folder).taken
-    if adapter.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
+    headers = read_headers(adapter.folder) if adapter.report.facts is not None else None
+    if headers is None:
         listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in adapter.report.errors]
         raise RefusedAdapter(f"cannot check `{shown(adapter.label, 200)}`", listed)
-    config = read_config_file(taken[CONFIG_FILE])
-    weights = read_weights_header(taken[WEIGHTS_FILE])
     facts = base_facts(adapter.record)
-    verdicts = tuple(judge(target, config, weights, base=facts) for target in targets)
+    verdicts = tuple(judge(target, *headers, base=facts) for target in targets)
     return Checked(label=adapter.label, report=adapter.report, verdicts=verdicts)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.disk.files import replaced, sync_file, sync_folder
+from adapterhub.core.disk.files import replaced, sync_file, sync_folder, write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
@@ -67,6 +67,20 @@ def new_file(out: Path) -> Iterator[Path]:
             yield partial
     except OSError as error:
         raise not_written(error, final) from error
+
+
+def write_output(out: Path, data: bytes) -> Path:
+    """Write a file at `out`, in place of one that is there; returns its path with the links resolved.
+
+    Raises:
+        DiskFull, NotAllowed: as for `new_file`.
+    """
+    final = output_place(out)
+    try:
+        write_durably(final, data)
+    except OSError as error:
+        raise not_written(error, final) from error
+    return final
 
 
 def _clear(around: RealFolder, partial: str) -> None:

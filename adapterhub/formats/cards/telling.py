@@ -54,7 +54,7 @@ _LAST_HEADINGS: Final = (
 def own_words(card: str) -> str:
     """The first 300 characters of what the author wrote in a card: no metadata, code, tables, or text of a template.
 
-    Empty for the card that PEFT, TRL or transformers write beside an adapter, as long as no one fills it in.
+    Empty for the card that PEFT, TRL or transformers write beside an adapter, until its author fills it in.
     """
     _, body, _ = split_block(card[:_READ_CHARACTERS])
     kept: list[str] = []

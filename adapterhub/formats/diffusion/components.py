@@ -5,7 +5,7 @@ Other components (VAE, scheduler, tokenizers, safety checker) are no part of a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +21,6 @@ PIPELINE_FILE: Final = "model_index.json"
 _INDEX_LIMIT_BYTES: Final = 1 << 20
 _LIBRARIES: Final = (None, "diffusers", "transformers", "stable_diffusion")
 """Where the classes of a pipeline may come from; the last is the part of diffusers with the safety checker."""
-
-
-def denoiser_of(components: Iterable[str]) -> str:
-    """The denoiser among `components`; their first one where there is none."""
-    found = sorted(components, key=COMPONENTS.index)
-    return next((name for name in found if name in DENOISERS), found[0])
 
 
 def stated_component(annotations: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ def settings_of(source: Source, method: Method, modules: Sequence[Module]) -> di
     """The settings with which PEFT makes factors of these shapes, because it chooses the shapes itself.
 
     Raises:
-        MalformedTensorFile: E_UNSUPPORTED where no one setting gives the sides of every LoKr.
+        MalformedTensorFile: E_UNSUPPORTED where no single setting gives the sides of every LoKr.
     """
     slots = {slot for module in modules for slot in module.slots}
     settings: dict[str, Any] = {"use_effective_conv2d": bool(slots & {"hada_t1", "lokr_t2"})}

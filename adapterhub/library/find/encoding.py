@@ -25,7 +25,4 @@ def encoder_of(library: InstalledBuilds) -> Encoder:
     folder = model_folder(library.root, library.catalog.read(lambda index: index.bases()))
     if folder is None:
         raise NotFound("the model that compares texts is not here", hint="`adapt search --setup` gets it once, 84 MB")
-    Meaning(library, folder)  # a base must still be the model
-    from adapterhub.formats.meaning.encoder import Encoder
-
-    return Encoder(folder)
+    return Meaning(library, folder).encoder

@@ -103,7 +103,8 @@ class Meaning:
             _check_base(library, folder)
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """The model, opened when it is first used."""
         from adapterhub.formats.meaning.encoder import Encoder
 
         return Encoder(self._folder)
@@ -117,7 +118,7 @@ class Meaning:
         """
         from adapterhub.formats.meaning.ranking import NOTHING, Block
 
-        question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
+        question = self.encoder.vectors([text[:MAX_QUESTION]])[0]
 
         def look(index: IndexReader, *, whole: bool = True) -> list[Hit] | None:
             numbers, kept = self._vectors(index, filters)
@@ -149,7 +150,7 @@ class Meaning:
         return len(rows)
 
     def _without(self, index: IndexReader) -> list[BuildRow]:
-        rows = index.numbered(number for number, kept in index.vectors_of(Filters(), MODEL) if kept is None)
+        rows = index.numbered(index.without_vectors(MODEL))
         return [row for row in rows.values() if (row.folder, row.digest) not in self._made]
 
     def _vectors(self, index: IndexReader, filters: Filters) -> tuple[Sequence[int], Sequence[bytes | None]]:
@@ -166,7 +167,7 @@ class Meaning:
         from adapterhub.formats.meaning.ranking import packed_build
 
         for row in rows:
-            yield row.folder, row.digest, packed_build(self._encoder.vectors(_parts(row)))
+            yield row.folder, row.digest, packed_build(self.encoder.vectors(_parts(row)))
 
 
 def _parts(row: BuildRow) -> list[str]:

@@ -104,6 +104,11 @@ class Index:
         with self._reading() as connection:
             return vectors.vectors_of(connection, model, *conditions_of(filters))
 
+    def without_vectors(self, model: str) -> list[int]:
+        """The numbers of the builds that have no vectors of `model`."""
+        with self._reading() as connection:
+            return vectors.without_vectors(connection, model)
+
     def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:
         """The builds with these numbers that are still there, in this order."""
         sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE rowid = ?"  # noqa: S608 - own column names
@@ -223,26 +228,21 @@ class Index:
         """
         fresh = self.path.with_suffix(".new")
         _remove(fresh)
-        with self._removed_on_failure(fresh), self._writing(fresh) as connection:
-            _put_builds(connection, builds)
-            _put(connection, "bases", BaseRow._fields, bases)
-            _put(connection, "matches", _MATCH, matches)
-            connection.execute("INSERT INTO builds_fts (builds_fts) VALUES ('optimize')")
-            _put(connection, "sketches", SketchRow._fields, sketches)
-            connection.execute("DELETE FROM sketches WHERE digest NOT IN (SELECT digest FROM builds)")
-            count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+        try:
+            with self._writing(fresh) as connection:
+                _put_builds(connection, builds)
+                _put(connection, "bases", BaseRow._fields, bases)
+                _put(connection, "matches", _MATCH, matches)
+                connection.execute("INSERT INTO builds_fts (builds_fts) VALUES ('optimize')")
+                _put(connection, "sketches", SketchRow._fields, sketches)
+                connection.execute("DELETE FROM sketches WHERE digest NOT IN (SELECT digest FROM builds)")
+                count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+        except IndexUnusable:
+            _remove(fresh)  # the disk may be full
+            raise
         _remove(self.path, only_beside=True)
         fresh.replace(self.path)
         return count
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _removed_on_failure(fresh: Path) -> Iterator[None]:
-        try:
-            yield
-        except IndexUnusable:
-            _remove(fresh)
-            raise
 
     def set_aside(self) -> Path:
         """Move a newer index out of the way without changing it, and return its new path."""

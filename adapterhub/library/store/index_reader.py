@@ -21,6 +21,10 @@ class EmptyIndex:
         """Nothing."""
         return []
 
+    def without_vectors(self, model: str) -> list[int]:  # noqa: ARG002 - as Index
+        """None."""
+        return []
+
     def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return {}

@@ -22,6 +22,12 @@ def vectors_of(
     return connection.execute(sql, (model, *values)).fetchall()
 
 
+def without_vectors(connection: sqlite3.Connection, model: str) -> list[int]:
+    """The numbers of the builds that have no vectors of `model`."""
+    sql = "SELECT builds.rowid FROM builds LEFT JOIN meaning ON build = builds.rowid AND model = ? WHERE build IS NULL"
+    return [row[0] for row in connection.execute(sql, (model,))]
+
+
 def put_vectors(connection: sqlite3.Connection, model: str, rows: Iterable[tuple[str, str, bytes]]) -> None:
     """Keep `(folder, digest, vectors)` of the builds that are still there."""
     sql = "INSERT OR REPLACE INTO meaning SELECT rowid, ?, ? FROM builds WHERE folder = ? AND digest = ?"

@@ -21,8 +21,10 @@ from adapterhub.core.errors import DigestMismatch, Malformed, MalformedConfig, M
 from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
@@ -44,6 +46,7 @@ __all__ = [
     "manifest_in",
     "open_files",
     "open_subject",
+    "read_headers",
     "sort_keys",
     "verify",
     "verify_folder",
@@ -159,6 +162,18 @@ def open_files(
     except OSError as error:
         raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
     return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
+
+
+def read_headers(folder: Path) -> tuple[AdapterConfig, TensorFile] | None:
+    """The config and the tensor header in `folder`, without the numbers; None where either file is missing.
+
+    Raises:
+        MalformedConfig, MalformedTensorFile: one breaks its format.
+    """
+    taken = list_folder(folder).taken
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
+        return None
+    return read_config_file(taken[CONFIG_FILE]), read_weights_header(taken[WEIGHTS_FILE])
 
 
 def manifest_in(folder: Path) -> Manifest | None:

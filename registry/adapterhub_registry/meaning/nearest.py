@@ -122,7 +122,7 @@ class Nearest:
             for at, score, part in best:
                 build = held.builds[at]
                 if build in gated:
-                    # who may not read the files of a gated repository learns nothing of the examples in them
+                    # a caller without access to the files behind a gate learns nothing of the examples in them
                     fit = (held.block.of_description(scores, at), 0) if gated[build] else (score, part)
                     hits.append((build[0], *fit))
             hits.sort(key=lambda one: (-one[1], one[0]))

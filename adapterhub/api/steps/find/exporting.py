@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from adapterhub.api.steps.find.routing import prompts_of
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.new_folder import not_written
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import CouldNotTell, UsageProblem, problem_list, shown
 
 if TYPE_CHECKING:
     from adapterhub.formats.route import Route, RoutedAdapter
     from adapterhub.library.library import Library
 
-ROUTERS: Final = ("semantic-router",)
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _LISTEN_PORT: Final = 8801
 
@@ -38,12 +35,7 @@ def export_router(library: Library, route: Route, path: Path, *, url: str = DEFA
     import yaml
 
     text = yaml.safe_dump(semantic_router(library, route, url=url), sort_keys=False, allow_unicode=True, width=120)
-    place = output_place(path.expanduser())
-    try:
-        write_durably(place, text.encode())
-    except OSError as error:
-        raise not_written(error, place) from error
-    return place
+    return write_output(path.expanduser(), text.encode())
 
 
 def semantic_router(library: Library, route: Route, *, url: str = DEFAULT_URL) -> dict[str, Any]:

@@ -219,8 +219,8 @@ class Rounds:
         self, query: str, finalists: Sequence[_Entrant], others: Sequence[_Entrant], lost: Sequence[NotTried]
     ) -> Tried:
         base_loss = self._base_loss(finalists) if finalists else None
-        gap = (base_loss or 0.0) - min((one.loss for one in finalists), default=0.0)
         least = min((one.loss for one in finalists), default=0.0)
+        gap = (base_loss or 0.0) - least
         leaders = [one for one in finalists if gap > 0 and one.loss - least <= TIE * gap]
         leaders.sort(key=lambda one: (one.is_merge, one.place))
         rest = sorted((one for one in finalists if one not in leaders), key=lambda one: one.loss)

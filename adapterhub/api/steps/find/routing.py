@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.searching import search_installed
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.new_folder import not_written
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, UsageProblem, problem_list, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.route import (
@@ -278,12 +276,7 @@ def write_route(route: Route, path: Path, result: CheckedRoute) -> CheckedRoute:
     Raises:
         NotAllowed: the place cannot be written.
     """
-    place = output_place(path.expanduser())
-    try:
-        write_durably(place, route.to_bytes())
-    except OSError as error:
-        raise not_written(error, place) from error
-    return replace(result, path=str(place))
+    return replace(result, path=str(write_output(path.expanduser(), route.to_bytes())))
 
 
 # ---------------------------------------------------------------- route
