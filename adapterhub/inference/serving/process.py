@@ -88,7 +88,9 @@ class EngineProcess:
         Raises:
             EngineFailed: the engine ended by itself.
         """
-        code = self._process.wait()
+        # Not `Popen.wait()`: a signal that comes just before a call that blocks for good would wait with it.
+        while (code := self._process.poll()) is None:
+            time.sleep(_POLL_S)
         raise EngineFailed(f"the engine {_ended(code)} by itself", hint=self._reason)
 
     def stop(self, within_s: float = STOP_S) -> None:
