@@ -255,7 +255,7 @@ def _run() -> int:
 def _run_command() -> int:
     as_json = "--json" in sys.argv
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="adapt", standalone_mode=False)  # also where it runs as `adapterhub`
         sys.stdout.flush()
     except AdapterHubError as error:
         report_failure(error, as_json=as_json)
