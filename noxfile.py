@@ -76,6 +76,31 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def build(session: nox.Session) -> None:
+    """Build a release into `dist/`: wheel, source archive, SBOM; needs `.[release]`."""
+    shutil.rmtree("dist", ignore_errors=True)
+    _run(session, "build")
+    (wheel,) = Path("dist").glob("*.whl")
+    _run(session, "twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    _run(session, "check_wheel_contents", str(wheel))
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder, "bin", "python")
+        _run(session, "venv", "--without-pip", folder)
+        _run(session, "pip", "--python", str(python), "install", "-q", str(wheel))
+        document = f"dist/{wheel.name.removesuffix('-py3-none-any.whl')}.cdx.json"
+        options = (
+            "--pyproject",
+            "pyproject.toml",
+            "--mc-type",
+            "library",
+            "--output-reproducible",
+            "--spec-version",
+            "1.6",
+        )
+        _run(session, "cyclonedx_py", "environment", *options, "--output-file", document, str(python))
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark: `nox -s bench -- cli --runs 7`; without a name, list them."""
     if not session.posargs:

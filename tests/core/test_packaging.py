@@ -80,7 +80,10 @@ def test_the_conda_recipe_asks_for_what_the_package_asks_for() -> None:
 
     assert recipe["requirements"]["run"] == [
         "python >=3.10",
-        *(CONDA_NAMES.get(name := re.split("[<>=]", line)[0], name) + " " + line[len(name) :].strip() for line in wanted),
+        *(
+            CONDA_NAMES.get(name := re.split("[<>=]", line)[0], name) + " " + line[len(name) :].strip()
+            for line in wanted
+        ),
     ]
     assert recipe["context"]["version"] == project["project"]["version"]
     assert recipe["about"]["license"] == project["project"]["license"]
