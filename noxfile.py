@@ -77,12 +77,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build a release into `dist/`: wheel, source archive, SBOM; needs `.[release]`."""
+    """Build a release into `dist/`: wheel, source archive, SBOM, manual pages; needs `.[release]`."""
     shutil.rmtree("dist", ignore_errors=True)
     _run(session, "build")
     (wheel,) = Path("dist").glob("*.whl")
     _run(session, "twine", "check", "--strict", *map(str, Path("dist").iterdir()))
     _run(session, "check_wheel_contents", str(wheel))
+    _run(session, "docs.man", "dist/man")
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder, "bin", "python")
         _run(session, "venv", "--without-pip", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from adapterhub.cli import ALIASES, COMMANDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,6 +74,16 @@ def test_the_source_archive_can_build_and_test(tmp_path: Path, monkeypatch: pyte
 
     assert {"pyproject.toml", "README.md", "LICENSE", "adapterhub/__init__.py", "tests/conftest.py", ".ci/run"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "shared"))]
+
+
+def test_every_command_has_a_manual_page(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "docs.man", str(tmp_path)], cwd=ROOT, check=True)
+
+    pages = {path.stem for path in tmp_path.glob("*.1")}
+    assert {f"adapt-{name}" for name in COMMANDS if name not in ALIASES} | {"adapt", "adapt-base-add"} <= pages
+    merge = (tmp_path / "adapt-merge.1").read_text(encoding="utf-8")
+    assert "weighted sum of their updates" in merge
+    assert "\b" not in merge
 
 
 def test_the_conda_recipe_asks_for_what_the_package_asks_for() -> None:
