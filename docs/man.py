@@ -27,10 +27,11 @@ def _without_marks(text: str | None) -> str:
 
 def main() -> int:
     """Write them all; the exit code."""
-    if len(sys.argv) != 2:
+    _, *folders = sys.argv
+    if len(folders) != 1:
         sys.stderr.write(f"{__doc__}\n")
         return 2
-    folder = Path(sys.argv[1])
+    folder = Path(folders[0])
     folder.mkdir(parents=True, exist_ok=True)
     write_man_pages("adapt", loaded(cli), version=version("adapterhub"), target_dir=str(folder))
     for page in folder.glob("*.1"):
