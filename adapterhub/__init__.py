@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.trust.explaining import explain, explanations
     from adapterhub.trust.verify import verify_folder
     from adapterhub.vllm_plugin import in_process as vllm
     from adapterhub.weights.merge import MergeInput
@@ -63,6 +64,8 @@ __all__ = [
     "attach",
     "compare_bases",
     "default_library",
+    "explain",
+    "explanations",
     "fingerprint_folder",
     "merge_adapters",
     "read_requirements",
@@ -90,6 +93,8 @@ _MODULES = {
     "PromptForm": "formats.prompts.form",
     "Tested": "formats.contract.results",
     "compare_bases": "formats.base.fingerprint",
+    "explain": "trust.explaining",
+    "explanations": "trust.explaining",
     "fingerprint_folder": "formats.base.folders",
     "merge_adapters": "weights.merge",
     "read_requirements": "distribution.requirements",
