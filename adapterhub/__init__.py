@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from adapterhub.api import callbacks
     from adapterhub.api.library import Library
     from adapterhub.api.project import Project
     from adapterhub.api.reporting import ProgressEvent
@@ -62,6 +63,7 @@ __all__ = [
     "PromptForm",
     "Tested",
     "attach",
+    "callbacks",
     "compare_bases",
     "default_library",
     "explain",
@@ -100,7 +102,7 @@ _MODULES = {
     "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",
 }
-_MODULES_WHOLE = {"vllm": "vllm_plugin.in_process"}
+_MODULES_WHOLE = {"callbacks": "api.callbacks", "vllm": "vllm_plugin.in_process"}
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
 
 
@@ -109,12 +111,13 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from importlib.metadata import version
 
         return version("adapterhub")
-    if name in _MODULES_WHOLE:
-        return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
-    if name not in _MODULES:
+    if name not in {*_MODULES, *_MODULES_WHOLE}:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
     from adapterhub.core.extras import extra_named
 
+    with extra_named(f"`adapterhub.{name}`"):
+        if name in _MODULES_WHOLE:
+            return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
     with extra_named(f"`adapterhub.{name}`"):
         value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
     globals()[name] = value
