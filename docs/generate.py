@@ -7,7 +7,6 @@ A generated part stands between two comments of its page; the text around it is 
 the command tree, merge methods off their files, engines off their rules, key maps off their table, errors off
 `errors.py`, and codes off the source: each must have its sentence here, and no other may.
 """
-# ruff: noqa: INP001 - a script beside the pages it writes, not a package
 
 from __future__ import annotations
 
