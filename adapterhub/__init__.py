@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from adapterhub.api import callbacks
     from adapterhub.api.library import Library
     from adapterhub.api.project import Project
     from adapterhub.api.reporting import ProgressEvent
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.trust.explaining import explain, explanations
     from adapterhub.trust.verify import verify_folder
     from adapterhub.vllm_plugin import in_process as vllm
     from adapterhub.weights.merge import MergeInput
@@ -61,8 +63,11 @@ __all__ = [
     "PromptForm",
     "Tested",
     "attach",
+    "callbacks",
     "compare_bases",
     "default_library",
+    "explain",
+    "explanations",
     "fingerprint_folder",
     "merge_adapters",
     "read_requirements",
@@ -90,12 +95,14 @@ _MODULES = {
     "PromptForm": "formats.prompts.form",
     "Tested": "formats.contract.results",
     "compare_bases": "formats.base.fingerprint",
+    "explain": "trust.explaining",
+    "explanations": "trust.explaining",
     "fingerprint_folder": "formats.base.folders",
     "merge_adapters": "weights.merge",
     "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",
 }
-_MODULES_WHOLE = {"vllm": "vllm_plugin.in_process"}
+_MODULES_WHOLE = {"callbacks": "api.callbacks", "vllm": "vllm_plugin.in_process"}
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
 
 
@@ -104,12 +111,13 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from importlib.metadata import version
 
         return version("adapterhub")
-    if name in _MODULES_WHOLE:
-        return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
-    if name not in _MODULES:
+    if name not in {*_MODULES, *_MODULES_WHOLE}:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
     from adapterhub.core.extras import extra_named
 
+    with extra_named(f"`adapterhub.{name}`"):
+        if name in _MODULES_WHOLE:
+            return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
     with extra_named(f"`adapterhub.{name}`"):
         value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
     globals()[name] = value

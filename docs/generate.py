@@ -7,7 +7,6 @@ A generated part stands between two comments of its page; the text around it is 
 the command tree, merge methods off their files, engines off their rules, key maps off their table, errors off
 `errors.py`, and codes off the source: each must have its sentence here, and no other may.
 """
-# ruff: noqa: INP001 - a script beside the pages it writes, not a package
 
 from __future__ import annotations
 
@@ -30,98 +29,13 @@ from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
 from adapterhub.formats import engines
 from adapterhub.formats.modules import key_maps
-from adapterhub.library.audit import RULES
+from adapterhub.trust.explaining import Explanation, error_classes, explanations, first_line
 from adapterhub.weights import catalogue as merge_methods
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
+SENTENCES: Final = "trust/meanings.toml"
 COMMON_OPTIONS: Final = ("root", "as_json", "quiet", "verbose")
-
-_OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
-    "error": {
-        "E_ARCHIVE": "The path is an archive, not a folder; archives are never unpacked.",
-        "E_BASE_WEIGHT": "A tensor would replace a weight of the base.",
-        "E_CODE": "The config names code that a loader would import or run.",
-        "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or has a value that PEFT cannot mean.",
-        "E_CONTRACT": "The behaviour contract in `evals.jsonl` breaks its format, or asks in another prompt form than"
-        " the manifest.",
-        "E_CONTAINER": "The weights file is missing or breaks the safetensors format.",
-        "E_DIGEST": "A file is missing, or its bytes do not match the manifest.",
-        "E_DTYPE": "A tensor does not contain floating point numbers.",
-        "E_INDEX": "The library's index is damaged or does not match the installed folders.",
-        "E_KIND": "A folder, pipe or device is where a file should be, or a file where the folder should be.",
-        "E_LIMIT": "The adapter has more bytes, tensors or files than the limits allow.",
-        "E_LINK": "A link leads out of its folder, or nowhere.",
-        "E_NAME": "Two names in the folder are the same on a file system that ignores case, or a name of another"
-        " program's file leads to no module.",
-        "E_OVERFLOW": "A float64 number is too large for float32.",
-        "E_NOT_SIGNED": "`W_NOT_SIGNED` under `verify --strict` or a policy that requires signatures.",
-        "E_NONFINITE": "A tensor contains NaN or infinity; the message has the place of the first one.",
-        "E_PAIR": "A LoRA pair lacks a half, a tensor belongs to no module, or the config does not target a pair.",
-        "E_PICKLE": "The only weights are a pickle, which is never opened.",
-        "E_RANK": "The rank of a pair differs from the config, or A and B disagree.",
-        "E_ALPHA": "An alpha of another program's file is no scale: zero, negative, not finite, or not one number.",
-        "E_CONFLICT": "A module of another program's file comes twice, or a folder holds several files.",
-        "E_SCHEME": "The tensors of one file have names of several programs; the message has one of each.",
-        "E_REGEX": "A pattern in the config is not a regular expression, or could take too long to match.",
-        "E_SHAPE": "The shape of a tensor is unusable: not a matrix, an empty side, or halves that do not fit.",
-        "E_TENSOR_NAME": "A tensor's name is a path, is too long, or contains unprintable characters.",
-        "E_UNSUPPORTED": "The files come from another program, or use an unknown method.",
-        "E_VARIANT": "A variant (DoRA, `lora_bias`) has parts but no setting, or a setting but no parts.",
-    },
-    "unknown": {
-        "U_BASE_WEIGHT": "A tensor claims to be a copy of a base tensor; only a comparison with the base can tell.",
-        "U_CONTRACT": "The behaviour contract has a newer format than this version reads.",
-        "U_METHOD": "For this method only the container, config and numbers are checked, not the pairs.",
-        "U_SHAPE": "The shapes cannot be compared: the base is quantised, or a variant rearranges layers.",
-    },
-    "warning": {
-        "W_ALPHA": "`lora_alpha` is zero or negative: the adapter has no effect, or the opposite one.",
-        "W_AUTO_MAPPING": "The adapter was made for a model class of a package unknown here, which nothing imports.",
-        "W_BASE_MISSING": "The config does not name a base, and no manifest records one.",
-        "W_BASE_PATH": "The config names the base by a folder on its author's machine; an error unless you give one.",
-        "W_BASE_RESIZED": "The adapter was made for this base before its vocabulary was resized, and fits both.",
-        "W_BIAS": "The adapter changes biases of the base (`bias: all` or `lora_only`), even while it is off.",
-        "W_CONFIG_DEFAULT": "`r` or `lora_alpha` is missing; PEFT's default applies.",
-        "W_FULL_WEIGHT": "The adapter holds a whole module, which replaces the base's while it is on, or a copy.",
-        "W_INIT": "Training began by changing the base (PiSSA, OLoRA and such); on the plain base it acts differently.",
-        "W_NOT_SIGNED": "Files beside the signature, left by git or a download, are not covered by it.",
-        "W_METHOD": "Nothing here can put this method or variant on a model; it can be stored, listed and published.",
-        "W_NOOP": "Every A or every B is zero: the adapter does nothing.",
-        "W_OVERFLOW": "The scaled update is, or without numpy may be, too large for its dtype.",
-        "W_RANK": "The rank exceeds the size of the matrix; a lower rank can hold the same update.",
-        "W_TARGETS": "The config targets modules for which there are no weights.",
-        "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",
-        "W_TIED": "The adapter changes an output head that this base shares with its input embedding.",
-        "W_WRITABLE": "An object of the store is writable; its bytes are correct.",
-        "W_YANKED": "The server that published this version has withdrawn it; its bytes are sound.",
-    },
-    "note": {
-        "N_BASE": "The given base is the same base in another form; the message says what differs.",
-        "N_INIT": "PEFT 0.21 does not know this initialisation, which matters for training only.",
-        "N_NAMES": "The module names have another prefix, or those of another transformers; one rule maps them all.",
-        "N_SCALE": "The scale on B·A, its origin, and the number of modules that have it.",
-        "N_TARGETS": "The config leaves the targets to the type of the model; the tensors show which modules they are.",
-        "S_CODE": "Files that can contain or name code; not opened, not stored.",
-        "S_OTHER": "Files that are not part of an adapter; not stored.",
-        "S_PICKLE": "Pickles beside the weights; not opened, not stored.",
-        "S_TEMPLATE": "Tokenizer and chat template, which belong to the base; not stored.",
-        "W_CONFIG_TYPE": "A setting has another JSON type than PEFT writes, and is read as the value it means.",
-        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept unchanged.",
-    },
-}
-FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
-    severity: {**sentences, **RULES.get(severity, {})} for severity, sentences in _OF_VERIFY.items()
-}
-"""One sentence for each finding code, by severity; those of `audit` stand in the package, for SARIF needs them, too."""
-
-EXITS: Final[Mapping[str, str]] = {
-    "EXIT_BUG": "A bug in adapterhub; `ADAPTERHUB_DEBUG=1` shows the traceback.",
-    "EXIT_SOME_FAILED": "The command finished, but some items failed: `verify` found errors, `doctor` found damage.",
-    "EXIT_INTERRUPTED": "Interrupted from the keyboard, or the reader of the output closed it.",
-    "EXIT_TERMINATED": "Terminated by SIGTERM; temporary files were removed.",
-}
-"""Exit codes that belong to no error class, by the name of their constant."""
 
 _CODE: Final = re.compile(r"[AEWUNS]_[A-Z][A-Z_]*")
 _QUOTED_CODE: Final = re.compile(rf"['\"]{_CODE.pattern}['\"]")
@@ -152,11 +66,11 @@ def codes_in_source(package: Path = PACKAGE) -> tuple[set[str], set[tuple[str, s
 
 def problems_with_codes(codes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[str]:
     """Codes without a sentence, sentences without a code, and severities that differ."""
-    told = {code: severity for severity, sentences in FINDINGS.items() for code in sentences}
-    problems = [f"{code}: no sentence in docs/generate.py" for code in sorted(set(codes) - told.keys())]
+    told = {code: one.kind for code, one in explanations().items() if one.kind != "exit"}
+    problems = [f"{code}: no sentence in {SENTENCES}" for code in sorted(set(codes) - told.keys())]
     problems += [f"{code}: nothing in the source says it" for code in sorted(told.keys() - set(codes))]
     problems += [
-        f"{code}: the source makes it of severity {severity}, docs/generate.py says {told[code]}"
+        f"{code}: the source makes it of severity {severity}, {SENTENCES} says {told[code]}"
         for code, severity in sorted(pairs)
         if told.get(code, severity) != severity
     ]
@@ -173,37 +87,32 @@ def findings_table() -> str:
     if problems:
         raise Stale("\n".join(problems))
     parts = []
-    for severity, sentences in FINDINGS.items():
-        lines = [f"### {severity.capitalize()}s", "", "| code | meaning |", "| --- | --- |"]
-        parts.append("\n".join([*lines, *(f"| `{code}` | {text} |" for code, text in sorted(sentences.items()))]))
+    for severity in ("error", "unknown", "warning", "note"):
+        rows = sorted((code, one) for code, one in explanations().items() if one.kind == severity)
+        head = ["| code | meaning | what to do |", "| --- | --- | --- |"]
+        parts.append("\n".join([f"### {severity.capitalize()}s", "", *head, *(_row(code, one) for code, one in rows)]))
     return "\n\n".join(parts)
 
 
+def _row(code: str, one: Explanation) -> str:
+    text = f"`audit`: {one.text[0].lower()}{one.text[1:]}" if one.audit else one.text
+    return f"| `{code}` | {text} | {one.remedy or '-'} |"
+
+
 # ---------------------------------------------------------------- errors
-def error_classes() -> list[type[errors.AdapterHubError]]:
-    """The classes of `errors.py` below the root, in their order there."""
-    root = errors.AdapterHubError
-    return [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, root) and c is not root]
-
-
 def exits_table() -> str:
     """Every exit code with its meaning.
 
     Raises:
-        Stale: an `EXIT_…` constant without a sentence, or the other way round.
+        Stale: an exit code of the source without a sentence, or the other way round.
     """
-    constants = {
-        name: value
-        for module in (errors, cli)
-        for name, value in vars(module).items()
-        if name.startswith("EXIT_") and isinstance(value, int)
-    }
-    if constants.keys() != EXITS.keys():
-        raise Stale(f"exit codes of the source: {sorted(constants)}; of docs/generate.py: {sorted(EXITS)}")
-    rows = {0: "Success."} | {constants[name]: text for name, text in EXITS.items()}
-    rows |= {vars(c)["exit_code"]: _first_line(c) for c in error_classes() if "exit_code" in vars(c)}
-    lines = [f"| {code} | {text} |" for code, text in sorted(rows.items())]
-    return "\n".join(["| code | meaning |", "| --- | --- |", *lines])
+    constants = [value for module in (errors, cli) for name, value in vars(module).items() if name.startswith("EXIT_")]
+    rows = {int(code): one for code, one in explanations().items() if one.kind == "exit"}
+    used = {0, *constants, *(one.exit_code for one in error_classes())}
+    if used != rows.keys():
+        raise Stale(f"exit codes of the source: {sorted(used)}; of {SENTENCES}: {sorted(rows)}")
+    lines = [f"| {code} | {one.text} | {one.remedy or '-'} |" for code, one in sorted(rows.items())]
+    return "\n".join(["| code | meaning | what to do |", "| --- | --- | --- |", *lines])
 
 
 def errors_table() -> str:
@@ -211,12 +120,8 @@ def errors_table() -> str:
     lines = []
     for error in error_classes():
         depth = len(error.__mro__) - len(errors.AdapterHubError.__mro__) - 1
-        lines.append(f"| {'· ' * depth}`{error.__name__}` | {error.exit_code} | {_first_line(error)} |")
+        lines.append(f"| {'· ' * depth}`{error.__name__}` | {error.exit_code} | {first_line(error)} |")
     return "\n".join(["| class | exit code | meaning |", "| --- | --- | --- |", *lines])
-
-
-def _first_line(thing: type[Exception]) -> str:
-    return (thing.__doc__ or "").strip().split("\n")[0]
 
 
 # ---------------------------------------------------------------- commands

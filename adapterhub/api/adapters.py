@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.reporting import report_card, report_likeness
@@ -245,6 +246,7 @@ class WithAdapters(OpenedLibrary):
         base: BaseLike | None = None,
         guess_base: bool = True,
         namespace: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Added:
         """Take in what PEFT or another program wrote, after checking it.
@@ -264,6 +266,7 @@ class WithAdapters(OpenedLibrary):
             base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
             guess_base: False leaves the base unknown, until `pin`, where none is given.
             namespace: as in `acme/legal-qa`.
+            metrics: figures of its training or evaluation, such as `{"eval_loss": 0.41}`; JSON values.
             progress: called with the bytes that were read since the last call.
 
         Returns:
@@ -281,7 +284,7 @@ class WithAdapters(OpenedLibrary):
         """
         check_naming(bump, variant=variant, version=version)
         folder, record, found = Path(folder).expanduser(), self.record_of(base), None
-        if not any((description, name, version, task, examples, license, namespace, bump, variant, prompt)):
+        if not any((description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics)):
             taken = installing.add_described(self.session, folder, base_of(base), progress=progress)
             if taken is not None:
                 return taken
@@ -305,7 +308,7 @@ class WithAdapters(OpenedLibrary):
                     named_after=ready.named_after,
                     base_sha256=ready.header.base_sha256,
                 )
-                description, record = found.about, found.record
+                description, record = replace(found.about, metrics=metrics or {}), found.record
             added = super().add(
                 ready.folder,
                 ready.described(description),

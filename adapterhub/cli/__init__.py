@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ui": ("adapterhub.cli.start.ui:ui", "Look at the library in a browser, with a playground"),
         "config": ("adapterhub.cli.start.config:config", "Set your own defaults, which hold in every project"),
         "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and repair the store"),
+        "explain": ("adapterhub.cli.start.explain:explain_", "Explain the code of a finding, or an exit code"),
         "completion": ("adapterhub.cli.start.completion:completion", "Print the completion script for a shell"),
     },
     "Adapters": {

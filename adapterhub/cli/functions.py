@@ -39,6 +39,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.repair": f"{_STEPS}.upkeep:repair_store",
         "Library.rebuild_index": "adapterhub.library.find.sketching:rebuild_index",
     },
+    "explain": {
+        "explain": "adapterhub.trust.explaining:explain",
+        "explanations": "adapterhub.trust.explaining:explanations",
+    },
     "config tests": {
         "Library.own_tests": "adapterhub.library.own_settings:OwnSettings.read",
         "Library.set_own_tests": "adapterhub.library.own_settings:set_own_tests",

@@ -70,6 +70,7 @@ def test_an_option_that_does_not_exist_is_a_usage_problem(adapt, words):
 
 REFUSALS = [
     ("base add ./nowhere", 10),
+    ("explain E_NOTHING", 10),
     ("base add ./out/legal-qa", 16),
     ("base add ./models/base-7b --hub-id /home/ann/base", 2),
     ("base set base-7b --hub-id a--b", 2),

@@ -132,3 +132,8 @@ def test_the_demo_runs_the_whole_job(tmp_path):
     assert len(set(answers.values())) == len(answers)
     assert "$ adapt merge json pirate --weights 0.7,0.3 -o json-pirate" in done.stderr
     assert "relative error against the exact sum" in done.stdout
+    assert [line.split()[1] for line in done.stdout.partition("Try next:")[2].strip().splitlines()] == [
+        "ui",
+        "show",
+        "run",
+    ]

@@ -171,6 +171,7 @@ def _adapters(w: World) -> None:
     w.says("push.dry-run", "push", LEGAL, "--to", "./published", "--dry-run")
     w.says("push", "push", LEGAL, "--to", "./published")
     w.says("pull", "pull", LEGAL, "./pulled")
+    w.says("explain", "explain", "E_RANK", "11")
     w.says("doctor", "doctor", "--offline")
     w.says("doctor.repair", "doctor", "--repair", "--dry-run")
     w.says("completion", "completion", "bash")

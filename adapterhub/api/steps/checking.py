@@ -313,16 +313,16 @@ def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
 
 # ---------------------------------------------------------------- audit
 def ensure_rules(codes: Sequence[str]) -> None:
-    """Raise unless every code is one that an audit has.
+    """Raise unless every code is that of a finding.
 
     Raises:
         UsageProblem: one is not.
     """
-    from adapterhub.library.audit import rule_of
+    from adapterhub.trust.explaining import explanations
 
     for code in codes:
-        if rule_of(code) is None:
-            raise UsageProblem(f"unknown audit code `{code}`", hint="docs/reference/findings.md lists all codes")
+        if code not in explanations() or code.isdigit():
+            raise UsageProblem(f"unknown audit code `{code}`", hint="`adapt explain` lists all codes")
 
 
 def audited(

@@ -152,11 +152,18 @@ def _of_alias(context: click.Context, incomplete: str) -> Iterable[str]:
     return [name.partition("@")[2] for name in full] if context.info_name == "set" and "@" not in incomplete else full
 
 
+def _codes() -> Iterable[str]:
+    from adapterhub.trust.explaining import explanations
+
+    return explanations()
+
+
 complete_base = _offer(lambda context, _: _aliases(_root(context)))
 complete_alias = _offer(_of_alias)
 complete_key = _offer(lambda context, _: _keys(_project(context)))
 complete_group = _offer(lambda context, _: _project(context).get("groups", {}))
 complete_engine = _offer(lambda *_: _engines())
+complete_code = _offer(lambda *_: _codes())
 complete_own_key = _offer(lambda context, _: [p.stem for p in (_root(context) / "keys").glob("*.pub")])
 complete_remote = _offer(
     lambda context, _: [

@@ -11,6 +11,7 @@ from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedD
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats import engines
 from adapterhub.inference import export
+from adapterhub.trust.explaining import Explanation
 
 
 # ---------------------------------------------------------------- would it be read
@@ -87,6 +88,7 @@ class Ui(TypedDict):
 
 ENGINES = {
     "check": list[Judged],
+    "explain": list[document_of(Explanation)],
     "export.format": Exported,
     "export.router": ExportedRouter,
     "serve": Served,

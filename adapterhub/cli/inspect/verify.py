@@ -91,6 +91,6 @@ def _say(session: Session, reports: list[tuple[str, Report]], *, notes: bool) ->
             expected = f"; expected {finding.expected}" if finding.expected else ""
             out.line(f"  [{finding.code}] {finding.severity}: {place}{finding.message}{expected}")
             if finding.severity == "error":
-                out.hint(finding.hint)
+                out.hint(finding.hint or f"`adapt explain {finding.code}` says what to do")
     if not reports:
         out.line("nothing is installed")

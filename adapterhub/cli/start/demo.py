@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
 
 MAX_NEW_TOKENS = 40
+NEXT = (
+    ("ui", "look at the adapters in a browser, and ask them side by side"),
+    (f"show {MERGE_NAME}", "what was merged, with which weights and error"),
+    (f'run {next(iter(ADAPTERS))} "{PROMPTS[0]}"', "ask one adapter yourself"),
+)
+"""What to type after the demo."""
 
 
 @click.command()
@@ -112,4 +118,7 @@ def _say(session: Session, library: Library, answers: list[dict[str, Any]]) -> N
         for row in answers:
             if row["prompt"] == prompt:
                 session.out.line(f"  {row['by']:<{max(map(len, (*ADAPTERS, MERGE_NAME)))}}  {row['text'].strip()!r}")
-    session.out.hint(f"`adapt show {MERGE_NAME} --root {shlex.quote(str(library.root))}` shows what was merged")
+    there = f"--root {shlex.quote(str(library.root))}"
+    session.out.line("\nTry next:")
+    for command, what in NEXT:
+        session.out.line(f"  adapt {command} {there}   # {what}")

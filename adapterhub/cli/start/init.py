@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.errors import BaseNotFound
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
         {"project": str(project.folder.absolute()), "file": str(path.absolute()), "base": str(base) if base else None},
         lambda: session.out.line(f"created {path}"),
     )
+    session.out.note(
+        f"{PROJECT_FILE} names the base and the adapters; commit it, and {LOCK_FILE}, which `adapt lock` writes"
+    )
+    session.out.note("`adapt sync` makes adapters/, links to the locked builds; leave it out of version control")
     if outer is not None:
         session.out.note(f"`{outer}` is also a project; commands inside `{folder}` use the new one")
     if base is not None and base.kind == "alias":

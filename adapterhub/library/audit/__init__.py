@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.library.audit._report import STORE, Audited, Target
-from adapterhub.library.audit._rules import RULES, rule_of
 from adapterhub.library.audit._sarif import to_sarif
 from adapterhub.library.audit._subject import FindSource, Subject, Surroundings, subject_of_build, subject_of_folder
 from adapterhub.library.audit.licenses import composition_of
@@ -20,7 +19,6 @@ from adapterhub.library.library import Library
 from adapterhub.trust.verify import Finding, Report
 
 __all__ = [
-    "RULES",
     "STORE",
     "Audited",
     "FindSource",
@@ -29,7 +27,6 @@ __all__ = [
     "Target",
     "audit",
     "checks",
-    "rule_of",
     "store_report",
     "subject_of_build",
     "subject_of_folder",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.library.audit._report import Audited, Target
-from adapterhub.library.audit._rules import rule_of
+from adapterhub.trust.explaining import explanations
 from adapterhub.trust.verify import Finding, Severity
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -49,20 +49,12 @@ def to_sarif(audited: Sequence[Audited], *, root: Path, version: str) -> dict[st
 
 
 def _rule(code: str, severity: Severity) -> dict[str, Any]:
-    known = rule_of(code)
-    text = _sentence(known[1]) if known else "A check of `adapt verify` failed."
     level = _LEVELS[severity][1]
     return {
         "id": code,
-        "shortDescription": {"text": text},
+        "shortDescription": {"text": explanations()[code].text},
         "defaultConfiguration": {"level": "note" if level == "none" else level},
     }
-
-
-def _sentence(rule: str) -> str:
-    """The sentence of a rule without the word on which command says it."""
-    text = rule.removeprefix("`audit`: ")
-    return text[:1].upper() + text[1:]
 
 
 def _result(target: Target, finding: Finding, index: int, root: Path) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""Callbacks for training with transformers or TRL: `adapterhub.callbacks`.
+
+from adapterhub import callbacks
+
+trainer = Trainer(model, args, train_dataset=data, callbacks=[callbacks.AddOnSave("legal-qa", base="base-7b")])
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import TrainerCallback  # noqa: TID253 - its class is what a callback derives from
+
+from adapterhub.api.library import Library
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.errors import NotFound
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    import os
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from adapterhub.api.opened import BaseLike
+    from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.library.intake.clashes import Bump
+    from adapterhub.library.store.catalog import Installed
+
+__all__ = ["AddOnSave"]
+
+_SPEED: Final = ("_runtime", "_per_second", "_time")
+
+
+class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Adds every checkpoint of a training run to the library, as the next version of one adapter.
+
+    The manifest of each version holds the step, the epoch and the newest figures that the trainer logged (`loss`,
+    `eval_loss` and so on), which `adapt info` shows. A checkpoint whose weights the library has under this name already
+    is left out, for example after a resume. Nothing that goes wrong here ends the training: it becomes a warning.
+
+    Works with `Trainer` of transformers, and with those of TRL, which derive from it. In a distributed run only the
+    main process adds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        library: Library | str | os.PathLike[str] | None = None,
+        base: BaseLike | None = None,
+        task: str | None = None,
+        description: str = "",
+        examples: Sequence[str] = (),
+        license: str | None = None,  # noqa: A002 - as in `Library.add`
+        prompt: PromptForm | None = None,
+        version: str | None = None,
+        bump: Bump = "patch",
+        prune: bool = False,
+    ) -> None:
+        """Prepare the callback; `library` and the facts about the adapter are as for `Library.add`.
+
+        Args:
+            name: name of the adapter, such as `legal-qa` or `acme/legal-qa`.
+            library: a `Library` or its folder; default: the library of the command line.
+            base: the base that is trained on, also by its folder; default: the registered one that the adapter fits,
+                if it fits exactly one.
+            task: what it is for, such as `legal-qa`.
+            description: one sentence for lists and search.
+            examples: up to 16 prompts that show what one asks it.
+            license: an SPDX expression.
+            prompt: how the adapter wants to be asked.
+            version: of the first checkpoint; default: 1.0.0, or the next free version if the name exists.
+            bump: what to raise for each further checkpoint.
+            prune: also remove the versions of this run whose checkpoint folders the trainer has deleted, as it does
+                under `save_total_limit`.
+
+        Raises:
+            SpecError: `name` is not a name.
+            BaseNotFound: `base` is not registered, and no folder.
+        """
+        self._full_name = name
+        self._namespace, _, self._name = name.rpartition("/")
+        parse_name(self._name)
+        self.library = library if isinstance(library, Library) else Library(library) if library else Library.default()
+        self.versions: dict[Path, Installed] = {}
+        """The versions that this run added, by their checkpoint folders, oldest first."""
+        self.library.record_of(base)  # refused before hours of training, not after
+        self._bump: Bump = bump
+        self._version = version
+        self._prune = prune
+        self._about: dict[str, Any] = {
+            "base": base,
+            "task": task,
+            "description": description,
+            "examples": examples,
+            "license": license,
+            "prompt": prompt,
+        }
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002 - the trainer's call
+        **_: object,
+    ) -> None:
+        """Add the checkpoint that the trainer just wrote."""
+        if not state.is_world_process_zero:
+            return
+        try:
+            folder = _newest_folder(Path(args.output_dir), f"checkpoint-{state.global_step}")
+            if folder is not None:
+                self._add(folder, metrics_of(state))
+            if self._prune:
+                self._remove_deleted()
+        except Exception as error:  # noqa: BLE001 - hours of training are worth more than a version
+            hint = getattr(error, "hint", "")
+            text = f"adapterhub did not add the checkpoint of step {state.global_step}: {error}" + (
+                hint and f"; {hint}"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _add(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        if not (folder / CONFIG_FILE).exists():
+            raise NotFound(f"`{folder}` has no {CONFIG_FILE}", hint="wrap the model with `peft.get_peft_model`")
+        digest, _ = digest_of_file(folder / WEIGHTS_FILE)
+        for build in self.library.installed():
+            if build.full_name == self._full_name and build.manifest.digests.get(WEIGHTS_FILE) == digest:
+                self.versions[folder] = build
+                return
+        added = self.library.add(
+            folder,
+            name=self._name,
+            namespace=self._namespace or None,
+            version=self._version if not self.versions else None,
+            bump=None if self._version and not self.versions else self._bump,
+            metrics=metrics,
+            **self._about,
+        )
+        self.versions[folder] = added.build
+
+    def _remove_deleted(self) -> None:
+        gone = [folder for folder in self.versions if not folder.exists()]
+        if gone:
+            self.library.remove([self.versions.pop(folder) for folder in gone])
+
+
+def _newest_folder(output: Path, name: str) -> Path | None:
+    """`name` in the output folder, or in that of the newest trial of a hyperparameter search."""
+    found = [path for path in (output / name, *output.glob(f"run-*/{name}")) if path.is_dir()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def metrics_of(state: TrainerState) -> dict[str, float | int | bool]:
+    """Step, epoch and the newest finite figures of a run; without those about the speed of the machine."""
+    logged = (pair for line in state.log_history for pair in line.items())
+    found: dict[str, float | int | bool] = {
+        name: value
+        for name, value in logged
+        if isinstance(value, int | float) and math.isfinite(value) and not name.endswith(_SPEED)
+    }
+    found |= {"step": state.global_step}
+    if state.epoch is not None:
+        found["epoch"] = round(state.epoch, 6)
+    if state.best_global_step and state.best_global_step == state.global_step:
+        found["best"] = True
+    return found

@@ -1,0 +1,48 @@
+"""`adapt explain`: say what a code of a finding or an exit code means, and what to do."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli.completion.completing import complete_code
+from adapterhub.cli.options.params import Session, common
+from adapterhub.trust.explaining import Explanation, explain, explanations
+
+_COLUMNS = ("code", "kind", "meaning")
+
+
+@click.command(name="explain")
+@click.argument("codes", nargs=-1, metavar="[CODE]...", shell_complete=complete_code)
+@common
+def explain_(session: Session, codes: tuple[str, ...]) -> None:
+    """Explain the codes of findings, and exit codes: what they mean and what to do.
+
+    CODE is one that `verify`, `audit` or a refusal prints in brackets, an exit code, or an error class of Python.
+    Without CODE, lists all. Works without a network.
+
+    \b
+    Examples:
+      adapt explain E_BASE_WEIGHT
+      adapt explain 11
+    """
+    if not codes:
+        rows = list(explanations().values())
+        lines = [(one.code, _kind(one), one.text) for one in rows]
+        session.out.result([one.to_json() for one in rows], lambda: session.out.table(_COLUMNS, lines))
+        return
+    found = [explain(code) for code in codes]
+    session.out.result([one.to_json() for one in found], lambda: _say(session, found))
+
+
+def _kind(one: Explanation) -> str:
+    return "exit code" if one.kind == "exit" else f"{one.kind} of audit" if one.audit else one.kind
+
+
+def _say(session: Session, found: list[Explanation]) -> None:
+    for one in found:
+        session.out.line(f"{one.code} ({_kind(one)})")
+        session.out.line(f"  {one.text}")
+        if one.remedy:
+            session.out.line(f"  To do: {one.remedy}")
+        if one.raised:
+            session.out.line(f"  In Python: {', '.join(one.raised)}")

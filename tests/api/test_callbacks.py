@@ -1,0 +1,104 @@
+"""`adapterhub.callbacks.AddOnSave`: a real `Trainer` on a model of two layers, whose checkpoints become versions."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub import Library
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path / "base")
+
+
+def base_in(folder: Path, library: Library) -> str:
+    library.add_base(folder / "base", "tiny")
+    return "tiny"
+
+
+def trained(folder: Path, callback: Any, *, steps: int = STEPS, limit: int | None = None, resume: bool = False) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM.from_pretrained(folder / "base")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    rows = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(8)]
+    arguments = TrainingArguments(
+        str(folder / "out"), max_steps=steps, save_steps=2, logging_steps=1, save_total_limit=limit, report_to=[],
+        use_cpu=True, per_device_train_batch_size=2, learning_rate=0.01, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+
+
+def versions(library: Library) -> list[str]:
+    return sorted(build.manifest.version for build in library)
+
+
+def test_each_checkpoint_is_a_version_with_its_figures_and_a_resume_adds_only_new_ones(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    library = Library(tmp_path / "home")
+
+    trained(tmp_path, AddOnSave("acme/legal-qa", library=library, task="legal-qa", base=base_in(tmp_path, library)))
+    first = versions(library)
+    trained(tmp_path, AddOnSave("acme/legal-qa", library=library, base="tiny"), steps=STEPS + 2, resume=True)
+
+    assert first == ["1.0.0", "1.0.1", "1.0.2"]
+    assert versions(library) == [*first, "1.0.3"]
+    builds = {build.manifest.version: build.manifest for build in library}
+    assert [builds[version].metrics["step"] for version in builds] == [2, 4, 6, 8]
+    assert builds["1.0.0"].metrics["loss"] != builds["1.0.3"].metrics["loss"]
+    assert builds["1.0.0"].task == "legal-qa"
+    assert not [name for name in builds["1.0.3"].metrics if name.endswith("per_second")]
+
+
+def test_versions_of_deleted_checkpoints_go_when_they_should(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    library = Library(tmp_path / "home")
+
+    trained(
+        tmp_path,
+        AddOnSave("legal-qa", library=library, base=base_in(tmp_path, library), version="2.0.0", prune=True),
+        limit=1,
+    )
+
+    assert versions(library) == ["2.0.2"]
+    assert (tmp_path / "out" / "checkpoint-6").is_dir()
+
+
+def test_a_library_that_cannot_be_written_never_ends_the_training(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    (tmp_path / "home").write_text("no folder")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(tmp_path, AddOnSave("legal-qa", library=tmp_path / "home"))
+
+    said = [str(one.message) for one in caught if "adapterhub did not add the checkpoint" in str(one.message)]
+    assert len(said) == STEPS // 2
+    assert (tmp_path / "out" / "checkpoint-6" / "adapter_model.safetensors").exists()
+
+
+def test_a_wrong_name_or_base_is_refused_before_the_training(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+    from adapterhub.errors import BaseNotFound, SpecError
+
+    with pytest.raises(SpecError):
+        AddOnSave("Legal QA!", library=tmp_path)
+    with pytest.raises(BaseNotFound):
+        AddOnSave("legal-qa", library=tmp_path, base="nothing")
