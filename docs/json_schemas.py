@@ -1,5 +1,4 @@
 """The documents of `--json` as JSON Schemas, which pydantic makes of `adapterhub.cli.documents`, and as a page."""
-# ruff: noqa: INP001 - a module beside the pages it writes, not a package
 
 from __future__ import annotations
 
