@@ -72,3 +72,13 @@ def test_the_packages_of_the_site_are_pinned_and_ci_builds_it():
 
     assert [line for line in lines if not re.match(r"#|[\w-]+==[\d.]+( |$)", line)] == []
     assert "nox -s site" in workflow
+
+
+def test_the_package_index_gets_no_picture_and_no_relative_link():
+    pytest.importorskip("hatchling")
+    from docs.website.readme import for_index
+
+    text = for_index((ROOT / "README.md").read_text(encoding="utf-8"))
+
+    assert re.findall(r"!\[|\]\((?!https:)", text) == []
+    assert "A registry has the same pages for a team" in text
