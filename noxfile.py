@@ -70,10 +70,11 @@ def exhaustive(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the generated parts of the reference, check the prose, then run the pages' examples."""
+    """Write the generated parts of the reference, check the prose, run the pages' examples; then `site`."""
     session.run(sys.executable, "docs/generate.py", external=True)
     _run(session, "tests.prose")
-    _pytest(session, "tests/test_docs.py")
+    _pytest(session, "tests/test_docs.py", "tests/test_website.py")
+    session.notify("site")
 
 
 @nox.session(venv_backend="venv", reuse_venv=True)
