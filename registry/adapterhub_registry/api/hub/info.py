@@ -94,7 +94,7 @@ class ListQuery(BaseModel):
 def list_models(
     request: Request, registry: RegistryOf, caller: CallerOf, base: BaseUrl, query: Annotated[ListQuery, Query()]
 ) -> Response:
-    """One page of repositories; `Link` leads to the next. With files, a page ends after 20,000 of them, too."""
+    """One page of repositories; `Link` leads to the next. A page with files ends at `FILES_OF_PAGE`, too."""
     registry.repos.check_may_read(caller)
     members, visible = query.members(), registry.repos.visible(caller)
     with registry.db.read() as connection:
