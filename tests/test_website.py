@@ -1,10 +1,12 @@
 """The documentation site, without Sphinx: `nox -s site` builds it, these tests look at what it is built of."""
 
+import html
 import re
 from pathlib import Path
 
 import pytest
 
+from docs import recording
 from docs.website import built, pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +84,12 @@ def test_the_package_index_gets_no_picture_and_no_relative_link():
 
     assert re.findall(r"!\[|\]\((?!https:)", text) == []
     assert "A registry has the same pages for a team" in text
+
+
+def test_the_recording_of_the_readme_is_that_of_its_script():
+    picture = recording.PICTURE.read_text(encoding="utf-8")
+    shown = [html.unescape(text) for text in re.findall(r'<text class="command"[^>]*>\$ ([^<]*)</text>', picture)]
+
+    assert shown == list(recording.STEPS)
+    assert f"]({recording.PICTURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"https?://(?!www\.w3\.org/)", picture) == []
