@@ -1,7 +1,8 @@
 """The development commands, each as a session: `.venv/bin/nox -s fast`; `.venv/bin/nox --list` shows them all.
 
-Sessions run in the environment that nox runs in, so they need no second set-up. Arguments after `--` reach the tool:
-`nox -s fast -- -x tests/core/test_specs.py`. CI calls the same sessions on every supported Python.
+Sessions run in the environment that nox runs in, so they need no second set-up; only `site` makes its own. Arguments
+after `--` reach the tool: `nox -s fast -- -x tests/core/test_specs.py`. CI calls the same sessions on every supported
+Python.
 """
 
 from __future__ import annotations
@@ -69,10 +70,18 @@ def exhaustive(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the generated parts of the reference, check the prose, then run the pages' examples."""
+    """Write the generated parts of the reference, check the prose, run the pages' examples; then `site`."""
     session.run(sys.executable, "docs/generate.py", external=True)
     _run(session, "tests.prose")
-    _pytest(session, "tests/test_docs.py")
+    _pytest(session, "tests/test_docs.py", "tests/test_website.py")
+    session.notify("site")
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def site(session: nox.Session) -> None:
+    """Build the documentation site into build/site, with Sphinx in an environment of its own."""
+    session.install("-q", "-r", "docs/website/requirements.txt", "-e", ".[registry]")
+    session.run("python", "-m", "docs.website", *session.posargs)
 
 
 @nox.session

@@ -65,6 +65,15 @@ def look_at_library(page: Page, library: adapterhub.Library) -> None:
         page.set_viewport_size(SIZE)
 
 
+def look_at_merge(page: Page, library: adapterhub.Library) -> None:
+    """The maps of two adapters before they are merged: where their updates agree, by layer and module."""
+    with library.ui() as ui:
+        page.goto(ui.url)
+        page.wait_for_url("**/")
+        page.goto(f"http://127.0.0.1:{ui.port}/compare?a=json&b=pirate")
+        page.locator("svg.heat").first.screenshot(path=PICTURES / "heat-map.png")
+
+
 def look_at_registry(page: Page, library: adapterhub.Library, folder: Path) -> None:
     """The search, one adapter and an administrator's page."""
     with running(folder / "registry") as server:
@@ -93,6 +102,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=needs_chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=SIZE)
         look_at_library(page, library)
+        look_at_merge(page, library)
         look_at_registry(page, library, folder)
         browser.close()
 
