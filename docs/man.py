@@ -1,5 +1,4 @@
 """Write the manual pages, `adapt.1` and one for each command, from the commands' help: `python -m docs.man FOLDER`."""
-# ruff: noqa: INP001 - a script beside the pages
 
 from __future__ import annotations
 
