@@ -27,9 +27,9 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     SpecError,
 )
-from adapterhub.distribution.hub import _wire
-from adapterhub.distribution.hub._etag import check_etag, git_sha1
-from adapterhub.distribution.hub._wire import (
+from adapterhub.distribution.http import wire as _wire
+from adapterhub.distribution.http.etag import check_etag, git_sha1
+from adapterhub.distribution.http.wire import (
     Answer,
     HttpError,
     Wire,

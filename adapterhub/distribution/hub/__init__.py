@@ -23,11 +23,15 @@ from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, digest_of, strict_json
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.http.plain import header_of
+from adapterhub.distribution.http.session import bound_client, bounded_client
+from adapterhub.distribution.http.stream import RemoteFile
+from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
-from adapterhub.distribution.hub._plain import Contents, header_of, plain_release
+from adapterhub.distribution.hub._plain import Contents, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
@@ -40,8 +44,6 @@ from adapterhub.distribution.hub._search import (
     search_registry,
     search_tags,
 )
-from adapterhub.distribution.hub._session import bound_client, bounded_client
-from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._versions import (
     Published,
     PublishedVersion,
@@ -50,7 +52,6 @@ from adapterhub.distribution.hub._versions import (
     published_in,
     yanked_on_registry,
 )
-from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._withdrawal import Withdrawal
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.peft.config import AdapterConfig

@@ -37,7 +37,7 @@ from adapterhub.core.errors import (
     SpecError,
     shown,
 )
-from adapterhub.distribution.hub._etag import check_etag
+from adapterhub.distribution.http.etag import check_etag
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""

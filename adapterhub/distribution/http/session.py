@@ -13,7 +13,7 @@ from typing import Any, Final
 from huggingface_hub import set_client_factory
 
 from adapterhub.core.errors import RemoteUnreachable, shown
-from adapterhub.distribution.hub._wire import (
+from adapterhub.distribution.http.wire import (
     CONNECT_S,
     MAX_ERROR_BYTES,
     MAX_SMALL_BYTES,
