@@ -16,9 +16,11 @@ from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
+from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.results import ResultFiles, results_at
+from adapterhub.library.store.origins import is_url
 from adapterhub.library.transfer import Copied, copy
-from adapterhub.projects.session import wanted_from
+from adapterhub.projects.session import hub_of, wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import ContractGate
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.resolve import Objection
     from adapterhub.formats.cards.card import Card
     from adapterhub.library.library import Library
+    from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Destination, Source
     from adapterhub.projects.reporting import Bars
@@ -159,7 +162,29 @@ def place_for(
         from adapterhub.library.directory import PublishedDirectory
 
         return PublishedDirectory(Path(to).expanduser())
-    return server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
+    there, repository = _registry_of(session, to, remote) if is_url(to) else (_remote_for(session, to, remote), to)
+    opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
+    if there.kind == OCI:
+        from adapterhub.distribution.oci import OciRegistry
+
+        if private:
+            raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
+        assert isinstance(opened, OciRegistry)
+        return opened.to(repository)
+    return hub_of(opened).to(repository, private=private)
+
+
+def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:
+    """The remote and the repository of `oci://HOST/REPOSITORY[:TAG]`: the remote that has the longest part of it."""
+    host, _, path = to.removeprefix(f"{OCI}://").partition("/")
+    if kind_in(to) != OCI or not path or remote:
+        raise UsageProblem(
+            f"`{shown(to)}` is no place to push to: expected `org/repo` with `--remote`, `oci://host/repo[:tag]` "
+            "without, or a directory"
+        )
+    known = [one for one in session.remotes.all() if one.kind == OCI and to.startswith(f"{one.url}/")]
+    found = max(known, key=lambda one: len(one.url), default=None) or session.remotes.get(f"{OCI}://{host}")
+    return found, to[len(found.url) + 1 :] if to.startswith(f"{found.url}/") else path
 
 
 def card_at(place: Destination, release: Release, folder: Path) -> Card:
@@ -178,10 +203,16 @@ def card_at(place: Destination, release: Release, folder: Path) -> Card:
     return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
 
+def _remote_for(session: Session, to: str, remote: str | None) -> Remote:
+    """The remote that `--remote` names, else that of the namespace, else the default one."""
+    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
+    return owners[0] if owners else session.remote(remote)
+
+
 def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
     """The server of `--remote`, else that of the namespace, else the default remote."""
-    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
-    return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
+    found = _remote_for(session, to, remote)
+    return hub_of(session.named_source(found, remote or found.name, token=token, offline=offline))
 
 
 def server_of(session: Session, spec: AdapterSpec, remote: str | None, *, token: str | None, offline: bool) -> Hub:
