@@ -50,6 +50,9 @@ class OciServer(ThreadingHTTPServer):
     def address(self) -> str:
         return f"oci://{self.host}"
 
+    def handle_error(self, *_arguments: object) -> None:
+        """Nothing on stderr where a client hangs up."""
+
     def tags(self, name: str) -> list[str]:
         return sorted(tag for repo, tag in self.manifests if repo == name and not tag.startswith("sha256:"))
 
@@ -87,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply = server.answers.get(f"{self.command} {place.path}") or server.answers.get(place.path)
         return self._send(reply or self._reply(place.path, parse_qs(place.query), body))
 
-    do_GET = do_HEAD = do_POST = do_PUT = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - names of the protocol
 
     def _granted(self, path: str) -> str:
         found = PATH.match(path)
@@ -104,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/v2/":
             return Reply()
         if path == "/v2/_catalog":
-            return Reply(200, json.dumps({"repositories": sorted({name for name, _ in self.server.manifests})}).encode())
+            return Reply(
+                200, json.dumps({"repositories": sorted({name for name, _ in self.server.manifests})}).encode()
+            )
         found = PATH.match(path)
         if found is None:
             return Reply(404)

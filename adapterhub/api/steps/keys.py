@@ -129,7 +129,8 @@ def login_to(session: Session, remote: Remote, token: str) -> str:
     """
     who = ""
     try:
-        who = session.hub(remote, token=token).who()
+        opened: Any = session.open_remote(remote, token=token)
+        who = opened.who()
     except RemoteUnreachable as error:
         session.out.warn(f"stored without a check: {error.message}")
     except NotAllowed as error:

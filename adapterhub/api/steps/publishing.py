@@ -78,8 +78,7 @@ def push_build(
     library = session.library
     release = release_of(library, build)
     if signer is not None:
-        namespace = build.namespace or (None if names_folder(to) else to.partition("/")[0])
-        sign_build(library, build, namespace, signer)
+        sign_build(library, build, build.namespace or _namespace_in(to), signer)
     Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
@@ -96,6 +95,12 @@ def push_build(
     if gate is None:
         session.out.note(contract_line(library, build))
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
+
+
+def _namespace_in(to: str) -> str | None:
+    """The namespace that a build gets at the place `to`: the word before the name of the repository."""
+    words = to.partition("://")[2].split("/")[1:] if is_url(to) else to.split("/")
+    return None if names_folder(to) or len(words) < 2 else words[-2]  # noqa: PLR2004 - a namespace and a name
 
 
 def push_results(

@@ -75,7 +75,7 @@ class _Bounds:
         """Replaces the client's `send`, which all its calls use; the hook reads the bound from the request."""
         request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
         response = self._send(request, stream=stream, **more)
-        if request.method == "HEAD":
+        if request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:
             self._note(response)
         return response
 
