@@ -43,7 +43,8 @@ MOST_LISTED: Final = 1000
 _TITLE: Final = "org.opencontainers.image.title"
 _FILE_PATH: Final = "org.cncf.model.filepath"
 _CREATED: Final = "org.opencontainers.image.created"
-_PACKED: Final = (".tar", "+gzip", "+zstd", ".gzip")
+_UNPACK: Final = "io.deis.oras.content.unpack"
+_MODEL_LAYER: Final = "application/vnd.cncf.model."
 _LARGEST: Final = 1 << 53
 EMPTY: Final = b"{}"
 
@@ -174,7 +175,8 @@ def _files(layers: tuple[Blob, ...]) -> dict[str, Blob]:
             continue
         if name in found:
             raise ValueError(f"names the file `{name}` twice")
-        if layer.media_type.endswith(_PACKED):
+        is_model_archive = layer.media_type.startswith(_MODEL_LAYER) and not layer.media_type.endswith(".raw")
+        if is_model_archive or layer.annotations.get(_UNPACK) == "true":
             raise ValueError(f"packs the file `{name}` (`{shown(layer.media_type)}`); push the file itself")
         found[name] = layer
     return found
