@@ -56,14 +56,14 @@ class OciWire(Wire):
         is_own = origin_of(answer.url) == origin_of(self.endpoint)
         if answer.status != HTTPStatus.UNAUTHORIZED or not is_own or (form and not isinstance(form, bytes)):
             return answer
-        granted = self._grant(answer.headers.get("www-authenticate", ""), *what)
+        granted = self._grant(answer.headers.get("www-authenticate", ""), what[0], writes=what[1])
         if not granted:
             return answer
         answer.close()
         self._granted[what] = granted
         return super().open(url, sent | {"authorization": granted}, form, method)
 
-    def _grant(self, challenge: str, repository: str, writes: bool) -> str:  # noqa: FBT001 - the key of a grant
+    def _grant(self, challenge: str, repository: str, *, writes: bool) -> str:
         """The header that answers a challenge; "" where nothing does.
 
         Raises:
