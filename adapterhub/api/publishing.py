@@ -55,7 +55,7 @@ class WithPublishing(OpenedLibrary):
 
         Args:
             spec: the installed adapter.
-            to: a repository (`acme/legal-qa`), or a directory (`./published`).
+            to: a repository (`acme/legal-qa`), an image (`oci://host/repo[:tag]`), or a directory (`./published`).
             rank: this rank only.
             min_rank: this rank or a higher one.
             max_rank: this rank or a lower one.

@@ -200,7 +200,7 @@ def test_a_hostile_answer_is_refused_plainly_and_stores_nothing(hostile: str, us
 
 
 def test_a_password_never_travels_unencrypted_from_an_encrypted_registry() -> None:
-    wire = OciWire("https://registry.example", Credentials(user="ana", password="s3cret"))
+    wire = OciWire("https://registry.example", Credentials(user="ana", password="s3cret"))  # noqa: S106 - of no registry
 
     with pytest.raises(RemoteUnreachable, match="unencrypted"):
         wire._grant('Bearer realm="http://registry.example/token"', REPO, writes=False)

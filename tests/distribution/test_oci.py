@@ -12,7 +12,7 @@ import pytest
 from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.library.results import results_of
 from tests.support.command_line import Adapt
-from tests.support.oci_registry import OciServer, serving
+from tests.support.oci_registry import OciServer, Reply, serving
 from tests.support.results import signed, with_contract
 from tests.support.tiny import make_adapter
 
@@ -247,4 +247,44 @@ def test_what_an_oci_registry_cannot_do_is_said(home, plain):
         "is not the address of an OCI registry": ("remote", "add", "x", "oci://host/UPPER"),
     }.items():
         assert words in home.fails(2, *arguments)
+    assert plain.came == []
+
+
+# ------------------------------------------------------------ search
+def test_search_reads_what_images_say_of_themselves(home, plain, add):
+    add("risk", task="legal", rank=2)
+    home.ok("push", "legal-qa", "--to", f"{plain.address}/team/{REPO}")
+    home.ok("push", "risk", "--to", f"{plain.address}/team/acme/risk")
+    home.ok("push", "risk", "--to", f"{plain.address}/elsewhere/risk")
+    home.ok("remote", "add", "ours", f"{plain.address}/team")
+
+    def found(*asked: object) -> list[tuple[str, str]]:
+        return [(hit["repository"], hit["base"]) for hit in home.json("search", "--remote", "ours", *asked)]
+
+    everything = [("team/acme/legal-qa", "base-7b"), ("team/acme/risk", "base-7b")]
+    assert found() == found("--task", "legal", "--base", "base-7b") == everything
+    assert found("legal") == found("--min-rank", "4") == found(REPO) == everything[:1]
+    assert found("--task", "other") == found("--method", "dora") == []
+    plain.answers["/v2/_catalog"] = Reply(401)
+    assert found(REPO) == everything[:1]
+    assert "lists no repositories" in home.fails(2, "search", "legal", "--remote", "ours")
+
+
+def test_info_and_doctor_ask_the_registry_without_its_weights(home, other, plain):
+    home.ok("push", "legal-qa", "--to", f"{plain.address}/{REPO}")
+    other.ok("remote", "add", "ours", plain.address, "--namespaces", "acme", "--default")
+
+    told = other.json("info", REPO)
+    found = {line["check"]: line for line in other.json("doctor")}
+
+    assert (told["remote"], told["repository"], told["installed"]) == (plain.address, REPO, False)
+    assert plain.manifests[REPO, told["commit"]] == plain.manifests[REPO, "1.0.0"]
+    assert told["header"]["parameters"] == next(iter(home.library.installed())).manifest.parameters
+    assert "reachable" in found["hub"]["fact"]
+
+
+def test_a_dry_run_shows_the_tag_and_asks_nothing(home, plain):
+    told = home.json("push", "legal-qa", "--to", f"{plain.address}/{REPO}:stable", "--dry-run")
+
+    assert (told["kind"], told["tag"]) == ("repository", "stable")
     assert plain.came == []

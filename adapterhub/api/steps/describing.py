@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.hub import Contents, Hub
+    from adapterhub.distribution.http.plain import Contents
+    from adapterhub.distribution.hub import Hub
+    from adapterhub.distribution.oci import OciRegistry
     from adapterhub.formats.manifest import BaseRef
     from adapterhub.formats.modules.groups import Modules
     from adapterhub.formats.release import Release
@@ -144,7 +146,6 @@ def document_on_server(
     sources = session.sources_of(spec, remote, token=token)
     if not sources and not_here is not None:
         raise not_here
-    from adapterhub.distribution.hub import Hub, HubNamespace
     from adapterhub.distribution.moving import exact_at
 
     library = session.library
@@ -152,10 +153,9 @@ def document_on_server(
     release, source, resolution = choose_release(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
-    hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # `sources` holds servers only
-    contents = hub.contents(release)
-    document = server_document(release, contents, hub) | verdict_document(library, release.manifest.base, spec, base)
+    server: Any = getattr(source, "hub", getattr(source, "registry", source))  # of a namespace of it
+    document = server_document(release, server.contents(release), server)
+    document |= verdict_document(library, release.manifest.base, spec, base)
     document["policy_refusal"] = refusal_here(session, resolution.chosen)
     return document
 
@@ -183,7 +183,7 @@ def header_document(contents: Contents) -> dict[str, Any]:
     }
 
 
-def server_document(release: Release, contents: Contents, hub: Hub) -> dict[str, Any]:
+def server_document(release: Release, contents: Contents, server: Hub | OciRegistry) -> dict[str, Any]:
     """Everything about a build on a server, of which only the first bytes were read."""
     manifest = release.manifest
     document = manifest.to_json()
@@ -192,13 +192,13 @@ def server_document(release: Release, contents: Contents, hub: Hub) -> dict[str,
         "name": release.full_name,
         "digest": release.digest,
         "installed": False,
-        "remote": hub.endpoint,
+        "remote": server.place,
         "repository": contents.repo,
         "commit": contents.commit,
         "yanked": release.yanked,
         "size_bytes": manifest.size_bytes,
         **header_document(contents),
-        "received_bytes": hub.received_bytes,
+        "received_bytes": server.received_bytes,
     }
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.resolve import Objection
     from adapterhub.formats.cards.card import Card
+    from adapterhub.formats.manifest import Manifest
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
@@ -206,6 +207,14 @@ def card_at(place: Destination, release: Release, folder: Path) -> Card:
     if isinstance(place, HubRepository):
         return place.card_of(release, contract)
     return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
+
+
+def tag_at(place: Destination, manifest: Manifest) -> str:
+    """The tag that a build gets at a place."""
+    from adapterhub.distribution.hub import version_tag
+    from adapterhub.distribution.oci import OciRepository
+
+    return place.tag_for(manifest) if isinstance(place, OciRepository) else version_tag(manifest)
 
 
 def _remote_for(session: Session, to: str, remote: str | None) -> Remote:

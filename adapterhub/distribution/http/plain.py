@@ -6,8 +6,9 @@ file with the header and a hole for the numbers. The weights come later and are 
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.etag import git_sha1
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
+from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Release
-from adapterhub.formats.safetensors.file import LENGTH_BYTES
+from adapterhub.formats.safetensors.file import LENGTH_BYTES, TensorFile, parse_header
 from adapterhub.formats.safetensors.header import adapter_limits
 from adapterhub.library.directory import PlainFolder
 
@@ -51,6 +53,42 @@ def described(
             with wire.plainly(f"`{item.path}` of `{origin}`"):
                 known[item.path] = _place(wire, place, item, folder / item.path)
         return PlainFolder(folder, version=version, origin=origin, known=known).releases(spec)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """The config and the tensor header of a build on a server, read without its weights.
+
+    `commit` is that of the repository, or the digest of an image.
+    """
+
+    repo: str
+    commit: str
+    config: AdapterConfig
+    weights: TensorFile
+
+
+def read_contents(
+    wire: Wire, release: Release, repo: str, commit: str, path_of: Callable[[FileEntry], str]
+) -> Contents:
+    """Config and tensors of a build, by range requests; `path_of` is the URL path of a file.
+
+    Raises:
+        DigestMismatch: the config differs from the manifest.
+    """
+    config, weights = (release.manifest.file(name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    assert config is not None
+    assert weights is not None  # a manifest names both
+    with wire.plainly(f"`{repo}`"):
+        raw = wire.get(path_of(config))
+        head = header_of(wire, path_of(weights), weights.size_bytes)
+    if digest_of(raw) != config.sha256:
+        raise DigestMismatch(f"{repo}: {CONFIG_FILE}", expected=config.sha256, actual=digest_of(raw))
+    where = f"{repo}: {WEIGHTS_FILE}"
+    tensors = parse_header(io.BytesIO(head), path=Path(WEIGHTS_FILE), size_bytes=weights.size_bytes, where=where)
+    return Contents(
+        repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
+    )
 
 
 def header_of(wire: Wire, path: str, size_bytes: int) -> bytes:

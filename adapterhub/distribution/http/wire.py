@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 from urllib.request import getproxies
 
@@ -63,8 +63,8 @@ HttpObject = Any
 JsonValue = Any
 """Any JSON value."""
 
-Form = Mapping[str, Any] | bytes | IO[bytes]
-"""What a POST sends: the fields of a form, JSON, or the bytes of a file, whose headers say their type and number."""
+Form = Mapping[str, Any] | bytes | Iterable[bytes]
+"""What a POST sends: the fields of a form, JSON, or pieces of a file, whose headers say their type and number."""
 
 
 class Answer:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.plain import described
 from adapterhub.distribution.http.wire import Wire, file_path
 from adapterhub.distribution.hub._listing import files_of
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES
-from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Release
-from adapterhub.formats.safetensors.file import TensorFile
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """The config and the tensor header of a build on a server, read without its weights."""
-
-    repo: str
-    commit: str
-    config: AdapterConfig
-    weights: TensorFile
 
 
 def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, version: str | None) -> Release | None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import IO, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 
 from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import (
@@ -28,7 +28,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.distribution.http.plain import ListedFile, described
+from adapterhub.distribution.http.plain import Contents, ListedFile, described, read_contents
 from adapterhub.distribution.http.stream import RemoteFile
 from adapterhub.distribution.oci._credentials import credentials_for
 from adapterhub.distribution.oci._image import MANIFEST_LIMIT_BYTES, Image, parse_image
@@ -38,6 +38,9 @@ from adapterhub.distribution.oci._wire import OciWire, blob_path
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import is_loopback, is_oci_path
+
+if TYPE_CHECKING:
+    from adapterhub.distribution.hub import Search, SearchHit
 
 __all__ = ["OciImage", "OciNamespace", "OciRegistry", "OciRepository"]
 
@@ -251,6 +254,35 @@ class OciRegistry:
     def _beside(self, release: Release) -> Referrers:
         place = self._places[release.digest]
         return Referrers(self._wire, place.repository, place.image.digest)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes received from the registry so far."""
+        return self._wire.received_bytes
+
+    def contents(self, release: Release) -> Contents:
+        """Config and tensors of a build, by range requests: no weights are read.
+
+        Raises:
+            DigestMismatch: the config differs from the manifest.
+        """
+        repository, image = self.place_of(release)
+        return read_contents(self._wire, release, repository, image, lambda entry: blob_path(repository, entry.sha256))
+
+    def search(self, search: Search) -> list[SearchHit]:
+        """The adapters whose repositories and annotations match `search`; not checked.
+
+        Raises:
+            UsageProblem: the registry lists no repositories, and the text names none in full.
+        """
+        from adapterhub.distribution.oci._search import hits_in, repositories_for
+
+        def images_of(repository: str) -> Iterator[Image]:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                found = pool.map(lambda tag: self._image(repository, tag), self.tags(repository)[:MOST_TAGS])
+                yield from {one.image.digest: one.image for one in found if one is not None}.values()
+
+        return hits_in(repositories_for(self._wire, self._prefix, search.text), images_of, search)
 
     # ------------------------------------------------------------ destination
     def to(self, repository: str) -> OciRepository:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adapterhub.core.dates import parse_time
-from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
+from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, Manifest
 from adapterhub.formats.signed import SignedObject
@@ -183,13 +183,11 @@ def _files(layers: tuple[Blob, ...]) -> dict[str, Blob]:
 
 
 # ---------------------------------------------------------------- making
-def layer(name: str, data: bytes | None = None, *, digest: Digest | None = None, size_bytes: int = 0) -> Blob:
-    """The layer of one file: of `data`, or of a file with this digest and size."""
-    found = digest_of(data) if data is not None else digest
-    assert found is not None
+def layer(name: str, digest: Digest, size_bytes: int) -> Blob:
+    """The layer of one file."""
     return Blob(
-        digest=found,
-        size_bytes=len(data) if data is not None else size_bytes,
+        digest=digest,
+        size_bytes=size_bytes,
         media_type=LAYER_TYPES.get(name, DOC_TYPE),
         annotations={_TITLE: name, _FILE_PATH: name},
     )

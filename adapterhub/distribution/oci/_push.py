@@ -12,7 +12,7 @@ from typing import IO, Final
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest, Progress, digest_of, digest_of_hash
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.errors import DigestMismatch, ReleaseExists, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, DigestMismatch, ReleaseExists, UsageProblem, shown
 from adapterhub.distribution.oci._image import (
     IMAGE_TYPE,
     MODEL_CONFIG_TYPE,
@@ -27,7 +27,9 @@ from adapterhub.distribution.oci._image import (
 from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
 from adapterhub.distribution.oci._wire import OciWire
 from adapterhub.formats.cards.card import make_card
-from adapterhub.formats.contract.contract import Contract
+from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.reader import MAX_BYTES
+from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 
@@ -102,10 +104,6 @@ class OciRepository:
                 hint="push it under a new version, another tag (`oci://…/NAME:TAG`), or to its own repository",
             )
         return Blob(digest=found[1], size_bytes=len(found[0]), media_type=IMAGE_TYPE)
-
-    def card_of(self, release: Release, contract: Contract | None = None) -> str:
-        """The card that goes along."""
-        return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract).text
 
 
 class _Hashed:
@@ -189,11 +187,11 @@ class _Upload:
     def _image(self, created: str) -> tuple[Blob, bytes]:
         wire, repository, release = self._wire, self._place.repository, self._release
         manifest = release.manifest
-        texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: self._place.card_of(release).encode()}
-        layers = tuple(
-            [layer(entry.path, digest=entry.sha256, size_bytes=entry.size_bytes) for entry in manifest.files]
-            + [layer(name, data) for name, data in texts.items()]
-        )
+        files = {entry.path: layer(entry.path, entry.sha256, entry.size_bytes) for entry in manifest.files}
+        card = make_card(manifest, base_hub_id=release.base_hub_id, contract=self._contract(files.get(CONTRACT_FILE)))
+        texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card.text.encode()}
+        made = (layer(name, digest_of(data), len(data)) for name, data in texts.items())
+        layers = (*files.values(), *made)
         config = model_config(manifest, layers)
         for data in (*texts.values(), config):
             if not wire.has_blob(repository, digest_of(data)):
@@ -206,3 +204,11 @@ class _Upload:
         )
         wire.put_manifest(repository, digest_of(raw), raw)
         return Blob(digest=digest_of(raw), size_bytes=len(raw), media_type=IMAGE_TYPE), raw
+
+    def _contract(self, held: Blob | None) -> Contract | None:
+        """The contract that was sent, for the card; None without a sound one, which other checks refuse."""
+        if held is None or held.size_bytes > MAX_BYTES:
+            return None
+        with contextlib.suppress(AdapterHubError):
+            return parse_contract(self._wire.blob(self._place.repository, held, MAX_BYTES))
+        return None
