@@ -168,6 +168,7 @@ def _adapters(w: World) -> None:
     w.says("path", "path", LEGAL)
     w.says("verify", "verify", LEGAL, "./out/tables", "--base", "base-7b")
     w.says("audit", "audit", LEGAL, "--offline", exit_code=0)
+    w.says("sbom", "sbom", LEGAL)
     w.says("push.dry-run", "push", LEGAL, "--to", "./published", "--dry-run")
     w.says("push", "push", LEGAL, "--to", "./published")
     w.says("pull", "pull", LEGAL, "./pulled")
