@@ -175,7 +175,7 @@ def _base(base: BaseRef, stated: str | None, label: str, weights: Digest | None 
     declared = weights or (fingerprint.weights if fingerprint else "")
     hub_id = base.hints.hub_id or ""
     group, _, name = hub_id.rpartition("/")
-    value = _component(_MODEL, f"base:{declared or hub_id or 'unknown'}", name or label, group=group)
+    value = _component(_MODEL, f"base:{declared or hub_id or 'unknown'}", name or label or "unknown", group=group)
     value |= _licences(stated)
     if hub_id:
         value["externalReferences"] = [{"type": "distribution", "url": f"https://huggingface.co/{hub_id}"}]

@@ -10,7 +10,6 @@ A file has an entry for each host, or names a program `docker-credential-NAME` t
 from __future__ import annotations
 
 import base64
-import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.digests import strict_json
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import NotAllowed, shown
 
@@ -117,6 +117,8 @@ def _from_helper(helper: str, key: str, variables: Mapping[str, str]) -> Credent
         raise ValueError(f"`docker-credential-{helper}` does not answer") from None
     if done.returncode:
         return None  # as Docker takes it: there are none
-    told = json.loads(done.stdout)
+    told = strict_json(done.stdout)
+    if not isinstance(told, dict):
+        raise ValueError(f"`docker-credential-{helper}` printed no object")  # noqa: TRY004 - one class for the caller
     user, secret = str(told.get("Username", "")), str(told.get("Secret", ""))
     return Credentials(refresh=secret) if user == _REFRESHES else Credentials(user=user, password=secret)
