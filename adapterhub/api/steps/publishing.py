@@ -16,6 +16,7 @@ from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
+from adapterhub.library.intake.statements import files_in
 from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.results import ResultFiles, results_at
 from adapterhub.library.store.origins import is_url
@@ -90,8 +91,9 @@ def push_build(
         if signer is not None:
             sign_results(library, build, gate.results, signer)
     results = ResultFiles.of_library(library.store, release.digest).current(build.full_name)
+    made = files_in(library.store, release.digest).read()
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-        copied = copy(release, library, place, progress, signature=signature, results=results)
+        copied = copy(release, library, place, progress, signature=signature, results=results, statements=made)
     _tell_refused(session, place)
     if gate is None:
         session.out.note(contract_line(library, build))

@@ -94,6 +94,7 @@ class Signed(TypedDict):
     fingerprint: Annotated[str, "of the key"]
     path: Annotated[str, "the signature file"]
     created: Annotated[bool, "false: the same signature existed already"]
+    statement: NotRequired[Annotated[str, "with --statement: the file that says how it was made"]]
 
 
 # ---------------------------------------------------------------- publishing

@@ -45,6 +45,7 @@ RULES: Final[Mapping[Severity, Mapping[str, str]]] = {
         "W_PARENT_DIGEST": "`audit`: a parent of a merge is recorded without the digest of its manifest.",
         "W_SIGNATURE": "The key is not trusted, or not for this adapter; or a policy warns about a missing signature.",
         "W_SIGNER": "`audit`: the signer differs from the one who signed this name before.",
+        "W_STATEMENT": "`audit`: a signed statement of how the adapter was made is forged or contradicts its manifest.",
         "W_UNSIGNED": "`audit`: the adapter is not signed.",
     },
     "note": {
@@ -52,6 +53,7 @@ RULES: Final[Mapping[Severity, Mapping[str, str]]] = {
         "N_BASE_PINNED": "`audit`: the base was pinned here; the adapter's author declared none.",
         "N_LICENSE": "`audit`: the licences of all parts together, as an SPDX expression.",
         "N_SIGNATURE": "The signer of the adapter, or that it is unsigned.",
+        "N_STATEMENT": "`audit`: who states how the adapter was made, in agreement with its manifest.",
     },
 }
 
