@@ -241,6 +241,7 @@ def test_what_an_oci_registry_cannot_do_is_said(home, plain):
     target = f"{plain.address}/{REPO}"
     for words, arguments in {
         "decides who may read": ("push", "legal-qa", "--to", target, "--private"),
+        "is an image": ("push", "legal-qa", "--to", target, "--results"),
         "is no place to push to": ("push", "legal-qa", "--to", target, "--remote", "hub"),
         "is no repository of an OCI registry": ("push", "legal-qa", "--to", f"{plain.address}/Acme/qa"),
         "is no tag": ("push", "legal-qa", "--to", f"{target}:a/b"),

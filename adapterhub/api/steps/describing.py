@@ -224,7 +224,9 @@ def bill_of_adapters(session: Session, adapters: Sequence[str]) -> dict[str, Any
     library = session.library
     specs = map(AdapterSpec.parse, adapters)
     builds = [look_up(library, spec, wanted=wanted_from(library, spec, None))[0] for spec in specs]
-    return _bill(session, builds if adapters else sorted(library.installed(), key=lambda one: one.spec), "library")
+    if not adapters:
+        builds = sorted(library.installed(), key=lambda one: one.spec)
+    return _bill(session, builds, "library")
 
 
 def bill_of_lock(session: Session, project: Project) -> dict[str, Any]:

@@ -122,8 +122,9 @@ def push_results(
         UsageProblem: `to` is a directory, or a server that keeps no results.
         NotAllowed: the server takes none of them; each reason is listed.
     """
-    if names_folder(to):
-        raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` copies results, too")
+    if names_folder(to) or is_url(to):
+        kind = "an image" if is_url(to) else "a directory"
+        raise UsageProblem(f"`{shown(to)}` is {kind}", hint="`adapt push` without `--results` copies results, too")
     results = ResultFiles.of_library(session.library.store, build.manifest.digest).current(build.full_name)
     if not results:
         raise NotFound(
