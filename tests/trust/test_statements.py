@@ -16,7 +16,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder
 from tests.support.oci_registry import serving
-from tests.support.signing_homes import Homes, make_homes, replace_file
+from tests.support.signing_homes import Homes, make_homes
 from tests.support.tiny import make_adapter
 
 
@@ -154,20 +154,25 @@ FALSE: dict[str, tuple[Callable[[Homes, bytes], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("false", FALSE)
-def test_a_false_statement_does_not_count_and_does_not_come_in(false: str, homes: Homes) -> None:
-    make, words = FALSE[false]
+def test_false_statements_do_not_count_and_do_not_come_in(homes: Homes) -> None:
     path = stated(homes)
-    replace_file(path, make(homes, path.read_bytes()))
+    raw = path.read_bytes()
     homes.ann.ok("key", "trust", "ann")
 
-    ((code, message),) = findings(homes.ann)
+    for number, (make, words) in enumerate(FALSE.values()):
+        path.unlink()
+        path = path.with_name(f"{number}.json")
+        path.write_bytes(make(homes, raw))
+        ((code, message),) = findings(homes.ann)
+        assert code == "W_STATEMENT"
+        assert words in message
+    for number, (make, _) in enumerate(FALSE.values()):
+        path.with_name(f"{number}.json").write_bytes(make(homes, raw))
     homes.ann.ok("push", "both", "--to", "./published")
     homes.trust()
     homes.ben.ok("install", "both@base-7b", "--from", "./published")
 
-    assert code == "W_STATEMENT"
-    assert words in message
+    assert len(list((homes.published / "both" / ".made").glob("*/*.json"))) == len(FALSE)
     assert findings(homes.ben) == []
 
 
