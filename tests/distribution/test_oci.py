@@ -241,6 +241,8 @@ def test_what_an_oci_registry_cannot_do_is_said(home, plain):
     target = f"{plain.address}/{REPO}"
     for words, arguments in {
         "decides who may read": ("push", "legal-qa", "--to", target, "--private"),
+        f"write `{REPO}==1.0.0 --remote {plain.address}`": ("pull", f"{target}:1.0.0", "./out"),
+        "write `a/b --remote oci://host/team`": ("install", "oci://host/team/a/b:stable"),
         "is an image": ("push", "legal-qa", "--to", target, "--results"),
         "is no place to push to": ("push", "legal-qa", "--to", target, "--remote", "hub"),
         "is no repository of an OCI registry": ("push", "legal-qa", "--to", f"{plain.address}/Acme/qa"),
@@ -289,3 +291,19 @@ def test_a_dry_run_shows_the_tag_and_asks_nothing(home, plain):
 
     assert (told["kind"], told["tag"]) == ("repository", "stable")
     assert plain.came == []
+
+
+def test_a_newer_tag_is_noticed_and_taken(home, other, plain, add):
+    home.ok("push", "legal-qa", "--to", f"{plain.address}/{REPO}")
+    other.ok("remote", "add", "ours", plain.address, "--namespaces", "acme")
+    other.ok("install", f"{REPO}@base-7b")
+    add("legal-qa", version="1.1.0", rank=2)
+    home.ok("push", "legal-qa==1.1.0", "--to", f"{plain.address}/{REPO}")
+
+    told = other.json("outdated")
+    other.ok("upgrade", REPO)
+    audited = other.json("audit", f"{REPO}==1.1.0")["adapters"][0]["findings"]
+
+    assert [(one["name"], one["newest"]) for one in told] == [(REPO, "1.1.0")]
+    assert {one.manifest.version for one in other.library.installed()} == {"1.0.0", "1.1.0"}
+    assert not {"E_YANKED", "W_GONE", "U_YANKED"} & {one["code"] for one in audited}
