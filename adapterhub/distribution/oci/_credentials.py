@@ -31,7 +31,7 @@ _REFRESHES: Final = "<token>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A user with a password; or a token: `bearer` is sent as it is, `refresh` gets others."""
+    """A user with a password; or a token: `bearer` is sent unchanged, `refresh` gets others."""
 
     user: str = ""
     password: str = ""
