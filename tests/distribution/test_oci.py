@@ -120,6 +120,21 @@ def test_a_tag_never_moves_to_another_build(home, plain, add):
     assert plain.tags(REPO) == ["1.0.0", "risk"]
 
 
+def test_an_interrupted_push_leaves_no_release_and_sends_nothing_twice(home, other, plain):
+    target, tag = f"{plain.address}/{REPO}", f"PUT /v2/{REPO}/manifests/1.0.0"
+    plain.answers[tag] = Reply(403, b'{"errors": [{"message": "not now"}]}')
+
+    assert "answered 403: not now" in home.fails(14, "push", "legal-qa", "--to", target)
+    assert plain.tags(REPO) == []
+    assert "no adapter" in other.fails(10, "install", REPO, "--remote", plain.address)
+    del plain.answers[tag]
+    plain.came.clear()
+    home.ok("push", "legal-qa", "--to", target)
+
+    assert [path for command, path, _ in plain.came if command == "POST"] == []
+    assert plain.tags(REPO) == ["1.0.0"]
+
+
 def test_all_tags_are_builds_and_the_newest_is_chosen(home, other, plain, add):
     add("legal-qa", version="1.10.0", rank=2)
     add("legal-qa", version="2.0.0rc1", rank=2)

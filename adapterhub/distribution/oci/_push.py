@@ -88,11 +88,15 @@ class OciRepository:
         """
         tag = self.tag_for(release.manifest)
         with self._wire.plainly(f"push to `{self.repository}:{tag}`"):
-            there = self._there(tag, release)
+            there = self.image_of(release, tag)
             yield _Upload(self._wire, self, release, tag, there)
 
-    def _there(self, tag: str, release: Release) -> Blob | None:
-        """The image of the same build under the tag; None where the tag is free."""
+    def image_of(self, release: Release, tag: str) -> Blob | None:
+        """The image of a release under a tag; None where the tag is free.
+
+        Raises:
+            ReleaseExists: the tag is on something else.
+        """
         found = self._wire.manifest(self.repository, tag)
         if found is None:
             return None
@@ -180,7 +184,8 @@ class _Upload:
         for kind, bundles in signed:
             known = beside.of_kind(kind) if bundles and not is_new else []
             beside.add(kind, [one for one in bundles if one not in known], image, created)
-        if is_new:
+        # the spec has no way to claim a tag: of two pushes at one moment the later one has it
+        if is_new and self._place.image_of(self._release, self._tag) is None:
             self._wire.put_manifest(self._place.repository, self._tag, raw)
         self._place.commit_url = self._place.address_of(self._tag, image.digest)
 
