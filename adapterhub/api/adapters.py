@@ -22,6 +22,7 @@ from adapterhub.api.steps.searching import (
     method_text,
     search_installed,
     search_server,
+    searchable,
 )
 from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange
@@ -216,7 +217,7 @@ class WithAdapters(OpenedLibrary):
     def _search_server(
         self, remote: str, token: str | None, base: BaseLike | None, asked: Search
     ) -> Listing[SearchHit]:
-        hub = self.session.named_hub(remote, token=token, offline=False)
+        hub = searchable(self.session, remote, token)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
             (one, (one.repo, one.name, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
 from adapterhub.core.disk.root import Root
@@ -264,13 +264,13 @@ def _index(session: Session) -> Iterator[Line]:
 def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
     if offline:
         return Line("hub", "skipped", "--offline")
-    hub = session.named_hub(remote, token=token, offline=False)
+    server: Any = session.named_source(session.remote(remote), remote, token=token, offline=False)
     try:
-        who = hub.who()
+        who = server.who()
     except RemoteUnreachable as error:
         return Line(
             "hub", "warning", error.message, "local commands work without it; `--remote URL` names another server"
         )
     except AdapterHubError as error:
         return Line("hub", "warning", error.message, error.hint)
-    return Line("hub", "ok", f"{hub.endpoint}: {who}")
+    return Line("hub", "ok", f"{server.place}: {who}")

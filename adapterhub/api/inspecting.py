@@ -121,6 +121,16 @@ class WithInspection(OpenedLibrary):
         texts = [text_of(one) for one in adapters]
         return list(audited(self.session, texts, ignore, with_bytes=verify, offline=offline, bars=self.reports))
 
+    def sbom(self, *specs: SpecLike) -> Mapping[str, Any]:
+        """What installed adapters are made of, every one without `specs`, as a CycloneDX 1.6 document.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
+        """
+        from adapterhub.api.steps.describing import bill_of_adapters
+
+        return bill_of_adapters(self.session, [str(spec_of(spec)) for spec in specs])
+
     def identify(self, path: StrPath) -> Identity:
         """Find out what a file or folder is; each of `.matches` is `proven`, `likely` or `possible`."""
         from adapterhub.library.identify import identify

@@ -6,11 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.editing import WithEdits
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.steps.describing import bill_of_lock
 from adapterhub.api.steps.finding import lineage_of, meant_by
 from adapterhub.api.steps.projects import (
     Synced,
@@ -372,6 +373,14 @@ class Project(WithEdits):
         lineage = lineage_of(self._session)
         uses = Uses(self.library.root, lineage)
         return {label: uses.of(digest) for digest, label in meant_by(self._session, lineage, spec_of(name))}
+
+    def sbom(self) -> Mapping[str, Any]:
+        """What the locked adapters are made of, as a CycloneDX 1.6 document; see `Library.sbom`.
+
+        Raises:
+            NotFound: nothing is locked yet.
+        """
+        return bill_of_lock(self._session, self._read())
 
     def requirements(self) -> Sequence[str]:
         """What is locked, one `name==version#sha256:…` each, as `adapt export --requirements` writes it."""

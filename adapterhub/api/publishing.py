@@ -10,7 +10,7 @@ from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, ba
 from adapterhub.api.results import Sent
 from adapterhub.api.steps.contracts.gating import contract_gate
 from adapterhub.api.steps.finding import find_build
-from adapterhub.api.steps.keys import login_to, public_key, sign_build, signing_key, trust_key
+from adapterhub.api.steps.keys import login_to, public_key, sign_build, sign_made, signing_key, trust_key
 from adapterhub.api.steps.publishing import (
     mirror_releases,
     pull_release,
@@ -55,7 +55,7 @@ class WithPublishing(OpenedLibrary):
 
         Args:
             spec: the installed adapter.
-            to: a repository (`acme/legal-qa`), or a directory (`./published`).
+            to: a repository (`acme/legal-qa`), an image (`oci://host/repo[:tag]`), or a directory (`./published`).
             rank: this rank only.
             min_rank: this rank or a higher one.
             max_rank: this rank or a lower one.
@@ -251,6 +251,7 @@ class WithPublishing(OpenedLibrary):
         key: str | None = None,
         password: str | None = None,
         namespace: str | None = None,
+        statement: bool = False,
         rank: int | None = None,
         min_rank: int | None = None,
         max_rank: int | None = None,
@@ -262,6 +263,7 @@ class WithPublishing(OpenedLibrary):
             key: name of the key; default: ADAPTERHUB_KEY, else your only key.
             password: of the key; default: ADAPTERHUB_PASSWORD.
             namespace: the namespace it is signed for; default: the one it has here.
+            statement: also sign how it was merged, as an in-toto statement.
             rank: this rank only.
             min_rank: this rank or a higher one.
             max_rank: this rank or a lower one.
@@ -273,7 +275,9 @@ class WithPublishing(OpenedLibrary):
         build = find_build(self.session, spec_of(spec), bounds, for_use=False)
         if namespace is not None:
             parse_namespace(namespace)
-        return sign_build(self, build, namespace or build.namespace, signing_key(self.session, key, password))
+        signer = signing_key(self.session, key, password)
+        made = {"statement": str(sign_made(self, build, signer))} if statement else {}
+        return sign_build(self, build, namespace or build.namespace, signer) | made
 
     @property
     def keys(self) -> KeyFolder:

@@ -62,6 +62,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Test whether an adapter still answers as its contract records, or record one",
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
+        "sbom": ("adapterhub.cli.inspect.sbom:sbom", "List what adapters are made of, as CycloneDX with --json"),
         "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file, or list a folder of files"),
         "similar": (
             "adapterhub.cli.inspect.similar:similar",

@@ -82,6 +82,10 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
     },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
+    "sbom": {
+        "Library.sbom": f"{_STEPS}.describing:bill_of_adapters",
+        "Project.sbom": f"{_STEPS}.describing:bill_of_lock",
+    },
     "identify": {
         "Library.identify": "adapterhub.library.identify:identify",
         "Library.identify_files": "adapterhub.library.identify:identify_files",

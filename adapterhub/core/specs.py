@@ -140,7 +140,7 @@ class AdapterSpec:
                             hint="`adapt add FOLDER --name NAME` takes a folder into the store")  # fmt: skip
         if _URL.match(text):
             raise SpecError(text, f"a URL is not an adapter name, {_EXAMPLE}",
-                            hint="write `namespace/name`; another server is given with `--remote`")  # fmt: skip
+                            hint=_hint_for_url(text))  # fmt: skip
         body, hashed, digest = text.partition("#")
         if hashed and not _DIGEST_PREFIX.fullmatch(digest):
             _refuse_digest(digest, text, after="#")
@@ -207,6 +207,15 @@ def hint_for_unknown_base(spec: AdapterSpec) -> str:
     if looks_like_revision(text):
         return f"versions are written `{name}==1.0.0`; `@` names the base, not a branch or commit"
     return f"a folder is written `./{text}`" if spec.base.kind == "hub" else ""
+
+
+def _hint_for_url(text: str) -> str:
+    """What to type instead of the address of an image in an OCI registry, or of any other URL."""
+    image = re.fullmatch(r"oci://(?P<host>[^@]+)/(?P<name>[^/:@]+/[^/:@]+)(?::(?P<tag>[^/:@]+))?(@.*)?", text)
+    if image is None:
+        return "write `namespace/name`; another server is given with `--remote`"
+    version = f"=={image['tag']}" if image["tag"] and _is_version(image["tag"]) else ""
+    return f"write `{image['name']}{version} --remote oci://{image['host']}`"
 
 
 def _parts(body: str, whole: str) -> tuple[str, str | None, str]:

@@ -26,6 +26,7 @@ from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.intake.staging import Staging
+from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Added, Library
 from adapterhub.library.results import results_at, take_results
 from adapterhub.library.store.catalog import Installed
@@ -131,6 +132,7 @@ def run_install(
     if build and plan.source is not library:
         offered = results_at(plan.source, plan.release)
         take_results(library, offered, build.manifest.digest, build.full_name)
+        take_statements(library, statements_at(plan.source, plan.release), build)
     if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
         library.allow_mismatch(build, record)
     return added

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a session gives for opening a place. A relative path begins at `folder`."""
+    """What a session gives for opening a place. A relative path begins at `folder`.
+
+    `variables` are the environment variables of the face, in which other programs name their files.
+    """
 
     label: str = ""
     token: str | None = None
     silence_s: float | None = None
     allows_telemetry: bool = False
     folder: Path = Path()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class Kind(ABC):

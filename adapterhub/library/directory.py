@@ -49,8 +49,9 @@ from adapterhub.formats.manifest import (
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.intake.refusals import ensure_no_errors, refused
+from adapterhub.library.intake.statements import files_beside
 from adapterhub.library.library import Library
-from adapterhub.library.results import BESIDE_BUILDS, ResultFiles
+from adapterhub.library.results import ResultFiles
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.provenance import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
@@ -132,6 +133,11 @@ class PublishedDirectory:
         folder = self._folders[release.digest]
         return [] if folder == self.root else ResultFiles.beside(folder, release.digest).read()
 
+    def statements(self, release: Release) -> list[bytes]:
+        """The signed statements beside a build, unverified."""
+        folder = self._folders[release.digest]
+        return [] if folder == self.root else files_beside(folder, release.digest).read()
+
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
         """This directory as a destination."""
@@ -209,6 +215,7 @@ class _DirectoryReceiver:
         self._release, self._temp, self._final, self._check = release, temp, final, check
         self._signature: bytes | None = None
         self._results: Sequence[bytes] = ()
+        self._statements: Sequence[bytes] = ()
 
     def has(self, entry: FileEntry) -> bool:
         """Whether the same build is there already."""
@@ -234,12 +241,18 @@ class _DirectoryReceiver:
         """Take signed results of tests, which lie beside the build."""
         self._results = results
 
+    def take_statements(self, statements: Sequence[bytes]) -> None:
+        """Take signed statements of how the build was made, which lie beside it."""
+        self._statements = statements
+
     def publish(self) -> None:
-        """Rename the finished folder into place, then write the results beside it."""
+        """Rename the finished folder into place, then write what lies beside it."""
         self._publish()
-        files = ResultFiles(self._final.parent / BESIDE_BUILDS, self._release.digest)
-        for raw in self._results:
-            files.add(raw)
+        digest = self._release.digest
+        places = (ResultFiles.beside, self._results), (files_beside, self._statements)
+        for files, beside in places:
+            for raw in beside:
+                files(self._final, digest).add(raw)
 
     def _publish(self) -> None:
         there = self._final / MANIFEST_FILE

@@ -35,6 +35,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
+OCI = "oci"
+_OCI_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_MAX_OCI_PATH = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,7 @@ class Remote:
     @property
     def is_plain_text(self) -> bool:
         """Whether tokens and adapters go over a network unencrypted."""
-        place = urlsplit(self.url)
-        return place.scheme == "http" and not _LOOPBACK.fullmatch(place.hostname or "")
+        return urlsplit(self.url).scheme == "http" and not is_loopback(self.url)
 
 
 HUB = Remote(name=HUB_NAME, url=HUB_URL)
@@ -82,6 +84,8 @@ def parse_url(text: str) -> str:
         raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {error}") from None
     if len(text) > MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
         problem = "expected printable ASCII without spaces"
+    elif place.scheme == OCI:
+        problem = 'an OCI registry is named with `kind = "oci"` beside it'
     elif place.scheme not in _PORTS or not host:
         problem = "expected http://… or https://…"
     elif place.username is not None or place.password is not None:
@@ -101,14 +105,48 @@ def parse_url(text: str) -> str:
     return f"{place.scheme}://{name}{shown_port}{place.path.rstrip('/')}"
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
+
+
+def parse_oci_url(text: str) -> str:
+    """The canonical form of `oci://HOST[:PORT][/PREFIX]`, a registry of container images or a part of one.
+
+    Raises:
+        UsageProblem: it is none.
+    """
+    scheme, _, rest = text.partition("://")
+    try:
+        normal = parse_url(f"https://{rest}").removeprefix("https://") if scheme == OCI else ""
+    except UsageProblem as error:
+        reason = error.message.rpartition(": ")[2]
+        raise UsageProblem(f"`{shown(text)}` is not the address of an OCI registry: {reason}") from None
+    prefix = normal.partition("/")[2]
+    if not normal or (prefix and not is_oci_path(prefix)):
+        expected = "oci://HOST[:PORT][/PREFIX], with a prefix of lower-case words"
+        raise UsageProblem(f"`{shown(text)}` is not the address of an OCI registry: expected {expected}")
+    return f"{OCI}://{normal}"
+
+
+def is_oci_path(text: str) -> bool:
+    """Whether `text` can name a repository of an OCI registry."""
+    return len(text) <= _MAX_OCI_PATH and _OCI_PATH.fullmatch(text) is not None
+
+
+def kind_in(address: str) -> str:
+    """The kind of remote that an address shows: `oci` or `hub`."""
+    return OCI if address.startswith(f"{OCI}://") else HUB_NAME
+
+
 def parse_address(text: str, kind: str) -> str:
     """The address of a remote. A kind other than the Hub's checks the rest of its addresses when it opens them.
 
     Raises:
         UsageProblem: `kind` is no word, or `text` is no address.
     """
-    if kind == HUB_NAME:
-        return parse_url(text)
+    if kind in (HUB_NAME, OCI):
+        return parse_url(text) if kind == HUB_NAME else parse_oci_url(text)
     if not _NAME.fullmatch(kind):
         raise UsageProblem(f"`{shown(kind)}` is no kind of remote")
     if not 0 < len(text) <= MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
@@ -165,8 +203,9 @@ class Remotes:
         """
         everything = self.all()
         if "://" in text:
-            url = text if any(r.url == text for r in everything) else parse_url(text)
-            return next((r for r in everything if r.url == url), Remote(name="", url=url))
+            kind = kind_in(text)
+            url = text if any(r.url == text for r in everything) else parse_address(text, kind)
+            return next((r for r in everything if r.url == url), Remote(name="", url=url, kind=kind))
         found = next((remote for remote in everything if remote.name == text), None)
         if found is None:
             known = ", ".join(f"`{remote.name}`" for remote in everything)
@@ -187,9 +226,11 @@ class Remotes:
         namespaces: Sequence[str] = (),
         default: bool = False,
         signatures: SignaturePolicy | None = None,
-        kind: str = HUB_NAME,
+        kind: str = "",
     ) -> Remote:
         """Add a server at the end of the order. Adding it again changes its namespaces and the default.
+
+        Without a `kind`, the address shows it.
 
         The signature policy does not change unless one is given, so that no one drops it by accident.
 
@@ -198,11 +239,11 @@ class Remotes:
         """
         made = Remote(
             name=parse_remote_name(name),
-            url=parse_address(url, kind),
+            url=parse_address(url, kind or kind_in(url)),
             namespaces=tuple(dict.fromkeys(parse_namespace(n) for n in namespaces)),
             is_default=default,
             signatures=signatures,
-            kind=kind,
+            kind=kind or kind_in(url),
         )
         with self._changing():
             known = self._read()

@@ -97,9 +97,11 @@ class KeptResults:
 class ResultFiles:
     """The signed results on one manifest, in a library or beside a published build."""
 
-    def __init__(self, folder: Path, manifest: Digest, store: Store | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Digest, store: Store | None = None, *, limit_bytes: int = RESULT_LIMIT_BYTES
+    ) -> None:
         """`folder` is `tests` or `.tests`; `store` is that of the library, None in a published directory."""
-        self._folder = folder / hex_of(manifest)
+        self._folder, self._limit_bytes = folder / hex_of(manifest), limit_bytes
         self._manifest, self._store = manifest, store
 
     @classmethod
@@ -117,8 +119,8 @@ class ResultFiles:
         found = []
         for path in sorted(self._folder.glob("*.json"))[:_MOST_READ] if not self._folder.is_symlink() else ():
             with contextlib.suppress(OSError):
-                raw = b"" if path.is_symlink() else read_plain(path, RESULT_LIMIT_BYTES)
-                found += [raw] if 0 < len(raw) <= RESULT_LIMIT_BYTES else []
+                raw = b"" if path.is_symlink() else read_plain(path, self._limit_bytes)
+                found += [raw] if 0 < len(raw) <= self._limit_bytes else []
         return found
 
     def current(self, full_name: str) -> list[bytes]:

@@ -98,12 +98,14 @@ def copy(
     *,
     signature: bytes | None = None,
     results: Sequence[bytes] = (),
+    statements: Sequence[bytes] = (),
 ) -> Copied:
     """Bring one build from `source` to `destination`: blobs first, then the manifest with the release.
 
     Each stream is hashed against its entry by the receiver; right length with wrong bytes is refused.
     An interrupted copy never shows half a release. The caller has checked `signature`, which is passed on unchanged.
-    A receiver with `take_results` gets the signed `results` of tests, which readers check.
+    A receiver with `take_results` gets the signed `results` of tests, one with `take_statements` the signed
+    `statements` of how the build was made; readers check both.
     """
     sent_files = sent_bytes = present = 0
     check_sizes(release)
@@ -117,8 +119,8 @@ def copy(
             sent_files += 1
             sent_bytes += entry.size_bytes
         is_signed_anew = signature is not None and receiver.sign(signature)
-        take_results = getattr(receiver, "take_results", None)
-        if results and take_results is not None:
-            take_results(results)
+        for beside, taken in ((results, "take_results"), (statements, "take_statements")):
+            if beside and (take := getattr(receiver, taken, None)) is not None:
+                take(beside)
         receiver.publish()
     return Copied(sent_files=sent_files, sent_bytes=sent_bytes, present_files=present, sent_signature=is_signed_anew)

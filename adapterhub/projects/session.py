@@ -205,6 +205,7 @@ class Session:
             token=token or self._token_for(remote),
             silence_s=_silence_s(self.variables),
             allows_telemetry="HF_HUB_DISABLE_TELEMETRY" in self.variables,
+            variables=self.variables,
         )
         key = remote.kind, remote.url, access.token
         if key not in self._opened:  # one for all specs of a command: a server's features are requested once
@@ -248,10 +249,14 @@ class Session:
             found += [origin.place] if origin is not None and origin.is_server else []
         return list(dict.fromkeys(url for url in found if is_url(url)))
 
+    def named_source(self, remote: Remote, named: str | None, *, token: str | None, offline: bool) -> Source:
+        """A remote opened with the token that the command line or the environment gives for it."""
+        return self.open_remote(remote, token=token or self._environment_token(remote, named), offline=offline)
+
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""
         remote = self.remote(named, for_bases=for_bases)
-        return self.hub(remote, token=token or self._environment_token(remote, named), offline=offline)
+        return hub_of(self.named_source(remote, named, token=token, offline=offline))
 
     def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
         """The remotes to look up `spec` in, in order.

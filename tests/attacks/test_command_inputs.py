@@ -97,6 +97,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("test", "--tests"): ("file", "test kept --tests {}"),
     ("test", "adapters"): ("adapter", "test {} --on corpus-base"),
     ("tree", "--project"): ("project", "tree --project {}"),
+    ("sbom", "--project"): ("project", "sbom --locked --project {}"),
     ("trust", "folder"): ("project", "trust {}"),
     ("uninstall", "--project"): ("project", "uninstall kept --save --yes --project {}"),
     ("upgrade", "--from"): ("adapter", "upgrade --offline --project ./project --from {}"),

@@ -19,9 +19,9 @@ from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
 from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.distribution.http.session import _WAIT_S
+from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub import bound_client
-from adapterhub.distribution.hub._session import _WAIT_S
-from adapterhub.distribution.hub._wire import Wire
 
 OURS = "hf_of_the_encrypted_server"
 

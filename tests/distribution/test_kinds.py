@@ -133,16 +133,21 @@ def test_a_remote_of_the_user_may_be_of_any_kind(world):
 
 
 def test_each_known_kind_claims_its_places():
-    assert kind_names() == ("directory", "hub")
-    assert [kind_of(place).name for place in ("https://a.example", "/srv/published")] == ["hub", "directory"]
+    assert kind_names() == ("directory", "hub", "oci")
+    places = ("https://a.example", "/srv/published", "oci://a.example/x")
+    assert [kind_of(place).name for place in places] == ["hub", "directory", "oci"]
     with pytest.raises(UsageProblem, match="no known kind"):
-        kind_of("oci://a.example/x")
+        kind_of("ftp://a.example/x")
 
 
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ('kind = "oci"\nurl = "oci://a"', "remotes.x.kind: no kind of remote `oci`; there are `directory`, `hub`"),
+        (
+            'kind = "ftp"\nurl = "ftp://a"',
+            "remotes.x.kind: no kind of remote `ftp`; there are `directory`, `hub`, `oci`",
+        ),
+        ('url = "oci://a"', 'is not the URL of a server: an OCI registry is named with `kind = "oci"` beside it'),
         ('kind = "hub"\npath = "p"', "remotes.x: expected either `url`"),
         ('kind = "directory"\nurl = "https://a.example"', "remotes.x: expected either `url`"),
     ],

@@ -14,8 +14,8 @@ import pytest
 
 from adapterhub.core.errors import SpecError
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.http.etag import git_sha1
 from adapterhub.distribution.hub import Hub
-from adapterhub.distribution.hub._etag import git_sha1
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
@@ -61,8 +61,8 @@ def proxy(server: Running) -> Iterator[net.Proxy]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Adapt:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("adapterhub.distribution.hub._stream.PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr("adapterhub.distribution.hub._wire.LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("adapterhub.distribution.http.stream.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("adapterhub.distribution.http.wire.LONGEST_PAUSE_S", 0.01)
     monkeypatch.setenv("ADAPTERHUB_TIMEOUT_S", PATIENT_S)
     return Adapt(tmp_path)
 
@@ -538,7 +538,7 @@ def add_base(home: Adapt, proxy: net.Proxy, with_base: int, monkeypatch: pytest.
     huggingface_hub.utils.disable_progress_bars()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.folder / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("adapterhub.distribution.hub._session.MAX_SMALL_BYTES", 64 << 10)
+    monkeypatch.setattr("adapterhub.distribution.http.session.MAX_SMALL_BYTES", 64 << 10)
     assert with_base > 64 << 10
     return lambda: home("base", "add", BASE_REPO, "--as", "b", "--remote", proxy.url)
 

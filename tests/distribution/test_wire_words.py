@@ -27,9 +27,9 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     SpecError,
 )
-from adapterhub.distribution.hub import _wire
-from adapterhub.distribution.hub._etag import check_etag, git_sha1
-from adapterhub.distribution.hub._wire import (
+from adapterhub.distribution.http import wire as _wire
+from adapterhub.distribution.http.etag import check_etag, git_sha1
+from adapterhub.distribution.http.wire import (
     Answer,
     HttpError,
     Wire,
@@ -257,12 +257,12 @@ def test_a_redirect_to_no_web_address_is_refused(net: Net, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["https://é.example/", "https://corp.example/\x01", "https://[::1/"])
 def test_a_target_that_no_header_should_hold_is_none(target: str) -> None:
-    assert _wire._target(f"{HERE}/a", target) == ""
+    assert _wire.web_address(f"{HERE}/a", target) == ""
 
 
 def test_targets_are_joined_to_where_they_stand() -> None:
-    assert _wire._target(f"{HERE}/a/b", "c?d=1") == f"{HERE}/a/c?d=1"
-    assert _wire._target(f"{HERE}/a", "//other.example:1/x") == "https://other.example:1/x"
+    assert _wire.web_address(f"{HERE}/a/b", "c?d=1") == f"{HERE}/a/c?d=1"
+    assert _wire.web_address(f"{HERE}/a", "//other.example:1/x") == "https://other.example:1/x"
 
 
 def test_redirects_give_their_connection_back(net: Net) -> None:

@@ -38,7 +38,7 @@ numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def _without_pauses(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapterhub.distribution.hub._stream.PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("adapterhub.distribution.http.stream.PAUSES_S", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

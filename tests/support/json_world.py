@@ -39,7 +39,7 @@ _FACTS = {
     "seconds", "tokens_per_second", "rows_per_second", "received_bytes", "fact", "pem", "text", "card", "script", "seed",
     "relative_error", "worst_error", "truncation_error", "worst_module", "worst_tensor", "base_loss", "loss_before", "loss_after",
     "single_losses", "token", "host", "pid", "added_at", "tune_loss_base", "tune_loss_before",
-    "tune_loss_after", "published_at", "moved_at", "moved_by",
+    "tune_loss_after", "published_at", "moved_at", "moved_by", "timestamp", "serialNumber",
 }  # fmt: skip
 """Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
@@ -50,6 +50,7 @@ _FACTS_OF = {
     "extract": _SIZES,
     "merge.tune": {*_SIZES, "weight", "weights"},
     "registry-check": {"bytes"},
+    "sbom": {"version"},
     "registry-move": {"bytes"},
     "registry-token-log": {"at", "actor"},
     "registry-webhook-add": {"secret", "url"},
@@ -168,6 +169,7 @@ def _adapters(w: World) -> None:
     w.says("path", "path", LEGAL)
     w.says("verify", "verify", LEGAL, "./out/tables", "--base", "base-7b")
     w.says("audit", "audit", LEGAL, "--offline", exit_code=0)
+    w.says("sbom", "sbom", LEGAL)
     w.says("push.dry-run", "push", LEGAL, "--to", "./published", "--dry-run")
     w.says("push", "push", LEGAL, "--to", "./published")
     w.says("pull", "pull", LEGAL, "./pulled")

@@ -11,18 +11,24 @@ from adapterhub.projects.places import refusal_here
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.hub import Contents, Hub
+    from adapterhub.distribution.http.plain import Contents
+    from adapterhub.distribution.hub import Hub
+    from adapterhub.distribution.oci import OciRegistry
     from adapterhub.formats.manifest import BaseRef
     from adapterhub.formats.modules.groups import Modules
     from adapterhub.formats.release import Release
+    from adapterhub.library.bill import Named
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.session import Session
     from adapterhub.projects.uses import Use
+    from adapterhub.projects.values import Project
 
 
 def verdict_document(library: Library, declared: BaseRef, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
@@ -144,7 +150,6 @@ def document_on_server(
     sources = session.sources_of(spec, remote, token=token)
     if not sources and not_here is not None:
         raise not_here
-    from adapterhub.distribution.hub import Hub, HubNamespace
     from adapterhub.distribution.moving import exact_at
 
     library = session.library
@@ -152,10 +157,9 @@ def document_on_server(
     release, source, resolution = choose_release(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
-    hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # `sources` holds servers only
-    contents = hub.contents(release)
-    document = server_document(release, contents, hub) | verdict_document(library, release.manifest.base, spec, base)
+    server: Any = getattr(source, "hub", getattr(source, "registry", source))  # of a namespace of it
+    document = server_document(release, server.contents(release), server)
+    document |= verdict_document(library, release.manifest.base, spec, base)
     document["policy_refusal"] = refusal_here(session, resolution.chosen)
     return document
 
@@ -183,7 +187,7 @@ def header_document(contents: Contents) -> dict[str, Any]:
     }
 
 
-def server_document(release: Release, contents: Contents, hub: Hub) -> dict[str, Any]:
+def server_document(release: Release, contents: Contents, server: Hub | OciRegistry) -> dict[str, Any]:
     """Everything about a build on a server, of which only the first bytes were read."""
     manifest = release.manifest
     document = manifest.to_json()
@@ -192,16 +196,64 @@ def server_document(release: Release, contents: Contents, hub: Hub) -> dict[str,
         "name": release.full_name,
         "digest": release.digest,
         "installed": False,
-        "remote": hub.endpoint,
+        "remote": server.place,
         "repository": contents.repo,
         "commit": contents.commit,
         "yanked": release.yanked,
         "size_bytes": manifest.size_bytes,
         **header_document(contents),
-        "received_bytes": hub.received_bytes,
+        "received_bytes": server.received_bytes,
     }
 
 
 def modules_document(modules: Modules) -> dict[str, Any]:
     """The groups of modules, and the tensors that replace whole weights."""
     return {"groups": [group.to_json() for group in modules.groups], "whole": list(modules.whole)}
+
+
+# ---------------------------------------------------------------- bill of materials
+def bill_of_adapters(session: Session, adapters: Sequence[str]) -> dict[str, Any]:
+    """The CycloneDX bill of what each of `adapters` selects, of every installed build where there are none.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
+    """
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.distribution.choosing import look_up
+
+    library = session.library
+    specs = map(AdapterSpec.parse, adapters)
+    builds = [look_up(library, spec, wanted=wanted_from(library, spec, None))[0] for spec in specs]
+    if not adapters:
+        builds = sorted(library.installed(), key=lambda one: one.spec)
+    return _bill(session, builds, "library")
+
+
+def bill_of_lock(session: Session, project: Project) -> dict[str, Any]:
+    """The CycloneDX bill of what a project locks; builds that are not installed come with what the lock says of them.
+
+    Raises:
+        NotFound: there is no lock.
+    """
+    from adapterhub.library.bill import Named
+    from adapterhub.projects.builds import full_name_of
+    from adapterhub.projects.lock.lockfile import read_lock
+
+    by_digest = {build.manifest.digest: build for build in session.library.installed()}
+    parts: list[Installed | Named] = []
+    for entry in read_lock(project.folder).entries.values():
+        name = full_name_of(entry)
+        named = Named(full_name=name, version=entry.version, digest=entry.digest, base=entry.base)
+        parts.append(by_digest.get(entry.digest) or named)
+    return _bill(session, sorted(parts, key=lambda one: isinstance(one, Named)), project.folder.resolve().name)
+
+
+def _bill(session: Session, parts: Sequence[Installed | Named], title: str) -> dict[str, Any]:
+    import time
+
+    import adapterhub
+    from adapterhub.core.dates import time_text
+    from adapterhub.library.bill import bill_of
+
+    now = time_text(time.time())
+    return bill_of(session.library, parts, title=title, made_by=adapterhub.__version__, time=now)

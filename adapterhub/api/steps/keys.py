@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, UsageProblem
+from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, SignatureRefused, UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +42,34 @@ def sign_build(library: Library, build: Installed, namespace: str | None, signer
         "path": str(path),
         "created": is_new,
     }
+
+
+def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
+    """Sign a statement of how a build was made, unless the key has already signed it; the file of the statement.
+
+    Raises:
+        UsageProblem: the build has no recipe: it was trained, or its maker says nothing.
+    """
+    import adapterhub
+    from adapterhub.formats.made import made_statement
+    from adapterhub.library.intake.statements import files_in
+    from adapterhub.trust.signing.results import sign_result
+    from adapterhub.trust.signing.statements import read_made
+    from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
+
+    manifest = build.manifest
+    if not manifest.recipe:
+        raise UsageProblem(
+            f"{build.full_name} {manifest.label} has no recipe, so there is nothing to state. Nothing was signed",
+            hint="`adapt merge` and `adapt resize` record one; `adapt sign` without `--statement` signs the files",
+        )
+    files = files_in(library.store, manifest.digest)
+    mine = Trust(keys=(TrustedKey(name="mine", key=signer.public),))
+    for raw in files.read():
+        with contextlib.suppress(SignatureRefused):
+            if read_made(raw, mine, full_name=build.full_name, manifest=manifest, now=clock()).signer:
+                return files.add(raw)
+    return files.add(sign_result(made_statement(manifest, build.full_name, adapterhub.__version__), signer))
 
 
 def signing_key(
@@ -129,7 +158,8 @@ def login_to(session: Session, remote: Remote, token: str) -> str:
     """
     who = ""
     try:
-        who = session.hub(remote, token=token).who()
+        opened: Any = session.open_remote(remote, token=token)
+        who = opened.who()
     except RemoteUnreachable as error:
         session.out.warn(f"stored without a check: {error.message}")
     except NotAllowed as error:

@@ -16,9 +16,12 @@ from adapterhub.core.specs import names_folder, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
+from adapterhub.library.intake.statements import files_in
+from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.results import ResultFiles, results_at
+from adapterhub.library.store.origins import is_url
 from adapterhub.library.transfer import Copied, copy
-from adapterhub.projects.session import wanted_from
+from adapterhub.projects.session import hub_of, wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import ContractGate
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.resolve import Objection
     from adapterhub.formats.cards.card import Card
+    from adapterhub.formats.manifest import Manifest
     from adapterhub.library.library import Library
+    from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Destination, Source
     from adapterhub.projects.reporting import Bars
@@ -75,8 +80,7 @@ def push_build(
     library = session.library
     release = release_of(library, build)
     if signer is not None:
-        namespace = build.namespace or (None if names_folder(to) else to.partition("/")[0])
-        sign_build(library, build, namespace, signer)
+        sign_build(library, build, build.namespace or _namespace_in(to), signer)
     Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
@@ -87,12 +91,19 @@ def push_build(
         if signer is not None:
             sign_results(library, build, gate.results, signer)
     results = ResultFiles.of_library(library.store, release.digest).current(build.full_name)
+    made = files_in(library.store, release.digest).read()
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-        copied = copy(release, library, place, progress, signature=signature, results=results)
+        copied = copy(release, library, place, progress, signature=signature, results=results, statements=made)
     _tell_refused(session, place)
     if gate is None:
         session.out.note(contract_line(library, build))
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
+
+
+def _namespace_in(to: str) -> str | None:
+    """The namespace that a build gets at the place `to`: the word before the name of the repository."""
+    words = to.partition("://")[2].split("/")[1:] if is_url(to) else to.split("/")
+    return None if names_folder(to) or len(words) < 2 else words[-2]  # noqa: PLR2004 - a namespace and a name
 
 
 def push_results(
@@ -111,8 +122,9 @@ def push_results(
         UsageProblem: `to` is a directory, or a server that keeps no results.
         NotAllowed: the server takes none of them; each reason is listed.
     """
-    if names_folder(to):
-        raise UsageProblem(f"`{shown(to)}` is a directory", hint="`adapt push` without `--results` copies results, too")
+    if names_folder(to) or is_url(to):
+        kind = "an image" if is_url(to) else "a directory"
+        raise UsageProblem(f"`{shown(to)}` is {kind}", hint="`adapt push` without `--results` copies results, too")
     results = ResultFiles.of_library(session.library.store, build.manifest.digest).current(build.full_name)
     if not results:
         raise NotFound(
@@ -159,7 +171,29 @@ def place_for(
         from adapterhub.library.directory import PublishedDirectory
 
         return PublishedDirectory(Path(to).expanduser())
-    return server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
+    there, repository = _registry_of(session, to, remote) if is_url(to) else (_remote_for(session, to, remote), to)
+    opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
+    if there.kind == OCI:
+        from adapterhub.distribution.oci import OciRegistry
+
+        if private:
+            raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
+        assert isinstance(opened, OciRegistry)
+        return opened.to(repository)
+    return hub_of(opened).to(repository, private=private)
+
+
+def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:
+    """The remote and the repository of `oci://HOST/REPOSITORY[:TAG]`: the remote that has the longest part of it."""
+    host, _, path = to.removeprefix(f"{OCI}://").partition("/")
+    if kind_in(to) != OCI or not path or remote:
+        raise UsageProblem(
+            f"`{shown(to)}` is no place to push to: expected `org/repo` with `--remote`, `oci://host/repo[:tag]` "
+            "without, or a directory"
+        )
+    known = [one for one in session.remotes.all() if one.kind == OCI and to.startswith(f"{one.url}/")]
+    found = max(known, key=lambda one: len(one.url), default=None) or session.remotes.get(f"{OCI}://{host}")
+    return found, to[len(found.url) + 1 :] if to.startswith(f"{found.url}/") else path
 
 
 def card_at(place: Destination, release: Release, folder: Path) -> Card:
@@ -178,10 +212,24 @@ def card_at(place: Destination, release: Release, folder: Path) -> Card:
     return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
 
+def tag_at(place: Destination, manifest: Manifest) -> str:
+    """The tag that a build gets at a place."""
+    from adapterhub.distribution.hub import version_tag
+    from adapterhub.distribution.oci import OciRepository
+
+    return place.tag_for(manifest) if isinstance(place, OciRepository) else version_tag(manifest)
+
+
+def _remote_for(session: Session, to: str, remote: str | None) -> Remote:
+    """The remote that `--remote` names, else that of the namespace, else the default one."""
+    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
+    return owners[0] if owners else session.remote(remote)
+
+
 def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
     """The server of `--remote`, else that of the namespace, else the default remote."""
-    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
-    return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
+    found = _remote_for(session, to, remote)
+    return hub_of(session.named_source(found, remote or found.name, token=token, offline=offline))
 
 
 def server_of(session: Session, spec: AdapterSpec, remote: str | None, *, token: str | None, offline: bool) -> Hub:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from adapterhub.api.steps.finding import ask
 from adapterhub.core.display import size_text
@@ -13,7 +13,7 @@ from adapterhub.core.errors import NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.hub import Hub, Search, SearchHit
+    from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.formats.relevance import Matched
     from adapterhub.library.find.meaning import Meaning, Steps
     from adapterhub.library.store.rows import BuildRow, Hit
@@ -221,7 +221,33 @@ def found_document(score: float | None, matched: Matched | None, by: str | None)
     return {"score": score, "by": by, "matched": why}
 
 
-def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[SearchHit, str]]:
+class SearchableSource(Protocol):
+    """A server that can be searched."""
+
+    @property
+    def place(self) -> str:
+        """Its URL."""
+
+    def search(self, search: Search) -> list[SearchHit]:
+        """What it lists for `search`."""
+
+
+def searchable(session: Session, remote: str | None, token: str | None) -> SearchableSource:
+    """The server that `--remote` names, else the default one.
+
+    Raises:
+        UsageProblem: it is a place that cannot be searched.
+    """
+    from adapterhub.projects.session import hub_of
+
+    source: Any = session.named_source(session.remote(remote), remote, token=token, offline=False)
+    found: SearchableSource = source if hasattr(source, "search") else hub_of(source)
+    return found
+
+
+def search_server(
+    session: Session, hub: SearchableSource, base: BaseSpec | None, search: Search
+) -> list[tuple[SearchHit, str]]:
     """What the server lists, with how its base is known to be `base`: by its weights, then by its Hub id."""
     if base is None:
         return [(found, "") for found in hub.search(search)]

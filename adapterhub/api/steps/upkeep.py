@@ -128,7 +128,7 @@ def repair_store(
     def find_source(origin: Origin) -> Source:
         if origin.is_server:
             if remote or offline:
-                return session.named_hub(remote, token=token, offline=offline)
+                return session.named_source(session.remote(remote), remote, token=token, offline=offline)
             return session.place_source(origin.place, token=token)
         return open_source(Path(origin.place))
 

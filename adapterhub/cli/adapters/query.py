@@ -22,6 +22,7 @@ from adapterhub.api.steps.searching import (
     is_ranked,
     near_text,
     search_installed,
+    searchable,
     why_text,
 )
 from adapterhub.cli.adapters.search_try import TryOptions, search_and_try, try_options
@@ -181,10 +182,10 @@ def search(
     if remote is not None:
         from adapterhub.cli.adapters.remote_search import search_remote
 
-        hub = session.named_hub(remote, token=token, offline=False)
+        server = searchable(session, remote, token)
         from adapterhub.distribution.hub import PAGE, Search
 
-        search_remote(session, hub, base, Search(**filters, limit=limit or PAGE, by=by))
+        search_remote(session, server, base, Search(**filters, limit=limit or PAGE, by=by))
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
     with session.out.steps("compare", unit="adapters") as steps:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.api.steps.searching import SERVER_COLUMNS, found_document, method_text, search_server, why_text
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.searching import SearchableSource
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.hub import Hub, Search, SearchHit
+    from adapterhub.distribution.hub import Search, SearchHit
 
 _SHOWN = ("repository", "name", "version", "base", "fits", "task", "rank")
 
 
-def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> None:
+def search_remote(session: Session, hub: SearchableSource, base: BaseSpec | None, search: Search) -> None:
     """Search the server and print the matches; a registered base is searched by its weights, then by its Hub id."""
     rows = search_server(session, hub, base, search)
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
@@ -26,7 +27,7 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
         cells = [(*those, why_text(found.matched)) for those, (found, _) in zip(cells, rows, strict=True)]
     session.out.result(documents, lambda: session.out.table(columns, cells, right=("rank",)))
     if not rows and not session.out.as_json:
-        session.out.hint(f"no adapter on {hub.endpoint} matches; try fewer conditions")
+        session.out.hint(f"no adapter on {hub.place} matches; try fewer conditions")
 
 
 def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import Any
 from adapterhub.cli.documents._aliases import ALIASES
 from adapterhub.cli.documents._contracts import CONTRACTS
 from adapterhub.cli.documents._engines import ENGINES
+from adapterhub.cli.documents._keys import KEYS
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
 from adapterhub.cli.documents._projects import PROJECTS
-from adapterhub.cli.documents._servers import KEYS, REGISTRY, SERVERS
+from adapterhub.cli.documents._servers import REGISTRY, SERVERS
 from adapterhub.cli.documents._verbs import VERBS
 from adapterhub.cli.documents._weights import ANSWERS, WEIGHTS
 

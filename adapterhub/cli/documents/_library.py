@@ -260,6 +260,18 @@ class Audit(TypedDict):
     adapters: list[Audited]
 
 
+class Sbom(TypedDict):
+    """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
+
+    bomFormat: Annotated[str, "`CycloneDX`"]  # noqa: N815 - names of the standard
+    specVersion: Annotated[str, "`1.6`"]  # noqa: N815
+    serialNumber: Annotated[str, "the same for the same content"]  # noqa: N815
+    version: int
+    metadata: Annotated[dict[str, Any], "when and by what it was made; `component` is the subject"]
+    components: Annotated[list[dict[str, Any]], "adapters, bases and data sets"]
+    dependencies: Annotated[list[dict[str, Any]], "which component was made from which"]
+
+
 class Gone(TypedDict):
     """A build that was removed."""
 
@@ -348,6 +360,7 @@ ADAPTERS = {
     "path": Folder,
     "verify": list[Verified],
     "audit": Audit,
+    "sbom": Sbom,
     "remove": Uninstalled,
     "uninstall": Uninstalled,
     "gc": Swept,

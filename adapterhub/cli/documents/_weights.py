@@ -37,6 +37,7 @@ class Merged(Added, MergedFolder):
 
     recorded_digest: NotRequired[Annotated[str, "with --recipe: the digest in the recipe"]]
     as_recorded: NotRequired[Annotated[bool, "with --recipe: whether the result has that digest"]]
+    statement: NotRequired[Annotated[str, "with --statement: the file that says how it was made"]]
 
 
 class Weights(TypedDict):

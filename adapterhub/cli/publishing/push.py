@@ -1,4 +1,4 @@
-"""`adapt push`: publish a build to the Hugging Face Hub, a registry or a directory."""
+"""`adapt push`: publish a build to the Hugging Face Hub, a registry, an OCI registry or a directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--to", required=True, metavar="ORG/REPO|DIR", help="Publish to this repository or directory (`./dir`).")
+@click.option(
+    "--to",
+    required=True,
+    metavar="ORG/REPO|OCI|DIR",
+    help="Publish to this repository, image (`oci://host/repo[:tag]`) or directory (`./dir`).",
+)
 @rank_options
 @click.option("--sign", "sign_it", is_flag=True, help="Sign the adapter first, as `adapt sign` does.")
 @click.option(
@@ -66,6 +71,7 @@ def push(
     Examples:
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
+      adapt push legal-qa@base-7b --to oci://registry.example.org/acme/legal-qa
       adapt push legal-qa@base-7b --to ./published --sign --test
       adapt push acme/legal-qa@base-7b --to acme/legal-qa-base-7b --results
     """
@@ -139,7 +145,7 @@ def push(
 
 
 def _dry_document(library: Library, build: Installed, to: str, place: Destination, *, sign_it: bool) -> dict[str, Any]:
-    from adapterhub.api.steps.publishing import card_at, release_of
+    from adapterhub.api.steps.publishing import card_at, release_of, tag_at
     from adapterhub.core.digests import digest_of
     from adapterhub.formats.cards.card import tags_for
     from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
@@ -159,7 +165,7 @@ def _dry_document(library: Library, build: Installed, to: str, place: Destinatio
         "to": to,
         "kind": "directory" if isinstance(place, PublishedDirectory) else "repository",
         "commit_message": f"{manifest.name} {manifest.version}",
-        "tag": f"v{manifest.version}",
+        "tag": tag_at(place, manifest),
         "digest": manifest.digest,
         "signed": sign_it or read_signature(build.folder / SIGNATURE_FILE) is not None,
         "files": sorted(files, key=lambda f: str(f["path"])),

@@ -47,8 +47,9 @@ def add(
     A namespace belongs to one remote. Adapters without a namespace are looked up in all listed namespaces, in order.
 
     \b
-    Example:
+    Examples:
       adapt remote add ours https://adapters.example.org --namespaces acme,legal-team
+      adapt remote add corp oci://registry.example.org --namespaces acme
     """
     remotes = session.remotes
     listed = [word.strip() for word in namespaces.split(",") if word.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,16 +22,18 @@ from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
 from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
-from adapterhub.cli.weights.merge_result import merge_to_folder, merge_to_library
+from adapterhub.cli.weights.merge_result import merge_to
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
+    from adapterhub.trust.signing.keys import SigningKey
 
 FLAGS: Final = {
     **CHOICE_FLAGS,
     "test": "--test",
+    "statement": "--statement",
     "adapters": "the adapters",
     **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline", "force")},
     **{name: f"--{name}" for name in ("version", "task", "description", "license")},
@@ -92,6 +95,11 @@ FLAGS: Final = {
     help="With --tune or --test: ask on this base [default: the adapters'].",
 )
 @click.option("--tune-budget", type=click.IntRange(min=1), metavar="N", help="With --tune: try at most N weight sets.")
+@click.option(
+    "--statement",
+    is_flag=True,
+    help="Sign how it was made, with your only key or ADAPTERHUB_KEY; see `adapt sign --statement`.",
+)
 @click.option("--methods", is_flag=True, help="List the merge methods and their options.")
 @common
 def merge(
@@ -116,6 +124,7 @@ def merge(
     test: bool,
     on_base: BaseSpec | None,
     tune_budget: int | None,
+    statement: bool,
     methods: bool,
     **choice: Any,
 ) -> None:
@@ -134,6 +143,7 @@ def merge(
       adapt merge legal-qa summarize --tune examples.jsonl --on base-7b -o tuned
       adapt merge legal-qa summarize --tune contracts --test -o tuned
       adapt merge legal-qa summarize --test
+      adapt merge legal-qa summarize --statement
       adapt merge legal-qa summarize --analyze
       adapt merge --recipe merge.toml
     """
@@ -161,6 +171,7 @@ def merge(
             bump=bump,
             variant=variant,
             tests_on=(on_base,) if test else None,
+            signer=_signer(session) if statement else None,
         )
         return
     _check_unused("only `--recipe` fetches adapters", places=places, offline=offline)
@@ -180,6 +191,7 @@ def merge(
             output=output,
             tune=tune,
             test=test,
+            statement=statement,
             bump=bump,
             variant=variant,
             **details,
@@ -196,6 +208,7 @@ def merge(
 
     about = None if names_folder(output) else description_from(output, details)  # reports a bad name before any work
     ensure_named(about, bump, variant=variant)
+    signer = _signer(session) if statement else None  # before any work
     extra: dict[str, Any] = {}
     if tune is not None:
         _check_unused("`--tune` finds the weights", weights=weights)
@@ -212,11 +225,25 @@ def merge(
         if about is not None:
             about = replace(about, metrics=found.metrics)
     combination = chosen.step(ingredients)
-    tests_on = (on_base,) if test else None
-    if about is None:
-        merge_to_folder(session, combination, Path(output).expanduser(), extra, tests_on=tests_on)
-    else:
-        merge_to_library(session, library, combination, about, extra, bump=bump, variant=variant, tests_on=tests_on)
+    merge_to(
+        session,
+        library,
+        combination,
+        about or Path(output).expanduser(),
+        extra,
+        bump=bump,
+        variant=variant,
+        tests_on=(on_base,) if test else None,
+        signer=signer,
+    )
+
+
+def _signer(session: Session) -> SigningKey:
+    """The key for a statement; its password is typed on a terminal."""
+    from adapterhub.api.steps.keys import signing_key
+    from adapterhub.cli.publishing.sign import ask_password
+
+    return signing_key(session, None, ask=ask_password if sys.stdin.isatty() else None)
 
 
 def _check_unused(why: str, **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.combining import ensure_named
 from adapterhub.api.steps.recipes import plan_recipe
-from adapterhub.cli.weights.merge_result import merge_to_folder, merge_to_library
+from adapterhub.cli.weights.merge_result import merge_to
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.clashes import Bump
+    from adapterhub.trust.signing.keys import SigningKey
 
 
 def merge_by_recipe(
@@ -29,6 +30,7 @@ def merge_by_recipe(
     bump: Bump | None = None,
     variant: bool = False,
     tests_on: tuple[BaseSpec | None] | None = None,
+    signer: SigningKey | None = None,
 ) -> None:
     """Merge the recipe's inputs and compare the result with the recorded one; options as `plan_recipe`, `combine`."""
     plan = plan_recipe(
@@ -36,16 +38,14 @@ def merge_by_recipe(
     )
     if isinstance(plan.target, Path):
         ensure_named(plan.target, bump, variant=variant)
-        merge_to_folder(session, plan.combination, plan.target, tests_on=tests_on)
-        return
-    expected = plan.expected if bump is None else None
-    merge_to_library(
+    merge_to(
         session,
         session.library,
         plan.combination,
         plan.target,
-        expected=expected,
+        expected=plan.expected if bump is None else None,
         bump=bump,
         variant=variant,
         tests_on=tests_on,
+        signer=signer,
     )

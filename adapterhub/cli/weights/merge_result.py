@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.combining import combine, report_merged
 from adapterhub.api.steps.contracts.gating import merge_test
+from adapterhub.api.steps.keys import sign_made
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
+from adapterhub.core.errors import UsageProblem
 from adapterhub.weights.catalogue import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from adapterhub.api.results import Merged
     from adapterhub.cli.options.params import Session
@@ -20,47 +22,46 @@ if TYPE_CHECKING:
     from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
+    from adapterhub.trust.signing.keys import SigningKey
     from adapterhub.weights.recipes.combination import Combination, Ingredient
     from adapterhub.weights.recipes.toml.values import Inner
 
 
-def merge_to_folder(
-    session: Session,
-    combination: Combination,
-    folder: Path,
-    extra: dict[str, Any] | None = None,
-    *,
-    tests_on: tuple[BaseSpec | None] | None = None,
-) -> None:
-    """Merge into a new folder and print the result; `tests_on` holds the base of a test, None for no test."""
-    test = merge_test(session.library, combination, *tests_on, bars=session.out) if tests_on else None
-    merged = combine(session.library, combination, folder, test=test, bars=session.out)
-    report_merged(session, merged)
-    document = {"path": str(folder)} | _document(merged, combination) | (extra or {})
-    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], merged, combination))
-
-
-def merge_to_library(
+def merge_to(
     session: Session,
     library: Library,
     combination: Combination,
-    about: Description,
+    target: Description | Path,
     extra: dict[str, Any] | None = None,
     *,
     expected: str | None = None,
     bump: Bump | None = None,
     variant: bool = False,
     tests_on: tuple[BaseSpec | None] | None = None,
+    signer: SigningKey | None = None,
 ) -> None:
-    """Merge into the library and print the result; `expected` is the manifest digest that a recipe records.
+    """Merge into the library, or into the new folder `target`, and print the result.
 
-    `tests_on` is as for a folder.
+    `expected` is the manifest digest that a recipe records, `tests_on` holds the base of a test (None: no test), and
+    `signer` signs a statement of how the merge was made.
+
+    Raises:
+        UsageProblem: there is a `signer` for a folder.
     """
+    if isinstance(target, Path):
+        if signer is not None:
+            raise UsageProblem("a folder has no name to state. Nothing was merged", hint="leave out `--statement`")
+        test = merge_test(session.library, combination, *tests_on, bars=session.out) if tests_on else None
+        merged = combine(session.library, combination, target, test=test, bars=session.out)
+        report_merged(session, merged)
+        document = {"path": str(target)} | _document(merged, combination) | (extra or {})
+        session.out.result(document, lambda: _say(session, [f"merged into {target}"], merged, combination))
+        return
     test = merge_test(library, combination, *tests_on, bars=session.out) if tests_on else None
     if test is not None:
         test.measures = expected is None
     merged = combine(
-        library, combination, about, expected=expected, bump=bump, variant=variant, test=test, bars=session.out
+        library, combination, target, expected=expected, bump=bump, variant=variant, test=test, bars=session.out
     )
     report_merged(session, merged)
     added = merged.added
@@ -68,6 +69,10 @@ def merge_to_library(
     document = added.to_json() | _document(merged, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest
+    if signer is not None:
+        made = sign_made(library, added.build, signer)
+        document["statement"] = str(made)
+        lines.append(f"  stated how it was made  {made}")
     if expected is not None:
         document |= {"recorded_digest": expected, "as_recorded": digest == expected}
         if digest == expected:

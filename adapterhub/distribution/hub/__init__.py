@@ -8,7 +8,6 @@ by digest, so two servers may use the same repository name.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,18 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from adapterhub.core.aliases import Alias
-from adapterhub.core.digests import Digest, digest_of, strict_json
+from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.http.plain import Contents, read_contents
+from adapterhub.distribution.http.session import bound_client, bounded_client
+from adapterhub.distribution.http.stream import RemoteFile
+from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
-from adapterhub.distribution.hub._plain import Contents, header_of, plain_release
+from adapterhub.distribution.hub._plain import plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
@@ -40,8 +43,6 @@ from adapterhub.distribution.hub._search import (
     search_registry,
     search_tags,
 )
-from adapterhub.distribution.hub._session import bound_client, bounded_client
-from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._versions import (
     Published,
     PublishedVersion,
@@ -50,12 +51,9 @@ from adapterhub.distribution.hub._versions import (
     published_in,
     yanked_on_registry,
 )
-from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._withdrawal import Withdrawal
-from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
-from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.manifest import MANIFEST_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.formats.safetensors.file import parse_header
 from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
@@ -381,19 +379,7 @@ class Hub:
             DigestMismatch: the config differs from the manifest.
         """
         repo, commit = self.repository_of(release)
-        config, weights = (release.manifest.file(name) for name in (CONFIG_FILE, WEIGHTS_FILE))
-        assert config is not None
-        assert weights is not None  # a manifest names both
-        with self._wire.plainly(f"`{repo}`"):
-            raw = self._wire.get(file_path(repo, commit, CONFIG_FILE))
-            head = header_of(self._wire, file_path(repo, commit, WEIGHTS_FILE), weights.size_bytes)
-        if digest_of(raw) != config.sha256:
-            raise DigestMismatch(f"{repo}: {CONFIG_FILE}", expected=config.sha256, actual=digest_of(raw))
-        where = f"{repo}: {WEIGHTS_FILE}"
-        tensors = parse_header(io.BytesIO(head), path=Path(WEIGHTS_FILE), size_bytes=weights.size_bytes, where=where)
-        return Contents(
-            repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
-        )
+        return read_contents(self._wire, release, repo, commit, lambda entry: file_path(repo, commit, entry.path))
 
     def search(self, search: Search) -> list[SearchHit]:
         """Adapters on this server that match `search`, the newest first."""

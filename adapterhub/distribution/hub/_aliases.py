@@ -11,7 +11,7 @@ from adapterhub.core.aliases import ACTIONS, MOST_TARGETS, Alias, Move, Target, 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.errors import AmbiguousSpec, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, parse_name
-from adapterhub.distribution.hub._wire import Wire
+from adapterhub.distribution.http.wire import Wire
 
 FEATURE: Final = "aliases"
 _API: Final = "api/adapt/v1"

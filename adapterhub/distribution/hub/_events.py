@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import RemoteUnreachable
-from adapterhub.distribution.hub._wire import Wire
+from adapterhub.distribution.http.wire import Wire
 
 MOST_IN_PAGE: Final = 500
 LONGEST_WAIT_S: Final = 30

@@ -14,10 +14,11 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from adapterhub.core.dates import parse_time
-from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.distribution.hub._wire import HttpError, Wire
+from adapterhub.distribution.http.plain import ListedFile
+from adapterhub.distribution.http.wire import HttpError, Wire
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
@@ -31,16 +32,6 @@ class Refs:
 
     branches: dict[str, str]
     tags: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedFile:
-    """A file as a listing describes it; its bytes were not read. `git_sha1` is None for an LFS file."""
-
-    path: str
-    size_bytes: int
-    sha256: Digest | None
-    git_sha1: str | None
 
 
 def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:

@@ -1,41 +1,13 @@
-"""Describes the adapter in a PEFT repository without a manifest, without downloading its weights.
-
-The server lists the sha256 of LFS files, and a safetensors header has ranks and shapes. So the description uses a file
-with the header and a hole for the numbers. The weights come later and are checked against that sha256.
-"""
+"""The adapter in a PEFT repository without a manifest."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-
-from adapterhub.core.digests import Digest, digest_of
-from adapterhub.core.errors import DigestMismatch, RefusedAdapter
-from adapterhub.core.limits import limits
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.hub._etag import git_sha1
-from adapterhub.distribution.hub._listing import ListedFile, files_of
-from adapterhub.distribution.hub._wire import Wire, file_path
-from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
-from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.distribution.http.plain import described
+from adapterhub.distribution.http.wire import Wire, file_path
+from adapterhub.distribution.hub._listing import files_of
+from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES
 from adapterhub.formats.release import Release
-from adapterhub.formats.safetensors.file import LENGTH_BYTES, TensorFile
-from adapterhub.formats.safetensors.header import adapter_limits
-from adapterhub.library.directory import PlainFolder
-
-FIRST_BYTES = 64 << 10
-"""The first read of a weights file; most headers are shorter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """The config and the tensor header of a build on a server, read without its weights."""
-
-    repo: str
-    commit: str
-    config: AdapterConfig
-    weights: TensorFile
 
 
 def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, version: str | None) -> Release | None:
@@ -49,51 +21,5 @@ def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, vers
         files = files_of(wire, repo, commit, [*MEDIA_TYPES, CARD_FILE])
     if CONFIG_FILE not in files:
         return None
-    with tempfile.TemporaryDirectory(prefix="adapt-look-") as name:
-        folder, known = Path(name), dict[str, FileEntry]()
-        for path, item in sorted(files.items()):
-            with wire.plainly(f"`{path}` of `{repo}`"):
-                known[path] = _place(wire, file_path(repo, commit, path), item, folder / path)
-        plain = PlainFolder(folder, version=version or f"0+{commit[:12]}", origin=origin, known=known)
-        return plain.releases(spec)[0]
-
-
-def header_of(wire: Wire, path: str, size_bytes: int) -> bytes:
-    """Length and header of a safetensors file of `size_bytes`, by one or two range requests."""
-    first = wire.get_range(path, 0, min(size_bytes, FIRST_BYTES))
-    end = min(LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little"), size_bytes)
-    if end <= len(first) or end > LENGTH_BYTES + adapter_limits().header_bytes:
-        return first
-    return first + wire.get_range(path, len(first), end)
-
-
-def _place(wire: Wire, path: str, item: ListedFile, target: Path) -> FileEntry:
-    """Write the part of a file that has to be read, and return its entry."""
-    name, size = item.path, item.size_bytes
-    most = limits().file_bytes if name == WEIGHTS_FILE else limits().text_bytes
-    if size > most:
-        raise RefusedAdapter(
-            f"refused `{path}`. Nothing was stored", [("E_LIMIT", f"holds {size} bytes, expected at most {most}")]
-        )
-    told = item.sha256
-    if told is None or name in (CONFIG_FILE, CARD_FILE):
-        body = wire.get(path)
-        digest = _checked(body, item, path)
-    else:
-        body, digest = header_of(wire, path, size) if name == WEIGHTS_FILE else b"", told
-    with target.open("xb") as sink:
-        sink.write(body)
-        sink.truncate(size)
-    return FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES.get(name, ""))
-
-
-def _checked(body: bytes, item: ListedFile, where: str) -> Digest:
-    """The digest of a file, checked against the listing."""
-    actual = digest_of(body)
-    if item.sha256 is not None and actual != item.sha256:
-        raise DigestMismatch(where, expected=item.sha256, actual=actual)
-    if item.git_sha1 is not None:
-        name = git_sha1(body)
-        if name != item.git_sha1:
-            raise DigestMismatch(where, expected=item.git_sha1, actual=name)
-    return actual
+    placed = {file_path(repo, commit, path): item for path, item in files.items()}
+    return described(wire, placed, spec, origin=origin, version=version or f"0+{commit[:12]}")

@@ -25,9 +25,9 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     problem_list,
 )
+from adapterhub.distribution.http.wire import Wire, file_path
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
-from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.cards.widget import contract_shown
 from adapterhub.formats.contract.contract import Contract

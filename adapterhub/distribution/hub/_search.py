@@ -14,8 +14,8 @@ from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, UsageProb
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._versions import PublishedVersion
-from adapterhub.distribution.hub._wire import Wire
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.relevance import Matched
 

@@ -19,8 +19,8 @@ from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, SpecError, shown
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_version
+from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._listing import commit_in, nonsense, refs_of, repositories_tagged
-from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
 
 YANKED_FILE: Final = "adapterhub.yanked.json"
 YANKED_TAG: Final = "yanked-v"

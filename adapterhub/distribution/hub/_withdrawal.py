@@ -12,9 +12,9 @@ from typing import Final
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, reasons_at
-from adapterhub.distribution.hub._wire import Wire
 
 SCHEMA: Final = "adapterhub-yanked/1"
 

@@ -55,9 +55,9 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
 def composition_of(subject: Subject, around: Surroundings) -> Composition:
     """The parts of a subject that has a manifest, ancestors included, each once."""
     assert subject.manifest is not None  # the caller made sure
-    parts = [_stated("adapter", subject.target.name or subject.target.label, _licence_in(subject.manifest))]
+    parts = [_stated("adapter", subject.target.name or subject.target.label, licence_in(subject.manifest))]
     parts += _ancestors(subject.manifest, around)
-    parts.append(_base(subject, around))
+    parts.append(base_part(subject, around))
     known = [found for part in parts if (found := part.expression) is not None]
     unknown = tuple(part for part in parts if part.expression is None)
     return Composition(parts=tuple(parts), whole=joined(known), unknown=unknown)
@@ -80,11 +80,12 @@ def _ancestors(manifest: Manifest, around: Surroundings) -> Iterator[Part]:
             yield Part(role="parent", name=parent.spec, stated=None, why_not="it is not here")
             continue
         seen.add(parent.digest)
-        yield _stated("parent", parent.spec, _licence_in(found))
+        yield _stated("parent", parent.spec, licence_in(found))
         todo += found.parents
 
 
-def _base(subject: Subject, around: Surroundings) -> Part:
+def base_part(subject: Subject, around: Surroundings) -> Part:
+    """The base of an adapter, with the licence that its card states where its folder is here."""
     label = subject.base.label
     try:
         record = around.base_of(subject.base.fingerprint)
@@ -102,7 +103,7 @@ def _stated(role: str, name: str, stated: str | None) -> Part:
     return Part(role=role, name=name, stated=stated, why_not=reason)
 
 
-def _licence_in(manifest: Manifest) -> str | None:
+def licence_in(manifest: Manifest) -> str | None:
     """What a manifest states, or its card where that says more (`other` with a `license_name`)."""
     return manifest.license if _says(manifest.license) else _licence_in_card(manifest.card) or manifest.license
 

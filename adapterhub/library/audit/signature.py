@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused
-from adapterhub.formats.manifest import SIGNATURE_FILE
+from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.intake.statements import statements_of
+from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.appraisal import Appraisal
 from adapterhub.trust.signing.first_use import FirstUseFile
 from adapterhub.trust.signing.provenance import provenance_of
@@ -17,6 +19,7 @@ from adapterhub.trust.verify import Finding, Severity
 
 _POLICY: str = "`adapt key policy` shows the policies in force"
 _SIGN: str = "ask its author to `adapt sign` it; if that is you, `adapt key new NAME` makes a key"
+_STATED: str = "delete the file below `made/`, or ask the server that it came from"
 _TRUST: str = "`adapt key trust NAME FILE` trusts a key; get its file from its owner, not from the server"
 
 
@@ -46,6 +49,21 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         yield _finding("W_SIGNATURE", "warning", message, hint=_TRUST)
     if policy != "off" and subject.build is not None:
         yield from _seen_before(subject, around, appraisal)
+    if subject.build is not None:
+        yield from _made(subject.build, around)
+
+
+def _made(build: Installed, around: Surroundings) -> Iterator[Finding]:
+    """Who states how the build was made, and statements that do not count."""
+    found, refusals = statements_of(around.library, build)
+    for one in found:
+        who = f"`{one.signer}`" if one.signer else f"the unknown key {one.key[:19]}…"
+        trusted = {"trusted": ", whom you trust", "unknown_key": ""}.get(one.standing, ", whom you do not trust for it")
+        message = f"{who}{trusted}, states how it was made, as its manifest says"
+        yield Finding(code="N_STATEMENT", severity="note", where=MANIFEST_FILE, message=message)
+    for clause in refusals:
+        message = f"a statement of how it was made does not count: {clause}"
+        yield Finding(code="W_STATEMENT", severity="warning", where=MANIFEST_FILE, message=message, hint=_STATED)
 
 
 def _seen_before(subject: Subject, around: Surroundings, appraisal: Appraisal) -> Iterator[Finding]:

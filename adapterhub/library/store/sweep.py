@@ -73,6 +73,7 @@ def _sweepable(root: Path, grace_s: float) -> Iterator[tuple[RealFolder, str, fl
             ("origins", "*.json"),
             ("yanked", "*.json"),
             ("tests/*", "*.json"),
+            ("made/*", "*.json"),
             ("cache/tests/*", "*.json"),
             ("cache/tried/*", "*.json"),
         ):

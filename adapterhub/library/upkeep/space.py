@@ -21,7 +21,7 @@ from adapterhub.library.store.signatures import signature_objects
 
 Kind = Literal["installed", "project", "process"]
 
-_OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys", "tests")
+_OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys", "tests", "made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

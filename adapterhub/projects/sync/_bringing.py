@@ -30,6 +30,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Library
 from adapterhub.library.results import results_at, take_results
 from adapterhub.library.transfer import Source, copy
@@ -198,6 +199,7 @@ def _take(
         library.note_origin(build, source.place)
         library.yanks.saw(source.place, [release])
         take_results(library, results_at(source, release), build.manifest.digest, build.full_name)
+        take_statements(library, statements_at(source, release), build)
     if destination.added is not None:
         warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))

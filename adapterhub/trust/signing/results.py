@@ -6,7 +6,7 @@ result proves that the tester saw a verdict on these bytes, by this contract, on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import SigningKey
-from adapterhub.trust.signing.trust import Trust, day_text
+from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
 
 ResultStanding = Literal["trusted", "unknown_key", "out_of_scope", "expired"]
 
@@ -77,17 +77,7 @@ def read_result(
     def refused(clause: str, reason: str) -> SignatureRefused:
         return SignatureRefused(f"a result for `{shown(full_name)}`", clause, reason=reason, ending="It does not count")
 
-    try:
-        if len(raw) > RESULT_LIMIT_BYTES:
-            raise ValueError(f"holds more than {RESULT_LIMIT_BYTES >> 10} KiB")  # noqa: TRY301 - one refusal for all
-        bundle = Bundle.parse(raw)
-    except ValueError as error:
-        raise refused(f"it {shown(str(error), 200)}", "broken") from None
-    key = trust.key_of(bundle.hint)
-    if key is not None:
-        parsed = key.key.parse(key.key.pem.encode(), f"trusted key {key.name}")
-        if not parsed.verifies(bundle.signature, pre_authentication(bundle.payload)):
-            raise refused(f"it was not made with the key `{key.name}` that it names: it is forged", "forged")
+    bundle, key = opened(raw, trust, RESULT_LIMIT_BYTES, refused)
     try:
         result = Attested.parse(bundle.payload)
     except ValueError as error:
@@ -96,20 +86,44 @@ def read_result(
         raise refused(f"it is about {result.manifest[:19]}…, not about {manifest[:19]}…", "other_build")
     if result.time > now + CLOCKS_DIFFER_S:
         raise refused(f"it is dated {day_text(int(result.time))}, in the future", "future")
-    standing: ResultStanding = "trusted"
-    if key is None:
-        standing = "unknown_key"
-    elif key.is_over(now):
-        standing = "expired"
-    elif not key.covers(full_name, places):
-        standing = "out_of_scope"
     return SignedResult(
         result=result,
         digest=digest_of(raw),
         key=bundle.hint,
         signer=key.name if key else None,
-        standing=standing,
+        standing=standing_of(key, full_name, places, now),
     )
+
+
+def opened(
+    raw: bytes, trust: Trust, limit_bytes: int, refused: Callable[[str, str], SignatureRefused]
+) -> tuple[Bundle, TrustedKey | None]:
+    """A bundle, and the trusted key that made it; None for a key that is unknown. `refused` makes the error.
+
+    Raises:
+        SignatureRefused: it is broken, or not made with the key that it names.
+    """
+    try:
+        if len(raw) > limit_bytes:
+            raise ValueError(f"holds more than {limit_bytes >> 10} KiB")  # noqa: TRY301 - one refusal for all
+        bundle = Bundle.parse(raw)
+    except ValueError as error:
+        raise refused(f"it {shown(str(error), 200)}", "broken") from None
+    key = trust.key_of(bundle.hint)
+    if key is not None:
+        parsed = key.key.parse(key.key.pem.encode(), f"trusted key {key.name}")
+        if not parsed.verifies(bundle.signature, pre_authentication(bundle.payload)):
+            raise refused(f"it was not made with the key `{key.name}` that it names: it is forged", "forged")
+    return bundle, key
+
+
+def standing_of(key: TrustedKey | None, full_name: str, places: Sequence[str], now: float) -> ResultStanding:
+    """Whether the user trusts a key for an adapter."""
+    if key is None:
+        return "unknown_key"
+    if key.is_over(now):
+        return "expired"
+    return "trusted" if key.covers(full_name, places) else "out_of_scope"
 
 
 def newest(results: Iterable[SignedResult]) -> list[SignedResult]:

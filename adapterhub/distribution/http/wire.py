@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
@@ -37,7 +37,7 @@ from adapterhub.core.errors import (
     SpecError,
     shown,
 )
-from adapterhub.distribution.hub._etag import check_etag
+from adapterhub.distribution.http.etag import check_etag
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""
@@ -63,8 +63,8 @@ HttpObject = Any
 JsonValue = Any
 """Any JSON value."""
 
-Form = Mapping[str, Any] | bytes
-"""What a POST sends: the fields of a form, or JSON."""
+Form = Mapping[str, Any] | bytes | Iterable[bytes]
+"""What a POST sends: the fields of a form, JSON, or pieces of a file, whose headers say their type and number."""
 
 
 class Answer:
@@ -96,6 +96,11 @@ class Answer:
                     raise TimeoutError(f"only {came:,} bytes came in {waited:.3g} s")
                 waited, came = 0.0, 0
             yield piece
+
+    @property
+    def url(self) -> str:
+        """The address that answered, after all redirects."""
+        return str(self._response.request.url)
 
     @property
     def packing(self) -> str:
@@ -187,13 +192,13 @@ class Wire:
             answer.close()
             if form is not None:
                 raise RemoteUnreachable(f"{self.endpoint} redirected a {method or 'POST'} request")
-            target = _target(url, answer.headers["location"])
+            target = web_address(url, answer.headers["location"])
             if not target:
                 place = shown(answer.headers["location"])
                 raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is not a web address")
             if url.startswith("https:") and target.startswith("http:"):
                 raise unencrypted(self.endpoint, target)
-            if _origin(target) != _origin(self.endpoint):
+            if origin_of(target) != origin_of(self.endpoint):
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             url = target
         raise RemoteUnreachable(f"{self.endpoint} redirected more than {MAX_REDIRECTS} times")
@@ -207,7 +212,7 @@ class Wire:
         if params:
             url += "?" + urlencode(params, doseq=True, quote_via=quote)
         with self.answering(url) as answer:
-            return self._whole(answer, path)
+            return self.whole(answer, path)
 
     def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Form | None = None) -> JsonValue:
         """The JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
@@ -219,7 +224,7 @@ class Wire:
             raw = self.get(path, params)
         else:
             with self.answering(f"{self.endpoint}/{path}", form=form) as answer:
-                raw = self._whole(answer, path)
+                raw = self.whole(answer, path)
         try:
             return strict_json(raw, limit_bytes=MAX_SMALL_BYTES)
         except ValueError as error:
@@ -229,7 +234,7 @@ class Wire:
     def put(self, path: str, body: bytes) -> None:
         """Send JSON by PUT; raises the Hub client's errors."""
         with self.answering(f"{self.endpoint}/{path}", form=body, method="PUT") as answer:
-            self._whole(answer, path)
+            self.whole(answer, path)
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them."""
@@ -259,7 +264,12 @@ class Wire:
         finally:
             answer.close()
 
-    def _whole(self, answer: Answer, what: str) -> bytes:
+    def whole(self, answer: Answer, what: str) -> bytes:
+        """The body of a small response, checked against the server's digest.
+
+        Raises:
+            RemoteUnreachable: it is more than `MAX_SMALL_BYTES`.
+        """
         body = bytearray()
         for chunk in answer.chunks():
             self.received_bytes += len(chunk)
@@ -287,8 +297,8 @@ class Wire:
         method = method or ("GET" if form is None else "POST")
         connect_s = min(CONNECT_S, self.silence_s)
         times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
-        sent = {**headers, "content-type": "application/json"} if isinstance(form, bytes) else dict(headers)
-        body: dict[str, Any] = {"content" if isinstance(form, bytes) else "data": form}
+        sent = {"content-type": "application/json", **headers} if isinstance(form, bytes) else dict(headers)
+        body: dict[str, Any] = {"data" if form is None or isinstance(form, Mapping) else "content": form}
         try:
             request = session.build_request(method, url, headers=sent, timeout=times, **body)
         except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
@@ -396,12 +406,13 @@ def unusable_proxy(error: Exception) -> RemoteUnreachable:
     )
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL: a token goes to one origin alone."""
     place = urlsplit(url)
     return place.scheme, (place.hostname or "").lower(), place.port or {"http": 80, "https": 443}.get(place.scheme)
 
 
-def _target(url: str, location: str) -> str:
+def web_address(url: str, location: str) -> str:
     """The target of a redirect; "" if it is not a web address."""
     try:
         target = urljoin(url, location)

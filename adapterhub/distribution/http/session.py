@@ -13,7 +13,7 @@ from typing import Any, Final
 from huggingface_hub import set_client_factory
 
 from adapterhub.core.errors import RemoteUnreachable, shown
-from adapterhub.distribution.hub._wire import (
+from adapterhub.distribution.http.wire import (
     CONNECT_S,
     MAX_ERROR_BYTES,
     MAX_SMALL_BYTES,
@@ -75,7 +75,7 @@ class _Bounds:
         """Replaces the client's `send`, which all its calls use; the hook reads the bound from the request."""
         request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
         response = self._send(request, stream=stream, **more)
-        if request.method == "HEAD":
+        if request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:
             self._note(response)
         return response
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from adapterhub.core.errors import DigestMismatch, RemoteUnreachable, shown
-from adapterhub.distribution.hub._wire import PASSING, Answer, HttpError, Wire
+from adapterhub.distribution.http.wire import PASSING, Answer, HttpError, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # new in Python 3.12

@@ -1,0 +1,85 @@
+"""A registry of container images: `oci://HOST[/PREFIX]`, and an image by its digest for one build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.core.digests import parse_digest
+from adapterhub.core.errors import shown
+from adapterhub.distribution.kind import Access, Kind
+from adapterhub.library.remotes import is_oci_path, parse_oci_url
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.distribution.oci import OciRegistry
+    from adapterhub.formats.release import Release
+    from adapterhub.library.transfer import Source
+
+
+class OciKind(Kind):
+    """See the module."""
+
+    name = "oci"
+    pin_keys = ("repo", "image")
+
+    def parse_address(self, text: str) -> str:
+        """The address, normalized."""
+        return parse_oci_url(text)
+
+    def open(self, address: str, access: Access) -> OciRegistry:
+        """The registry; without a token, it is asked with what Docker's programs keep for its host."""
+        from adapterhub.distribution.http.session import bound_client
+        from adapterhub.distribution.oci import OciRegistry
+
+        bound_client(access.silence_s)
+        return OciRegistry(
+            address,
+            token=access.token,
+            label=access.label,
+            silence_s=access.silence_s,
+            variables=access.variables,
+        )
+
+    def claims(self, place: str) -> bool:
+        """Whether it is the address of a registry."""
+        return place.startswith("oci://")
+
+    def within(self, source: Source, namespace: str) -> Source:
+        """One namespace of the registry."""
+        return _registry(source).within(namespace)
+
+    def pin(self, source: Source, release: Release) -> Mapping[str, str]:
+        """The repository and the digest of the image."""
+        repository, image = _registry(source).place_of(release)
+        return {"repo": repository, "image": image}
+
+    def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:
+        """The image, then the registry: the same release may be under another tag."""
+        yield _registry(source).at(pin["repo"], pin["image"])
+        if spec.namespace is not None:
+            yield source
+
+    def problems(self, address: str, pin: Mapping[str, str]) -> list[str]:
+        """The address is normal, the repository has a name, the image a digest."""
+        found = super().problems(address, pin)
+        if (repo := pin.get("repo")) and not is_oci_path(repo):
+            found.append(f"repo: expected the path of a repository, got `{shown(repo)}`")
+        if image := pin.get("image"):
+            try:
+                parse_digest(image)
+            except ValueError as error:
+                found.append(f"image: {error}")
+        return found
+
+    def describe(self, address: str, pin: Mapping[str, str]) -> str:
+        """`acme/legal-qa at 0123456789ab of oci://…`."""
+        return f"{pin['repo']} at {pin['image'][7:19]} of {address}"
+
+
+def _registry(source: Source) -> OciRegistry:
+    registry: Any = getattr(source, "registry", source)  # a part of a registry, or the registry
+    return registry  # type: ignore[no-any-return]
+
+
+KIND: Final = OciKind()
