@@ -51,7 +51,8 @@ from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
 from adapterhub_registry.upkeep.space import sweep_xorbs
 

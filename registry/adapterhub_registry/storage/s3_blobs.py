@@ -189,7 +189,7 @@ class S3Blobs:
         self._bucket.remove(staged)
         return blob
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
+    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
         """Keep one part that a client sent through this server."""
         hashes = Hashes(size)
 
