@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from adapterhub.core.errors import DigestMismatch, DiskFull, Malformed
 from adapterhub_registry.names import SHA256
@@ -69,6 +69,10 @@ class BlobStore(Protocol):
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes `[start, end)` in chunks; raises `BlobNotFound` before the first chunk."""
+        ...
+
+    def file(self, sha256: str, /) -> BinaryIO | None:
+        """The blob as an open file; None where blobs are no files. Raises `BlobNotFound`."""
         ...
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:

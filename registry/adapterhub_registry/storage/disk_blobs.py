@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.errors import BlobNotFound, Malformed
@@ -80,11 +80,14 @@ class DiskBlobs:
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes `[start, end)` in chunks of a mebibyte."""
+        return _read(self.file(sha256), start, end)
+
+    def file(self, sha256: str, /) -> BinaryIO:
+        """The blob as an open file."""
         try:
-            stream = self._path(sha256).open("rb")
+            return self._path(sha256).open("rb")
         except FileNotFoundError:
             raise BlobNotFound(f"no blob {sha256}") from None
-        return _read(stream, start, end)
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks` in constant memory. Nothing is kept after an error.

@@ -88,6 +88,9 @@ class S3Blobs:
         return self._bucket.link("GET", _key(sha256))
 
     # ------------------------------------------------------------ writing
+    def file(self, _sha256: str, /) -> None:
+        """None: a bucket has no files."""
+
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks`: a small blob at once, a large one as a stream. Nothing is kept after an error.
 

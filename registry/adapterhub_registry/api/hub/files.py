@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import APIRouter, Query, Request
@@ -16,7 +16,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from adapterhub_registry.api import conditions
 from adapterhub_registry.api.context import (
@@ -47,6 +47,9 @@ EXPANDED_PAGE: Final = 50  # as on the Hub
 SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
 GONE_TITLE: Final = "(removed from the history)"
 MAX_PATHS: Final = 10_000
+SMALL_BYTES: Final = 1 << 16
+"""A file of at most this size is read before the answer: for more, the server waits between the head and the bytes."""
+ZERO_COPY: Final = "http.response.zerocopysend"  # of ASGI; see `wire`
 _RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
 
@@ -239,8 +242,32 @@ def resolve(request: Request) -> Response:
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
     headers["Content-Length"] = str(end - start)
+    if end - start <= SMALL_BYTES:
+        small = b"".join(registry.blobs.open(entry.sha256, start, end))
+        return Response(small, status_code=status, headers=headers, media_type=kind)
+    file = registry.blobs.file(entry.sha256) if ZERO_COPY in request.scope.get("extensions", {}) else None
+    if file is not None:
+        return _FileAnswer(file, start, end - start, status=status, headers=headers, kind=kind)
     content = registry.blobs.open(entry.sha256, start, end)
     return StreamingResponse(content, status_code=status, headers=headers, media_type=kind)
+
+
+class _FileAnswer(Response):
+    """Bytes of an open file, which go to the client without a copy in this process."""
+
+    def __init__(
+        self, file: BinaryIO, start: int, count: int, *, status: int, headers: dict[str, str], kind: str
+    ) -> None:
+        super().__init__(status_code=status, headers=headers, media_type=kind)
+        self._file, self._start, self._count = file, start, count
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the head, then the bytes."""
+        with self._file:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers},
+            )
+            await send({"type": ZERO_COPY, "file": self._file, "offset": self._start, "count": self._count})
 
 
 class FirstRoute(Route):
