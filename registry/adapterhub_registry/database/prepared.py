@@ -19,7 +19,7 @@ class _Form(NamedTuple):
 
 
 class Prepared:
-    """A statement with named parameters; its first row takes a fifth of the time of `Connection.execute`.
+    """A statement with named parameters, which takes a fifth of the time of `Connection.execute`.
 
     The values are those of the driver: SQLite has 0 and 1 for booleans.
     """
@@ -30,6 +30,10 @@ class Prepared:
 
     def first(self, connection: Connection, **given: object) -> Row[Any] | None:
         """The first row, by the names of its columns, in the transaction of `connection`; None without rows."""
+        return next(iter(self.rows(connection, **given)), None)
+
+    def rows(self, connection: Connection, **given: object) -> list[Row[Any]]:
+        """The rows, by the names of their columns, in the transaction of `connection`."""
         form = self._forms.get(connection.dialect.name)
         if form is None:
             form = self._forms[connection.dialect.name] = self._form(connection.dialect, given)
@@ -39,12 +43,12 @@ class Prepared:
         cursor = connection.connection.cursor()
         try:
             cursor.execute(form.text, values)
-            row = cursor.fetchone()
+            found = cursor.fetchall()
         except connection.dialect.loaded_dbapi.Error:
-            return connection.execute(self._statement, given).first()  # its errors are those that callers expect
+            return list(connection.execute(self._statement, given))  # its errors are those that callers expect
         finally:
             cursor.close()
-        return None if row is None else form.row(row)
+        return [form.row(row) for row in found]
 
     def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
