@@ -141,8 +141,8 @@ def measure(root: Path, builds: int, repeats: int, only: str) -> dict[str, float
         files = (path.partition("revision")[0][12:] + weights for path in infos)
         empties, heads = [], []
         for _ in range(ROUNDS):
-            empties.append(measured(plain, empty_pid, iter(lambda: "/empty", None), repeats))
-            heads.append(measured(reading, pid, files, repeats, method="HEAD"))
+            empties.append(measured(plain, empty_pid, iter(lambda: "/empty", None), 5 * repeats))
+            heads.append(measured(reading, pid, files, 5 * repeats, method="HEAD"))
         empty, head = (min(rounds, key=lambda one: one[2]) for rounds in (empties, heads))
         print(f"an empty route of FastAPI: p50 {empty[0]:.1f} ms  p99 {empty[1]:.1f} ms  CPU {empty[2]:.2f} ms")
         if only in "HEAD of a file":

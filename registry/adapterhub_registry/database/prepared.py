@@ -53,5 +53,5 @@ class Prepared:
     def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
         names = None if state.positiontup is None else tuple(state.positiontup)
-        row = result_tuple([column.key for column in self._statement.selected_columns])
+        row = result_tuple([str(column.key) for column in self._statement.selected_columns])
         return _Form(state.statement, names, dict(state.parameters), row)

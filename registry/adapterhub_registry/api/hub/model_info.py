@@ -45,8 +45,8 @@ def public_number(row: Row[Any]) -> str:
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    for number, tag in _TAGS.rows(connection, numbers=json.dumps(list(found))):
-        found[number].append(tag)
+    for row in _TAGS.rows(connection, numbers=json.dumps(list(found))):
+        found[row.repo_id].append(row.tag)
     return {number: sorted(tags) for number, tags in found.items()}
 
 
