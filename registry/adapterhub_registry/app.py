@@ -51,7 +51,8 @@ from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
 from adapterhub_registry.upkeep.space import sweep_xorbs
 
@@ -125,10 +126,11 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(StoreUnreachable, _on_unreachable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
-    for module in (adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
+    hub = (hub_api, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
+    for module in (hub_info, adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
         app.router.routes += module.router.routes
-    app.router.routes.insert(0, hub_files.FirstRoute())
+    app.state.files = hub_files.FirstRoute()
+    app.router.routes.insert(0, app.state.files)
     app.state.pages = add_pages(app, registry)
     return app
 
@@ -168,6 +170,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.wait(tasks, timeout=END_S)  # their threads give their connections back
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
             registry.downloads.flush()
+        app.state.files.close()
         registry.db.close()
 
 

@@ -1,9 +1,11 @@
 """What 100,000 builds cost a registry on SQLite: listings, searches, metrics, a history and HEAD of a file, one client.
 
-    python -m tests.bench.bench_listings [--builds 100000] [--repeats 200] [--root FOLDER]
+    python -m tests.bench.bench_listings [--builds 100000 …] [--repeats 200] [--root FOLDER]
 
-CPU is that of the server's process for one request; the last number is the CPU of an empty route of FastAPI, divided
-by it. `--root` keeps the filled registry in a folder, or measures the one that lies there. SQLite has no statistics.
+The client has the token of a reader, and that of an administrator for metrics. CPU is that of the server's process for
+one request; the last number is the CPU of an empty route of FastAPI, divided by it. HEAD and the empty route take
+turns, and the least of ten rounds of each counts. Several numbers of builds give the exponent of each request's growth,
+in CPU. `--root` keeps the filled registries in a folder, or measures those there. SQLite has no statistics.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.database.db import Database, commits, repos
 from sqlalchemy import select
@@ -27,6 +30,7 @@ from tests.bench.bench_pages import ROOT, measured
 from tests.bench.bench_registry_scale import BASES, TASKS, digest, fill
 
 LINE = 2000
+ROUNDS = 10
 EMPTY = """
 import socket, uvicorn
 from fastapi import FastAPI, Response
@@ -110,43 +114,68 @@ def serving(command: list[str]) -> Iterator[tuple[str, int]]:
         server.wait(20)
 
 
-def main() -> None:
-    """Fill a registry, serve it, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--root", type=Path, help="keep the filled registry in this folder")
-    parser.add_argument("--only", default="", help="measure the requests whose name has this text")
-    given = parser.parse_args()
+def measure(root: Path, builds: int, repeats: int, only: str) -> dict[str, float]:
+    """Fill a registry unless it is there, serve it, measure and print; CPU ms of each request."""
+    found: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
-        root = given.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         is_new = not (root / "registry.db").exists()
         root.mkdir(parents=True, exist_ok=True)
         database = Database(f"sqlite:///{root / 'registry.db'}")
         if is_new:
-            fill(database, given.builds)
+            fill(database, builds)
             add_line(database)
-        token = Tokens(database).create("bench", "admin")
+        tokens = Tokens(database)
+        reader, admin = tokens.create("reader", "read", namespaces=["readers"]), tokens.create("bench", "admin")
         database.close()
         empty_url, empty_pid = stack.enter_context(serving([sys.executable, "-c", EMPTY]))
         command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0", "--no-worker"]
         url, pid = stack.enter_context(serving(command))
-        with httpx.Client(base_url=empty_url, timeout=60) as client:
-            empty = measured(client, empty_pid, iter(lambda: "/empty", None), 1000)
-        print(f"an empty route of FastAPI: p50 {empty[0]:.1f} ms  p99 {empty[1]:.1f} ms  CPU {empty[2]:.2f} ms")
-        client = stack.enter_context(
-            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
-        )
-        for name, path in requests(given.builds).items():
-            if given.only in name:
-                _print(name, measured(client, pid, iter(path, None), given.repeats), empty[2])
+
+        def client(address: str, token: str = "") -> httpx.Client:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            return stack.enter_context(httpx.Client(base_url=address, headers=headers, timeout=60))
+
+        plain, reading, administering = client(empty_url), client(url, reader), client(url, admin)
         weights = "resolve/v1.0.0/adapter_model.safetensors"
-        paths = (
-            path().partition("revision")[0][12:] + weights
-            for path in iter(lambda: requests(given.builds)["model info"], None)
-        )
-        if given.only in "HEAD of a file":
-            _print("HEAD of a file", measured(client, pid, paths, given.repeats * 5, method="HEAD"), empty[2])
+        infos = iter(requests(builds)["model info"], None)
+        files = (path.partition("revision")[0][12:] + weights for path in infos)
+        empties, heads = [], []
+        for _ in range(ROUNDS):
+            empties.append(measured(plain, empty_pid, iter(lambda: "/empty", None), 5 * repeats))
+            heads.append(measured(reading, pid, files, 5 * repeats, method="HEAD"))
+        empty, head = (min(rounds, key=lambda one: one[2]) for rounds in (empties, heads))
+        print(f"an empty route of FastAPI: p50 {empty[0]:.1f} ms  p99 {empty[1]:.1f} ms  CPU {empty[2]:.2f} ms")
+        if only in "HEAD of a file":
+            _print("HEAD of a file", head, empty[2])
+            found["HEAD of a file"] = head[2]
+        for name, path in requests(builds).items():
+            if only in name:
+                asking = administering if name == "metrics" else reading
+                one = measured(asking, pid, iter(path, None), repeats)
+                _print(name, one, empty[2])
+                found[name] = one[2]
+    return found
+
+
+def main() -> None:
+    """Measure registries of each size, and the growth between them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--builds", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--root", type=Path, help="keep the filled registries in this folder")
+    parser.add_argument("--only", default="", help="measure the requests whose name has this text")
+    given = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        root = given.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        curves: dict[int, dict[str, float]] = {}
+        for builds in given.builds:
+            print(f"{builds:,} builds", flush=True)
+            curves[builds] = measure(root / str(builds), builds, given.repeats, given.only)
+    if len(curves) > 1:
+        sizes = np.log(list(curves))
+        for name in curves[given.builds[0]]:
+            spent = np.log([max(curves[builds][name], 0.01) for builds in curves])
+            print(f"growth, {name}: exponent {np.polyfit(sizes, spent, 1)[0]:.2f}")
 
 
 def _print(name: str, found: tuple[float, float, float], empty: float) -> None:

@@ -28,7 +28,7 @@ from adapterhub_registry.database.derived_tables import derived, sketches
 from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
-from adapterhub_registry.storage.blobs import DiskBlobs
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from sqlalchemy import select
 
 from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord

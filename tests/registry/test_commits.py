@@ -33,7 +33,8 @@ from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, P
 from adapterhub_registry.repos.commits import GIT_ATTRIBUTES, Proposal, commit, file_at, find_commit, history, tree_of
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
+from adapterhub_registry.storage.blobs import StoredBlob
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.engine import Connection
 

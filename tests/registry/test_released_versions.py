@@ -22,7 +22,7 @@ from adapterhub_registry.repos.changes import Delete, Put
 from adapterhub_registry.repos.commits import Proposal, commit
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import DiskBlobs
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from sqlalchemy import delete, insert, select
 from sqlalchemy.engine import Connection
 

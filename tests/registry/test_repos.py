@@ -20,7 +20,8 @@ from adapterhub_registry.repos.changes import Put
 from adapterhub_registry.repos.commits import Proposal, commit, find_commit
 from adapterhub_registry.repos.repos import Change, Repos, check_no_pull_request
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
+from adapterhub_registry.storage.blobs import StoredBlob
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Connection
 

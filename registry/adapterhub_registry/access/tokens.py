@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
 from adapterhub_registry.database.db import records as logged
+from adapterhub_registry.database.prepared import Prepared
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -263,7 +264,7 @@ def row_of(connection: Connection, token: str) -> Row[Any] | None:
     if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
         return None
     # searched by digest, so that the time of the search discloses nothing about a token
-    return connection.execute(_BY_DIGEST, {"wanted": _digest(token)}).one_or_none()
+    return _BY_DIGEST.first(connection, wanted=_digest(token))
 
 
 def working(row: Row[Any] | None) -> Caller | None:
@@ -280,7 +281,7 @@ def callers_of(connection: Connection, user: str) -> list[Caller]:
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
-_BY_DIGEST = _SELECT.where(tokens.c.sha256 == bindparam("wanted"))
+_BY_DIGEST = Prepared(_SELECT.where(tokens.c.sha256 == bindparam("wanted")))
 
 
 def _log(connection: Connection, actor: str, action: str, subject: str) -> None:

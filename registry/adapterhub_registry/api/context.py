@@ -186,6 +186,11 @@ RepoOf = Annotated[RepoId, Depends(repo_id_of)]
 
 
 async def base_url(request: Request, registry: RegistryOf) -> str:
+    """As `base_of`."""
+    return base_of(request, registry)
+
+
+def base_of(request: Request, registry: Registry) -> str:
     """The address at which the client reached this server, without a trailing slash.
 
     The hub client refuses URLs of other hosts, so links follow the Host header (or `public_url`).

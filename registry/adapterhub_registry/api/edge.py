@@ -55,7 +55,7 @@ class Edge:
                 record.status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
             else:
-                record.sent_bytes += len(message.get("body", b""))
+                record.sent_bytes += len(message.get("body", b"")) + message.get("count", 0)
             await send(message)
 
         self._telemetry.began()

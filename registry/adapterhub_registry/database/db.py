@@ -437,9 +437,11 @@ def _prepare_sqlite(engine: Engine) -> None:
             connection.execute(f"PRAGMA {pragma}")
 
     def on_begin(connection: Connection) -> None:
-        # a read transaction that becomes a write can fail with `database is locked`
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if connection.get_execution_options().get("writes", False):
+            # a read transaction that becomes a write can fail with `database is locked`
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.connection.cursor().execute("BEGIN")  # touches no file, so it cannot fail
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)

@@ -7,6 +7,7 @@ words then.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -16,11 +17,14 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     Select,
     Table,
     Text,
     and_,
+    bindparam,
+    cast,
     column,
     event,
     func,
@@ -30,6 +34,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    type_coerce,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
@@ -153,6 +158,32 @@ def _plain(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  #
 @compiles(Unindexed, "sqlite")
 def _with_sign(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"+{compiler.process(element.clauses, **options)}"
+
+
+class _Items(FunctionElement[Any]):
+    """The items of a list in JSON, as rows with a column `value`."""
+
+    inherit_cache = True
+
+
+@compiles(_Items)
+def _of_postgresql(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
+
+
+@compiles(_Items, "sqlite")
+def _of_sqlite(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+def among(column: ColumnElement[int], numbers: Iterable[int] | str) -> ColumnElement[bool]:
+    """Whether a column is one of some numbers, or of those in the parameter of this name, as JSON.
+
+    They are one value, which costs less than hundreds in `in_`.
+    """
+    given = bindparam(numbers) if isinstance(numbers, str) else literal(json.dumps(list(numbers)))
+    items = _Items(type_coerce(given, Text())).table_valued("value")
+    return column.in_(select(cast(items.c.value, Integer)))
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table) -> None:

@@ -23,7 +23,8 @@ from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import Database, lock_name, metadata
 from adapterhub_registry.database.schema import readable
 from adapterhub_registry.operations.holdings import named_blobs
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs
+from adapterhub_registry.storage.blobs import BlobStore
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
 
 ROWS = 1000
 AT_ONCE = 8

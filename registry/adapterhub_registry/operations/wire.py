@@ -5,16 +5,23 @@ connection and for the end of a head. It accepts a request whose end two servers
 (Content-Length with Transfer-Encoding, two lengths, a folded field), with which an attacker smuggles a second request
 past a proxy. After its response, it reads the rest of a body as long as the client sends. It waits forever for a
 client that reads nothing.
+
+It also sends files by `sendfile`, which copies no bytes into this process (ASGI's extension
+`http.response.zerocopysend`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import select
 from http import HTTPStatus
-from typing import Any, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import h11
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -24,6 +31,8 @@ from adapterhub_registry.errors import Refusal, too_slow
 from adapterhub_registry.settings import Limits
 
 MAX_HEAD_BYTES = 1 << 16
+FILE_BYTES_AT_ONCE = 1 << 25
+FAST_MS = 5  # a thread waits as long for a client to read; then the client waits for a thread
 TOO_LARGE = 431
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
@@ -92,6 +101,8 @@ class Protocol(H11Protocol):
         self._waits_for: str | None = None
         self._timer: Any = None
         self._writing: Any = None
+        self._room: asyncio.Future[None] | None = None
+        self._answered_by, self.app = self.app, cast("Any", self._with_files)
 
     # ------------------------------------------------------------ clients that send slowly
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -119,6 +130,7 @@ class Protocol(H11Protocol):
         """Stop waiting."""
         self._wait(None, 0)
         self.resume_writing()
+        self._found_room()
         super().connection_lost(exc)
 
     def _watch(self, *, began: bool) -> None:
@@ -161,6 +173,61 @@ class Protocol(H11Protocol):
         if self.flow is not None:
             super().resume_writing()
 
+    # ------------------------------------------------------------ files
+    async def _with_files(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, which may send files."""
+
+        async def send_any(message: Message) -> None:
+            if message["type"] != "http.response.zerocopysend":
+                await send(message)
+                return
+            await self._send_file(message["file"], message["offset"], message["count"])
+            if not message.get("more_body", False):
+                await send({"type": "http.response.body"})
+
+        extended = {**scope, "extensions": {"http.response.zerocopysend": {}}}
+        await self._answered_by(cast("Any", extended), cast("Any", receive), cast("Any", send_any))
+
+    async def _send_file(self, file: BinaryIO, start: int, count: int) -> None:
+        """Send `count` bytes of a file from `start` on. A thread waits for the disk.
+
+        Raises:
+            OSError: the file cannot be read, or ends before.
+        """
+        self.transport.set_write_buffer_limits(0)
+        await self.flow.drain()
+        self.transport.set_write_buffer_limits()
+        if self.transport.is_closing():
+            return
+        self.conn.send_with_data_passthrough(h11.Data(data=cast("bytes", range(count))))  # h11 only takes its length
+        # asyncio lets nobody else wait for the transport's own descriptor
+        to = os.dup(self.transport.get_extra_info("socket").fileno())
+        try:
+            while count and not self.transport.is_closing():
+                sent = await run_in_threadpool(_send_some, to, file, start, min(count, FILE_BYTES_AT_ONCE))
+                start, count = start + sent, count - sent
+                if not sent:
+                    await self._wait_for_room(to)
+        except ConnectionError:
+            return  # the transport notices, too
+        finally:
+            os.close(to)
+
+    async def _wait_for_room(self, descriptor: int) -> None:
+        """Wait until the client has read something; disconnect one that reads nothing for too long."""
+        self._room = self.loop.create_future()
+        self.loop.add_writer(descriptor, self._found_room)
+        try:
+            await asyncio.wait_for(self._room, self.limits.answer_stall_s)
+        except asyncio.TimeoutError:
+            self.transport.abort()
+        finally:
+            self.loop.remove_writer(descriptor)
+
+    def _found_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
     # ------------------------------------------------------------ malformed requests
     def send_400_response(self, msg: str) -> None:
         """Refuse a malformed request and close the connection, as the start of the next request is unknown."""
@@ -179,6 +246,27 @@ class Protocol(H11Protocol):
         fields = b"".join(b"%s: %s\r\n" % field for field in answer.raw_headers if field[0] != b"connection")
         line = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n".encode("ascii")
         self.transport.write(line + fields + b"connection: close\r\n\r\n" + bytes(answer.body))
+
+
+def _send_some(descriptor: int, file: BinaryIO, start: int, count: int) -> int:
+    """Send bytes of a file as long as the client reads fast, and return how many of `count`.
+
+    Raises:
+        OSError: the file cannot be read, or ends before.
+    """
+    sent, room = 0, select.poll()
+    room.register(descriptor, select.POLLOUT)
+    while sent < count:
+        try:
+            step = os.sendfile(descriptor, file.fileno(), start + sent, count - sent)
+        except BlockingIOError:
+            if not room.poll(FAST_MS):
+                break
+            continue
+        if not step:
+            raise OSError(f"{file.name}: ends {count - sent} bytes too early")
+        sent += step
+    return sent
 
 
 def protocol_of(bounds: Limits) -> type[Protocol]:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Row, Select, String, bindparam, func, insert, literal, select, update
+from sqlalchemy import Row, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
+from adapterhub_registry.database.prepared import Prepared
 from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
@@ -83,7 +84,7 @@ def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | 
     the `version` and `yanked_reason` of a yanked release.
     """
     wanted = _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
-    return connection.execute(wanted, {"full_name": full_name, "revision": revision}).first()
+    return wanted.first(connection, full_name=full_name, revision=revision)
 
 
 def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
@@ -95,7 +96,7 @@ def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
     return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
 
 
-def _tops(*, of_ref: bool) -> Select[Any]:
+def _tops(*, of_ref: bool) -> Prepared:
     at_ref = (refs.c.repo_id == repos.c.id) & (refs.c.name == bindparam("revision"))
     commit_id = refs.c.commit_id if of_ref else bindparam("revision", type_=String)
     at = (commits.c.repo_id == repos.c.id) & (commits.c.id == commit_id)
@@ -108,7 +109,7 @@ def _tops(*, of_ref: bool) -> Select[Any]:
         found = found.join(refs, at_ref & refs.c.kind.in_(("alias", "branch", "tag"))).order_by(refs.c.kind.desc())
     found = found.join(commits, at).join(nodes, top)
     found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
-    return found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1)
+    return Prepared(found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1))
 
 
 _TOP_OF_COMMIT: Final = _tops(of_ref=False)

@@ -73,8 +73,15 @@ class Repos:
     # ------------------------------------------------------------ access
     def visible(self, caller: Caller) -> ColumnElement[bool]:
         """The SQL condition on `repos` for the repositories that `caller` may see."""
+        if caller.sees_all:
+            return true()
         everybody = true() if self._anonymous_read or caller.user is not None else false()
         return or_(repos.c.private.is_(False) & everybody, reached_names(caller, repos.c.full_name))
+
+    def sees(self, caller: Caller, row: RepoRow) -> bool:
+        """As `visible`, for a row of `repos`."""
+        everybody = self._anonymous_read or caller.user is not None
+        return (everybody and not row.private) or caller.reaches(row.full_name)
 
     def readable(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for those whose files the caller may read, as far as a token decides."""

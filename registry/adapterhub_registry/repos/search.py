@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Column, ColumnElement, Row, Select, false, func, select
+from sqlalchemy import Column, ColumnElement, Row, Select, bindparam, false, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.database.db import adapters, repo_tags, repos
-from adapterhub_registry.database.search_tables import NAMES, Unindexed
+from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.search_tables import NAMES, Unindexed, among
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.repos.adapter_search import FEW, Condition, after, all_words, holders_of, rarest, words_of
 
@@ -92,10 +94,11 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
         few, place, number = few or 0, repo_tags.c.modified_at, repo_tags.c.repo_id
         query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == tags[few])
     elif few is not None:
-        query = query.where(repos.c.id.in_(conditions[few].those))
+        query = query.where(repos.c.id.in_(_tagged(tags[few]) if few < len(tags) else conditions[few].those))
     elif len(tags) > 1:
         both = connection.scalars(_tagged(*tags).limit(FEW + 1)).all()
-        query = query.where(repos.c.id.in_(both)) if len(both) <= FEW else query
+        if len(both) <= FEW:
+            query, tags = query.where(among(repos.c.id, both)), []
     query = query.where(*(_has_tag(number, tag) for at, tag in enumerate(tags) if at != few))
     query = query.where(visible, *(one.filters for one in conditions))
     if wanted.cursor is not None:
@@ -103,6 +106,16 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
         query = query.where(after(place, value, number, last))
     rows: Sequence[Any] = connection.execute(query.order_by(place.desc(), number.desc()).limit(wanted.limit + 1)).all()
     return Page(rows=rows[: wanted.limit], more=len(rows) > wanted.limit, sort=wanted.sort)
+
+
+def _count_tagged(tag: str, connection: Connection) -> int:
+    """How many repositories have a tag; one more than `FEW` for more."""
+    row = _TAGGED.first(connection, tag=tag, most=FEW + 1)
+    return 0 if row is None else int(row.number)
+
+
+_some = select(repo_tags.c.repo_id).where(repo_tags.c.tag == bindparam("tag")).limit(bindparam("most")).subquery()
+_TAGGED: Final = Prepared(select(func.count().label("number")).select_from(_some))
 
 
 def _tagged(first: str, *others: str) -> Select[Any]:
@@ -120,7 +133,7 @@ def _conditions(connection: Connection, wanted: Listing, tags: Sequence[str]) ->
     """The conditions; those of the tags come first, without their filters."""
     if len(wanted.filters) > MAX_FILTERS:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
-    conditions = [Condition(holders=_tagged(tag)) for tag in tags]
+    conditions = [Condition(count=partial(_count_tagged, tag)) for tag in tags]
     mine = repos.alias()
     if wanted.author is not None:
         filters = Unindexed(repos.c.namespace) == wanted.author

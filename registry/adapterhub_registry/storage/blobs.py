@@ -1,11 +1,7 @@
-"""Stores bytes by their digest. The rest of the server uses `BlobStore` only; `DiskBlobs` keeps blobs in a folder.
+"""Stores bytes by their digest: `BlobStore`, which the rest of the server uses.
 
-`S3Blobs` (in `s3_blobs`) keeps them in a bucket, which clients write and read directly through links that this server
-signs.
-
-blobs/sha256/ab/cd/<64 hex>   written once: temporary file, fsync, rename, fsync of the folder
-uploads/<random>              an upload in progress; removed when it fails, swept at the start after a crash
-uploads/parts/<upload>/<n>    parts of a multipart upload
+`DiskBlobs` keeps blobs in a folder. `S3Blobs` keeps them in a bucket, which clients write and read directly through
+links that this server signs.
 """
 
 from __future__ import annotations
@@ -13,18 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import re
-import secrets
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
-from adapterhub.core.disk.files import sync_folder
-from adapterhub.core.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
+from adapterhub.core.errors import DigestMismatch, DiskFull, Malformed
 from adapterhub_registry.names import SHA256
 
 CHUNK_BYTES = 1 << 20
@@ -81,6 +71,10 @@ class BlobStore(Protocol):
         """The bytes `[start, end)` in chunks; raises `BlobNotFound` before the first chunk."""
         ...
 
+    def file(self, sha256: str, /) -> BinaryIO | None:
+        """The blob as an open file; None where blobs are no files. Raises `BlobNotFound`."""
+        ...
+
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks`; keep nothing unless digest and size match those announced.
 
@@ -89,8 +83,8 @@ class BlobStore(Protocol):
         """
         ...
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
-        """Keep part `number` (from 1) of an upload, exactly `size` bytes; its ETag. A repeated part replaces it."""
+    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
+        """Keep part `number` (from 1), exactly `size` bytes, of an upload of `total`; return its ETag."""
         ...
 
     def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
@@ -124,185 +118,6 @@ class BlobStore(Protocol):
     def check(self) -> None:
         """Raise `StoreUnreachable` when the store does not answer."""
         ...
-
-
-class DiskBlobs:
-    """A `BlobStore` in a folder, created when absent. Several processes can share it."""
-
-    def __init__(self, root: Path) -> None:
-        self._blobs = root / "blobs" / "sha256"
-        self._uploads = root / "uploads"
-        self._parts = self._uploads / "parts"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self.sweep()
-
-    def _path(self, sha256: str) -> Path:
-        return self._blobs / path_of(sha256)
-
-    def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """The digests of `wanted` (sha256: size) that are stored with exactly that size."""
-        found = set()
-        for sha256, size in wanted.items():
-            with contextlib.suppress(BlobNotFound, OSError):
-                if self.size(sha256) == size:
-                    found.add(sha256)
-        return found
-
-    def room(self) -> int | None:
-        """The free space of the disk, less a reserve for the database."""
-        disk = shutil.disk_usage(self._uploads)
-        return max(0, disk.free - min(RESERVE_BYTES, disk.total // 100))
-
-    def size(self, sha256: str) -> int:
-        """The size of a blob in bytes."""
-        try:
-            return self._path(sha256).stat().st_size
-        except FileNotFoundError:
-            raise BlobNotFound(f"no blob {sha256}") from None
-
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` in chunks of a mebibyte."""
-        try:
-            stream = self._path(sha256).open("rb")
-        except FileNotFoundError:
-            raise BlobNotFound(f"no blob {sha256}") from None
-        return _read(stream, start, end)
-
-    def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
-        """Store `chunks` in constant memory. Nothing is kept after an error.
-
-        Raises:
-            DigestMismatch: the digest is not `expected_sha256`.
-            Malformed: `chunks` holds more or fewer than `size` bytes.
-            DiskFull: the disk has no room.
-        """
-        check_room(self, size or 0)
-        with self._temporary() as (stream, temporary):
-            hashes = Hashes(size)
-            for chunk in hashes.over(chunks):
-                stream.write(chunk)
-            blob = hashes.checked(expected_sha256)
-            self._publish(stream, temporary, blob.sha256)
-        return blob if size is not None else self._stored(blob.sha256, blob.size)
-
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
-        """Keep one part."""
-        folder = self._part_folder(upload_id)
-        with raising_disk_full():
-            folder.mkdir(exist_ok=True)
-        with self._temporary() as (stream, temporary):
-            hasher, count = hashlib.sha256(), 0
-            for chunk in chunks:
-                count += len(chunk)
-                if count > size:
-                    break
-                hasher.update(chunk)
-                stream.write(chunk)
-            if count != size:
-                raise Malformed(f"part {number}: expected {size} bytes, got {'more' if count > size else count}")
-            stream.flush()
-            etag = hasher.hexdigest()[:32]
-            temporary.replace(folder / f"{number}-{etag}")
-        return etag
-
-    def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
-        """Join parts. When the result is wrong the parts stay, so that the client can send one of them again."""
-        folder = self._part_folder(upload_id)
-        paths = [folder / f"{number}-{etag}" for number, etag in parts if UPLOAD.fullmatch(etag)]
-        if len(paths) != len(parts) or not all(path.is_file() for path in paths):
-            if self._is_right(expected_sha256):  # an earlier call completed the upload, and its answer was lost
-                return self._stored(expected_sha256, size)
-            raise Malformed("the list of parts names a part that the server has not received")
-        blob = self.put((chunk for path in paths for chunk in _read(path.open("rb"), 0, None)), expected_sha256, size)
-        shutil.rmtree(folder, ignore_errors=True)
-        return blob
-
-    def _part_folder(self, upload_id: str) -> Path:
-        if not UPLOAD.fullmatch(upload_id):
-            raise Malformed("not an upload id")
-        return self._parts / upload_id
-
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[tuple[IO[bytes], Path]]:
-        path = self._uploads / secrets.token_hex(16)
-        try:
-            with raising_disk_full(), path.open("xb") as stream:
-                yield stream, path
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _publish(self, stream: IO[bytes], temporary: Path, sha256: str) -> None:
-        path = self._path(sha256)
-        if self._is_right(sha256):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; the new file takes its place
-                os.utime(path)
-                return
-        stream.flush()
-        os.fchmod(stream.fileno(), 0o444)
-        # fsync before rename: a power cut must not leave a complete name on an incomplete blob
-        os.fsync(stream.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(path)
-        sync_folder(path.parent)
-
-    def _is_right(self, sha256: str) -> bool:
-        """Whether the blob is stored, readable and undamaged."""
-        try:
-            return digest_of(self.open(sha256)) == sha256
-        except (BlobNotFound, OSError):
-            return False
-
-    def _stored(self, sha256: str, size: int) -> StoredBlob:
-        """A blob that is stored already, with its git object name."""
-        hashes = Hashes(size)
-        for _ in hashes.over(self.open(sha256)):
-            pass
-        return hashes.checked(None)
-
-    def upload_link(self, _upload_id: str, _part: int | None = None, /) -> None:
-        """None: clients send bytes to this server."""
-
-    def take(self, _upload_id: str, _expected_sha256: str, _size: int, /) -> None:
-        """None: clients send bytes to this server."""
-
-    def download_link(self, _sha256: str, /) -> None:
-        """None: clients read bytes from this server."""
-
-    def check(self) -> None:
-        """Raise `StoreUnreachable` when the folder is missing."""
-        if not self._blobs.is_dir():
-            raise StoreUnreachable("the folder of the blobs is missing")
-
-    def sweep(self) -> None:
-        """Remove what crashed uploads left a day ago or longer."""
-        before = time.time() - LEFTOVER_S
-        for path in [*self._uploads.iterdir(), *self._parts.iterdir()]:
-            with contextlib.suppress(FileNotFoundError):
-                if path == self._parts or path.stat().st_mtime > before:
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
-
-    def kept(self) -> Iterator[Kept]:
-        """Every blob in the folder."""
-        for path in self._blobs.glob("??/??/*"):
-            with contextlib.suppress(FileNotFoundError):
-                facts = path.stat()
-                yield Kept(path.name, facts.st_size, facts.st_mtime)
-
-    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
-        """Remove blobs; those that were uploaded since `before_s` stay."""
-        removed = set()
-        for sha256 in digests:
-            path = self._path(sha256)
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < before_s:
-                    path.unlink()
-                    removed.add(sha256)
-        return removed
 
 
 def check_room(blobs: BlobStore, more_bytes: int) -> None:
@@ -360,6 +175,17 @@ class Hashes:
             self._git.update(chunk)
             yield chunk
 
+    def copy(self) -> Hashes:
+        """The same digests; each copy goes on for itself."""
+        twin = Hashes(self.announced)
+        twin.size, twin._git, twin._sha256 = self.size, self._git.copy(), self._sha256.copy()
+        return twin
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the bytes so far, in hex."""
+        return self._sha256.hexdigest()
+
     def checked(self, expected_sha256: str | None) -> StoredBlob:
         """The blob, at the end of the stream; raises `Malformed` for a wrong size, `DigestMismatch` for wrong bytes."""
         if self.announced is not None and self.size != self.announced:
@@ -368,16 +194,3 @@ class Hashes:
         if expected_sha256 is not None and sha256 != expected_sha256:
             raise DigestMismatch("upload", expected=expected_sha256, actual=sha256)
         return StoredBlob(sha256, self._git.hexdigest(), self.size)
-
-
-def _read(stream: IO[bytes], start: int, end: int | None) -> Iterator[bytes]:
-    with stream:
-        stream.seek(start)
-        left = None if end is None else end - start
-        while left is None or left > 0:
-            chunk = stream.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
-            if not chunk:
-                return
-            if left is not None:
-                left -= len(chunk)
-            yield chunk

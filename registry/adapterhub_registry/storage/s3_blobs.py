@@ -88,6 +88,9 @@ class S3Blobs:
         return self._bucket.link("GET", _key(sha256))
 
     # ------------------------------------------------------------ writing
+    def file(self, _sha256: str, /) -> None:
+        """None: a bucket has no files."""
+
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks`: a small blob at once, a large one as a stream. Nothing is kept after an error.
 
@@ -189,7 +192,7 @@ class S3Blobs:
         self._bucket.remove(staged)
         return blob
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
+    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
         """Keep one part that a client sent through this server."""
         hashes = Hashes(size)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import APIRouter, Query, Request
@@ -16,7 +17,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from adapterhub_registry.api import conditions
 from adapterhub_registry.api.context import (
@@ -32,6 +33,7 @@ from adapterhub_registry.api.context import (
     reading,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.api.hub.threads import Threads
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
 from adapterhub_registry.database.trees.trees import Tree
@@ -47,6 +49,11 @@ EXPANDED_PAGE: Final = 50  # as on the Hub
 SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
 GONE_TITLE: Final = "(removed from the history)"
 MAX_PATHS: Final = 10_000
+SMALL_BYTES: Final = 1 << 16
+"""A file of at most this size is read before the answer: for more, the server waits between the head and the bytes."""
+THREADS: Final = 40
+"""The most requests for files that look at the database at the same time."""
+ZERO_COPY: Final = "http.response.zerocopysend"  # of ASGI; see `wire`
 _RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
 
@@ -239,15 +246,48 @@ def resolve(request: Request) -> Response:
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
     headers["Content-Length"] = str(end - start)
+    if end - start <= SMALL_BYTES:
+        small = b"".join(registry.blobs.open(entry.sha256, start, end))
+        return Response(small, status_code=status, headers=headers, media_type=kind)
+    file = registry.blobs.file(entry.sha256) if ZERO_COPY in request.scope.get("extensions", {}) else None
+    if file is not None:
+        return _FileAnswer(file, start, end - start, status=status, headers=headers, kind=kind)
     content = registry.blobs.open(entry.sha256, start, end)
     return StreamingResponse(content, status_code=status, headers=headers, media_type=kind)
+
+
+class _FileAnswer(Response):
+    """Bytes of an open file, which go to the client without a copy in this process."""
+
+    def __init__(
+        self, file: BinaryIO, start: int, count: int, *, status: int, headers: dict[str, str], kind: str
+    ) -> None:
+        super().__init__(status_code=status, headers=headers, media_type=kind)
+        self._file, self._start, self._count = file, start, count
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the head, then the bytes."""
+        with self._file:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers},
+            )
+            await send({"type": ZERO_COPY, "file": self._file, "offset": self._start, "count": self._count})
 
 
 class FirstRoute(Route):
     """`resolve` before all other routes and without the framework's dependencies: it is asked for most often."""
 
     def __init__(self) -> None:
-        super().__init__(RESOLVE, resolve, methods=["GET", "HEAD"])
+        self._threads = Threads(THREADS)
+
+        async def resolve_soon(request: Request) -> Response:
+            return await self._threads.run(partial(resolve, request))
+
+        super().__init__(RESOLVE, resolve_soon, methods=["GET", "HEAD"])
+
+    def close(self) -> None:
+        """End its threads."""
+        self._threads.close()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether this is a file of a repository; the other routes have the namespaces that none may have."""

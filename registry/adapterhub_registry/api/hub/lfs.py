@@ -177,9 +177,11 @@ async def put_part(request: Request, registry: RegistryOf, token: str) -> Respon
     """Receive one part; the completion must name its ETag."""
     claims = _claims(registry, token, "lfs-part")
     upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
-    etag = await receive_with(
-        request, claims["token"], lambda chunks: registry.blobs.put_part(upload_id, part, chunks, length)
-    )
+
+    def work(chunks: Iterator[bytes]) -> str:
+        return registry.blobs.put_part(upload_id, part, chunks, length, claims["size"])
+
+    etag = await receive_with(request, claims["token"], work)
     return Response(headers={"ETag": f'"{etag}"'})
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.api.context import dumped
 from adapterhub_registry.database.db import Database, commits, repo_tags, repos
+from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees.nodes import FileEntry, Node
 from adapterhub_registry.database.trees.trees import Digests, Tree
 from adapterhub_registry.repos import adapters, card
@@ -28,6 +31,7 @@ _STATE = ("sha", "createdAt", "lastModified", "private", "gated", "disabled", "d
 LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name", *_STATE})
 
 
+@lru_cache(maxsize=4096)
 def iso_time(at_ms: int) -> str:
     """A time as `2026-11-24T10:00:00.000Z`, the only form that all clients read."""
     return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).isoformat(timespec="milliseconds")[:23] + "Z"
@@ -41,30 +45,33 @@ def public_number(row: Row[Any]) -> str:
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    wanted = select(repo_tags.c.repo_id, repo_tags.c.tag).where(repo_tags.c.repo_id.in_(found))
-    for number, tag in connection.execute(wanted).all():
-        found[number].append(tag)
+    for row in _TAGS.rows(connection, numbers=json.dumps(list(found))):
+        found[row.repo_id].append(row.tag)
     return {number: sorted(tags) for number, tags in found.items()}
+
+
+_TAGS: Final = Prepared(select(repo_tags.c.repo_id, repo_tags.c.tag).where(among(repo_tags.c.repo_id, "numbers")))
+_ROWS: Final = Prepared(select(repos).where(among(repos.c.id, "numbers")))
 
 
 def listed(
     database: Database,
     blobs: BlobStore,
     ids: Sequence[int],
-    visible: ColumnElement[bool],
+    sees: Callable[[Row[Any]], bool],
     wanted: AbstractSet[str],
     tops: Mapping[tuple[int, str], Node],
 ) -> Iterator[bytes]:
     """JSON of some repositories at their heads, each with `ALWAYS` and the members in `wanted`.
 
-    Leaves out repositories that were removed or hidden meanwhile. `tops` are what `tops_of` knows of their files.
+    Leaves out repositories that were removed meanwhile, or that the caller no longer `sees`. `tops` are what `tops_of`
+    knows of their files.
     """
     before = b"["
     for start in range(0, len(ids), LISTED_AT_ONCE):
         some = ids[start : start + LISTED_AT_ONCE]
         with database.read() as connection:
-            mine = connection.execute(select(repos).where(repos.c.id.in_(some), visible)).all()
-            rows = {row.id: row for row in mine}
+            rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(some)) if sees(row)}
             tags = tags_of(connection, rows) if "tags" in wanted else {}
             found = [
                 (_chosen(connection, blobs, rows[number], wanted, tags.get(number, [])), rows[number])
@@ -90,6 +97,8 @@ def _chosen(
     connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
 ) -> dict[str, Any]:
     info = at_head(row, tags)
+    if wanted & {"cardData", "config"}:
+        info |= documents_of(row)
     if wanted & {"safetensors", "baseModels", "adapt"}:
         info |= at_commit(connection, blobs, row, row.head)
     return {name: info[name] for name in info if name in wanted or name in ALWAYS}
@@ -125,7 +134,7 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
         "sha": row.head,
         "createdAt": iso_time(row.created_at),
         "lastModified": iso_time(row.modified_at),
-        "private": row.private,
+        "private": bool(row.private),
         "gated": row.gated or False,
         "disabled": False,
         "downloads": row.downloads,
@@ -134,11 +143,14 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
         "tags": tags,
         "pipeline_tag": row.pipeline_tag,
         "library_name": row.library_name,
-        "cardData": json.loads(row.card) if row.card != "{}" else {},
-        "config": json.loads(row.config) if row.config != "{}" else {},
         "usedStorage": row.used_bytes,
         "spaces": [],
     }
+
+
+def documents_of(row: Row[Any]) -> dict[str, Any]:
+    """The card and the configuration in the row of a repository."""
+    return {"cardData": json.loads(row.card), "config": json.loads(row.config)}
 
 
 def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:
