@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any, Final, cast
 
-from adapterhub.core.digests import Digest, digest_of_hash
+from adapterhub.core.digests import Digest, digest_of, digest_of_hash
 from adapterhub.core.errors import DigestMismatch
 
 PIECE_BYTES: Final = 1 << 20
@@ -34,6 +34,7 @@ PIECE_BYTES: Final = 1 << 20
 REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` fetches it again where it can"
 
 _BUFFERS: Final = 12
+_HUGE_PAGE: Final = 2 << 20
 _NEAREST_MARKS: Final = 16 << 10
 """The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
@@ -159,21 +160,28 @@ class HeldFile:
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = memoryview(_memory(self.size_bytes))
+            room = memoryview(_memory(self.size_bytes))[: self.size_bytes]
             at = len(self._start)
             room[:at] = self._start
-            with _Hashing((0, self.size_bytes)) as hashing:
-                hashing.put(room[:at])
-                for size in _even(self.size_bytes - at):
-                    self._read_on(room[at : at + size], at)
-                    hashing.put(room[at : at + size])
-                    at += size
-                found = digest_of_hash(hashing.end()[-1])
+            if self.size_bytes <= PIECE_BYTES:  # not worth a thread
+                self._read_on(room[at:], at)
+                found = digest_of(room)
+            else:
+                found = self._load_into(room, at)
             if self._digest not in (None, found):
                 raise self._changed()
             self._memory, self._digest = room, found
             self.close()
         return self._memory
+
+    def _load_into(self, room: memoryview, at: int) -> Digest:
+        with _Hashing((0, self.size_bytes)) as hashing:
+            hashing.put(room[:at])
+            for size in _even(self.size_bytes - at):
+                self._read_on(room[at : at + size], at)
+                hashing.put(room[at : at + size])
+                at += size
+            return digest_of_hash(hashing.end()[-1])
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
@@ -337,10 +345,13 @@ def _even(size_bytes: int) -> Iterator[int]:
 
 
 def _memory(size_bytes: int) -> bytearray | mmap.mmap:
-    """Memory for a file. A private mapping is not zeroed first, and returns to the system when it is released."""
+    """Memory for a file, or a little more. A private mapping is not zeroed first, and is given back when released."""
     if size_bytes < PIECE_BYTES:
         return bytearray(size_bytes)
-    room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = -(-size_bytes // _HUGE_PAGE) * _HUGE_PAGE  # Linux begins such a mapping at a huge page, and no other
+    room = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not every Linux
-        room.madvise(mmap.MADV_HUGEPAGE)  # half the time of reading goes into pages of 4 KiB
+        # Pages of 4 KiB take most of the time of reading; they stay at the end where a huge one wastes an eighth.
+        huge = whole if (whole - size_bytes) * 8 <= size_bytes else whole - _HUGE_PAGE
+        room.madvise(mmap.MADV_HUGEPAGE, 0, huge)
     return room

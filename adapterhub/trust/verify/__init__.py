@@ -11,6 +11,7 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -217,6 +218,7 @@ def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
     return Finding(code=code, severity="error", where=where, message=reason, hint=error.hint)
 
 
+@cache
 def check_names() -> tuple[str, ...]:
     """Names of the checks, which are the files of `checks/`."""
     return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
