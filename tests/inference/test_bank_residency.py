@@ -152,7 +152,7 @@ def test_an_adapter_keeps_no_more_memory_than_its_factors(
     with AdapterBank(llama(), library=library) as bank:
         for name, folder in folders.items():
             bank.load(name if source == "store" else folder)
-            updates = bank._cache.get(name).updates.values()
+            updates = bank._cache.get(name).adapter.updates.values()
             storages = [tensor.untyped_storage() for update in updates for tensor in (update.a, update.b)]
             held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
             # a mapping is of the whole file, but only pages that are used come into memory

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import mmap
 import os
 import stat
 from bisect import bisect_left, bisect_right
@@ -26,6 +25,7 @@ from threading import Thread
 from typing import IO, Any, Final, cast
 
 from adapterhub.core.digests import Digest, digest_of, digest_of_hash
+from adapterhub.core.disk.memory import fresh_memory
 from adapterhub.core.errors import DigestMismatch
 
 PIECE_BYTES: Final = 1 << 20
@@ -33,8 +33,8 @@ PIECE_BYTES: Final = 1 << 20
 
 REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` fetches it again where it can"
 
-_BUFFERS: Final = 12
-_HUGE_PAGE: Final = 2 << 20
+_BUFFERS: Final = 3
+"""One is filled while another is hashed and a third waits. More of them cost more to zero than they save."""
 _NEAREST_MARKS: Final = 16 << 10
 """The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
@@ -160,7 +160,7 @@ class HeldFile:
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = memoryview(_memory(self.size_bytes))[: self.size_bytes]
+            room = fresh_memory(self.size_bytes)
             at = len(self._start)
             room[:at] = self._start
             if self.size_bytes <= PIECE_BYTES:  # not worth a thread
@@ -273,7 +273,7 @@ class _Beginning(io.RawIOBase):
 class _Hashing:
     """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
 
-    Queues rather than futures, and enough buffers that the hash never waits: together a tenth of the time.
+    Queues rather than futures, and enough buffers that the hash never waits.
     """
 
     def __init__(self, marks: Sequence[int]) -> None:
@@ -342,16 +342,3 @@ def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
 def _even(size_bytes: int) -> Iterator[int]:
     for at in range(0, size_bytes, PIECE_BYTES):
         yield min(PIECE_BYTES, size_bytes - at)
-
-
-def _memory(size_bytes: int) -> bytearray | mmap.mmap:
-    """Memory for a file, or a little more. A private mapping is not zeroed first, and is given back when released."""
-    if size_bytes < PIECE_BYTES:
-        return bytearray(size_bytes)
-    whole = -(-size_bytes // _HUGE_PAGE) * _HUGE_PAGE  # Linux begins such a mapping at a huge page, and no other
-    room = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not every Linux
-        # Pages of 4 KiB take most of the time of reading; they stay at the end where a huge one wastes an eighth.
-        huge = whole if (whole - size_bytes) * 8 <= size_bytes else whole - _HUGE_PAGE
-        room.madvise(mmap.MADV_HUGEPAGE, 0, huge)
-    return room

@@ -43,7 +43,7 @@ _CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 
 def saved_name(tensor: str) -> str:
     """The name of a saved module's tensor as PEFT writes it, without the container that some writers leave in it."""
-    return _CONTAINER.sub("", tensor)
+    return _CONTAINER.sub("", tensor) if ".modules_to_save" in tensor else tensor
 
 
 def _nothing() -> Mapping[str, Any]:

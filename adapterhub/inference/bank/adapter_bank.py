@@ -24,6 +24,7 @@ from adapterhub.inference.bank.engines.peft_engine import PeftEngine, ensure_out
 from adapterhub.inference.bank.file_check import FileCheck
 from adapterhub.inference.bank.frozen import FrozenBase
 from adapterhub.inference.bank.residency import Residency, Stats
+from adapterhub.inference.bank.room import Rooms
 from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
 from adapterhub.inference.loader.attachment import attach
@@ -84,6 +85,7 @@ class AdapterBank:
         self._current: Current = ContextVar("adapterhub_bank", default=None)
         put_on = partial(attach, model, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
         self._peft = PeftEngine(model, self._current, put_on)
+        self._rooms = Rooms()
         hooks = Hooks(self._base, self._current)
         self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
@@ -171,6 +173,11 @@ class AdapterBank:
             UsageProblem: a weight is out of range, or there is no room for all of them at once.
         """
         ensure_outside_use(self._current.get())
+        if isinstance(choice, str):  # nearly always: one adapter in memory, whose choice is ready
+            alone = self._cache.get(choice)
+            if alone.adapter.engine == self._peft.name:
+                return self._use_peft(choice, alone.terms)
+            return Using(self._current, alone)
         [terms] = self._terms([choice])
         if any(term.adapter.engine == self._peft.name for term in terms):
             return self._use_peft(choice, terms)
@@ -199,7 +206,7 @@ class AdapterBank:
         for terms in by_row:
             check_terms(terms)
             _check_by_row(terms)
-        return Using(self._current, Rows(by_row))
+        return Using(self._current, Rows(by_row, self._rooms))
 
     # ------------------------------------------------------------ prove and save
     def assert_frozen(self) -> Digest:
@@ -229,6 +236,7 @@ class AdapterBank:
         self._peft.close()
         self._finalizer()
         self._current.set(None)
+        self._rooms.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +251,7 @@ class AdapterBank:
         """The adapters of each choice, all of them in memory at once."""
         weights = [weights_of(choice) for choice in choices]
         names = list(dict.fromkeys(name for each in weights for name in each))
-        adapters = {name: self._cache.get(name, keep=names) for name in names}
+        adapters = {name: self._cache.get(name, keep=names).adapter for name in names}
         return [tuple(Term(adapters[name], weight) for name, weight in each.items()) for each in weights]
 
     def _use_peft(self, choice: Choice, terms: Sequence[Term]) -> Using:

@@ -224,7 +224,7 @@ def check_names() -> tuple[str, ...]:
     return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
 
 
-def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
+def verify(subject: Subject, *, seen: Iterable[Finding] = (), with_facts: bool = True) -> Report:
     """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
     findings = list(seen)
     for name in check_names():
@@ -238,7 +238,7 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
         except DigestMismatch as error:  # the same, after it was hashed
             findings.append(changed(error))
     try:
-        facts = subject.facts
+        facts = subject.facts if with_facts else None
     except MalformedConfig:  # reported above
         facts = None
     return Report.of(findings, facts)

@@ -108,7 +108,7 @@ class NativeEngine:
         updates: dict[str, Update] = {}
         for name, specs in places.items():
             module, scale = self._base.modules[name], ready.setup.scales[name]
-            layer, device = self._dtype_of(module), _weight(module).device
+            layer, device = _layer(module)
             tensors = {
                 key: reading.take(spec, self._dtype or _kept(spec.dtype, layer), device) for key, spec in specs.items()
             }
@@ -172,11 +172,6 @@ class NativeEngine:
         state = self._base.modules[name].state_dict(keep_vars=True)
         return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
-    def _dtype_of(self, module: nn.Module) -> torch.dtype:
-        """The dtype of the module's numbers, or the one in which it unpacks them."""
-        weight = _weight(module)
-        return weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.float32
-
     # ------------------------------------------------------------ updates
     def _update(self, module: nn.Module, tensors: Mapping[str, Tensor], scale: Scale) -> Update:
         if isinstance(module, nn.Embedding):
@@ -209,7 +204,7 @@ class NativeEngine:
         if self._is_time_first:
             return "this model has time as the first dimension, before the batch"
         for name, update in updates.items():
-            if any(part.startswith("expert") for part in name.split(".")):
+            if name.startswith("expert") or ".expert" in name:
                 return f"`{shown(name)}` is an expert, which gets tokens of all rows"
             if isinstance(update, EmbeddingUpdate) and name not in self._base.embeddings:
                 return f"`{shown(name)}` does not look up the tokens of the batch"
@@ -229,10 +224,11 @@ class _Reading:
         """The tensor in that dtype, on that device."""
         read = self._memory.tensor(spec, self._label)
         kept = read.to(device=device, dtype=dtype)
-        if kept is read and self._copies:
-            kept = read.clone()
-        self.size_bytes += kept.nbytes
-        return kept
+        if kept is not read:
+            self.size_bytes += kept.nbytes
+            return kept
+        self.size_bytes += spec.size_bytes
+        return read.clone() if self._copies else read
 
 
 @cache
@@ -240,6 +236,14 @@ def _kept(stored: str, layer: torch.dtype) -> torch.dtype:
     """The dtype of factors in memory, from their own in the file and that of the layer."""
     own = TENSOR_DTYPES.get(stored, layer)
     return torch.promote_types(own, layer) if own.is_floating_point and own.itemsize > 1 else layer
+
+
+def _layer(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The dtype of a layer's numbers, or the one in which it unpacks them, and its device."""
+    weight = _weight(module)
+    if weight.is_floating_point():
+        return weight.dtype, weight.device
+    return getattr(module, "compute_dtype", None) or torch.float32, weight.device
 
 
 def _weight(module: nn.Module) -> Tensor:

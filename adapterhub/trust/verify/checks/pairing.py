@@ -76,7 +76,7 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
     ]
     if unlike:
         yield _error("E_SHAPE", f"A and B do not fit together on {some(unlike)}", "those of a matrix or a convolution")
-    vectors = [text for pair in pairs for text in _vectors(pair)]
+    vectors = [text for pair in pairs if pair.magnitude or pair.bias for text in _vectors(pair)]
     if vectors:
         yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
 
