@@ -209,14 +209,13 @@ class HeldFile:
             _ = self.digest  # the pass
         first, last = bisect_right(self._marks, start) - 1, bisect_left(self._marks, stop)
         begin, end = self._marks[first], self._marks[last]
-        whole = room if (begin, end) == (start, stop) else memoryview(bytearray(end - begin))
-        self._fill(whole, begin)  # a file that was cut short has other bytes
         state = self._states[first].copy()
-        state.update(whole)
+        before, after = memoryview(bytearray(start - begin)), memoryview(bytearray(end - stop))
+        for part, at in ((before, begin), (room, start), (after, stop)):
+            self._fill(part, at)  # a file that was cut short has other bytes
+            state.update(part)
         if state.digest() != self._states[last].digest():
             raise self._changed()
-        if whole is not room:
-            room[:] = whole[start - begin : stop - begin]
 
     def chunks(self, start: int, stop: int, size_bytes: int) -> Iterator[bytearray | memoryview]:
         """As `read`, `size_bytes` at a time."""

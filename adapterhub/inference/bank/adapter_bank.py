@@ -132,9 +132,8 @@ class AdapterBank:
         """Bring an adapter into memory; returns its name, which is the adapter's own unless `name` is given.
 
         An adapter in memory is not read again. `pin=True` protects it from eviction, `pin=False` ends that. Loading
-        takes some 20 ms for 20 MB in the page cache, however many adapters are loaded, and twice that the first time,
-        when the digests are checked. An adapter that runs on PEFT's layers is attached once for a test, while nothing
-        else can use the model.
+        takes some 30 ms for 20 MB in the page cache, however many adapters are loaded; half of it hashes them. An
+        adapter that runs on PEFT's layers is attached once for a test, while nothing else can use the model.
 
         Raises:
             BaseMismatch, UnsupportedAdapter, RefusedAdapter, Malformed, DigestMismatch: as for `attach`.
@@ -162,7 +161,7 @@ class AdapterBank:
     def use(self, choice: Choice) -> Using:
         """Use an adapter, a weighted sum of several, or the plain base (None) from now on in this context.
 
-        In a `with` statement the choice ends with the block. Takes microseconds; an evicted adapter is loaded again,
+        In a `with` statement the choice ends with the block. Takes a microsecond; an evicted adapter is loaded again,
         and a name that was never loaded is looked up in the library. An adapter that runs on PEFT's layers (`explain`
         shows it) needs `with`: it blocks other users of the model until the block ends, and starts as slowly as
         `attach`.
@@ -188,7 +187,8 @@ class AdapterBank:
         """As `use`, with one choice for each row of the batch.
 
         The batch may be a multiple of the rows, as `generate` makes it for beams. The cost depends on the number of
-        rows, not on the number of different adapters.
+        rows, not on the number of different adapters. The first pass copies the factors of rows with many adapters side
+        by side; the bank keeps that memory for the next choice, until it is closed.
 
         Raises:
             UnsupportedAdapter: an adapter cannot be used on some rows only; `use` accepts it.

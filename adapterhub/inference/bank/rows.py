@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.inference.bank.room import Rooms
+from adapterhub.inference.bank.room import Room, Rooms
 from adapterhub.inference.bank.selection import Term
 from adapterhub.inference.bank.updates import (
     Args,
@@ -80,7 +80,8 @@ class Rows:
 
     def __init__(self, rows: Sequence[tuple[Term, ...]], rooms: Rooms) -> None:
         self.count = len(rows)
-        self._rooms, self._room = rooms, rooms.take()
+        self._rooms = rooms
+        self._room: Room | None = None
         self._work: dict[str, _Work | None] = {}
         self._stacks: dict[str, _Stack] = {}
         numbers: dict[tuple[tuple[int, float], ...], list[int]] = {}
@@ -91,7 +92,8 @@ class Rows:
 
     def __del__(self) -> None:
         """Give the memory of the stacks back: no forward pass runs with this choice any more."""
-        self._rooms.give(self._room)
+        if self._room is not None:
+            self._rooms.give(self._room)
 
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`.
@@ -103,7 +105,7 @@ class Rows:
         if stack is not None and args:  # decoding, nearly always: nothing has to be looked at again
             shape = args[0].shape
             if len(shape) == _SEQUENCES and shape[0] == self.count and shape[1] < _FEW_TOKENS:
-                return stack.added(args[0], output)
+                return self._added(stack, args[0], output)
         if name not in self._work:
             self._work[name] = self._work_in(name)
         work = self._work[name]
@@ -115,7 +117,7 @@ class Rows:
             if stack is None:
                 stack = self._stacks[name] = self._stacked(name)
             by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
-            return stack.added(*by_row).view(output.shape)
+            return self._added(stack, *by_row).view(output.shape)
         if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
             _ensure_one_tensor(name, args, kwargs, output)
         result = output.clone(memory_format=torch.contiguous_format)
@@ -128,6 +130,11 @@ class Rows:
                 part = update.apply((own,), {}, part, weight)
             by_row[group.rows] = part.unflatten(0, (-1, times))
         return result
+
+    def _added(self, stack: _Stack, inputs: Tensor, output: Tensor) -> Tensor:
+        if inputs.requires_grad:
+            self._room = None  # the backward pass, which may come after this choice, needs the factors
+        return stack.added(inputs, output)
 
     def _work_in(self, name: str) -> _Work | None:
         groups = []
@@ -160,8 +167,9 @@ class Rows:
         assert work is not None
         ranks = [sum(update.a.shape[0] for update, _ in updates) for updates, _ in work.groups]  # type: ignore[attr-defined] # all are linear
         one: Any = work.groups[0][0][0][0]
-        a = self._room.tensor((self.count, max(ranks), one.a.shape[1]), one.a)
-        b = self._room.tensor((self.count, max(ranks), one.b.shape[0]), one.b)
+        room = self._room = self._room or self._rooms.take()
+        a = room.tensor((self.count, max(ranks), one.a.shape[1]), one.a)
+        b = room.tensor((self.count, max(ranks), one.b.shape[0]), one.b)
         by_row: dict[int, Any] = {number: found for found, group in work.groups for number in group.numbers}
         if len(by_row) == self.count and len({*ranks}) == 1 and all(_is_plain(found) for found in by_row.values()):
             alone = [by_row[number][0] for number in range(self.count)]
