@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,7 +23,7 @@ _PROMPTS_PREFIX: Final = "base_model."
 _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
-_SLOTS: Final = {
+_SLOTS: Final[Mapping[tuple[str, str | None], str]] = {
     ("lora_A", "weight"): "a",
     ("lora_B", "weight"): "b",
     ("lora_B", "bias"): "bias",
@@ -119,8 +119,8 @@ def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> b
     match = _UPDATE.fullmatch(spec.name)
     if match is None or not spec.name.startswith(PREFIX):
         return False
-    module, *ending = match.groups()
-    slot = _SLOTS.get(tuple(ending))
+    module, part, tail = match.groups()
+    slot = _SLOTS.get((part, tail))
     if slot is None:
         return False
     found = parts.setdefault(module.removeprefix(PREFIX), {})

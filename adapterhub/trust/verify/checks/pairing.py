@@ -146,10 +146,11 @@ def _targets(subject: Subject) -> Iterator[Finding]:
             f"modules that `target_modules` in {CONFIG_FILE} names",
         )
     if isinstance(config.target_modules, tuple):
-        absent = set(config.target_modules) - {pair.module.rpartition(".")[2] for pair in pairs}
-        there = {ending for pair in pairs for ending in endings(pair.module)} if absent else set()
+        last_names = {pair.module.rpartition(".")[2] for pair in pairs}
+        others = [target for target in config.target_modules if target not in last_names]
+        there = {ending for pair in pairs for ending in endings(pair.module)} if others else set()
         # PEFT writes the modules of `all-linear` in full, with those that `exclude_modules` leaves out.
-        absent = [t for t in config.target_modules if t in absent and t not in there and config.targets(t)]
+        absent = [target for target in others if target not in there and config.targets(target)]
         if absent:
             message = f"targets {some(absent)}, for which there are no weights"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
