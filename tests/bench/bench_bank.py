@@ -1,20 +1,25 @@
-"""An AdapterBank beside PEFT on SmolLM2-135M, r=16 on all linear layers: load, switch, memory, tokens per second.
+"""An AdapterBank beside PEFT on SmolLM2-135M: load, switch, memory, tokens per second.
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_bank [--dtype float32|bfloat16] [--upto 1000] [--peft-upto 10]
+                                                       [--rank 16] [--targets all-linear|q_proj,v_proj] [--rows 8]
                                                        [--only load,memory,speed] [--tokens 16] [--repeat 3] [--plot FILE]
 
-Adapters are random files of 19.5 MB in the page cache (hard links to eight of them under other names and, for the
-bank, builds of a library: their digests are checked as they are when somebody uses them). `first load` includes that
-check; `load again` is what a miss costs after an eviction. PEFT's figures for k = 100 take minutes (--peft-upto 100).
-Times are medians of ten loads around k. Memory is that of the process, per adapter; a mapped file counts once it was
-used, so each adapter runs one forward pass first.
+Adapters are random files in the page cache (19.5 MB at rank 16 on all linear layers in float32; `--rank 4` makes 4.9).
+The copies are hard links to the weights of eight, each with a config of its own, so that no cache of a config carries
+over; builds of a library stand beside them. `floor` is to read and hash the file into fresh memory. The exponent is
+that of the growth from k = 10 to the last mark. PEFT's figures for k = 100 take minutes (--peft-upto 100).
+Times are CPU time of the process: medians of ten around k, and the least in brackets. Memory is that of the process,
+per adapter. For speed, `first` has a choice of rows that is new, so that factors are stacked; `again` goes on with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import itertools
+import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -28,19 +33,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from tests.support.real_base import smollm2_base
 
-RANK, ROWS = 16, 8
+COUNT = 8
 WINDOW = 10
+PROMPT = 8
 
 
-def write_adapters(root: Path, count: int) -> list[Path]:
+def write_adapters(root: Path, count: int, rank: int, targets: str) -> list[Path]:
     model, _ = load_base(smollm2_base(), dtype="float32")
-    peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear"))
+    modules = targets if targets == "all-linear" else targets.split(",")
+    peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules))
     generator = torch.Generator().manual_seed(0)
     folders = []
     for i in range(count):
@@ -62,13 +70,14 @@ def fill_library(library: Library, folders: list[Path]) -> None:
 
 
 def copies_of(folders: list[Path], count: int, root: Path) -> list[Path]:
-    """As many folders as one likes, of the same bytes in other files."""
+    """As many folders as one likes, of the same weights in other files, each with another alpha."""
     made = []
     for i, folder in zip(range(count), itertools.cycle(folders), strict=False):
         target = root / f"copy-{i}"
         target.mkdir()
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            (target / name).hardlink_to(folder / name)
+        (target / WEIGHTS_FILE).hardlink_to(folder / WEIGHTS_FILE)
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | {"lora_alpha": 16 + i}
+        (target / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
         made.append(target)
     return made
 
@@ -80,9 +89,9 @@ def resident_bytes() -> int:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     work()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def around(times: list[float], k: int) -> float:
@@ -90,17 +99,27 @@ def around(times: list[float], k: int) -> float:
     return statistics.median(times[low : low + WINDOW]) * 1e3
 
 
+def read_and_hash(path: Path) -> None:
+    room = torch.empty(path.stat().st_size, dtype=torch.uint8).numpy()
+    with path.open("rb") as stream:
+        stream.readinto(room.data)
+    hashlib.sha256(room.data).digest()
+
+
 def bench_load(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
     marks = [k for k in (1, 10, 100, 1000) if k <= max(arguments.upto, arguments.peft_upto)]
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as temporary:
         many = copies_of(folders, max(arguments.upto, arguments.peft_upto), Path(temporary))
+        most = int(6e9 // (folders[0] / WEIGHTS_FILE).stat().st_size)  # bytes in memory at once
         with AdapterBank(model, library=library) as bank:
-            first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(100, arguments.upto))]
-            switch = [timed(lambda n=n: bank.use(n)) for n in bank.names]
+            first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(arguments.upto, most))]
+            every = (bank.names * 1000)[:10_000]
+            switch = [timed(lambda: [bank.use(name) for name in every]) / len(every) for _ in range(WINDOW)]
             bank.use(None)
+        floor = [timed(lambda: read_and_hash(many[0] / WEIGHTS_FILE)) for _ in range(2 * WINDOW)]
         with AdapterBank(model, library=library) as bank:
             names = [bank.load(folder.name) for folder in folders]
-            store = [timed(lambda: (bank.unload(names[0]), bank.load(names[0]))) for _ in range(WINDOW)]
+            store = [timed(lambda: (bank.unload(names[0]), bank.load(names[0]))) for _ in range(2 * WINDOW)]
         with AdapterBank(model, library=library, max_resident=1) as bank:
             for folder in many[:2]:
                 bank.load(folder)
@@ -110,8 +129,12 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
             bank.use(None)
         print(f"{'load, ms, k =':34}" + "".join(f"{k:>10}" for k in marks))
         report("bank, folder, full verify", first, marks)
-        print(f"{'bank, from the store, checked':34}{statistics.median(store) * 1e3:10.1f}")
-        print(f"{'bank, again after an eviction':34}{statistics.median(again) * 1e3:10.1f}")
+        for label, found in (
+            ("floor: read and hash", floor),
+            ("bank, from the store, checked", store),
+            ("bank, again after an eviction", again),
+        ):
+            print(f"{label:34}{statistics.median(found) * 1e3:10.1f}  ({min(found) * 1e3:.1f})")
         with AdapterBank(model, library=library, max_resident=16) as bank:
             # the same adapters again and again: checks are done, each load is a miss
             for folder in many[:32]:
@@ -122,7 +145,7 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
             report("bank, k-th miss, 16 in memory", times, marks)
             print(f"   {bank.stats}")
         series = {"bank, folder, full verify": first, "bank, miss, 16 in memory": times}
-        print(f"{'switch among N, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(switch)})")
+        print(f"{'switch, µs':34}{statistics.median(switch) * 1e6:10.2f}  ({min(switch) * 1e6:.2f})")
         if arguments.peft_upto:
             peft_times, switch = peft_loads(model, many[: arguments.peft_upto])
             report("PEFT load_adapter", peft_times, marks)
@@ -155,7 +178,9 @@ def draw(series: dict[str, list[float]], base: int, adapter: int, out: Path) -> 
 
 def report(label: str, times: list[float], marks: list[int]) -> None:
     shown = [f"{around(times, k):10.1f}" if k <= len(times) else f"{'-':>10}" for k in marks]
-    print(f"{label:34}" + "".join(shown))
+    last = max((k for k in marks if k <= len(times)), default=0)
+    grows = math.log(around(times, last) / around(times, 10), last / 10) if last > 10 else math.nan
+    print(f"{label:34}" + "".join(shown) + f"  ({min(times) * 1e3:.1f})  exponent {grows:.2f}")
 
 
 def peft_loads(model: Any, folders: list[Path]) -> tuple[list[float], list[float]]:
@@ -188,7 +213,9 @@ def bench_memory(model: Any, library: Library, folders: list[Path]) -> None:
 
 
 def bench_speed(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
-    ids = torch.randint(1000, 2000, (ROWS, 8), generator=torch.Generator().manual_seed(0))
+    rows = arguments.rows
+    ids = torch.randint(1000, 2000, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
+    long = ids.repeat(1, 16)
     options = {
         "max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens, "do_sample": False, "pad_token_id": 0,
         "attention_mask": torch.ones_like(ids),
@@ -196,7 +223,11 @@ def bench_speed(model: Any, library: Library, folders: list[Path], arguments: ar
     runs: dict[str, list[float]] = {}
 
     def measure(label: str, work: Callable[[], Any]) -> None:
-        runs.setdefault(label, []).append(ROWS * arguments.tokens / timed(work))
+        runs.setdefault(label, []).append(rows * arguments.tokens / timed(work))
+
+    def read(label: str) -> None:
+        with torch.no_grad():
+            runs.setdefault(f"{label}, prefill", []).append(long.numel() / timed(lambda: model(long)))
 
     model.generate(ids, **options)
     for _ in range(arguments.repeat):
@@ -204,32 +235,37 @@ def bench_speed(model: Any, library: Library, folders: list[Path], arguments: ar
         with AdapterBank(model, library=library) as bank:
             names = [bank.load(folder) for folder in folders]
             measure("base", lambda: model.generate(ids, **options))
+            read("base")
             with bank.use(names[0]):
                 measure("bank, one adapter", lambda: model.generate(ids, **options))
+                read("bank, one adapter")
             with bank.use({names[0]: 0.5, names[1]: 0.5}):
                 measure("bank, sum of two", lambda: model.generate(ids, **options))
-            for distinct in (1, 2, 8):
-                with bank.rows([names[i % distinct] for i in range(ROWS)]):
-                    measure(f"bank, 8 rows of {distinct}", lambda: model.generate(ids, **options))
-            with bank.rows([names[0], None] * (ROWS // 2)):
+            for distinct in (1, 2, COUNT):
+                with bank.rows([names[i % distinct] for i in range(rows)]):
+                    measure(f"bank, rows of {distinct}, first", lambda: model.generate(ids, **options))
+                    measure(f"bank, rows of {distinct}, again", lambda: model.generate(ids, **options))
+                    read(f"bank, rows of {distinct}")
+            with bank.rows([(names[0], None)[i % 2] for i in range(rows)]):
                 measure("bank, every other row", lambda: model.generate(ids, **options))
         peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
         for i, folder in enumerate(folders[1:], 1):
             peft.load_adapter(folder, adapter_name=f"a{i}")
         measure("PEFT, one adapter", lambda peft=peft: peft.generate(ids, **options))
-        for distinct in (1, 2, 8):
-            rows = [f"a{i % distinct}" for i in range(ROWS)]
+        for distinct in (1, 2, COUNT):
+            called = [f"a{i % distinct}" for i in range(rows)]
             measure(
-                f"PEFT, 8 rows of {distinct}",
-                lambda rows=rows, peft=peft: peft.generate(ids, adapter_names=rows, **options),
+                f"PEFT, rows of {distinct}",
+                lambda called=called, peft=peft: peft.generate(ids, adapter_names=called, **options),
             )
         strip(peft)
     best = {label: max(values) for label, values in runs.items()}
-    print(f"generate, {ROWS} rows, {arguments.tokens} tokens each, best of {arguments.repeat}, tokens/s")
+    print(f"generate, {rows} rows, {arguments.tokens} tokens each, best of {arguments.repeat}, tokens a CPU second")
     for label, value in best.items():
-        print(f"  {label:24}{value:8.1f}")
-    mixed, single = best["bank, 8 rows of 8"], best["bank, one adapter"]
-    print(f"  8 rows of 8: {mixed / best['PEFT, 8 rows of 8']:.2f} of PEFT's, {mixed / single:.2f} of one adapter")
+        one = best["bank, one adapter" + (", prefill" if label.endswith("prefill") else "")]
+        print(f"  {label:30}{value:8.1f}  {value / one:.3f} of one adapter")
+    mixed = best[f"bank, rows of {COUNT}, again"]
+    print(f"  rows of {COUNT}: {mixed / best[f'PEFT, rows of {COUNT}']:.2f} of PEFT's")
 
 
 def main() -> None:
@@ -237,6 +273,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base")
     parser.add_argument("--upto", type=int, default=1000, help="adapters for the bank")
     parser.add_argument("--peft-upto", type=int, default=10, help="adapters for PEFT; 0 leaves it out")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--targets", default="all-linear", help="or modules, with commas between them")
+    parser.add_argument("--rows", type=int, default=8, help="rows of the batch")
     parser.add_argument("--only", default="load,memory,speed")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=3)
@@ -245,7 +284,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix="bench-bank-"))
     try:
-        folders = write_adapters(root, ROWS)
+        folders = write_adapters(root, COUNT, arguments.rank, arguments.targets)
         library = Library(root / "home")
         fill_library(library, folders)
         model, _ = load_base(smollm2_base(), dtype=arguments.dtype)

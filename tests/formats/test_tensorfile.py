@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from adapterhub.core.errors import MalformedTensorFile
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import Limits, header_bytes, read_header
-from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, TensorSpec
+from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, TensorSpec, parse_header_text
 
 
 def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -46,6 +46,44 @@ def test_reads_what_mlx_writes_for_no_metadata(file: Path) -> None:
     header = read_header(file)
 
     assert (header.metadata, list(header.by_name)) == ({}, ["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"name": "a.b-c.d_1"},
+        {"name": "a..b"},
+        {"name": "z"},
+        {"name": "n" * 600},
+        {"name": "__metadata__"},
+        {"dtype": "X9"},
+        {"dtype": "F4"},
+        {"shape": "[]"},
+        {"shape": "[01]"},
+        {"shape": "[2]"},
+        {"shape": "[0,1099511627776,1099511627776]", "offsets": "[0,0]"},
+        {"shape": "[" + "9" * 30 + "]"},
+        {"offsets": "[1,0]"},
+        {"offsets": "[0,1,2]"},
+    ],
+    ids=str,
+)
+def test_the_quick_way_through_a_header_is_the_thorough_one(change: dict[str, str]) -> None:
+    entry = one(**change, data=b"")[8:-1].decode()
+    text = (
+        entry
+        + ',"y":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"z":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}'
+    )
+
+    def outcome(text: str, limits: Limits) -> object:
+        try:
+            return parse_header_text(text, "x", limits, 100)
+        except MalformedTensorFile as error:
+            return error.code, error.reason
+
+    for limits in (ADAPTER_LIMITS, BASE_LIMITS, Limits(tensors=2)):
+        assert outcome(text, limits) == outcome(text.replace('":{', '" :{'), limits)
 
 
 def test_reads_what_the_library_writes(file: Path) -> None:

@@ -152,11 +152,27 @@ def test_an_adapter_keeps_no_more_memory_than_its_factors(
     with AdapterBank(llama(), library=library) as bank:
         for name, folder in folders.items():
             bank.load(name if source == "store" else folder)
-            updates = bank._cache.get(name).updates.values()
+            updates = bank._cache.get(name).adapter.updates.values()
             storages = [tensor.untyped_storage() for update in updates for tensor in (update.a, update.b)]
             held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
             # a mapping is of the whole file, but only pages that are used come into memory
             assert held <= ((folder / WEIGHTS).stat().st_size if source == "store" else 1.1 * bytes_of(folder))
+
+
+def test_a_later_choice_by_row_leaves_the_numbers_of_a_backward_pass_alone(
+    folders: dict[str, Path], bank: AdapterBank
+) -> None:
+    names = [bank.load(folder) for folder in folders.values()]
+
+    def gradient(rows: list[str], later: list[str | None]) -> Tensor:
+        inputs = torch.ones(3, 4, bank.model.config.hidden_size, requires_grad=True)
+        with bank.rows(rows):
+            found = bank.model(inputs_embeds=inputs).logits.sum()
+        with bank.rows(later), torch.no_grad():  # in the memory of the first, if that is free
+            bank.model(inputs_embeds=inputs)
+        return torch.autograd.grad(found, inputs)[0]
+
+    assert torch.equal(gradient(names, [None] * 3), gradient(names, names[::-1]))
 
 
 def test_memory_of_an_unloaded_adapter_is_free(folders: dict[str, Path], bank: AdapterBank) -> None:

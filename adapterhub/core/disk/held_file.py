@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import mmap
 import os
 import stat
 from bisect import bisect_left, bisect_right
@@ -25,7 +24,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any, Final, cast
 
-from adapterhub.core.digests import Digest, digest_of_hash
+from adapterhub.core.digests import Digest, digest_of, digest_of_hash
+from adapterhub.core.disk.memory import fresh_memory
 from adapterhub.core.errors import DigestMismatch
 
 PIECE_BYTES: Final = 1 << 20
@@ -33,7 +33,8 @@ PIECE_BYTES: Final = 1 << 20
 
 REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` fetches it again where it can"
 
-_BUFFERS: Final = 12
+_BUFFERS: Final = 3
+"""One is filled while another is hashed and a third waits. More of them cost more to zero than they save."""
 _NEAREST_MARKS: Final = 16 << 10
 """The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
@@ -159,21 +160,28 @@ class HeldFile:
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = memoryview(_memory(self.size_bytes))
+            room = fresh_memory(self.size_bytes)
             at = len(self._start)
             room[:at] = self._start
-            with _Hashing((0, self.size_bytes)) as hashing:
-                hashing.put(room[:at])
-                for size in _even(self.size_bytes - at):
-                    self._read_on(room[at : at + size], at)
-                    hashing.put(room[at : at + size])
-                    at += size
-                found = digest_of_hash(hashing.end()[-1])
+            if self.size_bytes <= PIECE_BYTES:  # not worth a thread
+                self._read_on(room[at:], at)
+                found = digest_of(room)
+            else:
+                found = self._load_into(room, at)
             if self._digest not in (None, found):
                 raise self._changed()
             self._memory, self._digest = room, found
             self.close()
         return self._memory
+
+    def _load_into(self, room: memoryview, at: int) -> Digest:
+        with _Hashing((0, self.size_bytes)) as hashing:
+            hashing.put(room[:at])
+            for size in _even(self.size_bytes - at):
+                self._read_on(room[at : at + size], at)
+                hashing.put(room[at : at + size])
+                at += size
+            return digest_of_hash(hashing.end()[-1])
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
@@ -201,14 +209,13 @@ class HeldFile:
             _ = self.digest  # the pass
         first, last = bisect_right(self._marks, start) - 1, bisect_left(self._marks, stop)
         begin, end = self._marks[first], self._marks[last]
-        whole = room if (begin, end) == (start, stop) else memoryview(bytearray(end - begin))
-        self._fill(whole, begin)  # a file that was cut short has other bytes
         state = self._states[first].copy()
-        state.update(whole)
+        before, after = memoryview(bytearray(start - begin)), memoryview(bytearray(end - stop))
+        for part, at in ((before, begin), (room, start), (after, stop)):
+            self._fill(part, at)  # a file that was cut short has other bytes
+            state.update(part)
         if state.digest() != self._states[last].digest():
             raise self._changed()
-        if whole is not room:
-            room[:] = whole[start - begin : stop - begin]
 
     def chunks(self, start: int, stop: int, size_bytes: int) -> Iterator[bytearray | memoryview]:
         """As `read`, `size_bytes` at a time."""
@@ -265,7 +272,7 @@ class _Beginning(io.RawIOBase):
 class _Hashing:
     """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
 
-    Queues rather than futures, and enough buffers that the hash never waits: together a tenth of the time.
+    Queues rather than futures, and enough buffers that the hash never waits.
     """
 
     def __init__(self, marks: Sequence[int]) -> None:
@@ -334,13 +341,3 @@ def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
 def _even(size_bytes: int) -> Iterator[int]:
     for at in range(0, size_bytes, PIECE_BYTES):
         yield min(PIECE_BYTES, size_bytes - at)
-
-
-def _memory(size_bytes: int) -> bytearray | mmap.mmap:
-    """Memory for a file. A private mapping is not zeroed first, and returns to the system when it is released."""
-    if size_bytes < PIECE_BYTES:
-        return bytearray(size_bytes)
-    room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not every Linux
-        room.madvise(mmap.MADV_HUGEPAGE)  # half the time of reading goes into pages of 4 KiB
-    return room

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -67,7 +67,7 @@ def split_checkpoint(file: TensorFile, place: Path) -> Checkpoint:
         group = _group_of(spec.name)
         if group is not None:
             (component, kind), prefix = group
-            groups.setdefault((component, kind), []).append(replace(spec, name=spec.name[len(prefix) :]))
+            groups.setdefault((component, kind), []).append(spec._replace(name=spec.name[len(prefix) :]))
         elif not _LEFT_OUT.fullmatch(spec.name):
             raise _refused(place, f"`{shown(spec.name)}` belongs to no component of a pipeline that has a table")
     views: dict[str, Sequence[TensorView]] = {}

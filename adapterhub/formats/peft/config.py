@@ -43,7 +43,7 @@ _CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 
 def saved_name(tensor: str) -> str:
     """The name of a saved module's tensor as PEFT writes it, without the container that some writers leave in it."""
-    return _CONTAINER.sub("", tensor)
+    return _CONTAINER.sub("", tensor) if ".modules_to_save" in tensor else tensor
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -120,7 +120,7 @@ class AdapterConfig:
 
     def is_of_variant(self, tensor: str) -> bool:
         """Whether a tensor belongs to a variant that it uses, beside the factors of a plain LoRA."""
-        marks = tuple(mark for variant in self.variants.values() for mark in variant.marks)
+        marks = self._matchers().marks
         return bool(marks) and any(part.startswith(marks) for part in tensor.split("."))
 
     @property
@@ -184,12 +184,14 @@ class AdapterConfig:
         """
         if self.r is None:
             raise MalformedConfig(module, f"{self.peft_type} has no rank", code="E_UNSUPPORTED")
-        return self.rank_pattern.get(self._key(self._matchers().rank, module), self.r)
+        return self.rank_pattern.get(self._key(self._matchers().rank, module), self.r) if self.rank_pattern else self.r
 
     def alpha_of(self, module: str) -> float:
         """`lora_alpha` of the LoRA pair on `module`; raises as `rank_of`."""
         if self.lora_alpha is None:
             raise MalformedConfig(module, f"{self.peft_type} has no lora_alpha", code="E_UNSUPPORTED")
+        if not self.alpha_pattern:
+            return self.lora_alpha
         return self.alpha_pattern.get(self._key(self._matchers().alpha, module), self.lora_alpha)
 
     def scaling_of(self, module: str) -> float:
@@ -223,9 +225,10 @@ class AdapterConfig:
         PEFT nests one wrapper a parameter, so that `experts.base_layer` is `experts` as well; which of the wrappers is
         on which parameter depends on the base.
         """
-        holder = owner(module)
-        owners = self._matchers().owners
-        names = {name for end in endings(holder) for name in owners.get(end, ())} if owners else ()
+        if not self.target_parameters:
+            return ()
+        holder, owners = owner(module), self._matchers().owners
+        names = {name for end in endings(holder) for name in owners.get(end, ())}
         return tuple(f"{holder}.{name}" for name in sorted(names))
 
     def methods(self) -> tuple[str, ...]:
@@ -302,6 +305,7 @@ class _Matchers:
         self.targets = frozenset(target) if isinstance(target, tuple) else frozenset()
         self.exclusions = frozenset(excluded) if isinstance(excluded, tuple) else frozenset()
         self.chosen_layers = frozenset(config.layers_to_transform or ())
+        self.marks = tuple(mark for variant in config.variants.values() for mark in variant.marks)
         self.owners: dict[str, list[str]] = {}
         for parameter in config.target_parameters:
             holder, _, name = parameter.rpartition(".")
@@ -316,7 +320,7 @@ class _Matchers:
 
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:
     """Whether `module` is one of `names` or ends with one after a dot; the time does not grow with the names."""
-    return not names.isdisjoint(endings(module))
+    return module.rpartition(".")[2] in names or (bool(names) and not names.isdisjoint(endings(module)))
 
 
 def owner(module: str) -> str:

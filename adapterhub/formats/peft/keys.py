@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from adapterhub.formats.base.vocabulary import is_embedding
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
@@ -23,15 +23,24 @@ _PROMPTS_PREFIX: Final = "base_model."
 _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
+_SLOTS: Final[Mapping[tuple[str, str | None], str]] = {
+    ("lora_A", "weight"): "a",
+    ("lora_B", "weight"): "b",
+    ("lora_B", "bias"): "bias",
+    ("lora_embedding_A", None): "ea",
+    ("lora_embedding_B", None): "eb",
+    ("lora_magnitude_vector", None): "magnitude",
+    ("lora_magnitude_vector", "weight"): "magnitude",
+}
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class Pair(NamedTuple):
     """The tensors of one module's update. `kind` `embedding`: `lora_embedding_A`/`_B`; else `lora_A`/`lora_B`.
 
     Linear: A [r, in], B [out, r]. Convolution: A [r, in, *kernel], B [out, r, 1, …]. Embedding: A [r, entries],
-    B [width, r]. `magnitude` (DoRA) and `bias` (of B) have `out` numbers.
+    B [width, r]. `magnitude` (DoRA) and `bias` (of B) have `out` numbers. `whole`: A and B when both are there and
+    have the dimensions of matrices.
     """
 
     module: str
@@ -40,15 +49,7 @@ class Pair:
     b: TensorSpec | None = None
     magnitude: TensorSpec | None = None
     bias: TensorSpec | None = None
-
-    @property
-    def whole(self) -> tuple[TensorSpec, TensorSpec] | None:
-        """A and B when both are there and have the dimensions of matrices."""
-        if self.a is None or self.b is None:
-            return None
-        matrix = 2
-        shapes = (self.a.shape, self.b.shape)
-        return (self.a, self.b) if all(len(s) >= matrix and all(s) for s in shapes) else None
+    whole: tuple[TensorSpec, TensorSpec] | None = None
 
     @property
     def rank(self) -> int:
@@ -118,14 +119,11 @@ def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> b
     match = _UPDATE.fullmatch(spec.name)
     if match is None or not spec.name.startswith(PREFIX):
         return False
-    part, tail = match["part"], match["tail"]
-    slot = {"lora_A": "a", "lora_B": "b", "lora_embedding_A": "ea", "lora_embedding_B": "eb"}.get(part, "magnitude")
-    fits = {"a": tail == "weight", "b": tail is not None, "ea": tail is None, "eb": tail is None}
-    if not fits.get(slot, tail != "bias"):
+    module, part, tail = match.groups()
+    slot = _SLOTS.get((part, tail))
+    if slot is None:
         return False
-    slot = "bias" if (slot, tail) == ("b", "bias") else slot
-    module = match["module"].removeprefix(PREFIX)
-    found = parts.setdefault(module, {})
+    found = parts.setdefault(module.removeprefix(PREFIX), {})
     if slot in found:
         return False  # `lora_magnitude_vector` and `lora_magnitude_vector.weight` for one module
     found[slot] = spec
@@ -133,15 +131,15 @@ def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> b
 
 
 def _pair(module: str, found: dict[str, TensorSpec]) -> Pair:
-    embedding = "ea" in found or "eb" in found
-    return Pair(
-        module=module,
-        kind="embedding" if embedding else "linear",
-        a=found.get("ea" if embedding else "a"),
-        b=found.get("eb" if embedding else "b"),
-        magnitude=found.get("magnitude"),
-        bias=found.get("bias"),
-    )
+    is_embedding = "ea" in found or "eb" in found
+    kind, keys = ("embedding", ("ea", "eb")) if is_embedding else ("linear", ("a", "b"))
+    a, b = (found.get(key) for key in keys)
+    whole = None if a is None or b is None or not (_is_matrix(a.shape) and _is_matrix(b.shape)) else (a, b)
+    return Pair(module, kind, a, b, found.get("magnitude"), found.get("bias"), whole)
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and all(shape)
 
 
 def _take_other(

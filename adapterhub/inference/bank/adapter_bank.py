@@ -24,6 +24,7 @@ from adapterhub.inference.bank.engines.peft_engine import PeftEngine, ensure_out
 from adapterhub.inference.bank.file_check import FileCheck
 from adapterhub.inference.bank.frozen import FrozenBase
 from adapterhub.inference.bank.residency import Residency, Stats
+from adapterhub.inference.bank.room import Rooms
 from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
 from adapterhub.inference.loader.attachment import attach
@@ -84,6 +85,7 @@ class AdapterBank:
         self._current: Current = ContextVar("adapterhub_bank", default=None)
         put_on = partial(attach, model, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
         self._peft = PeftEngine(model, self._current, put_on)
+        self._rooms = Rooms()
         hooks = Hooks(self._base, self._current)
         self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
@@ -130,9 +132,8 @@ class AdapterBank:
         """Bring an adapter into memory; returns its name, which is the adapter's own unless `name` is given.
 
         An adapter in memory is not read again. `pin=True` protects it from eviction, `pin=False` ends that. Loading
-        takes some 20 ms for 20 MB in the page cache, however many adapters are loaded, and twice that the first time,
-        when the digests are checked. An adapter that runs on PEFT's layers is attached once for a test, while nothing
-        else can use the model.
+        takes some 30 ms for 20 MB in the page cache, however many adapters are loaded; half of it hashes them. An
+        adapter that runs on PEFT's layers is attached once for a test, while nothing else can use the model.
 
         Raises:
             BaseMismatch, UnsupportedAdapter, RefusedAdapter, Malformed, DigestMismatch: as for `attach`.
@@ -160,7 +161,7 @@ class AdapterBank:
     def use(self, choice: Choice) -> Using:
         """Use an adapter, a weighted sum of several, or the plain base (None) from now on in this context.
 
-        In a `with` statement the choice ends with the block. Takes microseconds; an evicted adapter is loaded again,
+        In a `with` statement the choice ends with the block. Takes a microsecond; an evicted adapter is loaded again,
         and a name that was never loaded is looked up in the library. An adapter that runs on PEFT's layers (`explain`
         shows it) needs `with`: it blocks other users of the model until the block ends, and starts as slowly as
         `attach`.
@@ -171,6 +172,11 @@ class AdapterBank:
             UsageProblem: a weight is out of range, or there is no room for all of them at once.
         """
         ensure_outside_use(self._current.get())
+        if isinstance(choice, str):  # nearly always: one adapter in memory, whose choice is ready
+            alone = self._cache.get(choice)
+            if alone.adapter.engine == self._peft.name:
+                return self._use_peft(choice, alone.terms)
+            return Using(self._current, alone)
         [terms] = self._terms([choice])
         if any(term.adapter.engine == self._peft.name for term in terms):
             return self._use_peft(choice, terms)
@@ -181,7 +187,8 @@ class AdapterBank:
         """As `use`, with one choice for each row of the batch.
 
         The batch may be a multiple of the rows, as `generate` makes it for beams. The cost depends on the number of
-        rows, not on the number of different adapters.
+        rows, not on the number of different adapters. The first pass copies the factors of rows with many adapters side
+        by side; the bank keeps that memory for the next choice, until it is closed.
 
         Raises:
             UnsupportedAdapter: an adapter cannot be used on some rows only; `use` accepts it.
@@ -199,7 +206,7 @@ class AdapterBank:
         for terms in by_row:
             check_terms(terms)
             _check_by_row(terms)
-        return Using(self._current, Rows(by_row))
+        return Using(self._current, Rows(by_row, self._rooms))
 
     # ------------------------------------------------------------ prove and save
     def assert_frozen(self) -> Digest:
@@ -229,6 +236,7 @@ class AdapterBank:
         self._peft.close()
         self._finalizer()
         self._current.set(None)
+        self._rooms.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +251,7 @@ class AdapterBank:
         """The adapters of each choice, all of them in memory at once."""
         weights = [weights_of(choice) for choice in choices]
         names = list(dict.fromkeys(name for each in weights for name in each))
-        adapters = {name: self._cache.get(name, keep=names) for name in names}
+        adapters = {name: self._cache.get(name, keep=names).adapter for name in names}
         return [tuple(Term(adapters[name], weight) for name, weight in each.items()) for each in weights]
 
     def _use_peft(self, choice: Choice, terms: Sequence[Term]) -> Using:

@@ -14,6 +14,7 @@ from adapterhub.inference.bank.engines.native import NativeEngine
 from adapterhub.inference.bank.engines.peft_engine import PeftEngine
 from adapterhub.inference.bank.origins import LoadedOrigin, Stamp, name_of, stamp_of
 from adapterhub.inference.bank.residency import Residency, Stats
+from adapterhub.inference.bank.selection import Whole
 from adapterhub.inference.loader.preparation import Preparation, Prepared
 
 
@@ -66,16 +67,16 @@ class AdapterCache:
             raise AdapterNotFound(f"no adapter `{shown(name)}` was loaded here", hint=f"bank.load({name!r})")
         return origin
 
-    def get(self, name: str, *, keep: Sequence[str] = ()) -> LoadedAdapter:
-        """An adapter, loaded if it is not in memory; does not evict those in `keep` for it.
+    def get(self, name: str, *, keep: Sequence[str] = ()) -> Whole:
+        """The choice of one adapter, loaded if it is not in memory; does not evict those in `keep` for it.
 
         Looks up a name that was never loaded in the library. Raises as `load`.
         """
         with self._lock:
-            self._ensure_open()
-            adapter = self._residency.get(name)
-        if adapter is not None:
-            return adapter
+            chosen = self._residency.get(name)
+        if chosen is not None:
+            return chosen
+        self._ensure_open()
         with self.loading:
             origin = self._origins.get(name)
             if origin is not None:
@@ -84,8 +85,8 @@ class AdapterCache:
             self.origin(name)  # raises: only `load` gives a folder a name
         return self.load(name, name, keep=keep)[1]
 
-    def load(self, what: AdapterLike, name: str | None, *, keep: Sequence[str] = ()) -> tuple[str, LoadedAdapter]:
-        """Bring an adapter into memory; its name in the bank, and the adapter."""
+    def load(self, what: AdapterLike, name: str | None, *, keep: Sequence[str] = ()) -> tuple[str, Whole]:
+        """Bring an adapter into memory; its name in the bank, and the choice of it."""
         with self.loading:
             self._ensure_open()
             found = self._preparation.find(what)
@@ -139,32 +140,30 @@ class AdapterCache:
             )
         return known
 
-    def _again(self, name: str, origin: LoadedOrigin, keep: Sequence[str]) -> LoadedAdapter:
+    def _again(self, name: str, origin: LoadedOrigin, keep: Sequence[str]) -> Whole:
         with self._lock:
-            adapter = self._residency.get(name, count=False)
-        if adapter is not None:
-            return adapter
+            chosen = self._residency.get(name, count=False)
+        if chosen is not None:
+            return chosen
         origin.ensure_unchanged()
         [ready] = self._preparation.ready([origin.found], [origin.reopened()])
         engine: Engine = self._peft if origin.reasons else self._native
         return self._take(name, engine.load(ready), keep)
 
-    def _take_new(
-        self, pending: _Pending, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]
-    ) -> LoadedAdapter:
+    def _take_new(self, pending: _Pending, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]) -> Whole:
         name, stamp, prepared = pending
         known = self._known(name, prepared.found)  # another thread may have loaded it meanwhile
         if known is not None:
             return self._again(name, known, keep)
-        adapter = self._take(name, engine.load(prepared.ready), keep)
+        chosen = self._take(name, engine.load(prepared.ready), keep)
         # Last, because this may record the adapter's base in the library.
         facts = self._preparation.record(prepared)
         self._origins[name] = LoadedOrigin.of(prepared, facts, engine=engine.name, reasons=reasons, stamp=stamp)
-        return adapter
+        return chosen
 
-    def _take(self, name: str, adapter: LoadedAdapter, keep: Sequence[str]) -> LoadedAdapter:
+    def _take(self, name: str, adapter: LoadedAdapter, keep: Sequence[str]) -> Whole:
         with self._lock:
             self._ensure_open()
-            self._residency.put(name, adapter, keep=keep)
+            chosen = self._residency.put(name, adapter, keep=keep)
             self._hooks.reach(adapter.updates)
-        return adapter
+        return chosen

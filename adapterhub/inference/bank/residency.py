@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.selection import Term, Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,10 @@ class Stats:
 
 
 class Residency:
-    """Adapters in memory by name, within limits (None: no limit). Not thread-safe: the cache holds the lock."""
+    """Adapters in memory by name, each as the choice of it alone, within limits (None: no limit).
+
+    Not thread-safe: the cache holds the lock.
+    """
 
     def __init__(self, *, most: int | None, most_bytes: int | None) -> None:
         for name, bound in (("max_resident", most), ("max_resident_bytes", most_bytes)):
@@ -34,7 +38,7 @@ class Residency:
                 raise UsageProblem(f"{name} is {shown(bound)}, expected a whole number of at least 1, or None")
         self._most = most
         self._most_bytes = most_bytes
-        self._adapters: OrderedDict[str, LoadedAdapter] = OrderedDict()
+        self._adapters: OrderedDict[str, Whole] = OrderedDict()
         self._pinned: set[str] = set()
         self._bytes = self._hits = self._misses = self._loads = self._evictions = 0
 
@@ -50,16 +54,17 @@ class Residency:
             resident_bytes=self._bytes,
         )
 
-    def get(self, name: str, *, count: bool = True) -> LoadedAdapter | None:
+    def get(self, name: str, *, count: bool = True) -> Whole | None:
         """The adapter, which becomes the most recently used; None if it is not in memory."""
-        adapter = self._adapters.get(name)
-        if adapter is not None:
-            self._adapters.move_to_end(name)
-        self._hits += count and adapter is not None
-        self._misses += count and adapter is None
-        return adapter
+        alone = self._adapters.get(name)
+        if alone is None:
+            self._misses += count
+            return None
+        self._adapters.move_to_end(name)
+        self._hits += count
+        return alone
 
-    def put(self, name: str, adapter: LoadedAdapter, *, keep: Collection[str] = ()) -> None:
+    def put(self, name: str, adapter: LoadedAdapter, *, keep: Collection[str] = ()) -> Whole:
         """Add an adapter, and evict others for it, but not those that are pinned or in `keep`.
 
         Raises:
@@ -70,22 +75,23 @@ class Residency:
         for other in evicted:
             self.drop(other)
             self._evictions += 1
-        self._adapters[name] = adapter
+        self._adapters[name] = chosen = Whole((Term(adapter, 1.0),))
         self._bytes += adapter.size_bytes
         self._loads += 1
+        return chosen
 
     def drop(self, name: str) -> None:
         """Remove an adapter, if it is there."""
-        adapter = self._adapters.pop(name, None)
-        if adapter is not None:
-            self._bytes -= adapter.size_bytes
+        alone = self._adapters.pop(name, None)
+        if alone is not None:
+            self._bytes -= alone.adapter.size_bytes
 
     def pin(self, name: str, *, is_pinned: bool) -> None:
         """Protect an adapter from eviction, or end that."""
         (self._pinned.add if is_pinned else self._pinned.discard)(name)
 
     def _to_evict(self, name: str, adapter: LoadedAdapter, keep: Collection[str]) -> list[str]:
-        others = {other: loaded for other, loaded in self._adapters.items() if other != name}
+        others = {other: alone.adapter for other, alone in self._adapters.items() if other != name}
         count, size = len(others) + 1, sum(loaded.size_bytes for loaded in others.values()) + adapter.size_bytes
         evicted = []
         for other, loaded in others.items():  # the least recently used first

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.inference.bank.room import Room, Rooms
 from adapterhub.inference.bank.selection import Term
 from adapterhub.inference.bank.updates import (
     Args,
@@ -27,14 +28,16 @@ from adapterhub.inference.bank.updates import (
     first_input,
 )
 
+_SEQUENCES: Final = 3
 _FEW_TOKENS: Final = 16
 """Stacked factors are faster for fewer tokens per row (measured on SmolLM2-135M, one thread)."""
 
 
 class _Group(NamedTuple):
-    """Rows with one choice; `rows` is a slice if they are adjacent."""
+    """The numbers of rows with one choice; `rows` is a slice if they are adjacent."""
 
     terms: tuple[Term, ...]
+    numbers: list[int]
     rows: Tensor | slice
 
 
@@ -46,11 +49,24 @@ class _Work(NamedTuple):
 
 
 class _Stack(NamedTuple):
-    """Factors by row: `a` [rows, in, R], `b` [rows, R, out] times the scales, and `bias` [rows, 1, out] or None."""
+    """Factors by row: `a` [rows, in, R], `b` [rows, R, out] times the scales, and `bias` [rows, 1, out] or None.
+
+    In memory, both have their ranks outermost: the file has A like that, so that a row of it is copied in one piece.
+    """
 
     a: Tensor
     b: Tensor
     bias: Tensor | None
+
+    def added(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Output [rows, tokens, out] plus what the factors make of inputs [rows, tokens, in]."""
+        a, b, bias = self
+        low = torch.bmm(inputs if inputs.dtype == a.dtype else inputs.to(a.dtype), a)
+        if output.dtype == a.dtype:
+            made = torch.baddbmm(output, low, b)
+            return made if bias is None else made + bias
+        change = torch.bmm(low, b)
+        return (output + (change if bias is None else change + bias)).to(output.dtype)
 
 
 class Rows:
@@ -60,10 +76,12 @@ class Rows:
     `generate` arranges them.
     """
 
-    __slots__ = ("_groups", "_stacks", "_work", "count")
+    __slots__ = ("_groups", "_room", "_rooms", "_stacks", "_work", "count")
 
-    def __init__(self, rows: Sequence[tuple[Term, ...]]) -> None:
+    def __init__(self, rows: Sequence[tuple[Term, ...]], rooms: Rooms) -> None:
         self.count = len(rows)
+        self._rooms = rooms
+        self._room: Room | None = None
         self._work: dict[str, _Work | None] = {}
         self._stacks: dict[str, _Stack] = {}
         numbers: dict[tuple[tuple[int, float], ...], list[int]] = {}
@@ -72,12 +90,22 @@ class Rows:
                 numbers.setdefault(tuple((id(t.adapter), t.weight) for t in terms), []).append(number)
         self._groups = tuple(_group(rows[found[0]], found) for found in numbers.values())
 
+    def __del__(self) -> None:
+        """Give the memory of the stacks back: no forward pass runs with this choice any more."""
+        if self._room is not None:
+            self._rooms.give(self._room)
+
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`.
 
         Raises:
             UsageProblem: the batch is no multiple of the rows.
         """
+        stack = self._stacks.get(name)
+        if stack is not None and args:  # decoding, nearly always: nothing has to be looked at again
+            shape = args[0].shape
+            if len(shape) == _SEQUENCES and shape[0] == self.count and shape[1] < _FEW_TOKENS:
+                return self._added(stack, args[0], output)
         if name not in self._work:
             self._work[name] = self._work_in(name)
         work = self._work[name]
@@ -86,7 +114,10 @@ class Rows:
         inputs = first_input(args, kwargs)
         times = self._times(name, inputs, work)
         if work.can_stack and inputs.shape[:-1].numel() < _FEW_TOKENS * self.count:
-            return self._apply_stacked(name, inputs, output)
+            if stack is None:
+                stack = self._stacks[name] = self._stacked(name)
+            by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
+            return self._added(stack, *by_row).view(output.shape)
         if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
             _ensure_one_tensor(name, args, kwargs, output)
         result = output.clone(memory_format=torch.contiguous_format)
@@ -99,6 +130,11 @@ class Rows:
                 part = update.apply((own,), {}, part, weight)
             by_row[group.rows] = part.unflatten(0, (-1, times))
         return result
+
+    def _added(self, stack: _Stack, inputs: Tensor, output: Tensor) -> Tensor:
+        if inputs.requires_grad:
+            self._room = None  # the backward pass, which may come after this choice, needs the factors
+        return stack.added(inputs, output)
 
     def _work_in(self, name: str) -> _Work | None:
         groups = []
@@ -125,49 +161,48 @@ class Rows:
             )
         return size // self.count
 
-    # ------------------------------------------------------------ stacked
-    def _apply_stacked(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
-        stack = self._stacks.get(name)
-        if stack is None:
-            stack = self._stacks[name] = self._stacked(name)
-        own = inputs.reshape(self.count, -1, inputs.shape[-1])
-        flat = output.reshape(self.count, -1, output.shape[-1])
-        low = torch.bmm(own if own.dtype == stack.a.dtype else own.to(stack.a.dtype), stack.a)
-        if output.dtype == stack.a.dtype:
-            made = torch.baddbmm(flat, low, stack.b)
-            made = made if stack.bias is None else made + stack.bias
-        else:
-            change = torch.bmm(low, stack.b)
-            made = (flat + (change if stack.bias is None else change + stack.bias)).to(output.dtype)
-        return made.view(output.shape)
-
     def _stacked(self, name: str) -> _Stack:
         """The factors of all rows in one tensor, with zeros for rows of the base and for ranks below the largest."""
         work = self._work[name]
         assert work is not None
         ranks = [sum(update.a.shape[0] for update, _ in updates) for updates, _ in work.groups]  # type: ignore[attr-defined] # all are linear
         one: Any = work.groups[0][0][0][0]
-        a = one.a.new_zeros(self.count, one.a.shape[1], max(ranks))
-        b = one.b.new_zeros(self.count, max(ranks), one.b.shape[0])
+        room = self._room = self._room or self._rooms.take()
+        a = room.tensor((self.count, max(ranks), one.a.shape[1]), one.a)
+        b = room.tensor((self.count, max(ranks), one.b.shape[0]), one.b)
+        by_row: dict[int, Any] = {number: found for found, group in work.groups for number in group.numbers}
+        if len(by_row) == self.count and len({*ranks}) == 1 and all(_is_plain(found) for found in by_row.values()):
+            alone = [by_row[number][0] for number in range(self.count)]
+            torch.stack([update.a for update, _ in alone], out=a)
+            torch.stack([update.b.t() for update, _ in alone], out=b)
+            b *= b.new_tensor([update.scale * weight for update, weight in alone])[:, None, None]
+            return _Stack(a=a.transpose(1, 2), b=b, bias=None)
         bias: Tensor | None = None
+        a.zero_()
+        b.zero_()
         for updates, group in work.groups:
             reached = 0
             for update, weight in updates:
                 assert isinstance(update, LinearUpdate)
                 until = reached + update.a.shape[0]
-                a[group.rows, :, reached:until] = update.a.t()
+                a[group.rows, reached:until] = update.a
                 b[group.rows, reached:until] = update.b.t() * (update.scale * weight)
                 if update.bias is not None:
                     bias = one.b.new_zeros(self.count, 1, one.b.shape[0]) if bias is None else bias
                     bias[group.rows] += update.bias * (update.scale * weight)
                 reached = until
-        return _Stack(a=a, b=b, bias=bias)
+        return _Stack(a=a.transpose(1, 2), b=b, bias=bias)
+
+
+def _is_plain(updates: tuple[tuple[LinearUpdate, float], ...]) -> bool:
+    """Whether it is one update without a bias, which `torch.stack` copies in a fraction of the time."""
+    return len(updates) == 1 and updates[0][0].bias is None
 
 
 def _group(terms: tuple[Term, ...], numbers: list[int]) -> _Group:
     together = numbers[-1] - numbers[0] + 1 == len(numbers)
     rows = slice(numbers[0], numbers[-1] + 1) if together else torch.tensor(numbers)
-    return _Group(terms=terms, rows=rows)
+    return _Group(terms=terms, numbers=numbers, rows=rows)
 
 
 def _ensure_one_tensor(name: str, args: Args, kwargs: Kwargs, output: Output) -> None:

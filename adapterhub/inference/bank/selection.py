@@ -39,12 +39,13 @@ Current = ContextVar[Selection | None]
 
 
 class Whole:
-    """The same adapters for the whole batch, one after another."""
+    """The same adapters for the whole batch, one after another; `adapter` is the first of them."""
 
-    __slots__ = ("terms",)
+    __slots__ = ("adapter", "terms")
 
     def __init__(self, terms: tuple[Term, ...]) -> None:
         self.terms = terms
+        self.adapter = terms[0].adapter
 
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`."""
@@ -60,6 +61,8 @@ class Using:
 
     The end of the block restores the choice from before the call.
     """
+
+    __slots__ = ("_before", "_current")
 
     def __init__(self, current: Current, selection: Selection | None) -> None:
         self._current = current

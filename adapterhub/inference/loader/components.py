@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
 from adapterhub.distribution.finding import FoundAdapter
@@ -10,9 +10,11 @@ from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.pipeline import PipelineModules
 from adapterhub.inference.loader.reading.naming import names_for
+from adapterhub.inference.loader.reading.placing import modules_in
+from adapterhub.trust.verify import Subject
 
 
-def component_for(found: FoundAdapter, modules: Collection[str], base: BaseModel, fits: Callable[[str], bool]) -> str:
+def component_for(found: FoundAdapter, files: Subject, base: BaseModel, fits: Callable[[str], bool]) -> str:
     """The component whose own names the adapter uses; "" when its names begin with components, or `base` is one model.
 
     An adapter that several components have room for goes to the one that its manifest names as its origin, else to the
@@ -24,7 +26,7 @@ def component_for(found: FoundAdapter, modules: Collection[str], base: BaseModel
     """
     if not isinstance(base.model, PipelineModules):
         return ""
-    names = base.model.names
+    names, modules = base.model.names, modules_in(files.weights, files.config)
     fronts = {module.partition(".")[0] for module in modules}
     if fronts <= set(COMPONENTS):
         absent = sorted(fronts - set(names), key=COMPONENTS.index)

@@ -94,9 +94,9 @@ def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
         try:
             # `PeftModel`, not the class for the task: that one changes the base (its generation hook, its head).
             if model is None:
-                model = PeftModel(base.model, adapter.setup.config, adapter.name, low_cpu_mem_usage=True)
+                model = PeftModel(base.model, adapter.setup.config(), adapter.name, low_cpu_mem_usage=True)
             else:
-                model.add_adapter(adapter.name, adapter.setup.config, low_cpu_mem_usage=True)
+                model.add_adapter(adapter.name, adapter.setup.config(), low_cpu_mem_usage=True)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise UnsupportedAdapter(
                 f"PEFT cannot attach `{shown(adapter.contents.label)}` to this model", [shown(str(error), 300)]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from torch import nn
 
@@ -24,8 +24,7 @@ from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.contents import AdapterContents
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class Scale(NamedTuple):
     """The factor on a module's update, `scaling`, with the rank and alpha that it comes from."""
 
     rank: int
@@ -35,12 +34,12 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Setup:
-    """A config for PEFT, and the scale of each module (empty for methods without one).
+    """What makes the config for PEFT, and the scale of each module (empty for methods without one).
 
     `ranks`: rank by module where PEFT's config cannot express it.
     """
 
-    config: Any
+    config: Callable[[], Any]
     scales: Mapping[str, Scale]
     ranks: Mapping[str, int]
     warnings: tuple[str, ...] = ()
@@ -75,14 +74,24 @@ def _conv1d() -> type[nn.Module]:
     return layer
 
 
+def _peft(kind: str, **settings: Any) -> Callable[[], Any]:  # noqa: ANN401 - PEFT's own settings
+    """Makes a config of PEFT when it is needed: a bank that adds the factors itself needs none."""
+
+    def make() -> Any:  # noqa: ANN401 - PEFT has no types
+        import peft
+
+        return getattr(peft, kind)(**settings)
+
+    return make
+
+
 # ---------------------------------------------------------------- one maker a method
 def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
-    from peft import LoraConfig
-
     config = contents.config
     scales = _scales(contents)
     rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
-    made = LoraConfig(
+    made = _peft(
+        "LoraConfig",
         r=rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
@@ -121,8 +130,6 @@ def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 
 
 def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
-    from peft import AdaLoraConfig
-
     alpha = contents.config.lora_alpha or 0
     # The tensors have the ranks that training left over; the schedule means nothing any more.
     ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
@@ -131,13 +138,12 @@ def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         for name, rank in ranks.items()
     }
     most = max(ranks.values(), default=1)
-    made = AdaLoraConfig(init_r=most, target_r=most, total_step=1, lora_alpha=alpha, init_lora_weights=False, **common)
+    schedule = {"init_r": most, "target_r": most, "total_step": 1}
+    made = _peft("AdaLoraConfig", **schedule, lora_alpha=alpha, init_lora_weights=False, **common)
     return Setup(config=made, scales=scales, ranks=ranks)
 
 
 def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
-    from peft import IA3Config
-
     fields = Fields(contents.config.extra)
     named = fields.names_or_pattern("feedforward_modules")
     _check_fields(contents, fields)
@@ -150,18 +156,16 @@ def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
             raise _too_slow(contents) from None
 
     feedforward = [name for name in contents.factors if scales_inputs(contents.adapters_name(name))]
-    made = IA3Config(feedforward_modules=feedforward, init_ia3_weights=False, **common)
+    made = _peft("IA3Config", feedforward_modules=feedforward, init_ia3_weights=False, **common)
     return Setup(config=made, scales={}, ranks={})
 
 
 def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
-    from peft import LoHaConfig, LoKrConfig
-
     fields = Fields(contents.config.extra)
     settings: dict[str, Any] = {"use_effective_conv2d": fields.flag("use_effective_conv2d")}
-    made_by: Callable[..., Any] = LoHaConfig
+    kind = "LoHaConfig"
     if contents.config.peft_type == "LOKR":
-        made_by = LoKrConfig
+        kind = "LoKrConfig"
         factor = fields.take("decompose_factor")
         settings |= {
             "decompose_both": fields.flag("decompose_both"),
@@ -173,23 +177,19 @@ def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     scales = _scales(contents)
     usual, pattern = _ranks({name: scale.rank for name, scale in scales.items()})
     common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
-    made = made_by(
-        r=usual, alpha=contents.config.lora_alpha, rank_pattern=pattern, init_weights=False, **settings, **common
-    )
+    settings |= {"r": usual, "alpha": contents.config.lora_alpha, "rank_pattern": pattern, "init_weights": False}
+    made = _peft(kind, **settings, **common)
     return Setup(config=made, scales=scales, ranks={})
 
 
 def _vera(contents: AdapterContents, common: dict[str, Any]) -> Setup:
-    from peft import VeraConfig
-
     fields = Fields(contents.config.extra)
     key = fields.take("projection_prng_key")
     if key is not None and (type(key) is not int or not 0 <= key < 1 << 63):
         fields.wrong("projection_prng_key", "a natural number")
     _check_fields(contents, fields)
-    made = VeraConfig(
-        r=contents.config.r or 256, projection_prng_key=key or 0, save_projection=True, init_weights=False, **common
-    )
+    settings = {"projection_prng_key": key or 0, "save_projection": True, "init_weights": False}
+    made = _peft("VeraConfig", r=contents.config.r or 256, **settings, **common)
     warnings: tuple[str, ...] = ()
     if not contents.shared:
         warnings = ("its file has no projections; they are generated from its random seed, as PEFT does",)

@@ -20,7 +20,7 @@ from adapterhub.inference.loader.identity import identify, sample_base
 from adapterhub.inference.loader.injection import ReadyAdapter, peft_names
 from adapterhub.inference.loader.methods import set_up
 from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
-from adapterhub.inference.loader.reading.placing import modules_in, read_contents
+from adapterhub.inference.loader.reading.placing import read_contents
 from adapterhub.inference.loader.replacing import check_replacements
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
@@ -118,7 +118,7 @@ class Preparation:
         def fits(component: str) -> bool:
             return self._check_of(component).allows(found)
 
-        return component_for(found, modules_in(files.weights, files.config), self._model, fits)
+        return component_for(found, files, self._model, fits)
 
     def _make_check(self, component: str) -> BaseCheck:
         loaded = self.loaded.part(component) if component else self.loaded

@@ -99,7 +99,7 @@ def plain_tensor_name(name: str) -> str:
 def _in_peft_names(spec: TensorSpec) -> TensorSpec:
     if not _FACTOR.search(spec.name):
         return spec
-    return replace(spec, name=PREFIX + plain_tensor_name(spec.name))
+    return spec._replace(name=PREFIX + plain_tensor_name(spec.name))
 
 
 def _weights(files: Mapping[str, Path], notes: list[str]) -> TensorFile | None:

@@ -11,6 +11,7 @@ import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -217,12 +218,13 @@ def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
     return Finding(code=code, severity="error", where=where, message=reason, hint=error.hint)
 
 
+@cache
 def check_names() -> tuple[str, ...]:
     """Names of the checks, which are the files of `checks/`."""
     return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
 
 
-def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
+def verify(subject: Subject, *, seen: Iterable[Finding] = (), with_facts: bool = True) -> Report:
     """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
     findings = list(seen)
     for name in check_names():
@@ -236,7 +238,7 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
         except DigestMismatch as error:  # the same, after it was hashed
             findings.append(changed(error))
     try:
-        facts = subject.facts
+        facts = subject.facts if with_facts else None
     except MalformedConfig:  # reported above
         facts = None
     return Report.of(findings, facts)

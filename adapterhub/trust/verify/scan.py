@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
@@ -53,8 +55,7 @@ FLOATS: Final = frozenset(_KINDS)
 """The dtypes whose numbers are checked: those that the weights of an adapter may have."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorNumbers:
+class TensorNumbers(NamedTuple):
     """`largest` is the greatest magnitude, infinity when some number is not finite.
 
     It may be greater than that, as far as the leading byte allows (`look_at_bytes`); it is exact when it is zero, and
@@ -78,7 +79,7 @@ def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = N
         looks.look(view, run)
         if progress is not None:
             progress(run.size_bytes)
-    return looks.result()
+    return looks.result(file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,31 +123,32 @@ class _Looks:
         self.look_at = look
         self.codes: dict[str, int] = {}
         self.odd: dict[str, int] = {}
-        self.dtypes: dict[str, str] = {}
 
     def look(self, view: memoryview, run: _Run) -> None:
-        for spec, start, end, before in run.parts:
-            kind = _KINDS.get(spec.dtype)
+        for dtype, group in groupby(run.parts, lambda part: part[0].dtype):
+            kind = _KINDS.get(dtype)
             if kind is None:
                 continue
-            largest, odd = self.look_at(view[start:end], kind)
-            self.dtypes[spec.name] = spec.dtype
-            self.codes[spec.name] = max(largest, self.codes.get(spec.name, 0))
-            if odd is not None and spec.name not in self.odd:
-                self.odd[spec.name] = before // kind.width + odd
+            parts = tuple(group)
+            first = parts[0][1]
+            found = self.look_at(view[first : parts[-1][2]], kind, [start - first for _, start, _, _ in parts])
+            for (spec, _, _, before), (largest, odd) in zip(parts, found, strict=True):
+                self.codes[spec.name] = max(largest, self.codes.get(spec.name, 0))
+                if odd is not None:
+                    self.odd.setdefault(spec.name, before // kind.width + odd)
 
-    def result(self) -> dict[str, TensorNumbers]:
+    def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
         return {
-            name: TensorNumbers(
-                largest=float("inf") if name in self.odd else _KINDS[self.dtypes[name]].layout.magnitude(code),
-                odd=self.odd.get(name),
-            )
-            for name, code in self.codes.items()
+            name: TensorNumbers(math.inf, self.odd[name])
+            if name in self.odd
+            else TensorNumbers(_KINDS[spec.dtype].layout.magnitude(self.codes[name]), None)
+            for spec in file.tensors
+            if (name := spec.name) in self.codes
         }
 
 
-_Look = Callable[[memoryview, _Kind], tuple[int, int | None]]
-"""The largest code of some numbers, and the index of the first odd one."""
+_Look = Callable[[memoryview, _Kind, list[int]], Iterable[tuple[int, int | None]]]
+"""The largest code of each tensor and the index of its first odd one, from the offsets at which the tensors begin."""
 
 
 def _look_for(file: TensorFile) -> _Look:
@@ -163,23 +165,29 @@ def look_with_numpy() -> _Look:
 
     scratch = np.empty(PIECE_BYTES, np.uint8)
 
-    def look(view: memoryview, kind: _Kind) -> tuple[int, int | None]:
+    def look(view: memoryview, kind: _Kind, starts: list[int]) -> Iterable[tuple[int, int | None]]:
         dtype = np.dtype(f"<u{kind.width}")
         codes = scratch[: len(view)].view(dtype)
         np.bitwise_and(np.frombuffer(view, dtype), dtype.type(kind.mask), out=codes)
-        largest = int(codes.max())
-        return largest, int((codes > kind.largest).argmax()) if largest > kind.largest else None
+        places = [start // kind.width for start in starts]
+        most: list[int] = np.maximum.reduceat(codes, places).tolist()
+        for largest, begin, end in zip(most, places, [*places[1:], len(codes)], strict=True):
+            yield largest, int((codes[begin:end] > kind.largest).argmax()) if largest > kind.largest else None
 
     return look
 
 
-def look_at_bytes(view: memoryview, kind: _Kind) -> tuple[int, int | None]:
+def look_at_bytes(view: memoryview, kind: _Kind, starts: list[int]) -> Iterable[tuple[int, int | None]]:
     """As `look_with_numpy`, but the largest code may be any that begins with the same byte as the true one.
 
     The leading byte holds most of the exponent. The other bytes are looked at where it does not decide: when a number
     may be odd or more than float32 holds, and when all may be zero.
     """
-    raw = bytes(view)
+    for start, end in zip(starts, [*starts[1:], len(view)], strict=True):
+        yield _look_at_one(bytes(view[start:end]), kind)
+
+
+def _look_at_one(raw: bytes, kind: _Kind) -> tuple[int, int | None]:
     if raw == bytes(len(raw)):
         return 0, None
     leading = raw[kind.width - 1 :: kind.width]

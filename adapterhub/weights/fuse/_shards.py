@@ -74,7 +74,7 @@ def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> ShardLayout:
     prefix = header_bytes([new for _, new in pairs], {"format": "pt"} | file.metadata)
     reached, placed = len(prefix), []
     for old, new in pairs:
-        placed.append((old, replace(new, start=reached, end=reached + new.size_bytes)))
+        placed.append((old, new._replace(start=reached, end=reached + new.size_bytes)))
         reached += new.size_bytes
     return ShardLayout(prefix=prefix, tensors=tuple(placed))
 

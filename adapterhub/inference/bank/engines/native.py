@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -52,6 +53,7 @@ class NativeEngine:
         self._dtype = dtype
         self._transposed: type[nn.Module] = Conv1D
         self._names = Counter(id(module) for module in base.modules.values())
+        self._unreachable = tuple(f"{name}." for name, m in base.modules.items() if isinstance(m, _READ_WITHOUT_A_CALL))
         config = getattr(base.model, "config", None)
         self._is_time_first = getattr(config, "model_type", None) in _TIME_FIRST
 
@@ -70,7 +72,7 @@ class NativeEngine:
         if ready.contents.biases or ready.contents.rows:
             replaced = [*ready.contents.biases, *ready.contents.rows]
             return tuple(f"`{shown(name)}` is replaced in part or is a bias" for name in replaced[:LISTED])
-        unreachable = [name for name in ready.contents.factors if self._is_read_without_a_call(name)]
+        unreachable = [name for name in ready.contents.factors if name.startswith(self._unreachable)]
         if unreachable:
             raise UnsupportedAdapter(
                 f"`{shown(ready.contents.label)}` would have no effect on some of its modules",
@@ -106,11 +108,14 @@ class NativeEngine:
         updates: dict[str, Update] = {}
         for name, specs in places.items():
             module, scale = self._base.modules[name], ready.setup.scales[name]
-            tensors = {key: reading.take(spec, self._dtype_for(module, spec), module) for key, spec in specs.items()}
+            layer, device = _layer(module)
+            tensors = {
+                key: reading.take(spec, self._dtype or _kept(spec.dtype, layer), device) for key, spec in specs.items()
+            }
             updates[name] = self._update(module, tensors, scale)
         for name, specs in saved.items():
             own = self._base.modules[name].state_dict(keep_vars=True)
-            numbers = {key: reading.take(spec, own[key].dtype, own[key]) for key, spec in specs.items()}
+            numbers = {key: reading.take(spec, own[key].dtype, own[key].device) for key, spec in specs.items()}
             updates[name] = Replacement(module=copy_with(self._base.modules[name], numbers))
         return LoadedAdapter(
             label=contents.label,
@@ -122,11 +127,6 @@ class NativeEngine:
         )
 
     # ------------------------------------------------------------ modules and their shapes
-    def _is_read_without_a_call(self, name: str) -> bool:
-        parts = name.split(".")
-        above = (".".join(parts[:count]) for count in range(1, len(parts)))
-        return any(isinstance(self._base.modules.get(path), _READ_WITHOUT_A_CALL) for path in above)
-
     def _reason_against(self, module: nn.Module, ready: ReadyAdapter) -> str:
         config = ready.contents.config
         is_linear = isinstance(module, (nn.Linear, self._transposed))
@@ -172,16 +172,6 @@ class NativeEngine:
         state = self._base.modules[name].state_dict(keep_vars=True)
         return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
-    def _dtype_for(self, module: nn.Module, spec: TensorSpec) -> torch.dtype:
-        if self._dtype is not None:
-            return self._dtype
-        weight = _weight(module)
-        layer = weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.float32
-        stored = TENSOR_DTYPES.get(spec.dtype, layer)
-        if not stored.is_floating_point or stored.itemsize == 1:
-            return layer
-        return torch.promote_types(stored, layer)
-
     # ------------------------------------------------------------ updates
     def _update(self, module: nn.Module, tensors: Mapping[str, Tensor], scale: Scale) -> Update:
         if isinstance(module, nn.Embedding):
@@ -214,7 +204,7 @@ class NativeEngine:
         if self._is_time_first:
             return "this model has time as the first dimension, before the batch"
         for name, update in updates.items():
-            if any(part.startswith("expert") for part in name.split(".")):
+            if name.startswith("expert") or ".expert" in name:
                 return f"`{shown(name)}` is an expert, which gets tokens of all rows"
             if isinstance(update, EmbeddingUpdate) and name not in self._base.embeddings:
                 return f"`{shown(name)}` does not look up the tokens of the batch"
@@ -230,15 +220,30 @@ class _Reading:
         self._copies = memory.is_wasteful(used)
         self.size_bytes = 0
 
-    def take(self, spec: TensorSpec, dtype: torch.dtype, target: nn.Module | Tensor) -> Tensor:
-        """The tensor in that dtype, on the device of `target`."""
-        device = (target if isinstance(target, Tensor) else _weight(target)).device
+    def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The tensor in that dtype, on that device."""
         read = self._memory.tensor(spec, self._label)
         kept = read.to(device=device, dtype=dtype)
-        if kept is read and self._copies:
-            kept = read.clone()
-        self.size_bytes += kept.nbytes
-        return kept
+        if kept is not read:
+            self.size_bytes += kept.nbytes
+            return kept
+        self.size_bytes += spec.size_bytes
+        return read.clone() if self._copies else read
+
+
+@cache
+def _kept(stored: str, layer: torch.dtype) -> torch.dtype:
+    """The dtype of factors in memory, from their own in the file and that of the layer."""
+    own = TENSOR_DTYPES.get(stored, layer)
+    return torch.promote_types(own, layer) if own.is_floating_point and own.itemsize > 1 else layer
+
+
+def _layer(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The dtype of a layer's numbers, or the one in which it unpacks them, and its device."""
+    weight = _weight(module)
+    if weight.is_floating_point():
+        return weight.dtype, weight.device
+    return getattr(module, "compute_dtype", None) or torch.float32, weight.device
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -82,6 +82,8 @@ def _naming_hint(module: str, base: BaseModel) -> str:
 
 def _missing_saved(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
     """Modules that the config replaces whole and that the file lacks."""
+    if not contents.config.modules_to_save:
+        return
     reachable = set(contents.names.here.values())
     for name, module in base.modules.items():
         if not name or name not in reachable or _is_in(contents.saved, name) or not _is_replaced(name, contents):
@@ -97,8 +99,8 @@ def _is_replaced(name: str, contents: AdapterContents) -> bool:
     """
     names, ends = contents.names, contents.config.modules_to_save
     called = names.adapters_name(name)
-    if not ends or called.endswith(ends):
-        return bool(ends)
+    if called.endswith(ends):
+        return True
     parts = called.split(".")
     holders = (".".join(parts[:count]) for count in range(1, len(parts)))
     return names.other is not None and any(h.endswith(ends) and h not in names.here for h in holders)

@@ -7,7 +7,6 @@ outermost. A file written for another order has other shapes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,7 +16,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.naming import ModuleNames
 
-_DEPTH: Final = re.compile(r"(?:\.base_layer)*$")
+_WRAPPED: Final = ".base_layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,9 @@ class Parameters:
 
 def holder_of(module: str) -> str:
     """The module that a wrapper of parameters wraps: `experts` for `experts.base_layer`."""
-    return _DEPTH.sub("", module)
+    while module.endswith(_WRAPPED):
+        module = module.removesuffix(_WRAPPED)
+    return module
 
 
 def parameters_in(factors: Collection[str], config: AdapterConfig, base: BaseModel, names: ModuleNames) -> Parameters:

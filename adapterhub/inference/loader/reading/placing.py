@@ -7,6 +7,7 @@ refuses the adapter: no file can reach a weight of the base.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from types import MappingProxyType
 
 from adapterhub.core.errors import RefusedAdapter, shown
@@ -93,7 +94,6 @@ class _Sorter:
         self.biases: dict[str, TensorSpec] = {}
         self.rows: dict[str, TensorSpec] = {}
         self.findings: list[tuple[str, str]] = []
-        self._bases = {tensor.name for tensor in base.tensors()}
         self._embeddings = base.embeddings
         self._savable = config.saved_modules
         self._factor = _factor_pattern(config)
@@ -136,6 +136,10 @@ class _Sorter:
         if self.config.bias != "none" and not self.biases:
             found.append(f"its config trains biases of the base (bias {self.config.bias}), but its file contains none")
         return tuple(found)
+
+    @cached_property
+    def _bases(self) -> set[str]:
+        return {tensor.name for tensor in self.base.tensors()}
 
     def _place_copy(self, name: str, spec: TensorSpec) -> None:
         plain = self._tensor(name.replace(".base_layer.", "."))

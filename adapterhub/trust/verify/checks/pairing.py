@@ -76,7 +76,7 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
     ]
     if unlike:
         yield _error("E_SHAPE", f"A and B do not fit together on {some(unlike)}", "those of a matrix or a convolution")
-    vectors = [text for pair in pairs for text in _vectors(pair)]
+    vectors = [text for pair in pairs if pair.magnitude or pair.bias for text in _vectors(pair)]
     if vectors:
         yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
 
@@ -146,9 +146,11 @@ def _targets(subject: Subject) -> Iterator[Finding]:
             f"modules that `target_modules` in {CONFIG_FILE} names",
         )
     if isinstance(config.target_modules, tuple):
-        there = {ending for pair in pairs for ending in endings(pair.module)}
+        last_names = {pair.module.rpartition(".")[2] for pair in pairs}
+        others = [target for target in config.target_modules if target not in last_names]
+        there = {ending for pair in pairs for ending in endings(pair.module)} if others else set()
         # PEFT writes the modules of `all-linear` in full, with those that `exclude_modules` leaves out.
-        absent = [target for target in config.target_modules if target not in there and config.targets(target)]
+        absent = [target for target in others if target not in there and config.targets(target)]
         if absent:
             message = f"targets {some(absent)}, for which there are no weights"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)

@@ -31,8 +31,9 @@ def check(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if not config.is_lora:
         return
-    places = (_place(subject, pair) for pair in subject.keys.pairs)
-    groups = Counter((config.scaling_of(name), config.alpha_of(name), config.rank_of(name)) for name in places)
+    places = [_place(subject, pair) for pair in subject.keys.pairs]
+    scales = [config.scaling_of(name) for name in places]
+    groups = Counter(zip(scales, map(config.alpha_of, places), map(config.rank_of, places), strict=True))
     divisor = "sqrt({})" if config.use_rslora else "r {}"
     for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
         modules = "1 module" if count == 1 else f"{count} modules"
@@ -41,7 +42,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     if len(groups) > _MOST_GROUPS:
         message = f"{len(groups) - _MOST_GROUPS} more scales"
         yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
-    yield from _overflows(subject)
+    yield from _overflows(subject, scales)
 
 
 def _place(subject: Subject, pair: Pair) -> str:
@@ -49,11 +50,12 @@ def _place(subject: Subject, pair: Pair) -> str:
     return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
 
 
-def _overflows(subject: Subject) -> Iterator[Finding]:
+def _overflows(subject: Subject, scales: list[float]) -> Iterator[Finding]:
     """The first module whose update is too large. Only where a bound allows it is the update itself made, in rows."""
     left = _MAX_MULTIPLICATIONS
-    for pair in subject.keys.pairs:
-        suspect = _bound(subject, pair)
+    for pair, scale in zip(subject.keys.pairs, scales, strict=True):
+        factor = max(1.0, abs(scale))  # programs multiply B and A first, and infinity stays infinity
+        suspect = _bound(subject, pair, factor)
         if suspect is None or not pair.whole:
             continue
         a, b = pair.whole
@@ -67,7 +69,7 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; {obstacle}"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
-        largest = _largest_entry(subject, a, b) * _factor(subject, pair)
+        largest = _largest_entry(subject, a, b) * factor
         if largest > suspect:
             limit = f"which {'F32' if a.dtype == 'F64' else a.dtype} cannot hold (at most {suspect:.4g})"
             text = f"the update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
@@ -75,7 +77,7 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             return
 
 
-def _bound(subject: Subject, pair: Pair) -> float | None:
+def _bound(subject: Subject, pair: Pair, factor: float) -> float | None:
     """The largest number of the dtype if the update could exceed it, None if it cannot."""
     if not pair.whole:
         return None
@@ -84,13 +86,8 @@ def _bound(subject: Subject, pair: Pair) -> float | None:
     limit = _LARGEST.get(a.dtype)
     if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
         return None
-    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * _factor(subject, pair)
+    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * factor
     return limit if math.isfinite(numbers[a.name].largest + numbers[b.name].largest) and reach > limit else None
-
-
-def _factor(subject: Subject, pair: Pair) -> float:
-    """The scale, but at least 1: programs multiply B and A first, and infinity stays infinity."""
-    return max(1.0, abs(subject.config.scaling_of(_place(subject, pair))))
 
 
 def _largest_entry(subject: Subject, a: TensorSpec, b: TensorSpec) -> float:
