@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shlex
@@ -9,7 +10,9 @@ from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
+from adapterhub_registry.operations.server import warm_up
 
+from adapterhub.pages import rendering
 from tests.pages.conftest import World
 from tests.support.command_line import Adapt
 
@@ -217,3 +220,12 @@ def test_metrics_name_the_page_and_not_the_adapter(world):
 
     assert 'route="/{namespace}/{name}"' in said
     assert "legal-qa" not in said
+
+
+def test_a_server_has_its_templates_before_its_first_page():
+    rendering._environment.cache_clear()
+    warm_up()
+
+    environment = rendering._environment()
+    assert {name for _, name in environment.cache} == set(environment.list_templates())
+    assert gc.get_freeze_count() > 0
