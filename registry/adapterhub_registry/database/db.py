@@ -294,7 +294,7 @@ downloads = Table(
     Column("count", Integer, nullable=False),
 )
 
-search_tables.add_indexes(adapters, releases, places)
+search_tables.add_indexes(adapters, releases, places, repos)
 
 
 def now_ms() -> int:

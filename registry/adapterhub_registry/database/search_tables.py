@@ -155,7 +155,7 @@ def _with_sign(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str
     return f"+{compiler.process(element.clauses, **options)}"
 
 
-def add_indexes(adapters: Table, releases: Table, places: Table) -> None:
+def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -> None:
     """The indexes of these tables that searches and feeds use; most have rows in the order of a page."""
     a = adapters.c
     # all that the page of a base counts and draws: of 5,000 rows it reads none
@@ -172,6 +172,7 @@ def add_indexes(adapters: Table, releases: Table, places: Table) -> None:
     Index("releases_by_created", releases.c.created_at)
     Index("releases_yanked", releases.c.yanked_at, **_rows("yanked_at IS NOT NULL"))
     Index("places_signed", places.c.repo_id, **_rows("path = 'model.sig'"))
+    Index("repos_private", repos.c.id, **_rows("private IS 1", "private IS true"))
     Index("places_tested", places.c.repo_id, **_rows("path = 'evals.jsonl'"))
 
 

@@ -73,8 +73,16 @@ class Repos:
     # ------------------------------------------------------------ access
     def visible(self, caller: Caller) -> ColumnElement[bool]:
         """The SQL condition on `repos` for the repositories that `caller` may see."""
-        everybody = true() if self._anonymous_read or caller.user is not None else false()
-        return or_(repos.c.private.is_(False) & everybody, reached_names(caller, repos.c.full_name))
+        public = repos.c.private.is_(False) if self._reads_public(caller) else false()
+        return or_(public, reached_names(caller, repos.c.full_name))
+
+    def hidden(self, caller: Caller) -> ColumnElement[bool]:
+        """As `visible`, for all others: mostly few, which PostgreSQL finds in an index of those that are private."""
+        closed = repos.c.private.is_(True) if self._reads_public(caller) else true()
+        return closed & ~reached_names(caller, repos.c.full_name)
+
+    def _reads_public(self, caller: Caller) -> bool:
+        return self._anonymous_read or caller.user is not None
 
     def readable(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for those whose files the caller may read, as far as a token decides."""
@@ -82,7 +90,7 @@ class Repos:
 
     def check_may_read(self, caller: Caller) -> None:
         """Raise 401 when reading needs a token and the caller has none."""
-        if caller.user is None and not self._anonymous_read:
+        if not self._reads_public(caller):
             raise unauthorized("this registry requires a token for reading")
 
     def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:

@@ -1,15 +1,18 @@
-"""The index of adapters by base holds what the page of a base counts and draws."""
+"""The index of adapters by base holds what the page of a base counts and draws, and one finds private repositories."""
 
 from __future__ import annotations
 
 from alembic import op
+from sqlalchemy import text
 
 revision = "0018"
 down_revision = "0017"
 
 
 def upgrade() -> None:
-    """Make the index again with three more columns."""
+    """Make the one again with three more columns, and the other."""
     op.drop_index("adapters_by_base", "adapters", if_exists=True)
     columns = ["base_sha256", "created_at", "repo_id", "is_listed", "base_model", "digest"]
     op.create_index("adapters_by_base", "adapters", columns)
+    rows = {"sqlite_where": text("private IS 1"), "postgresql_where": text("private IS true")}
+    op.create_index("repos_private", "repos", ["id"], if_not_exists=True, **rows)
