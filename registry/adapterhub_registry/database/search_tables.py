@@ -7,8 +7,10 @@ words then.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -20,13 +22,13 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    and_,
+    bindparam,
     column,
     event,
+    exists,
     func,
     literal,
     literal_column,
-    or_,
     select,
     table,
     text,
@@ -164,6 +166,7 @@ def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -
     Index("adapters_by_tensors", a.base_tensors, a.base_sha256)
     Index("adapters_by_files", a.base_files)
     Index("adapters_listed", a.created_at, a.repo_id, **_rows("is_listed = 1", "is_listed"))
+    Index("adapters_shown", a.repo_id, **_rows("is_listed = 1", "is_listed"))
     Index("adapters_by_task", a.task, a.created_at, a.repo_id)
     Index("adapters_by_method", a.peft_type, a.created_at, a.repo_id)
     Index("adapters_by_rank", a.rank, a.created_at, a.repo_id)
@@ -225,38 +228,36 @@ def _has(connection: Connection, name: str) -> bool:
 
 
 class WordHolder(NamedTuple):
-    """Where a search reads who holds words: the column with the numbers of repositories, and what makes a condition.
+    """Where a search reads who holds words: the column with the numbers of repositories, and a condition on its rows.
 
     The condition holds for the rows with a word of each of some lists, in any inflection; words are letters and digits.
+    `asked` makes the lists the value of its parameter `words`, so that one statement serves all words of a question.
     """
 
     number: ColumnElement[int]
-    condition: Callable[[Sequence[Sequence[str]]], ColumnElement[bool]]
+    condition: ColumnElement[bool]
+    asked: Callable[[Sequence[Sequence[str]]], str]
 
 
 def word_holder(connection: Connection) -> WordHolder:
     """The index of stems; a database without it finds the beginnings of words."""
+    words = bindparam("words", type_=Text)
     if connection.dialect.name == "postgresql":
         english: ColumnElement[str] = literal_column("'english'")
-        stems = func.to_tsvector(english, wordings.c.body)
-
-        def by_text_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
-            return stems.op("@@")(func.to_tsquery(english, _query(words, "'", "|", "&")))
-
-        return WordHolder(wordings.c.repo_id, by_text_search)
+        by_text_search = func.to_tsvector(english, wordings.c.body).op("@@")(func.to_tsquery(english, words))
+        return WordHolder(wordings.c.repo_id, by_text_search, partial(_query, quote="'", either="|", both="&"))
     if _has(connection, STEMS.name):
-        return WordHolder(
-            STEMS.c.rowid, lambda words: STEMS.c.wording_stems.op("MATCH")(_query(words, '"', "OR", "AND"))
-        )
-    begin = literal(" ").concat(wordings.c.body)
+        by_stem = STEMS.c.wording_stems.op("MATCH")(words)
+        return WordHolder(STEMS.c.rowid, by_stem, partial(_query, quote='"', either="OR", both="AND"))
+    some = func.json_each(words).table_valued("value", name="some")
+    word = func.json_each(some.c.value).table_valued("value", name="word")
+    begins = func.instr(literal(" ").concat(wordings.c.body), literal(" ").concat(word.c.value)) > 0
+    any_of_some = exists(select(word.c.value).where(begins))
+    by_beginning = ~exists(select(some.c.value).where(~any_of_some))
+    return WordHolder(wordings.c.repo_id, by_beginning, json.dumps)
 
-    def by_beginning(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
-        return and_(*(or_(*(begin.contains(f" {word}", autoescape=True) for word in some)) for some in words))
 
-    return WordHolder(wordings.c.repo_id, by_beginning)
-
-
-def _query(words: Sequence[Sequence[str]], quote: str, either: str, both: str) -> str:
+def _query(words: Sequence[Sequence[str]], *, quote: str, either: str, both: str) -> str:
     """Such as `("is" OR "are") AND ("film")`."""
     return f" {both} ".join("(" + f" {either} ".join(f"{quote}{word}{quote}" for word in some) + ")" for some in words)
 

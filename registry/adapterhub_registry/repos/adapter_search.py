@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select, true
+from sqlalchemy import ColumnElement, Integer, Row, Select, and_, bindparam, false, func, or_, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -43,6 +43,8 @@ MAX_PLACES: Final = 1000
 FEW: Final = 2000
 """Of what at most so many repositories meet, a search reads all."""
 _COUNTED: Final = 250
+_FIRST: Final = 64
+"""So many builds with the words of the greatest weight come before all others, in the order of their texts."""
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
@@ -164,18 +166,24 @@ def ranked(
 
     by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
 
-    def holders(condition: All, most: int) -> Sequence[int]:
-        held = by_word.where(holds.condition(condition)).order_by(holds.number).limit(most)
-        return connection.scalars(held).all()
+    held = by_word.where(holds.condition).order_by(holds.number).limit(bindparam("most", type_=Integer))
 
-    few = connection.scalar(select(func.count()).select_from(by_number.limit(_COUNTED).subquery())) or 0
-    newest = connection.scalar(by_number.order_by(wordings.c.repo_id.desc()).limit(1)) or 0
+    def holders(condition: All, most: int) -> Sequence[int]:
+        return connection.scalars(held, {"words": holds.asked(condition), "most": most}).all()
+
+    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
+    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
+    few, newest = connection.execute(select(some.label("few"), last.label("newest"))).one()
     # among many, the numbers tell how many there are, to a power of two
-    found = find(words, few if few < _COUNTED else 1 << int(newest).bit_length(), MOST_RANKED, holders)
-    said = select(wordings).where(wordings.c.repo_id.in_([one.number for one in found]))
-    texts = {row[0]: Wording(*row[1:5]) for row in connection.execute(said)}
-    known = [one for one in found if one.number in texts]  # others went meanwhile
-    weighed = sorted((-weigh(one, texts[one.number]), one.number, one.words) for one in known)
+    builds = few if few < _COUNTED else 1 << newest.bit_length()
+    # those of the first pages need not know the rest, apart from whether there is one
+    found = find(words, builds, _FIRST + 1 if first + limit <= _FIRST else MOST_RANKED, holders)
+    told = (wordings.c[name] for name in Wording._fields)
+    said = select(wordings.c.repo_id, *told).where(wordings.c.repo_id.in_([one.number for one in found]))
+    texts = {row[0]: Wording(*row[1:]) for row in connection.execute(said)}
+    known = [(at >= _FIRST, one) for at, one in enumerate(found) if one.number in texts]  # others went meanwhile
+    in_order = sorted((late, -weigh(one, texts[one.number]), one.number, one.words) for late, one in known)
+    weighed = [one[1:] for one in in_order]
     page = weighed[first : first + limit]
     query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
     query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
