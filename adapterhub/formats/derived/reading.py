@@ -108,9 +108,9 @@ class AdapterUpdates:
         self._ensure_small(module, in_sides=False)
         factors = self.modules[module]
         if factors.tensors:
-            pairs = (multiplied(np, self._arrays(module)),)
-        else:
-            pairs = factors.layout.split(self._array(factors.a), self._array(factors.b))
+            a, b = multiplied(np, self._arrays(module))
+            return (Update(a=a, b=b, scale=factors.scale),)
+        pairs = factors.layout.split(self._array(factors.a), self._array(factors.b))
         return tuple(Update(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
     def sides(self, module: str) -> tuple[Update, Update] | None:

@@ -110,7 +110,8 @@ def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tupl
 
     None where it is not that of two matrices: PEFT orders the kernel of a one-dimensional convolution otherwise.
     """
-    first, second, core = (tensors.get(f"lokr_{name}") for name in ("w1", "w2", "t2"))
+    parts: list[Array] = [tensors.get(f"lokr_{name}") for name in ("w1", "w2", "t2")]
+    first, second, core = parts
     if second is not None and second.ndim not in _KRONECKER_NDIMS:
         return None
     outer = (tensors["lokr_w1_b"], tensors["lokr_w1_a"]) if first is None else _split(xp, first)
@@ -125,7 +126,8 @@ def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tupl
 
 def _hadamard_side(xp: Any, tensors: Arrays, side: str) -> tuple[Array, Array]:  # noqa: ANN401 - torch or numpy
     """One of the two factors of LoHa as a pair [r, width], [out, r]."""
-    left, right, core = (tensors.get(f"hada_{name}") for name in (f"w{side}_a", f"w{side}_b", f"t{side}"))
+    left, right = tensors[f"hada_w{side}_a"], tensors[f"hada_w{side}_b"]
+    core = tensors.get(f"hada_t{side}")
     return (right, left) if core is None else (_with_core(xp, core, right), left.T)
 
 

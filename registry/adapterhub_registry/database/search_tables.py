@@ -73,6 +73,7 @@ STEMS: Final = table("wording_stems", column("rowid"), column("wording_stems"))
 _PUT: Final = "INSERT INTO wording_stems (rowid, body) VALUES (new.repo_id, new.body);"
 _FORGET: Final = "INSERT INTO wording_stems (wording_stems, rowid, body) VALUES ('delete', old.repo_id, old.body);"
 _STEM_OPTIONS: Final = "content='wordings', content_rowid='repo_id', tokenize='porter unicode61', detail='none'"
+_MADE: Final = "GENERATED ALWAYS AS (to_tsvector('english', body)) STORED"
 _STEMS: Final = {
     "sqlite": (
         f"CREATE VIRTUAL TABLE IF NOT EXISTS wording_stems USING fts5(body, {_STEM_OPTIONS})",
@@ -81,7 +82,11 @@ _STEMS: Final = {
         f"CREATE TRIGGER IF NOT EXISTS wordings_changed AFTER UPDATE ON wordings BEGIN {_FORGET} {_PUT} END",
         "INSERT INTO wording_stems (wording_stems) VALUES ('rebuild')",
     ),
-    "postgresql": ("CREATE INDEX IF NOT EXISTS wordings_by_stem ON wordings USING gin (to_tsvector('english', body))",),
+    "postgresql": (  # a column, as a search would make the stems of each row that it looks at: 50 µs for one
+        f"ALTER TABLE wordings ADD COLUMN IF NOT EXISTS wording_stems tsvector {_MADE}",
+        "DROP INDEX IF EXISTS wordings_by_stem",
+        "CREATE INDEX wordings_by_stem ON wordings USING gin (wording_stems)",
+    ),
 }
 
 
@@ -190,8 +195,12 @@ def add_trigrams(connection: Connection, index: Trigrams) -> None:
 
 
 def add_stems(connection: Connection) -> None:
-    """Index the table `wordings`, where the database can."""
-    _index(connection, _STEMS[connection.dialect.name])
+    """Index the table `wordings`; an old SQLite cannot."""
+    if connection.dialect.name == "postgresql":
+        for statement in _STEMS["postgresql"]:
+            connection.exec_driver_sql(statement)
+    else:
+        _index(connection, _STEMS["sqlite"])
 
 
 def _index(connection: Connection, statements: Iterable[str]) -> None:
@@ -244,7 +253,7 @@ def word_holder(connection: Connection) -> WordHolder:
     words = bindparam("words", type_=Text)
     if connection.dialect.name == "postgresql":
         english: ColumnElement[str] = literal_column("'english'")
-        by_text_search = func.to_tsvector(english, wordings.c.body).op("@@")(func.to_tsquery(english, words))
+        by_text_search = literal_column("wordings.wording_stems").op("@@")(func.to_tsquery(english, words))
         return WordHolder(wordings.c.repo_id, by_text_search, partial(_query, quote="'", either="|", both="&"))
     if _has(connection, STEMS.name):
         by_stem = STEMS.c.wording_stems.op("MATCH")(words)

@@ -303,9 +303,9 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
             conditions.append(_where({name: (wanted, wanted)}, in_order=name != "base_model"))
     if query.rank_min is not None or query.rank_max is not None:
         conditions.append(_where({"rank": (query.rank_min, query.rank_max)}))
-    for path, wanted in ((SIGNATURE_FILE, query.signed), (CONTRACT_FILE, query.tested)):
-        if wanted is not None:  # the path stands in the SQL, so that SQLite finds the index over the rows with it
-            conditions.append(holding(places, places.c.path == literal(path, literal_execute=True), has=wanted))
+    for path, has in ((SIGNATURE_FILE, query.signed), (CONTRACT_FILE, query.tested)):
+        if has is not None:  # the path stands in the SQL, so that SQLite finds the index over the rows with it
+            conditions.append(holding(places, places.c.path == literal(path, literal_execute=True), has=has))
     if query.license is not None:
         spellings = {f"license:{name}" for name in (query.license, query.license.lower())}
         conditions.append(holding(repo_tags, repo_tags.c.tag.in_(spellings)))
