@@ -140,6 +140,9 @@ class WithAdapters(OpenedLibrary):
         min_rank: int | None = ...,
         max_rank: int | None = ...,
         method: str = ...,
+        license: str = ...,
+        signed: bool = ...,
+        tested: bool = ...,
         remote: None = ...,
         limit: int | None = ...,
         all_words: bool = ...,
@@ -156,6 +159,9 @@ class WithAdapters(OpenedLibrary):
         min_rank: int | None = ...,
         max_rank: int | None = ...,
         method: str = ...,
+        license: str = ...,
+        signed: bool = ...,
+        tested: bool = ...,
         remote: str,
         token: str | None = ...,
         limit: int | None = ...,
@@ -171,6 +177,9 @@ class WithAdapters(OpenedLibrary):
         min_rank: int | None = None,
         max_rank: int | None = None,
         method: str = "",
+        license: str = "",  # noqa: A002 - the field's own word
+        signed: bool = False,
+        tested: bool = False,
         remote: str | None = None,
         token: str | None = None,
         limit: int | None = None,
@@ -182,7 +191,8 @@ class WithAdapters(OpenedLibrary):
 
         Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
         each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
-        example prompts. `task` is exact; `method` is a PEFT type or variant. `limit` is 10 for several words and 100
+        example prompts. `task` and `license` are exact; `method` is a PEFT type or variant; `signed` and `tested` find
+        what has a signature, and recorded tests. `limit` is 10 for several words and 100
         of a server, else there is none. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several
         words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
 
@@ -193,26 +203,13 @@ class WithAdapters(OpenedLibrary):
             UsageProblem: these options do not go together.
         """
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        filters: dict[str, Any] = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
+        filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words, "by": by}
         if remote is not None:
             from adapterhub.distribution.hub import PAGE, Search
 
-            words = " ".join(text)
-            most = limit or PAGE
-            asked = Search(text=words, task=task, ranks=ranks, method=method, limit=most, all_words=all_words, by=by)
-            return self._search_server(remote, token, base, asked)
-        rows = search_installed(
-            self.session,
-            base_of(base),
-            text=" ".join(text),
-            task=task,
-            ranks=ranks,
-            method=method,
-            limit=limit,
-            all_words=all_words,
-            by=by,
-            far=far,
-        )
-        return self._listing(rows)
+            return self._search_server(remote, token, base, Search(**filters, limit=limit or PAGE))
+        return self._listing(search_installed(self.session, base_of(base), limit=limit, far=far, **filters))
 
     def _search_server(
         self, remote: str, token: str | None, base: BaseLike | None, asked: Search

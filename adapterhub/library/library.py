@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -210,7 +210,10 @@ class Library(InstalledBuilds):
         from adapterhub.library.find.likeness import same_as
 
         with contextlib.suppress(AdapterHubError, OSError):  # the build is installed all the same
-            known = self.catalog.read(lambda index: index.sketches())
+
+            def known(choose: Callable[[bytes], Iterable[int]]) -> Sequence[SketchRow]:
+                return self.catalog.read(lambda index: index.sketches_that(choose))
+
             same = same_as(self, build, sketch[0], known, lambda: sketches(self, most_made=0)[1])
             return tuple(one.words for one in same[:_MOST_NAMED])
         return ()

@@ -25,13 +25,14 @@ from pathlib import Path
 import httpx
 from adapterhub_registry.database.db import Database, adapters, commits, nodes, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.derived_tables import derived, sketches
-from adapterhub_registry.database.search_tables import texts
+from adapterhub_registry.database.search_tables import texts, wordings
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
 from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from sqlalchemy import select
 
 from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord
+from adapterhub.formats.relevance import wording_of, words_of
 from tests.bench.bench_registry_scale import digest
 from tests.bench.many_builds import BASES, RANKS, TASKS
 
@@ -108,6 +109,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 "derived": [],
                 "sketches": [],
                 "texts": [],
+                "wordings": [],
                 "places": [],
             }
             for n in range(start, min(start + STEP, builds)):
@@ -122,6 +124,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 (derived, "derived"),
                 (sketches, "sketches"),
                 (texts, "texts"),
+                (wordings, "wordings"),
                 (places, "places"),
             ):
                 for row in tables[key] if table is commits else ():
@@ -208,6 +211,8 @@ def _add(tables: dict[str, list[dict[str, object]]], n: int, packed: list[bytes]
     yanked_at = at if n % 50 == 0 else None
     tables["releases"].append({"repo_id": number, "yanked_at": yanked_at} | release)
     tables["texts"].append({"repo_id": number, "body": f"{name} {facts['words']}"})
+    said = wording_of(name, task, facts["words"], ())
+    tables["wordings"].append({"repo_id": number, **said._asdict(), "body": " ".join(words_of(" ".join(said)))})
     for path in ("README.md", "model.sig") if n % 20 == 0 else ("README.md",):
         place = {"repo_id": number, "sha256": digest(f"{path} {n}"), "path": path, "commit_id": commit}
         tables["places"].append(place)

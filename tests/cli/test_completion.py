@@ -16,10 +16,14 @@ import termios
 import time
 from pathlib import Path
 
+import click
 import pytest
 
-from adapterhub.cli import COMMANDS, _run
+from adapterhub.cli import COMMANDS, _run, cli
+from adapterhub.cli.completion.completing import complete_license
 from adapterhub.library.remotes import Remotes
+from adapterhub.library.store.index import Index
+from tests.bench.many_builds import rows
 from tests.support.docs_sandbox import make_sandbox
 from tests.support.programs import needs
 
@@ -273,6 +277,15 @@ def typed(prompt: Prompt, shell: str, keys: list[str]) -> list[str]:
         process.kill()
         process.wait()
     return [line.removeprefix("ran ").strip() for line in ran()]
+
+
+def test_the_licences_in_the_library_complete(tmp_path):
+    [row] = rows(1, tmp_path)
+    Index(tmp_path / "index.db").rebuild([row._replace(license="apache-2.0")], [], [])
+    context = click.Context(cli, info_name="adapt")
+    context.params["root"] = tmp_path
+
+    assert [item.value for item in complete_license(context, cli.params[0], "ap")] == ["apache-2.0"]
 
 
 KEYS = {

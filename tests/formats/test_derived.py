@@ -8,14 +8,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.derived.deriving import derive
 from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.derived.shares import Sample
-from adapterhub.formats.derived.sketch import cosines, placed, sketch_of
+from adapterhub.formats.derived.sketch import Sketch, cosines, placed, sketch_of
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.weights.lowrank.factors import AdapterFactors
@@ -91,6 +93,68 @@ def test_adalora_counts_with_its_singular_values(tmp_path: Path) -> None:
         update = factors.read(Q)
     expected = torch.linalg.svdvals(update.scale * (update.b.double() @ update.a.double()))[:4]
     assert module.values == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def _hada(*shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    names = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+    return {f"hada_{name}": shape for name, shape in zip(names, shapes, strict=False)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "rank"),
+    [
+        ("LOHA", _hada((24, 3), (3, 16), (24, 3), (3, 16)), 9),
+        ("LOHA", _hada((12, 5), (5, 16), (12, 5), (5, 16)), 12),
+        ("LOHA", _hada((3, 24), (3, 4), (3, 24), (3, 4), (3, 3, 3, 3), (3, 3, 3, 3)), 9),
+        ("LOKR", {"lokr_w1": (4, 3), "lokr_w2_a": (6, 2), "lokr_w2_b": (2, 5)}, 6),
+        ("LOKR", {"lokr_w1_a": (4, 2), "lokr_w1_b": (2, 3), "lokr_w2": (6, 5, 3, 3)}, 12),
+        ("LOKR", {"lokr_w1": (4, 3), "lokr_w2_a": (2, 6), "lokr_w2_b": (2, 5), "lokr_t2": (2, 2, 3, 3)}, 6),
+        ("LOKR", {"lokr_w1": (4, 3), "lokr_w2": (6, 5, 3)}, 24),
+    ],
+)
+def test_products_count_as_the_update_that_peft_multiplies_out(
+    tmp_path: Path, kind: str, shapes: dict[str, tuple[int, ...]], rank: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{PREFIX}{Q}.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    folder = write_folder(tmp_path / "a", {}, extra=tensors, peft_type=kind, alpha=6, r=3, target_modules=["q_proj"])
+    sketch = Sketch()
+
+    [module] = record_of(folder, sketch=sketch).modules
+
+    with AdapterFactors(folder) as factors:
+        update = factors.read(Q)
+    dense = update.scale * (update.b @ update.a)
+    values = torch.linalg.svdvals(dense)
+    values = values[values > 1e-6 * values[0]]
+    shares = values / values.sum()
+    assert (module.rank, module.reason) == (rank, "")
+    assert module.values == pytest.approx(values[:16].tolist(), rel=1e-5)
+    assert module.norm == pytest.approx(float(dense.norm()), rel=1e-5)
+    assert module.effective_rank == pytest.approx(float(torch.exp(-(shares * shares.log()).sum())), rel=1e-5)
+    whole = Sketch()
+    whole.add(Q, [Update(a=dense.numpy(), b=np.eye(len(dense)))])
+    assert cosines([sketch.packed(), whole.packed()])[0, 1] > 0.999
+
+
+def test_a_kronecker_product_of_any_rank_has_figures_and_a_large_hadamard_product_a_reason(tmp_path: Path) -> None:
+    half = torch.randn(48, 48, generator=torch.Generator().manual_seed(0))
+    lokr = {f"{PREFIX}{Q}.lokr_w1": half, f"{PREFIX}{Q}.lokr_w2": half.clone()}
+    folder = write_folder(tmp_path / "a", {}, extra=lokr, peft_type="LOKR", alpha=3, r=3, target_modules=["q_proj"])
+    sketch = Sketch()
+    [module] = record_of(folder, sketch=sketch).modules
+    assert (module.rank, module.reason, sketch.packed()) == (2304, "", b"")
+    assert module.norm == pytest.approx(float(half.double().norm() ** 2), rel=1e-5)
+
+    shapes = _hada((2000, 40), (40, 2000), (2000, 40), (40, 2000))
+    loha = {f"{PREFIX}{Q}.{name}": torch.ones(shape) for name, shape in shapes.items()}
+    folder = write_folder(tmp_path / "b", {}, extra=loha, peft_type="LOHA", alpha=3, r=40, target_modules=["q_proj"])
+    [module] = record_of(folder).modules
+    assert (module.norm, module.reason) == (None, "rank 1600, computed up to 1024")
+
+    huge = {name: tensor.double() * 1e100 for name, tensor in lokr.items()}
+    folder = write_folder(tmp_path / "c", {}, extra=huge, peft_type="LOKR", alpha=3, r=3, target_modules=["q_proj"])
+    assert record_of(folder).modules[0].reason == "holds numbers that are too large to be measured"
 
 
 @pytest.mark.parametrize(("out", "width", "size"), [(300, 5000, 256), (40, 3000, 32), (8, 9, 256)])

@@ -11,11 +11,13 @@ from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.manifest import Manifest
+from adapterhub.library.contracting import add_contract
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.results import KeptResults, ResultFiles
 from adapterhub.library.store.catalog import folder_below
 from adapterhub.library.store.rows import Filters
+from tests.support.contracts import small_contract
 from tests.support.tiny import make_adapter, make_base
 
 
@@ -171,6 +173,22 @@ def test_search_filters(library, add, filters, expected):
     ]
 
     assert sorted(found) == expected
+
+
+def test_search_by_licence_signature_and_tests(library, add, tmp_path):
+    signed = add("signed").build
+    add_contract(library, add("tested").build, small_contract())
+    about = Description(name=parse_name("free"), version="1.0.0", license="Apache-2.0")
+    library.add(make_adapter(tmp_path / "free", seed=5), about)
+
+    def found(**wanted):
+        return [row.name for row in library.catalog.search(Filters(**wanted))]
+
+    assert found(signed=True) == []
+    (signed.folder / "model.sig").write_bytes(b"{}")
+    assert (found(signed=True), found(signed=True, text="tested")) == (["signed"], [])
+    assert (found(license="apache-2.0"), found(tested=True)) == (["free"], ["tested"])
+    assert library.catalog.index.licenses() == ["apache-2.0"]
 
 
 def test_search_by_base_finds_adapters_of_the_same_base_in_another_precision(library, base, add, tmp_path):

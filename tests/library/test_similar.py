@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from adapterhub.api.library import Library
 from adapterhub.api.pages.playing import Playing
 from adapterhub.api.pages.source import LibrarySource
+from tests.support.adapter_folders import PREFIX, write_folder
 from tests.support.command_line import Adapt
 from tests.support.disguises import NEGATED, OTHER, SAME, disguise, forged
 from tests.support.kills import in_child
@@ -258,6 +259,24 @@ def test_dora_is_compared_by_its_factors_and_says_so(home, tmp_path):
 
     assert {one["name"] for one in found if one["kind"] == "same update"} >= {"legal-qa", "bfloat16"}
     assert all("of the factors alone, which are not the whole update" in one["notes"] for one in found)
+
+
+def test_a_loha_gets_its_sketch_when_it_is_first_compared(tmp_path):
+    adapt, chance = Adapt(tmp_path), torch.Generator().manual_seed(0)
+    shapes = {"w1_a": (12, 2), "w1_b": (2, 8), "w2_a": (12, 2), "w2_b": (2, 8)}
+    tensors = {
+        f"{PREFIX}layers.{at}.q.hada_{name}": torch.randn(shape, generator=chance)
+        for at in range(2)
+        for name, shape in shapes.items()
+    }
+    for name, scale in (("one", 1.0), ("twice", 2.0)):
+        made = {key: scale * tensor if "w1_a" in key else tensor for key, tensor in tensors.items()}
+        method = {"peft_type": "LOHA", "r": 2, "alpha": 2, "target_modules": ["q"]}
+        write_folder(tmp_path / name, {}, extra=made, **method)
+        adapt.ok("add", f"./{name}", "--name", name)
+    assert sketch_rows(adapt) == []
+
+    assert kinds(adapt, "one") == {"twice": "same update"}
 
 
 def test_comparing_imports_no_torch(home):

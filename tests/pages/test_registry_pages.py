@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shlex
@@ -9,7 +10,11 @@ from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
+from adapterhub_registry.operations.server import warm_up
 
+from adapterhub.core.errors import UsageProblem
+from adapterhub.distribution.hub import Hub, Search
+from adapterhub.pages import rendering
 from tests.pages.conftest import World
 from tests.support.command_line import Adapt
 
@@ -217,3 +222,31 @@ def test_metrics_name_the_page_and_not_the_adapter(world):
 
     assert 'route="/{namespace}/{name}"' in said
     assert "legal-qa" not in said
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"signed": True}, ["acme/signed"]),
+        ({"tested": True, "text": "what does signed do"}, ["acme/signed"]),
+        ({"license": "MIT"}, ["acme/legal-qa", "acme/signed"]),
+        ({"license": "apache-2.0"}, []),
+    ],
+)
+def test_a_client_chooses_by_licence_signature_and_tests(world, wanted, found):
+    asked = Search(**wanted)
+    hub = Hub(endpoint=world.url, token=None)
+
+    assert sorted(hit.repo for hit in hub.search(asked)) == found
+    hub._features = hub.features - {"filters"}
+    with pytest.raises(UsageProblem, match="is older"):  # it would answer as if nothing were asked
+        hub.search(asked)
+
+
+def test_a_server_has_its_templates_before_its_first_page():
+    rendering._environment.cache_clear()
+    warm_up()
+
+    environment = rendering._environment()
+    assert {name for _, name in environment.cache} == set(environment.list_templates())
+    assert gc.get_freeze_count() > 0

@@ -25,7 +25,7 @@ from adapterhub.api.steps.searching import (
     searchable,
     why_text,
 )
-from adapterhub.cli.adapters.search_try import TryOptions, search_and_try, try_options
+from adapterhub.cli.adapters.search_try import TryOptions, filter_options, search_and_try, try_options
 from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.errors import UsageProblem
@@ -110,6 +110,7 @@ def list_(
 @click.option("--task", default="", metavar="TASK", help="Find adapters with exactly this task.")
 @rank_options
 @click.option("--method", default="", metavar="METHOD", help="Find this PEFT type or variant, such as `rslora`.")
+@filter_options
 @click.option(
     "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Search this server instead of the library."
 )
@@ -133,6 +134,9 @@ def search(
     min_rank: int | None,
     max_rank: int | None,
     method: str,
+    license: str,  # noqa: A002 - the option's name
+    signed: bool,
+    tested: bool,
     remote: str | None,
     token: str | None,
     all_words: bool,
@@ -159,6 +163,7 @@ def search(
       adapt search "is this film review good or bad"
       adapt search --setup
       adapt search contract --base base-7b --max-rank 16
+      adapt search --license apache-2.0 --signed --tested
       adapt search contract --base base-7b --try examples.jsonl
       adapt search --remote ours --base base-7b --task legal-qa
     """
@@ -172,6 +177,7 @@ def search(
     check_ways(words, by=by, all_words=all_words, far=far)
     ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
+    filters |= {"license": license, "signed": signed, "tested": tested}
     trial = TryOptions(examples=examples, top=top, yes=yes)
     trial.ensure_sense(base, limit)
     if remote is not None and far:
@@ -242,7 +248,8 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     from adapterhub.formats.peft.methods import attaches
 
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
-    del document["folder"], document["prompts"], document["told"]
+    for name in ("folder", "prompts", "told", "license", "has_tests"):
+        del document[name]
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
     method = row.method.split(",")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from adapterhub.cli.completion.completing import complete_license
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -42,6 +43,23 @@ class TryOptions:
             raise UsageProblem("`--limit` shows so many; with `--try`, `--top` tries so many")
         if self.examples is not None and base is None:
             raise UsageProblem("`--try` needs a base to try on", hint="add `--base NAME`; `adapt base list` shows them")
+
+
+def filter_options(command: F) -> F:
+    """Add `--license`, `--signed` and `--tested`."""
+    for option in (
+        click.option("--tested", is_flag=True, help="Find adapters that bring recorded tests, passed or not."),
+        click.option("--signed", is_flag=True, help="Find adapters with a signature, by any key."),
+        click.option(
+            "--license",
+            default="",
+            metavar="LICENCE",
+            shell_complete=complete_license,
+            help="Find adapters under exactly this licence, such as `apache-2.0`.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def try_options(command: F) -> F:

@@ -42,6 +42,12 @@ def _index_names(root: Path) -> list[str]:
     return Index(root / "index.db").names()
 
 
+def _licenses(root: Path) -> list[str]:
+    from adapterhub.library.store.index import Index
+
+    return Index(root / "index.db").licenses()
+
+
 def _aliases(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "bases").glob("*.json"))
 
@@ -164,6 +170,7 @@ complete_key = _offer(lambda context, _: _keys(_project(context)))
 complete_group = _offer(lambda context, _: _project(context).get("groups", {}))
 complete_engine = _offer(lambda *_: _engines())
 complete_code = _offer(lambda *_: _codes())
+complete_license = _offer(lambda context, _: _quietly(lambda: _licenses(_root(context))))
 complete_own_key = _offer(lambda context, _: [p.stem for p in (_root(context) / "keys").glob("*.pub")])
 complete_remote = _offer(
     lambda context, _: [

@@ -385,7 +385,7 @@ class Hub:
         """Adapters on this server that match `search`, the newest first."""
         with self._wire.plainly("search"):
             if "adapters" in self.features:
-                return search_registry(self._wire, search)
+                return search_registry(self._wire, search, filters="filters" in self.features)
             return search_tags(self._wire, search)
 
     def similar(self, spec: AdapterSpec, above: float) -> AlikeThere:

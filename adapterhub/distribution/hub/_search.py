@@ -29,13 +29,17 @@ SCANNED = 1000
 
 SHOWN_CHARACTERS: Final = 200
 """Of a text that a server sends, so many are shown."""
+_NO_FILTERS: Final = "does not know which adapters have a signature or tests; leave out `--signed` and `--tested`"
 LEAST_COSINE: Final = 0.9
 """Servers list none below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one."""
+    """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one.
+
+    `license` is as the card states it, `signed` asks for a signature, and `tested` for recorded tests.
+    """
 
     text: str = ""
     all_words: bool = False
@@ -45,6 +49,9 @@ class Search:
     task: str = ""
     ranks: RankRange = ANY_RANK
     method: str = ""
+    license: str = ""
+    signed: bool = False
+    tested: bool = False
     limit: int = PAGE
 
 
@@ -132,8 +139,14 @@ def alike_on(
         raise RemoteUnreachable(f"like updates: {wire.endpoint} sent no list of builds: {error!r}") from None
 
 
-def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
-    """Search by `/api/adapt/v1/adapters`, page by page."""
+def search_registry(wire: Wire, search: Search, *, filters: bool) -> list[SearchHit]:
+    """Search by `/api/adapt/v1/adapters`, page by page; `filters` says that it knows licence, signature and tests.
+
+    Raises:
+        UsageProblem: the search names one of these, and the server passes over it.
+    """
+    if not filters and (search.license or search.signed or search.tested):
+        raise UsageProblem(f"{wire.endpoint} is older and {_NO_FILTERS}")
     is_ranked = search.by == "meaning" or (len(search.text.split()) > 1 and not search.all_words)
     asked: dict[str, Any] = {
         "q": search.text,
@@ -143,6 +156,9 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
         "rank_min": search.ranks.low,
         "rank_max": search.ranks.high,
         "peft_type": search.method,
+        "license": search.license,
+        "signed": "true" if search.signed else None,
+        "tested": "true" if search.tested else None,
         "limit": min(search.limit, PAGE),
         # a server that knows no order by relevance passes over the name, and matches every word
         "rank_by": "relevance" if is_ranked else None,
@@ -164,8 +180,16 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
 
 
 def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
-    """Search by `/api/models`, which every hub has: tags match base, task and exact rank; a range filters one page."""
+    """Search by `/api/models`, which every hub has: tags match base, task and exact rank; a range filters one page.
+
+    Raises:
+        UsageProblem: the search asks for signatures or tests.
+    """
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
+    if search.signed or search.tested:
+        raise UsageProblem(f"{wire.endpoint} {_NO_FILTERS}")
+    if search.license:
+        tags.append(f"license:{search.license.lower()}")
     if search.base_weights:
         tags.append(f"base-sha256:{search.base_weights.removeprefix('sha256:')[:TAG_HEX]}")
     if search.base_hub_id:

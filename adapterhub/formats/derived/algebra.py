@@ -5,6 +5,7 @@ The arithmetic is float64, as in `weights.lowrank.algebra`, which does the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -60,13 +61,29 @@ class Spectrum:
     @property
     def numerical_rank(self) -> int:
         """The number of directions that a float32 file can hold; 0 for an update that cancels to zero."""
-        tails = np.sqrt(np.cumsum(np.square(self.values)[::-1])[::-1])
-        return int((tails > max(self.noise, FLOAT32_HALF_STEP * float(tails[0]))).sum())
+        return _held(self.values, self.noise)
 
     @property
     def energies(self) -> Energies:
         """The singular values that count."""
         return Energies(values=tuple(self.values[: self.numerical_rank].tolist()))
+
+
+def _held(values: Floats, noise: float = 0.0) -> int:
+    tails = np.sqrt(np.cumsum(np.square(values)[::-1])[::-1])
+    return int((tails > max(noise, FLOAT32_HALF_STEP * float(tails[0]))).sum())
+
+
+def kronecker(first: Energies, second: Energies) -> Energies:
+    """The singular values of a Kronecker product: every product of one of each.
+
+    Raises:
+        MergeRefused: their squares overflow.
+    """
+    values = np.sort(np.outer(first.values, second.values), axis=None)[::-1]
+    if not math.isfinite(np.square(values).sum()):
+        raise MergeRefused("holds numbers that are too large to be measured")
+    return Energies(values=tuple(values[: _held(values)].tolist()) if values.size else ())
 
 
 def stack(deltas: Sequence[Update], weights: Sequence[float]) -> Update:

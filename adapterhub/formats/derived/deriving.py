@@ -11,7 +11,7 @@ import numpy as np
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, UnsupportedAdapter, first_lines
 from adapterhub.formats import engines
-from adapterhub.formats.derived.algebra import spectrum
+from adapterhub.formats.derived.algebra import kronecker, spectrum
 from adapterhub.formats.derived.comparison import unmeasurable
 from adapterhub.formats.derived.energies import Energies
 from adapterhub.formats.derived.reading import AdapterUpdates, Read
@@ -100,16 +100,19 @@ def _figures(updates: AdapterUpdates, module: str, sketch: Sketch | None, *, is_
         "rank": factors.rank,
         "scale": factors.scale if math.isfinite(factors.scale) else 0.0,
     }
-    reason = "the time for this adapter was over" if is_late else updates.too_large(module)
-    parts = () if reason else updates.parts(module)
-    reason = reason or next(filter(None, map(unmeasurable, parts)), "")
+    reason = "the time for this adapter was over" if is_late else updates.too_large(module, in_sides=True)
+    sides = None if reason else updates.sides(module)
+    too_large = reason or updates.too_large(module)
+    parts = () if too_large else updates.parts(module)
+    reason = next(filter(None, map(unmeasurable, sides or parts)), "") or ("" if sides else too_large)
     if reason:
         return ModuleRecord(**known, reason=reason)
     try:
-        energies = Energies.together([spectrum(part).energies for part in parts])
+        found = [spectrum(one).energies for one in sides or parts]
+        energies = kronecker(*found) if sides else Energies.together(found)
     except AdapterHubError as error:
         return ModuleRecord(**known, reason=error.message)
-    if sketch is not None:
+    if sketch is not None and parts:
         sketch.add(module, parts)
     return ModuleRecord(
         **known,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 
-from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.layouts import Layout
-from adapterhub.formats.peft.pairs import MATRIX_NDIM, Factors, Pairs, pair_up
-from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
+from adapterhub.formats.peft.pairs import pair_up
+from adapterhub.formats.peft.products import PRODUCTS, kronecker_sides, kronecker_sizes, multiplied, pair_up_products
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_ADALORA: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_[ABE])")
 
 Read = Callable[[int, int], "bytes | bytearray | memoryview"]
 """The bytes of a weights file from one position up to another."""
@@ -47,7 +42,7 @@ def floats(raw: bytes | bytearray | memoryview, dtype: str) -> NDArray[Any]:
 
 def why_not(config: AdapterConfig) -> str:
     """Why the update of a module is not `scale * B A` on the unchanged base; empty where it is."""
-    if not config.is_lora and config.peft_type != "ADALORA":
+    if not config.is_lora and config.peft_type not in PRODUCTS:
         return f"not for this method: {shown(config.peft_type)}"
     changed = next((variant.what for variant in config.variants.values() if variant.changes_update), "")
     if changed:
@@ -56,31 +51,6 @@ def why_not(config: AdapterConfig) -> str:
         start = shown(config.init_lora_weights)
         return f"not for this initialisation: `{start}` may change the base that the update adds to"
     return ""
-
-
-def _pair_up_adalora(specs: Iterable[TensorSpec], config: AdapterConfig, _folder: Path) -> Pairs:
-    """The updates `scale * B (E * A)` of an AdaLoRA adapter, whose E [r, 1] holds singular values."""
-    found: dict[str, dict[str, TensorSpec]] = {}
-    others = []
-    for spec in specs:
-        match = _ADALORA.fullmatch(spec.name)
-        if match is None:
-            others.append(spec)
-        else:
-            found.setdefault(match["module"], {})[match["part"]] = spec
-    modules = {}
-    for module, own in sorted(found.items()):
-        a, b, e = (own.get(f"lora_{part}") for part in "ABE")
-        if a is None or b is None or e is None:
-            raise RefusedAdapter("it has factors that do not fit together", [("E_PAIR", f"`{shown(module)}`")])
-        is_triple = len(a.shape) == len(b.shape) == MATRIX_NDIM and e.shape == (a.shape[0], 1) == (b.shape[1], 1)
-        if not is_triple or 0 in (*a.shape, *b.shape) or any(t.dtype not in FACTOR_DTYPES for t in (a, b, e)):
-            raise RefusedAdapter("it has factors that do not fit together", [("E_SHAPE", f"`{shown(module)}`")])
-        layout = Layout(kind="adalora", out=b.shape[0], a_shape=(a.shape[1],))
-        scale = config.adalora_scaling(a.shape[0])
-        tensors = MappingProxyType(own)
-        modules[module] = Factors(layout=layout, rank=a.shape[0], scale=scale, a=a, b=b, tensors=tensors)
-    return Pairs(MappingProxyType(modules), tuple(others), MappingProxyType({}))
 
 
 @final
@@ -101,19 +71,32 @@ class AdapterUpdates:
         if self.partial and not (as_lora and config.is_lora):
             raise UnsupportedAdapter(self.partial)
         self.config = config
-        pairing = pair_up if config.is_lora else _pair_up_adalora
+        pairing = pair_up if config.is_lora else pair_up_products
         self.modules, self.others, self.unclear = pairing(file.tensors, config, Path("adapter"))
         self._read = read
 
-    def too_large(self, module: str) -> str:
-        """Why a module is not computed; empty for one within bounds."""
+    def too_large(self, module: str, *, in_sides: bool = False) -> str:
+        """Why a module is not computed, or with `in_sides` its `sides`; empty for one within bounds."""
+        for rank, parts, numbers in self._sizes(module, in_sides=in_sides):
+            if rank > MOST_RANK:
+                return f"rank {rank}, computed up to {MOST_RANK}"
+            if parts > MOST_PARTS:
+                return f"{parts} parts, computed up to {MOST_PARTS}"
+            if numbers > MOST_NUMBERS:
+                return f"{numbers} numbers, computed up to {MOST_NUMBERS}"
+        return ""
+
+    def _sizes(self, module: str, *, in_sides: bool) -> Iterator[tuple[int, int, int]]:
+        """The rank, the parts and the numbers of the factors of a module, or of each of its sides."""
         factors = self.modules[module]
-        if factors.rank > MOST_RANK:
-            return f"rank {factors.rank}, computed up to {MOST_RANK}"
-        if factors.layout.parts > MOST_PARTS:
-            return f"{factors.layout.parts} parts, computed up to {MOST_PARTS}"
-        numbers = factors.a.elements + factors.b.elements
-        return f"{numbers} numbers, computed up to {MOST_NUMBERS}" if numbers > MOST_NUMBERS else ""
+        if in_sides:
+            yield from ((rank, 1, rank * (out + width)) for out, width, rank in self._sides(module))
+        elif factors.tensors:
+            stored = sum(spec.elements for spec in factors.tensors.values())
+            made = factors.rank * (factors.layout.out + factors.layout.width)
+            yield factors.rank, 1, max(stored, made)
+        else:
+            yield factors.rank, factors.layout.parts, factors.a.elements + factors.b.elements
 
     def parts(self, module: str) -> tuple[Update, ...]:
         """The updates of the module's parts (see `Layout`), one for most modules.
@@ -122,15 +105,39 @@ class AdapterUpdates:
             KeyError: the adapter has no such module.
             UnsupportedAdapter: the module is too large to compute.
         """
-        reason = self.too_large(module)
+        self._ensure_small(module, in_sides=False)
+        factors = self.modules[module]
+        if factors.tensors:
+            a, b = multiplied(np, self._arrays(module))
+            return (Update(a=a, b=b, scale=factors.scale),)
+        pairs = factors.layout.split(self._array(factors.a), self._array(factors.b))
+        return tuple(Update(a=a, b=b, scale=factors.scale) for a, b in pairs)
+
+    def sides(self, module: str) -> tuple[Update, Update] | None:
+        """The two updates whose Kronecker product is that of a LoKr module; None for all others.
+
+        Raises:
+            KeyError, UnsupportedAdapter: as for `parts`.
+        """
+        if not self._sides(module):
+            return None
+        self._ensure_small(module, in_sides=True)
+        found = kronecker_sides(np, self._arrays(module))
+        assert found is not None
+        (a, b), (inner_a, inner_b) = found
+        return Update(a=a, b=b, scale=self.modules[module].scale), Update(a=inner_a, b=inner_b)
+
+    def _sides(self, module: str) -> tuple[tuple[int, int, int], ...]:
+        return kronecker_sizes({name: spec.shape for name, spec in self.modules[module].tensors.items()})
+
+    def _ensure_small(self, module: str, *, in_sides: bool) -> None:
+        reason = self.too_large(module, in_sides=in_sides)
         if reason:
             raise UnsupportedAdapter(f"`{shown(module)}` is too large: {reason}")
-        factors = self.modules[module]
-        a, b = self._array(factors.a), self._array(factors.b)
-        if factors.tensors:
-            a = a * self._array(factors.tensors["lora_E"])
-        pairs = factors.layout.split(a, b)
-        return tuple(Update(a=a, b=b, scale=factors.scale) for a, b in pairs)
+
+    def _arrays(self, module: str) -> dict[str, NDArray[np.float64]]:
+        tensors = self.modules[module].tensors
+        return {name: self._array(spec).astype(np.float64) for name, spec in tensors.items()}
 
     def _array(self, spec: TensorSpec) -> NDArray[Any]:
         return floats(self._read(spec.start, spec.end), spec.dtype).reshape(spec.shape)

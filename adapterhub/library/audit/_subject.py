@@ -95,6 +95,11 @@ class Surroundings:
     def _sketches(self) -> tuple[Mapping[str, SketchRow], Mapping[str, Sequence[BuildRow]]]:
         return sketches(self.library) if find_spec("numpy") is not None else ({}, {})
 
+    @cached_property
+    def _packed(self) -> tuple[Sequence[SketchRow], bytes]:
+        made = [one for one in self._sketches[0].values() if one.sketch]
+        return made, b"".join(one.sketch for one in made)
+
     def copies_of(self, build: Installed) -> list[Similar]:
         """The installed builds of the same update, negated ones included; none without numpy."""
         known, rows = self._sketches
@@ -103,7 +108,8 @@ class Surroundings:
             return []
         from adapterhub.library.find.likeness import same_as
 
-        return same_as(self.library, build, mine, known.values(), lambda: rows)
+        made, packed = self._packed
+        return same_as(self.library, build, mine, lambda choose: [made[at] for at in choose(packed)], lambda: rows)
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
         """The registered base with that fingerprint."""

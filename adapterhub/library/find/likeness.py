@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter, UsageProblem, shown
@@ -252,23 +252,28 @@ class _Seeker:
         return any(parent.digest == own for parent in manifest.parents)
 
 
+KnownSketches: TypeAlias = Callable[[Callable[[bytes], Iterable[int]]], Sequence[SketchRow]]
+"""Gives the sketches at the places that its argument chooses among all, packed one after the other."""
+
+
 def same_as(
     library: InstalledBuilds,
     build: Installed,
     sketch: SketchRow,
-    known: Iterable[SketchRow],
+    known: KnownSketches,
     rows: Callable[[], Mapping[str, Sequence[BuildRow]]],
 ) -> list[Similar]:
     """The installed builds of the same update, negated ones included, among those with a sketch in `known`.
 
     `rows` gives the builds by digest; it is called where a sketch is near.
     """
-    others = [one for one in known if one.sketch and one.digest != build.manifest.digest]
-    if not others:
-        return []
-    estimates = Sketches([one.sketch for one in others]).cosines(sketch.sketch).tolist()
-    least = SAME - _error_at(SAME)
-    proposed = [one for one, cosine in zip(others, estimates, strict=True) if abs(cosine) >= least]
+
+    def near_in(packed: bytes) -> list[int]:
+        estimates = Sketches(packed).cosines(sketch.sketch)
+        chosen: list[int] = (abs(estimates) >= SAME - _error_at(SAME)).nonzero()[0].tolist()
+        return chosen
+
+    proposed = [one for one in known(near_in) if one.digest != build.manifest.digest]
     if not proposed:
         return []
     with updates_of(build.folder, build.manifest.digests) as updates:

@@ -25,6 +25,9 @@ _REASON_LENGTH: Final = 300
 _QUICK_BYTES: Final = 128 << 20
 """Weights up to here are sketched while they are added, in a tenth of a second; larger ones would double its time."""
 
+_SLOW_METHODS: Final = frozenset({"LOHA", "LOKR"})
+"""Methods whose small files are updates of a high rank."""
+
 
 @contextlib.contextmanager
 def updates_of(folder: Path, digests: Mapping[str, Digest] | None = None) -> Iterator[AdapterUpdates]:
@@ -65,9 +68,9 @@ def _without(digest: Digest, error: AdapterHubError) -> SketchRow:
 
 
 def sketch_when_added(digest: Digest, subject: Subject) -> list[SketchRow]:
-    """As `sketched`; nothing for large files or without numpy: the first command that compares makes the sketch."""
-    is_quick = subject.weights.size_bytes <= _QUICK_BYTES and find_spec("numpy") is not None
-    return [sketched(digest, subject)] if is_quick else []
+    """As `sketched`; nothing for what takes long, or without numpy: what first compares makes the sketch."""
+    is_quick = subject.weights.size_bytes <= _QUICK_BYTES and subject.config.peft_type not in _SLOW_METHODS
+    return [sketched(digest, subject)] if is_quick and find_spec("numpy") is not None else []
 
 
 def sketches(

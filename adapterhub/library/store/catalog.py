@@ -154,7 +154,7 @@ class Catalog:
 
     def _read_folders(self, question: Callable[[IndexReader], _T]) -> _T:
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
-            index = Index(Path(folder, "index.db"))
+            index = Index(Path(folder, "index.db"), self._store.root)
             index.rebuild(*self._rows())
             return question(index)
 
@@ -325,6 +325,7 @@ def folder_below(root: Path, build: Installed) -> str:
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
     from adapterhub.formats.cards.telling import examples_of, own_words
+    from adapterhub.formats.contract.contract import CONTRACT_FILE
 
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
@@ -349,6 +350,8 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         added_at=build.added_at,
         prompts="\n".join(examples_of(manifest, _contract_of(build))),
         told="" if manifest.description else own_words(manifest.card),
+        license=(manifest.license or "").lower(),
+        has_tests=int(manifest.file(CONTRACT_FILE) is not None),
     )
 
 

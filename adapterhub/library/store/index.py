@@ -12,9 +12,10 @@ of the file shows whether a power cut may have torn it (`is_current`). In each c
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adapterhub.core.disk.real_folder import make_folder
@@ -22,7 +23,7 @@ from adapterhub.core.errors import Malformed
 from adapterhub.library.store import vectors
 from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow, conditions_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
 
@@ -41,10 +42,11 @@ _MATCH = ("registered", "declared")
 
 
 class Index:
-    """The SQLite file at `path`."""
+    """The SQLite file at `path` about the library under `root`, by default the folder that it lies in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = path
+        self._root = root or path.parent
         self.stale_mark = path.with_suffix(".stale")
 
     @property
@@ -66,6 +68,7 @@ class Index:
         try:
             connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
             _check_schema(connection.execute("PRAGMA user_version").fetchone()[0], self.path)
+            connection.create_function("is_signed", 1, self._is_signed)
             yield connection
         except sqlite3.Error as error:
             raise IndexUnusable(
@@ -74,6 +77,12 @@ class Index:
         finally:
             if connection is not None:
                 connection.close()
+
+    def _is_signed(self, folder: str) -> bool:
+        """Whether a build has a signature now: it may get one at any time."""
+        from adapterhub.formats.manifest import SIGNATURE_FILE
+
+        return os.path.lexists(os.path.join(self._root, folder, SIGNATURE_FILE))  # noqa: PTH118 - for each row
 
     def search(self, filters: Filters) -> list[BuildRow]:
         """Builds that match every filter: by relevance for a text, else by name, then newest first."""
@@ -122,6 +131,11 @@ class Index:
             rows = connection.execute("SELECT DISTINCT namespace, name FROM builds ORDER BY name")
             return [f"{ns}/{name}" if ns else name for ns, name in rows]
 
+    def licenses(self) -> list[str]:
+        """Every licence of a build, once."""
+        with self._reading() as connection:
+            return [row[0] for row in connection.execute("SELECT DISTINCT license FROM builds WHERE license != ''")]
+
     def bases(self) -> list[BaseRow]:
         """Registered bases by alias."""
         columns = ", ".join(BaseRow._fields)
@@ -153,9 +167,21 @@ class Index:
     def sketches(self) -> list[SketchRow]:
         """Every sketch that was made, and the builds that have none."""
         with self._reading() as connection:
-            columns = ", ".join(SketchRow._fields)
-            rows = connection.execute(f"SELECT {columns} FROM sketches ORDER BY digest")  # noqa: S608 - own columns
-            return [SketchRow._make(row) for row in rows]
+            rows = connection.execute(f"SELECT {', '.join(SketchRow._fields)} FROM sketches").fetchall()  # noqa: S608 - own columns
+        rows.sort()  # in a third of the time in which SQLite reads them by digest
+        return [SketchRow._make(row) for row in rows]
+
+    def sketches_that(self, choose: Callable[[bytes], Iterable[int]]) -> list[SketchRow]:
+        """Some sketches: `choose` gets all that were made, one after the other, and gives the places of those.
+
+        It spares the making of a row for each, which takes four times as long as the reading of all.
+        """
+        sql = f"SELECT {', '.join(SketchRow._fields)} FROM sketches WHERE rowid = ?"  # noqa: S608 - own columns
+        with self._reading() as connection:
+            connection.execute("BEGIN")  # what is chosen is there to be read
+            made = connection.execute("SELECT rowid, sketch FROM sketches WHERE sketch != x''").fetchall()
+            chosen = choose(b"".join([row[1] for row in made]))
+            return [SketchRow._make(connection.execute(sql, (made[at][0],)).fetchone()) for at in chosen]
 
     def count(self) -> int:
         """How many builds are indexed."""
@@ -319,7 +345,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     from adapterhub.library.store import words
 
     database = sqlite_utils.Database(connection)
-    integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
+    integers, reals = {"rank", "parameters", "size_bytes", "parents", "has_tests"}, {"alpha", "added_at"}
     types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
     builds = database["builds"]
     builds.create(types, pk="folder", not_null={"digest", "name", "version", "base_weights"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -54,6 +54,10 @@ class EmptyIndex:
         return {}
 
     def sketches(self) -> list[SketchRow]:
+        """Nothing."""
+        return []
+
+    def sketches_that(self, choose: Callable[[bytes], Iterable[int]]) -> list[SketchRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
 

@@ -19,6 +19,7 @@ class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
     `prompts` are examples of what one asks it, one a line; `told` is what its card says where it has no description.
+    `license` is in lower case, "" without one, and `has_tests` is 1 with a contract.
     `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
     that the index holds wherever the library lies.
     """
@@ -44,6 +45,8 @@ class BuildRow(NamedTuple):
     added_at: float
     prompts: str = ""
     told: str = ""
+    license: str = ""
+    has_tests: int = 0
 
     @property
     def says(self) -> str:
@@ -93,7 +96,8 @@ class SketchRow(NamedTuple):
 class Filters:
     """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints.
 
-    A build matches `text` if it holds any word of it, or with `all_words` if each begins one of its words.
+    A build matches `text` if it holds any word of it, or with `all_words` if each begins one of its words. `license` is
+    that of its manifest, in any case; `signed` asks for a signature by any key, and `tested` for recorded tests.
     """
 
     text: str = ""
@@ -105,6 +109,9 @@ class Filters:
     task: str = ""
     ranks: RankRange = ANY_RANK
     method: str = ""
+    license: str = ""
+    signed: bool = False
+    tested: bool = False
     limit: int | None = None
 
 
@@ -119,18 +126,20 @@ def conditions_of(filters: Filters) -> tuple[list[str], list[Any]]:
 
     if filters.bases is not None:
         add(f"builds.base_weights IN ({', '.join('?' * len(filters.bases))})", *filters.bases)
-    if filters.base_hub_id:
-        add("builds.base_hub_id = ?", filters.base_hub_id)
-    if filters.name:
-        add("builds.name = ?", filters.name)
+    equal = {"base_hub_id": filters.base_hub_id, "name": filters.name, "task": filters.task}
+    for column, wanted in (equal | {"license": filters.license.lower()}).items():
+        if wanted:
+            add(f"builds.{column} = ?", wanted)
     if filters.namespace is not None:
         add("builds.namespace = ?", filters.namespace)
-    if filters.task:
-        add("builds.task = ?", filters.task)
     ranks = filters.ranks
     for comparison, rank in (("=", ranks.rank), (">=", ranks.min_rank), ("<=", ranks.max_rank)):
         if rank is not None:
             add(f"builds.rank {comparison} ?", rank)
     if filters.method:
         add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
+    if filters.tested:
+        add("builds.has_tests")
+    if filters.signed:  # last: it looks at the folder
+        add("is_signed(builds.folder)")
     return where, values

@@ -24,13 +24,13 @@ from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.layouts import PEFT_PREFIX, Kind, Layout, Names
 from adapterhub.formats.peft.pairs import Factors, pair_up
+from adapterhub.formats.peft.products import PRODUCTS, multiplied, pair_up_products
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files
 from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.layouts import is_finite
-from adapterhub.weights.lowrank.products import PRODUCTS, multiplied, pair_up_products
 
 __all__ = [
     "PEFT_PREFIX",
@@ -125,7 +125,8 @@ class AdapterFactors:
         """
         factors = self.modules[module]
         if factors.tensors:
-            return (multiplied({name: self.tensor(spec) for name, spec in factors.tensors.items()}, factors.scale),)
+            a, b = multiplied(torch, {name: self.tensor(spec).double() for name, spec in factors.tensors.items()})
+            return (LowRank(a=a, b=b, scale=factors.scale),)
         pairs = factors.layout.split(self.tensor(factors.a), self.tensor(factors.b))
         return tuple(LowRank(a=a, b=b, scale=factors.scale) for a, b in pairs)
 

@@ -61,7 +61,7 @@ from adapterhub_registry.repos import adapters as index
 
 FEATURES: Final = (
     *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
-    *("events", "webhooks", "tests", "similar"),
+    *("events", "webhooks", "tests", "similar", "filters"),
 )
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
@@ -163,7 +163,7 @@ def yanked(
     """The yanked releases among builds with these digests: one request for all that a client has installed."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
-        rows = found.yanked_of(connection, digest, registry.repos.visible(caller))
+        rows = index.yanked_of(connection, digest, registry.repos.visible(caller))
     return YankedReleases(
         releases=[
             YankedRelease(repo=row.full_name, version=row.version, digest=f"sha256:{row.digest}", yanked=_yanked(row))
@@ -177,7 +177,7 @@ def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pat
     """The locations of a file with these bytes, in repositories that the caller may read."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
-        rows = found.places_of(connection, sha256, registry.repos.visible(caller))
+        rows = index.places_of(connection, sha256, registry.repos.visible(caller))
     rows = [row for row in rows if not row.gated or caller.reaches(row.full_name)]
     if not rows:
         raise Refusal(404, "BlobNotFound", f"no file with sha256 {sha256}")

@@ -59,7 +59,7 @@ class SearchQuery(BaseModel):
 
     Each word of `q` has to be in the name, the task, the base or the description. With `rank_by=relevance` any word
     matches, in any inflection; a server with the model for it then compares what several words mean, unless `by` says
-    otherwise.
+    otherwise. `license` is as the card states it. `signed` and `tested` choose by a signature and by recorded tests.
     """
 
     base: Text | None = None
@@ -68,6 +68,9 @@ class SearchQuery(BaseModel):
     rank_min: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     rank_max: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     peft_type: Text | None = None
+    license: Text | None = None
+    signed: bool | None = None
+    tested: bool | None = None
     q: Annotated[str, StringConstraints(max_length=MAX_QUESTION, pattern=_LINE)] | None = None
     rank_by: Literal["newest", "relevance"] = "newest"
     by: Literal["auto", "words", "meaning"] = "auto"

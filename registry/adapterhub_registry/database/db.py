@@ -294,7 +294,7 @@ downloads = Table(
     Column("count", Integer, nullable=False),
 )
 
-search_tables.add_indexes(adapters, releases, places)
+search_tables.add_indexes(adapters, releases, places, repos)
 
 
 def now_ms() -> int:
@@ -426,6 +426,7 @@ _PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
+    "mmap_size=1073741824",  # a read of a page in memory costs no call of the system; writes stay calls
     "case_sensitive_like=ON",  # like PostgreSQL: a token for `acme/*` does not cover `ACME/x`
 )
 

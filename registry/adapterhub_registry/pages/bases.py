@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -36,11 +36,13 @@ def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
         sha256 = _whole(connection, fingerprint, visible)
-        mine = adapters.c.is_listed & (adapters.c.base_sha256 == sha256) & visible
+        ours = adapters.c.is_listed & (adapters.c.base_sha256 == sha256)
+        mine = ours & visible
         joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine)
         newest = joined.order_by(adapters.c.created_at.desc()).limit(LISTED)
         rows = list(connection.execute(newest))
-        named = select(adapters.c.base_model, func.count()).join(repos, repos.c.id == adapters.c.repo_id).where(mine)
+        unseen = exists().where(repos.c.id == adapters.c.repo_id, registry.repos.hidden(caller))
+        named = select(adapters.c.base_model, func.count()).where(ours, ~unseen)
         counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
         names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
         points = _points(connection, mine & registry.repos.readable(caller))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from urllib.parse import unquote
 
@@ -10,6 +11,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.pages.rendering import read_templates
 from adapterhub.pages.site import Home, refusal_page, routes, wants_page
 from adapterhub_registry.access.signing import BadSignature, unseal
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller
@@ -78,3 +80,10 @@ def add_pages(app: FastAPI, registry: Registry) -> RegistryHome:
     home = RegistryHome(registry)
     app.router.routes.extend(routes(home))
     return home
+
+
+def read_ahead() -> None:
+    """Load the templates, and numpy where it is, so that no page waits for them."""
+    read_templates()
+    with contextlib.suppress(ImportError):
+        import adapterhub.formats.derived.sketch  # noqa: F401, PLC0415 - a server starts without numpy

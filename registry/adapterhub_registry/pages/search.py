@@ -10,21 +10,20 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlencode
 
-from sqlalchemy import Column, ColumnElement, Row, Table, and_, exists, literal, or_, select
+from sqlalchemy import Column, ColumnElement, Row, and_, exists, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import SIGNATURE_FILE, Manifest
+from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.relevance import question_words
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
-from adapterhub_registry.database.db import adapters, places, releases, repo_tags, repos
+from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
 from adapterhub_registry.database.result_tables import results, test_keys
 from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
@@ -38,6 +37,7 @@ from adapterhub_registry.repos.adapter_search import (
     Fit,
     after,
     conditions_of,
+    holding,
     narrowed,
     ranked,
 )
@@ -59,6 +59,7 @@ _STATES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "tested": (_ANY, ("passed", "passed for a known key"), ("changed", "changed for a known key")),
     "yanked": (_ANY, ("no", "no version yanked"), ("yes", "a version yanked")),
 }
+_YES_OR_NO: Final = MappingProxyType({"yes": True, "no": False})
 _LABELS: Final = {"signed": "Signature", "contract": "Tests", "tested": "Test results", "yanked": "Yanks"}
 _HINTS: Final = {"base": "hash or name", "task": "", "rank": "16, 8-64 or 8-", "license": "mit"}
 
@@ -173,32 +174,21 @@ def _query(wanted: _Wanted) -> AdapterQuery:
         rank_min=least,
         rank_max=most,
         peft_type=wanted.get("method") or None,
+        license=wanted.get("license") or None,
+        signed=_YES_OR_NO.get(wanted.get("signed")),
+        tested=_YES_OR_NO.get(wanted.get("contract")),
     )
 
 
 def _states(wanted: _Wanted) -> list[Condition]:
     """The conditions that the API's search lacks."""
-    found = [
-        _holding(places, places.c.path == _in_index(path), has=wanted.get(name) == "yes")
-        for name, path in (("signed", SIGNATURE_FILE), ("contract", CONTRACT_FILE))
-        if wanted.get(name) in {"yes", "no"}
-    ]
+    found = []
     verdict = {"passed": "PASS", "changed": "CHANGED"}.get(wanted.get("tested"))
     if verdict is not None:
         found.append(_tested(verdict))
     if wanted.get("yanked") in {"yes", "no"}:
-        found.append(_holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
-    if wanted.get("license"):
-        found.append(_holding(repo_tags, repo_tags.c.tag == f"license:{wanted.get('license')}"))
+        found.append(holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
     return found
-
-
-def _holding(table: Table, of_it: ColumnElement[bool], *, has: bool = True) -> Condition:
-    """Whether a table has rows about the repository for which `of_it` holds."""
-    there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
-    if not has:
-        return Condition(filters=~there)
-    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it), is_exact=True)
 
 
 def _tested(verdict: str) -> Condition:
@@ -207,11 +197,6 @@ def _tested(verdict: str) -> Condition:
     mine = (results.c.repo_id == adapters.c.repo_id) & (results.c.manifest == adapters.c.digest)
     there = exists().where(mine, results.c.verdict == verdict, known)
     return Condition(filters=there, holders=select(results.c.repo_id).where(results.c.verdict == verdict))
-
-
-def _in_index(path: str) -> ColumnElement[str]:
-    """A value that stands in the SQL, so that SQLite finds the index over the rows with it."""
-    return literal(path, literal_execute=True)
 
 
 def _listed(wanted: _Wanted) -> ColumnElement[bool]:

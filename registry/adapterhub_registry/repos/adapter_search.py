@@ -8,10 +8,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.relevance import (
     MOST_RANKED,
     All,
@@ -22,7 +39,7 @@ from adapterhub.formats.relevance import (
     question_words,
     weigh,
 )
-from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
+from adapterhub_registry.database.db import adapters, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import (
     GRAM,
     NAMES,
@@ -39,10 +56,11 @@ from adapterhub_registry.errors import bad_request
 MAX_PAGE: Final = 100
 MAX_RELEASES: Final = 1000
 MAX_WORDS: Final = 16
-MAX_PLACES: Final = 1000
 FEW: Final = 2000
 """Of what at most so many repositories meet, a search reads all."""
 _COUNTED: Final = 250
+_FIRST: Final = 64
+"""So many builds with the words of the greatest weight come before all others, in the order of their texts."""
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
@@ -60,6 +78,9 @@ class AdapterQuery:
     rank_min: int | None = None
     rank_max: int | None = None
     peft_type: str | None = None
+    license: str | None = None
+    signed: bool | None = None
+    tested: bool | None = None
     q: str | None = None
     by_relevance: bool = False
     cursor: str | None = None
@@ -164,18 +185,24 @@ def ranked(
 
     by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
 
-    def holders(condition: All, most: int) -> Sequence[int]:
-        held = by_word.where(holds.condition(condition)).order_by(holds.number).limit(most)
-        return connection.scalars(held).all()
+    held = by_word.where(holds.condition).order_by(holds.number).limit(bindparam("most", type_=Integer))
 
-    few = connection.scalar(select(func.count()).select_from(by_number.limit(_COUNTED).subquery())) or 0
-    newest = connection.scalar(by_number.order_by(wordings.c.repo_id.desc()).limit(1)) or 0
+    def holders(condition: All, most: int) -> Sequence[int]:
+        return connection.scalars(held, {"words": holds.asked(condition), "most": most}).all()
+
+    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
+    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
+    few, newest = connection.execute(select(some.label("few"), last.label("newest"))).one()
     # among many, the numbers tell how many there are, to a power of two
-    found = find(words, few if few < _COUNTED else 1 << int(newest).bit_length(), MOST_RANKED, holders)
-    said = select(wordings).where(wordings.c.repo_id.in_([one.number for one in found]))
-    texts = {row[0]: Wording(*row[1:5]) for row in connection.execute(said)}
-    known = [one for one in found if one.number in texts]  # others went meanwhile
-    weighed = sorted((-weigh(one, texts[one.number]), one.number, one.words) for one in known)
+    builds = few if few < _COUNTED else 1 << newest.bit_length()
+    # those of the first pages need not know the rest, apart from whether there is one
+    found = find(words, builds, _FIRST + 1 if first + limit <= _FIRST else MOST_RANKED, holders)
+    told = (wordings.c[name] for name in Wording._fields)
+    said = select(wordings.c.repo_id, *told).where(wordings.c.repo_id.in_([one.number for one in found]))
+    texts = {row[0]: Wording(*row[1:]) for row in connection.execute(said)}
+    known = [(at >= _FIRST, one) for at, one in enumerate(found) if one.number in texts]  # others went meanwhile
+    in_order = sorted((late, -weigh(one, texts[one.number]), one.number, one.words) for late, one in known)
+    weighed = [one[1:] for one in in_order]
     page = weighed[first : first + limit]
     query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
     query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
@@ -279,12 +306,26 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
             conditions.append(_where({name: (wanted, wanted)}, in_order=name != "base_model"))
     if query.rank_min is not None or query.rank_max is not None:
         conditions.append(_where({"rank": (query.rank_min, query.rank_max)}))
+    for path, has in ((SIGNATURE_FILE, query.signed), (CONTRACT_FILE, query.tested)):
+        if has is not None:  # the path stands in the SQL, so that SQLite finds the index over the rows with it
+            conditions.append(holding(places, places.c.path == literal(path, literal_execute=True), has=has))
+    if query.license is not None:
+        spellings = {f"license:{name}" for name in (query.license, query.license.lower())}
+        conditions.append(holding(repo_tags, repo_tags.c.tag.in_(spellings)))
     for word in words_of("q", query.q):
         named = func.lower(repos.c.full_name).contains(word, autoescape=True)
         holds = or_(named, adapters.c.words.contains(word, autoescape=True))
         conditions.append(Condition(filters=holds, holders=holders_of(connection, TEXTS, word)))
     conditions += all_words(connection, TEXTS, words_of("q", query.q))
     return conditions
+
+
+def holding(table: Table, of_it: ColumnElement[bool], *, has: bool = True) -> Condition:
+    """Whether a table has rows about the repository for which `of_it` holds."""
+    there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
+    if not has:
+        return Condition(filters=~there)
+    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it), is_exact=True)
 
 
 def words_of(name: str, text: str | None) -> list[str]:
@@ -399,31 +440,3 @@ def releases_in(
     rows = connection.execute(found.order_by(releases.c.repo_id, releases.c.version).limit(limit + 1)).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return AdapterPage(rows=rows[:limit], next_cursor=None if last is None else f"{last.repo_id} {last.version}")
-
-
-def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """The yanked releases with these digests, as `full_name`, `version`, `digest` and the columns of the yank."""
-    wanted = (
-        select(repos.c.full_name, releases)
-        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
-        .where(releases.c.digest.in_(digests), releases.c.yanked_at.is_not(None), visible)
-        .order_by(repos.c.full_name, releases.c.version)
-    )
-    return connection.execute(wanted).all()
-
-
-def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
-
-    The commit is the first one of the repository that added the file.
-    """
-    wanted: Select[Any] = (
-        select(repos.c.full_name, repos.c.gated, places.c.commit_id, places.c.path, blobs.c.size)
-        .join(repos, repos.c.id == places.c.repo_id)
-        .join(blobs, blobs.c.sha256 == places.c.sha256)
-        .join(commits, and_(commits.c.repo_id == places.c.repo_id, commits.c.id == places.c.commit_id))
-        .where(places.c.sha256 == sha256, visible)
-        .order_by(commits.c.created_at.desc(), repos.c.id, places.c.path)
-        .limit(MAX_PLACES)
-    )
-    return connection.execute(wanted).all()

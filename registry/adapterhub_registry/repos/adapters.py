@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
 from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
-from adapterhub_registry.database.db import adapters, commits, insert_new, now_ms, refs, releases, repos
+from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.search_tables import put_text
@@ -31,6 +31,8 @@ from adapterhub_registry.repos import tombstones
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
 from adapterhub_registry.results import gate
 from adapterhub_registry.storage.blobs import BlobStore
+
+MAX_PLACES: Final = 1000
 
 MAX_REASON_CHARACTERS = 500
 
@@ -327,3 +329,31 @@ def _forget_unreleased(connection: Connection, repo_id: int) -> None:
     for wanted in kept:
         rows &= adapters.c.commit_id.not_in(wanted)
     connection.execute(delete(adapters).where(rows))
+
+
+def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """The yanked releases with these digests, as `full_name`, `version`, `digest` and the columns of the yank."""
+    wanted = (
+        select(repos.c.full_name, releases)
+        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
+        .where(releases.c.digest.in_(digests), releases.c.yanked_at.is_not(None), visible)
+        .order_by(repos.c.full_name, releases.c.version)
+    )
+    return connection.execute(wanted).all()
+
+
+def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
+
+    The commit is the first one of the repository that added the file.
+    """
+    wanted: Select[Any] = (
+        select(repos.c.full_name, repos.c.gated, places.c.commit_id, places.c.path, blobs.c.size)
+        .join(repos, repos.c.id == places.c.repo_id)
+        .join(blobs, blobs.c.sha256 == places.c.sha256)
+        .join(commits, and_(commits.c.repo_id == places.c.repo_id, commits.c.id == places.c.commit_id))
+        .where(places.c.sha256 == sha256, visible)
+        .order_by(commits.c.created_at.desc(), repos.c.id, places.c.path)
+        .limit(MAX_PLACES)
+    )
+    return connection.execute(wanted).all()

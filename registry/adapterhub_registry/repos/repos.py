@@ -75,13 +75,22 @@ class Repos:
         """The SQL condition on `repos` for the repositories that `caller` may see."""
         if caller.sees_all:
             return true()
-        everybody = true() if self._anonymous_read or caller.user is not None else false()
-        return or_(repos.c.private.is_(False) & everybody, reached_names(caller, repos.c.full_name))
+        public = repos.c.private.is_(False) if self._reads_public(caller) else false()
+        return or_(public, reached_names(caller, repos.c.full_name))
+
+    def hidden(self, caller: Caller) -> ColumnElement[bool]:
+        """As `visible`, for all others: mostly few, which PostgreSQL finds in an index of those that are private."""
+        if caller.sees_all:
+            return false()
+        closed = repos.c.private.is_(True) if self._reads_public(caller) else true()
+        return closed & ~reached_names(caller, repos.c.full_name)
+
+    def _reads_public(self, caller: Caller) -> bool:
+        return self._anonymous_read or caller.user is not None
 
     def sees(self, caller: Caller, row: RepoRow) -> bool:
         """As `visible`, for a row of `repos`."""
-        everybody = self._anonymous_read or caller.user is not None
-        return (everybody and not row.private) or caller.reaches(row.full_name)
+        return (self._reads_public(caller) and not row.private) or caller.reaches(row.full_name)
 
     def readable(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for those whose files the caller may read, as far as a token decides."""
@@ -89,7 +98,7 @@ class Repos:
 
     def check_may_read(self, caller: Caller) -> None:
         """Raise 401 when reading needs a token and the caller has none."""
-        if caller.user is None and not self._anonymous_read:
+        if not self._reads_public(caller):
             raise unauthorized("this registry requires a token for reading")
 
     def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
