@@ -16,8 +16,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.digests import hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import SIGNATURE_FILE, Manifest
+from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE, Manifest
 from adapterhub.formats.relevance import question_words
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
