@@ -176,7 +176,8 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
     """Taken names that another name equals on file systems that fold case or compose accents."""
     folded: dict[str, list[str]] = {}
     for name in names:
-        folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+        composed = name if name.isascii() else unicodedata.normalize("NFKC", name)
+        folded.setdefault(composed.casefold(), []).append(name)
     for same in folded.values():
         if len(same) > 1 and TAKEN.intersection(same):
             yield Finding(
@@ -192,7 +193,7 @@ def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or a finding with the reason why there is none."""
     path = folder / name
     try:
-        facts = path.lstat()
+        facts = os.lstat(path)
         if stat.S_ISLNK(facts.st_mode):
             target = behind_link(folder, path)
             if target is None:
