@@ -28,7 +28,7 @@ from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
-from adapterhub.projects.sync._bringing import AT_ONCE, Brought, Places, PolicyFor, bring, bring_together
+from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
@@ -45,7 +45,6 @@ from adapterhub.projects.sync._tested import ensure_tested
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [
-    "AT_ONCE",
     "Bar",
     "Brought",
     "BuildSources",
