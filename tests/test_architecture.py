@@ -37,7 +37,6 @@ MAY_IMPORT_AT_MODULE_LEVEL = {
 NEVER_AT_MODULE_LEVEL = {
     "peft",
     "transformers",
-    "sqlite_utils",
     "rich",
     "numpy",
     "regex",
@@ -293,7 +292,7 @@ def test_files_are_read_in_one_sitting() -> None:
     ],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    forbidden = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich"]
+    forbidden = ["torch", "peft", "transformers", "numpy", "huggingface_hub", "rich"]
     (tmp_path / "home").mkdir()
     prepare = "from adapterhub.library.library import Library; from pathlib import Path; Library(Path('home')).catalog.rebuild()"
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ def copy(
 
 def together(
     items: Sequence[_T], one: Callable[[_T, Progress], _R], progress: Progress | None = None, *, at_once: int = AT_ONCE
-) -> Iterator[_R | AdapterHubError]:
+) -> Generator[_R | AdapterHubError, None, None]:
     """What `one` returns or refuses for each item, in order; `at_once` items are worked on at the same time.
 
     `one` gets a function for its bytes. When the caller stops early, by an interrupt or because it wants no more, that

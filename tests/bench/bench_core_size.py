@@ -2,8 +2,7 @@
 
     python -m tests.bench.bench_core_size [--extras registry,scale] [--limit 110]
 
-The size is what `du -sm` says of `site-packages`, with compiled files, and with pip, which sqlite-utils requires. Exit code 1
-above the limit.
+The size is what `du -sm` says of `site-packages`, with compiled files. Exit code 1 above the limit.
 """
 
 from __future__ import annotations

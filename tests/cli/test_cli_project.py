@@ -340,7 +340,7 @@ def test_a_lock_that_changes_nothing_imports_nothing_heavy(adapt, arguments):
         f"sys.argv = ['adapt', *{arguments!r}, '--root', 'home']\n"
         "from adapterhub.cli import main\n"
         "with contextlib.suppress(SystemExit): main()\n"
-        "heavy = ['torch', 'peft', 'transformers', 'huggingface_hub', 'sqlite_utils', 'rich']\n"
+        "heavy = ['torch', 'peft', 'transformers', 'huggingface_hub', 'rich']\n"
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)\n"
     )
 

@@ -41,7 +41,7 @@ judge = "*"
 method = "linear"
 inputs = []
 """
-HEAVY = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich", "tomlkit", "fastapi"]
+HEAVY = ["torch", "peft", "transformers", "numpy", "huggingface_hub", "rich", "tomlkit", "fastapi"]
 SHIM = """#!/bin/sh
 if [ -z "$_ADAPT_COMPLETE" ] && [ "$1" != completion ]; then
     printf 'ran %s\\n' "$*" >> "$ADAPT_LOG"

@@ -374,7 +374,7 @@ def test_the_core_and_the_registry_bring_no_heavy_package(extras: tuple[str, ...
 
     computes = {"numpy"} if extras else set()  # the figures of weights that the pages show
     assert brought & {*HEAVY, "accelerate", "tokenizers"} == computes
-    assert {"click", "huggingface-hub", "safetensors", "sqlite-utils", "rich"} <= brought
+    assert {"click", "huggingface-hub", "safetensors", "rich"} <= brought
 
 
 def test_each_extra_brings_the_modules_that_it_is_named_for() -> None:

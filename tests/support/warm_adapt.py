@@ -82,7 +82,6 @@ def _import_what_commands_need() -> None:
         "torch",
         "safetensors.torch",
         "huggingface_hub",
-        "sqlite_utils",
         "rich.table",
         "cryptography",
         "tomlkit",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
+    from adapterhub.library.transfer import Source
     from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.projects.session import Session
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def plan_one(
     session: Session,
     spec: AdapterSpec,
-    sources_of: SpecSources,
+    sources_of: Callable[[AdapterSpec], Sequence[Source]],
     *,
     base: BaseSpec | None = None,
     base_is_typed: bool = True,
@@ -120,7 +121,7 @@ def plan_all(
     session: Session,
     specs: Sequence[AdapterSpec],
     sources_of: SpecSources,
-    plan: Callable[[Session, AdapterSpec, SpecSources], InstallPlan],
+    plan: Callable[[Session, AdapterSpec, Callable[[AdapterSpec], Sequence[Source]]], InstallPlan],
 ) -> list[InstallPlan]:
     """The build for each spec as `plan` chooses it, several at a time where servers are asked; reports in order.
 

@@ -1,9 +1,6 @@
 """The index: installed builds by base, task and rank, and by the words of what they say of themselves.
 
-The SQLite file is only a cache: the installed folders and the base records hold everything in it. Reads and writes use
-`sqlite3` (11 ms to import). Only the schema needs sqlite_utils, which costs 150 ms and numpy. Its upserts are not used:
-it probes SQLite's features by making a table, and mistakes a full disk for an old SQLite, whose `INSERT OR IGNORE` then
-loses the row without an error.
+The SQLite file is only a cache: the installed folders and the base records hold everything in it.
 
 The file is never synced to the disk. A killed writer leaves a rollback journal or the mark `index.stale`, and the age
 of the file shows whether a power cut may have torn it (`is_current`). In each case the next reader makes it again.
@@ -38,6 +35,23 @@ class IndexNewer(IndexUnusable):
 _COLUMNS = BuildRow._fields
 _LASTING = tuple(name for name in _COLUMNS if name != "added_at")
 _MATCH = ("registered", "declared")
+_TYPES = {
+    "folder": "TEXT PRIMARY KEY",
+    **dict.fromkeys(("digest", "name", "version", "base_weights"), "TEXT NOT NULL"),
+    **dict.fromkeys(("rank", "parameters", "size_bytes", "parents"), "INTEGER"),
+    **dict.fromkeys(("alpha", "added_at"), "REAL"),
+}
+_BASE_TYPES = {"alias": "alias TEXT PRIMARY KEY", "parameters": "parameters INTEGER"}
+_SCHEMA = (
+    "CREATE TABLE builds (" + ", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in _COLUMNS) + ")",
+    "CREATE INDEX idx_builds_base_weights_task_rank ON builds (base_weights, task, rank)",
+    "CREATE INDEX idx_builds_name_namespace ON builds (name, namespace)",
+    "CREATE INDEX idx_builds_task_rank ON builds (task, rank)",
+    "CREATE INDEX idx_builds_rank ON builds (rank)",
+    f"CREATE TABLE bases ({', '.join(_BASE_TYPES.get(name, f'{name} TEXT') for name in BaseRow._fields)})",
+    "CREATE TABLE matches (registered TEXT, declared TEXT, PRIMARY KEY (registered, declared))",
+    "CREATE TABLE sketches (digest TEXT PRIMARY KEY, norm REAL NOT NULL, flags TEXT NOT NULL, sketch BLOB NOT NULL)",
+)
 
 
 class Index:
@@ -314,28 +328,11 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         return
     if version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         _check_schema(version, path)
-    import sqlite_utils
-
     from adapterhub.library.store import words
 
-    database = sqlite_utils.Database(connection)
-    integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
-    types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
-    builds = database["builds"]
-    builds.create(types, pk="folder", not_null={"digest", "name", "version", "base_weights"})
-    builds.create_index(["base_weights", "task", "rank"])
-    builds.create_index(["name", "namespace"])
-    builds.create_index(["task", "rank"])
-    builds.create_index(["rank"])
-    for statement in words.SCHEMA:
-        database.execute(statement)
-    database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
-    database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
-    for statement in vectors.SCHEMA:
-        database.execute(statement)
-    columns = {"digest": str, "norm": float, "flags": str, "sketch": bytes}
-    database["sketches"].create(columns, pk="digest", not_null=set(columns))
-    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("BEGIN")
+    for statement in (*_SCHEMA, *words.SCHEMA, *vectors.SCHEMA, f"PRAGMA user_version = {SCHEMA_VERSION}"):
+        connection.execute(statement)
 
 
 def _put(

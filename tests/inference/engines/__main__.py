@@ -50,7 +50,6 @@ OURS = (
     "platformdirs",
     "rfc8785",
     "rich",
-    "sqlite-utils",
     "pyyaml",
     "regex",
     "tomli-w",
