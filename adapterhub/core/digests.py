@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
-from typing import IO, Any, NewType
+from typing import IO, Any, Final, NewType
 
 from adapterhub.core.errors import shown
 
@@ -78,11 +79,44 @@ def copy_hashed(
             progress(count)
 
 
+_EXACT: Final = 2**53 - 1
+_ASTRAL: Final = re.compile(rb"[\xf0-\xff]")
+
+
 def canonical_json(value: Json) -> bytes:
     """The one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
-    import rfc8785  # 10 ms of import that `list` and `search` do not need
+    import json
+
+    with contextlib.suppress(ValueError):  # a tenth of the time, where both write the same
+        text = json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        raw = text.encode("utf-8")
+        if not _ASTRAL.search(raw):  # keys are ordered by UTF-16, `sort_keys` orders them by character
+            return raw
+    import rfc8785  # 10 ms of import
 
     return rfc8785.dumps(value)
+
+
+def _plain(value: Json) -> Json:
+    """The value, with whole floats as integers.
+
+    Raises:
+        ValueError: it holds something that `json` may write in another way than RFC 8785.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is dict:
+        if not all(type(key) is str for key in value):
+            raise ValueError
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(item) for item in value]
+    if kind is float and value.is_integer():
+        value, kind = int(value), int
+    if kind is not int or not -_EXACT <= value <= _EXACT:
+        raise ValueError
+    return value
 
 
 def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Json:
@@ -127,7 +161,7 @@ def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) 
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
-    if _depth(value) > MAX_DEPTH:
+    if raw.count(b"[") + raw.count(b"{") >= MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -136,13 +170,12 @@ MAX_DEPTH = 64
 
 
 def _depth(value: object) -> int:
-    """Nesting depth of a parsed JSON value, without recursion."""
-    deepest, todo = 0, [(value, 1)]
-    while todo:
-        item, level = todo.pop()
-        deepest = max(deepest, level)
-        if level > MAX_DEPTH:
-            return level
-        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        todo.extend((child, level + 1) for child in children)
-    return deepest
+    """Nesting depth of a parsed JSON value, level by level; a depth beyond the limit is not counted further."""
+    depth, level = 1, [value]
+    while depth <= MAX_DEPTH:
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [child for children in inner for child in children]
+        if not level:
+            break
+        depth += 1
+    return depth

@@ -26,14 +26,25 @@ def candidates_of(
     library: Library, releases: Sequence[Release], wanted: RequestedBase | None, source: str
 ) -> list[Candidate]:
     """The releases as the resolver sees them."""
-    return [_candidate(library, r, r.manifest.base, wanted, source) for r in releases]
+    return _candidates(library, [(release, release.manifest.base) for release in releases], wanted, source)
 
 
-def _candidate(
-    library: Library, release: Release, base: BaseRef, wanted: RequestedBase | None, source: str
-) -> Candidate:
+def _candidates(
+    library: Library, offered: Sequence[tuple[Release, BaseRef]], wanted: RequestedBase | None, source: str
+) -> list[Candidate]:
+    """As `candidates_of`, each release with the base that it counts as made for."""
+    judged: dict[BaseRef, tuple[Comparison, str]] = {}  # a name may have thousands of builds, for few bases
+    found = []
+    for release, base in offered:
+        if base not in judged:
+            verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
+            judged[base] = verdict, library.base_label(base)
+        found.append(_candidate(release, *judged[base], source))
+    return found
+
+
+def _candidate(release: Release, comparison: Comparison, base_label: str, source: str) -> Candidate:
     manifest = release.manifest
-    comparison = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
     return Candidate(
         namespace=release.namespace,
         name=manifest.name,
@@ -41,7 +52,7 @@ def _candidate(
         digest=release.digest,
         verdict=comparison.verdict,
         differences=comparison.differences,
-        base_label=library.base_label(base),
+        base_label=base_label,
         rank=manifest.rank,
         method=",".join(manifest.method),
         yanked=release.yanked,
@@ -203,14 +214,6 @@ def _resolved(
     builds = [named] if named else library.builds_named(spec.name, spec.namespace)
     if not builds:
         raise library.not_installed(spec.full_name)
-    candidates = [
-        _candidate(
-            library,
-            Release(manifest=b.manifest, namespace=b.namespace, origin=library.label),
-            b.base,
-            wanted,
-            library.label,
-        )
-        for b in builds
-    ]
+    offered = [(Release(manifest=b.manifest, namespace=b.namespace, origin=library.label), b.base) for b in builds]
+    candidates = _candidates(library, offered, wanted, library.label)
     return builds, choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)

@@ -29,6 +29,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 SIGNATURE_FILE = "model.sig"
+CONTRACT_FILE = "evals.jsonl"
 LIMIT_BYTES = 16 << 20
 _MAX_PARENTS = 1024
 _PROMPT = "prompt"
@@ -42,7 +43,7 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
         "LICENSE": "text/plain",
         "LICENSE.txt": "text/plain",
         "LICENSE.md": "text/markdown",
-        "evals.jsonl": "application/jsonl",
+        CONTRACT_FILE: "application/jsonl",
     }
 )
 """The files of an adapter folder that a build may hold; no other file is ever copied.

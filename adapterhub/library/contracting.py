@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import NotAllowed, shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
-from adapterhub.formats.manifest import MEDIA_TYPES, FileEntry, Manifest
+from adapterhub.formats.contract.contract import Contract
+from adapterhub.formats.manifest import CONTRACT_FILE, MEDIA_TYPES, FileEntry, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.catalog import Installed

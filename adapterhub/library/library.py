@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
@@ -26,13 +25,10 @@ from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
-from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.find.meaning import refresh
-from adapterhub.library.find.sketching import sketch_when_added, sketches
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, describe
@@ -48,6 +44,7 @@ from adapterhub.library.store.sweep import GRACE_S, sweep
 from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify_folder
 
 if TYPE_CHECKING:
+    from adapterhub.core.aliases import Alias
     from adapterhub.formats.contract.rules import Rules
 
 _MOST_NAMED = 3  # builds of the same update
@@ -140,6 +137,8 @@ class Library(InstalledBuilds):
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
             added = self.publish_staged(intent, release, base, findings, ensure_still_new, scanned=subject)
         self.note_origin(added.build, absolute(folder))
+        from adapterhub.library.find.meaning import refresh
+
         refresh(self)
         return added
 
@@ -186,7 +185,11 @@ class Library(InstalledBuilds):
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
         intent.need([*objects_of(manifest), *signature_objects(intent.folder)])
-        sketch = sketch_when_added(manifest.digest, scanned) if scanned is not None else []
+        sketch: list[SketchRow] = []
+        if scanned is not None:
+            from adapterhub.library.find.sketching import sketch_when_added
+
+            sketch = sketch_when_added(manifest.digest, scanned)
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
@@ -208,6 +211,7 @@ class Library(InstalledBuilds):
         if not any(row.sketch for row in sketch):
             return ()
         from adapterhub.library.find.likeness import same_as
+        from adapterhub.library.find.sketching import sketches
 
         with contextlib.suppress(AdapterHubError, OSError):  # the build is installed all the same
 
@@ -240,6 +244,8 @@ class Library(InstalledBuilds):
 
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
         """Make the plain PEFT folder of links; it is complete before it gets its name."""
+        from adapterhub.formats.cards.card import card_for  # a fifth of the start of a command that adds nothing
+
         with self.store.os_errors_as_refusals():
             make_folder(view)
             for entry in manifest.files:

@@ -14,10 +14,11 @@ from adapterhub.core.dates import parse_newest_allowed, time_text
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.contract.bounds import LOOSEST, looser_than
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.rules import Rules
 from adapterhub.formats.contract.standards import Standards
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.library import Library
 from adapterhub.library.merged import binding_lines, is_bare_merge
 from adapterhub.library.results import KeptResults, results_of

@@ -1,18 +1,28 @@
-"""Copy one build between two places: the protocols of both ends, and the `copy` that install, push and mirror share."""
+"""Copy one build between two places: the protocols of both ends, and the `copy` that install, push and mirror share.
+
+`together` copies several builds at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Final, Protocol, TypeVar
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.errors import RefusedAdapter, shown
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, shown
 from adapterhub.core.limits import limits
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
+
+AT_ONCE: Final = 8
+"""How many builds are asked for and fetched at the same time."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Source(Protocol):
@@ -124,3 +134,38 @@ def copy(
                 take(beside)
         receiver.publish()
     return Copied(sent_files=sent_files, sent_bytes=sent_bytes, present_files=present, sent_signature=is_signed_anew)
+
+
+def together(
+    items: Sequence[_T], one: Callable[[_T, Progress], _R], progress: Progress | None = None, *, at_once: int = AT_ONCE
+) -> Generator[_R | AdapterHubError, None, None]:
+    """What `one` returns or refuses for each item, in order; `at_once` items are worked on at the same time.
+
+    `one` gets a function for its bytes. When the caller stops early, by an interrupt or because it wants no more, that
+    function raises `KeyboardInterrupt` in the items that are still worked on, and no other is begun.
+    """
+    stopped = False
+
+    def counted(done: int) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(done)
+
+    def tried(item: _T) -> _R | AdapterHubError:
+        try:
+            return one(item, counted)
+        except AdapterHubError as error:
+            return error
+
+    if min(at_once, len(items)) <= 1:  # in this thread, where an interrupt ends it at any line
+        yield from map(tried, items)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(tried, item) for item in items]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)

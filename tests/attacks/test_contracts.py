@@ -24,11 +24,12 @@ from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import CouldNotTell
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Expect, Golden
+from adapterhub.formats.contract.contract import Contract, Expect, Golden
 from adapterhub.formats.contract.demands import Demand
 from adapterhub.formats.contract.reading import contract_in, parse_contract
 from adapterhub.formats.contract.reports import junit
 from adapterhub.formats.contract.results import Tested, TestedCase
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.weights.recipes.combination import Ingredient
 from tests.support.command_line import Adapt
 from tests.support.contracts import SOME, changed_line, image_contract, recorded_library, small_contract

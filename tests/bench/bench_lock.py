@@ -2,13 +2,18 @@
 
     python -m tests.bench.bench_lock [--candidates 10000] [--adapters 1000]
 
-Peer: `tomllib` reading the same lock file, in the same run. The library and the directory are real; the weights are
-never read.
+Peer: `tomllib` reading the same lock file, in the same run. Floor of the candidates: one pass over the same files, with
+a look at each and `json` and `sha256` of each manifest. The curves are for a hundredth, a tenth and all of them. The
+library and the directory are real; the weights are never read.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +31,7 @@ from adapterhub.projects.lock.lockfile import lock_text, parse_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import LockOutcome, lock_project
 from adapterhub.projects.project import read_project
+from tests.bench.growth import told
 from tests.support.tiny import make_adapter, make_base
 
 
@@ -51,6 +57,16 @@ def publish(root: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         (folder / entry.path).hardlink_to(root.parent / "made" / entry.path)
     (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+
+
+def look_at_all(root: Path) -> None:
+    """The least that reading a directory of builds takes."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            os.lstat(f"{folder}/{name}")
+        raw = Path(folder, MANIFEST_FILE).read_bytes() if MANIFEST_FILE in names else b"{}"
+        json.loads(raw)
+        hashlib.sha256(raw).digest()
 
 
 def lock(library: Library, folder: Path, places: PublishedDirectory, previous: LockOutcome | None) -> LockOutcome:
@@ -82,8 +98,18 @@ def main() -> None:
         places = PublishedDirectory(many).read_once()
         seconds, _ = timed(lambda: lock(library, folder / "one", places, None))
         again, _ = timed(lambda: lock(library, folder / "one", places, None))
+        floor, _ = timed(lambda: look_at_all(many))
         print(f"{given.candidates:,} candidates of one name: {seconds:.2f} s CPU, of that read from disk "
-              f"{seconds - again:.2f} s, chosen {again:.2f} s")  # fmt: skip
+              f"{seconds - again:.2f} s, chosen {again:.2f} s; floor {floor:.2f} s, ratio {seconds / floor:.1f}")  # fmt: skip
+        curve = {given.candidates: seconds}
+        for count in (given.candidates // 100, given.candidates // 10):
+            part = folder / f"part-{count}"
+            (part / "adapter-0").mkdir(parents=True)
+            for build in sorted((many / "adapter-0").iterdir())[:: given.candidates // count]:
+                shutil.copytree(build, part / "adapter-0" / build.name, copy_function=os.link)
+            least = (timed(lambda: lock(library, folder / "one", PublishedDirectory(part), None)) for _ in range(3))  # noqa: B023 - at once
+            curve[count] = min(seconds for seconds, _ in least)
+        print(told("lock, candidates", curve))
 
         wide = folder / "wide"
         names = [f"adapter-{number}" for number in range(given.adapters)]

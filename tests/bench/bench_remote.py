@@ -1,10 +1,14 @@
 """A registry on loopback: installing and pushing many adapters against the stock client, and what the server bears.
 
     python -m tests.bench.bench_remote [--pushes 100] [--adapters 100] [--megabytes 10] [--repositories 10000] [--gigabytes 1]
+    python -m tests.bench.bench_remote --only together [--together 20] [--delay-ms 20]
 
 Peers, in the same run against the same server: `hf download` and `hf upload` of the installed huggingface_hub, one
-process each, as they are used. Bounds: install at most 0.7 of the wall time, a second install (all present) at most
-0.05 of it; the server under 200 MB while 1 GiB goes up and comes down.
+process each, as they are used, and `snapshot_download` of all repositories in one process. Bounds: install at most 0.7
+of the wall time, a second install (all present) at most 0.05 of it; one process that installs 20 at most 0.5 of
+`snapshot_download` behind a network of 20 ms; the server under 200 MB while 1 GiB goes up and comes down.
+
+`together` prints curves as well: 2, 20 and 200 adapters installed, and pushes of 1, 10 and 100 MB.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
 import numpy as np
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.numpy import save_file
+
+from tests.bench.growth import told
 
 SCRIPTS = Path(sys.executable).parent
 RANK = 16
@@ -76,6 +82,100 @@ def peak_mb(pid: int) -> float:
     """Peak resident memory of a process so far, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1000
+
+
+_DELAYING = """
+import asyncio, sys
+port, delay_s = int(sys.argv[1]), float(sys.argv[2]) / 1000
+
+async def pump(reader, writer):
+    due = asyncio.Queue()
+    async def send():
+        while (item := await due.get()) is not None:
+            at, data = item
+            await asyncio.sleep(max(0, at - asyncio.get_running_loop().time()))
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+    sending = asyncio.create_task(send())
+    while data := await reader.read(1 << 18):
+        due.put_nowait((asyncio.get_running_loop().time() + delay_s / 2, data))
+    due.put_nowait(None)
+    await asyncio.gather(sending, return_exceptions=True)
+
+async def serve(reader, writer):
+    there, back = await asyncio.open_connection("127.0.0.1", port)
+    await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+"""Passes connections on to a port, each direction late by half of the delay."""
+
+
+@contextmanager
+def far_away(url: str, delay_ms: float) -> Iterator[str]:
+    """The URL of the same server, `delay_ms` away there and back."""
+    command = [sys.executable, "-c", _DELAYING, url.rpartition(":")[2], str(delay_ms)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+_SNAPSHOTS = "import sys; from huggingface_hub import snapshot_download as get; [get(name) for name in sys.argv[1:]]"
+
+
+def install_together(folder: Path, most: int, megabytes: float, delay_ms: float) -> None:
+    """Adapters from one server in one process, near and far, against `snapshot_download` of the same; and a curve."""
+    with registry(folder / "registry") as (url, token, _):
+        api = HfApi(endpoint=url, token=token)
+        names = [f"acme/one-{i}" for i in range(most * 10)]
+        for i, name in enumerate(names):
+            make_adapter(folder / f"one-{i}", megabytes if i < most else 0.01, i)
+            api.create_repo(name)
+            files = ("adapter_config.json", "adapter_model.safetensors")
+            operations = [CommitOperationAdd(one, (folder / f"one-{i}" / one).read_bytes()) for one in files]
+            api.create_commit(name, operations, commit_message="upload")
+
+        def environ(server: str, run: str) -> dict[str, str]:
+            own = {"HF_ENDPOINT": server, "ADAPTERHUB_REMOTE": server, "HF_TOKEN": token, "ADAPTERHUB_TOKEN": token}
+            own |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            return os.environ | own | {"ADAPTERHUB_HOME": f"{folder}/home-{run}", "HF_HUB_CACHE": f"{folder}/hub-{run}"}
+
+        adapt = str(SCRIPTS / "adapt")
+        with far_away(url, delay_ms) as far:
+            for place, server in (("near", url), (f"{delay_ms:g} ms away", far)):
+                pairs = [
+                    (
+                        seconds([adapt, "install", *names[:most], "-q"], environ(server, f"{place}-{run}")),
+                        seconds([sys.executable, "-c", _SNAPSHOTS, *names[:most]], environ(server, f"{place}-{run}")),
+                    )
+                    for run in range(3)
+                ]
+                ours, theirs = (min(column) for column in zip(*pairs, strict=True))
+                print(
+                    f"install of {most} adapters of {megabytes:g} MB, {place}: adapt {ours:.2f} s, snapshot_download "
+                    f"{theirs:.2f} s, ratio {ours / theirs:.2f}"
+                )
+        curve = {count: seconds([adapt, "install", *names[-count:], "-q"], environ(url, f"curve-{count}"))
+                 for count in (most // 10, most, most * 10)}  # fmt: skip
+        start = seconds([adapt, "install", names[0], "-q"], environ(url, "start"))
+        print(told("install, adapters", curve, start))
+        sizes = {}
+        for size in (1, 10, 100):
+            name = f"size-{size}"
+            make_adapter(folder / name, size, size)
+            seconds([adapt, "add", str(folder / name), "--name", name, "-q"], environ(url, "push"))
+            sizes[size] = seconds([adapt, "push", name, "--to", f"acme/{name}", "-q"], environ(url, "push"))
+        print(told("push, MB", sizes, sizes[1]))
 
 
 def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, megabytes: float) -> None:
@@ -203,11 +303,19 @@ def main() -> None:
     parser.add_argument("--push-megabytes", type=float, default=1)
     parser.add_argument("--repositories", type=int, default=10_000)
     parser.add_argument("--gigabytes", type=float, default=1)
+    parser.add_argument("--together", type=int, default=20)
+    parser.add_argument("--delay-ms", type=float, default=20)
+    parser.add_argument("--only", choices=["move", "together", "bear"])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        move_adapters(Path(folder), options.pushes, options.push_megabytes, options.adapters, options.megabytes)
-    with tempfile.TemporaryDirectory() as folder:
-        bear(Path(folder), options.repositories, options.gigabytes)
+    if options.only in (None, "together"):
+        with tempfile.TemporaryDirectory() as folder:
+            install_together(Path(folder), options.together, options.push_megabytes, options.delay_ms)
+    if options.only in (None, "move"):
+        with tempfile.TemporaryDirectory() as folder:
+            move_adapters(Path(folder), options.pushes, options.push_megabytes, options.adapters, options.megabytes)
+    if options.only in (None, "bear"):
+        with tempfile.TemporaryDirectory() as folder:
+            bear(Path(folder), options.repositories, options.gigabytes)
 
 
 if __name__ == "__main__":

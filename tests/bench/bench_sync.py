@@ -1,7 +1,10 @@
 """What `adapt sync` costs: 100 adapters of the store into a fresh project against copying them, a sync that has nothing
-to do as a whole process, and 1,000 adapters.
+to do as a whole process, 1,000 adapters, and a curve for 160, 1,600 and 16,000.
 
-python -m tests.bench.bench_sync [--runs 5] [--adapters 100] [--rank 128] [--many 1000]
+    python -m tests.bench.bench_sync [--runs 5] [--adapters 100] [--rank 128] [--many 1000] [--growth 16000]
+
+Floor of the curve: the system calls that a folder of links takes, and nothing else, in the same run: make the folder,
+three links, write the card, rename.
 """
 
 from __future__ import annotations
@@ -15,16 +18,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from adapterhub.core.digests import digest_of
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.lock.lockfile import write_lock
 from adapterhub.projects.values import Lock
+from tests.bench.growth import told
 from tests.support.locks import entry_of, lock_of, sync
 from tests.support.tiny import make_adapter
 
@@ -139,6 +146,61 @@ def many(folder: Path, runs: int, count: int) -> None:
     print(f"gc roots of the project: {text(here(known.all, runs))}")
 
 
+def bare(library: Library, folder: Path, count: int) -> list[Installed]:
+    """Builds of weights of their own, straight into the store: `add` takes twenty milliseconds for each."""
+    [first] = fill(library, folder, 1, rank=4, width=8)
+    store, card = library.store, (first.folder / CARD_FILE).read_bytes()
+    config, weights = sorted(first.manifest.files, key=lambda entry: entry.path)
+    data = store.blob_path(weights.sha256).read_bytes()
+    builds = []
+    for number in range(count):
+        own = data + number.to_bytes(8, "big")
+        entry = replace(weights, sha256=digest_of(own), size_bytes=len(own))
+        manifest = replace(first.manifest, name=parse_name(f"bare-{number:05}"), files=(config, entry))
+        place = library.folder_for(manifest, None)
+        for path, raw in ((store.blob_path(entry.sha256), own), (store.manifest_path(manifest.digest), manifest.to_bytes()),
+                          (place / CARD_FILE, card)):  # fmt: skip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+        for file in manifest.files:
+            store.link(file.sha256, place / file.path)
+        store.link_manifest(manifest.digest, place / MANIFEST_FILE)
+        builds.append(replace(first, manifest=manifest, folder=place))
+    return builds
+
+
+def link_only(library: Library, builds: list[Installed], folder: Path) -> None:
+    """The folders that a sync makes, without a look at anything."""
+    folder.mkdir()
+    for build in builds:
+        fresh, store = f"{folder}/.{build.manifest.name}", library.store
+        os.mkdir(fresh)  # noqa: PTH102 - the call itself
+        for file in build.manifest.files:
+            os.link(store.blob_name(file.sha256), f"{fresh}/{file.path}")
+        os.link(store.manifest_name(build.manifest.digest), f"{fresh}/{MANIFEST_FILE}")
+        Path(fresh, CARD_FILE).write_bytes(b"x" * 800)
+        os.rename(fresh, f"{folder}/{build.manifest.name}")  # noqa: PTH104 - the call itself
+
+
+def growth(folder: Path, most: int) -> None:
+    """The curve of a first sync as a whole process, and the floor."""
+    curve = {}
+    for count in (most // 100, most // 10, most):
+        library = Library(folder / f"home-{count}")
+        builds = bare(library, folder / f"made-{count}", count)
+        project, links = folder / f"project-{count}", folder / f"links-{count}"
+        make_project(project, builds)
+        times = process(project, library.root, 1)
+        floor = here(lambda: link_only(library, builds, links), 1)  # noqa: B023 - at once
+        again = process(project, library.root, 1)
+        curve[count] = times[1]
+        print(f"{count:,} adapters, whole process: {text(times)}; links alone {text(floor)}, ratio "
+              f"{times[1] / floor[1]:.2f} CPU, {times[0] / floor[0]:.2f} clock; nothing to do {text(again)}")  # fmt: skip
+        shutil.rmtree(project)
+        shutil.rmtree(links)
+    print(told("sync, adapters, CPU", curve))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -148,12 +210,19 @@ def main() -> None:
         "--rank", type=int, default=128, help="16.8 MB each at 128, as rank 16 on q and v of a 7B in bf16"
     )
     parser.add_argument("--many", type=int, default=1000)
+    parser.add_argument("--growth", type=int, default=16_000)
+    parser.add_argument("--only", choices=["copying", "many", "growth"])
     parser.add_argument("--folder", type=Path, help="where to work, for another disk [default: the temp folder]")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        against_copying(Path(folder), asked.runs, asked.adapters, asked.rank)
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        many(Path(folder), asked.runs, asked.many)
+    parts: dict[str, Callable[[Path], None]] = {
+        "copying": lambda folder: against_copying(folder, asked.runs, asked.adapters, asked.rank),
+        "many": lambda folder: many(folder, asked.runs, asked.many),
+        "growth": lambda folder: growth(folder, asked.growth),
+    }
+    for name, part in parts.items():
+        if asked.only in (None, name):
+            with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+                part(Path(folder))
 
 
 if __name__ == "__main__":

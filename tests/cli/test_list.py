@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +138,20 @@ def test_a_wide_table_is_one_line_a_row_and_a_narrow_one_moves_whole_cells():
             "  summary                4",
         ],
     )
+
+
+def test_a_list_of_an_empty_library_imports_nothing_of_builds(tmp_path):
+    code = (
+        "import sys\n"
+        "sys.argv = ['adapt', 'list']\n"
+        "from adapterhub.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules))\n"
+    )
+    environment = os.environ | {"ADAPTERHUB_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    imported = done.stdout.split()
+
+    assert "adapterhub.library.store.rows" in imported
+    wings = ("adapterhub.formats", "adapterhub.trust", "adapterhub.library.bases", "adapterhub.library.store.aliases")
+    assert [name for name in imported if name.startswith((*wings, "sqlite3", "hashlib"))] == []

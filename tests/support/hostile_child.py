@@ -200,7 +200,8 @@ def main() -> None:
     adapt = Adapt(Path(job["folder"]))
     home = adapt.folder / adapt.home
     decide = judge(verb, job, adapt)
-    for late in ("numpy", "regex"):  # which only the scan of weights above 32 MB, and a pattern in a config, import
+    # which only the scan of weights above 32 MB, a pattern in a config, and a fraction in a manifest import
+    for late in ("numpy", "regex", "rfc8785"):
         importlib.import_module(late)
     for number in range(2):  # all that is imported late is here afterwards
         decide({"path": job["good"]}, f"good{number}")

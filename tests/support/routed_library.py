@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.core.specs import parse_name
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.find.meaning import model_place
 from adapterhub.library.intake.description import Description

@@ -51,8 +51,6 @@ def reports_of(
     Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
     without it, what was seen before counts.
     """
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.trust.verify import verify_folder
 
     if not adapters:
@@ -68,6 +66,9 @@ def reports_of(
             )
             yield text, _with_signature(library, folder, report)
         else:
+            from adapterhub.distribution.choosing import look_up
+            from adapterhub.distribution.withdrawn import why_withdrawn
+
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             why = why_withdrawn(library, build, find_source)
@@ -184,6 +185,9 @@ def report_of_build(
 def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
+
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        return report
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
@@ -192,8 +196,6 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     from adapterhub.trust.verify.checks.digests import read_manifest_file
     from adapterhub.trust.verify.listing import list_folder
 
-    if not os.path.lexists(folder / SIGNATURE_FILE):
-        return report
     try:
         entry = list_folder(folder).taken.get(MANIFEST_FILE)
         if entry is not None:

@@ -14,7 +14,7 @@ from adapterhub.api.results import Merged
 from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem, shown
 from adapterhub.core.specs import names_folder, parse_name
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -30,18 +30,26 @@ _T = TypeVar("_T")
 
 def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
     """The answer of the index, without importing the library (80 ms) unless the index has to be made again."""
+    from adapterhub.library.store.index_reader import EmptyIndex, holds_nothing
+
+    if holds_nothing(session.root):
+        return question(EmptyIndex())
     from adapterhub.library.store.index import Index, IndexUnusable
 
     index = Index(session.root / "index.db")
     if index.is_current:
         with contextlib.suppress(IndexUnusable):
             return question(index)
-    else:
-        from adapterhub.library.store.index_reader import EmptyIndex, holds_nothing
-
-        if holds_nothing(session.root):
-            return question(EmptyIndex())
     return session.library.catalog.read(question)
+
+
+def aliases_by_build(session: Session) -> dict[tuple[str, str], list[str]]:
+    """By full name and digest, the aliases of each build; imports nothing where the library has none."""
+    if not (session.root / "aliases").is_dir():
+        return {}
+    from adapterhub.library.store.aliases import Aliases
+
+    return Aliases(session.root).by_build()
 
 
 def lineage_of(session: Session) -> Lineage:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.core.errors import BehaviourChanged, CouldNotTell, shown
+from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTell, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
+    from adapterhub.library.transfer import Source
     from adapterhub.projects.places import SpecSources
-    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 def plan_one(
     session: Session,
     spec: AdapterSpec,
-    sources_of: SpecSources,
+    sources_of: Callable[[AdapterSpec], Sequence[Source]],
     *,
     base: BaseSpec | None = None,
     base_is_typed: bool = True,
@@ -92,6 +94,98 @@ def install_one(
         added = run_install(session.library, plan, progress, signatures=policy, gate=gate)
     report_warnings(session, added)
     return added
+
+
+class _Held:
+    """Keeps what a plan reports until its turn comes; all else is as the reporter."""
+
+    def __init__(self, out: Reporter) -> None:
+        self._out = out
+        self._told: list[tuple[bool, str]] = []
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the reporter has
+        return getattr(self._out, name)
+
+    def note(self, text: str) -> None:
+        self._told.append((False, text))
+
+    def warn(self, text: str) -> None:
+        self._told.append((True, text))
+
+    def tell(self, session: Session) -> None:
+        for is_warning, text in self._told:
+            (session.out.warn if is_warning else session.note_once)(text)
+
+
+def plan_all(
+    session: Session,
+    specs: Sequence[AdapterSpec],
+    sources_of: SpecSources,
+    plan: Callable[[Session, AdapterSpec, Callable[[AdapterSpec], Sequence[Source]]], InstallPlan],
+) -> list[InstallPlan]:
+    """The build for each spec as `plan` chooses it, several at a time where servers are asked; reports in order.
+
+    Raises:
+        AdapterHubError: the first one of a spec for which `plan` raises.
+    """
+    from adapterhub.distribution.remote_kinds import kind_of
+    from adapterhub.library.transfer import AT_ONCE, together
+
+    places = [sources_of(spec) for spec in specs]  # here, because it may ask the user
+    are_servers = any(kind_of(source.place).is_server for one in places for source in one)
+    held = [_Held(session.out) for _ in specs]
+
+    def planned(number: int, _: object) -> InstallPlan:
+        inside = replace(session, out=held[number], _noted=set())
+        return plan(inside, specs[number], lambda _spec: places[number])
+
+    plans = []
+    with contextlib.closing(together(range(len(specs)), planned, at_once=AT_ONCE if are_servers else 1)) as answers:
+        for one, answer in zip(held, answers, strict=True):
+            one.tell(session)
+            if isinstance(answer, AdapterHubError):
+                raise answer
+            plans.append(answer)
+    return plans
+
+
+def install_all(
+    session: Session,
+    plans: Sequence[InstallPlan],
+    sources_of: SpecSources,
+    signatures: SignaturePolicy | None,
+    *,
+    bars: Bars,
+    what: str,
+    gate: Gate | None = None,
+) -> Iterator[Added | None]:
+    """Carry out several plans under one bar, as `install_one` does, and give the results in their order.
+
+    Several builds come from servers at a time, except with a `gate`. After the first refusal no other is begun; those
+    that arrived are kept.
+
+    Raises:
+        AdapterHubError: the first refusal, as of `install_one`.
+    """
+    from adapterhub.distribution.install import run_install
+    from adapterhub.distribution.remote_kinds import kind_of
+    from adapterhub.library.transfer import AT_ONCE, together
+
+    def carry_out(plan: InstallPlan, progress: Progress) -> Added | None:
+        policy = signatures or sources_of.policy_of(plan.source)
+        return run_install(session.library, plan, progress, signatures=policy, gate=gate)
+
+    are_servers = any(kind_of(plan.source.place).is_server for plan in plans)
+    at_once = AT_ONCE if are_servers and gate is None else 1
+    with (
+        bars.progress(f"install {what}", sum(plan.copy_bytes for plan in plans)) as progress,
+        contextlib.closing(together(plans, carry_out, progress, at_once=at_once)) as answers,
+    ):
+        for answer in answers:
+            if isinstance(answer, AdapterHubError):
+                raise answer
+            report_warnings(session, answer)
+            yield answer
 
 
 def add_described(

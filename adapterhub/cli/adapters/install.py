@@ -112,7 +112,9 @@ def install(
       adapt install acme/legal-qa@base-7b --test
       adapt install -r adapters.txt
     """
-    from adapterhub.api.steps.installing import install_one, plan_one
+    from functools import partial
+
+    from adapterhub.api.steps.installing import install_all, plan_all, plan_one
     from adapterhub.api.steps.projects import save_installed
     from adapterhub.cli.options.lock_changes import tell_only_here
     from adapterhub.core.ranks import RankRange
@@ -135,23 +137,23 @@ def install(
     gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
-    for spec in specs:
-        plan = plan_one(
-            session,
-            spec,
-            sources_of,
-            base=base,
-            base_is_typed=base_is_typed,
-            bounds=bounds,
-            allow_base_mismatch=allow_base_mismatch,
-            objection=objection,
-        )
-        if dry_run:
-            documents.append(_plan_document(plan))
-            continue
-        added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name, gate=gate)
-        documents.append(_done_document(plan, added) | ({"tests": [gate.results[-1].to_json()]} if gate else {}))
-        installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
+    plan_it = partial(
+        plan_one,
+        base=base,
+        base_is_typed=base_is_typed,
+        bounds=bounds,
+        allow_base_mismatch=allow_base_mismatch,
+        objection=objection,
+    )
+    plans = plan_all(session, specs, sources_of, plan_it)
+    if dry_run:
+        documents += map(_plan_document, plans)
+    else:
+        what = specs[0].full_name if len(specs) == 1 else f"{len(specs)} adapters"
+        done = install_all(session, plans, sources_of, signatures, bars=session.out, what=what, gate=gate)
+        for plan, added in zip(plans, done, strict=True):
+            documents.append(_done_document(plan, added) | ({"tests": [gate.results[-1].to_json()]} if gate else {}))
+            installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is None:
         session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
         return
@@ -231,5 +233,5 @@ def _plan_document(plan: InstallPlan) -> dict[str, Any]:
 def _done_document(plan: InstallPlan, added: Added | None) -> dict[str, Any]:
     document = _plan_document(plan)
     if added is not None:
-        document |= added.to_json()
+        document |= {**added.to_json(), "present": not added.created}  # the list may name a build twice
     return document

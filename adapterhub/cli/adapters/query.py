@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.finding import ask, find_build
+from adapterhub.api.steps.finding import aliases_by_build, ask, find_build
 from adapterhub.api.steps.searching import (
     COLUMNS,
     SHOWN_BEST,
@@ -30,7 +30,6 @@ from adapterhub.cli.completion.completing import complete_remote, complete_spec
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.library.store.aliases import Aliases
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.searching import By, Hits
@@ -214,7 +213,7 @@ def _set_up(session: Session, has_more: bool) -> None:
 
 def _show(session: Session, rows: list[BuildRow], hits: Hits | None = None) -> None:
     aliases = ask(session, lambda index: index.aliases())
-    named = Aliases(session.root).by_build()
+    named = aliases_by_build(session)
     moving = [named.get((row.full_name, row.digest), []) for row in rows]
 
     def table() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-from adapterhub.core.digests import Progress, copy_hashed
+from adapterhub.core.digests import Progress, copy_hashed, hex_of
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import (
     Conflict,
@@ -31,7 +33,15 @@ from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.cards.widget import contract_shown
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
+from adapterhub.formats.manifest import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    FileEntry,
+    Manifest,
+)
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
 
@@ -72,7 +82,9 @@ class HubRepository:
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_Upload]:
-        """Stage files in a temporary folder and send them in one commit; does nothing if the version exists.
+        """Take the files and send them in one commit; does nothing if the version exists.
+
+        Weights that lie on this machine are sent from where they are; all else is staged in a temporary folder.
 
         Raises:
             ReleaseExists: the version exists with other content.
@@ -81,8 +93,8 @@ class HubRepository:
         is_there = self._has(release.manifest)
         if not is_there:
             self.card_of(release)  # before any byte is copied
-        with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder:
-            yield _Upload(self, release, Path(folder), is_there=is_there)
+        with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder, contextlib.ExitStack() as files:
+            yield _Upload(self, release, Path(folder), files, is_there=is_there)
 
     def _has(self, manifest: Manifest) -> bool:
         """Whether the version exists with this build."""
@@ -149,11 +161,19 @@ class HubRepository:
         )
 
     def publish(
-        self, release: Release, folder: Path, signature: bytes | None = None, results: Sequence[bytes] = ()
+        self,
+        release: Release,
+        folder: Path,
+        signature: bytes | None = None,
+        results: Sequence[bytes] = (),
+        weights: IO[bytes] | None = None,
     ) -> None:
         """Send the staged files and results. An interrupt before the tag leaves no version; a second call continues.
 
+        `weights` are an open file to send in place of a staged one.
+
         Raises:
+            DigestMismatch: `weights` changed since they were hashed; no commit was made.
             ReleaseExists: someone published this version meanwhile.
             NotAllowed: the namespace asks for a contract or a PASS that the version does not have.
         """
@@ -175,9 +195,14 @@ class HubRepository:
                 contents[SIGNATURE_FILE] = io.BytesIO(signature)
             for entry in manifest.files:
                 path = folder / entry.path
+                if entry.path == WEIGHTS_FILE and weights is not None:
+                    contents[entry.path] = _OPENED.format(weights.fileno()) if self._by_xet else weights
+                    continue
                 # The client uploads an open file by LFS, directly to the server's blob storage, and a path by Xet.
                 contents[entry.path] = str(path) if self._by_xet else files.enter_context(path.open("rb"))
-            operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(contents.items())]
+            added = {name: CommitOperationAdd(name, data) for name, data in sorted(contents.items())}
+            _ensure_unchanged(manifest, added[WEIGHTS_FILE].upload_info.sha256.hex())
+            operations: list[Any] = list(added.values())
             # delete files that only earlier versions have: a tag holds exactly one build
             operations += [CommitOperationDelete(n) for n in sorted(before & _OURS - contents.keys())]
             # naming the parent serializes concurrent pushes
@@ -209,19 +234,28 @@ class HubRepository:
 
 
 class _Upload:
-    def __init__(self, place: HubRepository, release: Release, folder: Path, *, is_there: bool) -> None:
+    def __init__(
+        self, place: HubRepository, release: Release, folder: Path, files: contextlib.ExitStack, *, is_there: bool
+    ) -> None:
+        self._files = files
         self._place, self._release, self._folder, self._is_there = place, release, folder, is_there
         self._signature: bytes | None = None
         self._results: Sequence[bytes] = ()
+        self._weights: IO[bytes] | None = None
 
     def has(self, entry: FileEntry) -> bool:  # noqa: ARG002 - the client asks the server for each digest itself
         """Whether the version exists; otherwise False, because the upload protocol skips blobs that the server has."""
         return self._is_there
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed during the copy."""
-        with (self._folder / entry.path).open("xb") as sink:
-            digest, _ = copy_hashed(stream, sink, progress)
+        """Stage one file, hashed during the copy; weights in a file of this machine are hashed and kept open."""
+        own = _opened_again(stream) if entry.path == WEIGHTS_FILE else None
+        if own is not None:
+            self._weights = self._files.enter_context(own)
+            digest, _ = copy_hashed(stream, None, progress)
+        else:
+            with (self._folder / entry.path).open("xb") as sink:
+                digest, _ = copy_hashed(stream, sink, progress)
         if digest != entry.sha256:
             raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
 
@@ -245,7 +279,30 @@ class _Upload:
         if self._is_there:
             self._place.send_results(self._release.manifest, self._results)
         else:
-            self._place.publish(self._release, self._folder, self._signature, self._results)
+            self._place.publish(self._release, self._folder, self._signature, self._results, self._weights)
+
+
+_OPENED: Final = "/proc/self/fd/{}"
+"""The path of an open file, on Linux: the upload by Xet takes a path."""
+
+
+def _opened_again(stream: IO[bytes]) -> IO[bytes] | None:
+    """Another stream of the same plain file, whatever becomes of its name; None for what is no file of this machine."""
+    try:
+        again = Path(_OPENED.format(stream.fileno())).open("rb")  # noqa: SIM115 - the caller closes it
+    except OSError:  # a file on a server has no number, and another system no such path
+        return None
+    if stat.S_ISREG(os.fstat(again.fileno()).st_mode):
+        return again
+    again.close()
+    return None
+
+
+def _ensure_unchanged(manifest: Manifest, sent: str) -> None:
+    """Raise unless the weights that the client hashed are those of the manifest."""
+    entry = manifest.file(WEIGHTS_FILE)
+    if entry is not None and sent != hex_of(entry.sha256):
+        raise DigestMismatch(WEIGHTS_FILE, expected=entry.sha256, actual=f"sha256:{sent}", hint=REPAIR_HINT)
 
 
 def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:

@@ -11,8 +11,7 @@ from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import AdapterNotFound, NotAllowed, RemoteUnreachable, UsageProblem, shown
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.manifest import CONTRACT_FILE, Manifest
 from adapterhub.formats.signed import Bundle
 
 FEATURE: Final = "tests"

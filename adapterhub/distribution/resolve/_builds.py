@@ -130,6 +130,8 @@ def _in_repository(spec: AdapterSpec, candidates: Sequence[Candidate]) -> list[C
 
 def _merged(copies: Sequence[Candidate]) -> Candidate:
     """One candidate for copies of the same bytes; known bases, yanks and earlier dates win."""
+    if len(copies) == 1:
+        return copies[0]
     best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))
     yanks = sorted(copy.yanked for copy in copies if copy.yanked is not None)
     dates = [copy.published_at for copy in copies if copy.published_at is not None]

@@ -12,6 +12,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
@@ -109,14 +110,25 @@ class BaseFingerprint:
         """
         value = object_at(value, path)
         samples = object_at(value.get("samples"), f"{path}.samples")
-        read = {name: _sample_from_json(item, f"{path}.samples[{shown(name)}]") for name, item in samples.items()}
+        is_usual = sum(map(len, samples)) < _KEPT_CHARACTERS and all(isinstance(item, str) for item in samples.values())
+        read = (_kept_samples if is_usual else _samples_from_json)(tuple(samples.items()), path)
         return cls(
             weights=digest_at(value.get("weights"), f"{path}.weights"),
             tensors=digest_at(value.get("tensors"), f"{path}.tensors"),
             structure=digest_at(value.get("structure"), f"{path}.structure"),
-            samples=MappingProxyType(read),
+            samples=read,
             files=digest_at(value["files"], f"{path}.files") if value.get("files") is not None else None,
         )
+
+
+def _samples_from_json(samples: tuple[tuple[str, object], ...], path: str) -> Samples:
+    read = {name: _sample_from_json(item, f"{path}.samples[{shown(name)}]") for name, item in samples}
+    return MappingProxyType(read)
+
+
+_KEPT_CHARACTERS: Final = 1 << 19
+_kept_samples = lru_cache(maxsize=8)(_samples_from_json)
+"""The builds of one base hold the same samples: read once, and once in memory."""
 
 
 def _sample_from_json(item: object, path: str) -> tuple[str, bytes]:

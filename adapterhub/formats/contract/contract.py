@@ -16,7 +16,6 @@ from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS, Bounds
 from adapterhub.formats.contract.demands import Demand
 from adapterhub.formats.prompts.form import PromptForm, Turn
 
-CONTRACT_FILE: Final = "evals.jsonl"
 FAMILY: Final = "adapterhub/tests/"
 """What the schema of every contract begins with, whatever its version."""
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 from adapterhub.core.digests import canonical_json, strict_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import CouldNotTell, Malformed, NotFound, problem_list, shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE, FAMILY, SCHEMAS, Contract
+from adapterhub.formats.contract.contract import FAMILY, SCHEMAS, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES, MAX_DEPTH, MAX_LINE_BYTES, MAX_LINES, ContractReader
 from adapterhub.formats.documents import JSON_KINDS
+from adapterhub.formats.manifest import CONTRACT_FILE
 
 _CLAIM: Final = re.compile(rb'(?<!\\)"adapterhub/tests/')
 

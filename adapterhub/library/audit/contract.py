@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.contract.bounds import LOOSEST
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.library.results import results_of
 from adapterhub.trust.verify import Finding, Severity

@@ -11,7 +11,6 @@ from typing import Any
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
-from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.prompts.form import PromptForm
@@ -61,6 +60,8 @@ def describe(
     subject: Subject, entries: Sequence[FileEntry], description: Description, base: BaseRecord | None
 ) -> Manifest:
     """The manifest of the adapter in `subject`, whose files are `entries`."""
+    from adapterhub.formats.cards.card import license_in
+
     config, facts = subject.config, subject.facts
     card = _card(subject)
     made = Manifest(
@@ -114,6 +115,8 @@ def _prompt_of_contract(subject: Subject) -> PromptForm | None:
 
 def _card(subject: Subject) -> str:
     """The author's own card, if it is readable text of bounded size."""
+    from adapterhub.formats.cards.card import CARD_LIMIT_BYTES
+
     entry = subject.listing.taken.get(CARD_FILE)
     if entry is None or entry.size_bytes > CARD_LIMIT_BYTES:
         return ""

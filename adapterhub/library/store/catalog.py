@@ -358,7 +358,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
 def _contract_of(build: Installed) -> Contract | None:
     """The contract of a build, for the examples in it; None without a sound one, which other checks refuse."""
     from adapterhub.formats.cards.widget import contract_shown
-    from adapterhub.formats.contract.contract import CONTRACT_FILE
+    from adapterhub.formats.manifest import CONTRACT_FILE
 
     return contract_shown(build.folder) if build.manifest.file(CONTRACT_FILE) is not None else None
 

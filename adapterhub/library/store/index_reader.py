@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from adapterhub.library.store.index import Index
-from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow
+if TYPE_CHECKING:
+    from adapterhub.library.store.index import Index
+    from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow
 
 
 class EmptyIndex:
@@ -73,5 +74,5 @@ def holds_nothing(root: Path) -> bool:
     return not any((root / "bases").glob("[!.]*.json"))
 
 
-IndexReader: TypeAlias = Index | EmptyIndex
+IndexReader: TypeAlias = "Index | EmptyIndex"
 """Either one; the methods that both have are those of a reader."""

@@ -13,8 +13,8 @@ from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.formats.contract.bounds import bound_text
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.documents import DocumentReader
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from

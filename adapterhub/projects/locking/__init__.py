@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,7 +29,7 @@ from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
-from adapterhub.library.transfer import Source
+from adapterhub.library.transfer import AT_ONCE, Source, together
 from adapterhub.projects.builds import label_of
 from adapterhub.projects.file.policy import objection_of
 from adapterhub.projects.lock.conflicts import built_for_several_bases, conflict, conflicts_in
@@ -70,8 +69,6 @@ __all__ = [
 
 ALL: Final = frozenset({"*"})
 """A value of `upgrade` that chooses everything again."""
-AT_ONCE: Final = 8
-"""How many adapters are looked up at the same time."""
 
 SourcesFor = Callable[[AdapterRequirement], Sequence[Source]]
 """Returns the places to look up an adapter in, in order, without the library."""
@@ -214,19 +211,15 @@ class _Search:
         places = [self.sources_for(wanted) for wanted, _ in to_ask]
         are_servers = any(kind_of(source.place).is_server for one in places for source in one)
 
-        def choose(number: int) -> Chosen | AdapterHubError:
+        def choose(number: int, _: object) -> Chosen:
             wanted, old = to_ask[number]
-            try:
-                return choose_build(self.asking, wanted, places[number], keep=old, before=self.before(wanted))
-            except AdapterHubError as error:
-                return error
+            return choose_build(self.asking, wanted, places[number], keep=old, before=self.before(wanted))
 
         answers: list[Chosen | AdapterHubError] = []
-        with ThreadPoolExecutor(AT_ONCE if are_servers else 1) as pool:
-            for answer in pool.map(choose, range(len(to_ask))):
-                answers.append(answer)
-                if progress is not None:
-                    progress(len(answers), len(to_ask))
+        for answer in together(range(len(to_ask)), choose, at_once=AT_ONCE if are_servers else 1):
+            answers.append(answer)
+            if progress is not None:
+                progress(len(answers), len(to_ask))
         failed = [(one.key, answer) for (one, _), answer in zip(to_ask, answers, strict=True)
                   if isinstance(answer, AdapterHubError)]  # fmt: skip
         if failed:

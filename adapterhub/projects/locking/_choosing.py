@@ -12,10 +12,9 @@ from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibl
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import claims_contract
-from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import requested_base

@@ -7,7 +7,6 @@ sync leaves each folder either old or new.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,24 +27,22 @@ from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
-from adapterhub.projects.sync._bringing import AT_ONCE, Brought, Places, PolicyFor, bring, bring_together
+from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
     folders_in,
     is_ours,
     place,
-    stamps_of,
     state_of,
     take_away,
 )
-from adapterhub.projects.sync._state import Placed, read_state, write_state
+from adapterhub.projects.sync._state import Placed, read_state, stamp_of, write_state
 from adapterhub.projects.sync._target import Target, opened
 from adapterhub.projects.sync._tested import ensure_tested
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [
-    "AT_ONCE",
     "Bar",
     "Brought",
     "BuildSources",
@@ -104,9 +101,13 @@ class SyncStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncPlan:
-    """What a sync would do. `left` are folders that sync created and the lock no longer has, `foreign` all others."""
+    """What a sync would do. `left` are folders that sync created and the lock no longer has, `foreign` all others.
+
+    `ours` is the record of what sync created, by key.
+    """
 
     target: Target
+    ours: Mapping[str, Placed]
     steps: tuple[SyncStep, ...]
     left: tuple[Path, ...]
     foreign: tuple[Path, ...]
@@ -164,6 +165,7 @@ def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = Fa
     left = [name for name in others if adapters and name in ours and is_ours(adapters, name, ours[name])]
     return SyncPlan(
         target=target,
+        ours=ours,
         steps=tuple(steps),
         left=tuple(target.path / name for name in left),
         foreign=tuple(target.path / name for name in others if name not in left),
@@ -326,12 +328,12 @@ def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
 def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, FolderChange]]:
     """Create every folder that is not right. No fsync: the next sync recreates what a power cut loses."""
     target = plan.target
-    before = read_state(target.store, target.project)
+    before = dict(plan.ours)  # one sync of a project runs at a time
     after = before | {step.entry.key: step.state.placed for step in plan.steps if step.state.placed is not None}
     todo = [step for step in plan.steps if step.state.standing != "right"]
     done: dict[str, FolderChange] = {}
     if todo:
-        adapters = target.make()
+        adapters, placed = target.make(), dict[str, list[str]]()
         # recorded first, so that the next sync recognizes what a killed one left
         making = {step.entry.key: step.state.placed or Placed(step.entry.digest) for step in todo}
         write_state(target.store, target.project, after | making)
@@ -339,15 +341,15 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, Fol
             # `ensure_unblocked` checked that it may be deleted
             if step.state.standing == "foreign" and adapters.has(step.entry.key):
                 take_away(adapters, step.entry.key)
-            place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
+            placed[step.entry.key] = place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
             done[step.entry.key] = "replaced" if step.state.standing == "replace" else "linked"
         for step in todo:  # last, because each new link to an object changes its ctime
+            key = step.entry.key
             try:
-                with adapters.inside(step.entry.key) as folder:
-                    inode = os.fstat(folder.handle).st_ino
-                    after[step.entry.key] = Placed(step.entry.digest, inode, stamps_of(folder))
+                stamps = {name: stamp_of(adapters, f"{key}/{name}") for name in placed[key]}
+                after[key] = Placed(step.entry.digest, adapters.facts(key).st_ino, stamps)
             except OSError:  # deleted meanwhile; the next sync recreates it
-                after.pop(step.entry.key, None)
+                after.pop(key, None)
     if after != before:
         write_state(target.store, target.project, after)
     for step in plan.steps:

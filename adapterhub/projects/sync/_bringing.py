@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -33,7 +32,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Library
 from adapterhub.library.results import results_at, take_results
-from adapterhub.library.transfer import Source, copy
+from adapterhub.library.transfer import Source, copy, together
 from adapterhub.projects.builds import (
     SignatureRequirement,
     ensure_locked_build,
@@ -52,9 +51,6 @@ Places = Callable[[Locked], Iterable[Source]]
 
 PolicyFor = Callable[[Locked], SignatureRequirement]
 """Returns the signature policy of this run for a build; None means the user's policies."""
-
-AT_ONCE: Final = 8
-"""How many builds are fetched at the same time."""
 
 _SHOWN_DIGEST: Final = 19
 _ELSEWHERE: Final = (RemoteUnreachable, NotFound, DigestMismatch)
@@ -224,31 +220,11 @@ def bring_together(
     entries: Sequence[Locked], one: Callable[[Locked, Progress], Brought], progress: Progress | None
 ) -> list[Brought]:
     """Bring several builds at once under one bar; an interrupt ends all of them."""
-    stopped = False
-
-    def counted(done: int) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        if progress is not None:
-            progress(done)
-
-    failures: list[AdapterHubError] = []
-    brought = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(one, entry, counted) for entry in entries]
-        try:
-            for future in futures:
-                try:
-                    brought.append(future.result())
-                except AdapterHubError as error:
-                    failures.append(error)
-        except BaseException:
-            stopped = True
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    answers = list(together(entries, one, progress))
+    failures = [answer for answer in answers if isinstance(answer, AdapterHubError)]
     if failures:
         raise _all_of(failures)
-    return brought
+    return [answer for answer in answers if isinstance(answer, Brought)]
 
 
 def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:

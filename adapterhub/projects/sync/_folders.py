@@ -152,8 +152,10 @@ def stamps_of(folder: RealFolder) -> dict[str, Stamp]:
 
 
 # ---------------------------------------------------------------- making
-def place(library: Library, entry: Locked, adapters: RealFolder, *, replaces: bool) -> None:
-    """Create the folder of an adapter from links into the store. At any moment it is either the old or the new one.
+def place(library: Library, entry: Locked, adapters: RealFolder, *, replaces: bool) -> list[str]:
+    """Create the folder of an adapter from links into the store, and return the names in it.
+
+    At any moment it is either the old or the new one.
 
     Raises:
         NotAllowed, DiskFull: it cannot be written; the old folder stays.
@@ -162,18 +164,23 @@ def place(library: Library, entry: Locked, adapters: RealFolder, *, replaces: bo
     fresh = f".{entry.key}.new-{secrets.token_hex(4)}"
     try:
         with adapters.make(fresh) as folder:
-            _fill(library, entry, folder)
-        if replaces:
-            _swap(adapters, fresh, entry.key)
-        else:
+            names = _fill(library, entry, folder)
+        if not replaces:
             adapters.rename(fresh, entry.key)
+            return names
+        _swap(adapters, fresh, entry.key)
     except OSError as error:
-        raise not_written(error, adapters.path / entry.key) from error
-    finally:
         _clear(adapters, fresh)
+        raise not_written(error, adapters.path / entry.key) from error
+    except BaseException:
+        _clear(adapters, fresh)
+        raise
+    _clear(adapters, fresh)
+    return names
 
 
-def _fill(library: Library, entry: Locked, fresh: RealFolder) -> None:
+def _fill(library: Library, entry: Locked, fresh: RealFolder) -> list[str]:
+    """Fill a new folder, and return the names in it."""
     store, installed = library.store, installed_folder(library, entry)
     ensure_locked_build(entry, _locked_manifest(library, entry))
     for file in entry.files:
@@ -187,8 +194,10 @@ def _fill(library: Library, entry: Locked, fresh: RealFolder) -> None:
     if card is None:  # removed from the library meanwhile
         card = card_for(store.read_manifest(entry.digest)).encode()
     fresh.write_new(CARD_FILE, card)
-    if installed is not None:
-        _link_signature(library, f"{installed}/{SIGNATURE_FILE}", fresh)
+    names = [*(file.path for file in entry.files), MANIFEST_FILE, CARD_FILE]
+    if installed is not None and _link_signature(library, f"{installed}/{SIGNATURE_FILE}", fresh):
+        names.append(SIGNATURE_FILE)
+    return names
 
 
 def _bytes_of(path: str) -> bytes:
@@ -207,9 +216,10 @@ def _locked_manifest(library: Library, entry: Locked) -> dict[str, Any]:
     return value
 
 
-def _link_signature(library: Library, signature: str, fresh: RealFolder) -> None:
+def _link_signature(library: Library, signature: str, fresh: RealFolder) -> bool:
+    """Link the signature of the installed build, and return whether it has one."""
     if not os.path.lexists(signature):
-        return
+        return False
     try:
         blob = library.store.blob_name(digest_of(_bytes_of(signature)))
         os.link(blob if os.path.exists(blob) else signature, SIGNATURE_FILE, dst_dir_fd=fresh.handle)
@@ -217,6 +227,7 @@ def _link_signature(library: Library, signature: str, fresh: RealFolder) -> None
         if error.errno not in NO_LINKS:
             raise
         clone_or_copy(Path(signature), SIGNATURE_FILE, into=fresh)
+    return True
 
 
 def _swap(adapters: RealFolder, fresh: str, name: str) -> None:

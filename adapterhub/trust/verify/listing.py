@@ -24,7 +24,6 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.base.weight_files import TOKENIZER_FILES
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.kinds import LOOKED_AT, POINTER, is_pointer, recognise
-from adapterhub.trust.verify.foreign import RENAME, weights_of_others
 from adapterhub.trust.verify.report import Finding, some
 
 TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
@@ -177,7 +176,8 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
     """Taken names that another name equals on file systems that fold case or compose accents."""
     folded: dict[str, list[str]] = {}
     for name in names:
-        folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+        composed = name if name.isascii() else unicodedata.normalize("NFKC", name)
+        folded.setdefault(composed.casefold(), []).append(name)
     for same in folded.values():
         if len(same) > 1 and TAKEN.intersection(same):
             yield Finding(
@@ -193,7 +193,7 @@ def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or a finding with the reason why there is none."""
     path = folder / name
     try:
-        facts = path.lstat()
+        facts = os.lstat(path)
         if stat.S_ISLNK(facts.st_mode):
             target = behind_link(folder, path)
             if target is None:
@@ -278,12 +278,14 @@ def _pointers(folder: Path, names: list[str]) -> Finding | None:
 
 def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
     """Findings for a missing config or missing weights, which depend on the other files."""
-    foreign = None
+    is_others = False
     if WEIGHTS_FILE not in names:
+        from adapterhub.trust.verify.foreign import RENAME, weights_of_others
+
         foreign = _pointers(folder, names) or weights_of_others(folder, names)
-    if foreign is not None:
-        yield foreign
-    is_others = foreign is not None and foreign.code in ("E_UNSUPPORTED", "E_PICKLE") and foreign.hint != RENAME
+        if foreign is not None:
+            yield foreign
+            is_others = foreign.code in ("E_UNSUPPORTED", "E_PICKLE") and foreign.hint != RENAME
     if CONFIG_FILE not in names and not is_others:
         yield Finding(
             code="E_CONFIG",

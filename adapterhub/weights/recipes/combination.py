@@ -20,8 +20,7 @@ from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.base.pipelines import component_in, is_pipeline
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.weights.catalogue import SUMS
 from adapterhub.weights.recipes.toml.values import Inner
 

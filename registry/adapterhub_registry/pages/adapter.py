@@ -16,9 +16,9 @@ from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.cards.metadata import split_block
 from adapterhub.formats.cards.usage import vllm_rank
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract, Golden, LeaveAlone
+from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reading import parse_contract
-from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE
+from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
 from adapterhub.pages.values.common import Badge, Link, Snippet

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
 from adapterhub.pages.changes import changed
 from adapterhub.pages.figures import compared, contract_words, weight_of, with_commands
 from adapterhub.pages.page import Asked

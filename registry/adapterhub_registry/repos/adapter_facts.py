@@ -18,11 +18,12 @@ from adapterhub.core.digests import canonical_json, digest_of, hex_of, strict_js
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.cards.card import tags_for
 from adapterhub.formats.cards.telling import description_of, examples_of, own_words
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import claims_contract, parse_contract
 from adapterhub.formats.manifest import (
     CONFIG_FILE,
+    CONTRACT_FILE,
     LIMIT_BYTES,
     MANIFEST_FILE,
     MEDIA_TYPES,

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_version
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived

@@ -15,8 +15,8 @@ import pytest
 import adapterhub
 from adapterhub.core.errors import BehaviourChanged
 from adapterhub.formats.cards.metadata import read_metadata
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import read_contract
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.support.command_line import Adapt

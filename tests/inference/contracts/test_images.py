@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapterhub.formats.contract.contract import CONTRACT_FILE
 from adapterhub.formats.contract.reading import contract_in
-from adapterhub.formats.manifest import WEIGHTS_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE, WEIGHTS_FILE
 from tests.inference.test_pipelines import modules_of, save
 from tests.support import pipelines
 from tests.support.command_line import Adapt

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 from tests.support.command_line import Adapt
 from tests.support.contracts import RECORD, recorded_library
 

@@ -11,8 +11,9 @@ import yaml
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Incompatible
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reading import read_contract
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.contracts.runners.task import lm_eval_task
 from adapterhub.inference.contracts.runners.tools import run_tool

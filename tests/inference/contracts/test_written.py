@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import adapterhub
 from adapterhub.core.errors import BehaviourChanged
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 from tests.support.command_line import Adapt
 from tests.support.contracts import recorded_library
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.formats.contract.contract import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE
 from tests.inference.engines.servers import adapt_serve
 from tests.support.command_line import Adapt
 from tests.support.llama_cpp import smollm2_gguf

@@ -13,9 +13,10 @@ from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import NotAllowed, UsageProblem, problem_list
-from adapterhub.formats.contract.contract import CONTRACT_FILE, DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded
+from adapterhub.formats.contract.contract import DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded
 from adapterhub.formats.contract.plan import Plan, read_plan
 from adapterhub.formats.contract.private import private_texts
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.library.contracting import add_contract
 

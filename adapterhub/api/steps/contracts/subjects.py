@@ -14,10 +14,10 @@ from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import BaseNotFound, DigestMismatch, NotFound, UsageProblem
 from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.formats.contract.contract import CONTRACT_FILE, IMAGE, Contract
+from adapterhub.formats.contract.contract import IMAGE, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import contract_in
-from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Manifest
+from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.projects.session import wanted_from
 from adapterhub.trust.verify import ensure_undamaged, manifest_in
 from adapterhub.trust.verify.checks.digests import differing

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import claims_contract, parse_contract
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
+
+if TYPE_CHECKING:
+    from adapterhub.formats.contract.contract import Contract
 
 
 def contract_of(subject: Subject) -> Contract | None:
@@ -22,6 +24,9 @@ def contract_of(subject: Subject) -> Contract | None:
     entry = subject.listing.taken.get(CONTRACT_FILE)
     if entry is None:
         return None
+    from adapterhub.formats.contract.reader import MAX_BYTES
+    from adapterhub.formats.contract.reading import claims_contract, parse_contract
+
     raw = bytes(entry.held.read(0, min(entry.held.size_bytes, MAX_BYTES + 1)))
     return parse_contract(raw) if claims_contract(raw) else None
 

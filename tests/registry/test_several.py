@@ -1,0 +1,125 @@
+"""Several installs in one command from a server, and a push that keeps the weights where they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from adapterhub.distribution.hub import Hub
+from adapterhub.formats.release import Release
+from adapterhub.library.library import Added, Library
+from adapterhub.library.transfer import copy, together
+from tests.registry.proxy import Proxy, Request
+from tests.registry.running import Running
+from tests.support.command_line import Adapt
+
+numbers = count(1)
+NAMES = ("one", "two", "three")
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def team(online: None, server: Running, library: Library, add: Callable[..., Added]) -> str:
+    """A namespace on the shared server with three adapters."""
+    namespace = f"several{next(numbers)}"
+    hub = Hub(endpoint=server.url, token=server.token)
+    for seed, name in enumerate(NAMES):
+        release = Release(manifest=add(name, seed=seed).build.manifest, namespace=None, origin="home")
+        copy(release, library, hub.to(f"{namespace}/{name}"))
+    return namespace
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Adapt:
+    return Adapt(tmp_path, home="far")
+
+
+def weights_of(request: Request, *names: str) -> bool:
+    return request.path.endswith(".safetensors") and any(f"/{name}/" in request.path for name in names)
+
+
+def test_several_are_fetched_at_the_same_time_and_reported_in_order(proxy, far, team):
+    both = threading.Barrier(2)
+
+    def meet(request: Request) -> None:  # the answer to one waits for the request of the other
+        if weights_of(request, "one", "three"):
+            both.wait(PATIENCE_S)
+
+    proxy.fault = meet
+    names = [f"{team}/{name}" for name in NAMES]
+    documents = far.json("install", *names, "--remote", proxy.url)
+    again = far.json("install", *names, names[0], "--remote", proxy.url)
+
+    assert [one["name"] for one in documents] == names
+    assert [one["present"] for one in documents] == [False] * 3
+    assert [one["present"] for one in again] == [True] * 4
+    assert {one.full_name for one in far.library.installed()} == set(names)
+
+
+def test_nothing_is_fetched_where_one_of_several_is_not_there(proxy, far, team):
+    said = far.fails(10, "install", f"{team}/one", f"{team}/none", f"{team}/two", "--remote", proxy.url)
+
+    assert f"{team}/none" in said
+    assert [request for request in proxy.seen if weights_of(request, *NAMES)] == []
+    assert list(far.library.installed()) == []
+
+
+def test_the_first_refusal_in_order_is_told_and_what_arrived_is_kept(proxy, far, team, monkeypatch):
+    monkeypatch.setattr("adapterhub.distribution.hub._stream.PAUSES_S", (0.0,))
+    proxy.fault = lambda request: "drop" if weights_of(request, "two", "three") else None
+    names = [f"{team}/{name}" for name in NAMES]
+
+    said = far.fails(13, "install", *names, "--remote", proxy.url)
+    proxy.fault = lambda _request: None
+    documents = far.json("install", *names, "--remote", proxy.url)
+
+    assert f"{team}/two" in said
+    assert f"{team}/three" not in said
+    assert [one["present"] for one in documents] == [True, False, False]
+
+
+def test_an_interrupt_ends_what_is_under_way_and_begins_no_more():
+    begun, ended, late = [], [], time.monotonic() + PATIENCE_S
+
+    def work(item: int, progress: Callable[[int], None]) -> int:
+        begun.append(item)
+        try:
+            while item and time.monotonic() < late:
+                progress(1)
+        except KeyboardInterrupt:
+            ended.append(item)
+            raise
+        return item
+
+    answers = together(range(100), work, at_once=2)
+    first = next(answers)
+    answers.close()
+
+    assert first == 0
+    assert ended
+    assert sorted(ended) == sorted(begun)[1:]
+    assert len(begun) < 100
+
+
+@pytest.mark.usefixtures("online")
+def test_a_push_writes_no_second_copy_of_the_weights(
+    server: Running, proxy: Proxy, library, add, tmp_path, monkeypatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    added = add("wide", known=False, width=65_536, rank=4)
+    sizes: list[int] = []
+    proxy.fault = lambda _request: sizes.extend(p.stat().st_size for p in temporary.rglob("*") if p.is_file())
+    release = Release(manifest=added.build.manifest, namespace=None, origin="home")
+
+    copy(release, library, Hub(endpoint=proxy.url, token=server.token).to(f"several{next(numbers)}/wide"))
+
+    assert added.build.manifest.size_bytes > 2_000_000
+    assert sizes
+    assert max(sizes) < 100_000
