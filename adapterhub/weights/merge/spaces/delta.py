@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, check_rank, cut, nothing, stack, taking_part
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, check_rank, cut, cut_sum, nothing, taking_part
 from adapterhub.weights.lowrank.randomized import closest, strips
 from adapterhub.weights.merge.spaces.prune import by_position, check_density, threshold_of
 
@@ -156,8 +156,8 @@ def merged(
     if not parts:
         return cut(nothing(out, width, 1), rank=1)
     if pruning is None and (fusion.is_sum or (len(parts) == 1 and not fusion.normalize)):
-        whole = stack([delta for delta, _ in parts], [weight * fusion.gain for _, weight in parts])
-        return cut(whole, rank=rank, max_error=max_error)
+        gained = [weight * fusion.gain for weight in weights]
+        return cut_sum(deltas, gained, rank=rank, max_error=max_error)
     drawing = [
         generator
         for delta, weight, generator in zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
