@@ -17,16 +17,19 @@ measured between the matrix and the factors, not estimated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
 
-__all__ = ["closest", "strips"]
+__all__ = ["closest", "side_by_side", "strips"]
+
+_T, _Made = TypeVar("_T"), TypeVar("_Made")
 
 _EXTRA: Final = 8
 """Columns of the block beyond the rank: fewer need more products, more make each product slower."""
@@ -122,6 +125,20 @@ def strips(shape: Sequence[int], size: int = STRIP) -> Iterator[slice]:
     height = max(1, size // max(1, shape[1]))
     for start in range(0, shape[0], height):
         yield slice(start, min(start + height, shape[0]))
+
+
+def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made]:
+    """What `make` gives for each item, in order, made by two threads.
+
+    The parts are the same on any number of cores, and so is every digit; torch's own threads would divide sums by their
+    number.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(make, items))
+
+
+def _halves(count: int) -> list[slice]:
+    return [slice(0, count // 2), slice(count // 2, count)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,20 +330,27 @@ def _measured(matrix: Tensor, triplets: _Triplets, count: int, whole: float) -> 
 def _distance(matrix: Tensor, b: Tensor, a: Tensor, dtype: torch.dtype) -> float:
     """‖matrix - b @ a‖, the products made in `dtype`."""
     b, a = b.to(dtype), a.to(dtype)
-    left = (torch.addmm(matrix[at].to(dtype), b[at], a, alpha=-1) for at in strips(matrix.shape))
-    return math.hypot(*(float(torch.linalg.vector_norm(rows, dim=1).double().norm()) for rows in left))
+
+    def apart(at: slice) -> float:
+        rows = torch.addmm(matrix[at].to(dtype), b[at], a, alpha=-1)
+        return float(torch.linalg.vector_norm(rows, dim=1).double().norm())
+
+    return math.hypot(*side_by_side(apart, strips(matrix.shape)))
 
 
 def _norm(matrix: Tensor) -> float:
     """Frobenius norm in float64, row by row; one long sum is off by 1e-14 of itself, too much to find the loss."""
-    norms = [torch.linalg.vector_norm(matrix[at], dim=1, dtype=torch.float64) for at in strips(matrix.shape)]
-    return math.sqrt(float(torch.cat(norms).square().sum()))
+
+    def of_rows(at: slice) -> Tensor:
+        return torch.linalg.vector_norm(matrix[at], dim=1, dtype=torch.float64)
+
+    return math.sqrt(float(torch.cat(side_by_side(of_rows, strips(matrix.shape))).square().sum()))
 
 
 def _times(basis: Tensor, block: Tensor) -> Tensor:
     """The product basis @ block in the dtype of the block, without a float64 copy of a whole float32 basis."""
     if basis.dtype == block.dtype:
-        return basis @ block
+        return torch.cat(side_by_side(lambda at: basis[at] @ block, _halves(len(basis))))
     if basis.stride(0) >= basis.stride(1):
         return torch.cat([basis[at].to(block.dtype) @ block for at in strips(basis.shape)])
     product = block.new_zeros(basis.shape[0], block.shape[1])

@@ -237,7 +237,7 @@ class MergeRun:
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes on any number of cores. A second thread gains almost nothing here.
+    A recipe then gives the same bytes on any number of cores. Whole matrices are worked on by two threads of our own.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

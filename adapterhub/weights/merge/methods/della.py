@@ -46,7 +46,7 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
     pruning = _mag_prune(density, epsilon, rescale)
     fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
-    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)
 
 
 def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | None:
