@@ -29,7 +29,8 @@ from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, C
 
 __all__ = ["closest", "side_by_side", "strips"]
 
-_T, _Made = TypeVar("_T"), TypeVar("_Made")
+_T = TypeVar("_T")
+_Made = TypeVar("_Made")
 
 _EXTRA: Final = 8
 """Columns of the block beyond the rank: fewer need more products, more make each product slower."""
@@ -342,7 +343,8 @@ def _norm(matrix: Tensor) -> float:
     """Frobenius norm in float64, row by row; one long sum is off by 1e-14 of itself, too much to find the loss."""
 
     def of_rows(at: slice) -> Tensor:
-        return torch.linalg.vector_norm(matrix[at], dim=1, dtype=torch.float64)
+        norms: Tensor = torch.linalg.vector_norm(matrix[at], dim=1, dtype=torch.float64)
+        return norms
 
     return math.sqrt(float(torch.cat(side_by_side(of_rows, strips(matrix.shape))).square().sum()))
 

@@ -278,11 +278,17 @@ def by_magnitude(density: float) -> Pruning | None:
 
 def largest(update: Update, count: int) -> Mask:
     """Keeps exactly the `count` largest numbers of an update; of those that tie for the last places, the first."""
-    if count <= 0:
-        return lambda rows, _at: rows.zero_()
-    if count >= update.numel:
-        return lambda _rows, _at: None
-    pieces = lambda: (rows for _, rows in update.strips())  # noqa: E731
+
+    def all_or_none(rows: Tensor, _at: slice) -> None:
+        if count <= 0:
+            rows.zero_()
+
+    if not 0 < count < update.numel:
+        return all_or_none
+
+    def pieces() -> Iterator[Tensor]:
+        return (rows for _, rows in update.strips())
+
     near = sizes_near(update.sample(), count / update.numel) if update.numel > 8 * _SAMPLED else None
     threshold, surplus = threshold_of(pieces, count, near)
     edge = torch.tensor(threshold, dtype=update.a.dtype)
