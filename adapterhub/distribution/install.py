@@ -29,7 +29,7 @@ from adapterhub.library.intake.staging import Staging
 from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Added, Library
 from adapterhub.library.results import results_at, take_results
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import Installed, build_folders
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Receiver, Source, copy
 from adapterhub.trust.signing.provenance import read_signature
@@ -146,20 +146,22 @@ def _plan(
     resolution: Resolution,
     asked: InstallRequest,
 ) -> InstallPlan:
-    here = []
+    here: Installed | None = None
     place = library.folder_for(release.manifest, release.namespace)
-    for build in library.builds_named(release.manifest.name, release.namespace):
-        if build.manifest.digest == release.digest and build.namespace == release.namespace:
-            here.append(build)
-        elif build.folder == place:  # another build has the version; report one of another origin as such
-            Admission(library).ensure_own_origin(build)
+    if place in build_folders(library.root, place.parent.name):
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            here = library.read_build(place)
+    if here is not None and here.manifest.digest != release.digest:
+        # Another build has the version; report one of another origin as such.
+        Admission(library).ensure_own_origin(here)
+        here = None
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
     return InstallPlan(
         release=release,
         source=source,
         wanted=wanted,
         resolution=resolution,
-        present=here[0] if here else None,
+        present=here,
         missing=missing,
         asked=asked,
     )

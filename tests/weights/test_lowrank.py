@@ -11,13 +11,13 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.weights.lowrank.algebra import (
     LowRank,
     cut,
-    difference_norms,
     frobenius_norm,
     nothing,
     singular_values,
     spectrum,
     stack,
 )
+from adapterhub.weights.lowrank.errors import difference_norms
 from tests.support.adapter_folders import dense, random_delta, relative
 
 sizes = st.integers(1, 24)

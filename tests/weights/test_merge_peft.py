@@ -20,7 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.weights.lowrank.algebra import difference_norms
+from adapterhub.weights.lowrank.errors import difference_norms
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge import MergeInput, merge
 from adapterhub.weights.merge.config import common_rank, rank_pattern

@@ -26,6 +26,7 @@ from adapterhub.formats.engines._rules import FEATURES, NOTES, SETTINGS, Effect,
 from adapterhub.formats.engines._traits import HEADS, BaseFacts, Traits
 from adapterhub.formats.engines._verdict import Reason, Settings, Verdict, as_flags, joined
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.keys import AdapterKeys
 from adapterhub.formats.safetensors.file import TensorFile
 
 __all__ = [
@@ -82,11 +83,18 @@ def engine(name: str) -> ModuleType:
     return importlib.import_module(f"adapterhub.formats.engines.{name.replace('.', '_')}")
 
 
-def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: BaseFacts | None = None) -> Verdict:
+def judge(
+    target: str,
+    config: AdapterConfig,
+    weights: TensorFile,
+    *,
+    base: BaseFacts | None = None,
+    keys: AdapterKeys | None = None,
+) -> Verdict:
     """What the engine `target` (`vllm@0.32`, `llama.cpp`) does with an adapter of this config and tensor header.
 
     Reads names and shapes only: microseconds a module. Rules that depend on the base apply as far as `base` is known;
-    a note names those that were not judged.
+    a note names those that were not judged. `keys`: the tensors as `sort_keys` sorts them, if they are sorted already.
 
     Raises:
         UsageProblem: no such engine.
@@ -94,7 +102,7 @@ def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: Base
     """
     name, version = parse_target(target)
     rules = engine(name)
-    traits = Traits.of(config, weights, base or BaseFacts())
+    traits = Traits.of(config, weights, base or BaseFacts(), keys)
     found = [(rule, detail) for rule in rules.RULES if (detail := rule.detail(traits))]
     reasons = tuple(
         Reason(feature=rule.feature, effect=rule.effect, says=rule.says, detail=detail, source=rule.source)

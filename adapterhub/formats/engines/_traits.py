@@ -54,9 +54,9 @@ class Traits:
     keys: AdapterKeys
 
     @classmethod
-    def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts) -> Traits:
-        """Sort the tensors of an adapter."""
-        return cls(config=config, weights=weights, base=base, keys=sort_keys(weights, config))
+    def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts, keys: AdapterKeys | None = None) -> Traits:
+        """The traits of an adapter; sorts its tensors unless `keys` has them."""
+        return cls(config=config, weights=weights, base=base, keys=keys or sort_keys(weights, config))
 
     @cached_property
     def modules(self) -> tuple[str, ...]:

@@ -414,7 +414,7 @@ class AdapterProvider:
         return verdict, (*(f.text for f in report.warnings), *verdict.notes, *self._gate(build))
 
     def _engine_verdict(self, subject: Subject, label: str) -> Verdict:
-        verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts)
+        verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts, keys=subject.keys)
         reasons = [reason.text for reason in verdict.reasons]
         needed, most = verdict.settings.get(RANK_SETTING), self._bounds.max_rank
         if most is not None and isinstance(needed, int) and needed > most:

@@ -22,7 +22,8 @@ from adapterhub.weights.extract._config import extracted_config
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
-from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors
+from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.lowrank.errors import ModuleErrors
 from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.randomized import closest
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -87,8 +88,62 @@ def taking_part(deltas: Sequence[LowRank], weights: Sequence[float]) -> list[tup
     Raises:
         ValueError: no delta, not one weight each, or shapes differ.
     """
-    _check(deltas, weights)
+    _ = Summands.of(deltas).shape
     return [(d, weight) for d, weight in zip(deltas, weights, strict=True) if weight != 0 and d.rank]
+
+
+@final
+class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has made
+    """Updates of one weight, whose columns and Gram matrices are made once: for their sum, its cut and the errors.
+
+    Raises:
+        ValueError: no update, or shapes differ.
+    """
+
+    @classmethod
+    def of(cls, deltas: Iterable[LowRank]) -> Summands:
+        """These updates; the same object if they are summands already."""
+        return deltas if isinstance(deltas, cls) else cls(deltas)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the updated weight."""
+        shapes = {delta.shape for delta in self}
+        if len(shapes) != 1:
+            raise ValueError(f"{len(self)} updates of shapes {sorted(shapes)}, expected one shape")
+        return shapes.pop()
+
+    @cached_property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """All rows of `a` [rank, in] and all columns of `b` [out, rank], without scales, in float64."""
+        out, width = self.shape
+        if len(self) == 1:
+            return self[0].a.double(), self[0].b.double()
+        device, rank = self[0].a.device, sum(delta.rank for delta in self)
+        a = torch.empty(rank, width, dtype=torch.float64, device=device)
+        b = torch.empty(out, rank, dtype=torch.float64, device=device)
+        start = 0
+        for delta in self:
+            a[start : start + delta.rank] = delta.a
+            b[:, start : start + delta.rank] = delta.b
+            start += delta.rank
+        return a, b
+
+    @cached_property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """The products a @ a.T and b.T @ b of the columns."""
+        a, b = self.columns
+        return a @ a.T, b.T @ b
+
+
+def factors_of(summands: Summands, weights: Sequence[float]) -> Tensor:
+    """Weight * scale of each column, in float64.
+
+    Raises:
+        ValueError: not one weight for each update.
+    """
+    factors = [weight * d.scale for d, weight in zip(summands, weights, strict=True) for _ in range(d.rank)]
+    return torch.tensor(factors, dtype=torch.float64, device=summands.columns[0].device)
 
 
 def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
@@ -99,19 +154,20 @@ def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     Raises:
         ValueError: no delta, not one weight each, or shapes differ.
     """
-    _check(deltas, weights)
-    a, b, factors = _columns(deltas, weights)
-    return LowRank(a=a, b=b.mul_(factors))
+    summands = Summands.of(deltas)
+    a, b = summands.columns
+    return LowRank(a=a, b=b * factors_of(summands, weights))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spectrum:
-    """The singular values of an update (float64, descending), and what a cut to any rank needs.
+    """The singular values of a sum of updates (float64, descending), and what a cut to any rank needs.
 
     A singular value below `noise` is float64 rounding of the summed terms.
     """
 
-    delta: LowRank
+    summands: Summands
+    factors: Tensor
     triangle_a: Tensor
     triangle_b: Tensor
     left: Tensor
@@ -143,14 +199,15 @@ class Spectrum:
         """
         keep = min(rank, self.numerical_rank)
         if keep < 1:
-            return nothing(*self.delta.shape, rank=1)
+            return nothing(*self.summands.shape, rank=1)
         root = self.values[:keep].rsqrt()
         # The singular vectors combine the rows of a and the columns of b, so the orthogonal factors of the two QRs are
         # never formed: with b = Qb Tb, a.T = Qa Ta and Tb Ta.T = U S V.T,
         # S^½ V.T Qa.T = S^-½ U.T Tb a, and Qb U S^½ = b Ta.T V S^-½.
         into_a = (self.left[:, :keep] * root).T @ self.triangle_b
         into_b = self.triangle_a.T @ (self.right[:keep].T * root)
-        return LowRank(a=into_a @ self.delta.a, b=self.delta.b @ into_b)
+        a, b = self.summands.columns
+        return LowRank(a=into_a @ a, b=b @ (self.factors[:, None] * into_b))
 
 
 def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,14 +225,24 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def spectrum(delta: LowRank) -> Spectrum:
-    """The spectrum of `delta`; time O((in + out) R² + R³) for rank R."""
-    a, b = delta.a.double(), delta.b.double()
-    if delta.scale != 1:
-        b = b * delta.scale
-    triangle_a, triangle_b = _triangle(a.T), _triangle(b)
+    """The spectrum of one update; as `sum_spectrum`."""
+    return sum_spectrum([delta], [1.0])
+
+
+def sum_spectrum(deltas: Sequence[LowRank], weights: Sequence[float]) -> Spectrum:
+    """The spectrum of the sum of weight * delta; time O((in + out) R² + R³) for summed rank R.
+
+    Raises:
+        ValueError: as `stack`.
+    """
+    summands = Summands.of(deltas)
+    factors = factors_of(summands, weights)
+    (a, b), (gram_a, gram_b) = summands.columns, summands.grams
+    triangle_a, triangle_b = _triangle(a.T, gram_a), _triangle(b, gram_b) * factors
     left, values, right = decomposed(triangle_b @ triangle_a.T)
     return Spectrum(
-        delta=LowRank(a=a, b=b),
+        summands=summands,
+        factors=factors,
         triangle_a=triangle_a,
         triangle_b=triangle_b,
         left=left,
@@ -191,24 +258,33 @@ def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     Raises:
         ValueError: as `stack`.
     """
-    total = stack(deltas, weights)
-    decomposition = spectrum(total)
+    decomposition = sum_spectrum(deltas, weights)
     kept = decomposition.numerical_rank
     # Truncation transforms the factors; without empty directions the stacked ones stay exact.
-    return total if kept == total.rank else decomposition.truncate(kept)
+    return (
+        stack(decomposition.summands, weights) if kept == len(decomposition.factors) else decomposition.truncate(kept)
+    )
 
 
 def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
-    """The closest update to `delta` in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
+    """The closest update to `delta`; as `cut_sum`."""
+    return cut_sum([delta], [1.0], rank=rank, max_error=max_error)
 
-    With `rank`, the result has that rank, or a lower one if `delta` has fewer directions; with `max_error`, the
-    smallest rank with at most that error relative to `delta`; with neither, the numerical rank. Time as `spectrum`.
+
+def cut_sum(
+    deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None
+) -> Cut:
+    """The closest update to the sum in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
+
+    With `rank`, the result has that rank, or a lower one if the sum has fewer directions; with `max_error`, the
+    smallest rank with at most that error relative to the sum; with neither, the numerical rank. Time as `sum_spectrum`.
 
     Raises:
         UsageProblem: both are given, or one is out of range.
+        ValueError: as `stack`.
     """
     check_rank(rank, max_error)
-    decomposition = spectrum(delta)
+    decomposition = sum_spectrum(deltas, weights)
     tails = decomposition.tails()
     if max_error is not None:
         rank = decomposition.rank_within(max_error)
@@ -262,36 +338,6 @@ def limit_of(*, rank: int | None, max_error: float | None, energy: float | None)
     return limit
 
 
-class ModuleErrors(dict[str, tuple[float, float]]):
-    """The Frobenius norms of the error and of the exact update, by module."""
-
-    def record(self, module: str, parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
-        """Add a module from the norms of its parts; the norms of the module."""
-        error, norm = (math.hypot(*column) for column in zip(*parts, strict=True))
-        self[module] = error, norm
-        return error, norm
-
-    @property
-    def total(self) -> tuple[float, float]:
-        """The norms over all modules."""
-        return math.hypot(*(error for error, _ in self.values())), math.hypot(*(norm for _, norm in self.values()))
-
-    @property
-    def relative(self) -> float:
-        """The relative error over all modules."""
-        return _ratio(*self.total)
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The module with the largest relative error, and that error; an empty name without modules."""
-        name = max(self, key=lambda module: _ratio(*self[module]), default="")
-        return name, _ratio(*self.get(name, (0.0, 0.0)))
-
-
-def _ratio(error: float, norm: float) -> float:
-    return error / norm if error else 0.0
-
-
 def singular_values(delta: LowRank) -> Tensor:
     """The min(rank, in, out) singular values of the update, descending, float64."""
     return spectrum(delta).values
@@ -302,82 +348,20 @@ def frobenius_norm(delta: LowRank) -> float:
     return float(torch.linalg.vector_norm(singular_values(delta)))
 
 
-def difference_norms(deltas: Sequence[LowRank], weights: Sequence[float], result: LowRank) -> tuple[float, float]:
-    """(‖result - sum of weight * delta‖, ‖sum of weight * delta‖), Frobenius, in float64.
-
-    Weights and scales enter as float64 factors of r x r Gram matrices, so the reference is never rounded to the dtype
-    of a file. Squares lose half the digits when terms cancel; the norm then comes from QR factors. A result that keeps
-    the rows of `a` needs no QR, because the difference is formed in `b` before any square. A norm below `ROUNDING` of
-    the terms is returned as 0.
-
-    Raises:
-        ValueError: no delta, not one weight each, or shapes differ.
-    """
-    _check([*deltas, result], [*weights, 1.0])
-    a, b, factors = _columns(deltas, weights)
-    mine_a, mine_b, mine = _columns([result], [-1.0])
-    gram_a, gram_b = a @ a.T, b.T @ b
-    norm = _norm_by_gram(gram_a * gram_b, factors)
-    if norm is None:
-        norm = _norm_by_qr(a, b * factors)
-    if torch.equal(a, mine_a):
-        apart = b * factors + mine_b * mine
-        return math.sqrt(max(float(((apart.T @ apart) * gram_a).sum()), 0.0)), norm
-    across = (a @ mine_a.T) * (b.T @ mine_b)
-    own = (mine_a @ mine_a.T) * (mine_b.T @ mine_b)
-    products = torch.cat([torch.cat([gram_a * gram_b, across], dim=1), torch.cat([across.T, own], dim=1)])
-    error = _norm_by_gram(products, torch.cat([factors, mine]))
-    if error is None:
-        error = _norm_by_qr(torch.cat([a, mine_a]), torch.cat([b * factors, mine_b * mine], dim=1))
-    return error, norm
-
-
-def _norm_by_gram(products: Tensor, factors: Tensor) -> float | None:
-    """‖b diag(factors) a‖, where `products` is (b.T b) * (a a.T) elementwise; None if too much cancels."""
-    terms = products * torch.outer(factors, factors)
-    square, size = float(terms.sum()), float(terms.abs().sum())
-    if not math.isfinite(size):
-        return math.inf
-    # The absolute error of the sum is about eps * size, so six of its digits are right where this holds.
-    return math.sqrt(square) if square > 1e6 * torch.finfo(torch.float64).eps * size else None
-
-
-def _norm_by_qr(a: Tensor, b: Tensor) -> float:
+def norm_by_qr(a: Tensor, b: Tensor) -> float:
     """‖b a‖ without squares; 0 if it is only rounding."""
-    triangle_a, triangle_b = _triangle(a.T), _triangle(b)
+    triangle_a, triangle_b = _triangle(a.T, a @ a.T), _triangle(b, b.T @ b)
     norm = float(torch.linalg.matrix_norm(triangle_b @ triangle_a.T))
     return norm if norm > _noise(triangle_a, triangle_b) else 0.0
 
 
-def _columns(deltas: Sequence[LowRank], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """All rows of `a`, all columns of `b`, and weight * scale for each column, in float64."""
-    out, width = deltas[0].shape
-    device, rank = deltas[0].a.device, sum(d.rank for d in deltas)
-    a = torch.empty(rank, width, dtype=torch.float64, device=device)
-    b = torch.empty(out, rank, dtype=torch.float64, device=device)
-    start = 0
-    for d in deltas:
-        a[start : start + d.rank] = d.a
-        b[:, start : start + d.rank] = d.b
-        start += d.rank
-    factors = [weight * d.scale for d, weight in zip(deltas, weights, strict=True) for _ in range(d.rank)]
-    return a, b, torch.tensor(factors, dtype=torch.float64, device=device)
-
-
-def _check(deltas: Sequence[LowRank], weights: Sequence[float]) -> None:
-    shapes = {d.shape for d in deltas}
-    if len(shapes) != 1 or len(deltas) != len(weights):
-        raise ValueError(f"{len(deltas)} updates of shapes {sorted(shapes)} with {len(weights)} weights")
-
-
-def _triangle(tall: Tensor) -> Tensor:
-    """The triangular factor of a QR, up to signs: [min(rows, columns), columns].
+def _triangle(tall: Tensor, gram: Tensor) -> Tensor:
+    """The triangular factor of a QR, up to signs: [min(rows, columns), columns]; `gram` is tall.T @ tall.
 
     For columns that are well apart, this is the Cholesky factor of their Gram matrix, which takes half the time; only
     otherwise do squares lose digits (Golub and Van Loan, Matrix Computations, 5.3).
     """
     if tall.shape[0] > tall.shape[1] > 0:
-        gram = tall.T @ tall
         sizes = gram.diagonal().sqrt()
         lower, failed = torch.linalg.cholesky_ex(gram / torch.outer(sizes, sizes))
         if not failed and float(lower.diagonal().min()) > _WELL_APART and float(sizes.min()) > _LEAST_SIZE:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.dtypes import DTYPES
-from adapterhub.weights.lowrank.algebra import ModuleErrors
+from adapterhub.weights.lowrank.errors import ModuleErrors
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge._refusals import foreign, raise_for
 

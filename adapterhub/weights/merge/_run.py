@@ -22,7 +22,8 @@ from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.catalogue import Method
 from adapterhub.weights.dtypes import FORMAT_DTYPES
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, ModuleErrors, cut, difference_norms, nothing
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, Summands, cut, nothing
+from adapterhub.weights.lowrank.errors import ModuleErrors, difference_norms
 from adapterhub.weights.lowrank.factors import TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import constants, is_finite, join
 from adapterhub.weights.merge._carried import remarks
@@ -171,7 +172,7 @@ class MergeRun:
             return made
         return cut(made, rank=rank, max_error=self.max_error)
 
-    def _updates(self, module: str) -> list[list[LowRank]] | None:
+    def _updates(self, module: str) -> list[Summands] | None:
         """The updates of all adapters for each part of the module; None after noting which are not finite."""
         layout = self.plan.layouts[module]
         of_sources: list[Sequence[LowRank]] = []
@@ -186,7 +187,7 @@ class MergeRun:
             if not all(part.is_finite() for part in of_sources[-1]) or (spec and not factors.is_finite(spec)):
                 bad.append(source.label)
         self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
-        return None if bad else [list(deltas) for deltas in zip(*of_sources, strict=True)]
+        return None if bad else [Summands(deltas) for deltas in zip(*of_sources, strict=True)]
 
     def _check_carried(self) -> None:
         """Note the carried tensors that are not finite."""
@@ -236,7 +237,7 @@ class MergeRun:
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes on any number of cores. A second thread gains almost nothing here.
+    A recipe then gives the same bytes on any number of cores. Whole matrices are worked on by two threads of our own.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -46,14 +46,16 @@ def _between(density: float, gamma: float) -> Pruning | None:
     if not 0 <= gamma < 1:
         raise UsageProblem(f"gamma {shown(gamma)}, expected the fraction of largest numbers to drop, 0 to below 1")
 
-    def pruning(update: Update, space: Tensor) -> Mask:
-        dense = update.laid_out(space)
+    def pruning(update: Update) -> Mask:
         kept = max(1, int(density * update.numel))
         dropped = min(int(gamma * update.numel), update.numel - kept)
-        inner, outer = largest(dense, dropped + kept), largest(dense, dropped)
+        inner, outer = largest(update, dropped + kept), largest(update, dropped)
 
         def mask(rows: Tensor, at: slice) -> None:
-            rows.mul_(inner(rows, at).sub_(outer(rows, at)))
+            largest_of_all = rows.clone()
+            outer(largest_of_all, at)
+            inner(rows, at)
+            rows.sub_(largest_of_all)
 
         return mask
 

@@ -27,4 +27,4 @@ def merge(
 ) -> Cut:
     """The merged update, as `spaces.delta.merged` cuts it."""
     pruning, fusion = at_random(density), Fusion(gain=1 / density)
-    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.weights.lowrank.algebra import Cut, LowRank
-from adapterhub.weights.lowrank.randomized import strips
 from adapterhub.weights.merge.spaces.delta import Fusion, Generators, Mask, Pruning, Update, merged
 from adapterhub.weights.merge.spaces.prune import check_density
 
@@ -47,7 +46,7 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
     pruning = _mag_prune(density, epsilon, rescale)
     fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
-    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)
 
 
 def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | None:
@@ -63,8 +62,8 @@ def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | No
             "epsilon to density + epsilon, must be above 0 and at most 1"
         )
 
-    def pruning(update: Update, space: Tensor) -> Mask:
-        gain = _gain(update, space, density, epsilon) if rescale == "norm" else 1.0
+    def pruning(update: Update) -> Mask:
+        gain = _gain(update, density, epsilon) if rescale == "norm" else 1.0
 
         def mask(rows: Tensor, _at: slice) -> None:
             chances = _chances(rows, density, epsilon)
@@ -96,13 +95,13 @@ def _kept(chances: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.to(chances.device) < chances
 
 
-def _gain(update: Update, space: Tensor, density: float, epsilon: float) -> float:
+def _gain(update: Update, density: float, epsilon: float) -> float:
     """The summed sizes of all numbers over those that the next draws keep; does not use up the draws."""
     ahead = torch.Generator(update.generator.device)
     ahead.set_state(update.generator.get_state())
     before = after = 0.0
-    for at in strips(space):
-        sizes = update.rows(at).abs()
+    for _, rows in update.strips():
+        sizes = rows.abs_()
         before += float(sizes.sum())
         after += float(sizes.mul_(_kept(_chances(sizes, density, epsilon), ahead)).sum())
     return before / after if after else 1.0

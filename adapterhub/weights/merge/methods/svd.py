@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapterhub.weights.lowrank.algebra import LowRank, cut, stack
+from adapterhub.weights.lowrank.algebra import LowRank, cut_sum
 
 LINEAR = True
 
@@ -19,9 +19,9 @@ LINEAR = True
 def merge(
     deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None
 ) -> LowRank:
-    """The best approximation to the sum of weight * delta; rank and max_error as in `algebra.cut`.
+    """The best approximation to the sum of weight * delta; rank and max_error as in `algebra.cut_sum`.
 
     Raises:
         UsageProblem: both are given, or one is out of range.
     """
-    return cut(stack(deltas, weights), rank=rank, max_error=max_error)
+    return cut_sum(deltas, weights, rank=rank, max_error=max_error)

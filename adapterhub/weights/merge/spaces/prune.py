@@ -10,7 +10,8 @@ values and weight 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final, Literal
 
 import torch
@@ -20,6 +21,9 @@ from adapterhub.core.errors import UsageProblem, shown
 
 Majority = Literal["total", "frequency"]
 
+Pieces = Callable[[], Iterable[Tensor]]
+"""Gives the numbers of a tensor, piece by piece, as often as it is called."""
+
 _PIECE = 1 << 19
 """Numbers in a piece: 2 MB of float32. A quarter or four times as many take the same time."""
 
@@ -28,6 +32,9 @@ _DIGIT = 16
 
 _FEW = 1 << 15
 """Up to this many numbers, a selection is faster than two histograms."""
+
+_DOUBT: Final = 0.01
+"""The part of all numbers by which the place of a number in a sample may be wrong, up or down."""
 
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -56,7 +63,7 @@ def magnitude_keep(values: Tensor, density: float) -> Tensor:
     if count >= values.numel():
         return values
     values = values.contiguous()
-    threshold, surplus = threshold_of(values, count)
+    threshold, surplus = threshold_of(lambda: _pieces(values), count)
     if threshold == 0:
         return values.clone()  # fewer numbers are not 0
     # hardshrink keeps numbers above its bound, so the bound is the float just below the threshold.
@@ -166,25 +173,64 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     return (flat[start : start + _PIECE] for start in range(0, len(flat), _PIECE))
 
 
-def threshold_of(values: Tensor, count: int) -> tuple[float, int]:
+def threshold_of(pieces: Pieces, count: int, near: tuple[float, float] | None = None) -> tuple[float, int]:
     """The magnitude of the `count`-th largest number, and the surplus over `count` of numbers at least that large.
 
-    Without the sign bit, the bits of floats are integers in the same order. A histogram of the upper 16 bits finds the
-    bin of the number, and a second one of the lower 16 bits in that bin finds the number.
+    Two sizes `near` it, with the magnitude between them, save two thirds of the time; they come from `sizes_near`.
     """
-    if values.numel() <= _FEW:
-        sizes = values.view(-1).abs()
+    first, *more = islice(pieces(), 2)
+    if not more and first.numel() <= _FEW:
+        sizes = first.reshape(-1).abs()
         smallest = sizes.kthvalue(len(sizes) - count + 1).values
         return float(smallest), int((sizes >= smallest).sum()) - count
+    found = None if near is None else _threshold_between(pieces, count, *near)
+    return found or _threshold_by_bits(pieces, count, first.dtype)
+
+
+def sizes_near(sample: Tensor, part: float) -> tuple[float, float]:
+    """Two sizes that the largest `part` of all numbers very likely begins between, if the sample is like the whole."""
+    import numpy as np
+
+    sizes = np.abs(sample.numpy(force=True)).reshape(-1)
+    places = [int(len(sizes) * (1 - part + doubt)) for doubt in (-_DOUBT, _DOUBT)]
+    lower, upper = (min(max(0, place), len(sizes) - 1) for place in places)
+    sizes.partition((lower, upper))
+    return float(sizes[lower]), float(sizes[upper])
+
+
+def _threshold_between(pieces: Pieces, count: int, least: float, most: float) -> tuple[float, int] | None:
+    """The same from one pass, which orders what is between and counts what is larger; None if it is not between."""
+    import numpy as np  # it compares several times as fast as torch
+
+    above, between = 0, []
+    for piece in pieces():
+        here = np.abs(piece.numpy(force=True)).reshape(-1)
+        beyond = here > most
+        above += int(np.count_nonzero(beyond))
+        between.append(here[(here >= least) ^ beyond])
+    inside = np.concatenate(between)
+    place = len(inside) - (count - above)
+    if not 0 <= place < len(inside):
+        return None
+    inside.partition(place)
+    return float(inside[place]), above + int(np.count_nonzero(inside >= inside[place])) - count
+
+
+def _threshold_by_bits(pieces: Pieces, count: int, dtype: torch.dtype) -> tuple[float, int]:
+    """The same from two passes or four.
+
+    Without the sign bit, the bits of floats are integers in the same order. A histogram of the upper 16 bits finds the
+    bin of the number, and one of the next 16 bits in that bin, until no bits are left, finds the number.
+    """
     import numpy as np  # its bincount is five times as fast as torch's
 
-    bits = values.view(-1).view(_BITS[values.dtype.itemsize])
-    width, largest = 8 * values.dtype.itemsize, torch.iinfo(bits.dtype).max
+    integers = _BITS[dtype.itemsize]
+    width, largest = 8 * dtype.itemsize, torch.iinfo(integers).max
     prefix, wanted, equal = 0, count, 0
     for shift in range(width - _DIGIT, -1, -_DIGIT):
         counts = np.zeros(1 << _DIGIT, dtype=np.int64)
-        for piece in _pieces(bits):
-            unsigned = piece.numpy(force=True) & largest
+        for piece in pieces():
+            unsigned = piece.reshape(-1).view(integers).numpy(force=True) & largest
             if shift + _DIGIT < width:
                 unsigned = unsigned[unsigned >> (shift + _DIGIT) == prefix] & ((1 << (shift + _DIGIT)) - 1)
             counts += np.bincount(unsigned >> shift, minlength=1 << _DIGIT)
@@ -193,5 +239,5 @@ def threshold_of(values: Tensor, count: int) -> tuple[float, int]:
         equal = int(above[place] - (above[place - 1] if place else 0))
         wanted -= int(above[place - 1]) if place else 0
         prefix = prefix << _DIGIT | ((1 << _DIGIT) - 1 - place)
-    threshold = float(torch.tensor(prefix, dtype=bits.dtype).view(values.dtype))
+    threshold = float(torch.tensor(prefix, dtype=integers).view(dtype))
     return threshold, equal - wanted
