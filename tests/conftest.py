@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import signal
 import ssl
@@ -26,7 +27,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from tests.support.outside import Recording
-from tests.support.speed import is_slow
+from tests.support.speed import is_slow, is_slow_file
 from tests.support.tiny import make_adapter, make_base
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 # `httpx.get` reads the certificates of all authorities for each call, which takes ten times as long as a call to loopback
 _new_tls_context, _tls_context_of = ssl.create_default_context, functools.cache(ssl.create_default_context)
 ssl.create_default_context = lambda *a, **k: (_tls_context_of if k.get("cafile") else _new_tls_context)(*a, **k)
+
+FAST = "not slow"
 
 # a busy machine is no failure
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,7 +63,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For `-n auto`, one more than there are cores: tests wait for servers that they start and stop; fast ones have none."""
     from xdist.plugin import pytest_xdist_auto_num_workers
 
-    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != "not slow"
+    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != FAST
     return pytest_xdist_auto_num_workers(config) + waiting
 
 
@@ -84,6 +87,17 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+        # pytest adds its handlers to each logger that passes nothing on, six times a test: torch has 87 of them
+        for name, logger in logging.root.manager.loggerDict.items():
+            if name.startswith("torch") and isinstance(logger, logging.Logger):
+                logger.propagate = True
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast set does without importing the files that are slow as a whole."""
+    return (
+        config.option.markexpr == FAST and collection_path.suffix == ".py" and is_slow_file(collection_path)
+    ) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

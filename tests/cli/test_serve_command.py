@@ -29,6 +29,7 @@ from tests.support.command_line import Adapt
 from tests.support.results import measured, with_contract
 from tests.support.standin_vllm import make_standin
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
 Add = Callable[..., Added]
 

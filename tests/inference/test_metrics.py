@@ -189,6 +189,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), 
 """
 
 
+@pytest.mark.slow
 def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "engine.py").write_text(ENGINE)
     engine_port, port = free_port("127.0.0.1"), free_port("127.0.0.1")
