@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -43,6 +44,8 @@ ssl.create_default_context = lambda *a, **k: (_tls_context_of if k.get("cafile")
 FAST = "not slow"
 
 # a busy machine is no failure
+_patience = httpx.Client.__init__.__kwdefaults__["timeout"]  # the one of all calls: 5 seconds
+_patience.connect = _patience.read = _patience.write = _patience.pool = 60
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 

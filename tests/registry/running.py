@@ -58,4 +58,4 @@ def running(root: Path, **settings: Any) -> Iterator[Running]:
         yield Running(f"http://127.0.0.1:{port}", registry.tokens.create("ann", "admin"), root, registry)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
