@@ -108,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Without `--exhaustive`, tests with that mark are left out.
     """
-    for item in items:
+    for item in items if "slow" in config.option.markexpr else ():
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
     if not config.getoption("--exhaustive"):
