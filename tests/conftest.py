@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import httpx
+import jinja2
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -40,6 +41,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 # `httpx.get` reads the certificates of all authorities for each call, which takes ten times as long as a call to loopback
 _new_tls_context, _tls_context_of = ssl.create_default_context, functools.cache(ssl.create_default_context)
 ssl.create_default_context = lambda *a, **k: (_tls_context_of if k.get("cafile") else _new_tls_context)(*a, **k)
+
+# the hub's client compiles the template of PEFT's model card for each adapter, which is half of the time that saving one takes
+jinja2.Template = functools.cache(jinja2.Template)
 
 FAST = "not slow"
 
