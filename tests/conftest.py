@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import signal
 import ssl
@@ -17,6 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import httpx
+import jinja2
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -26,7 +29,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from tests.support.outside import Recording
-from tests.support.speed import is_slow
+from tests.support.speed import is_slow, is_slow_file
 from tests.support.tiny import make_adapter, make_base
 
 if TYPE_CHECKING:
@@ -39,7 +42,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 _new_tls_context, _tls_context_of = ssl.create_default_context, functools.cache(ssl.create_default_context)
 ssl.create_default_context = lambda *a, **k: (_tls_context_of if k.get("cafile") else _new_tls_context)(*a, **k)
 
+# the hub's client compiles the template of PEFT's model card for each adapter, which is half of the time that saving one takes
+jinja2.Template = functools.cache(jinja2.Template)
+
+FAST = "not slow"
+
 # a busy machine is no failure
+_patience = httpx.Client.__init__.__kwdefaults__["timeout"]  # the one of all calls: 5 seconds
+_patience.connect = _patience.read = _patience.write = _patience.pool = 60
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -60,7 +70,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For `-n auto`, one more than there are cores: tests wait for servers that they start and stop; fast ones have none."""
     from xdist.plugin import pytest_xdist_auto_num_workers
 
-    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != "not slow"
+    waiting = "PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ and config.option.markexpr != FAST
     return pytest_xdist_auto_num_workers(config) + waiting
 
 
@@ -84,6 +94,17 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+        # pytest adds its handlers to each logger that passes nothing on, six times a test: torch has 87 of them
+        for name, logger in logging.root.manager.loggerDict.items():
+            if name.startswith("torch") and isinstance(logger, logging.Logger):
+                logger.propagate = True
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast set does without importing the files that are slow as a whole."""
+    return (
+        config.option.markexpr == FAST and collection_path.suffix == ".py" and is_slow_file(collection_path)
+    ) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,7 +112,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Without `--exhaustive`, tests with that mark are left out.
     """
-    for item in items:
+    for item in items if "slow" in config.option.markexpr else ():
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
     if not config.getoption("--exhaustive"):

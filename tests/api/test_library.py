@@ -180,6 +180,7 @@ def test_an_error_in_the_callback_stops_the_work_and_nothing_is_stored(folder):
     assert "tables" not in library
 
 
+@pytest.mark.slow
 def test_threads_share_a_library(library, folder):
     def work(number: int) -> tuple[str, int, bool]:
         added = library.add("out/tables", name=f"tables-{number}", base="base-7b")

@@ -168,7 +168,7 @@ def client_of(mode: str, home: Path) -> Iterator[Client]:
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")

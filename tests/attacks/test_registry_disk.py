@@ -82,7 +82,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     finally:
         found.http.close()
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
     assert "Traceback" not in log.read_text()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from adapterhub.formats.meaning.encoder import Encoder
 from adapterhub.formats.meaning.ranking import Block, packed, packed_build
@@ -16,6 +17,7 @@ STEP = 5
 """Every fifth question; `bench_find` asks all."""
 
 
+@pytest.mark.slow
 def test_a_stuffed_card_wins_no_question_and_the_right_ones_are_found() -> None:
     asked = questions()[:PLAIN:STEP]
     wanted = frozenset[str]().union(*(question.answers for question in asked))

@@ -1,14 +1,16 @@
-"""LoRA files of other programs: a folder listed, and one large file added, against `sha256sum` of it.
+"""LoRA files of other programs: a folder listed, and large files added, against `sha256sum` of them.
 
     python -m tests.bench.bench_foreign [--files 500] [--megabytes 200] [--runs 3]
 
 Bars: 500 files listed in at most 20 s with a cold page cache; a file of 200 MB added to a library at half of
-sha256sum's speed or more, with the memory of one module beyond what `adapt --help` takes.
+sha256sum's speed or more, with the memory of one module beyond what `adapt --help` takes. Each add needs three digests:
+of the file, of its data, of the weights made of it. `three digests` is what they alone cost, in three threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +46,32 @@ def pair(key: str, out: int, width: int, rank: int) -> list[TensorSpec]:
     return [TensorSpec.planned(f"{key}.{half}.weight", "BF16", shape) for half, shape in shapes.items()]
 
 
-def flux_file(path: Path, megabytes: int) -> None:
-    """A LoRA on every fused module of the blocks of FLUX.1, at real widths, of about that size."""
+def flux_file(path: Path, megabytes: int, *, fused: bool = True) -> None:
+    """A LoRA on the attention of FLUX.1 at real widths, of about that size.
+
+    kohya's names: q, k and v are fused, and each gets its own copy of A. diffusers': every tensor stays one.
+    """
     outs = {"qkv": 3 * WIDTH, "linear1": 7 * WIDTH}
     names = [n for n in flux_modules() if n.rpartition(".")[2] in ("qkv", "proj", "linear1")]
+    if not fused:
+        names = [target.name for n in names for target in flux_modules()[n] if ".attn." in target.name]
     sizes = [(n, outs.get(n.rpartition(".")[2], WIDTH)) for n in names]
     rank = max(1, round(megabytes * 1e6 / 2 / sum(out + WIDTH for _, out in sizes)))
-    specs = [spec for n, out in sizes for spec in pair(f"lora_unet_{n.replace('.', '_')}", out, WIDTH, rank)]
-    write(path, specs, 0, {"ss_network_module": "networks.lora_flux"})
+    if fused:
+        specs = [spec for n, out in sizes for spec in pair(f"lora_unet_{n.replace('.', '_')}", out, WIDTH, rank)]
+        write(path, specs, 0, {"ss_network_module": "networks.lora_flux"})
+        return
+    halves = {"lora_A": (rank, WIDTH), "lora_B": (WIDTH, rank)}
+    write(
+        path,
+        [
+            TensorSpec.planned(f"transformer.{n}.{half}.weight", "BF16", shape)
+            for n, _ in sizes
+            for half, shape in halves.items()
+        ],
+        0,
+        {},
+    )
 
 
 def small_files(folder: Path, count: int) -> None:
@@ -82,6 +103,46 @@ def run(command: list[str]) -> tuple[float, float, float]:
     return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
 
 
+def digests(large: Path, weights: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of the digests that an add needs, from the page cache."""
+
+    def digest(path: Path) -> str:
+        hasher = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                hasher.update(block)
+        return hasher.hexdigest()
+
+    start, spent = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(3) as threads:
+        for _ in threads.map(digest, (large, large, weights)):
+            pass
+    return time.perf_counter() - start, time.process_time() - spent
+
+
+def compare(what: str, adapt: str, large: Path, small: Path, runs: int) -> None:
+    """Add the large file, in turns with `sha256sum` of it and with its three digests, and print the least of each."""
+    adds, sums, floors, idles = [], [], [], []
+    for _ in range(runs + 1):
+        with tempfile.TemporaryDirectory() as home:
+            root = ["--root", home, "--no-base"]
+            run([adapt, "add", str(small), *root])  # the first command of a library makes its index, too
+            adds.append(run([adapt, "add", str(large), *root]))
+            weights = max(Path(home, "adapters").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+            floors.append(digests(large, weights))
+            made = weights.stat().st_size
+        idles.append(run([adapt, "--version"]))
+        sums.append(run(["sha256sum", str(large)]))
+    print(f"{what}: {large.stat().st_size / 1e6:.0f} MB, which make {made / 1e6:.0f} MB")
+    for unit, n in (("wall", 0), ("CPU", 1)):
+        mine, idle, peer, floor = (min(one[n] for one in column[1:]) for column in (adds, idles, sums, floors))
+        print(
+            f"  {unit}: adapt add {mine:.2f} s, of which starting {idle:.2f} s; sha256sum {peer:.2f} s: "
+            f"speed {peer / (mine - idle):.2f} of it (at least 0.5); three digests {floor:.2f} s: {peer / floor:.2f}"
+        )
+    print(f"  memory {max(one[2] for one in adds):.0f} MB, idle {idles[-1][2]:.0f} MB")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -103,26 +164,11 @@ def main() -> None:
             f"{options.files} files, {size / 1e6:.0f} MB listed cold in {wall:.1f} s (at most 20), CPU {spent:.1f} s, "
             f"{memory:.0f} MB"
         )
-        large = Path(place, "flux.safetensors")
-        flux_file(large, options.megabytes)
-        idle = run([adapt, "--version"])
-        added, hashed = [], []
         small = min(folder.iterdir())
-        for number in range(options.runs + 1):
-            home = ["--root", f"{place}/home-{number}"]
-            run([adapt, "add", str(small), *home, "--no-base"])  # the first command of a library makes its index, too
-            one = run([adapt, "add", str(large), *home, "--no-base"])
-            other = run(["sha256sum", str(large)])
-            if number:  # the first turn fills the page cache
-                added.append(one)
-                hashed.append(other)
-        for what, n in (("wall", 0), ("CPU", 1)):
-            mine, peer = (statistics.median(each[n] for each in column) for column in (added, hashed))
-            print(
-                f"{large.stat().st_size / 1e6:.0f} MB, {what}: adapt add {mine:.2f} s, of which starting {idle[n]:.2f} s; "
-                f"sha256sum {peer:.2f} s: speed {peer / (mine - idle[n]):.2f} of it (at least 0.5)"
-            )
-        print(f"memory {added[0][2]:.0f} MB, idle {idle[2]:.0f} MB")
+        for what, fused in (("kohya's names, q, k and v fused", True), ("diffusers' names", False)):
+            large = Path(place, "flux.safetensors")
+            flux_file(large, options.megabytes, fused=fused)
+            compare(what, adapt, large, small, options.runs)
         print(f"this machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 

@@ -388,14 +388,13 @@ def test_interrupting_a_merge_leaves_nothing(long_merge, output):
     home = long_merge / "home"
     environ = os.environ | {"ADAPTERHUB_HOME": str(home)}
     places = [home / "tmp", long_merge / "there"]
-    adapt = adapt_interrupted_at("adapterhub.weights.lowrank.factors", "TensorFileWriter.add", signal.SIGINT)
 
-    done = subprocess.run(
-        [*adapt, "merge", "./a", "./b", "--rank", "8", "-o", output],
-        cwd=long_merge, env=environ, capture_output=True, text=True, check=False,
+    done = adapt_interrupted_at(
+        "adapterhub.weights.lowrank.factors", "TensorFileWriter.add", signal.SIGINT,
+        *("merge", "./a", "./b", "--rank", "8", "-o", output), folder=long_merge, environ=environ,
     )  # fmt: skip
 
-    assert (done.returncode, "interrupted" in done.stderr) == (130, True)
+    assert (done.exit_code, "interrupted" in done.stderr) == (130, True)
     assert "Traceback" not in done.stderr
     assert not (home / "adapters").exists()
     assert [p for place in places if place.exists() for p in place.iterdir()] == []

@@ -251,7 +251,7 @@ def typed(prompt: Prompt, shell: str, keys: list[str]) -> list[str]:
 
     def read_until(done) -> None:
         nonlocal screen
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not done():
             assert time.monotonic() < end, screen
             if select.select([leader], [], [], 0.05)[0]:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -119,12 +118,14 @@ def test_ctrl_c_leaves_nothing(adapt):
         save_file(tensors, adapt.folder / name / "model.safetensors")
     home = adapt.folder / "home"
     environ = os.environ | {"ADAPTERHUB_HOME": str(home)}
-    command = adapt_interrupted_at("adapterhub.weights.lowrank.factors", "TensorFileWriter.add", signal.SIGINT)
-    command += ["extract", "--base", "./big", "--tuned", "./bigger", "--rank", "4", "-o", "legal"]
 
-    done = subprocess.run(command, cwd=adapt.folder, env=environ, capture_output=True, text=True, check=False)
+    done = adapt_interrupted_at(
+        "adapterhub.weights.lowrank.factors", "TensorFileWriter.add", signal.SIGINT,
+        *("extract", "--base", "./big", "--tuned", "./bigger", "--rank", "4", "-o", "legal"),
+        folder=adapt.folder, environ=environ,
+    )  # fmt: skip
 
-    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing half-made was kept")
+    assert (done.exit_code, done.stderr.strip()) == (130, "interrupted; nothing half-made was kept")
     assert list(home.glob("tmp/*")) == []
     assert adapt.json("list") == []
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,10 +32,11 @@ from adapterhub.inference.loader.text import answer, load_base
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.fuse import Fused, fuse, prepare
+from tests.contracts.export import files_of_at_most
 from tests.support.adapter_folders import write_folder
+from tests.support.command_line import Adapt
 from tests.support.fuse_models import (
     QV,
-    RUN,
     SHIPPED,
     bits,
     fused_in,
@@ -186,46 +184,40 @@ def test_usage_problems(installed: Library, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- the command
-def adapt(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, **options)
-
-
 def test_the_command_says_what_was_written_and_what_was_lost(installed: Library, tmp_path: Path) -> None:
     half = save_base(tmp_path / "half", untied, torch.bfloat16)
     adapter = next(installed.installed()).folder
     arguments = ("fuse", adapter, "--base", half, "--root", installed.root)
 
-    text = adapt(*arguments, "--into", "one", cwd=tmp_path)
-    document = json.loads(adapt(*arguments, "--into", "two", "--json", cwd=tmp_path).stdout)
-    again = adapt(*arguments, "--into", "two", cwd=tmp_path)
+    adapt = Adapt(tmp_path)
+    text = adapt(*arguments, "--into", "one")
+    document = adapt.json(*arguments, "--into", "two")
+    again = adapt(*arguments, "--into", "two")
 
-    assert text.returncode == 0
+    assert text.exit_code == 0
     assert "fused into one" in text.stdout
     assert re.search(r"rounding lost 0\.0\d+ of the update, worst in model\.layers\.", text.stdout)
     assert "adapt base add one" in text.stderr
     assert (document["path"], document["files"], document["dtypes"], document["copied"]) == ("two", 1, ["bfloat16"], 17)
     assert len(document["tensors"]) == 4
-    assert (again.returncode, "Nothing was written" in again.stderr) == (15, True)
+    assert (again.exit_code, "Nothing was written" in again.stderr) == (15, True)
 
 
 def test_a_large_loss_comes_with_advice(tmp_path: Path) -> None:
     base = large_base(tmp_path / "base", torch.bfloat16)
     adapter = write_folder(tmp_path / "adapter", {"layers.0.q_proj": (700, 900)}, lora_alpha=1e-4)
 
-    done = adapt("fuse", adapter, "--base", base, "--into", "out", "--root", "home", cwd=tmp_path)
+    done = Adapt(tmp_path)("fuse", adapter, "--base", base, "--into", "out", "--root", "home")
 
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "use the adapter unfused" in done.stderr
 
 
 def test_a_file_size_limit_is_told_plainly_and_leaves_nothing(installed: Library, tmp_path: Path) -> None:
-    done = adapt(
-        "fuse", "legal-qa", "--into", "out", "--root", installed.root, cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )  # fmt: skip
+    with files_of_at_most(20_000):
+        done = Adapt(tmp_path)("fuse", "legal-qa", "--into", "out", "--root", installed.root)
 
-    assert (done.returncode, "Traceback" in done.stderr) == (14, False)
+    assert (done.exit_code, "Traceback" in done.stderr) == (14, False)
     assert "cannot be written" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base", "home"]
 
@@ -251,13 +243,12 @@ def test_an_interrupted_fuse_leaves_nothing(number: signal.Signals, tmp_path: Pa
     base = sparse_base(tmp_path / "base", rows=1 << 6)
     adapter = write_folder(tmp_path / "adapter", {f"layers.{i}.up_proj": (1 << 4, 1 << 15) for i in range(4)})
     (tmp_path / "made").mkdir()
-    adapt = adapt_interrupted_at("adapterhub.weights.fuse._shards", "_write_at", number)
-    command = [*adapt, "fuse", str(adapter), "--base", str(base), "--into", "made/out", "--root", "home"]
+    words = ("fuse", adapter, "--base", base, "--into", "made/out", "--root", "home")
 
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    done = adapt_interrupted_at("adapterhub.weights.fuse._shards", "_write_at", number, *words, folder=tmp_path)
 
-    assert done.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], done.stderr
-    assert b"Traceback" not in done.stderr
+    assert done.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], done.stderr
+    assert "Traceback" not in done.stderr
     assert list((tmp_path / "made").iterdir()) == []
 
 

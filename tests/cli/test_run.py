@@ -18,6 +18,7 @@ from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.generation import Question, Writing, tokens_of, write
 from adapterhub.inference.loader.text import load_base
 from tests.support.command_line import Adapt
+from tests.support.forked import forked
 from tests.support.run_library import PROMPT, alone, make_library, on_stdin, write_base
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -178,20 +179,15 @@ def test_those_compared_may_stand_between_commas(adapt: Adapt) -> None:
     assert [answer["answered_by"] for answer in document["answers"]] == labels
 
 
-def command_line(*words: object) -> list[str]:
-    code = "import sys; sys.argv[0] = 'adapt'; from adapterhub.cli import main; main()"
-    return [sys.executable, "-c", code, "run", *map(str, words)]
-
-
 def environment(made: Path) -> dict[str, str]:
     return os.environ | {"ADAPTERHUB_HOME": str(made / "home"), "COLUMNS": "60", "TERM": "dumb"}
 
 
 def test_compared_answers_stand_in_columns_on_a_terminal(made: Path) -> None:
-    command = command_line("a", "Hi", "--compare", "none", "--max-new-tokens", 4, "--quiet")
+    words = ("run", "a", "Hi", "--compare", "none", "--max-new-tokens", 4, "--quiet")
     ours, theirs = pty.openpty()
 
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment(made)) as running:
+    with forked(*words, environ=environment(made), stdout=theirs) as running:
         os.close(theirs)
         said = b""
         while piece := _read(ours):
@@ -213,9 +209,7 @@ def _read(terminal: int) -> bytes:
 # ---------------------------------------------------------------- cut off
 @pytest.mark.parametrize("how", ["interrupted", pytest.param("closed pipe", marks=pytest.mark.exhaustive)])
 def test_an_answer_may_be_cut_off(how: str, made: Path) -> None:
-    command = command_line("a", "Hi", "--max-new-tokens", 250)
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(made)) as running:
+    with forked("run", "a", "Hi", "--max-new-tokens", 250, environ=environment(made)) as running:
         first = running.stdout.read(1)  # the answer has begun
         if how == "interrupted":
             running.send_signal(signal.SIGINT)

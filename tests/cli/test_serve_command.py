@@ -29,6 +29,7 @@ from tests.support.command_line import Adapt
 from tests.support.results import measured, with_contract
 from tests.support.standin_vllm import make_standin
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
 Add = Callable[..., Added]
 
@@ -77,7 +78,7 @@ def ask(url: str, model: str) -> tuple[int, Any]:
         return error.code, value["message"] if isinstance(value, dict) else value
 
 
-def ends(group: int, within_s: float = 20.0) -> bool:
+def ends(group: int, within_s: float = 60.0) -> bool:
     """Whether nobody of the group lives when the time is up."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:

@@ -84,6 +84,7 @@ def test_few_file_descriptors(tmp_path, number):
     assert disks.descriptors(tmp_path, number).problem == ""
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_found_or_change_nothing(tmp_path):
     flips = flip_bits(make_stand(tmp_path / "stand"), 60, seed=7)
 

@@ -6,9 +6,8 @@ import subprocess
 from http.server import ThreadingHTTPServer
 
 import pytest
-from transformers import LlamaConfig
 
-from tests.support.speed import is_slow
+from tests.support.speed import is_slow, is_slow_file
 
 
 class Server(ThreadingHTTPServer):
@@ -48,6 +47,8 @@ def by_base_class() -> None:
 
 
 def by_model() -> None:
+    from transformers import LlamaConfig
+
     assert LlamaConfig()
 
 
@@ -67,3 +68,12 @@ def test_a_fixture_makes_a_test_slow(shell, request):
 @pytest.mark.parametrize("function", [plain])
 def test_a_test_that_starts_nothing_is_fast(function, request):
     assert not is_slow(request.node)
+
+
+def test_a_file_that_imports_models_itself_or_by_another_is_slow(tmp_path):
+    own, by_another, inside = (tmp_path / name for name in ("own.py", "by_another.py", "inside.py"))
+    own.write_text("import peft\n")
+    by_another.write_text("from tests.support import (\n    tiny,\n    tiny_models,\n)\n")
+    inside.write_text("from tests.support.tiny import make_base\n\ndef load():\n    import peft\n")
+
+    assert [is_slow_file(path) for path in (own, by_another, inside)] == [True, True, False]

@@ -377,6 +377,7 @@ def test_the_core_and_the_registry_bring_no_heavy_package(extras: tuple[str, ...
     assert {"click", "huggingface-hub", "safetensors", "sqlite-utils", "rich"} <= brought
 
 
+@pytest.mark.slow
 def test_each_extra_brings_the_modules_that_it_is_named_for() -> None:
     distributions = metadata.packages_distributions()
     for extra, modules in EXTRAS.items():
@@ -386,6 +387,7 @@ def test_each_extra_brings_the_modules_that_it_is_named_for() -> None:
             assert brought & owners, f"`{extra}` does not bring `{module}`"
 
 
+@pytest.mark.slow
 def test_all_is_every_extra_of_users() -> None:
     extras = set(PROJECT["optional-dependencies"])
 

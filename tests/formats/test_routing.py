@@ -38,6 +38,7 @@ def clusters(count: int, size: int = 8, spread: float = 0.5) -> list[Any]:
     return list(groups / np.linalg.norm(groups, axis=2, keepdims=True))
 
 
+@pytest.mark.slow
 def test_sixteen_tasks_are_told_apart_and_the_check_knows_how_well() -> None:
     """Real vectors; `python -m tests.bench.find_route` has every prompt."""
     encoder = Encoder(minilm_base())

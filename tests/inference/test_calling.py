@@ -68,6 +68,7 @@ def test_list_of_models_of_llama_cpp_says_how_to_ask() -> None:
     assert "calling" not in rows["base-7b"]
 
 
+@pytest.mark.slow
 def test_serve_prints_how_to_ask_each_adapter(tmp_path: Path, library: Library, base: BaseRecord) -> None:
     for seed, (name, form) in enumerate({"framed": FRAME, "other": OTHER}.items()):
         about = Description(name=parse_name(name), version="1.0.0", prompt=form)

@@ -71,7 +71,7 @@ def listening(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture
@@ -189,6 +189,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), 
 """
 
 
+@pytest.mark.slow
 def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "engine.py").write_text(ENGINE)
     engine_port, port = free_port("127.0.0.1"), free_port("127.0.0.1")
@@ -196,7 +197,7 @@ def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> N
     words = [sys.executable, str(tmp_path / "engine.py"), "--port", str(engine_port)]
     url = f"http://127.0.0.1:{port}"
     with EngineProcess(words, {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine_port}/", within_s=30)
+        process.wait_until_ready(f"http://127.0.0.1:{engine_port}/", within_s=120)
         with front("127.0.0.1", port, engine_port, names):
             stream = ask(url, "legal-qa", stream=True).text
             for name in ("legal-qa>=1", "base-7b", "nothing"):

@@ -74,7 +74,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script.write_text(ECHO)
     engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
     with EngineProcess([sys.executable, str(script), "--port", str(engine)], {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=30)
+        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=120)
         with front("127.0.0.1", port, engine, NAMES):
             yield f"http://127.0.0.1:{port}"
 
@@ -282,7 +282,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     gate = Gate(folder / "tenants.toml", str(folder / "audit"))
     command = [sys.executable, str(folder / "echo.py"), "--port", str(engine)]
     with EngineProcess(command, {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=30)
+        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=120)
         with front("127.0.0.1", port, engine, NAMES, gate):
             yield f"http://127.0.0.1:{port}", folder / "audit"
 

@@ -66,7 +66,7 @@ def serving(folder: Path, limits: tuple[str, ...] = LIMITS, *options: str) -> It
         yield Served(url, token, folder / "root", process.pid)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
     assert log.read_text() == "", "the registry wrote to its log: something failed inside it"
 

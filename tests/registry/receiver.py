@@ -42,7 +42,7 @@ class Receiver:
     messages: list[Message] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait_for(self, count: int, within_s: float = 20) -> list[Message]:
+    def wait_for(self, count: int, within_s: float = 60) -> list[Message]:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.messages) >= count, within_s), self.messages
             return list(self.messages)

@@ -212,7 +212,7 @@ class Shared:
         finally:
             killed = process.poll() is not None
             process.terminate()
-            process.wait(20)
+            process.wait(60)
             process.stdout.close()  # type: ignore[union-attr]
         lines = (own / "log").read_text()
         assert killed or "--log-requests" in options or not lines, f"something failed inside: {lines}"

@@ -154,7 +154,7 @@ def test_the_admin_token_is_shown_on_the_first_start_only(tmp_path: Path) -> Non
     again.terminate()
 
     assert me.json()["name"] == "admin"
-    assert again.communicate(timeout=20)[0] == ""
+    assert again.communicate(timeout=60)[0] == ""
 
 
 def test_a_port_that_is_taken_is_one_plain_line(served: Served, tmp_path: Path) -> None:

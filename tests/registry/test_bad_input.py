@@ -29,7 +29,7 @@ def send(served: Served) -> Send:
 
 def raw(served: Served, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to bytes that no library would send."""
-    with socket.create_connection(served.address, timeout=20) as connection:
+    with socket.create_connection(served.address, timeout=60) as connection:
         connection.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer:
@@ -302,7 +302,7 @@ def test_a_host_that_is_no_host(served: Served, host: str) -> None:
     ],
 )
 def test_framing_that_cannot_be(served: Served, request_bytes: bytes) -> None:
-    with socket.create_connection(served.address, timeout=20) as connection:
+    with socket.create_connection(served.address, timeout=60) as connection:
         connection.sendall(request_bytes)
         answer = connection.recv(65536)
 

@@ -139,7 +139,7 @@ def test_a_push_goes_through_the_proxy_by_tls(tmp_path: Path, monkeypatch: pytes
             assert (plain.status_code, plain.headers["location"]) == (301, "https://localhost/api/models?limit=1")
         finally:
             proxy.terminate()
-            proxy.wait(20)
+            proxy.wait(60)
 
 
 def _wait_until_answers(client: httpx.Client, proxy: subprocess.Popen[bytes]) -> None:

@@ -75,24 +75,24 @@ def test_without_a_start_the_feed_begins_now_and_from_zero_with_all(server: Runn
 def test_a_waiting_follower_hears_at_once(server: Running) -> None:
     since = feed(server)["next"]
     found: list[dict[str, Any]] = []
-    follower = threading.Thread(target=lambda: found.append(feed(server, f"since={since}&wait=20")))
+    follower = threading.Thread(target=lambda: found.append(feed(server, f"since={since}&wait=30")))
     follower.start()
     while server.registry.watch._asked_at < 0:
         time.sleep(0.01)
     yank(server, "now")
-    follower.join(10)
+    follower.join(25)
 
     assert [reasons(page) for page in found] == [["now"]]
 
 
 def test_a_server_that_stops_waits_for_no_follower(tmp_path: Path) -> None:
-    began = time.monotonic()
     with running(tmp_path) as server:
         follower = threading.Thread(target=lambda: feed(server, "since=0&wait=30"))
         follower.start()
         while server.registry.watch._asked_at < 0:
             time.sleep(0.01)
-    follower.join(10)
+        began = time.monotonic()
+    follower.join(25)
 
     assert not follower.is_alive()
     assert time.monotonic() - began < 25

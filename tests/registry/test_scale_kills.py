@@ -114,7 +114,7 @@ def forks(shared: Shared) -> Iterator[subprocess.Popen[str]]:
         )
     yield process
     process.stdin.close()  # type: ignore[union-attr]
-    process.wait(10)
+    process.wait(60)
 
 
 def start(forks: subprocess.Popen[str]) -> tuple[int, str]:

@@ -382,6 +382,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
         {"cursor": "3000-3000", "peft_type": "LORA"},
     ],
 )
+@pytest.mark.slow
 def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any]) -> None:
     assert many(AdapterQuery(limit=20, **query)) < MANY // 30  # hundreds of steps: each row takes more than ten
 
@@ -406,6 +407,7 @@ def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[s
         {"num_parameters": "min:1M"},
     ],
 )
+@pytest.mark.slow
 def test_a_listing_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any], sort: Sort) -> None:
     assert many(Listing(limit=20, sort=sort, **query)) < MANY // 30
 

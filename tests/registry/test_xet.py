@@ -250,7 +250,7 @@ def test_a_body_that_is_announced_too_large_is_413(server: Running, repo: str, p
     cas, headers = write_token(server, repo)
     address = httpx.URL(f"{cas}{path}")
 
-    with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
+    with socket.create_connection((address.host, address.port or 80), timeout=60) as connection:
         lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.host}", f"Content-Length: {limit + 1}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         connection.sendall("\r\n".join([*lines, "", ""]).encode())

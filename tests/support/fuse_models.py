@@ -28,7 +28,6 @@ from adapterhub.weights.fuse import Fused, fuse
 from tests.support.tiny_models import VOCABULARY, llama
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "adapterhub" / "cli" / "start" / "demo_run" / "adapters"
-RUN = "from adapterhub.cli import main; main()"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 QV = ["q_proj", "v_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

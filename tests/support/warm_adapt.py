@@ -97,7 +97,7 @@ def _answer(caller: socket.socket) -> NoReturn:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        caller.sendall(bytes([_run(call["argv"], call["folder"], call["environ"])]))
+        caller.sendall(bytes([run_main(call["argv"], call["folder"], call["environ"])]))
     except BaseException:  # noqa: BLE001 - the end of this process, whatever it is
         traceback.print_exc()
     finally:
@@ -111,7 +111,8 @@ def _received(caller: socket.socket, length: int) -> bytes:
     return text
 
 
-def _run(argv: list[str], folder: str, environ: dict[str, str]) -> int:
+def run_main(argv: list[str], folder: str, environ: dict[str, str]) -> int:
+    """The exit code of `adapt` in this process, which is a child made for it."""
     from adapterhub.cli import main
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

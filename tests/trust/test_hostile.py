@@ -25,7 +25,7 @@ AT_THE_LIMIT = {f"X{n:02}" for n, kind in enumerate(KINDS, 1) if kind.why.starts
 HARD_LINE_S = 5.0
 VERBS = ("add", "install", "builds", "verify", "attach")
 SAMPLED = ("install", "builds", "verify", "attach")
-"""They judge with the code of `add`, which gets every case; each gets one case in three, neighbours other ones, unless
+"""They judge with the code of `add`, which gets every case; each gets one case in four, neighbours other ones, unless
 `--exhaustive` is given. `tests/core/test_bad_inputs.py` has every case of the corpus verified."""
 
 
@@ -64,7 +64,7 @@ def told(
     if verb == "builds":
         paths = [(case.id, as_build(case, place / "builds")) for case in cases if case.path.is_dir()]
     if verb in SAMPLED:
-        paths = paths[amount(SAMPLED.index(verb) % 3, 0) :: amount(3, 1)]
+        paths = paths[amount(SAMPLED.index(verb), 0) :: amount(4, 1)]
     folder = place / f"run-{verb}"
     before = tree(place, folder)
 

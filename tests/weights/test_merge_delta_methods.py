@@ -324,6 +324,7 @@ def test_masks_are_those_of_random_keep() -> None:
 
 
 @pytest.mark.parametrize("method", RANDOM)
+@pytest.mark.slow
 def test_the_mean_over_many_masks_is_the_update(method: str) -> None:
     delta = random_delta(0, out=OUT, width=WIDTH, rank=4)
     count = 400

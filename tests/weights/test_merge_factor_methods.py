@@ -176,6 +176,7 @@ def test_factors_are_pruned_and_merged_each_by_itself(
     assert torch.allclose(merged.b, b, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_dropped_numbers_are_made_up_for_on_average() -> None:
     deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(2)]
     total = torch.zeros(12, 10, dtype=torch.float64)

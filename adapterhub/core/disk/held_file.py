@@ -35,6 +35,7 @@ REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` f
 
 _BUFFERS: Final = 3
 """One is filled while another is hashed and a third waits. More of them cost more to zero than they save."""
+_SMALL_BYTES: Final = 128 << 10
 _NEAREST_MARKS: Final = 16 << 10
 """The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
@@ -272,7 +273,8 @@ class _Beginning(io.RawIOBase):
 class _Hashing:
     """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
 
-    Queues rather than futures, and enough buffers that the hash never waits.
+    Queues rather than futures, and enough buffers that the hash never waits. A small file is hashed at once: a thread
+    takes longer to start.
     """
 
     def __init__(self, marks: Sequence[int]) -> None:
@@ -283,10 +285,11 @@ class _Hashing:
         self._filled: SimpleQueue[tuple[memoryview, bytearray | None] | None] = SimpleQueue()
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._made = 0
-        self._thread = Thread(target=self._run, name="hash", daemon=True)
+        self._thread = Thread(target=self._run, name="hash", daemon=True) if marks[-1] > _SMALL_BYTES else None
 
     def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -303,28 +306,34 @@ class _Hashing:
 
     def put(self, data: bytes | memoryview, buffer: bytearray | None = None) -> None:
         """Queue these bytes for hashing; `buffer`, which holds them, is reused afterwards."""
-        self._filled.put((memoryview(data), buffer))
+        if self._thread is None:
+            self._hash(memoryview(data), buffer)
+        else:
+            self._filled.put((memoryview(data), buffer))
 
     def end(self) -> list[Any]:
         """Wait for the hash and return the states at the marks."""
-        self._filled.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._filled.put(None)
+            self._thread.join()
         return self._states
 
     def _run(self) -> None:
         while (item := self._filled.get()) is not None:
-            view, buffer = item
-            done = 0
-            while done < len(view):
-                mark = self._marks[len(self._states)]
-                take = min(len(view) - done, mark - self._reached)
-                self._hasher.update(view[done : done + take])
-                done += take
-                self._reached += take
-                if self._reached == mark:
-                    self._states.append(self._hasher.copy())
-            if buffer is not None:
-                self._free.put(buffer)
+            self._hash(*item)
+
+    def _hash(self, view: memoryview, buffer: bytearray | None) -> None:
+        done = 0
+        while done < len(view):
+            mark = self._marks[len(self._states)]
+            take = min(len(view) - done, mark - self._reached)
+            self._hasher.update(view[done : done + take])
+            done += take
+            self._reached += take
+            if self._reached == mark:
+                self._states.append(self._hasher.copy())
+        if buffer is not None:
+            self._free.put(buffer)
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:

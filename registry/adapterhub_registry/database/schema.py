@@ -63,7 +63,7 @@ def bring_up_to_date(connection: Connection) -> None:
     if revision == HEAD:
         return
     if revision is None:
-        metadata.create_all(connection)
+        metadata.create_all(connection, checkfirst=bool(inspect(connection).get_table_names()))
         _version.create(connection)
         connection.execute(insert(_version).values(version_num=HEAD))
         return

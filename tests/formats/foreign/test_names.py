@@ -6,6 +6,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +65,7 @@ def is_read(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_any_name_is_read_or_refused(tmp_path, amount):
     @settings(max_examples=amount(60, 3000), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(MODULES, min_size=1, max_size=3, unique=True), st.sampled_from(PAIRS))
