@@ -27,10 +27,10 @@ from adapterhub.distribution.oci._image import (
 from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
 from adapterhub.distribution.oci._wire import OciWire
 from adapterhub.formats.cards.card import make_card
-from adapterhub.formats.contract.contract import CONTRACT_FILE, Contract
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import parse_contract
-from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE, FileEntry, Manifest
+from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, LIMIT_BYTES, MANIFEST_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -325,7 +325,7 @@ def folder_below(root: Path, build: Installed) -> str:
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
     from adapterhub.formats.cards.telling import examples_of, own_words
-    from adapterhub.formats.contract.contract import CONTRACT_FILE
+    from adapterhub.formats.manifest import CONTRACT_FILE
 
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(

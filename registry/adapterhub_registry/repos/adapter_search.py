@@ -27,8 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.contract.contract import CONTRACT_FILE
-from adapterhub.formats.manifest import SIGNATURE_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.relevance import (
     MOST_RANKED,
     All,
