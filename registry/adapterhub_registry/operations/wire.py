@@ -16,6 +16,7 @@ import asyncio
 import os
 import re
 import select
+import time
 from http import HTTPStatus
 from typing import Any, BinaryIO, ClassVar, cast
 
@@ -31,7 +32,7 @@ from adapterhub_registry.errors import Refusal, too_slow
 from adapterhub_registry.settings import Limits
 
 MAX_HEAD_BYTES = 1 << 16
-FILE_BYTES_AT_ONCE = 1 << 25
+TURN_S = 0.1  # how long a thread sends from a slow disk before others get it
 FAST_MS = 5  # a thread waits as long for a client to read; then the client waits for a thread
 TOO_LARGE = 431
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -204,7 +205,7 @@ class Protocol(H11Protocol):
         to = os.dup(self.transport.get_extra_info("socket").fileno())
         try:
             while count and not self.transport.is_closing():
-                sent = await run_in_threadpool(_send_some, to, file, start, min(count, FILE_BYTES_AT_ONCE))
+                sent = await run_in_threadpool(_send_some, to, file, start, count)
                 start, count = start + sent, count - sent
                 if not sent:
                     await self._wait_for_room(to)
@@ -249,14 +250,14 @@ class Protocol(H11Protocol):
 
 
 def _send_some(descriptor: int, file: BinaryIO, start: int, count: int) -> int:
-    """Send bytes of a file as long as the client reads fast, and return how many of `count`.
+    """Send bytes of a file for one turn, as long as the client reads fast; how many of `count` it sent.
 
     Raises:
         OSError: the file cannot be read, or ends before.
     """
-    sent, room = 0, select.poll()
+    sent, room, end = 0, select.poll(), time.monotonic() + TURN_S
     room.register(descriptor, select.POLLOUT)
-    while sent < count:
+    while sent < count and time.monotonic() < end:
         try:
             step = os.sendfile(descriptor, file.fileno(), start + sent, count - sent)
         except BlockingIOError:
