@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.disk.files import read_plain
+from adapterhub.core.disk.files import read_json
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.roots import synced_path
@@ -45,11 +45,11 @@ class Placed:
 def read_state(store: Store, project: Path) -> dict[str, Placed]:
     """The folders that sync created in the project, by key; none if the record is missing or damaged."""
     try:
-        value = json.loads(read_plain(synced_path(store.root, project), _LIMIT_BYTES))  # our own words, and many
+        value = read_json(synced_path(store.root, project), _LIMIT_BYTES)
         if value["schema"] != _SCHEMA:
             return {}
         return {str(key): _placed(item) for key, item in value["folders"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
