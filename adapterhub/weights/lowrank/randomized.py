@@ -134,11 +134,18 @@ def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made
     The parts are the same on any number of cores, and so is every digit; torch's own threads would divide sums by their
     number.
     """
+    waiting = list(items)
+    if len(waiting) == 1:
+        return [make(waiting[0])]
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(make, items))
+        return list(pool.map(make, waiting))
 
 
-def _halves(count: int) -> list[slice]:
+def _halves(matrix: Tensor) -> list[slice]:
+    """The rows of a matrix in two parts; in one if it is so small that a thread does not pay."""
+    count = len(matrix)
+    if matrix.numel() <= 2 * STRIP:
+        return [slice(0, count)]
     return [slice(0, count // 2), slice(count // 2, count)]
 
 
@@ -352,7 +359,7 @@ def _norm(matrix: Tensor) -> float:
 def _times(basis: Tensor, block: Tensor) -> Tensor:
     """The product basis @ block in the dtype of the block, without a float64 copy of a whole float32 basis."""
     if basis.dtype == block.dtype:
-        return torch.cat(side_by_side(lambda at: basis[at] @ block, _halves(len(basis))))
+        return torch.cat(side_by_side(lambda at: basis[at] @ block, _halves(basis)))
     if basis.stride(0) >= basis.stride(1):
         return torch.cat([basis[at].to(block.dtype) @ block for at in strips(basis.shape)])
     product = block.new_zeros(basis.shape[0], block.shape[1])

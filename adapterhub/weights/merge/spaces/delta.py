@@ -38,6 +38,9 @@ steps is long beside the call of it. An update is always formed in the same stri
 _SAMPLED: Final = 1 << 16
 """Numbers in a sample; the place of a size in it is wrong by 0.2 % of all, as standard deviation."""
 
+_LARGE: Final = 1 << 22
+"""Numbers beyond which a sample saves more than it costs."""
+
 _ROUNDING: Final = 1e-6
 """Rounding of a sum of weights in float32, relative to them; a smaller sum counts as zero."""
 
@@ -289,7 +292,7 @@ def largest(update: Update, count: int) -> Mask:
     def pieces() -> Iterator[Tensor]:
         return (rows for _, rows in update.strips())
 
-    near = sizes_near(update.sample(), count / update.numel) if update.numel > 8 * _SAMPLED else None
+    near = sizes_near(update.sample(), count / update.numel) if update.numel > _LARGE else None
     threshold, surplus = threshold_of(pieces, count, near)
     edge = torch.tensor(threshold, dtype=update.a.dtype)
     below, end = float(torch.nextafter(edge, torch.zeros_like(edge))), _end_of_ties(update, threshold, surplus)
