@@ -413,7 +413,9 @@ class WithAdapters(OpenedLibrary):
         )
         name = plan.release.full_name
         gate = contract_gate(self, test, bars=self.reports, out=self.reports)
-        added = installing.install_one(self.session, plan, where, signatures, bars=self.reports, what=name, gate=gate)
+        (added,) = installing.install_all(
+            self.session, [plan], where, signatures, bars=self.reports, what=name, gate=gate
+        )
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused
         return build

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.aliases.projects import set_project_alias
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
-from adapterhub.api.steps.installing import install_one, plan_one
+from adapterhub.api.steps.installing import install_all, plan_one
 from adapterhub.api.steps.projects import save_installed
 from adapterhub.api.steps.upgrades.projects import Preview, preview_rollback, roll_back
 from adapterhub.core.ranks import RankRange
@@ -90,7 +90,7 @@ class WithEdits:
             objection=objection_from(session, exclude_newer),
         )
         bars = self.library.reports
-        added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
+        (added,) = install_all(session, [plan], where, signatures, bars=bars, what=asked.full_name)
         saved = saving.Saved(spec=plan.asked.spec, bounds=bounds, plan=plan)
         save_installed(session, self.folder, where, [saved], group=group, syncs=sync, signatures=signatures, bars=bars)
         build = added.build if added else plan.present

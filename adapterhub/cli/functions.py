@@ -53,7 +53,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "add": {"Library.add": "adapterhub.library.library:Library.add"},
     "install": {
-        "Library.install": f"{_STEPS}.installing:install_one",
+        "Library.install": f"{_STEPS}.installing:install_all",
         "Library.plan_install": f"{_STEPS}.installing:plan_one",
         "Project.install": f"{_STEPS}.projects:save_installed",
         "read_requirements": "adapterhub.distribution.requirements:read_requirements",

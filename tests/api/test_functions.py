@@ -22,6 +22,8 @@ from tests.support.docs_sandbox import make_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "reference" / "python.md"
+ALONE = ("explain", "explanations", "read_requirements")
+"""Functions that are no methods."""
 FOLLOWED = ("adapterhub.cli", "adapterhub.api", "adapterhub.inference.answering", "adapterhub:")
 
 
@@ -143,7 +145,7 @@ def faces(tmp_path_factory) -> dict[str, Any]:
     make_sandbox(folder, filled=True)
     library = adapterhub.Library(folder / "home")
     project = adapterhub.Project.create(folder / "project", library=library)
-    return {"Library": library, "Project": project, **{n: getattr(adapterhub, n) for n in ("read_requirements",)}}
+    return {"Library": library, "Project": project, **{n: getattr(adapterhub, n) for n in ALONE}}
 
 
 def found_in(faces: dict[str, Any], name: str) -> Any:

@@ -72,30 +72,6 @@ def plan_one(
     return plan
 
 
-def install_one(
-    session: Session,
-    plan: InstallPlan,
-    sources_of: SpecSources,
-    signatures: SignaturePolicy | None,
-    *,
-    bars: Bars,
-    what: str,
-    gate: Gate | None = None,
-) -> Added | None:
-    """Carry out a plan of `plan_one`; None when the build was there already. Warnings of its checks are reported.
-
-    Raises:
-        BehaviourChanged, CouldNotTell: `gate` does not let the build in; nothing was installed.
-    """
-    from adapterhub.distribution.install import run_install
-
-    with bars.progress(f"install {what}", plan.copy_bytes) as progress:
-        policy = signatures or sources_of.policy_of(plan.source)
-        added = run_install(session.library, plan, progress, signatures=policy, gate=gate)
-    report_warnings(session, added)
-    return added
-
-
 class _Held:
     """Keeps what a plan reports until its turn comes; all else is as the reporter."""
 
@@ -159,13 +135,14 @@ def install_all(
     what: str,
     gate: Gate | None = None,
 ) -> Iterator[Added | None]:
-    """Carry out several plans under one bar, as `install_one` does, and give the results in their order.
+    """Carry out plans of `plan_one` under one bar, and give the results in their order; None for a build that was there.
 
     Several builds come from servers at a time, except with a `gate`. After the first refusal no other is begun; those
-    that arrived are kept.
+    that arrived are kept. Warnings of checks are reported.
 
     Raises:
-        AdapterHubError: the first refusal, as of `install_one`.
+        BehaviourChanged, CouldNotTell: `gate` does not let a build in; it was not installed.
+        AdapterHubError: the first refusal.
     """
     from adapterhub.distribution.install import run_install
     from adapterhub.distribution.remote_kinds import kind_of
