@@ -118,6 +118,11 @@ class Rows:
                 stack = self._stacks[name] = self._stacked(name)
             by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
             return self._added(stack, *by_row).view(output.shape)
+        updates, group = work.groups[0]
+        if len(group.numbers) == self.count:  # all rows have one choice, so the batch needs no parts
+            for update, weight in updates:
+                output = update.apply(args, kwargs, output, weight)
+            return output
         if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
             _ensure_one_tensor(name, args, kwargs, output)
         result = output.clone(memory_format=torch.contiguous_format)
