@@ -74,7 +74,7 @@ SAYS_SO: Mapping[str, str] = {
 }
 USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(
-        ("demo", "init", "base", "completion", "config", "add", "extract"), "takes nothing that is installed"
+        ("demo", "init", "base", "completion", "config", "explain", "add", "extract"), "takes nothing that is installed"
     ),
     **dict.fromkeys(
         ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"

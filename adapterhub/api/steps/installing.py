@@ -135,10 +135,10 @@ def install_all(
     what: str,
     gate: Gate | None = None,
 ) -> Iterator[Added | None]:
-    """Carry out plans of `plan_one` under one bar, and give the results in their order; None for a build that was there.
+    """Carry out plans of `plan_one` under one bar, and give the results in their order.
 
-    Several builds come from servers at a time, except with a `gate`. After the first refusal no other is begun; those
-    that arrived are kept. Warnings of checks are reported.
+    A result is None for a build that was there already. Several builds come from servers at a time, except with a
+    `gate`. After the first refusal no other is begun; those that arrived are kept. Warnings of checks are reported.
 
     Raises:
         BehaviourChanged, CouldNotTell: `gate` does not let a build in; it was not installed.
