@@ -41,7 +41,7 @@ SKIPPED = {
     r"eval \"\$\(adapt completion .*": "is for an interactive shell",
 }
 """Commands that are shown and not run, with the reason."""
-MOST_SKIPPED = 46
+MOST_SKIPPED = 52
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -79,7 +79,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(
         ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"
     ),
-    **dict.fromkeys(("lock", "outdated", "upgrade", "rollback"), "manifests; merges of a project are `merge`"),
+    **dict.fromkeys(("lock", "outdated", "upgrade", "rollback", "sbom"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",
     "serve": "hands out what `AdapterProvider` checked, below",
