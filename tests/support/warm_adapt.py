@@ -116,6 +116,7 @@ def run_main(argv: list[str], folder: str, environ: dict[str, str]) -> int:
     from adapterhub.cli import main
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a new interpreter, whatever a test before it set
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)

@@ -201,7 +201,7 @@ class Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         self.conn.send_with_data_passthrough(h11.Data(data=cast("bytes", range(count))))  # h11 only takes its length
-        # asyncio lets nobody else wait for the transport's own descriptor
+        # asyncio alone waits for the transport's own descriptor
         to = os.dup(self.transport.get_extra_info("socket").fileno())
         try:
             while count and not self.transport.is_closing():
