@@ -70,7 +70,7 @@ def test_nothing_is_fetched_where_one_of_several_is_not_there(proxy, far, team):
 
 
 def test_the_first_refusal_in_order_is_told_and_what_arrived_is_kept(proxy, far, team, monkeypatch):
-    monkeypatch.setattr("adapterhub.distribution.hub._stream.PAUSES_S", (0.0,))
+    monkeypatch.setattr("adapterhub.distribution.http.stream.PAUSES_S", (0.0,))
     proxy.fault = lambda request: "drop" if weights_of(request, "two", "three") else None
     names = [f"{team}/{name}" for name in NAMES]
 
