@@ -252,7 +252,10 @@ def test_a_redirect_to_no_web_address_is_refused(net: Net, target: str) -> None:
 
     message, _ = refused(lambda: wire().open(f"{HERE}/a"))
 
-    assert message == f"{HERE} led to `{target}`, which is not a web address"
+    assert message in {  # the second where the client's library looks at it first
+        f"{HERE} led to `{target}`, which is not a web address",
+        f"{HERE} led to something that is not a web address",
+    }
 
 
 @pytest.mark.parametrize("target", ["https://é.example/", "https://corp.example/\x01", "https://[::1/"])

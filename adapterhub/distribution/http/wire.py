@@ -7,6 +7,7 @@ here, so that the token goes only to its own server.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
@@ -41,6 +42,7 @@ from adapterhub.distribution.http.etag import check_etag
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""
+_InvalidUrl: type[Exception] = sys.modules[HttpError.__module__.partition(".")[0]].InvalidURL
 
 CONNECT_S, SILENCE_S = 5.0, 30.0
 
@@ -303,7 +305,10 @@ class Wire:
             request = session.build_request(method, url, headers=sent, timeout=times, **body)
         except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
             raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is not an address: {shown(str(error))}") from None
-        return session.send(request, stream=True, follow_redirects=False)
+        try:
+            return session.send(request, stream=True, follow_redirects=False)
+        except _InvalidUrl:  # httpx looks at the target of a redirect, although it does not follow it
+            raise RemoteUnreachable(f"{self.endpoint} led to something that is not a web address") from None
 
     # ------------------------------------------------------------ words
     @contextlib.contextmanager
