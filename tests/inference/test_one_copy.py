@@ -1,4 +1,4 @@
-"""The memory that an adapter takes while it is loaded and afterwards: one copy of its numbers, whoever loads it."""
+"""The memory that an adapter takes while it is loaded and afterwards: one copy of its numbers, by the bank and by `attach`."""
 
 from __future__ import annotations
 

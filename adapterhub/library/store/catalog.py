@@ -23,7 +23,7 @@ from adapterhub.core.display import html_table, size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, StoreLocked
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.diffusion.components import COMPONENTS
-from adapterhub.formats.manifest import BaseRef, Manifest
+from adapterhub.formats.manifest import CONTRACT_FILE, BaseRef, Manifest
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.index import Index, IndexNewer, IndexUnusable
@@ -325,7 +325,6 @@ def folder_below(root: Path, build: Installed) -> str:
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
     from adapterhub.formats.cards.telling import examples_of, own_words
-    from adapterhub.formats.manifest import CONTRACT_FILE
 
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
@@ -358,7 +357,6 @@ def row_of(build: Installed, root: Path) -> BuildRow:
 def _contract_of(build: Installed) -> Contract | None:
     """The contract of a build, for the examples in it; None without a sound one, which other checks refuse."""
     from adapterhub.formats.cards.widget import contract_shown
-    from adapterhub.formats.manifest import CONTRACT_FILE
 
     return contract_shown(build.folder) if build.manifest.file(CONTRACT_FILE) is not None else None
 
