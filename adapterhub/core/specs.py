@@ -20,9 +20,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, NewType, NoReturn
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal, NewType, NoReturn
 
 from adapterhub.core.errors import SpecError, shown
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
 
 AdapterName = NewType("AdapterName", str)
 """A lower-case adapter name; only `parse_name` makes one."""
@@ -72,6 +77,12 @@ def parse_version(text: str) -> str:
     Raises:
         SpecError: unless it is one, of at most 64 characters.
     """
+    return str(version_of(text))
+
+
+@lru_cache(maxsize=1 << 14)
+def version_of(text: str) -> Version:
+    """As `parse_version`, as a value that compares; a name may have ten thousand versions, each looked at thrice."""
     from packaging.version import InvalidVersion, Version
 
     if len(text) > MAX_VERSION_CHARACTERS:
@@ -82,7 +93,7 @@ def parse_version(text: str) -> str:
         raise SpecError(text, "not a version, as PEP 440 writes them: 1.0, 1.2.3, 2.0rc1") from None
     if text != text.strip():
         raise SpecError(text, "a version holds no spaces", hint=f"write `{version}`")
-    return str(version)
+    return version
 
 
 def looks_like_revision(text: str) -> bool:
@@ -192,9 +203,14 @@ class AdapterSpec:
         Raises:
             SpecError: `version` is not one.
         """
-        from packaging.specifiers import SpecifierSet
+        return _specifier_set(self.specifiers).contains(version_of(version), prereleases=True)
 
-        return SpecifierSet(self.specifiers).contains(parse_version(version), prereleases=True)
+
+@lru_cache(maxsize=64)
+def _specifier_set(specifiers: str) -> SpecifierSet:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifiers)
 
 
 def hint_for_unknown_base(spec: AdapterSpec) -> str:

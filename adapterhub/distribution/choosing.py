@@ -26,7 +26,7 @@ def candidates_of(
     library: Library, releases: Sequence[Release], wanted: RequestedBase | None, source: str
 ) -> list[Candidate]:
     """The releases as the resolver sees them."""
-    return _candidates(library, [(release, release.manifest.base) for release in releases], wanted, source)
+    return _candidates(library, [(release, release.facts.base) for release in releases], wanted, source)
 
 
 def _candidates(
@@ -44,21 +44,21 @@ def _candidates(
 
 
 def _candidate(release: Release, comparison: Comparison, base_label: str, source: str) -> Candidate:
-    manifest = release.manifest
+    facts = release.facts
     return Candidate(
         namespace=release.namespace,
-        name=manifest.name,
-        version=manifest.version,
-        digest=release.digest,
+        name=facts.name,
+        version=facts.version,
+        digest=facts.digest,
         verdict=comparison.verdict,
         differences=comparison.differences,
         base_label=base_label,
-        rank=manifest.rank,
-        method=",".join(manifest.method),
+        rank=facts.rank,
+        method=",".join(facts.method),
         yanked=release.yanked,
-        size_bytes=manifest.size_bytes,
+        size_bytes=facts.size_bytes,
         source=source,
-        license=manifest.license,
+        license=facts.license,
         published_at=release.published_at,
         repository=release.repository,
     )

@@ -77,7 +77,13 @@ class HubCache:
                 continue
             for release in source.releases(wanted):
                 self._sources[release.digest] = source
-                yield replace(release, origin=f"{repo} at {commit[:12]} in {self.label}", repository=repo)
+                yield Release(
+                    manifest=release.manifest,
+                    namespace=release.namespace,
+                    origin=f"{repo} at {commit[:12]} in {self.label}",
+                    published_at=release.published_at,
+                    repository=repo,
+                )
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build from `releases`."""

@@ -170,7 +170,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The JSON value, without empty fields."""
         value: dict[str, Any] = dict(self.extra)
-        value |= {"schema": SCHEMA, "name": str(self.name), "version": self.version, "base": _base_to_json(self.base)}
+        value |= {"schema": SCHEMA, "name": str(self.name), "version": self.version, "base": base_to_json(self.base)}
         value["method"] = list(self.method)
         value["files"] = [
             {"path": e.path, "sha256": e.sha256, "size_bytes": e.size_bytes, "media_type": e.media_type}
@@ -262,7 +262,8 @@ def _without_none(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
-def _base_to_json(base: BaseRef) -> dict[str, Any]:
+def base_to_json(base: BaseRef) -> dict[str, Any]:
+    """The value of `base` in a manifest."""
     value = base.fingerprint.to_json() if base.fingerprint else {}
     hints = base.hints.to_json()
     return value | ({"hints": hints} if hints else {})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapterhub.core.digests import Digest
+from adapterhub.formats.facts import Facts
 from adapterhub.formats.manifest import Manifest
 
 
@@ -28,14 +29,67 @@ class Release:
     repository: str = ""
 
     @property
+    def facts(self) -> Facts | Manifest:
+        """What choosing compares."""
+        return self.manifest
+
+    @property
     def digest(self) -> Digest:
         """Identity of the build."""
-        return self.manifest.digest
+        return self.facts.digest
 
     @property
     def full_name(self) -> str:
         """`acme/legal-qa` or `legal-qa`."""
-        return f"{self.namespace}/{self.manifest.name}" if self.namespace else self.manifest.name
+        return f"{self.namespace}/{self.facts.name}" if self.namespace else self.facts.name
+
+
+class UnreadRelease(Release):
+    """A build of many, of which only the facts are read; the place checks the rest when someone wants `manifest`."""
+
+    __slots__ = ("_facts", "_manifest", "_read")
+    _facts: Facts | Manifest
+    _manifest: Manifest | None
+    _read: Callable[[], Manifest]
+
+    def __init__(
+        self,
+        *,
+        facts: Facts | Manifest,
+        read: Callable[[], Manifest],
+        namespace: str | None,
+        origin: str,
+        published_at: float | None,
+    ) -> None:
+        """`read` returns the manifest, checked, or raises."""
+        told: dict[str, object] = {
+            "_facts": facts,
+            "_read": read,
+            "_manifest": None,
+            "namespace": namespace,
+            "origin": origin,
+        }
+        told |= {"yanked": None, "published_at": published_at, "base_hub_id": "", "repository": ""}
+        for name, value in told.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def facts(self) -> Facts | Manifest:
+        """What choosing compares."""
+        return self._facts
+
+    @property
+    def manifest(self) -> Manifest:
+        """The whole manifest, read on first use.
+
+        Raises:
+            MalformedManifest, RefusedAdapter: as the place finds.
+        """
+        manifest = self._manifest
+        if manifest is None:
+            manifest = self._read()
+            object.__setattr__(self, "_manifest", manifest)
+        return manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

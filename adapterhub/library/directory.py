@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
 from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
@@ -35,6 +35,7 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.cards.widget import contract_shown
+from adapterhub.formats.facts import Facts, FactsReader
 from adapterhub.formats.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -46,7 +47,7 @@ from adapterhub.formats.manifest import (
     FileEntry,
     Manifest,
 )
-from adapterhub.formats.release import Provenance, Release
+from adapterhub.formats.release import Provenance, Release, UnreadRelease
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.intake.refusals import ensure_no_errors, refused
 from adapterhub.library.intake.statements import files_beside
@@ -63,14 +64,36 @@ DEPTH = 4
 _LEFTOVER_S = 24 * 3600.0
 
 
+class _Found(NamedTuple):
+    """One build in a directory: its folder, the bytes of its manifest, what is read of them, and their date."""
+
+    folder: str
+    raw: bytes
+    facts: Facts | Manifest
+    written_at: float
+
+    def manifest(self) -> Manifest:
+        """The manifest of a build whose folder may hold what it does.
+
+        Raises:
+            MalformedManifest: as `Manifest.parse`.
+            RefusedAdapter: the folder holds what no adapter may.
+        """
+        manifest = Manifest.parse(self.raw, f"{self.folder}/{MANIFEST_FILE}")
+        listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside the directory
+        seen = [f for f in list_folder(Path(self.folder)).findings if f.code != "E_LINK" or f.where not in listed]
+        ensure_no_errors(self.folder, seen)
+        return manifest
+
+
 class PublishedDirectory:
     """A folder of published builds."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[str, str] = {}
         self._reading = threading.Lock()
-        self._read: dict[str, list[tuple[Path, Manifest, float]]] | None = None
+        self._read: dict[str, list[_Found]] | None = None
         self._keeps = False
 
     def read_once(self) -> PublishedDirectory:
@@ -90,35 +113,41 @@ class PublishedDirectory:
         return absolute(self.root)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds with that name in any subfolder; they count as builds of the namespace in `spec`."""
-        found = []
-        for folder, manifest, written_at in self._named(spec.name):
-            listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
-            seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
-            ensure_no_errors(f"{folder}", seen)
-            self._folders[manifest.digest] = folder
-            origin = f"`{folder}`"
-            release = Release(manifest=manifest, namespace=spec.namespace, origin=origin, published_at=written_at)
-            found.append(release)
-        return found
+        """Builds with that name in any subfolder; they count as builds of the namespace in `spec`.
 
-    def _named(self, name: str) -> list[tuple[Path, Manifest, float]]:
-        """Folder, manifest and date of every build with that name."""
+        Only what choosing needs is read of them; each is checked when its `manifest` is.
+        """
+        named = self._named(spec.name)
+        self._folders.update((one.facts.digest, one.folder) for one in named)
+        return [
+            UnreadRelease(
+                facts=one.facts,
+                read=one.manifest,
+                namespace=spec.namespace,
+                origin=f"`{one.folder}`",
+                published_at=one.written_at,
+            )
+            for one in named
+        ]
+
+    def _named(self, name: str) -> list[_Found]:
+        """Every build with that name."""
         if not self._keeps:
-            return [build for build in self._builds() if build[1].name == name]
+            return [build for build in self._builds() if build.facts.name == name]
         with self._reading:
             if self._read is None:
-                by_name: dict[str, list[tuple[Path, Manifest, float]]] = {}
+                by_name: dict[str, list[_Found]] = {}
                 for build in self._builds():
-                    by_name.setdefault(build[1].name, []).append(build)
+                    by_name.setdefault(build.facts.name, []).append(build)
                 self._read = by_name
         return self._read.get(name, [])
 
-    def _builds(self) -> Iterator[tuple[Path, Manifest, float]]:
+    def _builds(self) -> Iterator[_Found]:
+        reader = FactsReader()
         for folder in _build_folders(self.root):
-            with _open_inside(folder, MANIFEST_FILE, self.root) as stream:
-                manifest = Manifest.parse(stream.read(LIMIT_BYTES + 1), str(folder / MANIFEST_FILE))
-                yield folder, manifest, os.fstat(stream.fileno()).st_mtime
+            raw, written_at = _manifest_bytes(folder, self.root)
+            facts = reader.read(raw) or Manifest.parse(raw, f"{folder}/{MANIFEST_FILE}")
+            yield _Found(folder, raw, facts, written_at)
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """Open one file of a build; links are followed only inside the directory."""
@@ -126,16 +155,16 @@ class PublishedDirectory:
 
     def provenance(self, release: Release) -> Provenance:
         """The signature of a build, and what lies beside it."""
-        return provenance_of(self._folders[release.digest])
+        return provenance_of(Path(self._folders[release.digest]))
 
     def results(self, release: Release) -> list[bytes]:
         """The signed results beside a build, unverified."""
-        folder = self._folders[release.digest]
+        folder = Path(self._folders[release.digest])
         return [] if folder == self.root else ResultFiles.beside(folder, release.digest).read()
 
     def statements(self, release: Release) -> list[bytes]:
         """The signed statements beside a build, unverified."""
-        folder = self._folders[release.digest]
+        folder = Path(self._folders[release.digest])
         return [] if folder == self.root else files_beside(folder, release.digest).read()
 
     @contextlib.contextmanager
@@ -361,32 +390,39 @@ def open_source(path: Path) -> Source:
     )
 
 
-def _build_folders(root: Path) -> Iterator[Path]:
+def _build_folders(root: Path) -> Iterator[str]:
     """Folders at or below `root` that hold a manifest; dot folders are skipped, links are not followed."""
     todo = [(os.fspath(root), 0)]
     while todo:
         folder, depth = todo.pop()
         if os.path.isfile(f"{folder}/{MANIFEST_FILE}"):  # noqa: PTH113 - ten thousand of them
-            yield Path(folder)
+            yield folder
         elif depth < DEPTH and os.path.isdir(folder):  # noqa: PTH112 - as above
             with os.scandir(folder) as entries:
                 inside = [e.path for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
             todo += [(path, depth + 1) for path in sorted(inside, reverse=True)]
 
 
-def _open_inside(folder: Path, name: str, root: Path) -> IO[bytes]:
+def _manifest_bytes(folder: str, root: Path) -> tuple[bytes, float]:
+    """The manifest in a folder, at most one byte more than it may have, and the date of its file."""
+    with _open_inside(folder, MANIFEST_FILE, root) as stream:
+        facts = os.fstat(stream.fileno())
+        return stream.read(min(facts.st_size, LIMIT_BYTES) + 1), facts.st_mtime
+
+
+def _open_inside(folder: str, name: str, root: Path) -> IO[bytes]:
     """Open a plain file of a build; links are followed only inside `root` and into the blobs of a hub's cache."""
-    path = folder / name
+    path = f"{folder}/{name}"
     found: tuple[str, str] | None = None
     try:
-        if path.is_symlink() and not _is_link_inside(folder, path, root):
+        if os.path.islink(path) and not _is_link_inside(Path(folder), Path(path), root):  # noqa: PTH114 - as above
             found = "E_LINK", f"{name}: a link out of the directory"
         else:
             return open_plain(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         found = "E_KIND", f"{name}: {shown(reason)}"
-    raise RefusedAdapter(f"refused `{shown(str(path), 200)}`. Nothing was stored", [found])
+    raise RefusedAdapter(f"refused `{shown(path, 200)}`. Nothing was stored", [found])
 
 
 def _is_link_inside(folder: Path, path: Path, root: Path) -> bool:

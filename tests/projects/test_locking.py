@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, NotFound, ProjectConflict, RemoteUnreachable
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    MalformedManifest,
+    NoCompatibleRelease,
+    NotFound,
+    ProjectConflict,
+    RefusedAdapter,
+    RemoteUnreachable,
+)
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
@@ -368,6 +376,28 @@ def publish_other(library: Library, folder: Path, tmp_path: Path) -> None:
     build = library.add(made, Description(name=parse_name("legal-qa"), version="1.0.0"), base=base).build
     release = Release(manifest=build.manifest, namespace=None, origin="made here")
     copy(release, library, PublishedDirectory(folder.parent.parent))
+
+
+def test_a_broken_build_matters_only_where_it_would_be_taken(tmp_path, library, publish):
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        publish(tmp_path / "shop", "legal-qa", version=version)
+    places = Asked(PublishedDirectory(tmp_path / "shop"))
+    torn = tmp_path / "shop" / "legal-qa" / "1.1.0-r4"
+    manifest, whole = torn / "adapterhub.json", (torn / "adapterhub.json").read_bytes()
+    manifest.write_bytes(whole.replace(b'"target_modules":[', b'"target_modules":[7,'))
+    (torn / "adapter_model.safetensors").unlink()
+
+    lock = lock_project(library, project(tmp_path, "[adapters]\nlegal-qa = ''"), places).lock
+    with pytest.raises(MalformedManifest, match=r"target_modules\[0\]: expected string, got integer"):
+        lock_project(library, project(tmp_path, "[adapters]\nlegal-qa = '==1.1.0'"), places)
+    manifest.write_bytes(whole)
+    with pytest.raises(RefusedAdapter, match=r"adapter_model\.safetensors"):
+        lock_project(library, project(tmp_path, "[adapters]\nlegal-qa = '==1.1.0'"), places)
+    manifest.write_bytes(whole.replace(b'"version":"1.1.0"', b'"version":1'))
+    with pytest.raises(MalformedManifest, match="version: expected string"):  # nothing can be chosen without the facts
+        lock_project(library, project(tmp_path, "[adapters]\nlegal-qa = ''"), places)
+
+    assert versions(lock) == {"legal-qa": "1.2.0"}
 
 
 # ---------------------------------------------------------------- merges

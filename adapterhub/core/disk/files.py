@@ -27,7 +27,7 @@ def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest
         return copy_hashed(stream, None, progress)
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path | str) -> IO[bytes]:
     """A regular file, opened for reading; links are followed.
 
     Raises:

@@ -13,10 +13,11 @@ then the lowest digest.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -45,15 +46,23 @@ SHOWN_VARIANTS: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """The build to take. `refusals` holds `(build, reason)`, newest first; `warnings` are whole sentences.
+    """The build to take. `warnings` are whole sentences; `builds` are all with the name, newest first.
+
+    `reasons` are those against builds, by digest.
 
     `variants` are the builds of the same version that fit as well and that the order of ranks put behind, best first.
     """
 
     chosen: Candidate
-    refusals: tuple[tuple[str, str], ...]
+    builds: Sequence[Build]
+    reasons: Mapping[Digest, str]
     warnings: tuple[str, ...]
     variants: tuple[Candidate, ...] = ()
+
+    @property
+    def refusals(self) -> tuple[tuple[str, str], ...]:
+        """`(build, reason)` of each that was not taken for a reason, newest first."""
+        return labelled(self.builds, self.reasons)
 
     @property
     def note(self) -> str:
@@ -105,21 +114,28 @@ def resolve(
     if not builds:
         raise AdapterNotFound(f"no adapter is named `{spec.full_name}`", hint=_nearest(spec, known_names))
     _check_prefix(spec, builds)
-    reasons = {build: reason for build in builds if (reason := next(objections(request, build), None)) is not None}
-    fitting = [build for build in builds if build not in reasons]
+    reasons: dict[Digest, str] = {}
+    fitting = []
+    for build in builds:
+        reason = next(objections(request, build), None)
+        if reason is None:
+            fitting.append(build)
+        else:
+            reasons[build.candidate.digest] = reason
     if not fitting:
         raise _nothing_fits(request, labelled(builds, reasons))
     for is_last_resort, reason_of in last_resorts(request):
         others = [build for build in fitting if not is_last_resort(build)]
         if others:
-            reasons.update((build, reason_of(build)) for build in fitting if is_last_resort(build))
+            reasons.update((b.candidate.digest, reason_of(b)) for b in fitting if is_last_resort(b))
             fitting = others
     if not base_given:
         _check_one_base(spec, fitting)
     chosen, *variants = _by_preference(request, fitting)
     return Resolution(
         chosen=chosen.candidate,
-        refusals=labelled(builds, reasons),
+        builds=builds,
+        reasons=reasons,
         warnings=tuple(warnings_about(request, chosen, fitting)),
         variants=tuple(b.candidate for b in variants if _is_proven(request, b) == _is_proven(request, chosen)),
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AmbiguousSpec, shown
+from adapterhub.core.errors import AmbiguousSpec, SpecError, shown
 from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, version_of
 from adapterhub.formats.base.fingerprint import BaseVerdict
 
 if TYPE_CHECKING:
@@ -139,11 +139,9 @@ def _merged(copies: Sequence[Candidate]) -> Candidate:
 
 
 def _version_of(candidate: Candidate) -> Version | None:
-    from packaging.version import InvalidVersion, Version
-
     try:
-        return Version(candidate.version)
-    except InvalidVersion:
+        return version_of(candidate.version)
+    except SpecError:
         return None
 
 

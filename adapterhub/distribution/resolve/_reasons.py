@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.distribution.resolve._builds import Build, Request, version_in
 from adapterhub.formats.base.fingerprint import BaseVerdict
@@ -98,7 +99,7 @@ def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) ->
     return told
 
 
-def labelled(builds: Sequence[Build], reasons: dict[Build, str]) -> tuple[tuple[str, str], ...]:
+def labelled(builds: Sequence[Build], reasons: Mapping[Digest, str]) -> tuple[tuple[str, str], ...]:
     """`(label, reason)` of each refused build, newest first; a label is as short as it can be and still unique."""
     counts = [Counter(form) for form in zip(*(_label_forms(build) for build in builds), strict=True)]
 
@@ -106,7 +107,7 @@ def labelled(builds: Sequence[Build], reasons: dict[Build, str]) -> tuple[tuple[
         forms = _label_forms(build)
         return next((form for form, count in zip(forms, counts, strict=True) if count[form] == 1), forms[-1])
 
-    return tuple((label(build), reasons[build]) for build in builds if build in reasons)
+    return tuple((label(build), reasons[digest]) for build in builds if (digest := build.candidate.digest) in reasons)
 
 
 def _label_forms(build: Build) -> tuple[str, str, str, str]:

@@ -8,6 +8,7 @@ A record counts for a build only if it came from that place: no other server can
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +34,13 @@ class Yanks:
 
     def saw(self, place: str, releases: Iterable[Release]) -> None:
         """Remember what `place` says of the builds that the library has."""
+        try:
+            noted = set(os.listdir(self._store.root / "yanked"))  # noqa: PTH208 - names alone
+        except OSError:
+            noted = set()
         for release in releases:
-            self.note(release.digest, place, release.yanked)
+            if release.yanked is not None or f"{hex_of(release.digest)}.json" in noted:
+                self.note(release.digest, place, release.yanked)
 
     def note(self, adapter: Digest, place: str, reason: str | None) -> None:
         """Remember that `place` yanked a build of this library; with None, that it did not."""

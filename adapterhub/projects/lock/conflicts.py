@@ -217,6 +217,8 @@ def in_two_remotes(wanted: AdapterRequirement, offers: Mapping[str, Sequence[Can
 
     A release never changes, so one of them is wrong; only the user can decide which.
     """
+    if not [*offers][1:]:
+        return None
     named = [
         (remote, one)
         for remote, candidates in sorted(offers.items())

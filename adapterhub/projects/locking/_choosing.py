@@ -171,6 +171,8 @@ class _Search:
         for one in candidates:
             if one.yanked is not None:
                 self._yanked.setdefault(one.digest, one.yanked)
+        if not self._yanked:
+            return list(candidates)
         return [replace(one, yanked=self._yanked.get(one.digest)) for one in candidates]
 
     def left(self, before: LockedAdapter | None, now: LockedAdapter) -> list[str]:
