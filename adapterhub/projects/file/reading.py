@@ -44,7 +44,7 @@ from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from
 
 LIMIT_BYTES: Final = 4 << 20
-MAX_ENTRIES: Final = 10_000
+MAX_ENTRIES: Final = 20_000
 """Adapters, groups, merges and remotes of a project, all together."""
 
 _TABLES: Final = ("project", "remotes", "adapters", "groups", "aliases", "merges", "policy")
