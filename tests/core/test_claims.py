@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,27 @@ def test_a_lock_left_by_a_dead_process_is_no_obstacle_and_a_held_one_says_by_who
 
         with pytest.raises(StoreLocked, match="process 7 on `another-host`"):
             library.gc(wait_s=0.05)
+
+
+def test_threads_take_turns_at_a_lock_and_each_waits_its_time(library):
+    inside, most, held = [], [], threading.Event()
+
+    def work(number: int) -> None:
+        with library.store.lock("publish", exclusive=True):
+            inside.append(number)
+            most.append(len(inside))
+            held.wait(0.001)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(40)))
+    with library.store.lock("publish", exclusive=True), ThreadPoolExecutor(1) as pool:
+        late = pool.submit(lambda: library.store.lock("publish", exclusive=True, wait_s=0.05).__enter__())
+        with pytest.raises(StoreLocked, match=f"the last to take it alone was .*{os.getpid()}"):
+            late.result()
+
+    assert set(most) == {1}
+    assert len(most) == 40
 
 
 def test_a_leased_build_is_not_removed_and_its_objects_stay(library, add):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, DiskFull, NotAllowed, StoreLocked
 
 _RESERVE_BYTES: Final = 16 << 20
+_TURNS: Final[dict[str, threading.Lock]] = {}
+"""By path: the threads of this process take turns at a lock, as one that looks again and again sleeps too long."""
 
 
 class Root:
@@ -106,8 +109,13 @@ class Root:
         with self.os_errors_as_refusals():
             make_folder(path.parent)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + wait_s
+        turn = _TURNS.setdefault(f"{path}", threading.Lock()) if exclusive else None
+        is_my_turn = turn is None or turn.acquire(timeout=wait_s)
         try:
-            self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
+            if not is_my_turn:
+                raise self._locked(handle, name, wait_s)
+            self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s, deadline)
             if exclusive:
                 with contextlib.suppress(OSError):  # only for the message of waiting processes
                     data = json.dumps(holder_facts()).encode()
@@ -115,9 +123,11 @@ class Root:
             yield
         finally:
             os.close(handle)
+            if turn is not None and is_my_turn:
+                turn.release()
 
-    def _acquire(self, handle: int, name: str, mode: int, wait_s: float) -> None:
-        deadline, pause = time.monotonic() + wait_s, 0.005
+    def _acquire(self, handle: int, name: str, mode: int, wait_s: float, deadline: float) -> None:
+        pause = 0.005
         while True:
             try:
                 fcntl.flock(handle, mode | fcntl.LOCK_NB)
