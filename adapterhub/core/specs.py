@@ -43,6 +43,7 @@ _EXAMPLE = "as in `legal-qa@base-7b` or `acme/legal-qa@base-7b>=1.2,<2`"
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _UPPER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_USUAL_WORD = re.compile(r"[a-z0-9][a-z0-9_]*(?:[.-][a-z0-9_]+)*")
 _DIGEST_PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
 _OPERATOR = re.compile(r"[<>]|[=!~]=")
 _OPERATOR_CHARACTER = re.compile(r"[<>=!~]")
@@ -308,8 +309,8 @@ def _check_readable(text: str) -> None:
     """Raise for text that is too long or holds a character that does not print."""
     if len(text) > MAX_SPEC_CHARACTERS:
         raise SpecError(text, f"at most {MAX_SPEC_CHARACTERS} characters are read, this has {len(text)}")
-    odd = next((c for c in text if not c.isprintable()), None)
-    if odd is not None:
+    if not text.isprintable():
+        odd = next(c for c in text if not c.isprintable())
         raise SpecError(text, f"holds the character U+{ord(odd):04X}, which does not print")
 
 
@@ -377,6 +378,8 @@ def _parted(text: str) -> str:
 
 def _word(word: str, what: str, whole: str, *, upper: bool = True, folder: bool = True) -> str:
     """`word`, checked; errors name `whole`. `folder` adds the rules that only matter for folders made here."""
+    if len(word) <= MAX_WORD_CHARACTERS and _USUAL_WORD.fullmatch(word) and word.partition(".")[0] not in _DEVICES:
+        return word  # one of ten thousand; the rest finds the words for what is wrong
     if not word:
         raise SpecError(whole, f"{what} is missing, {_EXAMPLE}")
     if len(word) > MAX_WORD_CHARACTERS:
