@@ -58,6 +58,25 @@ class InstallPlan:
         return sum(entry.size_bytes for entry in self.missing)
 
 
+def look_ahead(library: Library, specs: Sequence[AdapterSpec], places: Sequence[Sequence[Source]]) -> None:
+    """Let each server of `places` answer at once what it will be asked about those specs that the library lacks."""
+    asked: dict[int, tuple[Source, list[AdapterSpec]]] = {}
+    for spec, sources in zip(specs, places, strict=True):
+        if not library.builds_named(spec.name, spec.namespace):
+            for source in sources:
+                asked.setdefault(id(source), (source, []))[1].append(spec)
+    for source, wanted in asked.values():
+        if (look := getattr(source, "look_ahead", None)) is not None:
+            look(wanted)
+
+
+def forget_ahead(places: Sequence[Source]) -> None:
+    """Drop what servers answered ahead and nobody asked: it may be old soon."""
+    for source in places:
+        if (look := getattr(source, "look_ahead", None)) is not None:
+            look(())
+
+
 def plan_install(
     library: Library,
     spec: AdapterSpec,

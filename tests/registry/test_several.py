@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import Request as Question
+from urllib.request import urlopen
 
 import pytest
+from huggingface_hub import HfApi
 
 from adapterhub.distribution.hub import Hub
 from adapterhub.formats.release import Release
@@ -17,6 +23,7 @@ from adapterhub.library.transfer import copy, together
 from tests.registry.proxy import Proxy, Request
 from tests.registry.running import Running
 from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter
 
 numbers = count(1)
 NAMES = ("one", "two", "three")
@@ -123,3 +130,74 @@ def test_a_push_writes_no_second_copy_of_the_weights(
     assert added.build.manifest.size_bytes > 2_000_000
     assert sizes
     assert max(sizes) < 100_000
+
+
+# ---------------------------------------------------------------- answers ahead
+@pytest.fixture
+def plain(online: None, server: Running, tmp_path: Path) -> list[str]:
+    """Repositories of other tools on the shared server: no manifest, no version."""
+    api = HfApi(endpoint=server.url, token=server.token)
+    names = [f"several{next(numbers)}/plain-{n}" for n in range(2)]
+    for seed, name in enumerate(names):
+        api.create_repo(name)
+        api.upload_folder(repo_id=name, folder_path=make_adapter(tmp_path / f"plain-{seed}", seed=seed))
+    return names
+
+
+def test_what_several_need_comes_in_one_request_and_only_weights_after_it(proxy, far, team, plain):
+    names = [*(f"{team}/{name}" for name in NAMES), *plain]
+
+    far.json("install", *names, "--remote", proxy.url)
+
+    asked = sorted(request.path.partition("?")[0] for request in proxy.seen)
+    weights = [path for path in asked if path.endswith(".safetensors")]
+    assert len(weights) == len(names)
+    assert sorted(set(asked) - set(weights)) == ["/api/adapt/v1/ahead", "/api/adapt/v1/info"]
+
+
+def test_the_same_arrives_where_the_server_answers_nothing_ahead(proxy, far, team, plain, tmp_path):
+    names = [*(f"{team}/{name}" for name in NAMES), *plain]
+    ahead = far.json("install", *names, "--remote", proxy.url)
+    proxy.fault = lambda request: "drop" if "/ahead" in request.path else None
+
+    usual = Adapt(tmp_path, home="third").json("install", *names, "--remote", proxy.url)
+
+    facts = ("name", "version", "digest", "namespace", "rank", "task")
+    assert [[one.get(fact) for fact in facts] for one in usual] == [[one.get(fact) for fact in facts] for one in ahead]
+
+
+def test_an_answer_ahead_is_checked_like_any_other(proxy, far, team):
+    def bend(body: bytes) -> bytes:
+        answers = json.loads(body)
+        for one in answers["answers"]:
+            if one["path"].endswith("adapter_config.json"):
+                one["body"] = base64.b64encode(base64.b64decode(one["body"]).replace(b'"r"', b'"s"')).decode()
+        return json.dumps(answers, separators=(",", ":")).encode()
+
+    proxy.fault = lambda request: bend if "/ahead" in request.path else None
+
+    far.fails(12, "install", *(f"{team}/{name}" for name in NAMES), "--remote", proxy.url)
+
+    assert list(far.library.installed()) == []
+
+
+def test_answers_ahead_show_nothing_that_the_caller_may_not_read(server, team, plain):
+    api = HfApi(endpoint=server.url, token=server.token)
+    api.update_repo_settings(f"{team}/one", private=True)
+    api.update_repo_settings(plain[0], gated="auto")
+    hidden, gated, open_ = f"{team}/one", plain[0], plain[1]
+
+    def told(token: str | None) -> dict[str, str | None]:
+        query = urlencode({"adapter": [hidden, gated, open_, f"{team}/never"]}, doseq=True)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with urlopen(Question(f"{server.url}/api/adapt/v1/ahead?{query}", headers=headers)) as answer:
+            return {one["path"]: one["error"] for one in json.load(answer)["answers"]}
+
+    stranger, owner = told(None), told(server.token)
+
+    assert {path: error for path, error in stranger.items() if f"/{hidden}/" in path} == {
+        path.replace("never", "one"): error for path, error in stranger.items() if "/never/" in path
+    }
+    assert not [path for path in stranger if path.startswith(f"{gated}/resolve/")]
+    assert [path for path in stranger if path.startswith(f"{open_}/resolve/")]
+    assert all([path for path in owner if path.startswith(f"{name}/resolve/")] for name in (hidden, gated, open_))

@@ -104,6 +104,7 @@ def plan_all(
     Raises:
         AdapterHubError: the first one of a spec for which `plan` raises.
     """
+    from adapterhub.distribution.install import look_ahead
     from adapterhub.distribution.remote_kinds import kind_of
     from adapterhub.library.transfer import AT_ONCE, together
 
@@ -116,6 +117,8 @@ def plan_all(
         return plan(inside, specs[number], lambda _spec: places[number])
 
     plans = []
+    if are_servers:
+        look_ahead(session.library, specs, places)
     with contextlib.closing(together(range(len(specs)), planned, at_once=AT_ONCE if are_servers else 1)) as answers:
         for one, answer in zip(held, answers, strict=True):
             one.tell(session)
@@ -144,7 +147,7 @@ def install_all(
         BehaviourChanged, CouldNotTell: `gate` does not let a build in; it was not installed.
         AdapterHubError: the first refusal.
     """
-    from adapterhub.distribution.install import run_install
+    from adapterhub.distribution.install import forget_ahead, run_install
     from adapterhub.distribution.remote_kinds import kind_of
     from adapterhub.library.transfer import AT_ONCE, together
 
@@ -155,9 +158,11 @@ def install_all(
     are_servers = any(kind_of(plan.source.place).is_server for plan in plans)
     at_once = AT_ONCE if are_servers and gate is None else 1
     with (
+        contextlib.ExitStack() as after,
         bars.progress(f"install {what}", sum(plan.copy_bytes for plan in plans)) as progress,
         contextlib.closing(together(plans, carry_out, progress, at_once=at_once)) as answers,
     ):
+        after.callback(forget_ahead, [plan.source for plan in plans])
         for answer in answers:
             if isinstance(answer, AdapterHubError):
                 raise answer

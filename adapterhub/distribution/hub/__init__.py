@@ -8,8 +8,9 @@ by digest, so two servers may use the same repository name.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from adapterhub.distribution.http.plain import Contents, read_contents
 from adapterhub.distribution.http.session import bound_client, bounded_client
 from adapterhub.distribution.http.stream import RemoteFile
 from adapterhub.distribution.http.wire import Wire, file_path, is_missing
+from adapterhub.distribution.hub._ahead import look_ahead
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
 from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
@@ -141,6 +143,10 @@ class Hub:
         return frozenset(f for f in features if isinstance(f, str)) if isinstance(features, list) else frozenset()
 
     # ------------------------------------------------------------ source
+    def look_ahead(self, specs: Sequence[AdapterSpec]) -> None:
+        """Learn in one request, where the server knows it, what choosing each of these asks, and taking its newest."""
+        look_ahead(self._wire, specs, lambda: self.features)
+
     def within(self, namespace: str) -> HubNamespace:
         """This server as a source of bare names, which it looks up in `namespace`."""
         return HubNamespace(self, namespace)
@@ -274,6 +280,8 @@ class Hub:
         """One file of a build from `releases`, streamed from the server."""
         place = self._places[release.digest]
         path = file_path(place.repo, place.commit, entry.path)
+        if (told := self._wire.ahead.told(path)) is not None:
+            return io.BytesIO(told)
         what = f"`{entry.path}` of `{place.repo}`"
         return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -52,6 +53,11 @@ class HubNamespace(_PartOfHub):
     def label(self) -> str:
         """The place in words."""
         return f"`{self._namespace}` of {self.hub.label}"
+
+    def look_ahead(self, specs: Sequence[AdapterSpec]) -> None:
+        """See `Hub.look_ahead`."""
+        asked = [spec for spec in specs if spec.namespace in (None, self._namespace)]
+        self.hub.look_ahead([replace(spec, namespace=self._namespace) for spec in asked])
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """See `transfer.Source`."""

@@ -28,6 +28,7 @@ from adapterhub.core.errors import (
     problem_list,
 )
 from adapterhub.distribution.http.wire import Wire, file_path
+from adapterhub.distribution.hub._ahead import look_at
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
@@ -90,10 +91,14 @@ class HubRepository:
             ReleaseExists: the version exists with other content.
             Malformed: as `card_of`.
         """
-        is_there = self._has(release.manifest)
-        if not is_there:
-            self.card_of(release)  # before any byte is copied
-        with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder, contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as files:
+            if not self._by_xet:
+                look_at(self._wire, self.repo)
+                files.callback(self._wire.ahead.forget)
+            is_there = self._has(release.manifest)
+            if not is_there:
+                self.card_of(release)  # before any byte is copied
+            folder = files.enter_context(tempfile.TemporaryDirectory(prefix="adapt-push-"))
             yield _Upload(self, release, Path(folder), files, is_there=is_there)
 
     def _has(self, manifest: Manifest) -> bool:

@@ -6,17 +6,15 @@ Hub clients never call these routes and need none of them.
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import Path, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
-from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub_registry.access.tokens import Caller, TokenRecord
-from adapterhub_registry.api import aliases_api, events_api, similar_api, tests_api
+from adapterhub_registry.api import aliases_api, events_api, similar_api, tests_api, versions_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -33,7 +31,6 @@ from adapterhub_registry.api.adapt_models import (
     Place,
     Places,
     Problem,
-    Release,
     ReleasePage,
     ReleaseQuery,
     Releases,
@@ -44,7 +41,6 @@ from adapterhub_registry.api.adapt_models import (
     UnyankRequest,
     UserFacts,
     UserList,
-    Yanked,
     YankedRelease,
     YankedReleases,
     YankRequest,
@@ -52,6 +48,7 @@ from adapterhub_registry.api.adapt_models import (
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import CallerOf, RegistryOf, opened_cursor, sealed_cursor, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
 from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden
@@ -59,14 +56,9 @@ from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
-FEATURES: Final = (
-    *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
-    *("events", "webhooks", "tests", "similar", "filters"),
-)
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 
 _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "description": "The token lacks the right"}}
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
@@ -80,12 +72,7 @@ NamePart = Annotated[str, Path(pattern=NAME)]
 @router.get("/info")
 def info(registry: RegistryOf) -> Info:
     """The version and the features of this server."""
-    return Info(
-        version=version("adapterhub"),
-        features=list(FEATURES),
-        upload_modes=list(UPLOAD_MODES),
-        anonymous_read=registry.settings.anonymous_read,
-    )
+    return info_of(registry)
 
 
 @router.get("/adapters", responses=_MISSING)
@@ -104,21 +91,13 @@ def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery,
     )
 
 
-@router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)
-def versions(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> Releases:
-    """Every version of an adapter, newest first; yanked versions are marked."""
-    with registry.db.read() as connection:
-        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
-        return _releases(connection, repo)
-
-
 @router.post("/adapters/{namespace}/{name}/yank", responses={**_FORBIDDEN, **_MISSING, **_BODY})
 def yank(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, wanted: YankRequest) -> Releases:
     """Yank a version: nothing new installs it. Its bytes stay, so that locked digests still install."""
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         index.yank(connection, repo, wanted.version, reason=wanted.reason, by=str(caller.user))
-        return _releases(connection, repo)
+        return releases_of(connection, repo)
 
 
 @router.post("/adapters/{namespace}/{name}/unyank", responses={**_FORBIDDEN, **_MISSING, **_BODY})
@@ -129,7 +108,7 @@ def unyank(
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         index.unyank(connection, repo, wanted.version)
-        return _releases(connection, repo)
+        return releases_of(connection, repo)
 
 
 @router.get("/releases", responses=_MISSING)
@@ -166,7 +145,9 @@ def yanked(
         rows = index.yanked_of(connection, digest, registry.repos.visible(caller))
     return YankedReleases(
         releases=[
-            YankedRelease(repo=row.full_name, version=row.version, digest=f"sha256:{row.digest}", yanked=_yanked(row))
+            YankedRelease(
+                repo=row.full_name, version=row.version, digest=f"sha256:{row.digest}", yanked=why_yanked(row)
+            )
             for row in rows
         ]
     )
@@ -284,7 +265,7 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
 
 
 router.routes += [*events_api.router.routes, *aliases_api.router.routes, *tests_api.router.routes]
-router.routes += similar_api.router.routes
+router.routes += [*similar_api.router.routes, *versions_api.router.routes]
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)
@@ -325,21 +306,6 @@ def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
         score=fit.score if fit else None,
         matched=Matched(part=fit.matched.part, text=fit.matched.text) if fit else None,
     )
-
-
-def _releases(connection: Connection, repo: Row[Any]) -> Releases:
-    versions = [_release(row) for row in found.versions_of(connection, repo.id)]
-    return Releases(repo=repo.full_name, versions=versions)
-
-
-def _release(row: Row[Any]) -> Release:
-    facts = index.facts_json(row) | {"version": row.released_as}
-    why = None if row.yanked_at is None else _yanked(row)
-    return Release(**facts, tag=row.tag, commit=row.commit_id, released_at=iso_time(row.released_at), yanked=why)
-
-
-def _yanked(row: Row[Any]) -> Yanked:
-    return Yanked(reason=row.yanked_reason, by=row.yanked_by, at=iso_time(row.yanked_at))
 
 
 def _token(record: TokenRecord) -> TokenFacts:

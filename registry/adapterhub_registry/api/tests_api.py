@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, Field, StrictBool, StringConstraints
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.access.tokens import Caller
@@ -154,10 +154,18 @@ def list_results(
     """The signed results on a version, the newest first."""
     with registry.db.read() as connection:
         repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
-        digest = digest_of_version(connection, repo, version)
-        found = results_on(connection, repo, digest, rule_of(connection, repo.namespace))
-    kept = [one for one in found if _meets(one, query)]
-    listed = [_result(one) for one in kept]
+        return results_of(connection, repo, version, query)
+
+
+def results_of(connection: Connection, repo: Row[Any], version: str, query: ResultQuery) -> ResultList:
+    """Those results on a version of a repository that meet a query.
+
+    Raises:
+        Refusal: 404 for an unknown version.
+    """
+    digest = digest_of_version(connection, repo, version)
+    found = results_on(connection, repo, digest, rule_of(connection, repo.namespace))
+    listed = [_result(one) for one in found if _meets(one, query)]
     return ResultList(repo=repo.full_name, version=version, digest=f"sha256:{digest}", results=listed)
 
 
@@ -166,8 +174,13 @@ def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> Ru
     """The rule of a namespace; one of which the caller sees no repository looks as if it had none."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
-        seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
-        rule = rule_of(connection, namespace) if seen else None
+        return rule_seen(registry, connection, caller, namespace)
+
+
+def rule_seen(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> RuleFacts:
+    """The rule of a namespace as a caller sees it."""
+    seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
+    rule = rule_of(connection, namespace) if seen else None
     return _rule(rule or NamespaceRule(namespace=namespace, asks="off", keys_only=False, keys=()))
 
 

@@ -172,7 +172,7 @@ def _entry_at(tree: Tree, path: str) -> FileEntry | Folder | None:
 def _described(
     connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | Folder], *, expand: bool
 ) -> list[dict[str, Any]]:
-    found = [_folder(entry) if isinstance(entry, Folder) else _file(entry) for entry in entries]
+    found = [_folder(entry) if isinstance(entry, Folder) else file_facts(entry) for entry in entries]
     if expand:
         changed = [entry.totals.changed_in for entry in entries]
         query = select(commits_table.c.id, commits_table.c.title, commits_table.c.created_at).where(
@@ -191,7 +191,8 @@ def _folder(entry: Folder) -> dict[str, Any]:
     return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
 
 
-def _file(entry: FileEntry) -> dict[str, Any]:
+def file_facts(entry: FileEntry) -> dict[str, Any]:
+    """A file as listings describe it."""
     found: dict[str, Any] = {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
     if entry.lfs:
         found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}

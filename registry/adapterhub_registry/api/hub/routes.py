@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from adapterhub.core.errors import shown
@@ -172,11 +173,14 @@ def own_repositories(
 def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_prs: str | None = None) -> JSONResponse:
     """Branches and tags with their commits; an alias is a branch for clients."""
     with registry.db.read() as connection:
-        row = registry.repos.find(connection, caller, repo_id)
-        wanted = (
-            select(refs.c.kind, refs.c.name, refs.c.commit_id).where(refs.c.repo_id == row.id).order_by(refs.c.name)
-        )
-        found = connection.execute(wanted).all()
+        answer = branches_and_tags(connection, registry.repos.find(connection, caller, repo_id).id)
+    return JSONResponse({**answer, "pullRequests": []} if include_prs else answer)
+
+
+def branches_and_tags(connection: Connection, repo_number: int) -> dict[str, Any]:
+    """The branches and tags of a repository, as the Hub lists them."""
+    about = select(refs.c.kind, refs.c.name, refs.c.commit_id)
+    found = connection.execute(about.where(refs.c.repo_id == repo_number).order_by(refs.c.name)).all()
 
     def listed(prefix: str, *kinds: str) -> list[dict[str, Any]]:
         return [
@@ -185,9 +189,11 @@ def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_p
             if ref.kind in kinds
         ]
 
-    branches, tags = listed("refs/heads/", "branch", "alias"), listed("refs/tags/", "tag")
-    answer = {"branches": branches, "tags": tags, "converts": []}
-    return JSONResponse({**answer, "pullRequests": []} if include_prs else answer)
+    return {
+        "branches": listed("refs/heads/", "branch", "alias"),
+        "tags": listed("refs/tags/", "tag"),
+        "converts": [],
+    }
 
 
 @router.post("/api/models/{namespace}/{name}/tag/{rev}")
