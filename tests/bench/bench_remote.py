@@ -2,13 +2,14 @@
 
     python -m tests.bench.bench_remote [--pushes 100] [--adapters 100] [--megabytes 10] [--repositories 10000] [--gigabytes 1]
     python -m tests.bench.bench_remote --only together [--together 20] [--delay-ms 20]
+    python -m tests.bench.bench_remote --only pushing [--runs 3]
 
 Peers, in the same run against the same server: `hf download` and `hf upload` of the installed huggingface_hub, one
 process each, as they are used, and `snapshot_download` of all repositories in one process. Bounds: install at most 0.7
 of the wall time, a second install (all present) at most 0.05 of it; one process that installs 20 at most 0.5 of
 `snapshot_download` behind a network of 20 ms; the server under 200 MB while 1 GiB goes up and comes down.
 
-`together` prints curves as well: 2, 20 and 200 adapters installed, and pushes of 1, 10 and 100 MB.
+`together` prints a curve as well: 2, 20 and 200 adapters installed. `pushing` prints that of pushes of 0.1 to 100 MB.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import argparse
 import hashlib
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,13 +172,32 @@ def install_together(folder: Path, most: int, megabytes: float, delay_ms: float)
                  for count in (most // 10, most, most * 10)}  # fmt: skip
         start = seconds([adapt, "install", names[0], "-q"], environ(url, "start"))
         print(told("install, adapters", curve, start))
-        sizes = {}
-        for size in (1, 10, 100):
-            name = f"size-{size}"
-            make_adapter(folder / name, size, size)
-            seconds([adapt, "add", str(folder / name), "--name", name, "-q"], environ(url, "push"))
-            sizes[size] = seconds([adapt, "push", name, "--to", f"acme/{name}", "-q"], environ(url, "push"))
-        print(told("push, MB", sizes, sizes[1]))
+
+
+def push_growing(folder: Path, runs: int) -> None:
+    """CPU seconds of pushes of 0.1 to 100 MB, each in a process of its own, ours and `hf upload`; the least of some."""
+    with registry(folder / "registry") as (url, token, _):
+        own = {"HF_ENDPOINT": url, "ADAPTERHUB_REMOTE": url, "HF_TOKEN": token, "ADAPTERHUB_TOKEN": token}
+        own |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "ADAPTERHUB_HOME": str(folder / "home")}
+        environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_XET"} | own
+        adapt, hf = str(SCRIPTS / "adapt"), str(SCRIPTS / "hf")
+        ours, theirs = dict[int, float](), dict[int, float]()
+        for size in (100, 1_000, 10_000, 100_000):
+            for run in range(runs):
+                name = f"size-{size}-{run}"
+                make_adapter(folder / name, size / 1000, size + run)
+                seconds([adapt, "add", str(folder / name), "--name", name, "-q"], environ)
+                for curve, command in ((ours, [adapt, "push", name, "--to", f"acme/{name}", "-q"]),
+                                       (theirs, [hf, "upload", f"acme/their-{name}", str(folder / name)])):  # fmt: skip
+                    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                    seconds(command, environ)
+                    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                    curve[size] = min(curve.get(size, used), used)
+                shutil.rmtree(folder / name)
+            print(f"push of {size:,} kB: adapt {ours[size]:.2f} s CPU, hf upload {theirs[size]:.2f} s, "
+                  f"ratio {ours[size] / theirs[size]:.2f}")  # fmt: skip
+        print(told("push, kB, CPU", ours))
 
 
 def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, megabytes: float) -> None:
@@ -305,11 +327,15 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1)
     parser.add_argument("--together", type=int, default=20)
     parser.add_argument("--delay-ms", type=float, default=20)
-    parser.add_argument("--only", choices=["move", "together", "bear"])
+    parser.add_argument("--only", choices=["move", "together", "pushing", "bear"])
+    parser.add_argument("--runs", type=int, default=3, help="pushes of each size")
     options = parser.parse_args()
     if options.only in (None, "together"):
         with tempfile.TemporaryDirectory() as folder:
             install_together(Path(folder), options.together, options.push_megabytes, options.delay_ms)
+    if options.only in (None, "pushing"):
+        with tempfile.TemporaryDirectory() as folder:
+            push_growing(Path(folder), options.runs)
     if options.only in (None, "move"):
         with tempfile.TemporaryDirectory() as folder:
             move_adapters(Path(folder), options.pushes, options.push_megabytes, options.adapters, options.megabytes)
