@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.formats.contract.reports import statement
 from adapterhub.library.results import (
     KeptResults,
     ResultFiles,
@@ -70,6 +69,8 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
 
     Its `sequence` is one above those of the same key on the same build, so it supersedes them.
     """
+    from adapterhub.formats.contract.reports import statement  # a push reads results, and needs no XML
+
     assert subject.manifest is not None  # see `ensure_can_be_stated`
     manifest = subject.manifest.digest
     files = ResultFiles.of_library(library.store, manifest)
