@@ -43,6 +43,7 @@ UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 MOST_AHEAD: Final = 50
 MOST_REPOSITORIES: Final = 200
 MOST_VERSIONS: Final = 20
+MOST_COMMITS: Final = 200
 MOST_BYTES: Final = 8 << 20
 
 router = adapt_router()
@@ -128,6 +129,7 @@ class _Looking:
     def __init__(self, registry: Registry, caller: Caller, connection: Connection) -> None:
         self._registry, self._caller, self._connection = registry, caller, connection
         self._left = MOST_BYTES
+        self._commits_left = MOST_COMMITS
 
     def answers(self, query: AheadQuery) -> Iterator[Ahead]:
         yield _answer("api/adapt/v1/info", info_of(self._registry).model_dump_json().encode())
@@ -140,10 +142,10 @@ class _Looking:
                 wanted |= dict.fromkeys(names)
                 yield _json(f"api/models?{urlencode(asked, quote_via=quote)}", [{"id": one} for one in names])
         seen = self._registry.repos.visible(self._caller)
-        for row in self._connection.execute(select(repos).where(repos.c.full_name.in_(wanted), seen)).all():
+        for row in self._connection.execute(select(repos).where(repos.c.full_name.in_(list(wanted)), seen)).all():
             del wanted[row.full_name]
             yield from self._repository(row, is_pushed=row.full_name in query.repo and not query.adapter)
-            if self._left <= 0:
+            if self._left <= 0 or self._commits_left <= 0:
                 return
         for namespace in {name.partition("/")[0] for name in query.repo}:
             rule = rule_seen(self._registry, self._connection, self._caller, namespace)
@@ -183,13 +185,14 @@ class _Looking:
                 path = f"api/adapt/v1/adapters/{name}/tests/{quote(str(one.version), safe='')}"
                 yield _answer(path, results.model_dump_json().encode())
                 yield from self._commit(row, one.commit, [file for file in MEDIA_TYPES if file != WEIGHTS_FILE])
-            for one in listed.versions[1:MOST_VERSIONS]:
+            for one in listed.versions[1 : min(MOST_VERSIONS, self._commits_left)]:
                 yield from self._commit(row, one.commit, ())
 
     def _commit(
         self, row: Row[Any], commit_id: str, files: Sequence[str], *, is_plain: bool = False
     ) -> Iterator[Ahead]:
         """The manifest and signature at a commit, and `files`; also what describes one without a manifest."""
+        self._commits_left -= 1
         place = f"{row.full_name}/resolve/{commit_id}"
         tree = commits.tree_of(self._connection, row.id, commit_id)
         names = (MANIFEST_FILE, SIGNATURE_FILE, *files)
