@@ -17,6 +17,7 @@ import secrets
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Row, bindparam, false, func, insert, or_, select, update
@@ -24,7 +25,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
-from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
+from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos, tokens, users
 from adapterhub_registry.database.db import records as logged
 from adapterhub_registry.database.prepared import Prepared
 
@@ -82,9 +83,16 @@ class Caller:
 ANONYMOUS = Caller(user=None, role="read", namespaces=())
 
 
-def reached_names(caller: Caller, column: ColumnElement[str]) -> ColumnElement[bool]:
-    """The SQL condition for a column of full names that the caller's token covers."""
-    return or_(false(), *(column.like(_like(glob), escape="\\") for glob in caller.namespaces))
+def reached_names(namespaces: Sequence[str], column: ColumnElement[str]) -> ColumnElement[bool]:
+    """The SQL condition for a column of full names that a token for `namespaces` covers."""
+    return or_(false(), *(column.like(_like(glob), escape="\\") for glob in namespaces))
+
+
+@lru_cache(maxsize=256)
+def seen_with(namespaces: tuple[str, ...], *, reads_public: bool) -> ColumnElement[bool]:
+    """The repositories that a token for `namespaces` sees: the same object for the same rights."""
+    public = repos.c.private.is_(False) if reads_public else false()
+    return or_(public, reached_names(namespaces, repos.c.full_name))
 
 
 def _like(glob: str) -> str:

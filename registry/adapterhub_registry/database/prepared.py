@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select
+from sqlalchemy import Integer, Row, Select, bindparam
 from sqlalchemy.engine import Connection, Dialect, result_tuple
 
 
@@ -34,6 +34,12 @@ class Prepared:
 
     def rows(self, connection: Connection, **given: object) -> list[Row[Any]]:
         """The rows, by the names of their columns, in the transaction of `connection`."""
+        found = self.tuples(connection, **given)
+        row = self._forms[connection.dialect.name].row
+        return [row(one) for one in found]
+
+    def tuples(self, connection: Connection, **given: object) -> Sequence[tuple[Any, ...]]:
+        """As `rows`, without names, for many rows."""
         form = self._forms.get(connection.dialect.name)
         if form is None:
             form = self._forms[connection.dialect.name] = self._form(connection.dialect, given)
@@ -43,15 +49,38 @@ class Prepared:
         cursor = connection.connection.cursor()
         try:
             cursor.execute(form.text, values)
-            found = cursor.fetchall()
+            return cursor.fetchall()
         except connection.dialect.loaded_dbapi.Error:
-            return list(connection.execute(self._statement, given))  # its errors are those that callers expect
+            # its errors are those that callers expect
+            return [tuple(row) for row in connection.execute(self._statement, given)]
         finally:
             cursor.close()
-        return [form.row(row) for row in found]
 
     def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
         names = None if state.positiontup is None else tuple(state.positiontup)
         row = result_tuple([str(column.key) for column in self._statement.selected_columns])
         return _Form(state.statement, names, dict(state.parameters), row)
+
+
+class Numbers(NamedTuple):
+    """A statement that reads numbers, at most as many as its parameter `rows`, with the values of its others."""
+
+    statement: Prepared
+    given: Mapping[str, object]
+
+    def read(self, connection: Connection, most: int) -> list[int] | None:
+        """The numbers; None for more than `most`."""
+        found = self.statement.tuples(connection, **self.given, rows=most + 1)
+        return [number for (number,) in found] if len(found) <= most else None
+
+
+def numbers_of(statement: Select[Any]) -> Prepared:
+    """The statement of `Numbers`."""
+    return Prepared(statement.limit(bindparam("rows", type_=Integer)))
+
+
+def plan_for_values(connection: Connection) -> None:
+    """Let PostgreSQL plan the rest of the transaction for its values: a plan for any word would read all words."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")

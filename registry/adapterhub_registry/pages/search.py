@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlencode
@@ -23,7 +24,9 @@ from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchP
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
+from adapterhub_registry.database.conditions import Condition, after, holding, met, narrowed
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
+from adapterhub_registry.database.prepared import Numbers, numbers_of
 from adapterhub_registry.database.result_tables import results, test_keys
 from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
@@ -33,12 +36,8 @@ from adapterhub_registry.repos.adapter_search import (
     SHOWN,
     AdapterPage,
     AdapterQuery,
-    Condition,
     Fit,
-    after,
     conditions_of,
-    holding,
-    narrowed,
     ranked,
 )
 
@@ -132,8 +131,7 @@ def _page(
 ) -> AdapterPage:
     if wanted.order == "relevance":
         conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
-        filters = [visible, _listed(wanted), *(one.filters for one in conditions)]
-        return rank(connection, wanted.get("q"), filters, cursor=at, limit=PAGE_ROWS)
+        return rank(connection, wanted.get("q"), met(conditions, visible, _listed(wanted)), cursor=at, limit=PAGE_ROWS)
     rows = _rows(connection, wanted, visible, at)
     last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
     return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
@@ -146,16 +144,16 @@ def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool],
     is_newest = order.table is adapters
     narrow = narrowed(connection, conditions, is_ordered=is_newest)
     # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
-    same = repos.c.id if is_newest or len(narrow) > len(conditions) else Unindexed(repos.c.id)
+    same = repos.c.id if is_newest or narrow.is_few else Unindexed(repos.c.id)
     query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
-    query = query.where(visible, _listed(wanted), *narrow)
+    query = query.where(visible, _listed(wanted), *narrow.filters)
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list")
         value, last = map(int, found.groups())
         query = query.where(after(order, value, number, last))
-    return list(connection.execute(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1)))
+    return list(connection.execute(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1), narrow.given))
 
 
 def _query(wanted: _Wanted) -> AdapterQuery:
@@ -187,16 +185,21 @@ def _states(wanted: _Wanted) -> list[Condition]:
     if verdict is not None:
         found.append(_tested(verdict))
     if wanted.get("yanked") in {"yes", "no"}:
-        found.append(holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
+        found.append(holding(releases, _YANKED, has=wanted.get("yanked") == "yes"))
     return found
 
 
+_YANKED: Final = releases.c.yanked_at.is_not(None)
+
+
+@lru_cache
 def _tested(verdict: str) -> Condition:
     """Whether the listed build has this verdict by a key that its namespace knows."""
     known = (test_keys.c.namespace == repos.c.namespace) & (test_keys.c.fingerprint == results.c.key)
     mine = (results.c.repo_id == adapters.c.repo_id) & (results.c.manifest == adapters.c.digest)
     there = exists().where(mine, results.c.verdict == verdict, known)
-    return Condition(filters=there, holders=select(results.c.repo_id).where(results.c.verdict == verdict))
+    holders = numbers_of(select(results.c.repo_id).where(results.c.verdict == verdict))
+    return Condition(filters=there, holders=Numbers(holders, {}))
 
 
 def _listed(wanted: _Wanted) -> ColumnElement[bool]:
