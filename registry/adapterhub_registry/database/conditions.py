@@ -6,7 +6,6 @@ statement.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,10 +30,10 @@ from sqlalchemy import (
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import adapters, repos
-from adapterhub_registry.database.prepared import Numbers, Prepared, numbers_of, plan_for_values
+from adapterhub_registry.database.prepared import Found, Numbers, Prepared, numbers_of, plan_for_values
 from adapterhub_registry.database.search_tables import GRAM, NAMES, Trigrams, Unindexed, among, has_trigrams, texts
 
-FEW: Final = 2000
+FEW: Final = 1000
 """Of what at most so many repositories meet, a search reads all."""
 
 
@@ -58,7 +57,7 @@ class Condition:
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves; None where others say so,
     too. `serves` is the same in a form whose index has the rows newest first, where there is one: the index of
     `column`. `holders` reads from an index the numbers of the repositories that may meet it; with `is_exact`, all of
-    them meet it. What `joins` others counts only where none of those is rare.
+    them meet it.
     """
 
     filters: ColumnElement[bool] | None
@@ -67,7 +66,6 @@ class Condition:
     column: str | None = None
     holders: Numbers | None = None
     is_exact: bool = False
-    joins: bool = False
 
 
 class Met(NamedTuple):
@@ -96,10 +94,10 @@ class Narrowed(NamedTuple):
 
 
 class Few(NamedTuple):
-    """The numbers of the repositories that may meet the condition at a place."""
+    """The repositories that may meet the condition at a place."""
 
     at: int
-    numbers: list[int]
+    found: Found
 
 
 _TOGETHER: Final = frozenset({"base_sha256", "task"})
@@ -118,7 +116,7 @@ def narrowed(connection: Connection, conditions: Sequence[Condition], *, is_orde
     given = dict(met(conditions).given)
     filters = [one.filters for one in conditions]
     if few is not None:
-        given["numbers"] = json.dumps(few.numbers)
+        given["numbers"] = few.found.numbers
         filters[few.at] = None if conditions[few.at].is_exact else filters[few.at]
         return Narrowed([AMONG, *(one for one in filters if one is not None)], given, is_few=True)
     served = [at for at, one in enumerate(conditions) if one.serves is not None] if is_ordered else []
@@ -136,13 +134,10 @@ def rarest(connection: Connection, conditions: Sequence[Condition]) -> Few | Non
     """
     plan_for_values(connection)
     few: Few | None = None
-    for joins in (False, True):
-        for at, one in enumerate(conditions):
-            if one.holders is not None and one.joins is joins and (few is None or few.numbers):
-                numbers = one.holders.read(connection, FEW if few is None else len(few.numbers) - 1)
-                few = few if numbers is None else Few(at, numbers)
-        if few is not None:
-            break
+    for at, one in enumerate(conditions):
+        most = FEW if few is None else few.found.many - 1
+        found = None if one.holders is None or most < 0 else one.holders.read(connection, most)
+        few = few if found is None else Few(at, found)
     return few
 
 
@@ -177,8 +172,14 @@ def escaped(word: str) -> str:
     return word
 
 
-def holders_of(connection: Connection, index: Trigrams, *words: str) -> Numbers:
-    """The repositories whose text in an index may have a word, or several of three characters or more."""
+def holding_words(connection: Connection, index: Trigrams, words: Sequence[str]) -> list[Condition]:
+    """Who may have words, by an index: one condition for all of three characters or more, as that tells more."""
+    longer, short = ([word for word in words if (len(word) >= GRAM) is long] for long in (True, False))
+    groups = [longer] * bool(longer) + [[word] for word in short]
+    return [Condition(filters=None, holders=_holders_of(connection, index, group)) for group in groups]
+
+
+def _holders_of(connection: Connection, index: Trigrams, words: Sequence[str]) -> Numbers:
     if has_trigrams(connection):
         return index.holding(words)
     return Numbers(_containing(index, len(words)), {f"part_{at}": escaped(word) for at, word in enumerate(words)})
@@ -189,14 +190,6 @@ def _containing(index: Trigrams, count: int) -> Prepared:
     number, body = (repos.c.id, func.lower(repos.c.full_name)) if index is NAMES else (texts.c.repo_id, texts.c.body)
     parts = (bindparam(f"part_{at}", type_=Text) for at in range(count))
     return numbers_of(select(number).where(*(body.contains(part, escape=ESCAPE) for part in parts)))
-
-
-def all_words(connection: Connection, index: Trigrams, words: Sequence[str]) -> list[Condition]:
-    """One more condition that several words make at once: an index knows who may have all of them."""
-    longer = [word for word in words if len(word) >= GRAM]
-    if len(longer) < 2:  # noqa: PLR2004
-        return []
-    return [Condition(filters=None, holders=holders_of(connection, index, *longer), joins=True)]
 
 
 class _Within(NamedTuple):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Row, Select, bindparam
+from sqlalchemy import Integer, Row, Select, bindparam, func, select
 from sqlalchemy.engine import Connection, Dialect, result_tuple
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 
 class _Form(NamedTuple):
@@ -63,21 +66,47 @@ class Prepared:
         return _Form(state.statement, names, dict(state.parameters), row)
 
 
+class Found(NamedTuple):
+    """Numbers as one value in JSON, and how many they are."""
+
+    many: int
+    numbers: str
+
+
 class Numbers(NamedTuple):
     """A statement that reads numbers, at most as many as its parameter `rows`, with the values of its others."""
 
     statement: Prepared
     given: Mapping[str, object]
 
-    def read(self, connection: Connection, most: int) -> list[int] | None:
+    def read(self, connection: Connection, most: int) -> Found | None:
         """The numbers; None for more than `most`."""
-        found = self.statement.tuples(connection, **self.given, rows=most + 1)
-        return [number for (number,) in found] if len(found) <= most else None
+        ((count, numbers),) = self.statement.tuples(connection, **self.given, rows=most + 1)
+        return Found(count, numbers) if count <= most else None
 
 
 def numbers_of(statement: Select[Any]) -> Prepared:
-    """The statement of `Numbers`."""
-    return Prepared(statement.limit(bindparam("rows", type_=Integer)))
+    """The statement of `Numbers`, for one that selects them."""
+    some = statement.limit(bindparam("rows", type_=Integer)).subquery()
+    found: Select[Any] = select(func.count(), _Listed(next(iter(some.c))))
+    return Prepared(found)
+
+
+class _Listed(FunctionElement[str]):
+    """The values of a column as a list in JSON."""
+
+    inherit_cache = True
+    name = "listed"
+
+
+@compiles(_Listed)
+def _of_postgresql(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
+
+
+@compiles(_Listed, "sqlite")
+def _of_sqlite(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"json_group_array({compiler.process(element.clauses, **options)})"
 
 
 def plan_for_values(connection: Connection) -> None:

@@ -103,10 +103,12 @@ class Trigrams:
     words: str
 
     def holding(self, words: Sequence[str]) -> Numbers:
-        """The repositories whose text has the trigrams of all words; or a word of one or two characters."""
+        """The repositories whose text has trigrams that cover all words, or a word of one or two characters."""
         if len(words[0]) < GRAM:
             return Numbers(_beginning(self), {"least": words[0], "last": f"{words[0]}\U0010ffff"})
-        grams = dict.fromkeys(word[at : at + GRAM] for word in words for at in range(len(word) - GRAM + 1))
+        # those that do not overlap, and the last: others cost as much and rarely exclude anything
+        places = ((word, min(at, len(word) - GRAM)) for word in words for at in range(0, len(word), GRAM))
+        grams = dict.fromkeys(word[at : at + GRAM] for word, at in places)
         quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
         return Numbers(_matching(self), {"grams": " AND ".join(f'"{gram}"' for gram in quoted)})
 

@@ -45,7 +45,8 @@ def feed(registry: Registry, caller: Caller, asked: Asked, address: str) -> Feed
             wanted = wanted.where(Unindexed(repos.c.namespace) == namespace)
         few = rarest(connection, conditions)
         if few is not None:
-            wanted = wanted.where(among(releases.c.repo_id, few.numbers))
+            wanted = wanted.where(among(releases.c.repo_id, "numbers"))
+            given = {**given, "numbers": few.found.numbers}
         released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES), given).all()
         is_yanked = releases.c.yanked_at.is_not(None)
         yanked = connection.execute(

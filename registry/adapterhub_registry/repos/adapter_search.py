@@ -41,10 +41,9 @@ from adapterhub_registry.database.conditions import (
     Condition,
     Met,
     after_given,
-    all_words,
     escaped,
-    holders_of,
     holding,
+    holding_words,
     met,
     narrowed,
     spanning,
@@ -244,8 +243,8 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
     words = words_of("q", query.q)
     for at, word in enumerate(words):
         given = {f"word_{at}": escaped(word)}
-        conditions.append(Condition(filters=_told(at), given=given, holders=holders_of(connection, TEXTS, word)))
-    conditions += all_words(connection, TEXTS, words)
+        conditions.append(Condition(filters=_told(at), given=given))
+    conditions += holding_words(connection, TEXTS, words)
     return conditions
 
 

@@ -19,9 +19,8 @@ from adapterhub_registry.database.conditions import (
     FEW,
     Condition,
     after_given,
-    all_words,
     escaped,
-    holders_of,
+    holding_words,
     met,
     rarest,
 )
@@ -113,7 +112,7 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
     reading = _Reading(connection, wanted, tuple(filters), given)
     few = rarest(connection, conditions) if conditions or len(tags) > 1 else None
     if few is not None:
-        return reading.among(few.numbers, tags)
+        return reading.among(few.found.numbers, tags)
     # a tag has its repositories in the order of their last change
     return reading.through_tag(tags) if tags and wanted.sort == "lastModified" else reading.through_all(tags)
 
@@ -130,9 +129,9 @@ class _Reading:
     filters: tuple[ColumnElement[bool], ...]
     given: dict[str, object]
 
-    def among(self, numbers: Sequence[int], tags: Sequence[str] = ()) -> Page:
-        """Of some repositories, those that have the tags and meet the filters."""
-        return self._page("numbers", tags, numbers=json.dumps(numbers))
+    def among(self, numbers: str, tags: Sequence[str] = ()) -> Page:
+        """Of some repositories, as JSON, those that have the tags and meet the filters."""
+        return self._page("numbers", tags, numbers=numbers)
 
     def through_tag(self, tags: Sequence[str]) -> Page:
         """Those with all tags, in the order of the first; SQLite goes through a part of a frequent one at first."""
@@ -163,12 +162,14 @@ class _Reading:
         end = _end_of(has_cursor=self.wanted.cursor is not None)
         return end.first(self.connection, **self.given, tag=tag, rows=_LIKELY * self.wanted.limit)
 
-    def _tagged(self, tags: Sequence[str]) -> list[int] | None:
-        """The repositories with all tags, unless it costs less to go through others until a page is full."""
+    def _tagged(self, tags: Sequence[str]) -> str | None:
+        """The repositories with all tags, as JSON, unless it costs less to go through others until a page is full."""
         if self.connection.dialect.name != "sqlite":
-            return Numbers(_all_of(len(tags)), _named(tags)).read(self.connection, FEW)
+            found = Numbers(_all_of(len(tags)), _named(tags)).read(self.connection, FEW)
+            return None if found is None else found.numbers
         most = math.isqrt(self.wanted.limit * counted_repos(self.connection))
-        return tagged(self.connection, tags, most=max(most, self.wanted.limit))
+        numbers = tagged(self.connection, tags, most=max(most, self.wanted.limit))
+        return None if numbers is None else json.dumps(numbers)
 
 
 class _Form(NamedTuple):
@@ -233,8 +234,8 @@ def _conditions(connection: Connection, wanted: Listing) -> list[Condition]:
     words = words_of("search", wanted.search)
     for at, word in enumerate(words):
         given = {f"word_{at}": escaped(word)}
-        conditions.append(Condition(filters=_in_name(at), given=given, holders=holders_of(connection, NAMES, word)))
-    conditions += all_words(connection, NAMES, words)
+        conditions.append(Condition(filters=_in_name(at), given=given))
+    conditions += holding_words(connection, NAMES, words)
     if wanted.gated is not None:
         conditions.append(Condition(filters=_GATED if wanted.gated else _OPEN))
     if wanted.num_parameters:

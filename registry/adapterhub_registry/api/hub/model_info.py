@@ -45,8 +45,8 @@ def public_number(row: Row[Any]) -> str:
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    for row in _TAGS.rows(connection, numbers=json.dumps(list(found))):
-        found[row.repo_id].append(row.tag)
+    for number, tag in _TAGS.tuples(connection, numbers=json.dumps(list(found))):
+        found[number].append(tag)
     return {number: sorted(tags) for number, tags in found.items()}
 
 
@@ -101,7 +101,7 @@ def _chosen(
         info |= documents_of(row)
     if wanted & {"safetensors", "baseModels", "adapt"}:
         info |= at_commit(connection, blobs, row, row.head)
-    return {name: info[name] for name in info if name in wanted or name in ALWAYS}
+    return {name: value for name, value in info.items() if name in wanted or name in ALWAYS}
 
 
 def described(
