@@ -97,8 +97,9 @@ def _chosen(
     connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
 ) -> dict[str, Any]:
     info = at_head(row, tags)
-    if wanted & {"cardData", "config"}:
-        info |= documents_of(row)
+    info |= {
+        name: json.loads(text) for name, text in (("cardData", row.card), ("config", row.config)) if name in wanted
+    }
     if wanted & {"safetensors", "baseModels", "adapt"}:
         info |= at_commit(connection, blobs, row, row.head)
     return {name: value for name, value in info.items() if name in wanted or name in ALWAYS}
