@@ -289,12 +289,17 @@ class WordHolder(NamedTuple):
 
 def word_holder(connection: Connection) -> WordHolder:
     """The index of stems; a database without it finds the beginnings of words."""
+    return _word_holder(connection.dialect.name, has_stems=_has(connection, STEMS.name))
+
+
+@lru_cache
+def _word_holder(dialect: str, *, has_stems: bool) -> WordHolder:
     words = bindparam("words", type_=Text)
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         english: ColumnElement[str] = literal_column("'english'")
         by_text_search = literal_column("wordings.wording_stems").op("@@")(func.to_tsquery(english, words))
         return WordHolder(wordings.c.repo_id, by_text_search, partial(_query, quote="'", either="|", both="&"))
-    if _has(connection, STEMS.name):
+    if has_stems:
         by_stem = STEMS.c.wording_stems.op("MATCH")(words)
         return WordHolder(STEMS.c.rowid, by_stem, partial(_query, quote='"', either="OR", both="AND"))
     some = func.json_each(words).table_valued("value", name="some")

@@ -204,11 +204,12 @@ def _tested(verdict: str) -> Condition:
 
 def _listed(wanted: _Wanted) -> ColumnElement[bool]:
     """The rows that a search shows; of those with a yanked version also ones without any other."""
-    if wanted.get("yanked") != "yes":
-        return adapters.c.is_listed
-    other = adapters.alias()
-    listed = exists().where(other.c.repo_id == adapters.c.repo_id, other.c.is_listed)
-    return or_(adapters.c.is_listed, and_(adapters.c.is_head, ~listed))
+    return _WITH_OTHERS if wanted.get("yanked") == "yes" else adapters.c.is_listed
+
+
+_other = adapters.alias()
+_LISTED: Final = exists().where(_other.c.repo_id == adapters.c.repo_id, _other.c.is_listed)
+_WITH_OTHERS: Final = or_(adapters.c.is_listed, and_(adapters.c.is_head, ~_LISTED))
 
 
 def _facets(wanted: _Wanted) -> tuple[Facet, ...]:

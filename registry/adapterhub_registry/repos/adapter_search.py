@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from packaging.version import Version
 from sqlalchemy import (
@@ -37,6 +38,7 @@ from adapterhub.formats.relevance import (
     weigh,
 )
 from adapterhub_registry.database.conditions import (
+    AMONG,
     ESCAPE,
     Condition,
     Met,
@@ -50,11 +52,7 @@ from adapterhub_registry.database.conditions import (
 )
 from adapterhub_registry.database.db import adapters, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Prepared
-from adapterhub_registry.database.search_tables import (
-    TEXTS,
-    word_holder,
-    wordings,
-)
+from adapterhub_registry.database.search_tables import TEXTS, WordHolder, among, word_holder, wordings
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -184,42 +182,64 @@ def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None
     """
     first = start_of(cursor)
     words, holds = question_words(text), word_holder(connection)
-
-    def meeting(number: ColumnElement[int]) -> Select[Any]:
-        # an expression keeps a database from looking up each adapter in the index of words
-        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
-        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*wanted.filters)
-
-    by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
-
-    held = by_word.where(holds.condition).order_by(holds.number).limit(bindparam("most", type_=Integer))
+    steps = _ranking(holds, tuple(wanted.filters))
 
     def holders(condition: All, most: int) -> Sequence[int]:
-        return connection.scalars(held, {**wanted.given, "words": holds.asked(condition), "most": most}).all()
+        asked = holds.asked(condition)
+        return [number for (number,) in steps.held.tuples(connection, **wanted.given, words=asked, most=most)]
 
-    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
-    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
-    few, newest = connection.execute(select(some.label("few"), last.label("newest")), wanted.given).one()
+    ((few, newest),) = steps.counted.tuples(connection, **wanted.given)
     # among many, the numbers tell how many there are, to a power of two
     builds = few if few < _COUNTED else 1 << newest.bit_length()
     # those of the first pages need not know the rest, apart from whether there is one
     found = find(words, builds, _FIRST + 1 if first + limit <= _FIRST else MOST_RANKED, holders)
-    told = (wordings.c[name] for name in Wording._fields)
-    said = select(wordings.c.repo_id, *told).where(wordings.c.repo_id.in_([one.number for one in found]))
-    texts = {row[0]: Wording(*row[1:]) for row in connection.execute(said)}
+    numbers = json.dumps([one.number for one in found])
+    texts = {number: Wording(*said) for number, *said in _SAID.tuples(connection, numbers=numbers)}
     known = [(at >= _FIRST, one) for at, one in enumerate(found) if one.number in texts]  # others went meanwhile
     in_order = sorted((late, -weigh(one, texts[one.number]), one.number, one.words) for late, one in known)
     weighed = [one[1:] for one in in_order]
     page = weighed[first : first + limit]
-    query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*wanted.filters)
-    query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
-    rows = {row.repo_id: row for row in connection.execute(query, wanted.given)}
+    shown = json.dumps([number for _, number, _ in page])
+    rows = {row.repo_id: row for row in steps.shown.rows(connection, **wanted.given, numbers=shown)}
     return AdapterPage(
         rows=[rows[number] for _, number, _ in page if number in rows],
         next_cursor=str(first + limit) if first + limit < len(weighed) else None,
         fits={
             number: Fit(score=round(-score, 2), matched=matched(words, texts[number])) for score, number, words in page
         },
+    )
+
+
+_SAID: Final = Prepared(
+    select(wordings.c.repo_id, *(wordings.c[name] for name in Wording._fields)).where(
+        among(wordings.c.repo_id, "numbers")
+    )
+)
+
+
+class _Ranking(NamedTuple):
+    """The statements of a ranking: who holds words, how many there are with the last of them, and what a page shows."""
+
+    held: Prepared
+    counted: Prepared
+    shown: Prepared
+
+
+@lru_cache(maxsize=128)
+def _ranking(holds: WordHolder, conditions: tuple[ColumnElement[bool], ...]) -> _Ranking:
+    def meeting(number: ColumnElement[int]) -> Select[Any]:
+        # an expression keeps a database from looking up each adapter in the index of words
+        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
+        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+
+    held = meeting(holds.number).where(holds.condition).order_by(holds.number)
+    by_number = meeting(wordings.c.repo_id)
+    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
+    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
+    return _Ranking(
+        held=Prepared(held.limit(bindparam("most", type_=Integer))),
+        counted=Prepared(select(some.label("few"), last.label("newest"))),
+        shown=Prepared(SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions, AMONG)),
     )
 
 
