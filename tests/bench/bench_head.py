@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.database.db import Database
 from sqlalchemy import func, select
@@ -46,11 +45,18 @@ def rate(clients: list[httpx.Client], method: str, paths: list[str]) -> float:
     return len(clients) * len(paths) / (time.perf_counter() - start)
 
 
-def backends_s(database: int | None) -> float:
-    """The CPU seconds of PostgreSQL's processes that serve connections, by the number of its first process."""
-    if database is None:
-        return 0.0
-    return sum(sum(child.cpu_times()[:2]) for child in psutil.Process(database).children())
+def first_of(backend: int) -> int:
+    """The number of PostgreSQL's first process, by that of a process that serves a connection."""
+    return int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def backends_s(first: int | None) -> float:
+    """The CPU seconds of PostgreSQL's processes, by the number of the first."""
+    return (
+        0.0
+        if first is None
+        else sum(map(cpu_s, map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())))
+    )
 
 
 def main() -> None:
@@ -73,7 +79,7 @@ def main() -> None:
         token = Tokens(database).create("reader", "read", namespaces=["readers"])
         if given.postgresql:
             with database.read() as connection:
-                number = psutil.Process(connection.scalar(select(func.pg_backend_pid()))).ppid()
+                number = first_of(connection.scalar(select(func.pg_backend_pid())) or 0)
         database.close()
         command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--database", url]
         command += ["--port", "0", "--no-worker"]

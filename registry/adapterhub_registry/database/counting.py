@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, MetaData, bindparam, column, event, select, table
+from sqlalchemy import ColumnElement, MetaData, bindparam, column, event, func, select, table
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.prepared import Prepared
@@ -76,11 +76,16 @@ _sets = table("tag_sets", column("tag"), column("block"), column("bits"))
 
 def tagged(connection: Connection, tags: Sequence[str], *, most: int) -> list[int] | None:
     """The numbers of the repositories with all of some tags, on SQLite; None for more than `most`."""
-    given = {f"tag_{at}": tag for at, tag in enumerate(tags)}
+    # SQLite looks up the rows of the others for each one of the first
+    rarest_first = sorted(tags, key=lambda tag: int(_ROWS.tuples(connection, tag=tag)[0][0])) if len(tags) > 1 else tags
+    given = {f"tag_{at}": tag for at, tag in enumerate(rarest_first)}
     found = _together(len(tags)).tuples(connection, **given)
     if sum(bits.bit_count() for _, bits in found) > most:
         return None
     return [block * BITS + at for block, bits in found for at in _places(bits)]
+
+
+_ROWS: Final = Prepared(select(func.count()).where(_sets.c.tag == bindparam("tag")))
 
 
 def _places(bits: int) -> Iterator[int]:
