@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Row, bindparam, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, String, bindparam, false, func, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos, tokens, users
 from adapterhub_registry.database.db import records as logged
 from adapterhub_registry.database.prepared import Prepared
@@ -88,11 +89,19 @@ def reached_names(namespaces: Sequence[str], column: ColumnElement[str]) -> Colu
     return or_(false(), *(column.like(_like(glob), escape="\\") for glob in namespaces))
 
 
-@lru_cache(maxsize=256)
-def seen_with(namespaces: tuple[str, ...], *, reads_public: bool) -> ColumnElement[bool]:
-    """The repositories that a token for `namespaces` sees: the same object for the same rights."""
+def seen_with(caller: Caller, *, reads_public: bool) -> Met:
+    """The repositories that a caller sees, in SQL that is the same for each with as many namespaces."""
+    if caller.sees_all:
+        return Met([true()], {})
+    given = {f"glob_{at}": _like(glob) for at, glob in enumerate(caller.namespaces)}
+    return Met([_seen_with(len(given), reads_public=reads_public)], given)
+
+
+@lru_cache
+def _seen_with(globs: int, *, reads_public: bool) -> ColumnElement[bool]:
     public = repos.c.private.is_(False) if reads_public else false()
-    return or_(public, reached_names(namespaces, repos.c.full_name))
+    wanted = (bindparam(f"glob_{at}", type_=String) for at in range(globs))
+    return or_(public, *(repos.c.full_name.like(glob, escape="\\") for glob in wanted))
 
 
 def _like(glob: str) -> str:

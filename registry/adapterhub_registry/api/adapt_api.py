@@ -118,7 +118,7 @@ def _search(registry: Registry, connection: Connection, caller: Caller, query: S
     asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
     wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
     rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
-    page = found.search_adapters(connection, wanted, registry.repos.visible(caller), rank)
+    page = found.search_adapters(connection, wanted, registry.repos.sight(caller), rank)
     return AdapterPage(
         adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
         by=None if not wanted.is_ranked else "words" if rank is None else "meaning",

@@ -75,13 +75,16 @@ class Met(NamedTuple):
     given: Mapping[str, object]
 
 
-def met(conditions: Iterable[Condition], *others: ColumnElement[bool]) -> Met:
-    """All of some conditions, and others without values."""
+def met(conditions: Iterable[Condition], *others: ColumnElement[bool] | Met) -> Met:
+    """All of some conditions, and others; those that are no `Met` have no values of their own."""
     given: dict[str, object] = {}
-    filters = list(others)
+    filters: list[ColumnElement[bool]] = []
+    for other in others:
+        filters += other.filters if isinstance(other, Met) else [other]
+        given |= other.given if isinstance(other, Met) else {}
     for one in conditions:
-        given |= one.given
         filters += [] if one.filters is None else [one.filters]
+        given |= one.given
     return Met(filters, given)
 
 

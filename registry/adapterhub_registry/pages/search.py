@@ -24,7 +24,7 @@ from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchP
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
-from adapterhub_registry.database.conditions import Condition, after, holding, met, narrowed
+from adapterhub_registry.database.conditions import Condition, Met, after, holding, met, narrowed
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Numbers, numbers_of
 from adapterhub_registry.database.result_tables import results, test_keys
@@ -96,7 +96,7 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
         wanted = _Wanted(given={"base": base} if base else {}, note=note)
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
-        visible = registry.repos.visible(caller)
+        visible = registry.repos.sight(caller)
         is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
         page = _page(connection, wanted, visible, at, registry.nearest.ranked if is_meant else ranked)
         found = lines(connection, page.rows, page.fits)
@@ -125,7 +125,7 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
 def _page(
     connection: Connection,
     wanted: _Wanted,
-    visible: ColumnElement[bool],
+    visible: Met,
     at: str | None,
     rank: Callable[..., AdapterPage],
 ) -> AdapterPage:
@@ -137,7 +137,7 @@ def _page(
     return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
 
 
-def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:
+def _rows(connection: Connection, wanted: _Wanted, visible: Met, at: str | None) -> list[Row[Any]]:
     order = _ORDERS[wanted.order][1]
     number = adapters.c.repo_id if order.table is adapters else repos.c.id
     conditions = [*conditions_of(connection, _query(wanted)), *_states(wanted)]
@@ -146,14 +146,18 @@ def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool],
     # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
     same = repos.c.id if is_newest or narrow.is_few else Unindexed(repos.c.id)
     query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
-    query = query.where(visible, _listed(wanted), *narrow.filters)
+    query = query.where(*visible.filters, _listed(wanted), *narrow.filters)
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list")
         value, last = map(int, found.groups())
         query = query.where(after(order, value, number, last))
-    return list(connection.execute(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1), narrow.given))
+    return list(
+        connection.execute(
+            query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1), {**visible.given, **narrow.given}
+        )
+    )
 
 
 def _query(wanted: _Wanted) -> AdapterQuery:

@@ -125,7 +125,7 @@ SHOWN: Final = select(
 def search_adapters(
     connection: Connection,
     query: AdapterQuery,
-    visible: ColumnElement[bool],
+    visible: ColumnElement[bool] | Met,
     rank: Callable[..., AdapterPage] | None = None,
 ) -> AdapterPage:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
@@ -139,12 +139,15 @@ def search_adapters(
         wanted = met(conditions_of(connection, replace(query, q=None)), adapters.c.is_listed, visible)
         return (rank or ranked)(connection, query.q or "", wanted, cursor=query.cursor, limit=query.limit)
     narrow = narrowed(connection, conditions_of(connection, query), is_ordered=True)
-    given = {**narrow.given, "most": query.limit + 1}
+    seen = met([], visible)
+    given = {**narrow.given, **seen.given, "most": query.limit + 1}
     if query.cursor is not None:
         if not _CURSOR.fullmatch(query.cursor):
             raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
         given["value"], given["last"] = map(int, query.cursor.split("-"))
-    rows: Sequence[Row[Any]] = _newest(query.cursor is not None, (visible, *narrow.filters)).rows(connection, **given)
+    rows: Sequence[Row[Any]] = _newest(query.cursor is not None, (*seen.filters, *narrow.filters)).rows(
+        connection, **given
+    )
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.lookalike import fold
 from adapterhub_registry.access import gates
 from adapterhub_registry.access.tokens import Caller, reached_names, seen_with
+from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import (
     insert_new,
@@ -75,7 +76,12 @@ class Repos:
         """The SQL condition on `repos` for the repositories that `caller` may see."""
         if caller.sees_all:
             return true()
-        return seen_with(caller.namespaces, reads_public=self._reads_public(caller))
+        public = repos.c.private.is_(False) if self._reads_public(caller) else false()
+        return or_(public, reached_names(caller.namespaces, repos.c.full_name))
+
+    def sight(self, caller: Caller) -> Met:
+        """As `visible`, for statements that are prepared: the values are parameters."""
+        return seen_with(caller, reads_public=self._reads_public(caller))
 
     def hidden(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for all others: mostly few, which PostgreSQL finds in an index of those that are private."""

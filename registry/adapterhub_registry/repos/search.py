@@ -18,6 +18,7 @@ from adapterhub_registry.database.conditions import (
     ESCAPE,
     FEW,
     Condition,
+    Met,
     after_given,
     escaped,
     holding_words,
@@ -92,7 +93,7 @@ class Page:
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
-def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
+def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool] | Met) -> Page:
     """The repositories that match and that `visible` admits, in descending order; ties newest first.
 
     It begins with those that meet a condition, or have all tags, where these are few. Else it goes through a tag or all

@@ -105,7 +105,7 @@ def list_models(request: Request) -> Response:
     with reading(request, registry) as (connection, caller):
         base, query = base_of(request, registry), query_of(request, ListQuery)
         registry.repos.check_may_read(caller)
-        members, visible = query.members(), registry.repos.visible(caller)
+        members, visible = query.members(), registry.repos.sight(caller)
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
         tops = commits.tops_of(connection, page.ids) if "siblings" in members else {}
         if tops:
