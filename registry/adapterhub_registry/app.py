@@ -39,6 +39,7 @@ from adapterhub_registry.api.hub import missing as hub_missing
 from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
+from adapterhub_registry.api.hub.threads import MOST, ThreadedRoute, Threads
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.derived import worker
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
@@ -129,8 +130,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     hub = (hub_api, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
     for module in (hub_info, adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
         app.router.routes += module.router.routes
-    app.state.files = hub_files.FirstRoute()
-    app.router.routes.insert(0, app.state.files)
+    app.state.threads = Threads(MOST)
+    lists = ThreadedRoute("/api/models", hub_info.list_models, app.state.threads)
+    adapters = ThreadedRoute(f"{ADAPT_PREFIX}v1/adapters", adapt_api.search_soon, app.state.threads)
+    app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), lists, adapters]
     app.state.pages = add_pages(app, registry)
     return app
 
@@ -170,7 +173,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.wait(tasks, timeout=END_S)  # their threads give their connections back
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
             registry.downloads.flush()
-        app.state.files.close()
+        app.state.threads.close()
         registry.db.close()
 
 

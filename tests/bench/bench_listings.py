@@ -62,6 +62,10 @@ def requests(builds: int) -> dict[str, Callable[[], str]]:
         "tag": lambda: f"{models}?limit=20&{tag('base')}",
         "tags, base and task": lambda: f"{models}?limit=20&{tag('base')}&{tag('task')}",
         "tags, base and task by downloads": lambda: f"{models}?limit=20&sort=downloads&{tag('base')}&{tag('task')}",
+        "tag by downloads": lambda: f"{models}?limit=20&sort=downloads&{tag('base')}",
+        "tags that never meet by downloads": lambda: (
+            f"{models}?limit=20&sort=downloads&filter=lora-rank:4&{tag('rank')}"
+        ),
         "tags that never meet": lambda: f"{models}?limit=20&filter=lora-rank:4&{tag('rank')}",
         "tag of one": lambda: f"{models}?limit=20&filter=adapter-name:{any_name().partition('/')[2]}",
         "tag of none": lambda: f"{models}?limit=20&filter=zebra",

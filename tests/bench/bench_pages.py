@@ -230,9 +230,8 @@ def name_of(n: int) -> str:
 
 
 def cpu_s(pid: int) -> float:
-    """The CPU time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The CPU time of a process and its threads, in seconds, by the clock that Linux keeps for it: to the microsecond."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def measured(

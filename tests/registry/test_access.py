@@ -180,7 +180,7 @@ def test_a_failure_inside_is_json_and_leaves_the_connection_open(
         raise RuntimeError("secret detail")
 
     with httpx.Client(base_url=server.url) as client:
-        monkeypatch.setattr(server.registry.repos, "visible", broken)
+        monkeypatch.setattr(server.registry.repos, "sight", broken)
         answer = client.get("/api/models")
         monkeypatch.undo()
         after = client.get("/api/models")

@@ -28,7 +28,7 @@ def test_prepared_statement_answers_as_the_same_statement_of_sqlalchemy(tmp_path
         for user in ("bob", "ann", "eve"):
             expected = connection.execute(STATEMENT, {"user": user}).first()
             found = prepared.first(connection, user=user)
-            assert (found and found._mapping) == (expected and expected._mapping)
+            assert (found and found._asdict()) == (expected and dict(expected._mapping))
     database.close()
 
 

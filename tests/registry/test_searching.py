@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapterhub_registry.database.counting import counted
-from adapterhub_registry.database.db import Database, adapters, blobs, commits, releases, repos
+from adapterhub_registry.database import conditions
+from adapterhub_registry.database.counting import counted, tagged
+from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.meaning.vectors import make, model_place
-from adapterhub_registry.repos import adapter_search, search
+from adapterhub_registry.repos import search
 from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
 from adapterhub_registry.repos.adapters import follow_gate, write_words
 from adapterhub_registry.repos.search import Listing, Sort, list_repos
@@ -126,7 +127,7 @@ def test_words_follow_the_name_and_go_with_the_repository(url: str) -> None:
 @pytest.mark.parametrize("few", [0, 2000])
 def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     """Both ways of a search: it begins with the few that have a word (2,000), or goes through all in order (0)."""
-    for module in (adapter_search, search):
+    for module in (conditions, search):
         monkeypatch.setattr(module, "FEW", few)
     database = Database(url)
     fill(database, 40)
@@ -198,6 +199,41 @@ def test_sqlite_counts_what_it_holds(tmp_path: Path) -> None:
     database.close()
 
 
+def test_sqlite_keeps_who_has_a_tag(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    database = Database(url)
+    fill(database, 200)
+    many = {"even": range(2, 201, 2), "third": range(3, 201, 3), "late": range(190, 201), "none": ()}
+    with database.begin() as connection:
+        insert_new(connection, repo_tags, _rows(many))
+        insert_new(connection, repo_tags, _rows({"even": (4, 6), "late": (190,)}))  # has them all
+        connection.execute(delete(repos).where(repos.c.id.in_((6, 126, 192, 200))))
+        connection.execute(delete(repo_tags).where(repo_tags.c.repo_id == 12))
+
+    def check() -> None:
+        gone = {6, 126, 192, 200, 12}
+        with database.read() as connection:
+            for tags in (("even",), ("even", "third"), ("late", "third", "even"), ("even", "none"), ("late", "new")):
+                expected = sorted(set.intersection(*(set(many.get(tag, ())) for tag in tags)) - gone)
+                assert tagged(connection, tags, most=200) == expected
+            assert tagged(connection, ["even"], most=94) is None
+
+    check()
+    with database.begin() as connection:
+        connection.execute(text("DROP TABLE tag_sets"))
+        for change in ("insert", "delete"):
+            connection.execute(text(f"DROP TRIGGER tag_sets_{change}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0018'"))
+    database.close()
+    database = Database(url)  # the migration makes the same sets
+    check()
+    database.close()
+
+
+def _rows(tags: dict[str, Collection[int]]) -> list[dict[str, object]]:
+    return [{"repo_id": n, "tag": tag, "modified_at": n} for tag, numbers in tags.items() for n in numbers]
+
+
 @pytest.mark.parametrize("sort", ["lastModified", "createdAt", "downloads"])
 def test_pages_of_tags_are_in_order(url: str, sort: Sort) -> None:
     database = Database(url)
@@ -210,8 +246,11 @@ def test_pages_of_tags_are_in_order(url: str, sort: Sort) -> None:
         connection.execute(text("INSERT INTO repo_tags SELECT id, 'third', modified_at FROM repos WHERE id % 3 = 0"))
         key = {"lastModified": 5, "createdAt": 7}.get(sort, 3)
 
+        connection.execute(text("INSERT INTO repo_tags SELECT id, 'odd', modified_at FROM repos WHERE id % 2 = 1"))
+
         for tags, numbers in (
             ((), range(31)),
+            (("even", "odd"), ()),
             (("even",), range(0, 31, 2)),
             (("third", "even"), range(0, 31, 6)),
             (("even", "no"), ()),
@@ -338,9 +377,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
     fill(database, MANY)
     with database.begin() as connection:
         connection.execute(text("INSERT INTO texts SELECT id, full_name || ' number ' || id FROM repos"))
-        for tag, step in (("peft", 1), ("two", 2), ("three", 3), ("rare", 1000)):
+        for tag, step in (("peft", 1), ("two", 2), ("three", 3), ("rare", 1000), ("ten", 10)):
             rows = f"SELECT id, '{tag}', modified_at FROM repos WHERE id % {step} = 0"  # noqa: S608
             connection.execute(text(f"INSERT INTO repo_tags {rows}"))
+        connection.execute(text("INSERT INTO repo_tags SELECT id, 'odd', modified_at FROM repos WHERE id % 2 = 1"))
 
     def steps(query: AdapterQuery | Listing) -> int:
         counted: list[None] = []
@@ -356,7 +396,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
         return len(counted)
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (adapter_search, search):
+        for module in (conditions, search):
             patched.setattr(module, "FEW", MANY // 50)  # as 2,000 of 100,000
         yield steps
     database.close()
@@ -394,6 +434,8 @@ def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[s
         {},
         {"filters": ("peft",)},
         {"filters": ("two", "three")},
+        {"filters": ("two", "odd")},
+        {"filters": ("odd", "ten", "peft")},
         {"filters": ("peft", "rare")},
         {"filters": ("none",)},
         {"filters": ("three",), "search": "a-4"},

@@ -17,14 +17,16 @@ import secrets
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Row, bindparam, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, String, bindparam, false, func, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
-from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
+from adapterhub_registry.database.conditions import Met
+from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos, tokens, users
 from adapterhub_registry.database.db import records as logged
 from adapterhub_registry.database.prepared import Prepared
 
@@ -82,9 +84,24 @@ class Caller:
 ANONYMOUS = Caller(user=None, role="read", namespaces=())
 
 
-def reached_names(caller: Caller, column: ColumnElement[str]) -> ColumnElement[bool]:
-    """The SQL condition for a column of full names that the caller's token covers."""
-    return or_(false(), *(column.like(_like(glob), escape="\\") for glob in caller.namespaces))
+def reached_names(namespaces: Sequence[str], column: ColumnElement[str]) -> ColumnElement[bool]:
+    """The SQL condition for a column of full names that a token for `namespaces` covers."""
+    return or_(false(), *(column.like(_like(glob), escape="\\") for glob in namespaces))
+
+
+def seen_with(caller: Caller, *, reads_public: bool) -> Met:
+    """The repositories that a caller sees, in SQL that is the same for each with as many namespaces."""
+    if caller.sees_all:
+        return Met([true()], {})
+    given = {f"glob_{at}": _like(glob) for at, glob in enumerate(caller.namespaces)}
+    return Met([_seen_with(len(given), reads_public=reads_public)], given)
+
+
+@lru_cache
+def _seen_with(globs: int, *, reads_public: bool) -> ColumnElement[bool]:
+    public = repos.c.private.is_(False) if reads_public else false()
+    wanted = (bindparam(f"glob_{at}", type_=String) for at in range(globs))
+    return or_(public, *(repos.c.full_name.like(glob, escape="\\") for glob in wanted))
 
 
 def _like(glob: str) -> str:

@@ -46,7 +46,17 @@ from adapterhub_registry.api.adapt_models import (
     YankRequest,
 )
 from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.context import CallerOf, RegistryOf, opened_cursor, sealed_cursor, user_of
+from adapterhub_registry.api.context import (
+    CallerOf,
+    Registry,
+    RegistryOf,
+    dumped,
+    opened_cursor,
+    query_of,
+    reading,
+    sealed_cursor,
+    user_of,
+)
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
 from adapterhub_registry.database.counting import counted
@@ -78,12 +88,24 @@ def info(registry: RegistryOf) -> Info:
 @router.get("/adapters", responses=_MISSING)
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
     """Adapters that meet all conditions, one for each repository: newest first, or at most 200 by relevance."""
+    with registry.db.read() as connection:
+        return _search(registry, connection, caller, query)
+
+
+def search_soon(request: Request) -> Response:
+    """As `search`, without the framework's dependencies, which would take a third of its time."""
+    registry: Registry = request.app.state.registry
+    with reading(request, registry) as (connection, caller):
+        page = _search(registry, connection, caller, query_of(request, SearchQuery))
+    return Response(dumped(page), media_type="application/json")
+
+
+def _search(registry: Registry, connection: Connection, caller: Caller, query: SearchQuery) -> AdapterPage:
     registry.repos.check_may_read(caller)
     asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
     wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
-    with registry.db.read() as connection:
-        rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
-        page = found.search_adapters(connection, wanted, registry.repos.visible(caller), rank)
+    rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
+    page = found.search_adapters(connection, wanted, registry.repos.sight(caller), rank)
     return AdapterPage(
         adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
         by=None if not wanted.is_ranked else "words" if rank is None else "meaning",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import unquote, urlencode
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
@@ -39,7 +41,6 @@ from adapterhub_registry.storage.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 WHOLE_ANSWER_BYTES = 1 << 20
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +237,26 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
 
 
 def dumped(value: object) -> bytes:
-    """Compact JSON, as in every response."""
-    return _COMPACT.encode(value).encode()
+    """Compact JSON, as in every response; null for a number that JSON lacks."""
+    return to_json(value, inf_nan_mode="null")
+
+
+QueryModel = TypeVar("QueryModel", bound=BaseModel)
+
+
+def query_of(request: Request, model: type[QueryModel]) -> QueryModel:
+    """The parameters of a request, for a route that does without the framework's dependencies.
+
+    Raises:
+        RequestValidationError: as the framework does for its parameters.
+    """
+    given = request.query_params
+    lists = {name for name, field in model.model_fields.items() if field.default == []}
+    values = {name: given.getlist(name) if name in lists else text for name, text in given.items()}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select
-from sqlalchemy.engine import Connection, Dialect, result_tuple
+from sqlalchemy import Integer, Select, bindparam, func, select
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 
 class _Form(NamedTuple):
@@ -15,7 +19,7 @@ class _Form(NamedTuple):
     text: str
     names: tuple[str, ...] | None
     constants: dict[str, Any]
-    row: Callable[[Sequence[Any]], Row[Any]]
+    row: Callable[[Sequence[Any]], Any]
 
 
 class Prepared:
@@ -28,12 +32,18 @@ class Prepared:
         self._statement = statement
         self._forms: dict[str, _Form] = {}
 
-    def first(self, connection: Connection, **given: object) -> Row[Any] | None:
+    def first(self, connection: Connection, **given: object) -> Any | None:  # noqa: ANN401 - as `rows`
         """The first row, by the names of its columns, in the transaction of `connection`; None without rows."""
         return next(iter(self.rows(connection, **given)), None)
 
-    def rows(self, connection: Connection, **given: object) -> list[Row[Any]]:
-        """The rows, by the names of their columns, in the transaction of `connection`."""
+    def rows(self, connection: Connection, **given: object) -> list[Any]:
+        """The rows in the transaction of `connection`: a named tuple each, a tenth of the time of a `Row`."""
+        found = self.tuples(connection, **given)
+        row = self._forms[connection.dialect.name].row
+        return [row(one) for one in found]
+
+    def tuples(self, connection: Connection, **given: object) -> Sequence[tuple[Any, ...]]:
+        """As `rows`, without names, for many rows."""
         form = self._forms.get(connection.dialect.name)
         if form is None:
             form = self._forms[connection.dialect.name] = self._form(connection.dialect, given)
@@ -43,15 +53,64 @@ class Prepared:
         cursor = connection.connection.cursor()
         try:
             cursor.execute(form.text, values)
-            found = cursor.fetchall()
+            return cursor.fetchall()
         except connection.dialect.loaded_dbapi.Error:
-            return list(connection.execute(self._statement, given))  # its errors are those that callers expect
+            # its errors are those that callers expect
+            return [tuple(row) for row in connection.execute(self._statement, given)]
         finally:
             cursor.close()
-        return [form.row(row) for row in found]
 
     def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
         names = None if state.positiontup is None else tuple(state.positiontup)
-        row = result_tuple([str(column.key) for column in self._statement.selected_columns])
-        return _Form(state.statement, names, dict(state.parameters), row)
+        row = namedtuple("Row", [str(column.key) for column in self._statement.selected_columns], rename=True)  # type: ignore[misc]  # noqa: PYI024 - its fields are known here
+        return _Form(state.statement, names, dict(state.parameters), row._make)
+
+
+class Found(NamedTuple):
+    """Numbers as one value in JSON, and how many they are."""
+
+    many: int
+    numbers: str
+
+
+class Numbers(NamedTuple):
+    """A statement that reads numbers, at most as many as its parameter `rows`, with the values of its others."""
+
+    statement: Prepared
+    given: Mapping[str, object]
+
+    def read(self, connection: Connection, most: int) -> Found | None:
+        """The numbers; None for more than `most`."""
+        ((count, numbers),) = self.statement.tuples(connection, **self.given, rows=most + 1)
+        return Found(count, numbers) if count <= most else None
+
+
+def numbers_of(statement: Select[Any]) -> Prepared:
+    """The statement of `Numbers`, for one that selects them."""
+    some = statement.limit(bindparam("rows", type_=Integer)).subquery()
+    found: Any = select(func.count(), _Listed(next(iter(some.c))))
+    return Prepared(found)
+
+
+class _Listed(FunctionElement[str]):
+    """The values of a column as a list in JSON."""
+
+    inherit_cache = True
+    name = "listed"
+
+
+@compiles(_Listed)
+def _of_postgresql(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
+
+
+@compiles(_Listed, "sqlite")
+def _of_sqlite(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+    return f"json_group_array({compiler.process(element.clauses, **options)})"
+
+
+def plan_for_values(connection: Connection) -> None:
+    """Let PostgreSQL plan the rest of the transaction for its values: a plan for any word would read all words."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -20,7 +20,6 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
-    Select,
     Table,
     Text,
     bindparam,
@@ -44,6 +43,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from adapterhub.formats.relevance import Wording, words_of
+from adapterhub_registry.database.prepared import Numbers, Prepared, numbers_of
 from adapterhub_registry.database.schema import metadata
 
 GRAM: Final = 3
@@ -102,20 +102,15 @@ class Trigrams:
     key: str
     words: str
 
-    def matching(self, words: Sequence[str]) -> Select[Any]:
-        """The numbers of the repositories whose text has the trigrams of all words; those are 3 characters or more."""
-        grams = dict.fromkeys(word[at : at + GRAM] for word in words for at in range(len(word) - GRAM + 1))
+    def holding(self, words: Sequence[str]) -> Numbers:
+        """The repositories whose text has trigrams that cover all words, or a word of one or two characters."""
+        if len(words[0]) < GRAM:
+            return Numbers(_beginning(self), {"least": words[0], "last": f"{words[0]}\U0010ffff"})
+        # those that do not overlap, and the last: others cost as much and rarely exclude anything
+        places = ((word, min(at, len(word) - GRAM)) for word in words for at in range(0, len(word), GRAM))
+        grams = dict.fromkeys(word[at : at + GRAM] for word, at in places)
         quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
-        index = table(self.name, column("rowid"), column(self.name))  # the column of its own name stands for all of it
-        wanted = " AND ".join(f'"{gram}"' for gram in quoted)
-        return select(index.c.rowid.label("repo_id")).where(index.c[self.name].op("MATCH")(wanted))
-
-    def beginning(self, word: str) -> Select[Any]:
-        """The numbers of the repositories whose text has a word of one or two characters."""
-        vocabulary = table(f"{self.name}_vocab", column("term"), column("doc"))
-        # each place of a text begins a trigram, as two spaces follow the text
-        spans = vocabulary.c.term.between(word, f"{word}\U0010ffff")
-        return select(vocabulary.c.doc.label("repo_id")).where(spans).distinct()
+        return Numbers(_matching(self), {"grams": " AND ".join(f'"{gram}"' for gram in quoted)})
 
     def statements(self) -> Iterator[str]:
         """What creates and fills the index, and lets it follow its table."""
@@ -134,6 +129,21 @@ class Trigrams:
             trigger = f"{name}_{change.partition(' ')[0]}"
             yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {self.of} BEGIN {body} END"
         yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"  # noqa: S608
+
+
+@lru_cache
+def _matching(index: Trigrams) -> Prepared:
+    grams = table(index.name, column("rowid"), column(index.name))  # the column of its own name stands for all of it
+    wanted = grams.c[index.name].op("MATCH")(bindparam("grams", type_=Text))
+    return numbers_of(select(grams.c.rowid.label("repo_id")).where(wanted))
+
+
+@lru_cache
+def _beginning(index: Trigrams) -> Prepared:
+    vocabulary = table(f"{index.name}_vocab", column("term"), column("doc"))
+    # each place of a text begins a trigram, as two spaces follow the text
+    spans = vocabulary.c.term.between(bindparam("least"), bindparam("last"))
+    return numbers_of(select(vocabulary.c.doc.label("repo_id")).where(spans).distinct())
 
 
 TEXTS: Final = Trigrams("text_trigrams", "texts", "repo_id", "body")
@@ -279,12 +289,17 @@ class WordHolder(NamedTuple):
 
 def word_holder(connection: Connection) -> WordHolder:
     """The index of stems; a database without it finds the beginnings of words."""
+    return _word_holder(connection.dialect.name, has_stems=_has(connection, STEMS.name))
+
+
+@lru_cache
+def _word_holder(dialect: str, *, has_stems: bool) -> WordHolder:
     words = bindparam("words", type_=Text)
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         english: ColumnElement[str] = literal_column("'english'")
         by_text_search = literal_column("wordings.wording_stems").op("@@")(func.to_tsquery(english, words))
         return WordHolder(wordings.c.repo_id, by_text_search, partial(_query, quote="'", either="|", both="&"))
-    if _has(connection, STEMS.name):
+    if has_stems:
         by_stem = STEMS.c.wording_stems.op("MATCH")(words)
         return WordHolder(STEMS.c.rowid, by_stem, partial(_query, quote='"', either="OR", both="AND"))
     some = func.json_each(words).table_valued("value", name="some")

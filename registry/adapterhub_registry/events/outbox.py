@@ -146,7 +146,7 @@ def _visible(caller: Caller, readable: ColumnElement[bool]) -> ColumnElement[boo
     """Whether the caller may learn of an event: by who could read its repository then, and who can now."""
     hidden_now = exists().where(repos.c.full_name == events.c.repo, ~readable)
     public = events.c.private.is_(False) & ~hidden_now
-    mine = reached_names(caller, events.c.repo)
+    mine = reached_names(caller.namespaces, events.c.repo)
     return (events.c.type != TEST) & or_(public, mine)
 
 

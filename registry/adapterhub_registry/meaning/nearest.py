@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.meaning.model import MODEL
 from adapterhub.formats.meaning.texts import FAR, FEWEST
 from adapterhub.formats.relevance import MAX_QUESTION, MOST_RANKED, Matched
+from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
 from adapterhub_registry.errors import bad_request
@@ -72,7 +73,7 @@ class Nearest:
         self,
         connection: Connection,
         text: str,
-        conditions: Sequence[ColumnElement[bool]],
+        wanted: Met,
         *,
         cursor: str | None,
         limit: int,
@@ -86,12 +87,12 @@ class Nearest:
         """
         first = start_of(cursor)
         needed = min(first + limit + 1, MOST_RANKED)
-        best = self._best(connection, text, conditions, needed)[:MOST_RANKED]
+        best = self._best(connection, text, wanted, needed)[:MOST_RANKED]
         near = [one for one in best if one[1] >= FAR] or best[:FEWEST]
         page, end = near[first : first + limit], first + limit
-        wanted = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
-        wanted = wanted.where(adapters.c.repo_id.in_([number for number, *_ in page]))
-        found = {row.repo_id: row for row in connection.execute(wanted)}
+        query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*wanted.filters)
+        query = query.where(adapters.c.repo_id.in_([number for number, *_ in page]))
+        found = {row.repo_id: row for row in connection.execute(query, wanted.given)}
         fits = {
             number: Fit(score=round(score, 4), matched=_matched(found[number], part))
             for number, score, part in page
@@ -100,9 +101,7 @@ class Nearest:
         listed: list[Row[Any]] = [found[number] for number in fits]
         return AdapterPage(rows=listed, next_cursor=str(end) if end < len(near) else None, fits=fits)
 
-    def _best(
-        self, connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], needed: int
-    ) -> list[tuple[int, float, int]]:
+    def _best(self, connection: Connection, text: str, wanted: Met, needed: int) -> list[tuple[int, float, int]]:
         """The best permitted builds by number, score and part: at least `needed`, if so many are there.
 
         It looks at the nearest of all first. When too few of them are permitted, it looks at every one.
@@ -110,13 +109,13 @@ class Nearest:
         held = self._read(connection)
         scores = held.block.scores(self._encoder.vectors([text[:MAX_QUESTION]])[0])
         permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated)
-        permitted = permitted.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
+        permitted = permitted.join(repos, repos.c.id == adapters.c.repo_id).where(*wanted.filters)
         hits: list[tuple[int, float, int]] = []
         for most in (_LOOKED_AT * needed, len(held.builds)):
             every = most >= len(held.builds)
             best = held.block.best(scores, most)
             some = adapters.c.repo_id.in_([held.builds[at][0] for at, _, _ in best[: _LOOKED_AT * needed]])
-            rows = connection.execute(permitted if every else permitted.where(some)).all()
+            rows = connection.execute(permitted if every else permitted.where(some), wanted.given).all()
             gated = {(row.repo_id, row.commit_id): row.gated is not None for row in rows}
             hits = []
             for at, score, part in best:

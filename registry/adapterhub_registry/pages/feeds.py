@@ -11,10 +11,12 @@ from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import Feed, FeedEntry
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
+from adapterhub_registry.database.conditions import Condition, met, rarest
 from adapterhub_registry.database.db import adapters, releases, repos
-from adapterhub_registry.database.search_tables import Unindexed
+from adapterhub_registry.database.search_tables import Unindexed, among
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, Condition, conditions_of, rarest
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, conditions_of
+from adapterhub_registry.repos.search import of_namespace
 
 ENTRIES: Final = 50
 
@@ -33,21 +35,23 @@ def feed(registry: Registry, caller: Caller, asked: Asked, address: str) -> Feed
     wanted = wanted.join_from(releases, repos, repos.c.id == releases.c.repo_id).where(registry.repos.visible(caller))
     with registry.db.read() as connection:
         conditions = conditions_of(connection, query)
+        about, given = met(conditions)
         if conditions:
             # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
-            found = select(adapters.c.repo_id).where(mine, *(one.filters for one in conditions)).correlate(releases)
+            found = select(adapters.c.repo_id).where(mine, *about).correlate(releases)
             wanted = wanted.where(found.scalar_subquery().is_not(None))
         if namespace:
-            others = repos.alias()
-            holders = select(others.c.id).where(others.c.namespace == namespace)
-            conditions.append(Condition(holders=holders))
+            conditions.append(Condition(filters=None, holders=of_namespace(namespace)))
             wanted = wanted.where(Unindexed(repos.c.namespace) == namespace)
         few = rarest(connection, conditions)
         if few is not None:
-            wanted = wanted.where(releases.c.repo_id.in_(conditions[few].those))
-        released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES)).all()
+            wanted = wanted.where(among(releases.c.repo_id, "numbers"))
+            given = {**given, "numbers": few.found.numbers}
+        released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES), given).all()
         is_yanked = releases.c.yanked_at.is_not(None)
-        yanked = connection.execute(wanted.where(is_yanked).order_by(releases.c.yanked_at.desc()).limit(ENTRIES)).all()
+        yanked = connection.execute(
+            wanted.where(is_yanked).order_by(releases.c.yanked_at.desc()).limit(ENTRIES), given
+        ).all()
     entries = [
         FeedEntry(
             id=f"{address}/{row.full_name}#{row.version}-{row.digest[:16]}",

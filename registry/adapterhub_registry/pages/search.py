@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlencode
@@ -23,7 +24,9 @@ from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchP
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
+from adapterhub_registry.database.conditions import Condition, Met, after, holding, met, narrowed
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
+from adapterhub_registry.database.prepared import Numbers, numbers_of
 from adapterhub_registry.database.result_tables import results, test_keys
 from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
@@ -33,12 +36,8 @@ from adapterhub_registry.repos.adapter_search import (
     SHOWN,
     AdapterPage,
     AdapterQuery,
-    Condition,
     Fit,
-    after,
     conditions_of,
-    holding,
-    narrowed,
     ranked,
 )
 
@@ -97,7 +96,7 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
         wanted = _Wanted(given={"base": base} if base else {}, note=note)
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
-        visible = registry.repos.visible(caller)
+        visible = registry.repos.sight(caller)
         is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
         page = _page(connection, wanted, visible, at, registry.nearest.ranked if is_meant else ranked)
         found = lines(connection, page.rows, page.fits)
@@ -126,36 +125,39 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
 def _page(
     connection: Connection,
     wanted: _Wanted,
-    visible: ColumnElement[bool],
+    visible: Met,
     at: str | None,
     rank: Callable[..., AdapterPage],
 ) -> AdapterPage:
     if wanted.order == "relevance":
         conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
-        filters = [visible, _listed(wanted), *(one.filters for one in conditions)]
-        return rank(connection, wanted.get("q"), filters, cursor=at, limit=PAGE_ROWS)
+        return rank(connection, wanted.get("q"), met(conditions, visible, _listed(wanted)), cursor=at, limit=PAGE_ROWS)
     rows = _rows(connection, wanted, visible, at)
     last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
     return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
 
 
-def _rows(connection: Connection, wanted: _Wanted, visible: ColumnElement[bool], at: str | None) -> list[Row[Any]]:
+def _rows(connection: Connection, wanted: _Wanted, visible: Met, at: str | None) -> list[Row[Any]]:
     order = _ORDERS[wanted.order][1]
     number = adapters.c.repo_id if order.table is adapters else repos.c.id
     conditions = [*conditions_of(connection, _query(wanted)), *_states(wanted)]
     is_newest = order.table is adapters
     narrow = narrowed(connection, conditions, is_ordered=is_newest)
     # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
-    same = repos.c.id if is_newest or len(narrow) > len(conditions) else Unindexed(repos.c.id)
+    same = repos.c.id if is_newest or narrow.is_few else Unindexed(repos.c.id)
     query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
-    query = query.where(visible, _listed(wanted), *narrow)
+    query = query.where(*visible.filters, _listed(wanted), *narrow.filters)
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list")
         value, last = map(int, found.groups())
         query = query.where(after(order, value, number, last))
-    return list(connection.execute(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1)))
+    return list(
+        connection.execute(
+            query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1), {**visible.given, **narrow.given}
+        )
+    )
 
 
 def _query(wanted: _Wanted) -> AdapterQuery:
@@ -187,25 +189,31 @@ def _states(wanted: _Wanted) -> list[Condition]:
     if verdict is not None:
         found.append(_tested(verdict))
     if wanted.get("yanked") in {"yes", "no"}:
-        found.append(holding(releases, releases.c.yanked_at.is_not(None), has=wanted.get("yanked") == "yes"))
+        found.append(holding(releases, _YANKED, has=wanted.get("yanked") == "yes"))
     return found
 
 
+_YANKED: Final = releases.c.yanked_at.is_not(None)
+
+
+@lru_cache
 def _tested(verdict: str) -> Condition:
     """Whether the listed build has this verdict by a key that its namespace knows."""
     known = (test_keys.c.namespace == repos.c.namespace) & (test_keys.c.fingerprint == results.c.key)
     mine = (results.c.repo_id == adapters.c.repo_id) & (results.c.manifest == adapters.c.digest)
     there = exists().where(mine, results.c.verdict == verdict, known)
-    return Condition(filters=there, holders=select(results.c.repo_id).where(results.c.verdict == verdict))
+    holders = numbers_of(select(results.c.repo_id).where(results.c.verdict == verdict))
+    return Condition(filters=there, holders=Numbers(holders, {}))
 
 
 def _listed(wanted: _Wanted) -> ColumnElement[bool]:
     """The rows that a search shows; of those with a yanked version also ones without any other."""
-    if wanted.get("yanked") != "yes":
-        return adapters.c.is_listed
-    other = adapters.alias()
-    listed = exists().where(other.c.repo_id == adapters.c.repo_id, other.c.is_listed)
-    return or_(adapters.c.is_listed, and_(adapters.c.is_head, ~listed))
+    return _WITH_OTHERS if wanted.get("yanked") == "yes" else adapters.c.is_listed
+
+
+_other = adapters.alias()
+_LISTED: Final = exists().where(_other.c.repo_id == adapters.c.repo_id, _other.c.is_listed)
+_WITH_OTHERS: Final = or_(adapters.c.is_listed, and_(adapters.c.is_head, ~_LISTED))
 
 
 def _facets(wanted: _Wanted) -> tuple[Facet, ...]:

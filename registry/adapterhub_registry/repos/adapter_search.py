@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from packaging.version import Version
 from sqlalchemy import (
@@ -13,16 +15,13 @@ from sqlalchemy import (
     Integer,
     Row,
     Select,
-    Table,
+    Text,
     and_,
     bindparam,
-    exists,
-    false,
     func,
     literal,
     or_,
     select,
-    true,
 )
 from sqlalchemy.engine import Connection
 
@@ -38,25 +37,27 @@ from adapterhub.formats.relevance import (
     question_words,
     weigh,
 )
-from adapterhub_registry.database.db import adapters, places, refs, releases, repo_tags, repos
-from adapterhub_registry.database.search_tables import (
-    GRAM,
-    NAMES,
-    TEXTS,
-    Trigrams,
-    Unindexed,
-    has_trigrams,
-    texts,
-    word_holder,
-    wordings,
+from adapterhub_registry.database.conditions import (
+    AMONG,
+    ESCAPE,
+    Condition,
+    Met,
+    after_given,
+    escaped,
+    holding,
+    holding_words,
+    met,
+    narrowed,
+    spanning,
 )
+from adapterhub_registry.database.db import adapters, places, refs, releases, repo_tags, repos
+from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.search_tables import TEXTS, WordHolder, among, word_holder, wordings
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
 MAX_RELEASES: Final = 1000
 MAX_WORDS: Final = 16
-FEW: Final = 2000
-"""Of what at most so many repositories meet, a search reads all."""
 _COUNTED: Final = 250
 _FIRST: Final = 64
 """So many builds with the words of the greatest weight come before all others, in the order of their texts."""
@@ -124,7 +125,7 @@ SHOWN: Final = select(
 def search_adapters(
     connection: Connection,
     query: AdapterQuery,
-    visible: ColumnElement[bool],
+    visible: ColumnElement[bool] | Met,
     rank: Callable[..., AdapterPage] | None = None,
 ) -> AdapterPage:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
@@ -135,21 +136,31 @@ def search_adapters(
         Refusal: 400 for a malformed digest or cursor.
     """
     if query.is_ranked:
-        met = [one.filters for one in conditions_of(connection, replace(query, q=None))]
-        met += [adapters.c.is_listed, visible]
-        return (rank or ranked)(connection, query.q or "", met, cursor=query.cursor, limit=query.limit)
-    conditions = narrowed(connection, conditions_of(connection, query), is_ordered=True)
-    found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, visible, *conditions)
+        wanted = met(conditions_of(connection, replace(query, q=None)), adapters.c.is_listed, visible)
+        return (rank or ranked)(connection, query.q or "", wanted, cursor=query.cursor, limit=query.limit)
+    narrow = narrowed(connection, conditions_of(connection, query), is_ordered=True)
+    seen = met([], visible)
+    given = {**narrow.given, **seen.given, "most": query.limit + 1}
     if query.cursor is not None:
         if not _CURSOR.fullmatch(query.cursor):
             raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
-        at, repo_id = map(int, query.cursor.split("-"))
-        found = found.where(after(adapters.c.created_at, at, adapters.c.repo_id, repo_id))
-    newest = (adapters.c.created_at.desc(), adapters.c.repo_id.desc())
-    rows = connection.execute(found.order_by(*newest).limit(query.limit + 1)).all()
+        given["value"], given["last"] = map(int, query.cursor.split("-"))
+    rows: Sequence[Row[Any]] = _newest(query.cursor is not None, (*seen.filters, *narrow.filters)).rows(
+        connection, **given
+    )
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
+
+
+@lru_cache(maxsize=512)
+def _newest(has_cursor: bool, conditions: tuple[ColumnElement[bool], ...]) -> Prepared:  # noqa: FBT001 - part of a key
+    """The statement of a page, newest first; the same SQL has the same objects in `conditions`."""
+    found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, *conditions)
+    if has_cursor:
+        found = found.where(after_given(adapters.c.created_at, adapters.c.repo_id))
+    newest = (adapters.c.created_at.desc(), adapters.c.repo_id.desc())
+    return Prepared(found.order_by(*newest).limit(bindparam("most", type_=Integer)))
 
 
 def start_of(cursor: str | None) -> int:
@@ -164,9 +175,7 @@ def start_of(cursor: str | None) -> int:
     return first
 
 
-def ranked(
-    connection: Connection, text: str, conditions: Sequence[ColumnElement[bool]], *, cursor: str | None, limit: int
-) -> AdapterPage:
+def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None, limit: int) -> AdapterPage:
     """The rows that meet the conditions and hold a word of `text`, the best first, 200 on all pages together.
 
     Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
@@ -176,36 +185,25 @@ def ranked(
     """
     first = start_of(cursor)
     words, holds = question_words(text), word_holder(connection)
-
-    def meeting(number: ColumnElement[int]) -> Select[Any]:
-        # an expression keeps a database from looking up each adapter in the index of words
-        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
-        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
-
-    by_word, by_number = meeting(holds.number), meeting(wordings.c.repo_id)
-
-    held = by_word.where(holds.condition).order_by(holds.number).limit(bindparam("most", type_=Integer))
+    steps = _ranking(holds, tuple(wanted.filters))
 
     def holders(condition: All, most: int) -> Sequence[int]:
-        return connection.scalars(held, {"words": holds.asked(condition), "most": most}).all()
+        asked = holds.asked(condition)
+        return [number for (number,) in steps.held.tuples(connection, **wanted.given, words=asked, most=most)]
 
-    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
-    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
-    few, newest = connection.execute(select(some.label("few"), last.label("newest"))).one()
+    ((few, newest),) = steps.counted.tuples(connection, **wanted.given)
     # among many, the numbers tell how many there are, to a power of two
     builds = few if few < _COUNTED else 1 << newest.bit_length()
     # those of the first pages need not know the rest, apart from whether there is one
     found = find(words, builds, _FIRST + 1 if first + limit <= _FIRST else MOST_RANKED, holders)
-    told = (wordings.c[name] for name in Wording._fields)
-    said = select(wordings.c.repo_id, *told).where(wordings.c.repo_id.in_([one.number for one in found]))
-    texts = {row[0]: Wording(*row[1:]) for row in connection.execute(said)}
+    numbers = json.dumps([one.number for one in found])
+    texts = {number: Wording(*said) for number, *said in _SAID.tuples(connection, numbers=numbers)}
     known = [(at >= _FIRST, one) for at, one in enumerate(found) if one.number in texts]  # others went meanwhile
     in_order = sorted((late, -weigh(one, texts[one.number]), one.number, one.words) for late, one in known)
     weighed = [one[1:] for one in in_order]
     page = weighed[first : first + limit]
-    query = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
-    query = query.where(adapters.c.repo_id.in_([number for _, number, _ in page]))
-    rows = {row.repo_id: row for row in connection.execute(query)}
+    shown = json.dumps([number for _, number, _ in page])
+    rows = {row.repo_id: row for row in steps.shown.rows(connection, **wanted.given, numbers=shown)}
     return AdapterPage(
         rows=[rows[number] for _, number, _ in page if number in rows],
         next_cursor=str(first + limit) if first + limit < len(weighed) else None,
@@ -215,83 +213,37 @@ def ranked(
     )
 
 
-def after(order: ColumnElement[Any], value: int, number: ColumnElement[Any], repo_id: int) -> ColumnElement[bool]:
-    """The rows behind one in a list by `order`, then by number, both descending; an index serves the first part."""
-    return and_(order <= value, or_(order < value, number < repo_id))
+_SAID: Final = Prepared(
+    select(wordings.c.repo_id, *(wordings.c[name] for name in Wording._fields)).where(
+        among(wordings.c.repo_id, "numbers")
+    )
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """A condition of a search.
+class _Ranking(NamedTuple):
+    """The statements of a ranking: who holds words, how many there are with the last of them, and what a page shows."""
 
-    `filters` holds for the rows of `adapters` that meet it, in a form that no index serves. `serves` is the same in a
-    form whose index has the rows newest first, where there is one: the index of `column`. `holders` reads from an index
-    the numbers of the repositories that may meet it; with `is_exact`, all of them meet it. `count` counts them faster,
-    up to one more than `FEW`. What `joins` others counts only where none of those is rare.
-    """
-
-    filters: ColumnElement[bool] = field(default_factory=true)
-    serves: ColumnElement[bool] | None = None
-    column: str | None = None
-    holders: Select[Any] | None = None
-    count: Callable[[Connection], int] | None = None
-    is_exact: bool = False
-    joins: bool = False
-
-    @property
-    def those(self) -> Select[Any]:
-        """The `holders` of a condition that has them."""
-        assert self.holders is not None
-        return self.holders
+    held: Prepared
+    counted: Prepared
+    shown: Prepared
 
 
-_TOGETHER: Final = frozenset({"base_sha256", "task"})
-"""Columns with an index of their own for both."""
+@lru_cache(maxsize=128)
+def _ranking(holds: WordHolder, conditions: tuple[ColumnElement[bool], ...]) -> _Ranking:
+    def meeting(number: ColumnElement[int]) -> Select[Any]:
+        # an expression keeps a database from looking up each adapter in the index of words
+        known = select(number).join_from(number.table, adapters, adapters.c.repo_id == number + 0)
+        return known.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions)
 
-
-def narrowed(
-    connection: Connection, conditions: Sequence[Condition], *, is_ordered: bool
-) -> Sequence[ColumnElement[bool]]:
-    """The conditions, in the form that reads the fewest rows; one more when it names the few that may match.
-
-    A search begins with what few repositories meet, or else goes through the rows in order, which soon finds a page of
-    what is frequent. `is_ordered` says that this order is newest first.
-    """
-    few = rarest(connection, conditions)
-    filters = [one.filters for one in conditions]
-    if few is not None:
-        filters[few] = true() if conditions[few].is_exact else filters[few]
-        return [adapters.c.repo_id.in_(conditions[few].those), *filters]
-    served = [at for at, one in enumerate(conditions) if one.serves is not None] if is_ordered else []
-    both = [at for at in served if conditions[at].column in _TOGETHER]
-    for at in both if len(both) == len(_TOGETHER) else served[:1]:
-        serves = conditions[at].serves
-        assert serves is not None
-        filters[at] = serves
-    return filters
-
-
-def rarest(connection: Connection, conditions: Sequence[Condition]) -> int | None:
-    """The place of the condition that the fewest repositories meet, if those are at most `FEW`.
-
-    A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
-    this counts who meets each, up to `FEW`. PostgreSQL does, and plans the rest of the transaction for its values.
-    """
-    if connection.dialect.name == "postgresql":  # a plan for any word would read all words
-        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")
-    for joins in (False, True):
-        some = [(at, one) for at, one in enumerate(conditions) if one.joins is joins]
-        counted = [(_count(connection, one), at) for at, one in some if one.count or one.holders is not None]
-        fewest, at = min(counted, default=(FEW + 1, 0))
-        if fewest <= FEW:
-            return at
-    return None
-
-
-def _count(connection: Connection, one: Condition) -> int:
-    if one.count is not None:
-        return one.count(connection)
-    return connection.scalar(select(func.count()).select_from(one.those.limit(FEW + 1).subquery())) or 0
+    held = meeting(holds.number).where(holds.condition).order_by(holds.number)
+    by_number = meeting(wordings.c.repo_id)
+    some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
+    last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
+    return _Ranking(
+        held=Prepared(held.limit(bindparam("most", type_=Integer))),
+        counted=Prepared(select(some.label("few"), last.label("newest"))),
+        shown=Prepared(SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions, AMONG)),
+    )
 
 
 def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition]:
@@ -302,29 +254,37 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
     equal = {"base_model": query.base, "task": query.task, "peft_type": query.peft_type and query.peft_type.upper()}
     for name, wanted in equal.items():
         if wanted is not None:
-            conditions.append(_where({name: (wanted, wanted)}, in_order=name != "base_model"))
+            conditions.append(spanning({name: (wanted, wanted)}, in_order=name != "base_model"))
     if query.rank_min is not None or query.rank_max is not None:
-        conditions.append(_where({"rank": (query.rank_min, query.rank_max)}))
+        conditions.append(spanning({"rank": (query.rank_min, query.rank_max)}))
     for path, has in ((SIGNATURE_FILE, query.signed), (CONTRACT_FILE, query.tested)):
-        if has is not None:  # the path stands in the SQL, so that SQLite finds the index over the rows with it
-            conditions.append(holding(places, places.c.path == literal(path, literal_execute=True), has=has))
+        if has is not None:
+            conditions.append(holding(places, _at_path(path), has=has))
     if query.license is not None:
-        spellings = {f"license:{name}" for name in (query.license, query.license.lower())}
-        conditions.append(holding(repo_tags, repo_tags.c.tag.in_(spellings)))
-    for word in words_of("q", query.q):
-        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
-        holds = or_(named, adapters.c.words.contains(word, autoescape=True))
-        conditions.append(Condition(filters=holds, holders=holders_of(connection, TEXTS, word)))
-    conditions += all_words(connection, TEXTS, words_of("q", query.q))
+        spellings = {"license_0": f"license:{query.license}", "license_1": f"license:{query.license.lower()}"}
+        conditions.append(holding(repo_tags, _LICENSED, spellings))
+    words = words_of("q", query.q)
+    for at, word in enumerate(words):
+        given = {f"word_{at}": escaped(word)}
+        conditions.append(Condition(filters=_told(at), given=given))
+    conditions += holding_words(connection, TEXTS, words)
     return conditions
 
 
-def holding(table: Table, of_it: ColumnElement[bool], *, has: bool = True) -> Condition:
-    """Whether a table has rows about the repository for which `of_it` holds."""
-    there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
-    if not has:
-        return Condition(filters=~there)
-    return Condition(filters=there, holders=select(table.c.repo_id).where(of_it), is_exact=True)
+_LICENSED: Final = or_(repo_tags.c.tag == bindparam("license_0"), repo_tags.c.tag == bindparam("license_1"))
+
+
+@lru_cache
+def _at_path(path: str) -> ColumnElement[bool]:
+    """The path stands in the SQL, so that SQLite finds the index over the rows with it."""
+    return places.c.path == literal(path, literal_execute=True)
+
+
+@lru_cache(maxsize=MAX_WORDS)
+def _told(at: int) -> ColumnElement[bool]:
+    """Whether the word at a place is in the name of the repository or the words of the adapter."""
+    told = (func.lower(repos.c.full_name), adapters.c.words)
+    return or_(*(text.contains(bindparam(f"word_{at}", type_=Text), escape=ESCAPE) for text in told))
 
 
 def words_of(name: str, text: str | None) -> list[str]:
@@ -335,41 +295,7 @@ def words_of(name: str, text: str | None) -> list[str]:
     return words
 
 
-def holders_of(connection: Connection, index: Trigrams, *words: str) -> Select[Any]:
-    """The repositories whose text in an index may have a word, or several of three characters or more."""
-    if has_trigrams(connection):
-        return index.matching(words) if len(words[0]) >= GRAM else index.beginning(words[0])
-    number, body = (repos.c.id, func.lower(repos.c.full_name)) if index is NAMES else (texts.c.repo_id, texts.c.body)
-    return select(number).where(*(body.contains(word, autoescape=True) for word in words))
-
-
-def all_words(connection: Connection, index: Trigrams, words: Sequence[str]) -> list[Condition]:
-    """One more condition that several words make at once: an index knows who may have all of them."""
-    longer = [word for word in words if len(word) >= GRAM]
-    return [Condition(holders=holders_of(connection, index, *longer), joins=True)] if len(longer) > 1 else []
-
-
-def _where(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Condition:
-    """A value within the bounds, both included and None without one, in any of the columns."""
-    holding = adapters.alias()
-    one = in_order and len(spans) == 1 and all(least == most for least, most in spans.values())
-
-    def within(columns: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
-        return or_(false(), *(_within(columns[name], *span) for name, span in spans.items()))
-
-    return Condition(
-        filters=within({name: Unindexed(adapters.c[name]) for name in spans}),
-        serves=within(dict(adapters.c.items())) if one else None,
-        column=next(iter(spans)) if one else None,
-        holders=select(holding.c.repo_id).where(within(dict(holding.c.items()))),
-    )
-
-
-def _within(column: ColumnElement[Any], least: object, most: object) -> ColumnElement[bool]:
-    if least is not None and least == most:
-        return column == least
-    above = [column >= least] if least is not None else []
-    return and_(*above, *([column <= most] if most is not None else []))
+_BASES: Final = ("base_sha256", "base_tensors", "base_files")
 
 
 def _base_begins(connection: Connection, text: str) -> Condition:
@@ -377,16 +303,21 @@ def _base_begins(connection: Connection, text: str) -> Condition:
     if not BASE_DIGEST.fullmatch(text):
         raise bad_request(f"base_sha256 `{shown(text)}`: expected 8 to 64 lower-case hex digits")
     begin = text.removeprefix("sha256:")
-    names = ("base_sha256", "base_tensors", "base_files")
+    # `g` sorts after every hex digit
+    (found,) = _bases_within().tuples(connection, begin=begin, past=f"{begin}g")
+    ends = {name: found[2 * at : 2 * at + 2] for at, name in enumerate(_BASES)}
+    spans = {name: (least, most) for name, (least, most) in ends.items() if least is not None}
+    return spanning(spans, in_order=list(spans) == ["base_sha256"])
+
+
+@lru_cache
+def _bases_within() -> Prepared:
     ends = []
-    for name in names:
+    for name in _BASES:
         column = adapters.c[name]
-        # `g` sorts after every hex digit
-        span = select(column).where(column >= begin, column < f"{begin}g").limit(1)
+        span = select(column).where(column >= bindparam("begin"), column < bindparam("past")).limit(1)
         ends += [span.order_by(column).scalar_subquery(), span.order_by(column.desc()).scalar_subquery()]
-    found = connection.execute(select(*(end.label(f"end_{at}") for at, end in enumerate(ends)))).one()
-    spans = {name: (found[2 * at], found[2 * at + 1]) for at, name in enumerate(names) if found[2 * at] is not None}
-    return _where(spans, in_order=list(spans) == ["base_sha256"])
+    return Prepared(select(*(end.label(f"end_{at}") for at, end in enumerate(ends))))
 
 
 def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:

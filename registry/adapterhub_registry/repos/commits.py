@@ -19,6 +19,7 @@ from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
@@ -154,11 +155,16 @@ def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
 
 def tops_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Node]:
     """The top node of the files of some repositories, by their number and head; one that is damaged is left out."""
-    at_head = (commits.c.repo_id == repos.c.id) & (commits.c.id == repos.c.head)
-    top = (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root)
-    wanted = select(repos.c.id, repos.c.head, nodes.c.body).join_from(repos, commits, at_head).join(nodes, top)
-    rows = connection.execute(wanted.where(repos.c.id.in_(repo_ids))).all()
+    rows = _TOPS.tuples(connection, numbers=json.dumps(list(repo_ids)))
     return {(number, head): read_node(unpack(body)) for number, head, body in rows}
+
+
+_TOPS: Final = Prepared(
+    select(repos.c.id, repos.c.head, nodes.c.body)
+    .join_from(repos, commits, (commits.c.repo_id == repos.c.id) & (commits.c.id == repos.c.head))
+    .join(nodes, (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root))
+    .where(among(repos.c.id, "numbers"))
+)
 
 
 def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> FileEntry:

@@ -15,7 +15,8 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.lookalike import fold
 from adapterhub_registry.access import gates
-from adapterhub_registry.access.tokens import Caller, reached_names
+from adapterhub_registry.access.tokens import Caller, reached_names, seen_with
+from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import (
     insert_new,
@@ -76,14 +77,18 @@ class Repos:
         if caller.sees_all:
             return true()
         public = repos.c.private.is_(False) if self._reads_public(caller) else false()
-        return or_(public, reached_names(caller, repos.c.full_name))
+        return or_(public, reached_names(caller.namespaces, repos.c.full_name))
+
+    def sight(self, caller: Caller) -> Met:
+        """As `visible`, for statements that are prepared: the values are parameters."""
+        return seen_with(caller, reads_public=self._reads_public(caller))
 
     def hidden(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for all others: mostly few, which PostgreSQL finds in an index of those that are private."""
         if caller.sees_all:
             return false()
         closed = repos.c.private.is_(True) if self._reads_public(caller) else true()
-        return closed & ~reached_names(caller, repos.c.full_name)
+        return closed & ~reached_names(caller.namespaces, repos.c.full_name)
 
     def _reads_public(self, caller: Caller) -> bool:
         return self._anonymous_read or caller.user is not None
@@ -94,7 +99,7 @@ class Repos:
 
     def readable(self, caller: Caller) -> ColumnElement[bool]:
         """As `visible`, for those whose files the caller may read, as far as a token decides."""
-        return self.visible(caller) & or_(repos.c.gated.is_(None), reached_names(caller, repos.c.full_name))
+        return self.visible(caller) & or_(repos.c.gated.is_(None), reached_names(caller.namespaces, repos.c.full_name))
 
     def check_may_read(self, caller: Caller) -> None:
         """Raise 401 when reading needs a token and the caller has none."""

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, Literal, get_args
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple, get_args
 
-from sqlalchemy import Column, ColumnElement, Row, Select, bindparam, false, func, select
+from sqlalchemy import Column, ColumnElement, Integer, Row, Text, bindparam, false, func, select, tuple_
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub_registry.database.conditions import (
+    ESCAPE,
+    FEW,
+    Condition,
+    Met,
+    after_given,
+    escaped,
+    holding_words,
+    met,
+    rarest,
+)
+from adapterhub_registry.database.counting import counted_repos, tagged
 from adapterhub_registry.database.db import adapters, repo_tags, repos
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Numbers, Prepared, numbers_of
 from adapterhub_registry.database.search_tables import NAMES, Unindexed, among
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.adapter_search import FEW, Condition, after, all_words, holders_of, rarest, words_of
+from adapterhub_registry.repos.adapter_search import MAX_WORDS, words_of
 
 Sort = Literal["createdAt", "downloads", "lastModified", "likes", "trendingScore"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 MAX_PAGE: Final = 1000
 MAX_FILTERS: Final = 32
+_LIKELY: Final = 20
+"""Of so many rows of a tag for each one of a page, some likely have the other tags."""
 _CURSOR = re.compile(r"(\w+) ([0-9]{1,18}) ([0-9]{1,18})")
 _SIZE = re.compile(r"(min|max):([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMBT]?)")
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -77,87 +93,176 @@ class Page:
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
-def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
+def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool] | Met) -> Page:
     """The repositories that match and that `visible` admits, in descending order; ties newest first.
+
+    It begins with those that meet a condition, or have all tags, where these are few. Else it goes through a tag or all
+    repositories in the order of the list, which soon finds a page.
 
     Raises:
         Refusal: 400 for a malformed cursor or number, or too many filters.
     """
-    order: Column[Any] = _ORDER[wanted.sort]
-    tags = list(dict.fromkeys(wanted.filters))
-    conditions = _conditions(connection, wanted, tags)
-    query = select(repos.c.id, repos.c.head, order.label("place"))
-    place, number = order, repos.c.id
-    by_tag = wanted.sort == "lastModified" and bool(tags)  # a tag has its repositories in this order
-    few = 0 if by_tag and len(conditions) == 1 else rarest(connection, conditions)
-    if by_tag and (few or 0) < len(tags):
-        few, place, number = few or 0, repo_tags.c.modified_at, repo_tags.c.repo_id
-        query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == tags[few])
-    elif few is not None:
-        query = query.where(repos.c.id.in_(_tagged(tags[few]) if few < len(tags) else conditions[few].those))
-    elif len(tags) > 1:
-        both = connection.scalars(_tagged(*tags).limit(FEW + 1)).all()
-        if len(both) <= FEW:
-            query, tags = query.where(among(repos.c.id, both)), []
-    query = query.where(*(_has_tag(number, tag) for at, tag in enumerate(tags) if at != few))
-    query = query.where(visible, *(one.filters for one in conditions))
-    if wanted.cursor is not None:
-        value, last = _read_cursor(wanted.cursor, wanted.sort)
-        query = query.where(after(place, value, number, last))
-    rows: Sequence[Any] = connection.execute(query.order_by(place.desc(), number.desc()).limit(wanted.limit + 1)).all()
-    return Page(rows=rows[: wanted.limit], more=len(rows) > wanted.limit, sort=wanted.sort)
-
-
-def _count_tagged(tag: str, connection: Connection) -> int:
-    """How many repositories have a tag; one more than `FEW` for more."""
-    row = _TAGGED.first(connection, tag=tag, most=FEW + 1)
-    return 0 if row is None else int(row.number)
-
-
-_some = select(repo_tags.c.repo_id).where(repo_tags.c.tag == bindparam("tag")).limit(bindparam("most")).subquery()
-_TAGGED: Final = Prepared(select(func.count().label("number")).select_from(_some))
-
-
-def _tagged(first: str, *others: str) -> Select[Any]:
-    """The repositories with all these tags."""
-    mine = select(repo_tags.c.repo_id).where(repo_tags.c.tag == first)
-    return mine.where(*(_has_tag(repo_tags.c.repo_id, tag) for tag in others))
-
-
-def _has_tag(number: ColumnElement[int], tag: str) -> ColumnElement[bool]:
-    one = repo_tags.alias()
-    return select(one.c.tag).where(one.c.repo_id == number, one.c.tag == tag).exists()
-
-
-def _conditions(connection: Connection, wanted: Listing, tags: Sequence[str]) -> list[Condition]:
-    """The conditions; those of the tags come first, without their filters."""
     if len(wanted.filters) > MAX_FILTERS:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
-    conditions = [Condition(count=partial(_count_tagged, tag)) for tag in tags]
-    mine = repos.alias()
+    tags = list(dict.fromkeys(wanted.filters))
+    conditions = _conditions(connection, wanted)
+    filters, values = met(conditions, visible)
+    given: dict[str, object] = {"most": wanted.limit + 1, **values}
+    if wanted.cursor is not None:
+        given["value"], given["last"] = _read_cursor(wanted.cursor, wanted.sort)
+    reading = _Reading(connection, wanted, tuple(filters), given)
+    few = rarest(connection, conditions) if conditions or len(tags) > 1 else None
+    if few is not None:
+        return reading.among(few.found.numbers, tags)
+    # a tag has its repositories in the order of their last change
+    return reading.through_tag(tags) if tags and wanted.sort == "lastModified" else reading.through_all(tags)
+
+
+_Begin = Literal["numbers", "tag", "part of a tag", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One page, in the ways to read it. Each form of its statement is prepared once."""
+
+    connection: Connection
+    wanted: Listing
+    filters: tuple[ColumnElement[bool], ...]
+    given: dict[str, object]
+
+    def among(self, numbers: str, tags: Sequence[str] = ()) -> Page:
+        """Of some repositories, as JSON, those that have the tags and meet the filters."""
+        return self._page("numbers", tags, numbers=numbers)
+
+    def through_tag(self, tags: Sequence[str]) -> Page:
+        """Those with all tags, in the order of the first; SQLite goes through a part of a frequent one at first."""
+        if len(tags) > 1 and self.connection.dialect.name == "sqlite":
+            ends = {tag: self._end_of(tag) for tag in tags}
+            tags = sorted(tags, key=lambda tag: ends[tag] is not None)
+            end = ends[tags[0]]
+            if end is not None:
+                page = self._page("part of a tag", tags, end_value=end.modified_at, end_number=end.repo_id)
+                numbers = None if page.more else self._tagged(tags)
+                if page.more or numbers is not None:
+                    return page if numbers is None else self.among(numbers)
+        return self._page("tag", tags)
+
+    def through_all(self, tags: Sequence[str]) -> Page:
+        """Those with all tags, in any order."""
+        numbers = self._tagged(tags) if tags else None
+        return self._page("all", tags) if numbers is None else self.among(numbers)
+
+    def _page(self, begin: _Begin, tags: Sequence[str], **more: object) -> Page:
+        form = _Form(self.wanted.sort, begin, len(tags), self.wanted.cursor is not None, self.filters)
+        rows = _page_of(form).rows(self.connection, **self.given, **_named(tags), **more)
+        limit = self.wanted.limit
+        return Page(rows=rows[:limit], more=len(rows) > limit, sort=self.wanted.sort)
+
+    def _end_of(self, tag: str) -> Row[Any] | None:
+        """The last row of a tag in a part that likely has a page; None for a tag without more rows."""
+        end = _end_of(has_cursor=self.wanted.cursor is not None)
+        return end.first(self.connection, **self.given, tag=tag, rows=_LIKELY * self.wanted.limit)
+
+    def _tagged(self, tags: Sequence[str]) -> str | None:
+        """The repositories with all tags, as JSON, unless it costs less to go through others until a page is full."""
+        if self.connection.dialect.name != "sqlite":
+            found = Numbers(_all_of(len(tags)), _named(tags)).read(self.connection, FEW)
+            return None if found is None else found.numbers
+        most = math.isqrt(self.wanted.limit * counted_repos(self.connection))
+        numbers = tagged(self.connection, tags, most=max(most, self.wanted.limit))
+        return None if numbers is None else json.dumps(numbers)
+
+
+class _Form(NamedTuple):
+    """The form of a page's statement; `filters` are always the same objects for the same SQL."""
+
+    sort: Sort
+    begin: _Begin
+    tags: int
+    has_cursor: bool
+    filters: tuple[ColumnElement[bool], ...]
+
+
+@lru_cache(maxsize=512)
+def _page_of(form: _Form) -> Prepared:
+    order: Column[Any] = _ORDER[form.sort]
+    query = select(repos.c.id, repos.c.head, order.label("place"))
+    place, number = order, repos.c.id
+    others = range(form.tags)
+    if form.begin == "numbers":
+        query = query.where(among(number, "numbers"))
+    elif form.begin != "all":
+        place, number, others = repo_tags.c.modified_at, repo_tags.c.repo_id, range(1, form.tags)
+        query = query.join_from(repo_tags, repos, repos.c.id == number).where(repo_tags.c.tag == bindparam("tag_0"))
+    if form.begin == "part of a tag":
+        query = query.where(tuple_(place, number) >= tuple_(bindparam("end_value"), bindparam("end_number")))
+    query = query.where(*(_has_tag(number, at) for at in others), *form.filters)
+    if form.has_cursor:
+        query = query.where(after_given(place, number))
+    return Prepared(query.order_by(place.desc(), number.desc()).limit(bindparam("most", type_=Integer)))
+
+
+@lru_cache
+def _end_of(*, has_cursor: bool) -> Prepared:
+    place, number = repo_tags.c.modified_at, repo_tags.c.repo_id
+    query = select(place, number).where(repo_tags.c.tag == bindparam("tag"))
+    if has_cursor:
+        query = query.where(after_given(place, number))
+    return Prepared(query.order_by(place.desc(), number.desc()).limit(1).offset(bindparam("rows", type_=Integer)))
+
+
+@lru_cache(maxsize=MAX_FILTERS)
+def _all_of(tags: int) -> Prepared:
+    mine = select(repo_tags.c.repo_id).where(repo_tags.c.tag == bindparam("tag_0"))
+    return numbers_of(mine.where(*(_has_tag(repo_tags.c.repo_id, at) for at in range(1, tags))))
+
+
+def _has_tag(number: ColumnElement[int], at: int) -> ColumnElement[bool]:
+    one = repo_tags.alias()
+    return select(one.c.tag).where(one.c.repo_id == number, one.c.tag == bindparam(f"tag_{at}")).exists()
+
+
+def _named(tags: Sequence[str]) -> dict[str, str]:
+    return {f"tag_{at}": tag for at, tag in enumerate(tags)}
+
+
+# ------------------------------------------------------------ conditions
+def _conditions(connection: Connection, wanted: Listing) -> list[Condition]:
+    conditions: list[Condition] = []
     if wanted.author is not None:
-        filters = Unindexed(repos.c.namespace) == wanted.author
-        conditions.append(
-            Condition(filters=filters, holders=select(mine.c.id).where(mine.c.namespace == wanted.author))
-        )
+        given = {"author": wanted.author}
+        conditions.append(Condition(filters=_BY_AUTHOR, given=given, holders=of_namespace(wanted.author)))
     words = words_of("search", wanted.search)
-    for word in words:
-        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
-        conditions.append(Condition(filters=named, holders=holders_of(connection, NAMES, word)))
-    conditions += all_words(connection, NAMES, words)
+    for at, word in enumerate(words):
+        given = {f"word_{at}": escaped(word)}
+        conditions.append(Condition(filters=_in_name(at), given=given))
+    conditions += holding_words(connection, NAMES, words)
     if wanted.gated is not None:
-        gated = repos.c.gated.is_not(None) if wanted.gated else repos.c.gated.is_(None)
-        conditions.append(Condition(filters=gated))
+        conditions.append(Condition(filters=_GATED if wanted.gated else _OPEN))
     if wanted.num_parameters:
-        sized = _of_size(wanted.num_parameters)
-        conditions.append(Condition(filters=sized.where(adapters.c.repo_id == repos.c.id).exists(), holders=sized))
+        conditions.append(_sized(wanted.num_parameters))
     if wanted.never:
-        conditions.append(Condition(filters=false()))
+        conditions.append(Condition(filters=_NEVER))
     return conditions
 
 
-def _of_size(text: str) -> Select[Any]:
-    sized = select(adapters.c.repo_id).where(adapters.c.is_head)
+_BY_AUTHOR: Final = Unindexed(repos.c.namespace) == bindparam("author")
+_OF_AUTHOR: Final = numbers_of(select(repos.c.id).where(repos.c.namespace == bindparam("author")))
+_GATED, _OPEN, _NEVER = repos.c.gated.is_not(None), repos.c.gated.is_(None), false()
+
+
+def of_namespace(name: str) -> Numbers:
+    """The repositories of a namespace."""
+    return Numbers(_OF_AUTHOR, {"author": name})
+
+
+@lru_cache(maxsize=MAX_WORDS)
+def _in_name(at: int) -> ColumnElement[bool]:
+    return func.lower(repos.c.full_name).contains(bindparam(f"word_{at}", type_=Text), escape=ESCAPE)
+
+
+def _sized(text: str) -> Condition:
+    bounds: list[tuple[str, int]] = []
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
         if found is None:
@@ -165,9 +270,19 @@ def _of_size(text: str) -> Select[Any]:
         bound = int(float(found.group(2)) * _FACTOR[found.group(3)])
         if bound >= 1 << 62:
             raise bad_request(f"num_parameters `{shown(text)}`: too large")
-        column = adapters.c.parameters
-        sized = sized.where(column >= bound if found.group(1) == "min" else column <= bound)
-    return sized
+        bounds.append((found.group(1), bound))
+    # several bounds of one kind are one
+    least = max((bound for kind, bound in bounds if kind == "min"), default=0)
+    most = min((bound for kind, bound in bounds if kind == "max"), default=1 << 62)
+    given = {"size_min": least, "size_max": most}
+    return Condition(filters=_HAS_SIZE, given=given, holders=Numbers(_SIZED, given))
+
+
+_OF_SIZE: Final = select(adapters.c.repo_id).where(
+    adapters.c.is_head, adapters.c.parameters.between(bindparam("size_min"), bindparam("size_max"))
+)
+_HAS_SIZE: Final = _OF_SIZE.where(adapters.c.repo_id == repos.c.id).exists()
+_SIZED: Final = numbers_of(_OF_SIZE)
 
 
 def _read_cursor(text: str, sort: Sort) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Annotated, Any, BinaryIO, Final
 from urllib.parse import parse_qs, quote, unquote
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from adapterhub_registry.api import conditions
@@ -33,7 +32,7 @@ from adapterhub_registry.api.context import (
     reading,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.api.hub.threads import Threads
+from adapterhub_registry.api.hub.threads import ThreadedRoute, Threads
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
 from adapterhub_registry.database.trees.trees import Tree
@@ -51,8 +50,6 @@ GONE_TITLE: Final = "(removed from the history)"
 MAX_PATHS: Final = 10_000
 SMALL_BYTES: Final = 1 << 16
 """A file of at most this size is read before the answer: for more, the server waits between the head and the bytes."""
-THREADS: Final = 40
-"""The most requests for files that look at the database at the same time."""
 ZERO_COPY: Final = "http.response.zerocopysend"  # of ASGI; see `wire`
 _RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
@@ -275,27 +272,18 @@ class _FileAnswer(Response):
             await send({"type": ZERO_COPY, "file": self._file, "offset": self._start, "count": self._count})
 
 
-class FirstRoute(Route):
-    """`resolve` before all other routes and without the framework's dependencies: it is asked for most often."""
+class FilesRoute(ThreadedRoute):
+    """`resolve` before all other routes."""
 
-    def __init__(self) -> None:
-        self._threads = Threads(THREADS)
-
-        async def resolve_soon(request: Request) -> Response:
-            return await self._threads.run(partial(resolve, request))
-
-        super().__init__(RESOLVE, resolve_soon, methods=["GET", "HEAD"])
-
-    def close(self) -> None:
-        """End its threads."""
-        self._threads.close()
+    def __init__(self, threads: Threads) -> None:
+        super().__init__(RESOLVE, resolve, threads, ("GET", "HEAD"))
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether this is a file of a repository; the other routes have the namespaces that none may have."""
         found, inner = super().matches(scope)
-        if found is not Match.FULL or inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
+        if found is Match.FULL and inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
             return Match.NONE, {}
-        return found, {**inner, "route": self}
+        return found, inner
 
 
 def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
 from adapterhub.core.errors import shown
@@ -26,6 +25,7 @@ from adapterhub_registry.api.context import (
     json_answer,
     next_link,
     opened_cursor,
+    query_of,
     reading,
     sealed_cursor,
 )
@@ -103,9 +103,9 @@ def list_models(request: Request) -> Response:
     """
     registry: Registry = request.app.state.registry
     with reading(request, registry) as (connection, caller):
-        base, query = base_of(request, registry), _list_query(request)
+        base, query = base_of(request, registry), query_of(request, ListQuery)
         registry.repos.check_may_read(caller)
-        members, visible = query.members(), registry.repos.visible(caller)
+        members, visible = query.members(), registry.repos.sight(caller)
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
         tops = commits.tops_of(connection, page.ids) if "siblings" in members else {}
         if tops:
@@ -119,23 +119,6 @@ def list_models(request: Request) -> Response:
     if cursor is not None:
         headers["Link"] = next_link(request, f"{base}/api/models", cursor=cursor)
     return json_answer(answer, headers)
-
-
-def _list_query(request: Request) -> ListQuery:
-    """The parameters of a listing.
-
-    Raises:
-        RequestValidationError: as the framework does for its parameters.
-    """
-    given = request.query_params
-    values = {name: given.getlist(name) if name in _LISTS else text for name, text in given.items()}
-    try:
-        return ListQuery.model_validate(values)
-    except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
-
-
-_LISTS = {name for name, field in ListQuery.model_fields.items() if field.default == []}
 
 
 class InfoQuery(BaseModel):

@@ -45,8 +45,8 @@ def public_number(row: Row[Any]) -> str:
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    for row in _TAGS.rows(connection, numbers=json.dumps(list(found))):
-        found[row.repo_id].append(row.tag)
+    for number, tag in _TAGS.tuples(connection, numbers=json.dumps(list(found))):
+        found[number].append(tag)
     return {number: sorted(tags) for number, tags in found.items()}
 
 
@@ -97,11 +97,12 @@ def _chosen(
     connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
 ) -> dict[str, Any]:
     info = at_head(row, tags)
-    if wanted & {"cardData", "config"}:
-        info |= documents_of(row)
+    info |= {
+        name: json.loads(text) for name, text in (("cardData", row.card), ("config", row.config)) if name in wanted
+    }
     if wanted & {"safetensors", "baseModels", "adapt"}:
         info |= at_commit(connection, blobs, row, row.head)
-    return {name: info[name] for name in info if name in wanted or name in ALWAYS}
+    return {name: value for name, value in info.items() if name in wanted or name in ALWAYS}
 
 
 def described(

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 T = TypeVar("T")
+MOST: Final = 40
+"""The most requests of these routes that look at the database at the same time."""
 
 
 class _Job(NamedTuple):
@@ -76,3 +84,26 @@ class Threads:
             answer.set_result(result)
         else:
             answer.set_exception(error)
+
+
+class ThreadedRoute(Route):
+    """A route of `threads` without the framework's dependencies, for what is requested most often.
+
+    It stands before the route of the same path that documents it and answers other methods.
+    """
+
+    def __init__(
+        self, path: str, answer: Callable[[Request], Response], threads: Threads, methods: Sequence[str] = ("GET",)
+    ) -> None:
+        async def answer_soon(request: Request) -> Response:
+            return await threads.run(partial(answer, request))
+
+        super().__init__(path, answer_soon, methods=methods)
+        self._answers = frozenset(methods)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether it answers this request; any other is one for the routes behind."""
+        if scope["type"] != "http" or scope["method"] not in self._answers:
+            return Match.NONE, {}
+        found, inner = super().matches(scope)
+        return (found, {**inner, "route": self}) if found is Match.FULL else (Match.NONE, {})
