@@ -186,10 +186,10 @@ def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adap
     (tmp_path / "home" / "blobs" / "sha256" / "00" / f"{'0' * 64}").write_bytes(b"unused")
     read: list[int] = []
 
-    for _ in reports_of(library, adapters, None, read.append):
+    for _ in reports_of(lambda: library, adapters, None, read.append):
         pass
 
-    assert sum(read) == bytes_to_check(library, adapters)
+    assert sum(read) == bytes_to_check(lambda: library, adapters)
     assert (sum(read) > 0) is (adapters != ("./nowhere",))
 
 
