@@ -139,6 +139,13 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
         a, b = self.columns
         return row_products(a), row_products(b.T)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        # The products show each such number; they also overflow where large numbers do not.
+        shown_finite = all(math.isfinite(float(gram.sum())) for gram in self.grams)
+        return (shown_finite and all(math.isfinite(d.scale) for d in self)) or all(d.is_finite() for d in self)
+
 
 def row_products(rows: Tensor, others: Tensor | None = None) -> Tensor:
     """The product rows @ others.T of float64 matrices of a few long rows; without `others` rows @ rows.T."""
@@ -146,14 +153,17 @@ def row_products(rows: Tensor, others: Tensor | None = None) -> Tensor:
     width = _ALONE // max(1, count * (partners + 1)) // 8 * 8
     if partners not in _FEW_ROWS or not 0 < width < length or rows.device.type != "cpu":
         return rows @ (rows if others is None else others).T
+    import numpy as np
+
     whole = length - length % width
     left = rows.numpy()
     right = left if others is None else others.numpy()
     pieces = left[:, :whole].reshape(count, -1, width).transpose(1, 0, 2)
-    # numpy computes only half of a product of one array with itself
+    # numpy forms only half of a product of one array with itself
     more = pieces if others is None else right[:, :whole].reshape(partners, -1, width).transpose(1, 0, 2)
-    total = (pieces @ more.transpose(0, 2, 1)).sum(0)
-    total += left[:, whole:] @ right[:, whole:].T
+    with np.errstate(all="ignore"):  # callers look whether sums are finite
+        total = (pieces @ more.transpose(0, 2, 1)).sum(0)
+        total += left[:, whole:] @ right[:, whole:].T
     return torch.from_numpy(total)
 
 

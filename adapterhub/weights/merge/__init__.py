@@ -127,7 +127,7 @@ def merge(
     One of `rank`, `max_error` (relative, of each module) and `energy` (the share of each module's squared norm to keep)
     cuts the result to a rank. `options` are those of the method, as values or as text, and `seed` for a method that
     draws masks; None stands for the default. Without any of these, a single adapter of weight 1 is copied. An input of
-    weight 0 is not opened. A merge needs the memory of the two largest modules, and no base.
+    weight 0 is not opened. A merge needs the memory of a few modules, and no base.
 
     Raises:
         UsageProblem: an unknown method, dtype or option, an option out of range, or a weight that is not usable.

@@ -103,8 +103,10 @@ class MergeRun:
                     if isinstance(made, MergeRefused):
                         self.refusals += made.reasons
                     else:
-                        self._record(module, made)
                         merged[module] = made
+                        self.errors.record(module, made.norms)
+                        if made.cuts:
+                            self.cuts.record(module, made.cuts)
                     done += 1
                     self.progress(done, len(self.plan.layouts))
                 # After a refusal the loop goes on, so that the error lists every reason.
@@ -131,17 +133,6 @@ class MergeRun:
                 writer.add(layout.bias_name(module), made.bias)
             self.ranks[module] = layout.config_rank(rank)
 
-    def _record(self, module: str, made: Merged) -> None:
-        """Note the errors of a module, or the refusal if they have no meaning."""
-        name = f"`{shown(module)}`"
-        error, norm = self.errors.record(module, made.norms)
-        if not math.isfinite(error + norm):
-            self.refusals.append(f"{name}: the numbers are too large to measure the error")
-        elif error > 0 and norm == 0:
-            self.refusals.append(f"{name}: the exact sum is zero, but the result of `{self.method.name}` is not")
-        if made.cuts:
-            self.cuts.record(module, made.cuts)
-
     def _tried(self, module: str) -> Merged | MergeRefused:
         try:
             return self._merged(module)
@@ -161,18 +152,28 @@ class MergeRun:
             made = [self._made(module, part, deltas, weights) for part, deltas in enumerate(updates)]
         except MergeRefused as refused:
             reasons = [f"{name}: {reason}" for reason in refused.reasons or (refused.message,)]
-            raise MergeRefused(refused.message, reasons) from None
+            raise MergeRefused(name, reasons) from None
         parts = tuple(one.folded(self.dtype) for one in made)
         exact_bias = self._bias(module)
         bias = None if exact_bias is None else exact_bias.to(self.dtype)
-        if not (all(part.is_finite() for part in parts) and (bias is None or is_finite(bias))):
-            what = f"the result is not finite in {FORMAT_DTYPES[self.dtype]}"
-            raise MergeRefused(what, [f"{name}: {what}"])
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
         if exact_bias is not None and bias is not None:  # in effect one more column of the update
             norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
+        reason = self._objection(parts, bias, norms)
+        if reason:
+            raise MergeRefused(name, [f"{name}: {reason}"])
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
         return Merged(parts=parts, bias=bias, norms=norms, cuts=cuts)
+
+    def _objection(self, parts: Sequence[LowRank], bias: Tensor | None, norms: Sequence[tuple[float, float]]) -> str:
+        """Why a module cannot be stored, from its errors, which are not finite where a number is not; or nothing."""
+        error, norm = (math.hypot(*column) for column in zip(*norms, strict=True))
+        if math.isfinite(error + norm):
+            is_made_up = error > 0 and norm == 0
+            return f"the exact sum is zero, but the result of `{self.method.name}` is not" if is_made_up else ""
+        if all(part.is_finite() for part in parts) and (bias is None or is_finite(bias)):
+            return "the numbers are too large to measure the error"
+        return f"the result is not finite in {FORMAT_DTYPES[self.dtype]}"
 
     def _bias(self, module: str) -> Tensor | None:
         """The weighted sum of the biases; None if the result has none."""
@@ -207,21 +208,23 @@ class MergeRun:
             MergeRefused: names the adapters whose numbers are not finite.
         """
         layout = self.plan.layouts[module]
-        of_sources: list[Sequence[LowRank]] = []
+        held = [source.factors if module in source.factors.modules else None for source in self.adapters]
+        of_sources = [
+            [nothing(layout.part_out, layout.width)] * layout.parts if factors is None else factors.parts(module)
+            for factors in held
+        ]
+        updates = [Summands(deltas) for deltas in zip(*of_sources, strict=True)]
+        are_finite = all(update.is_finite for update in updates)
         bad = []
-        for source in self.adapters:
-            factors = source.factors
-            if module not in factors.modules:
-                of_sources.append([nothing(layout.part_out, layout.width)] * layout.parts)
-                continue
-            of_sources.append(factors.parts(module))
-            spec = factors.modules[module].bias
-            if not all(part.is_finite() for part in of_sources[-1]) or (spec and not factors.is_finite(spec)):
+        for source, factors, parts in zip(self.adapters, held, of_sources, strict=True):
+            bias = factors and factors.modules[module].bias
+            is_bad = not (are_finite or all(part.is_finite() for part in parts))
+            if is_bad or (factors and bias and not factors.is_finite(bias)):
                 bad.append(source.label)
         if bad:
             reasons = [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
-            raise MergeRefused("numbers are not finite", reasons)
-        return [Summands(deltas) for deltas in zip(*of_sources, strict=True)]
+            raise MergeRefused(module, reasons)
+        return updates
 
     def _check_carried(self) -> None:
         """Note the carried tensors that are not finite."""
@@ -268,7 +271,7 @@ class MergeRun:
 
 
 def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> Iterator[_Made]:
-    """What `make` gives for each item, in order; each thread works on one, and one more for each is ready at most."""
+    """What `make` gives for each item, in order; each thread works on one, and at most one more is made or waits."""
     if threads == 1:
         yield from map(make, items)
         return
@@ -277,7 +280,7 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
         try:
             for item in items:
                 waiting.append(pool.submit(make, item))
-                if len(waiting) > 2 * threads - 1:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
