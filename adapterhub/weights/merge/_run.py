@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -270,7 +270,7 @@ class MergeRun:
         return notes
 
 
-def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> Iterator[_Made]:
+def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> Generator[_Made, None, None]:
     """What `make` gives for each item, in order; each thread works on one, and at most one more is made or waits."""
     if threads == 1:
         yield from map(make, items)
