@@ -72,14 +72,16 @@ class WithInspection(OpenedLibrary):
             report = report_of_build(self, build, record, progress, yanked=yanked)
         else:
             with self.reports.progress("verify", None) as told:
-                ((_, report),) = reports_of(self, [text_of(build)], record, progress or told, find_source=find_source)
+                ((_, report),) = reports_of(
+                    lambda: self, [text_of(build)], record, progress or told, find_source=find_source
+                )
         return strictly(report) if strict else report
 
     def verify_all(self, *, base: BaseLike | None = None, strict: bool = False, offline: bool = False) -> Reports:
         """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`."""
         find_source = None if offline else self.session.place_source
         with self.reports.progress("verify", None) as progress:
-            found = dict(reports_of(self, (), self.record_of(base), progress, find_source=find_source))
+            found = dict(reports_of(lambda: self, (), self.record_of(base), progress, find_source=find_source))
         return Reports({label: strictly(report) if strict else report for label, report in found.items()})
 
     def check(

@@ -43,7 +43,7 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
         """Print a table on a terminal, tab-separated text with a header elsewhere; align columns in `right` right."""
-        cells = [["" if cell is None else shown(str(cell), 400) for cell in row] for row in rows]
+        cells = [_cells(row) for row in rows]
         if not sys.stdout.isatty():
             lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
             sys.stdout.write("\n".join(lines) + "\n")
@@ -164,7 +164,17 @@ class Output:
             yield bars, bars.add_task(what, total=total)
 
 
+_CELL_CHARACTERS: Final = 400
 _COLOURS: Final = {"error": "1;31", "warning": "1;33", "hint": "1;36"}
+
+
+def _cells(row: Sequence[object]) -> list[str]:
+    """The cells of one row of a table as text."""
+    cells = ["" if cell is None else str(cell) for cell in row]
+    whole = "".join(cells)
+    if len(whole) <= _CELL_CHARACTERS and whole.isprintable():  # as most are; asked once, not of each cell
+        return cells
+    return [shown(cell, _CELL_CHARACTERS) for cell in cells]
 
 
 def _label(kind: str) -> str:

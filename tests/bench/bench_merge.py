@@ -1,6 +1,7 @@
 """Merging two r=16 adapters of Llama-2-7B shapes, files to file, method by method, beside the floor.
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--methods cat svd ties …] [--dtype bfloat16|float32] [--repeat 3]
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_merge --growth --methods cat svd
 
 Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs by CPU, in
 turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
@@ -22,6 +23,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.growth import told
+
 HIDDEN, INNER, LAYERS, RANK = 4096, 11008, 32, 16
 SHAPES = {
     **{f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"},
@@ -29,6 +32,7 @@ SHAPES = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
+GROWTH_LAYERS, SMALL_PART = (2, 20, 200, 2000), 64
 
 IMPORT_TORCH = "import torch"
 FLOOR = """
@@ -81,21 +85,22 @@ def run(folder: Path, code: str, *arguments: str) -> Run:
     )
 
 
-def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
+def write_adapter(folder: Path, seed: int, dtype_name: str, layers: int = LAYERS, part: int = 1) -> None:
+    """An adapter of `layers` layers whose matrices have a `part`-th of the rows and columns."""
     import torch
 
     from adapterhub.formats.safetensors.header import TensorSpec
     from adapterhub.weights.dtypes import FORMAT_DTYPES
     from adapterhub.weights.lowrank.factors import TensorFileWriter
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "task_type": "CAUSAL_LM", "bias": "none"}
     config |= {"base_model_name_or_path": "bench/llama-2-7b", "target_modules": [n.split(".")[1] for n in SHAPES]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     dtype = getattr(torch, dtype_name)
     shapes = {}
-    for layer in range(LAYERS):
-        for name, (out, width) in SHAPES.items():
+    for layer in range(layers):
+        for name, (out, width) in ((name, (rows // part, columns // part)) for name, (rows, columns) in SHAPES.items()):
             module = f"base_model.model.model.layers.{layer}.{name}"
             shapes |= {f"{module}.lora_A.weight": (RANK, width), f"{module}.lora_B.weight": (out, RANK)}
     planned = [TensorSpec.planned(name, FORMAT_DTYPES[dtype], shape) for name, shape in shapes.items()]
@@ -103,6 +108,25 @@ def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
     with TensorFileWriter(folder / "adapter_model.safetensors", planned) as writer:
         for name, shape in shapes.items():
             writer.add(name, (0.02 * torch.randn(shape, generator=generator)).to(dtype))
+
+
+def grow(folder: Path, method: str, dtype_name: str) -> str:
+    """The CPU time of merging 14 to 14,000 small modules in one process, and how it grows."""
+    from adapterhub.weights.merge import MergeInput, merge
+
+    curve = {}
+    for layers in GROWTH_LAYERS:
+        both = [folder / f"{name}{layers}" for name in "ab"]
+        for seed, one in enumerate(both):
+            write_adapter(one, seed, dtype_name, layers, SMALL_PART)
+        inputs = [MergeInput(folder=one, label=one.name, weight=0.5) for one in both]
+        times = []
+        for turn in range(1 if layers == max(GROWTH_LAYERS) else 3):  # the largest takes a minute
+            begun = time.process_time()
+            merge(inputs, folder / f"merged{layers}-{turn}", method=method, rank=RANK if method == "svd" else None)
+            times.append(time.process_time() - begun)
+        curve[layers * len(SHAPES)] = min(times)
+    return told(f"{method}, modules of {HIDDEN // SMALL_PART} columns", curve)
 
 
 def best(runs: list[Run]) -> Run:
@@ -115,10 +139,15 @@ def main() -> None:
     parser.add_argument("--out-dtype", choices=("bfloat16", "float32"), default="float32", help="of the result")
     parser.add_argument("--methods", nargs="*", default=["cat", "svd", "ties", "knots", "core", "ties_svd"])
     parser.add_argument("--rank", type=int, default=RANK, help="for `svd` and `ties_svd`; 0: not cut")
+    parser.add_argument("--growth", action="store_true", help="only how the time grows with the number of modules")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        if arguments.growth:
+            for method in arguments.methods:
+                print(grow(folder / method, method, arguments.dtype), flush=True)
+            return
         for seed, name in enumerate("ab"):
             write_adapter(folder / name, seed, arguments.dtype)
         files = [folder / name / "adapter_model.safetensors" for name in "ab"]

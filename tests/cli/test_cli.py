@@ -178,6 +178,26 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
     assert "E_DIGEST" in {f["code"] for f in report["findings"]}
 
 
+def test_checking_an_unsigned_folder_imports_nothing_of_libraries(tmp_path):
+    make_adapter(tmp_path / "adapter")
+    code = (
+        "import sys\n"
+        "sys.argv = ['adapt', 'verify', './adapter']\n"
+        "from adapterhub.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules))\n"
+    )
+    environment = os.environ | {"ADAPTERHUB_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    imported = done.stdout.split()
+
+    assert done.returncode == 17  # it compared with no base
+    assert "adapterhub.trust.verify.checks.numbers" in imported
+    assert [name for name in imported if name.startswith(("adapterhub.library", "sqlite3", "shutil", "secrets"))] == []
+
+
 @pytest.mark.parametrize("adapters", [(), ("legal-qa", "./out/summarize"), ("./nowhere",)])
 def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adapters):
     monkeypatch.chdir(tmp_path)
@@ -186,10 +206,10 @@ def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adap
     (tmp_path / "home" / "blobs" / "sha256" / "00" / f"{'0' * 64}").write_bytes(b"unused")
     read: list[int] = []
 
-    for _ in reports_of(library, adapters, None, read.append):
+    for _ in reports_of(lambda: library, adapters, None, read.append):
         pass
 
-    assert sum(read) == bytes_to_check(library, adapters)
+    assert sum(read) == bytes_to_check(lambda: library, adapters)
     assert (sum(read) > 0) is (adapters != ("./nowhere",))
 
 

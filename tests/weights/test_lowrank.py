@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +14,11 @@ from hypothesis import strategies as st
 from adapterhub.core.errors import UsageProblem
 from adapterhub.weights.lowrank.algebra import (
     LowRank,
+    Summands,
     cut,
     frobenius_norm,
     nothing,
+    row_products,
     singular_values,
     spectrum,
     stack,
@@ -88,6 +94,49 @@ def test_difference_norms_are_those_of_the_dense_matrices(
 
     assert norm == pytest.approx(float(exact.norm()), rel=1e-9)
     assert error == pytest.approx(float((dense([result]) - exact).norm()), rel=1e-5, abs=1e-12 * norm)
+
+
+LONG = [(32, 5000), (16, 4096), (12, 1999), (48, 777), (3, 5000), (64, 3000), (20, 64)]
+"""Rows and their length: in pieces with and without a rest, and whole."""
+
+
+@pytest.mark.parametrize(("count", "length"), LONG)
+def test_products_of_long_rows_are_those_of_matrices(count: int, length: int) -> None:
+    rows, others = torch.randn(count, length).double(), torch.randn(16, length).double()
+
+    torch.testing.assert_close(row_products(rows), rows @ rows.T, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(row_products(rows, others), rows @ others.T, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(row_products(rows.T.contiguous().T, others), rows @ others.T, rtol=1e-12, atol=1e-10)
+
+
+DIGITS = """
+import hashlib, torch
+from adapterhub.weights.lowrank.algebra import row_products
+drawn = torch.Generator().manual_seed(0)
+rows = [torch.randn(count, 11008, generator=drawn, dtype=torch.float64) for count in (12, 16, 32, 48)]
+products = [row_products(one) for one in rows] + [row_products(rows[-1], one) for one in rows]
+digits = hashlib.sha256(b"".join(one.numpy().tobytes() for one in products)).hexdigest()
+"""
+
+
+def test_the_threads_of_numpy_change_no_digit() -> None:
+    here: dict[str, str] = {}
+    exec(DIGITS, here)  # noqa: S102 - the code above
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "3"}
+    code = f"{DIGITS}print(digits)"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == here["digits"]
+
+
+def test_one_number_that_is_not_finite_is_seen_in_products() -> None:
+    deltas = drawn([16, 16], 500, 3000)
+    large = LowRank(a=torch.full((2, 4), 1e200, dtype=torch.float64), b=torch.ones(4, 2).double())
+
+    assert Summands(deltas).is_finite
+    assert Summands([large]).is_finite  # though its squares are not
+    deltas[1].b[17, 3] = float("inf")
+    assert not Summands(deltas).is_finite
 
 
 def test_rounding_of_a_concatenation_is_measured_to_all_digits() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,36 @@ def test_progress_counts_modules(tmp_path: Path) -> None:
     run(tmp_path / "out", (folders[0], 0.7), (folders[1], 0.3), progress=lambda *c: calls.append(c))
 
     assert calls == [(i + 1, 9) for i in range(9)]
+
+
+@pytest.mark.parametrize("method", ["svd", "core", "dare_ties"])
+def test_two_modules_at_once_give_the_bytes_of_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    folders = [write_folder(tmp_path / name, QV | MLP, seed=seed) for seed, name in enumerate("ab")]
+    weighted = list(zip(folders, [0.7, 0.3], strict=True))
+
+    two = run(tmp_path / "two", *weighted, method=method, rank=3)
+    monkeypatch.setattr(f"adapterhub.weights.merge.methods.{method}.DENSE", True, raising=False)
+    one = run(tmp_path / "one", *weighted, method=method, rank=3)
+
+    bytes_of_two, bytes_of_one = ((tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("two", "one"))
+    assert bytes_of_two == bytes_of_one
+    assert (two.relative_error, two.worst_module) == (one.relative_error, one.worst_module)
+
+
+def test_an_interrupted_merge_ends_its_threads_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", QV | MLP)
+
+    def interrupt(done: int, _all: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", (folder, 0.5), progress=interrupt)
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_an_empty_folder_is_filled_and_a_full_one_is_not_touched(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,6 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, names_folder
-from adapterhub.library import library as local
-from adapterhub.library.aliasing import without_alias
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- verify
 def reports_of(
-    library: Library,
+    opened: Callable[[], Library],
     adapters: Sequence[str],
     record: BaseRecord | None,
     progress: Progress | None = None,
@@ -49,12 +47,13 @@ def reports_of(
     """Each adapter's label and report, every installed one where `adapters` is empty; `record` stands in for a base.
 
     Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
-    without it, what was seen before counts.
+    without it, what was seen before counts. `opened` gives the library, which takes most of the start of a check and
+    which an unsigned folder does not need.
     """
     from adapterhub.trust.verify import verify_folder
 
     if not adapters:
-        yield from _everything(library, record, progress, find_source)
+        yield from _everything(opened(), record, progress, find_source)
     for text in adapters:
         if names_folder(text):
             folder = Path(text).expanduser()
@@ -64,11 +63,12 @@ def reports_of(
                 base_fingerprint=record.fingerprint if record else None,
                 progress=progress,
             )
-            yield text, _with_signature(library, folder, report)
+            yield text, _with_signature(opened, folder, report)
         else:
             from adapterhub.distribution.choosing import look_up
             from adapterhub.distribution.withdrawn import why_withdrawn
 
+            library = opened()
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             why = why_withdrawn(library, build, find_source)
@@ -76,24 +76,26 @@ def reports_of(
             yield f"{build.full_name} {build.manifest.label}", report
 
 
-def bytes_to_check(library: Library, adapters: Sequence[str]) -> int:
+def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> int:
     """How many bytes `reports_of` reads of the same adapters, unless a file changes meanwhile or its header is damaged.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: no installed adapter matches.
     """
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.library.upkeep.damage import unhashed_bytes
 
     def folder_of(text: str) -> Path:
         if names_folder(text):
             return Path(text).expanduser()
-        spec = AdapterSpec.parse(text)
+        from adapterhub.distribution.choosing import look_up
+
+        library, spec = opened(), AdapterSpec.parse(text)
         return look_up(library, spec, wanted=wanted_from(library, spec, None))[0].folder
 
     if adapters:
         return sum(map(_weights_bytes, map(folder_of, adapters)))
+    from adapterhub.library.upkeep.damage import unhashed_bytes
+
+    library = opened()
     builds = list(library.installed())
     return sum(_weights_bytes(build.folder) for build in builds) + unhashed_bytes(library, builds)
 
@@ -170,9 +172,10 @@ def report_of_build(
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.library.library import Library as Local
     from adapterhub.trust.verify import Finding
 
-    report = local.Library.verify(library, build, record, progress)
+    report = Local.verify(library, build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     place = library.origins.place_of(build.manifest.digest, build.full_name)
     found = [*signature_findings(Admission(library), release, lambda: library.provenance(release), place)]
@@ -182,7 +185,7 @@ def report_of_build(
     return _joined(report, found)
 
 
-def _with_signature(library: Library, folder: Path, report: Report) -> Report:
+def _with_signature(opened: Callable[[], Library], folder: Path, report: Report) -> Report:
     """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
 
@@ -206,7 +209,7 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     except (AdapterHubError, OSError):  # the report already has these problems
         return report
     place = os.path.abspath(folder)  # noqa: PTH100 - keeps links: the name that the user gave stays
-    return _joined(report, signature_findings(Admission(library), release, lambda: provenance_of(folder), place))
+    return _joined(report, signature_findings(Admission(opened()), release, lambda: provenance_of(folder), place))
 
 
 def _joined(report: Report, found: Sequence[Finding]) -> Report:
@@ -264,6 +267,7 @@ class Checked:
 def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
     """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
     from adapterhub.distribution.choosing import look_up
+    from adapterhub.library.library import Library as Local
     from adapterhub.trust.verify import verify_folder
 
     named = library.bases.find(base) if base is not None else None
@@ -272,7 +276,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
         declared = build.base.fingerprint
         record = library.bases.by_fingerprint(declared) if declared is not None else named
         label = f"{build.full_name}=={build.manifest.version}"
-        report = local.Library.verify(library, build, record)
+        report = Local.verify(library, build, record)
         return Subject(label=label, folder=build.folder, report=report, record=record)
 
     if not adapters:
@@ -368,6 +372,8 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
 
 def _builds(library: Library, text: str) -> list[Any]:
     """Every installed build that a spec matches, not only the newest."""
+    from adapterhub.library.aliasing import without_alias
+
     spec = without_alias(library, AdapterSpec.parse(text))
     wanted = wanted_from(library, spec, None)
     builds = [

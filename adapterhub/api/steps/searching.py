@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from adapterhub.api.steps.finding import ask
@@ -197,8 +198,13 @@ def base_name(row: BuildRow, aliases: dict[str, str]) -> str:
 
 def cells_of(row: BuildRow, aliases: dict[str, str]) -> tuple[object, ...]:
     """The cells of a build below `COLUMNS`."""
-    method, size = method_text(row.method.split(",")), size_text(row.size_bytes)
-    return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, method, size
+    size = size_text(row.size_bytes)
+    return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, _method_cell(row.method), size
+
+
+@cache
+def _method_cell(method: str) -> str:
+    return method_text(method.split(","))  # a thousand adapters have a few methods
 
 
 def why_text(matched: Matched | None) -> str:

@@ -51,13 +51,13 @@ def verify(
     """
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt verify --help`")
-    library = session.project_library
-    record = library.bases.find(base) if base is not None else None
+    record = session.library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
-    total = bytes_to_check(library, adapters) if session.out.shows_bars else None
+    total = bytes_to_check(lambda: session.project_library, adapters) if session.out.shows_bars else None
     find_source = None if offline else session.place_source
     with session.out.progress("verify", total) as progress:
-        for label, report in reports_of(library, adapters, record, progress, find_source=find_source):
+        found = reports_of(lambda: session.project_library, adapters, record, progress, find_source=find_source)
+        for label, report in found:
             reports.append((label, strictly(report) if strict else report))
     session.out.result(
         [{"adapter": label, **report.to_json()} for label, report in reports],

@@ -131,7 +131,7 @@ def merge(
     """Merge adapters into one adapter: the weighted sum of their updates.
 
     The default method concatenates the factors, which is exact. Every merge measures, prints and records its distance
-    to the exact sum, with the parents, weights and method. Needs no base; memory holds one module at a time.
+    to the exact sum, with the parents, weights and method. Needs no base; memory holds a few modules at a time.
 
     \b
     Examples:

@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[H
     Raises:
         OSError: it cannot be written.
     """
-    name = f"{os.getpid()}-{secrets.token_hex(6)}"
+    name = f"{os.getpid()}-{os.urandom(6).hex()}"
     make_folder(folder)
     unborn, path = folder / f"{_UNBORN}{name}", folder / name
     handle = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +117,7 @@ def replaced(path: Path, *, sync: bool = True) -> Iterator[Path]:
         OSError: the folder cannot be made, or the file cannot be put in its place.
     """
     make_folder(path.parent)
-    temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    temp = path.parent / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}"
     try:
         yield temp
         if sync:
@@ -152,6 +150,8 @@ def clone_or_copy(source: Path, target: str | Path, *, into: RealFolder | None =
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
+            import shutil  # 2 ms of the start of a command that copies nothing
+
             shutil.copyfileobj(reader, writer, CHUNK_BYTES)
         writer.flush()
         os.fchmod(writer.fileno(), 0o444)

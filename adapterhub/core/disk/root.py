@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +42,8 @@ class Root:
     def explain(self, error: OSError) -> AdapterHubError:
         """The refusal for an operating-system error while writing below the root."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            import shutil
+
             free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
             return DiskFull(
                 f"no room to write in `{self.root}` ({error.strerror}; {free:,} bytes free). Nothing was stored",
@@ -88,6 +89,8 @@ class Root:
         Raises:
             DiskFull: too little is free.
         """
+        import shutil
+
         usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
         reserve = min(_RESERVE_BYTES, usage.total // 100)
         if usage.free < size_bytes + reserve:

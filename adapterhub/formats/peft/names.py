@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -128,6 +127,8 @@ _TASKS_IN_FULL: Final = {
 
 def nearest(text: str, known: Sequence[str]) -> str:
     """The known word nearest to a mistyped one, as ` (did you mean X?)`; empty when none is near."""
+    import difflib  # only a wrong config needs it
+
     word = text[:64].upper().replace("-", "_")
     close = [_TASKS_IN_FULL[word]] if word in _TASKS_IN_FULL else difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]}?)" if close and close[0] in known else ""

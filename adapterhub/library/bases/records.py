@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +302,8 @@ class Bases:
         return self.folder / f"{alias}.json"
 
     def _not_found(self, text: str) -> BaseNotFound:
+        import difflib
+
         aliases = self.aliases()
         near = difflib.get_close_matches(text.rpartition("/")[2].lower(), aliases, n=1)
         if near:

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -121,7 +119,7 @@ class Store(Root):
         self.ensure_real_folders()
         with self.os_errors_as_refusals():
             make_folder(folder)
-            target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}-{path.name}"
+            target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}-{path.name}"
             path.rename(target)
         return target
 
@@ -134,6 +132,8 @@ class Store(Root):
         Raises:
             StoreLocked: a sweep is running and did not end.
         """
+        import shutil  # 2 ms of the start of a command that only reads
+
         self.ensure_real_folders()
         self._clear_finished()
         folder: Path | None = None
@@ -155,6 +155,8 @@ class Store(Root):
             yield intent.folder
 
     def _clear_finished(self) -> None:
+        import shutil
+
         for path in finished(self.root / "intents"):
             shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -31,6 +31,12 @@ ROUNDING = 2.0**-44
 _WELL_APART = 2.0**-7  # sine of the angle between a column and those before it; the square root of 2**-14 costs 14 bits
 _LEAST_SIZE = 2.0**-480  # below it squares are subnormal
 
+_FEW_ROWS: Final = range(12, 49)
+"""Counts of rows whose products numpy forms in half of torch's time; fewer or more take torch less."""
+
+_ALONE: Final = 1 << 18
+"""Multiplications up to which OpenBLAS starts no threads; the last digits of a sum depend on their number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LowRank:
@@ -117,8 +123,6 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
     def columns(self) -> tuple[Tensor, Tensor]:
         """All rows of `a` [rank, in] and all columns of `b` [out, rank], without scales, in float64."""
         out, width = self.shape
-        if len(self) == 1:
-            return self[0].a.double(), self[0].b.double()
         device, rank = self[0].a.device, sum(delta.rank for delta in self)
         a = torch.empty(rank, width, dtype=torch.float64, device=device)
         b = torch.empty(rank, out, dtype=torch.float64, device=device).T  # products of long columns are a third faster
@@ -133,7 +137,34 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
     def grams(self) -> tuple[Tensor, Tensor]:
         """The products a @ a.T and b.T @ b of the columns."""
         a, b = self.columns
-        return a @ a.T, b.T @ b
+        return row_products(a), row_products(b.T)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        # The products show each such number; they also overflow where large numbers do not.
+        shown_finite = all(math.isfinite(float(gram.sum())) for gram in self.grams)
+        return (shown_finite and all(math.isfinite(d.scale) for d in self)) or all(d.is_finite() for d in self)
+
+
+def row_products(rows: Tensor, others: Tensor | None = None) -> Tensor:
+    """The product rows @ others.T of float64 matrices of a few long rows; without `others` rows @ rows.T."""
+    (count, length), partners = rows.shape, len(rows if others is None else others)
+    width = _ALONE // max(1, count * (partners + 1)) // 8 * 8
+    if partners not in _FEW_ROWS or not 0 < width < length or rows.device.type != "cpu":
+        return rows @ (rows if others is None else others).T
+    import numpy as np
+
+    whole = length - length % width
+    left = rows.numpy()
+    right = left if others is None else others.numpy()
+    pieces = left[:, :whole].reshape(count, -1, width).transpose(1, 0, 2)
+    # numpy forms only half of a product of one array with itself
+    more = pieces if others is None else right[:, :whole].reshape(partners, -1, width).transpose(1, 0, 2)
+    with np.errstate(all="ignore"):  # callers look whether sums are finite
+        total = (pieces @ more.transpose(0, 2, 1)).sum(0)
+        total += left[:, whole:] @ right[:, whole:].T
+    return torch.from_numpy(total)
 
 
 def factors_of(summands: Summands, weights: Sequence[float]) -> Tensor:

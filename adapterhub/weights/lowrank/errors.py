@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from adapterhub.weights.lowrank.algebra import LowRank, Summands, factors_of, norm_by_qr
+from adapterhub.weights.lowrank.algebra import LowRank, Summands, factors_of, norm_by_qr, row_products
 
 
 class ModuleErrors(dict[str, tuple[float, float]]):
@@ -62,8 +62,8 @@ def difference_norms(deltas: Sequence[LowRank], weights: Sequence[float], result
         norm = norm_by_qr(a, b * factors)
     if torch.equal(a, mine_a):
         apart = b * factors + mine_b * mine
-        return math.sqrt(max(float(((apart.T @ apart) * gram_a).sum()), 0.0)), norm
-    across = (a @ mine_a.T) * (b.T @ mine_b)
+        return math.sqrt(max(float((row_products(apart.T) * gram_a).sum()), 0.0)), norm
+    across = row_products(a, mine_a) * row_products(b.T, mine_b.T)
     mine_gram_a, mine_gram_b = own.grams
     alone = mine_gram_a * mine_gram_b
     products = torch.cat([torch.cat([gram_a * gram_b, across], dim=1), torch.cat([across.T, alone], dim=1)])

@@ -15,7 +15,8 @@ convention. Its keyword-only parameters are its options (`catalogue` reads them)
 
 A method may define `refusal(ranks) -> str | None`, called for every module before any computation, and `LINEAR = True`
 if its result is the weighted sum or the closest update to it of some rank. The biases inside factors (`lora_bias`) are
-then summed as well; other methods refuse them. `tests/contracts/merge_method.py` tests every method.
+then summed as well; other methods refuse them. `DENSE = True` marks a method that forms whole matrices and divides them
+between two threads; of any other, two modules are merged at once. `tests/contracts/merge_method.py` tests every method.
 
 A method does not see the kind of a module. An embedding, a convolution or a parameter of experts arrives as one pair
 for each of its parts (`layouts`), and so does the product of an AdaLoRA, LoHa or LoKr module (`products`). Everything
@@ -47,6 +48,7 @@ from adapterhub.weights.catalogue import describe, names
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
+from adapterhub.weights.lowrank.randomized import side_by_side
 from adapterhub.weights.merge._copy import CopyRun
 from adapterhub.weights.merge._run import MergeRun
 from adapterhub.weights.merge.plan import plan_merge
@@ -125,7 +127,7 @@ def merge(
     One of `rank`, `max_error` (relative, of each module) and `energy` (the share of each module's squared norm to keep)
     cuts the result to a rank. `options` are those of the method, as values or as text, and `seed` for a method that
     draws masks; None stands for the default. Without any of these, a single adapter of weight 1 is copied. An input of
-    weight 0 is not opened. A merge needs the memory of the largest module, and no base.
+    weight 0 is not opened. A merge needs the memory of a few modules, and no base.
 
     Raises:
         UsageProblem: an unknown method, dtype or option, an option out of range, or a weight that is not usable.
@@ -143,7 +145,7 @@ def merge(
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     module = importlib.import_module(f"adapterhub.weights.merge.methods.{method}")
     with ExitStack() as stack:
-        adapters = [one.open(stack) for one in _taking_part(inputs)]
+        adapters = side_by_side(lambda one: one.open(stack), _taking_part(inputs))
         is_copy = len(adapters) == 1 and not (own or limit) and _is_stored_as(adapters[0], dtype)
         seed = own.pop("seed", 0)
         step = progress or (lambda _done, _all: None)
@@ -161,6 +163,7 @@ def merge(
                 max_error=max_error,
                 seed=seed,
                 dtype=DTYPES[dtype or DEFAULT_DTYPE],
+                threads=1 if getattr(module, "DENSE", False) else 2,
                 progress=step,
             )
         with new_folder(out_folder) as partial:

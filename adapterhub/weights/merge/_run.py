@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,15 +34,22 @@ from adapterhub.weights.merge.config import merged_config
 from adapterhub.weights.merge.plan import MergePlan
 
 _REUSED_BYTES: Final = 31 << 20  # glibc adapts to blocks of less than 32 MB
+_Made = TypeVar("_Made")
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Merged:
-    """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any."""
+    """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any.
+
+    `norms` are those of the error and of the exact sum for each part, `cuts` those of what the cut lost and of the
+    update before it.
+    """
 
     parts: tuple[LowRank, ...]
     bias: Tensor | None
+    norms: Sequence[tuple[float, float]]
+    cuts: Sequence[tuple[float, float]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,8 +57,8 @@ class MergeRun:
     """The inputs, the method and the measurements of one merge.
 
     `combine` is the function of the method, `options` are its options. A method that chooses its rank gets `rank` and
-    `max_error`; the result of any other is cut to them. `errors` compares the result with the exact sum, `cuts` the
-    update after the cut with the update before.
+    `max_error`; the result of any other is cut to them. As many modules are merged at once as there are `threads`.
+    `errors` compares the result with the exact sum, `cuts` the update after the cut with the update before.
     """
 
     adapters: Sequence[WeightedAdapter]
@@ -61,6 +70,7 @@ class MergeRun:
     max_error: float | None
     seed: object
     dtype: torch.dtype
+    threads: int
     progress: Callable[[int, int], None]
     warnings: list[str] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
@@ -82,16 +92,26 @@ class MergeRun:
             for name, one in sorted(self.plan.carried.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
         }
         done = 0
-        with _one_thread(), TensorFileWriter(folder / WEIGHTS_FILE, [*self._largest(), *carried]) as writer:
+        planned = [*self._largest(), *carried]
+        with _one_thread(), TensorFileWriter(folder / WEIGHTS_FILE, planned) as writer, ExitStack() as opened:
+            modules = (module for unit in self.plan.units for module in unit)
+            results = opened.enter_context(closing(_ahead(self._tried, modules, self.threads)))
             for unit in self.plan.units:
                 merged = {}
                 for module in unit:
-                    merged[module] = self._merged(module)
+                    made = next(results)
+                    if isinstance(made, MergeRefused):
+                        self.refusals += made.reasons
+                    else:
+                        merged[module] = made
+                        self.errors.record(module, made.norms)
+                        if made.cuts:
+                            self.cuts.record(module, made.cuts)
                     done += 1
                     self.progress(done, len(self.plan.layouts))
                 # After a refusal the loop goes on, so that the error lists every reason.
                 if not self.refusals:
-                    self._write(writer, {module: made for module, made in merged.items() if made is not None})
+                    self._write(writer, merged)
             self._check_carried()
             raise_for(self.refusals)
             for spec, one in carried.items():
@@ -113,38 +133,47 @@ class MergeRun:
                 writer.add(layout.bias_name(module), made.bias)
             self.ranks[module] = layout.config_rank(rank)
 
-    def _merged(self, module: str) -> Merged | None:
-        """The module as stored, with its errors measured; None after noting a refusal."""
+    def _tried(self, module: str) -> Merged | MergeRefused:
+        try:
+            return self._merged(module)
+        except MergeRefused as refused:
+            return refused
+
+    def _merged(self, module: str) -> Merged:
+        """The module as stored, with its errors measured; changes nothing of the run.
+
+        Raises:
+            MergeRefused: with every reason.
+        """
         updates = self._updates(module)
-        if updates is None:
-            return None
         weights = [s.weight for s in self.adapters]
         name = f"`{shown(module)}`"
         try:
             made = [self._made(module, part, deltas, weights) for part, deltas in enumerate(updates)]
         except MergeRefused as refused:
-            self.refusals += [f"{name}: {reason}" for reason in refused.reasons or (refused.message,)]
-            return None
+            reasons = [f"{name}: {reason}" for reason in refused.reasons or (refused.message,)]
+            raise MergeRefused(name, reasons) from None
         parts = tuple(one.folded(self.dtype) for one in made)
         exact_bias = self._bias(module)
         bias = None if exact_bias is None else exact_bias.to(self.dtype)
-        if not (all(part.is_finite() for part in parts) and (bias is None or is_finite(bias))):
-            self.refusals.append(f"{name}: the result is not finite in {FORMAT_DTYPES[self.dtype]}")
-            return None
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
         if exact_bias is not None and bias is not None:  # in effect one more column of the update
             norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
-        error, norm = self.errors.record(module, norms)
-        if not math.isfinite(error + norm):
-            self.refusals.append(f"{name}: the numbers are too large to measure the error")
-            return None
-        if error > 0 and norm == 0:
-            self.refusals.append(f"{name}: the exact sum is zero, but the result of `{self.method.name}` is not")
-            return None
+        reason = self._objection(parts, bias, norms)
+        if reason:
+            raise MergeRefused(name, [f"{name}: {reason}"])
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
-        if cuts:
-            self.cuts.record(module, cuts)
-        return Merged(parts=parts, bias=bias)
+        return Merged(parts=parts, bias=bias, norms=norms, cuts=cuts)
+
+    def _objection(self, parts: Sequence[LowRank], bias: Tensor | None, norms: Sequence[tuple[float, float]]) -> str:
+        """Why a module cannot be stored, from its errors, which are not finite where a number is not; or nothing."""
+        error, norm = (math.hypot(*column) for column in zip(*norms, strict=True))
+        if math.isfinite(error + norm):
+            is_made_up = error > 0 and norm == 0
+            return f"the exact sum is zero, but the result of `{self.method.name}` is not" if is_made_up else ""
+        if all(part.is_finite() for part in parts) and (bias is None or is_finite(bias)):
+            return "the numbers are too large to measure the error"
+        return f"the result is not finite in {FORMAT_DTYPES[self.dtype]}"
 
     def _bias(self, module: str) -> Tensor | None:
         """The weighted sum of the biases; None if the result has none."""
@@ -172,22 +201,30 @@ class MergeRun:
             return made
         return cut(made, rank=rank, max_error=self.max_error)
 
-    def _updates(self, module: str) -> list[Summands] | None:
-        """The updates of all adapters for each part of the module; None after noting which are not finite."""
+    def _updates(self, module: str) -> list[Summands]:
+        """The updates of all adapters for each part of the module.
+
+        Raises:
+            MergeRefused: names the adapters whose numbers are not finite.
+        """
         layout = self.plan.layouts[module]
-        of_sources: list[Sequence[LowRank]] = []
+        held = [source.factors if module in source.factors.modules else None for source in self.adapters]
+        of_sources = [
+            [nothing(layout.part_out, layout.width)] * layout.parts if factors is None else factors.parts(module)
+            for factors in held
+        ]
+        updates = [Summands(deltas) for deltas in zip(*of_sources, strict=True)]
+        are_finite = all(update.is_finite for update in updates)
         bad = []
-        for source in self.adapters:
-            factors = source.factors
-            if module not in factors.modules:
-                of_sources.append([nothing(layout.part_out, layout.width)] * layout.parts)
-                continue
-            of_sources.append(factors.parts(module))
-            spec = factors.modules[module].bias
-            if not all(part.is_finite() for part in of_sources[-1]) or (spec and not factors.is_finite(spec)):
+        for source, factors, parts in zip(self.adapters, held, of_sources, strict=True):
+            bias = factors and factors.modules[module].bias
+            is_bad = not (are_finite or all(part.is_finite() for part in parts))
+            if is_bad or (factors and bias and not factors.is_finite(bias)):
                 bad.append(source.label)
-        self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
-        return None if bad else [Summands(deltas) for deltas in zip(*of_sources, strict=True)]
+        if bad:
+            reasons = [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
+            raise MergeRefused(module, reasons)
+        return updates
 
     def _check_carried(self) -> None:
         """Note the carried tensors that are not finite."""
@@ -233,11 +270,31 @@ class MergeRun:
         return notes
 
 
+def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> Generator[_Made, None, None]:
+    """What `make` gives for each item, in order; each thread works on one, and at most one more is made or waits."""
+    if threads == 1:
+        yield from map(make, items)
+        return
+    waiting: deque[Future[_Made]] = deque()
+    with ThreadPoolExecutor(threads, "merge") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes on any number of cores. Whole matrices are worked on by two threads of our own.
+    A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, or on two
+    parts of a dense matrix, which changes no digit.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
