@@ -7,7 +7,8 @@ beginnings of tensors. A later read of a part continues from the state at its fi
 the hash reaches the state at its last mark. So any part can be read at any time, in any order and from several threads,
 at the cost of hashing it again, and memory does not grow with the file.
 
-`load` reads the whole file into memory instead, where no other process can change it, and hashes it once.
+`load` reads the whole file into memory instead, where no other process can change it, and hashes it once, while the
+caller goes on.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class HeldFile:
         self._marks: Sequence[int] = _spaced((), self.size_bytes)
         self._states: list[Any] = []
         self._memory: memoryview | None = None
+        self._following: _Following | None = None
         self._digest: Digest | None = None
 
     def close(self) -> None:
@@ -80,10 +82,19 @@ class HeldFile:
         except OSError:
             return False
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the bytes are in memory."""
+        return self._memory is not None
+
+    @property
+    def _is_read(self) -> bool:
+        return self.is_loaded or self._digest is not None
+
     # ------------------------------------------------------------ before the pass
     def start(self, count: int) -> bytes:
         """The first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""
-        if self._digest is not None:
+        if self._is_read:
             return bytes(self.read(0, min(count, self.size_bytes)))
         if len(self._start) < count:
             room = bytearray(count - len(self._start))
@@ -108,6 +119,8 @@ class HeldFile:
         Raises:
             OSError: the file cannot be read, or its size changed during the pass.
         """
+        if self._digest is None and self._following is not None:
+            self._digest = self._following.digest()
         if self._digest is None:
             start = len(self._start)
             for _ in self.pieces(start, _even(self.size_bytes - start)):
@@ -134,7 +147,7 @@ class HeldFile:
             OSError: as `digest`.
             DigestMismatch: the file changed after it was hashed.
         """
-        if self._digest is not None:
+        if self._is_read:
             for size in sizes:
                 yield memoryview(self.read(start, start + size))
                 start += size
@@ -154,7 +167,9 @@ class HeldFile:
         self._digest = digest_of_hash(self._states[-1])
 
     def load(self) -> memoryview:
-        """Read the whole file into memory; later reads use it. The memory is writable and page-aligned.
+        """Read the whole file into memory, which is writable and page-aligned; later reads use it.
+
+        A thread may still hash it then: nothing may be written into it before `digest`, which waits for that.
 
         Raises:
             OSError: as `digest`.
@@ -164,25 +179,24 @@ class HeldFile:
             room = fresh_memory(self.size_bytes)
             at = len(self._start)
             room[:at] = self._start
-            if self.size_bytes <= PIECE_BYTES:  # not worth a thread
-                self._read_on(room[at:], at)
-                found = digest_of(room)
-            else:
-                found = self._load_into(room, at)
-            if self._digest not in (None, found):
-                raise self._changed()
-            self._memory, self._digest = room, found
+            following = _Following(room) if self.size_bytes > PIECE_BYTES else None  # a small one is not worth a thread
+            try:
+                for size in _even(self.size_bytes - at):
+                    self._read_on(room[at : at + size], at)
+                    at += size
+                    if following is not None:
+                        following.reach(at)
+            finally:
+                if following is not None:
+                    following.reach(self.size_bytes)  # the thread ends whatever happened
+            if following is None or self._digest is not None:
+                found = following.digest() if following else digest_of(room)
+                if self._digest not in (None, found):
+                    raise self._changed()
+                self._digest, following = found, None
+            self._memory, self._following = room, following
             self.close()
         return self._memory
-
-    def _load_into(self, room: memoryview, at: int) -> Digest:
-        with _Hashing((0, self.size_bytes)) as hashing:
-            hashing.put(room[:at])
-            for size in _even(self.size_bytes - at):
-                self._read_on(room[at : at + size], at)
-                hashing.put(room[at : at + size])
-                at += size
-            return digest_of_hash(hashing.end()[-1])
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
@@ -334,6 +348,39 @@ class _Hashing:
                 self._states.append(self._hasher.copy())
         if buffer is not None:
             self._free.put(buffer)
+
+
+class _Following:
+    """A thread that hashes memory while it is filled.
+
+    It takes all that was filled since it last looked, in one call: between two calls it would wait until the caller,
+    who goes on, lets go of the interpreter.
+    """
+
+    def __init__(self, room: memoryview) -> None:
+        self._room = room
+        self._hasher = hashlib.sha256()
+        self._reached: SimpleQueue[int] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="hash", daemon=True)
+        self._thread.start()
+
+    def reach(self, at: int) -> None:
+        """Say that the memory is filled up to there."""
+        self._reached.put(at)
+
+    def digest(self) -> Digest:
+        """Wait for the hash of the whole memory."""
+        self._thread.join()
+        return digest_of_hash(self._hasher)
+
+    def _run(self) -> None:
+        done = 0
+        while done < len(self._room):
+            at = self._reached.get()
+            while not self._reached.empty():
+                at = self._reached.get()
+            self._hasher.update(self._room[done:at])
+            done = at
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
