@@ -17,7 +17,6 @@ from adapterhub.core.errors import (
     reworded,
     shown,
 )
-from adapterhub.core.limits import limits
 from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
@@ -241,8 +240,7 @@ def check_folder(
     The base is not checked here: `attach` compares the model in memory itself. `identify` runs only when the config
     of a plain folder states a hash of its base.
     """
-    most_bytes = limits().file_bytes if in_memory else 0
-    subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory_bytes=most_bytes)
+    subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory=in_memory)
     if subject is not None and to_attach:
         ensure_attachable(subject.config, label)
     if subject is not None and manifest is None and identify is not None and claims_base(subject.config):

@@ -699,7 +699,7 @@ def test_weights_in_memory_that_are_hashed_meanwhile_are_judged_as_those_on_the_
         raw[-1] ^= 1
         (folder / WEIGHTS_FILE).write_bytes(raw)
 
-    subject, seen = open_subject(folder, manifest=manifest, in_memory_bytes=16 * PIECE_BYTES)
+    subject, seen = open_subject(folder, manifest=manifest, in_memory=memoryview(bytearray(16 * PIECE_BYTES)))
     assert subject is not None
     report = verify(subject, seen=seen)
 

@@ -62,7 +62,7 @@ class HeldFile:
         self._marks: Sequence[int] = _spaced((), self.size_bytes)
         self._states: list[Any] = []
         self._memory: memoryview | None = None
-        self._following: _Following | None = None
+        self._hash: _Hash | None = None
         self._digest: Digest | None = None
 
     def close(self) -> None:
@@ -119,8 +119,8 @@ class HeldFile:
         Raises:
             OSError: the file cannot be read, or its size changed during the pass.
         """
-        if self._digest is None and self._following is not None:
-            self._digest = self._following.digest()
+        if self._digest is None and self._hash is not None:
+            self._digest = self._hash.digest()
         if self._digest is None:
             start = len(self._start)
             for _ in self.pieces(start, _even(self.size_bytes - start)):
@@ -166,35 +166,26 @@ class HeldFile:
             self._states = hashing.end()
         self._digest = digest_of_hash(self._states[-1])
 
-    def load(self) -> memoryview:
-        """Read the whole file into memory, which is writable and page-aligned; later reads use it.
+    def load(self, room: memoryview | None = None) -> memoryview:
+        """Read the whole file into memory, which is writable; later reads use it. Fresh memory is page-aligned.
 
-        A thread may still hash it then: nothing may be written into it before `digest`, which waits for that.
+        If it fits into `room`, it begins there. A thread may still hash it: nothing may be written into it before
+        `digest`, which waits for that.
 
         Raises:
             OSError: as `digest`.
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = fresh_memory(self.size_bytes)
+            memory = fresh_memory(self.size_bytes) if room is None or len(room) < self.size_bytes else room
+            memory = memory[: self.size_bytes]
             at = len(self._start)
-            room[:at] = self._start
-            following = _Following(room) if self.size_bytes > PIECE_BYTES else None  # a small one is not worth a thread
-            try:
-                for size in _even(self.size_bytes - at):
-                    self._read_on(room[at : at + size], at)
-                    at += size
-                    if following is not None:
-                        following.reach(at)
-            finally:
-                if following is not None:
-                    following.reach(self.size_bytes)  # the thread ends whatever happened
-            if following is None or self._digest is not None:
-                found = following.digest() if following else digest_of(room)
-                if self._digest not in (None, found):
-                    raise self._changed()
-                self._digest, following = found, None
-            self._memory, self._following = room, following
+            memory[:at] = self._start
+            self._read_on(memory[at:], at)
+            hashed = _Hash(memory)
+            if self._digest is not None and self._digest != hashed.digest():
+                raise self._changed()
+            self._memory, self._hash = memory, hashed
             self.close()
         return self._memory
 
@@ -350,37 +341,31 @@ class _Hashing:
             self._free.put(buffer)
 
 
-class _Following:
-    """A thread that hashes memory while it is filled.
+class _Hash:
+    """The hash of memory, by a thread where that is worth one.
 
-    It takes all that was filled since it last looked, in one call: between two calls it would wait until the caller,
-    who goes on, lets go of the interpreter.
+    The thread makes one call for all of it: between two calls it would wait until the caller, who goes on, lets go of
+    the interpreter.
     """
 
-    def __init__(self, room: memoryview) -> None:
-        self._room = room
-        self._hasher = hashlib.sha256()
-        self._reached: SimpleQueue[int] = SimpleQueue()
-        self._thread = Thread(target=self._run, name="hash", daemon=True)
-        self._thread.start()
-
-    def reach(self, at: int) -> None:
-        """Say that the memory is filled up to there."""
-        self._reached.put(at)
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._digest: Digest | None = None
+        self._thread = Thread(target=self._run, name="hash", daemon=True) if len(memory) > PIECE_BYTES else None
+        if self._thread is not None:
+            self._thread.start()
 
     def digest(self) -> Digest:
-        """Wait for the hash of the whole memory."""
-        self._thread.join()
-        return digest_of_hash(self._hasher)
+        """Wait for it."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._digest is None:
+            self._run()
+        assert self._digest is not None
+        return self._digest
 
     def _run(self) -> None:
-        done = 0
-        while done < len(self._room):
-            at = self._reached.get()
-            while not self._reached.empty():
-                at = self._reached.get()
-            self._hasher.update(self._room[done:at])
-            done = at
+        self._digest = digest_of(self._memory)
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:

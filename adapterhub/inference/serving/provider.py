@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from weakref import WeakValueDictionary
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest, Progress, hex_of
+from adapterhub.core.disk.memory import SpareMemory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -135,6 +137,7 @@ class AdapterProvider:
         self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
+        self._memory = SpareMemory(_IN_MEMORY_BYTES)
 
     def close(self) -> None:
         """End all leases and remove their folders."""
@@ -391,7 +394,7 @@ class AdapterProvider:
         store = self.library.store
         with store.os_errors_as_refusals():
             folder.mkdir(mode=_OWNER_ONLY)
-        undo.callback(_remove, folder)
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
         for entry in build.manifest.files:
             store.link(entry.sha256, folder / entry.path)
         store.link_manifest(build.manifest.digest, folder / MANIFEST_FILE)
@@ -400,14 +403,15 @@ class AdapterProvider:
     def _check(self, build: Installed, folder: Path) -> tuple[Verdict, tuple[str, ...]]:
         """Run all checks of `verify` and the engine's own rules; the engine's verdict, and the warnings."""
         allowed = self.library.mismatch_allowed(build, self.base.fingerprint)
-        subject, findings = open_subject(
-            folder,
-            base_tensors=self.base.tensors,
-            base_fingerprint=self.base.fingerprint,
-            manifest=build.manifest.with_base(build.base),
-            in_memory_bytes=_IN_MEMORY_BYTES,
-        )
-        report = Report.of(findings) if subject is None else verify(subject, seen=findings)
+        with self._memory.use() as room:
+            subject, findings = open_subject(
+                folder,
+                base_tensors=self.base.tensors,
+                base_fingerprint=self.base.fingerprint,
+                manifest=build.manifest.with_base(build.base),
+                in_memory=room,
+            )
+            report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
         errors = [f for f in report.errors if not (allowed and f.code == "E_BASE_MISMATCH")]
         ensure_sound(errors, f"`{shown(label, 200)}` was not given to the engine", f"{label} ")
@@ -433,12 +437,6 @@ def _facts_of(base: BaseRecord) -> BaseFacts:
         return base_facts(base)
     except Malformed:
         return BaseFacts()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _facts_of_file(path: Path) -> tuple[int, int, int] | None:

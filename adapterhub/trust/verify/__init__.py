@@ -64,7 +64,7 @@ def open_subject(
     base_fingerprint: BaseFingerprint | None = None,
     manifest: Manifest | None = None,
     base_named: bool = False,
-    in_memory_bytes: int = 0,
+    in_memory: bool | memoryview = False,
     progress: Progress | None = None,
     scanned: Subject | None = None,
 ) -> tuple[Subject | None, list[Finding]]:
@@ -72,9 +72,10 @@ def open_subject(
 
     Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
     not read. `base_named`: the caller knows the base; its tensors or a manifest with a fingerprint imply it. `progress`
-    gets the number of bytes of the weights that the checks read. Weights of up to `in_memory_bytes` are read whole:
-    later changes to the file have no effect, and `verify` does its other checks while they are hashed. `scanned` is an
-    adapter whose numbers were read: if the weights in `folder` are the file that it holds open, that pass is enough.
+    gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, or those that fit
+    into a given memory: later changes to the file have no effect, and `verify` does its other checks while they are
+    hashed. `scanned` is an adapter whose numbers were read: if the weights in `folder` are the file that it holds open,
+    that pass is enough.
     """
     listing = list_folder(folder)
     known: dict[str, Any] = {}
@@ -90,7 +91,8 @@ def open_subject(
             findings.append(_refusal(error, error.code, error.where, error.reason))
     if WEIGHTS_FILE in listing.taken:
         try:
-            _load(listing.taken[WEIGHTS_FILE], in_memory_bytes)
+            if in_memory:
+                _load(listing.taken[WEIGHTS_FILE], None if in_memory is True else in_memory)
             weights = read_weights_header(listing.taken[WEIGHTS_FILE])
         except MalformedTensorFile as error:
             findings.append(_refusal(error, error.code, error.where, error.reason))
@@ -118,10 +120,11 @@ def open_subject(
     ), findings
 
 
-def _load(entry: Entry, most_bytes: int) -> None:
+def _load(entry: Entry, room: memoryview | None = None) -> None:
+    most = limits().file_bytes  # the reader refuses a larger file unread
     try:
-        if entry.held.size_bytes <= min(most_bytes, limits().file_bytes):  # the reader refuses a larger file unread
-            entry.held.load()
+        if entry.held.size_bytes <= (most if room is None else min(most, len(room))):
+            entry.held.load(room)
     except OSError as error:
         raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
 
@@ -156,7 +159,7 @@ def open_files(
         _hold(config, expected)
         settings = read_config_file(config, str(folder / CONFIG_FILE))
         if in_memory:
-            _load(weights, limits().file_bytes)
+            _load(weights)
         try:
             header = read_weights_header(weights, str(folder / WEIGHTS_FILE))
         finally:
