@@ -367,7 +367,8 @@ class AdapterProvider:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
-            verdict, warnings = self._check(build, folder)
+            with self._memory.use() as room:
+                verdict, warnings = self._check(build, folder, room)
             leased = LeasedAdapter(
                 label=(label := f"{build.full_name}=={build.manifest.version}"),
                 model=f"{label}#{build.manifest.digest[:_DIGEST_SHOWN]}",
@@ -400,18 +401,17 @@ class AdapterProvider:
         store.link_manifest(build.manifest.digest, folder / MANIFEST_FILE)
         return folder
 
-    def _check(self, build: Installed, folder: Path) -> tuple[Verdict, tuple[str, ...]]:
-        """Run all checks of `verify` and the engine's own rules; the engine's verdict, and the warnings."""
+    def _check(self, build: Installed, folder: Path, room: memoryview) -> tuple[Verdict, tuple[str, ...]]:
+        """Run all checks of `verify` and the engine's own rules, in `room`; the engine's verdict, and the warnings."""
         allowed = self.library.mismatch_allowed(build, self.base.fingerprint)
-        with self._memory.use() as room:
-            subject, findings = open_subject(
-                folder,
-                base_tensors=self.base.tensors,
-                base_fingerprint=self.base.fingerprint,
-                manifest=build.manifest.with_base(build.base),
-                in_memory=room,
-            )
-            report = Report.of(findings) if subject is None else verify(subject, seen=findings)
+        subject, findings = open_subject(
+            folder,
+            base_tensors=self.base.tensors,
+            base_fingerprint=self.base.fingerprint,
+            manifest=build.manifest.with_base(build.base),
+            in_memory=room,
+        )
+        report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
         errors = [f for f in report.errors if not (allowed and f.code == "E_BASE_MISMATCH")]
         ensure_sound(errors, f"`{shown(label, 200)}` was not given to the engine", f"{label} ")
