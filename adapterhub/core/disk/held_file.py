@@ -7,8 +7,8 @@ beginnings of tensors. A later read of a part continues from the state at its fi
 the hash reaches the state at its last mark. So any part can be read at any time, in any order and from several threads,
 at the cost of hashing it again, and memory does not grow with the file.
 
-`load` reads the whole file into memory instead, where no other process can change it, and hashes it once, while the
-caller goes on.
+`load` reads the whole file into memory instead, where no other process can change it, and hashes it once; `load_ahead`
+does the latter while the caller goes on.
 """
 
 from __future__ import annotations
@@ -111,6 +111,19 @@ class HeldFile:
         if self._digest is None:
             self._marks = _spaced(places, self.size_bytes)
 
+    def load_ahead(self, room: memoryview) -> None:
+        """As `load`, but into the caller's memory, if the file fits there, and only `digest` waits for the hash.
+
+        Nothing may be written into that memory as long as this file is used. Raises OSError as `digest`.
+        """
+        if not self._is_read and self.size_bytes <= len(room):
+            at = len(self._start)
+            room[:at] = self._start
+            self._read_on(room[at : self.size_bytes], at)
+            self._memory = room[: self.size_bytes]
+            self._hash = _Hash(self._memory)
+            self.close()
+
     # ------------------------------------------------------------ the pass
     @property
     def digest(self) -> Digest:
@@ -166,28 +179,36 @@ class HeldFile:
             self._states = hashing.end()
         self._digest = digest_of_hash(self._states[-1])
 
-    def load(self, room: memoryview | None = None) -> memoryview:
-        """Read the whole file into memory, which is writable; later reads use it. Fresh memory is page-aligned.
-
-        If it fits into `room`, it begins there. A thread may still hash it: nothing may be written into it before
-        `digest`, which waits for that.
+    def load(self) -> memoryview:
+        """Read the whole file into memory; later reads use it. The memory is writable and page-aligned.
 
         Raises:
             OSError: as `digest`.
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            memory = fresh_memory(self.size_bytes) if room is None or len(room) < self.size_bytes else room
-            memory = memory[: self.size_bytes]
+            room = fresh_memory(self.size_bytes)
             at = len(self._start)
-            memory[:at] = self._start
-            self._read_on(memory[at:], at)
-            hashed = _Hash(memory)
-            if self._digest is not None and self._digest != hashed.digest():
+            room[:at] = self._start
+            if self.size_bytes <= PIECE_BYTES:  # not worth a thread
+                self._read_on(room[at:], at)
+                found = digest_of(room)
+            else:
+                found = self._load_into(room, at)
+            if self._digest not in (None, found):
                 raise self._changed()
-            self._memory, self._hash = memory, hashed
+            self._memory, self._digest = room, found
             self.close()
         return self._memory
+
+    def _load_into(self, room: memoryview, at: int) -> Digest:
+        with _Hashing((0, self.size_bytes)) as hashing:
+            hashing.put(room[:at])
+            for size in _even(self.size_bytes - at):
+                self._read_on(room[at : at + size], at)
+                hashing.put(room[at : at + size])
+                at += size
+            return digest_of_hash(hashing.end()[-1])
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
@@ -365,7 +386,7 @@ class _Hash:
         return self._digest
 
     def _run(self) -> None:
-        self._digest = digest_of(self._memory)
+        self._digest = digest_of_hash(hashlib.sha256(self._memory))
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:

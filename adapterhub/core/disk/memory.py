@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections import deque
-from collections.abc import Iterator
 from typing import Final
 
 _HUGE_PAGE: Final = 2 << 20
@@ -25,21 +23,3 @@ def fresh_memory(size_bytes: int) -> memoryview:
     with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not every Linux
         room.madvise(mmap.MADV_HUGEPAGE, 0, whole if (whole - size_bytes) * 8 <= size_bytes else whole - _HUGE_PAGE)
     return memoryview(room)[:size_bytes]
-
-
-class SpareMemory:
-    """Memory for one user after another: fresh memory may take longer to get than to fill."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._size_bytes = size_bytes
-        self._spare: deque[memoryview] = deque(maxlen=1)
-
-    @contextlib.contextmanager
-    def use(self) -> Iterator[memoryview]:
-        """The memory of the last user whose block ended without an error, and its content; else fresh memory."""
-        try:
-            room = self._spare.pop()
-        except IndexError:
-            room = fresh_memory(self._size_bytes)
-        yield room
-        self._spare.append(room)

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest, Progress, hex_of
-from adapterhub.core.disk.memory import SpareMemory
+from adapterhub.core.disk.spare_memory import SpareMemory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,

@@ -121,10 +121,13 @@ def open_subject(
 
 
 def _load(entry: Entry, room: memoryview | None = None) -> None:
-    most = limits().file_bytes  # the reader refuses a larger file unread
     try:
-        if entry.held.size_bytes <= (most if room is None else min(most, len(room))):
-            entry.held.load(room)
+        if entry.held.size_bytes > limits().file_bytes:
+            return  # the reader refuses it unread
+        if room is None:
+            entry.held.load()
+        else:
+            entry.held.load_ahead(room)
     except OSError as error:
         raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
 
