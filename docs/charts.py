@@ -129,7 +129,8 @@ def renew(series: dict[str, Any], printed: str) -> int:
     renewed = 0
     for place, text_of in enumerate(found):
         if text_of.strip("-"):  # a bench prints a dash for what it left out
-            number = float(text_of.replace(",", ""))
+            digits = text_of.replace(",", "")
+            number = float(digits) if "." in digits else int(digits)
             if "points" in series:
                 series["points"][place][1] = number
             else:
