@@ -59,7 +59,7 @@ RANK_SETTING: Final = "max-lora-rank"
 
 _IN_MEMORY_BYTES: Final = 64 << 20  # the other checks run while these are hashed; a larger file's hash outlasts them
 _REMEMBERED: Final = 1024
-_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json")
+_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json", "origins")  # an origin comes after its build
 _DIGEST_SHOWN: Final = len("sha256:") + 12
 _OWNER_ONLY: Final = 0o700
 
@@ -352,7 +352,7 @@ class AdapterProvider:
         return self._names
 
     def _library_state(self) -> object:
-        """Changes with what is installed, with the trusted keys, with the remotes and with what is denied."""
+        """Changes with what is installed and from where, with trusted keys, with remotes and with what is denied."""
         return self.denied.edition, *(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
