@@ -1,13 +1,19 @@
-"""Draws the charts of the pages: `python -m docs.charts`, from the root of the repository, in a moment.
+"""Draws the charts of the pages: `python -m docs.charts [FILE …]`, from the root of the repository, in a moment.
 
-The figures stand in `docs/explanation/charts.json`, each copied from the table of the page that shows the chart. A
-panel has lines, on axes that grow by powers of ten, or bars. The colours follow the reader's light or dark theme.
+The figures stand in `docs/explanation/charts.json`. A panel has lines, on axes that grow by powers of ten, or bars. The
+colours follow the reader's light or dark theme. A FILE holds what benchmarks printed, such as `tests.bench.compare
+--printed FILE` writes, or `python -m tests.bench.bench_bank | tee -a FILE`. Its numbers take the place of those of the
+series: each regular expression of `found_by` finds one or more of them, in the order of the series. What is not in the
+files stays as it is, and so do series without `found_by`, which are the past or computed.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -114,12 +120,62 @@ def svg(panels: Sequence[Panel]) -> str:
     return "\n".join([head, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
 
 
+def renew(series: dict[str, Any], printed: str) -> int:
+    """Put the numbers that were printed, the last ones, in place of those of the series; how many there were."""
+    found: list[str] = []
+    for pattern in (re.compile(text, re.MULTILINE) for text in series.get("found_by", ())):
+        last = deque(pattern.finditer(printed), maxlen=1)
+        found += last[0].groups() if last else [""] * pattern.groups
+    renewed = 0
+    for place, text_of in enumerate(found):
+        if text_of.strip("-"):  # a bench prints a dash for what it left out
+            digits = text_of.replace(",", "")
+            number = float(digits) if "." in digits else int(digits)
+            if "points" in series:
+                series["points"][place][1] = number
+            else:
+                series["values"][place] = number
+            renewed += 1
+    return renewed
+
+
+def written(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - of the file
+    """JSON with one line for each list of numbers or texts."""
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {written(one, depth + 1)}" for key, one in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        parts = [written(one, depth + 1) for one in value]
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    inside = ",\n".join(" " * (depth + 1) + part for part in parts)
+    return f"{start}\n{inside}\n{' ' * depth}{end}"
+
+
+def all_figures() -> dict[str, list[Panel]]:
+    """The panels of each chart."""
+    found: dict[str, list[Panel]] = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return found
+
+
 def charts() -> dict[Path, str]:
     """Every chart, by the file that it belongs in."""
-    figures: dict[str, list[Panel]] = json.loads(FIGURES.read_text(encoding="utf-8"))
-    return {FIGURES.with_name(f"{name}.svg"): svg(panels) for name, panels in figures.items()}
+    return {FIGURES.with_name(f"{name}.svg"): svg(panels) for name, panels in all_figures().items()}
+
+
+def main(files: Sequence[str]) -> None:
+    """Renew the figures by what the files hold, and draw."""
+    if files:
+        printed = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
+        figures = all_figures()
+        for panel in (panel for panels in figures.values() for panel in panels):
+            for series in panel["series"]:
+                count = len(series.get("points", series.get("values")))
+                print(f"{panel['title']}, {series['name']}: {renew(series, printed)} of {count} renewed")  # noqa: T201
+        FIGURES.write_text(written(figures) + "\n", encoding="utf-8")
+    for path, drawn in charts().items():
+        path.write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for path, drawn in charts().items():
-        path.write_text(drawn, encoding="utf-8")
+    main(sys.argv[1:])

@@ -81,8 +81,9 @@ def main() -> int:
         environ = os.environ | {"ADAPTERHUB_HOME": str(home), "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
         environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        # an environment that `uv` made has no pip
         bounds = {pair: bound for pair, bound in BOUNDS.items() if all(Path(command_of(w)[0]).exists() for w in pair)}
+        for ours, theirs in BOUNDS.keys() - bounds.keys():  # an environment that `uv` made has no pip
+            print(f"{ours:24} / {theirs:24} left out: `{theirs.split()[0]}` is not installed beside this Python")
         everything = list(dict.fromkeys(what for pair in bounds for what in pair))
         times: dict[str, list[float]] = {what: [] for what in everything}
         for turn in range(runs + 1):

@@ -1,12 +1,14 @@
 """What got worse since the ratios of `ratios.json` were kept.
 
-    OMP_NUM_THREADS=1 python -m tests.bench.compare [NAME …] [--keep]
+    OMP_NUM_THREADS=1 python -m tests.bench.compare [--only NAME …] [--keep] [--printed FILE]
 
 Runs short forms of the benchmarks, in a few minutes, and reads one ratio or more from what each prints: our time beside
 that of another program or of a floor, measured in the same run. It names those that are more than 15 % worse, and fails
-nothing: run a bad one again before you believe it. `--keep` writes the new ratios into the file, for a commit. A NAME picks
-the figures whose name holds it. A new figure is a new entry of the file: its command, and a regular expression whose
-group is the number in what the command prints.
+nothing: run a bad one again before you believe it. `--keep` writes the new ratios into the file, for a commit, after each
+command: what an interrupted run has measured is kept. `--only` picks the figures whose name or command holds a NAME, and
+`--printed` appends to a FILE what the commands print, where `python -m docs.charts FILE` finds the numbers of its charts.
+A new figure is a new entry of the file: its command, and a regular expression whose group is the number in what the
+command prints.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,15 +67,37 @@ def run(command: str) -> str:
     return done.stdout
 
 
-def measured(figures: Iterable[Figure]) -> Iterator[tuple[Figure, Figure | str]]:
-    """Each figure as kept, and as it is now or the last line where it is not printed; every command runs once."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that ran: what it printed, its seconds, and each of its figures as kept and as it is now.
+
+    In place of a figure that was not printed stands the last line that was.
+    """
+
+    command: str
+    printed: str
+    seconds: float
+    figures: list[tuple[Figure, Figure | str]]
+
+
+def measured(figures: Iterable[Figure]) -> Iterator[Done]:
+    """Run every command once, in the order of their first figures."""
     by_command: dict[str, list[Figure]] = {}
     for figure in figures:
         by_command.setdefault(figure.command, []).append(figure)
     for command, of_command in by_command.items():
+        begun = time.monotonic()
         printed = run(command)
-        for figure in of_command:
-            yield figure, figure.read(printed) or printed.strip().rpartition("\n")[2]
+        last = printed.strip().rpartition("\n")[2]
+        found = [(figure, figure.read(printed) or last) for figure in of_command]
+        yield Done(command, printed, time.monotonic() - begun, found)
+
+
+def keep(now: Iterable[Figure]) -> None:
+    """Write these ratios into the file in place of those of the same names."""
+    renewed = {figure.name: figure for figure in now}
+    entries = [asdict(renewed.get(figure.name, figure)) for figure in kept_figures()]
+    KEPT.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 
 
 def line(kept: Figure, now: Figure | str) -> str:
@@ -87,20 +112,21 @@ def line(kept: Figure, now: Figure | str) -> str:
 def main() -> None:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a part of the names of the figures to measure; all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="a part of the name or the command of a figure")
     parser.add_argument("--keep", action="store_true", help="write the new ratios into ratios.json")
+    parser.add_argument("--printed", type=Path, metavar="FILE", help="append what the commands print to this file")
     given = parser.parse_args()
-    figures = kept_figures()
-    chosen = [figure for figure in figures if not given.names or any(name in figure.name for name in given.names)]
+    figures = [one for one in kept_figures() if any(n in f"{one.name} {one.command}" for n in given.only or [""])]
     print(f"{'ratio':44}{'kept':>10}{'now':>10}", flush=True)
-    found: dict[str, Figure] = {}
-    for kept, now in measured(chosen):
-        print(line(kept, now), flush=True)
-        if isinstance(now, Figure):
-            found[kept.name] = now
-    if given.keep:
-        entries = [asdict(found.get(figure.name, figure)) for figure in figures]
-        KEPT.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    for done in measured(figures):
+        for kept, now in done.figures:
+            print(line(kept, now), flush=True)
+        print(f"    {done.seconds:.0f} s: {done.command}", flush=True)
+        if given.printed:
+            with given.printed.open("a") as stream:
+                stream.write(f"$ {done.command}\n{done.printed}\n")
+        if given.keep:
+            keep(now for _, now in done.figures if isinstance(now, Figure))
 
 
 if __name__ == "__main__":

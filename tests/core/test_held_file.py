@@ -105,6 +105,44 @@ def test_what_was_loaded_no_change_of_the_file_reaches(tmp_path: Path, change: C
     assert (bytes(memory), held.digest) == (data, digest_of(data))
 
 
+@pytest.mark.parametrize("size", [100, 3 * PIECE_BYTES + 5])
+@pytest.mark.parametrize("begun", [0, 70])
+def test_bytes_loaded_ahead_are_given_before_their_hash_is_asked_for(tmp_path: Path, size: int, begun: int) -> None:
+    path = tmp_path / "file"
+    data, held = held_at(path, size)
+    held.start(begun)
+
+    held.load_ahead(memoryview(bytearray(4 * PIECE_BYTES)))
+    in_place(path, b"x" * size)
+
+    assert held.is_loaded
+    assert held.start(90) == data[:90]
+    assert bytes(held.read(7, size - 3)) == data[7 : size - 3]
+    assert b"".join(map(bytes, held.pieces(60, [30, size - 90]))) == data[60:]
+    held.hold_to(digest_of(data))
+    with pytest.raises(DigestMismatch):
+        held.hold_to(digest_of(b"wrong"))
+
+
+def test_a_file_is_not_loaded_ahead_where_it_does_not_fit_or_its_hash_is_known(tmp_path: Path) -> None:
+    data, held = held_at(tmp_path / "file", 100)
+
+    held.load_ahead(memoryview(bytearray(99)))
+    assert held.digest == digest_of(data)
+    held.load_ahead(memoryview(bytearray(100)))
+
+    assert not held.is_loaded
+
+
+def test_a_file_that_shrinks_while_it_is_loaded_ahead_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    _, held = held_at(path, 2 * PIECE_BYTES)
+    os.truncate(path, PIECE_BYTES + 1)
+
+    with pytest.raises(OSError, match="became shorter"):
+        held.load_ahead(memoryview(bytearray(2 * PIECE_BYTES)))
+
+
 def test_another_file_of_the_same_name_is_not_seen(tmp_path: Path) -> None:
     data, held = held_at(tmp_path / "file", 100)
 

@@ -42,6 +42,7 @@ from adapterhub.inference.serving.vllm import (
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Added, Library
+from adapterhub.library.remotes import Remotes
 from adapterhub.vllm_plugin import register
 from adapterhub.vllm_plugin.guard import Guard
 from adapterhub.vllm_plugin.resolver import folder_of_model
@@ -98,6 +99,21 @@ def test_a_leased_adapter_stays_until_the_provider_closes(
     provider.close()
     assert not leased.folder.exists()
     assert library.gc(grace_s=0).gone
+
+
+def test_a_build_counts_as_soon_as_its_origin_is_recorded_which_comes_after_it(
+    provider: AdapterProvider, library: Library, add: Add
+) -> None:
+    place = "http://127.0.0.1:1"
+    first = add("legal-qa", namespace="acme")
+    second = add("legal-qa", namespace="acme", version="1.1.0", seed=2)
+    Remotes(library.root).add("ours", place, namespaces=("acme",))
+    library.note_origin(first.build, place)
+    assert provider.find("acme/legal-qa").version == "1.0.0"
+
+    library.note_origin(second.build, place)
+
+    assert provider.find("acme/legal-qa").version == "1.1.0"
 
 
 def test_an_adapter_that_is_not_here_is_fetched_once_for_all_who_ask(

@@ -687,6 +687,27 @@ def test_every_changed_or_missing_file_is_found_by_its_digest(make: Make) -> Non
     assert {f.where for f in report.errors} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
+@pytest.mark.parametrize("harm", ["none", "a flipped bit", "a number that is none"])
+def test_weights_in_memory_that_are_hashed_meanwhile_are_judged_as_those_on_the_disk(make: Make, harm: str) -> None:
+    tensors = attention() | pair("wide.q_proj", out=PIECE_BYTES // 4)
+    if harm == "a number that is none":
+        tensors[f"{P}wide.q_proj.lora_B.weight"][-1, -1] = np.nan
+    folder = make(tensors)
+    manifest = manifest_of(folder, BaseRef())
+    if harm == "a flipped bit":
+        raw = bytearray((folder / WEIGHTS_FILE).read_bytes())
+        raw[-1] ^= 1
+        (folder / WEIGHTS_FILE).write_bytes(raw)
+
+    subject, seen = open_subject(folder, manifest=manifest, in_memory=memoryview(bytearray(16 * PIECE_BYTES)))
+    assert subject is not None
+    report = verify(subject, seen=seen)
+
+    assert subject.held.is_loaded
+    assert report == verify_folder(folder, manifest=manifest)
+    assert report.status == ("unknown" if harm == "none" else "failed")
+
+
 def test_the_folders_own_manifest_is_checked(make: Make) -> None:
     folder = make()
     (folder / "adapterhub.json").write_bytes(manifest_of(folder, BaseRef()).to_bytes())

@@ -7,7 +7,8 @@ beginnings of tensors. A later read of a part continues from the state at its fi
 the hash reaches the state at its last mark. So any part can be read at any time, in any order and from several threads,
 at the cost of hashing it again, and memory does not grow with the file.
 
-`load` reads the whole file into memory instead, where no other process can change it, and hashes it once.
+`load` reads the whole file into memory instead, where no other process can change it, and hashes it once; `load_ahead`
+does the latter while the caller goes on.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class HeldFile:
         self._marks: Sequence[int] = _spaced((), self.size_bytes)
         self._states: list[Any] = []
         self._memory: memoryview | None = None
+        self._hash: _Hash | None = None
         self._digest: Digest | None = None
 
     def close(self) -> None:
@@ -80,10 +82,19 @@ class HeldFile:
         except OSError:
             return False
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the bytes are in memory."""
+        return self._memory is not None
+
+    @property
+    def _is_read(self) -> bool:
+        return self.is_loaded or self._digest is not None
+
     # ------------------------------------------------------------ before the pass
     def start(self, count: int) -> bytes:
         """The first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""
-        if self._digest is not None:
+        if self._is_read:
             return bytes(self.read(0, min(count, self.size_bytes)))
         if len(self._start) < count:
             room = bytearray(count - len(self._start))
@@ -100,6 +111,19 @@ class HeldFile:
         if self._digest is None:
             self._marks = _spaced(places, self.size_bytes)
 
+    def load_ahead(self, room: memoryview) -> None:
+        """As `load`, but into the caller's memory, if the file fits there, and only `digest` waits for the hash.
+
+        Nothing may be written into that memory as long as this file is used. Raises OSError as `digest`.
+        """
+        if not self._is_read and self.size_bytes <= len(room):
+            at = len(self._start)
+            room[:at] = self._start
+            self._read_on(room[at : self.size_bytes], at)
+            self._memory = room[: self.size_bytes]
+            self._hash = _Hash(self._memory)
+            self.close()
+
     # ------------------------------------------------------------ the pass
     @property
     def digest(self) -> Digest:
@@ -108,6 +132,8 @@ class HeldFile:
         Raises:
             OSError: the file cannot be read, or its size changed during the pass.
         """
+        if self._digest is None and self._hash is not None:
+            self._digest = self._hash.digest()
         if self._digest is None:
             start = len(self._start)
             for _ in self.pieces(start, _even(self.size_bytes - start)):
@@ -134,7 +160,7 @@ class HeldFile:
             OSError: as `digest`.
             DigestMismatch: the file changed after it was hashed.
         """
-        if self._digest is not None:
+        if self._is_read:
             for size in sizes:
                 yield memoryview(self.read(start, start + size))
                 start += size
@@ -334,6 +360,33 @@ class _Hashing:
                 self._states.append(self._hasher.copy())
         if buffer is not None:
             self._free.put(buffer)
+
+
+class _Hash:
+    """The hash of memory, by a thread where that is worth one.
+
+    The thread makes one call for all of it: between two calls it would wait until the caller, who goes on, lets go of
+    the interpreter.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._digest: Digest | None = None
+        self._thread = Thread(target=self._run, name="hash", daemon=True) if len(memory) > PIECE_BYTES else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def digest(self) -> Digest:
+        """Wait for it."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._digest is None:
+            self._run()
+        assert self._digest is not None
+        return self._digest
+
+    def _run(self) -> None:
+        self._digest = digest_of_hash(hashlib.sha256(self._memory))
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:

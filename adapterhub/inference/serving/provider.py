@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from weakref import WeakValueDictionary
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest, Progress, hex_of
+from adapterhub.core.disk.spare_memory import SpareMemory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -55,8 +57,9 @@ REFUSED_S: Final = 2.0
 RANK_SETTING: Final = "max-lora-rank"
 """The setting by which vLLM's rules give the rank that they need."""
 
+_IN_MEMORY_BYTES: Final = 64 << 20  # the other checks run while these are hashed; a larger file's hash outlasts them
 _REMEMBERED: Final = 1024
-_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json")
+_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json", "origins")  # an origin comes after its build
 _DIGEST_SHOWN: Final = len("sha256:") + 12
 _OWNER_ONLY: Final = 0o700
 
@@ -134,6 +137,7 @@ class AdapterProvider:
         self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
+        self._memory = SpareMemory(_IN_MEMORY_BYTES)
 
     def close(self) -> None:
         """End all leases and remove their folders."""
@@ -348,7 +352,7 @@ class AdapterProvider:
         return self._names
 
     def _library_state(self) -> object:
-        """Changes with what is installed, with the trusted keys, with the remotes and with what is denied."""
+        """Changes with what is installed and from where, with trusted keys, with remotes and with what is denied."""
         return self.denied.edition, *(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
@@ -363,7 +367,8 @@ class AdapterProvider:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
-            verdict, warnings = self._check(build, folder)
+            with self._memory.use() as room:
+                verdict, warnings = self._check(build, folder, room)
             leased = LeasedAdapter(
                 label=(label := f"{build.full_name}=={build.manifest.version}"),
                 model=f"{label}#{build.manifest.digest[:_DIGEST_SHOWN]}",
@@ -390,20 +395,21 @@ class AdapterProvider:
         store = self.library.store
         with store.os_errors_as_refusals():
             folder.mkdir(mode=_OWNER_ONLY)
-        undo.callback(_remove, folder)
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
         for entry in build.manifest.files:
             store.link(entry.sha256, folder / entry.path)
         store.link_manifest(build.manifest.digest, folder / MANIFEST_FILE)
         return folder
 
-    def _check(self, build: Installed, folder: Path) -> tuple[Verdict, tuple[str, ...]]:
-        """Run all checks of `verify` and the engine's own rules; the engine's verdict, and the warnings."""
+    def _check(self, build: Installed, folder: Path, room: memoryview) -> tuple[Verdict, tuple[str, ...]]:
+        """Run all checks of `verify` and the engine's own rules, in `room`; the engine's verdict, and the warnings."""
         allowed = self.library.mismatch_allowed(build, self.base.fingerprint)
         subject, findings = open_subject(
             folder,
             base_tensors=self.base.tensors,
             base_fingerprint=self.base.fingerprint,
             manifest=build.manifest.with_base(build.base),
+            in_memory=room,
         )
         report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
@@ -431,12 +437,6 @@ def _facts_of(base: BaseRecord) -> BaseFacts:
         return base_facts(base)
     except Malformed:
         return BaseFacts()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _facts_of_file(path: Path) -> tuple[int, int, int] | None:

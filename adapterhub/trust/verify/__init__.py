@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.held_file import REPAIR_HINT
@@ -53,6 +53,9 @@ __all__ = [
     "verify_folder",
 ]
 
+_HASHES: Final = "digests"
+"""The check that needs the digest of the weights."""
+
 
 def open_subject(
     folder: Path,
@@ -61,7 +64,7 @@ def open_subject(
     base_fingerprint: BaseFingerprint | None = None,
     manifest: Manifest | None = None,
     base_named: bool = False,
-    in_memory: bool = False,
+    in_memory: bool | memoryview = False,
     progress: Progress | None = None,
     scanned: Subject | None = None,
 ) -> tuple[Subject | None, list[Finding]]:
@@ -69,9 +72,10 @@ def open_subject(
 
     Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
     not read. `base_named`: the caller knows the base; its tensors or a manifest with a fingerprint imply it. `progress`
-    gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, for callers that
-    keep them in memory anyway: they are hashed once, and later changes to the file have no effect. `scanned` is an
-    adapter whose numbers were read: if the weights in `folder` are the file that it holds open, that pass is enough.
+    gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, or those that fit
+    into a given memory: later changes to the file have no effect, and `verify` does its other checks while they are
+    hashed. `scanned` is an adapter whose numbers were read: if the weights in `folder` are the file that it holds open,
+    that pass is enough.
     """
     listing = list_folder(folder)
     known: dict[str, Any] = {}
@@ -88,7 +92,7 @@ def open_subject(
     if WEIGHTS_FILE in listing.taken:
         try:
             if in_memory:
-                _load(listing.taken[WEIGHTS_FILE])
+                _load(listing.taken[WEIGHTS_FILE], None if in_memory is True else in_memory)
             weights = read_weights_header(listing.taken[WEIGHTS_FILE])
         except MalformedTensorFile as error:
             findings.append(_refusal(error, error.code, error.where, error.reason))
@@ -116,10 +120,14 @@ def open_subject(
     ), findings
 
 
-def _load(entry: Entry) -> None:
+def _load(entry: Entry, room: memoryview | None = None) -> None:
     try:
-        if entry.held.size_bytes <= limits().file_bytes:  # the reader refuses a larger file unread
+        if entry.held.size_bytes > limits().file_bytes:
+            return  # the reader refuses it unread
+        if room is None:
             entry.held.load()
+        else:
+            entry.held.load_ahead(room)
     except OSError as error:
         raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
 
@@ -135,7 +143,7 @@ def open_files(
 
     For callers that check an adapter's numbers themselves. `expected` are digests that files must have, by
     name; None stands for those in the folder's own manifest, if it has one. Files in `opened` are not opened again.
-    Errors name the files by their paths; `in_memory` as above.
+    Errors name the files by their paths. `in_memory` reads the weights whole, for callers that keep them anyway.
 
     Raises:
         DigestMismatch: a file is not what is expected.
@@ -226,22 +234,23 @@ def check_names() -> tuple[str, ...]:
 
 def verify(subject: Subject, *, seen: Iterable[Finding] = (), with_facts: bool = True) -> Report:
     """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
-    findings = list(seen)
-    for name in check_names():
+    found: dict[str, list[Finding]] = {name: [] for name in check_names()}
+    # weights in memory may be hashed still: the other checks need not wait for that
+    for name in sorted(found, key=lambda name: name == _HASHES and subject.held.is_loaded):
         module = importlib.import_module(f"{check_files.__name__}.{name}")
         try:
-            findings.extend(module.check(subject))
+            found[name].extend(module.check(subject))
         except MalformedConfig as error:  # patterns that ran out of time, in whichever check
-            findings.append(_refusal(error, error.code, CONFIG_FILE, error.reason))
+            found[name].append(_refusal(error, error.code, CONFIG_FILE, error.reason))
         except MalformedTensorFile as error:  # a file that changed under us
-            findings.append(_refusal(error, error.code, WEIGHTS_FILE, error.reason))
+            found[name].append(_refusal(error, error.code, WEIGHTS_FILE, error.reason))
         except DigestMismatch as error:  # the same, after it was hashed
-            findings.append(changed(error))
+            found[name].append(changed(error))
     try:
         facts = subject.facts if with_facts else None
     except MalformedConfig:  # reported above
         facts = None
-    return Report.of(findings, facts)
+    return Report.of([*seen, *(finding for of_check in found.values() for finding in of_check)], facts)
 
 
 def verify_folder(
