@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapterhub.core.disk import memory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -184,6 +185,23 @@ def test_memory_of_an_unloaded_adapter_is_free(folders: dict[str, Path], bank: A
     gc.collect()
 
     assert [o for o in gc.get_objects() if isinstance(o, LoadedAdapter)] == []
+
+
+def test_a_choice_keeps_its_numbers_where_the_next_load_takes_used_memory(
+    folders: dict[str, Path], library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_SMALL", 0)  # so that these small files have memory of that kind
+    with AdapterBank(llama(), library=library, max_resident=1) as bank:
+        bank.load(folders["b"])
+        with bank.use("b"):
+            for _ in range(2):  # evicted, but chosen
+                for name in "ac":
+                    bank.load(folders[name], name=name)
+                    bank.unload(name)
+            torch.testing.assert_close(logits(bank.model), with_peft(folders["b"]), rtol=1e-5, atol=2e-5)
+        for name in "cbacb":
+            bank.load(folders[name])
+            says(bank, name, folders[name])
 
 
 # ---------------------------------------------------------------- from the store

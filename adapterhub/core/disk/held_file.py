@@ -25,7 +25,7 @@ from threading import Thread
 from typing import IO, Any, Final, cast
 
 from adapterhub.core.digests import Digest, digest_of, digest_of_hash
-from adapterhub.core.disk.memory import fresh_memory
+from adapterhub.core.disk.memory import large_memory
 from adapterhub.core.errors import DigestMismatch
 
 PIECE_BYTES: Final = 1 << 20
@@ -161,7 +161,7 @@ class HeldFile:
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = fresh_memory(self.size_bytes)
+            room = large_memory(self.size_bytes)
             at = len(self._start)
             room[:at] = self._start
             if self.size_bytes <= PIECE_BYTES:  # not worth a thread

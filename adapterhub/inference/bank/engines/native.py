@@ -104,15 +104,15 @@ class NativeEngine:
         saved = {name: fitting.matched(name, specs, self._saved(name)) for name, specs in contents.saved.items()}
         fitting.ensure_fit()
         used = [spec for specs in (*places.values(), *saved.values()) for spec in specs.values()]
-        reading = _Reading(FileMemory(contents.weights), used, contents.label)
+        memory = FileMemory(contents.weights)
+        reading = _Reading(memory, used, contents.label)
         updates: dict[str, Update] = {}
+        take, own, modules, scales = reading.take, self._dtype, self._base.modules, ready.setup.scales
         for name, specs in places.items():
-            module, scale = self._base.modules[name], ready.setup.scales[name]
+            module = modules[name]
             layer, device = _layer(module)
-            tensors = {
-                key: reading.take(spec, self._dtype or _kept(spec.dtype, layer), device) for key, spec in specs.items()
-            }
-            updates[name] = self._update(module, tensors, scale)
+            tensors = {key: take(spec, own or _kept(spec.dtype, layer), device) for key, spec in specs.items()}
+            updates[name] = self._update(module, tensors, scales[name])
         for name, specs in saved.items():
             own = self._base.modules[name].state_dict(keep_vars=True)
             numbers = {key: reading.take(spec, own[key].dtype, own[key].device) for key, spec in specs.items()}
@@ -124,6 +124,7 @@ class NativeEngine:
             size_bytes=reading.size_bytes,
             is_additive=ready.contents.config.adds,
             no_rows=self._no_rows(updates),
+            memory=memory.reference,
         )
 
     # ------------------------------------------------------------ modules and their shapes
@@ -223,11 +224,11 @@ class _Reading:
     def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The tensor in that dtype, on that device."""
         read = self._memory.tensor(spec, self._label)
-        kept = read.to(device=device, dtype=dtype)
-        if kept is not read:
-            self.size_bytes += kept.nbytes
-            return kept
-        self.size_bytes += spec.size_bytes
+        if read.dtype != dtype or device.type != "cpu":
+            read = read.to(device=device, dtype=dtype)
+            self.size_bytes += read.nbytes
+            return read
+        self.size_bytes += spec.end - spec.start
         return read.clone() if self._copies else read
 
 
@@ -247,7 +248,9 @@ def _layer(module: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
+    weight = module._parameters.get("weight")  # noqa: SLF001 - a third of the time of the attribute
+    if weight is None:
+        weight = module.weight
     assert isinstance(weight, Tensor)  # every supported kind of layer has one
     return weight
 
