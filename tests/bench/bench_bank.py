@@ -22,9 +22,11 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,7 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
         with AdapterBank(model, library=library) as bank:
             first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(arguments.upto, most))]
             every = (bank.names * 1000)[:10_000]
-            switch = [timed(lambda: [bank.use(name) for name in every]) / len(every) for _ in range(WINDOW)]
+            switch = [timed(lambda: deque(map(bank.use, every), maxlen=0)) / len(every) for _ in range(WINDOW)]
             bank.use(None)
         floor = [timed(lambda: read_and_hash(many[0] / WEIGHTS_FILE)) for _ in range(2 * WINDOW)]
         with AdapterBank(model, library=library) as bank:
@@ -150,6 +152,9 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
             peft_times, switch = peft_loads(model, many[: arguments.peft_upto])
             report("PEFT load_adapter", peft_times, marks)
             print(f"{'PEFT set_adapter, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(peft_times)})")
+            last = max(k for k in marks if k <= min(len(peft_times), max(1, len(first))))
+            for label, ms in (("folder", around(first, last)), ("store", statistics.median(store) * 1e3)):
+                print(f"PEFT's load of k = {last} takes {around(peft_times, last) / ms:.0f} times the bank's, {label}")
             series["PEFT load_adapter"] = peft_times
         if arguments.plot:
             adapter = (folders[0] / "adapter_model.safetensors").stat().st_size
@@ -282,6 +287,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw load times and memory into this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is measured is seen, also in a pipe
     root = Path(tempfile.mkdtemp(prefix="bench-bank-"))
     try:
         folders = write_adapters(root, COUNT, arguments.rank, arguments.targets)

@@ -25,15 +25,9 @@ class _Pages:
 
 
 def large_memory(size_bytes: int) -> memoryview:
-    """Writable bytes with any content, page-aligned. Large ones return to the system when nothing refers to them.
-
-    Memory that was kept comes first. To fill pages of 4 KiB takes several times as long as the copy. So fresh memory is
-    in huge pages, except the end where another one would waste an eighth, until one of them was slow.
-    """
-    if size_bytes < _SMALL:
-        return memoryview(bytearray(size_bytes))
-    whole = -(-size_bytes // _HUGE_PAGE) * _HUGE_PAGE  # Linux begins such a mapping at a huge page, and no other
-    return memoryview(_kept(whole) or _fresh(whole, size_bytes))[:size_bytes]
+    """Writable bytes with any content: those that are kept, or fresh ones."""
+    kept = kept_memory(size_bytes)
+    return fresh_memory(size_bytes) if kept is None else kept
 
 
 def keep(memory: Callable[[], object]) -> None:
@@ -51,19 +45,29 @@ def keep_none() -> None:
     _spare.clear()
 
 
-def _kept(size_bytes: int) -> mmap.mmap | None:
-    """The memory that is kept, in that size; None if there is none, or its bytes are in use."""
+def kept_memory(size_bytes: int) -> memoryview | None:
+    """The memory that is kept, in that size and with any content; None if there is none, or its bytes are in use."""
+    if size_bytes < _SMALL:
+        return None
     with contextlib.suppress(IndexError, BufferError, OSError, SystemError):  # not every system can resize
         room = _spare.pop()
-        room.resize(size_bytes)
-        return room
+        room.resize(_whole(size_bytes))
+        return memoryview(room)[:size_bytes]
     return None
 
 
-def _fresh(size_bytes: int, used_bytes: int) -> mmap.mmap:
-    room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def fresh_memory(size_bytes: int) -> memoryview:
+    """Writable bytes, all zero and page-aligned. Large ones return to the system when nothing refers to them.
+
+    Filling pages of 4 KiB takes several times as long as the copy. So all of it is in huge pages, except the end where
+    another one would waste an eighth, until one of them was slow.
+    """
+    if size_bytes < _SMALL:
+        return memoryview(bytearray(size_bytes))
+    whole = _whole(size_bytes)
+    room = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if _Pages.huge:
-        huge = size_bytes if (size_bytes - used_bytes) * 8 <= used_bytes else size_bytes - _HUGE_PAGE
+        huge = whole if (whole - size_bytes) * 8 <= size_bytes else whole - _HUGE_PAGE
         with contextlib.suppress(OSError):  # not every Linux has them
             room.madvise(mmap.MADV_HUGEPAGE, 0, huge)
             begun = time.thread_time()
@@ -71,4 +75,9 @@ def _fresh(size_bytes: int, used_bytes: int) -> mmap.mmap:
             if time.thread_time() - begun > _SLOW_SECONDS:
                 _Pages.huge = False
                 room.madvise(mmap.MADV_NOHUGEPAGE)
-    return room
+    return memoryview(room)[:size_bytes]
+
+
+def _whole(size_bytes: int) -> int:
+    """Whole huge pages: Linux begins such a mapping at a huge page, and no other."""
+    return -(-size_bytes // _HUGE_PAGE) * _HUGE_PAGE

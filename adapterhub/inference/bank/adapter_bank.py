@@ -174,17 +174,20 @@ class AdapterBank:
             MergeRefused: the adapters cannot be added up.
             UsageProblem: a weight is out of range, or there is no room for all of them at once.
         """
-        ensure_outside_use(self._current.get())
+        current = self._current
+        before = current.get()
+        if before is not None and type(before) is not Whole:
+            ensure_outside_use(before)
         if isinstance(choice, str):  # nearly always: one adapter in memory, whose choice is ready
             alone = self._cache.get(choice)
-            if alone.adapter.engine == self._peft.name:
+            if alone.adapter.engine == PeftEngine.name:
                 return self._use_peft(choice, alone.terms)
-            return Using(self._current, alone)
+            return Using(current, alone, before)
         [terms] = self._terms([choice])
         if any(term.adapter.engine == self._peft.name for term in terms):
             return self._use_peft(choice, terms)
         check_terms(terms)
-        return Using(self._current, Whole(terms) if terms else None)
+        return Using(current, Whole(terms) if terms else None, before)
 
     def rows(self, choices: Sequence[Choice]) -> Using:
         """As `use`, with one choice for each row of the batch.
@@ -202,14 +205,15 @@ class AdapterBank:
                 "a pipeline has no rows: guidance doubles the batch inside it, so a row has no fixed meaning",
                 hint="bank.use(…) takes one choice for the whole call; a bank of its UNet alone has rows",
             )
-        ensure_outside_use(self._current.get())
+        before = self._current.get()
+        ensure_outside_use(before)
         if isinstance(choices, str | Mapping) or not isinstance(choices, Sequence) or not choices:
             raise UsageProblem(f'{shown(choices)}: expected a list with a choice for each row, such as ["a", None]')
         by_row = self._terms(choices)
         for terms in by_row:
             check_terms(terms)
             _check_by_row(terms)
-        return Using(self._current, Rows(by_row, self._rooms))
+        return Using(self._current, Rows(by_row, self._rooms), before)
 
     # ------------------------------------------------------------ prove and save
     def assert_frozen(self) -> Digest:
