@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import hashlib
@@ -29,6 +30,7 @@ from adapterhub_registry.settings import Settings
 KEEP_ALIVE_S = 75
 BACKLOG = 512
 LOCK_FILE = "serving.lock"
+M_ARENA_MAX = -8  # `mallopt(3)`
 
 
 def serve(
@@ -43,6 +45,7 @@ def serve(
         NotAllowed: the server cannot bind the address.
         UsageProblem: another server of the same database has another secret.
     """
+    keep_one_heap()
     if settings.log_requests:
         log_as_json()
     with _alone_in(settings):
@@ -57,6 +60,16 @@ def serve(
         app = create_app(settings, registry)
         threading.Thread(target=warm_up, name="warm-up").start()  # requests need not wait
         uvicorn.Server(config_of(app)).run(sockets=[listener])
+
+
+def keep_one_heap() -> None:
+    """Let all threads share one heap, where the C library (glibc) gives each its own by default.
+
+    A heap keeps what its largest request took, so the server's memory grew with the number of threads
+    that had served a large one. To be called before the first thread starts.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, 1)
 
 
 def warm_up() -> None:
