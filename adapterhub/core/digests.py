@@ -90,7 +90,9 @@ def canonical_json(value: Json) -> bytes:
     with contextlib.suppress(ValueError):  # a tenth of the time, where both write the same
         text = json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         raw = text.encode("utf-8")
-        if not _ASTRAL.search(raw):  # keys are ordered by UTF-16, `sort_keys` orders them by character
+        if text.isascii() or not _ASTRAL.search(
+            raw
+        ):  # keys are ordered by UTF-16, `sort_keys` orders them by character
             return raw
     import rfc8785  # 10 ms of import
 

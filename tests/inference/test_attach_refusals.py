@@ -246,6 +246,27 @@ def test_file_cut_between_header_and_numbers_leaves_the_model_alone(make: Any, l
         contents.read(last)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"lora_bias": True}, {"target_modules": ["embed_tokens"]}]
+)
+def test_a_plain_lora_has_the_places_that_each_tensor_would_find_alone(
+    make: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    from adapterhub.inference.loader.base.model import BaseModel
+    from adapterhub.inference.loader.reading import placing
+    from adapterhub.trust.verify import open_files
+
+    folder, base = (
+        make(lambda _: None, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"]} | settings)),
+        llama(),
+    )
+    together = placing.read_contents(open_files(folder), "a", BaseModel(base))
+    monkeypatch.setattr(placing, "_plain_factors", lambda _subject: None)
+    alone = placing.read_contents(open_files(folder), "a", BaseModel(base))
+
+    assert together.factors == alone.factors
+
+
 def test_saved_module_without_its_tensors_is_refused(make: Any, library: Library) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"])
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapterhub.core.disk import memory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -26,6 +27,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import parse_name
 from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.bank.engines import weights
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from tests.support.bank_adapters import hooks_of, lora, make_folders, with_peft
@@ -184,6 +186,23 @@ def test_memory_of_an_unloaded_adapter_is_free(folders: dict[str, Path], bank: A
     gc.collect()
 
     assert [o for o in gc.get_objects() if isinstance(o, LoadedAdapter)] == []
+
+
+def test_a_choice_keeps_its_numbers_where_the_next_load_takes_used_memory(
+    folders: dict[str, Path], library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smallest = min((folder / WEIGHTS).stat().st_size for folder in folders.values())
+    monkeypatch.setattr(memory, "_SMALL", smallest)  # these files have memory of that kind, and factors are views of it
+    monkeypatch.setattr(weights, "_MUCH_UNUSED", 1)
+    with AdapterBank(llama(), library=library, max_resident=1) as bank:
+        bank.load(folders["b"])
+        with bank.use("b"):
+            bank.load(folders["a"])  # b goes, but is chosen
+            bank.load(folders["c"])
+            torch.testing.assert_close(logits(bank.model), with_peft(folders["b"]), rtol=1e-5, atol=2e-5)
+        for name in "cbacb":
+            bank.load(folders[name])
+            says(bank, name, folders[name])
 
 
 # ---------------------------------------------------------------- from the store

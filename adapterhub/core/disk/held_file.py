@@ -25,8 +25,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any, Final, cast
 
-from adapterhub.core.digests import Digest, digest_of, digest_of_hash
-from adapterhub.core.disk.memory import fresh_memory
+from adapterhub.core.digests import Digest, digest_of_hash
+from adapterhub.core.disk.memory import fresh_memory, kept_memory
 from adapterhub.core.errors import DigestMismatch
 
 PIECE_BYTES: Final = 1 << 20
@@ -37,6 +37,7 @@ REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` f
 _BUFFERS: Final = 3
 """One is filled while another is hashed and a third waits. More of them cost more to zero than they save."""
 _SMALL_BYTES: Final = 128 << 10
+_WORTH_A_THREAD_BYTES: Final = 8 << 20
 _NEAREST_MARKS: Final = 16 << 10
 """The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
@@ -165,7 +166,7 @@ class HeldFile:
                 yield memoryview(self.read(start, start + size))
                 start += size
             return
-        with _Hashing(self._marks) as hashing:
+        with _Hashing(self._marks, in_thread=self.size_bytes > _SMALL_BYTES) as hashing:
             hashing.put(self.start(start))
             for size in sizes:
                 buffer = hashing.buffer()
@@ -187,22 +188,20 @@ class HeldFile:
             DigestMismatch: the file changed since it was hashed.
         """
         if self._memory is None:
-            room = fresh_memory(self.size_bytes)
-            at = len(self._start)
-            room[:at] = self._start
-            if self.size_bytes <= PIECE_BYTES:  # not worth a thread
-                self._read_on(room[at:], at)
-                found = digest_of(room)
-            else:
-                found = self._load_into(room, at)
+            kept = kept_memory(self.size_bytes)
+            room = fresh_memory(self.size_bytes) if kept is None else kept
+            # to read into memory that is there takes a seventh of the hash: a second thread would cost more
+            found = self._load_into(room, in_thread=kept is None and self.size_bytes > _WORTH_A_THREAD_BYTES)
             if self._digest not in (None, found):
                 raise self._changed()
             self._memory, self._digest = room, found
             self.close()
         return self._memory
 
-    def _load_into(self, room: memoryview, at: int) -> Digest:
-        with _Hashing((0, self.size_bytes)) as hashing:
+    def _load_into(self, room: memoryview, *, in_thread: bool) -> Digest:
+        at = len(self._start)
+        room[:at] = self._start
+        with _Hashing((0, self.size_bytes), in_thread=in_thread) as hashing:
             hashing.put(room[:at])
             for size in _even(self.size_bytes - at):
                 self._read_on(room[at : at + size], at)
@@ -299,11 +298,10 @@ class _Beginning(io.RawIOBase):
 class _Hashing:
     """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
 
-    Queues rather than futures, and enough buffers that the hash never waits. A small file is hashed at once: a thread
-    takes longer to start.
+    Queues rather than futures, and enough buffers that the hash never waits. Without `in_thread`, `put` hashes itself.
     """
 
-    def __init__(self, marks: Sequence[int]) -> None:
+    def __init__(self, marks: Sequence[int], *, in_thread: bool) -> None:
         self._marks = marks
         self._hasher = hashlib.sha256()
         self._states = [self._hasher.copy()]
@@ -311,7 +309,7 @@ class _Hashing:
         self._filled: SimpleQueue[tuple[memoryview, bytearray | None] | None] = SimpleQueue()
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._made = 0
-        self._thread = Thread(target=self._run, name="hash", daemon=True) if marks[-1] > _SMALL_BYTES else None
+        self._thread = Thread(target=self._run, name="hash", daemon=True) if in_thread else None
 
     def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
         if self._thread is not None:

@@ -210,6 +210,8 @@ class AdapterConfig:
         Raises:
             MalformedConfig: E_REGEX when the patterns take too long.
         """
+        if module.rpartition(".")[2] in self._matchers().plain_targets:
+            return True
         try:
             return self._targets(module)
         except PatternTooSlow:
@@ -316,6 +318,8 @@ class _Matchers:
         wrapped = r"(?:^|.*?\.){}\.(?P<idx>\d+)\." if config.layers_pattern else r".*?\.[^.]*\.(?P<idx>\d+)\."
         needed = config.layers_pattern or config.layers_to_transform
         self.layers = AnyPattern(wrapped, config.layers_pattern or ("",), budget) if needed else None
+        limited = self.excluded or self.exclusions or self.saved or self.layers or config.targets_all
+        self.plain_targets: frozenset[str] = frozenset() if limited else self.targets
 
 
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:

@@ -19,19 +19,19 @@ PREFIX: Final = "base_model.model."
 _PROMPTS_PREFIX: Final = "base_model."
 """The same for methods that wrap no module, such as prompt tuning."""
 
+_UPDATE: Final = ".lora_"
 # PEFT writes neither `.weight` after a magnitude nor `.default` (the adapter's name in memory), but other writers do.
-_UPDATE: Final = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
-)
-_SLOTS: Final[Mapping[tuple[str, str | None], str]] = {
-    ("lora_A", "weight"): "a",
-    ("lora_B", "weight"): "b",
-    ("lora_B", "bias"): "bias",
-    ("lora_embedding_A", None): "ea",
-    ("lora_embedding_B", None): "eb",
-    ("lora_magnitude_vector", None): "magnitude",
-    ("lora_magnitude_vector", "weight"): "magnitude",
+_SLOTS: Final[Mapping[str, str]] = {
+    "A.weight": "a",
+    "B.weight": "b",
+    "B.bias": "bias",
+    "embedding_A": "ea",
+    "embedding_B": "eb",
+    "magnitude_vector": "magnitude",
+    "magnitude_vector.weight": "magnitude",
 }
+"""What follows `.lora_` in the names of the tensors of a pair."""
+
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
 
 
@@ -116,14 +116,14 @@ def _module_of(name: str, marks: tuple[str, ...]) -> str:
 
 
 def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> bool:
-    match = _UPDATE.fullmatch(spec.name)
-    if match is None or not spec.name.startswith(PREFIX):
+    module, _, tail = spec.name.rpartition(_UPDATE)
+    slot = _SLOTS.get(tail)
+    if slot is None or not module or not spec.name.startswith(PREFIX):
         return False
-    module, part, tail = match.groups()
-    slot = _SLOTS.get((part, tail))
-    if slot is None:
-        return False
-    found = parts.setdefault(module.removeprefix(PREFIX), {})
+    module = module.removeprefix(PREFIX)
+    found = parts.get(module)
+    if found is None:
+        found = parts[module] = {}
     if slot in found:
         return False  # `lora_magnitude_vector` and `lora_magnitude_vector.weight` for one module
     found[slot] = spec
@@ -131,9 +131,9 @@ def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> b
 
 
 def _pair(module: str, found: dict[str, TensorSpec]) -> Pair:
-    is_embedding = "ea" in found or "eb" in found
-    kind, keys = ("embedding", ("ea", "eb")) if is_embedding else ("linear", ("a", "b"))
-    a, b = (found.get(key) for key in keys)
+    kind, a, b = "linear", found.get("a"), found.get("b")
+    if "ea" in found or "eb" in found:
+        kind, a, b = "embedding", found.get("ea"), found.get("eb")
     whole = None if a is None or b is None or not (_is_matrix(a.shape) and _is_matrix(b.shape)) else (a, b)
     return Pair(module, kind, a, b, found.get("magnitude"), found.get("bias"), whole)
 

@@ -24,9 +24,10 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = r"(?:0|[1-9]\d{0,17})"
 _PLAIN_ENTRY = re.compile(
     r'"((?!__metadata__")[\w-]+(?:\.[\w-]+)*)":\{"dtype":"([A-Z0-9_]{1,16})",'
-    rf'"shape":\[({_NUMBER}(?:, ?{_NUMBER}){{0,31}})\],"data_offsets":\[({_NUMBER}), ?({_NUMBER})\]\}},(?=")',
+    rf'"shape":\[([\d, ]{{1,640}})\],"data_offsets":\[({_NUMBER}), ?({_NUMBER})\]\}},(?=")',
     re.ASCII,
 ).match
+_PLAIN_SHAPE = re.compile(rf"{_NUMBER}(?:, ?{_NUMBER}){{0,31}}", re.ASCII).fullmatch
 _INT64_MAX = (1 << 63) - 1
 
 
@@ -113,6 +114,7 @@ class _HeaderText:
     def __init__(self, text: str, where: str, limits: Limits, data_start: int) -> None:
         self.text, self.where, self.limits, self.data_start = text, where, limits, data_start
         self.at = 0
+        self.shapes: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
         self.strings = json.JSONDecoder()
         self.entries = json.JSONDecoder(
             object_pairs_hook=_no_duplicates, parse_int=_natural, parse_float=_not_natural, parse_constant=_not_natural
@@ -218,15 +220,30 @@ class _HeaderText:
 
     def plain_entries(self, specs: list[TensorSpec], names: set[str]) -> None:
         """Take the next entries that are spelt as usual and sound; the first that is not goes through all checks."""
-        while len(specs) < self.limits.tensors and (plain := _PLAIN_ENTRY(self.text, self.at)):
+        text, data_start, longest = self.text, self.data_start, self.limits.name_bytes
+        for _ in range(self.limits.tensors - len(specs)):
+            plain = _PLAIN_ENTRY(text, self.at)
+            if plain is None:
+                return
             name, dtype, sizes, begin, stop = plain.groups()
-            shape, start, end = tuple(map(int, sizes.split(","))), int(begin), int(stop)
-            bits = math.prod(shape) * DTYPE_BITS.get(dtype, 0)
-            if not 0 < bits == (end - start) * 8 or name in names or len(name) > self.limits.name_bytes:
+            found = self.shapes.get((dtype, sizes)) or self.plain_shape(dtype, sizes)
+            start, end = int(begin), int(stop)
+            if found is None or found[1] != end - start or name in names or len(name) > longest:
                 return
             names.add(name)
-            specs.append(TensorSpec(name, dtype, shape, self.data_start + start, self.data_start + end))
+            specs.append(TensorSpec(name, dtype, found[0], data_start + start, data_start + end))
             self.at = plain.end()
+
+    def plain_shape(self, dtype: str, sizes: str) -> tuple[tuple[int, ...], int] | None:
+        """A shape that is spelt as usual, and its size in bytes; None where something is odd."""
+        if _PLAIN_SHAPE(sizes) is None:
+            return None
+        shape = tuple(map(int, sizes.split(",")))
+        size_bytes, rest = divmod(math.prod(shape) * DTYPE_BITS.get(dtype, 0), 8)
+        if rest or not size_bytes:
+            return None
+        self.shapes[dtype, sizes] = found = shape, size_bytes
+        return found
 
     def entry_value(self, name: str) -> dict[str, Any]:
         """The object that describes one tensor; it has exactly the keys of the format."""

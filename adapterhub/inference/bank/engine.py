@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +10,16 @@ from adapterhub.inference.bank.updates import Replacement, Update
 from adapterhub.inference.loader.injection import ReadyAdapter
 
 
+def no_memory() -> None:
+    """The reference of an adapter that does not use the memory of its file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedAdapter:
     """An adapter in memory. It stays usable for its holder, even if the bank unloads it meanwhile.
 
     `updates`: by module of the base. `is_additive`: it can have a weight and be added to others. `no_rows`: why it
-    cannot be chosen for some rows of a batch only; "" if it can.
+    cannot be chosen for some rows of a batch only; "" if it can. `memory`: a weak reference to that of its file.
     """
 
     label: str
@@ -24,6 +28,7 @@ class LoadedAdapter:
     size_bytes: int
     is_additive: bool
     no_rows: str = ""
+    memory: Callable[[], object] = no_memory
 
     @property
     def replaced(self) -> frozenset[str]:

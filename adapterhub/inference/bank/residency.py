@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from adapterhub.core.disk.memory import keep
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Term, Whole
@@ -81,25 +82,27 @@ class Residency:
         return chosen
 
     def drop(self, name: str) -> None:
-        """Remove an adapter, if it is there."""
+        """Remove an adapter, if it is there; the next one that is loaded takes its memory."""
         alone = self._adapters.pop(name, None)
         if alone is not None:
             self._bytes -= alone.adapter.size_bytes
+            keep(alone.adapter.memory)
 
     def pin(self, name: str, *, is_pinned: bool) -> None:
         """Protect an adapter from eviction, or end that."""
         (self._pinned.add if is_pinned else self._pinned.discard)(name)
 
     def _to_evict(self, name: str, adapter: LoadedAdapter, keep: Collection[str]) -> list[str]:
-        others = {other: alone.adapter for other, alone in self._adapters.items() if other != name}
-        count, size = len(others) + 1, sum(loaded.size_bytes for loaded in others.values()) + adapter.size_bytes
+        before = self._adapters.get(name)
+        count = len(self._adapters) + (before is None)
+        size = self._bytes + adapter.size_bytes - (before.adapter.size_bytes if before else 0)
         evicted = []
-        for other, loaded in others.items():  # the least recently used first
+        for other, alone in self._adapters.items():  # the least recently used first
             if self._fits(count, size):
                 break
-            if other not in self._pinned and other not in keep:
+            if other != name and other not in self._pinned and other not in keep:
                 evicted.append(other)
-                count, size = count - 1, size - loaded.size_bytes
+                count, size = count - 1, size - alone.adapter.size_bytes
         if not self._fits(count, size):
             bounds = [f"{self._most} adapters"] if self._most is not None else []
             bounds += [f"{self._most_bytes:,} bytes"] if self._most_bytes is not None else []

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.memory import fresh_memory
+from adapterhub.core.disk.memory import large_memory
 
 _PIECE_BYTES: Final = 16 << 20
 _ALIGNED: Final = 64
@@ -33,7 +33,7 @@ class Room:
         size_bytes = math.prod(shape) * like.itemsize
         while len(self._left) < size_bytes:
             if self._next == len(self._pieces):
-                made = fresh_memory(max(size_bytes, _PIECE_BYTES))
+                made = large_memory(max(size_bytes, _PIECE_BYTES))
                 self._pieces.append(torch.frombuffer(made, dtype=torch.uint8))
             self._left = self._pieces[self._next]
             self._next += 1

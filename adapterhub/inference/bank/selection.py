@@ -59,14 +59,14 @@ class Whole:
 class Using:
     """A choice that holds in this context from the call on; as a context manager, until the end of the block.
 
-    The end of the block restores the choice from before the call.
+    The end of the block restores `before`, the choice from before the call.
     """
 
     __slots__ = ("_before", "_current")
 
-    def __init__(self, current: Current, selection: Selection | None) -> None:
+    def __init__(self, current: Current, selection: Selection | None, before: Selection | None) -> None:
         self._current = current
-        self._before = current.get()
+        self._before = before
         current.set(selection)
 
     def __enter__(self) -> Self:

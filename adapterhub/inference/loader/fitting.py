@@ -21,10 +21,10 @@ class Fitting:
 
     def matched(
         self, module: str, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, TensorSpec]:
+    ) -> Mapping[str, TensorSpec]:
         """The tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`). Notes the others."""
         if shapes == {key: spec.shape for key, spec in specs.items()}:
-            return dict(specs)
+            return specs
         for key in shapes.keys() - specs.keys():
             self._missing.append(("E_PAIR", f"`{shown(module)}` has no tensor `{shown(key)}`"))
         for key in specs.keys() - shapes.keys():

@@ -109,6 +109,10 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
 
 def _scales(contents: AdapterContents) -> dict[str, Scale]:
     config = contents.config
+    if not config.rank_pattern and not config.alpha_pattern:
+        name = next(iter(contents.factors), "")
+        scale = Scale(config.rank_of(name), config.alpha_of(name), config.scaling_of(name))
+        return dict.fromkeys(contents.factors, scale)
     called = {name: contents.adapters_name(name) for name in contents.factors}
     return {
         name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))

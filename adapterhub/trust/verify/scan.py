@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
@@ -51,6 +51,8 @@ _WORTH_NUMPY_BYTES: Final = 32 << 20
 _SAMPLE: Final = 512
 _UNSIGNED: Final = bytes(byte & 0x7F for byte in range(256))
 _STRUCT_CODES: Final = {8: "Q", 4: "I", 2: "H"}
+_FLOAT_CODES: Final = {"F64": ("Q", "d", 0), "F32": ("I", "f", 0), "F16": ("H", "e", 0), "BF16": ("I", "f", 16)}
+"""What `struct` calls the codes and the numbers of a dtype, and the bits that the codes lack at the end."""
 FLOATS: Final = frozenset(_KINDS)
 """The dtypes whose numbers are checked: those that the weights of an adapter may have."""
 
@@ -99,17 +101,16 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
     parts: list[tuple[TensorSpec, int, int, int]] = []
     filled = 0
     for spec in file.tensors:
-        done = 0
-        while done < spec.size_bytes:
-            room = PIECE_BYTES - filled
-            take = min(spec.size_bytes - done, room)
-            if take < spec.size_bytes - done:
+        done, size_bytes = 0, spec.end - spec.start
+        while done < size_bytes:
+            take = min(size_bytes - done, PIECE_BYTES - filled)
+            if take < size_bytes - done:
                 take -= take % 8
             if take:
                 parts.append((spec, filled, filled + take, done))
                 filled += take
                 done += take
-            if done < spec.size_bytes:
+            if done < size_bytes:
                 yield _Run(size_bytes=filled, parts=tuple(parts))
                 parts, filled = [], 0
     if parts:
@@ -130,25 +131,37 @@ class _Looks:
             if kind is None:
                 continue
             parts = tuple(group)
-            first = parts[0][1]
-            found = self.look_at(view[first : parts[-1][2]], kind, [start - first for _, start, _, _ in parts])
-            for (spec, _, _, before), (largest, odd) in zip(parts, found, strict=True):
-                self.codes[spec.name] = max(largest, self.codes.get(spec.name, 0))
-                if odd is not None:
-                    self.odd.setdefault(spec.name, before // kind.width + odd)
+            (spec, first, _, before), last = parts[0], parts[-1][2]
+            most, odd = self.look_at(view[first:last], kind, [start - first for _, start, _, _ in parts])
+            if before:  # the rest of a tensor
+                most[0] = max(most[0], self.codes[spec.name])
+            self.codes.update(zip([part[0].name for part in parts], most, strict=True))
+            for i, at in odd.items():
+                spec, _, _, before = parts[i]
+                self.odd.setdefault(spec.name, before // kind.width + at)
 
     def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
-        return {
-            name: TensorNumbers(math.inf, self.odd[name])
-            if name in self.odd
-            else TensorNumbers(_KINDS[spec.dtype].layout.magnitude(self.codes[name]), None)
-            for spec in file.tensors
-            if (name := spec.name) in self.codes
-        }
+        found: dict[str, TensorNumbers] = {}
+        for dtype, specs in groupby(file.tensors, lambda spec: spec.dtype):
+            names = [spec.name for spec in specs if spec.name in self.codes]
+            largest = _magnitudes(dtype, [self.codes[name] for name in names])
+            found.update(zip(names, map(TensorNumbers, largest, repeat(None)), strict=True))
+        return found | {name: TensorNumbers(math.inf, at) for name, at in self.odd.items()}
 
 
-_Look = Callable[[memoryview, _Kind, list[int]], Iterable[tuple[int, int | None]]]
-"""The largest code of each tensor and the index of its first odd one, from the offsets at which the tensors begin."""
+def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
+    if dtype not in _FLOAT_CODES:
+        return [_KINDS[dtype].layout.magnitude(code) for code in codes]
+    of_codes, of_floats, shift = _FLOAT_CODES[dtype]
+    raw = struct.pack(f"<{len(codes)}{of_codes}", *(code << shift for code in codes))
+    return struct.unpack(f"<{len(codes)}{of_floats}", raw)
+
+
+_Look = Callable[[memoryview, _Kind, list[int]], tuple[list[int], dict[int, int]]]
+"""The largest code of each tensor, and the index of the first odd number by tensor that has one.
+
+The argument after the kind are the offsets at which the tensors begin.
+"""
 
 
 def _look_for(file: TensorFile) -> _Look:
@@ -165,26 +178,27 @@ def look_with_numpy() -> _Look:
 
     scratch = np.empty(PIECE_BYTES, np.uint8)
 
-    def look(view: memoryview, kind: _Kind, starts: list[int]) -> Iterable[tuple[int, int | None]]:
+    def look(view: memoryview, kind: _Kind, starts: list[int]) -> tuple[list[int], dict[int, int]]:
         dtype = np.dtype(f"<u{kind.width}")
         codes = scratch[: len(view)].view(dtype)
         np.bitwise_and(np.frombuffer(view, dtype), dtype.type(kind.mask), out=codes)
         places = [start // kind.width for start in starts]
         most: list[int] = np.maximum.reduceat(codes, places).tolist()
-        for largest, begin, end in zip(most, places, [*places[1:], len(codes)], strict=True):
-            yield largest, int((codes[begin:end] > kind.largest).argmax()) if largest > kind.largest else None
+        odd = [i for i, largest in enumerate(most) if largest > kind.largest] if max(most) > kind.largest else []
+        ends = [*places[1:], len(codes)]
+        return most, {i: int((codes[places[i] : ends[i]] > kind.largest).argmax()) for i in odd}
 
     return look
 
 
-def look_at_bytes(view: memoryview, kind: _Kind, starts: list[int]) -> Iterable[tuple[int, int | None]]:
+def look_at_bytes(view: memoryview, kind: _Kind, starts: list[int]) -> tuple[list[int], dict[int, int]]:
     """As `look_with_numpy`, but the largest code may be any that begins with the same byte as the true one.
 
     The leading byte holds most of the exponent. The other bytes are looked at where it does not decide: when a number
     may be odd or more than float32 holds, and when all may be zero.
     """
-    for start, end in zip(starts, [*starts[1:], len(view)], strict=True):
-        yield _look_at_one(bytes(view[start:end]), kind)
+    found = [_look_at_one(bytes(view[a:b]), kind) for a, b in zip(starts, [*starts[1:], len(view)], strict=True)]
+    return [largest for largest, _ in found], {i: odd for i, (_, odd) in enumerate(found) if odd is not None}
 
 
 def _look_at_one(raw: bytes, kind: _Kind) -> tuple[int, int | None]:

@@ -209,7 +209,7 @@ class UsingPeft(Using):
         self._found = found
         self._attached: Attached | None = None
         self._alone = Alone(found.label)
-        super().__init__(engine.current, self._alone)
+        super().__init__(engine.current, self._alone, engine.current.get())
 
     def __enter__(self) -> Self:
         try:

@@ -7,6 +7,7 @@ refuses the adapter: no file can reach a weight of the base.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 
@@ -36,10 +37,15 @@ def read_contents(subject: Subject, label: str, base: BaseModel, component: str 
     """
     config, header = subject.config, subject.weights
     ensure_attachable(config, label)
-    names = names_for(modules_in(header, config), base, component)
+    plain = _plain_factors(subject)
+    modules = modules_in(header, config) if plain is None else {holder_of(module) for module in plain}
+    names = names_for(modules, base, component)
     sorter = _Sorter(config, base, names)
-    for spec in header.tensors:
-        sorter.place(spec)
+    if plain is None:
+        for spec in header.tensors:
+            sorter.place(spec)
+    else:
+        sorter.take(plain)
     parameters = parameters_in(sorter.factors, config, base, names)
     contents = AdapterContents(
         label=label,
@@ -61,6 +67,25 @@ def read_contents(subject: Subject, label: str, base: BaseModel, component: str 
         raise RefusedAdapter(f"`{shown(label)}` contains tensors that must not reach a model", limited(sorter.findings))
     ensure_complete(contents, base, parameters)
     return contents
+
+
+def _plain_factors(subject: Subject) -> dict[str, dict[str, TensorSpec]] | None:
+    """The factors by the file's modules, where a LoRA has nothing else, as most do; None where it may."""
+    config, keys = subject.config, subject.keys
+    if not config.is_lora or config.saved_modules or any(variant.marks for variant in config.variants.values()):
+        return None
+    if keys.saved or keys.biases or keys.tokens or keys.copies or keys.others:
+        return None
+    factors: dict[str, dict[str, TensorSpec]] = {}
+    for module, kind, a, b, magnitude, bias, _ in keys.pairs:
+        if kind != "linear" or a is None or b is None or ".modules_to_save" in module:
+            return None
+        factors[module] = found = {"lora_A.weight": a, "lora_B.weight": b}
+        if magnitude is not None:
+            found["lora_magnitude_vector.weight"] = magnitude
+        if bias is not None:
+            found["lora_B.bias"] = bias
+    return factors
 
 
 def _factor_pattern(config: AdapterConfig) -> re.Pattern[str]:
@@ -97,6 +122,11 @@ class _Sorter:
         self._embeddings = base.embeddings
         self._savable = config.saved_modules
         self._factor = _factor_pattern(config)
+
+    def take(self, factors: Mapping[str, dict[str, TensorSpec]]) -> None:
+        """Find the places of the factors of a plain LoRA."""
+        for module, specs in factors.items():
+            self.factors.setdefault(self._here(module), {}).update(specs)
 
     def place(self, spec: TensorSpec) -> None:
         """Find the place of one tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
@@ -48,19 +49,19 @@ def _halves(subject: Subject) -> Iterator[Finding]:
     pairs = subject.keys.pairs
     if not pairs and not subject.keys.tokens:
         yield _error("E_PAIR", "holds no LoRA pair", "tensors named `base_model.model.….lora_A.weight` and `lora_B`")
-    for half, missing in (("A", "b"), ("B", "a")):
-        alone = [p.module for p in pairs if getattr(p, missing) is None and getattr(p, half.lower()) is not None]
+    broken = [p for p in pairs if p.a is None or p.b is None]
+    for half, other in (("A", "B"), ("B", "A")):
+        alone = [p.module for p in broken if (p.a if half == "A" else p.b) is not None]
         if alone:
-            other = missing.upper()
             yield _error("E_PAIR", f"lora_{half} without lora_{other} on {some(alone)}", "both halves of every pair")
-    odd = [p.module for p in pairs if p.a is None and p.b is None]
+    odd = [p.module for p in broken if p.a is None and p.b is None]
     if odd:
         yield _error("E_PAIR", f"parts of a LoRA pair without its matrices on {some(odd)}")
 
 
 def _shapes(subject: Subject) -> Iterator[Finding]:
     pairs = subject.keys.pairs
-    specs = [spec for pair in pairs for spec in (pair.a, pair.b) if spec is not None]
+    specs = [spec for pair in pairs if not pair.whole for spec in (pair.a, pair.b) if spec is not None]
     flat = [f"{s.name} {list(s.shape)}" for s in specs if len(s.shape) < _MATRIX or not all(s.shape)]
     if flat:
         yield _error(
@@ -83,10 +84,10 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
 
 def _is_layout(pair: Pair) -> bool:
     assert pair.whole
-    a, b = pair.whole
-    if len(a.shape) != len(b.shape) or (pair.kind == "embedding" and len(a.shape) != _MATRIX):
-        return False
-    return set(b.shape[_MATRIX:]) <= {1}
+    a, b = len(pair.whole[0].shape), pair.whole[1].shape
+    if a == len(b) == _MATRIX:
+        return True
+    return a == len(b) and pair.kind != "embedding" and set(b[_MATRIX:]) <= {1}
 
 
 def _vectors(pair: Pair) -> Iterator[str]:
@@ -102,6 +103,7 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
     apart: list[str] = []
     against: dict[tuple[int, int], list[str]] = defaultdict(list)
     high: list[str] = []
+    usual = set() if config.rank_pattern else {config.rank_of("")}
     for pair in subject.keys.pairs:
         if not pair.whole or not _is_layout(pair):
             continue
@@ -110,13 +112,16 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
         if a.shape[0] != b.shape[1] and not grouped:
             apart.append(f"{pair.module} ({a.shape[0]} and {b.shape[1]})")
             continue
+        # The A of an embedding is as wide as its vocabulary.
+        is_high = a.shape[0] > min(b.shape[0], math.prod(a.shape[1:]))
+        if a.shape[0] in usual and not is_high:
+            continue
         parameters = config.parameters_of(pair.module)
         ranks = {config.rank_of(name) for name in parameters or (owner(pair.module),)}
         experts = bool(parameters) and any(a.shape[0] % rank == 0 for rank in ranks)  # a pair for each, side by side
         if a.shape[0] not in ranks and not experts:
             against[a.shape[0], min(ranks)].append(pair.module)
-        # The A of an embedding is as wide as its vocabulary.
-        if pair.rank > min(b.shape[0], _width(a.shape)) and not experts:
+        if is_high and not experts:
             high.append(pair.module)
     if apart:
         yield _error("E_RANK", f"A and B differ in rank on {some(apart)}")
@@ -125,13 +130,6 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
     if high:
         message = f"the rank is larger than the matrix on {some(high)}; a lower rank can hold the same update"
         yield Finding(code="W_RANK", severity="warning", where=WEIGHTS_FILE, message=message)
-
-
-def _width(shape: tuple[int, ...]) -> int:
-    width = 1
-    for size in shape[1:]:
-        width *= size
-    return width
 
 
 def _targets(subject: Subject) -> Iterator[Finding]:

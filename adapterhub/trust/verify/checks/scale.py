@@ -31,9 +31,10 @@ def check(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if not config.is_lora:
         return
-    places = [_place(subject, pair) for pair in subject.keys.pairs]
-    scales = [config.scaling_of(name) for name in places]
-    groups = Counter(zip(scales, map(config.alpha_of, places), map(config.rank_of, places), strict=True))
+    pairs, has_patterns = subject.keys.pairs, config.rank_pattern or config.alpha_pattern
+    places = [_place(subject, pair) for pair in pairs] if has_patterns else [""] * len(pairs)
+    known = {name: (config.scaling_of(name), config.alpha_of(name), config.rank_of(name)) for name in set(places)}
+    groups = Counter(known[name] for name in places)
     divisor = "sqrt({})" if config.use_rslora else "r {}"
     for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
         modules = "1 module" if count == 1 else f"{count} modules"
@@ -42,7 +43,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     if len(groups) > _MOST_GROUPS:
         message = f"{len(groups) - _MOST_GROUPS} more scales"
         yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
-    yield from _overflows(subject, scales)
+    yield from _overflows(subject, [known[name][0] for name in places])
 
 
 def _place(subject: Subject, pair: Pair) -> str:
@@ -52,7 +53,10 @@ def _place(subject: Subject, pair: Pair) -> str:
 
 def _overflows(subject: Subject, scales: list[float]) -> Iterator[Finding]:
     """The first module whose update is too large. Only where a bound allows it is the update itself made, in rows."""
-    left = _MAX_MULTIPLICATIONS
+    left, largest = _MAX_MULTIPLICATIONS, max((found.largest for found in subject.numbers.values()), default=0.0)
+    rank = max((pair.rank for pair in subject.keys.pairs), default=0)
+    if largest * largest * rank * max([1.0, *map(abs, scales)]) <= min(_LARGEST.values()):
+        return  # nearly always
     for pair, scale in zip(subject.keys.pairs, scales, strict=True):
         factor = max(1.0, abs(scale))  # programs multiply B and A first, and infinity stays infinity
         suspect = _bound(subject, pair, factor)
