@@ -71,7 +71,7 @@ def look_ahead(library: Library, specs: Sequence[AdapterSpec], places: Sequence[
 
 
 def forget_ahead(places: Sequence[Source]) -> None:
-    """Drop what servers answered ahead and nobody asked: it may be old soon."""
+    """Drop what servers answered ahead to requests that never came: it may be old soon."""
     for source in places:
         if (look := getattr(source, "look_ahead", None)) is not None:
             look(())

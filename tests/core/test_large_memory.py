@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from adapterhub.core.disk.memory import keep, keep_none, large_memory
+from adapterhub.core.disk.memory import keep, keep_none, large_memory, used_memory
 
 SIZE = 3 << 20
 
@@ -62,3 +62,19 @@ def test_small_memory_is_never_kept() -> None:
     keep(lambda: bytearray(5))
 
     assert bytes(large_memory(3)) == bytes(3)
+
+
+def test_the_memory_of_a_block_goes_to_the_next_one_unless_something_still_refers_to_it() -> None:
+    with used_memory(SIZE) as room:
+        first = room.obj
+        room[:2] = b"ab"
+    del room
+    with used_memory(SIZE) as room:
+        assert room.obj is first
+        part = room[:2]
+    del room
+
+    with used_memory(SIZE) as room:
+        assert room.obj is not first
+        room[:2] = b"xy"
+    assert bytes(part) == b"ab"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 _HUGE_PAGE: Final = 2 << 20
@@ -38,6 +39,17 @@ def keep(memory: Callable[[], object]) -> None:
     room = memory()
     if isinstance(room, mmap.mmap):
         _spare.append(room)
+
+
+@contextlib.contextmanager
+def used_memory(size_bytes: int) -> Iterator[memoryview]:
+    """`large_memory` for the block alone; the next caller gets it."""
+    room = large_memory(size_bytes)
+    try:
+        yield room
+    finally:
+        if isinstance(room.obj, mmap.mmap):
+            keep(weakref.ref(room.obj))
 
 
 def keep_none() -> None:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest, Progress, hex_of
-from adapterhub.core.disk.spare_memory import SpareMemory
+from adapterhub.core.disk.memory import used_memory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -137,7 +137,6 @@ class AdapterProvider:
         self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
-        self._memory = SpareMemory(_IN_MEMORY_BYTES)
 
     def close(self) -> None:
         """End all leases and remove their folders."""
@@ -367,7 +366,7 @@ class AdapterProvider:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
-            with self._memory.use() as room:
+            with used_memory(_IN_MEMORY_BYTES) as room:
                 verdict, warnings = self._check(build, folder, room)
             leased = LeasedAdapter(
                 label=(label := f"{build.full_name}=={build.manifest.version}"),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import Path, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
+from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub_registry.access.tokens import Caller, TokenRecord
