@@ -200,8 +200,8 @@ def main() -> None:
     adapt = Adapt(Path(job["folder"]))
     home = adapt.folder / adapt.home
     decide = judge(verb, job, adapt)
-    # which only the scan of weights above 32 MB, a pattern in a config, and a fraction in a manifest import
-    for late in ("numpy", "regex", "rfc8785"):
+    # which only large weights, a pattern in a config, a fraction in a manifest, and a hint at a base import
+    for late in ("numpy", "regex", "rfc8785", "difflib"):
         importlib.import_module(late)
     for number in range(2):  # all that is imported late is here afterwards
         decide({"path": job["good"]}, f"good{number}")
