@@ -4,7 +4,7 @@ The figures stand in `docs/explanation/charts.json`. A panel has lines, on axes 
 colours follow the reader's light or dark theme. A FILE holds what benchmarks printed, such as `tests.bench.compare
 --printed FILE` writes, or `python -m tests.bench.bench_bank | tee -a FILE`. Its numbers take the place of those of the
 series: each regular expression of `found_by` finds one or more of them, in the order of the series. What is not in the
-files stays as it is, and so do series without `found_by`, which are the past or computed.
+files keeps its number. So does a series without `found_by`: an earlier version measured it, or it is computed.
 """
 
 from __future__ import annotations

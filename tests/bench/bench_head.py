@@ -4,7 +4,7 @@
 
 Each server has a client of its own, which sends one request after the other; all clients send at once. Several servers
 share PostgreSQL; on SQLite a second server is refused. As many servers answer the empty route, in turns, and the least
-of the rounds counts. CPU is that of the servers; PostgreSQL's own comes on top and is told apart.
+of the rounds counts. CPU is that of the servers; a second figure adds PostgreSQL's own.
 """
 
 from __future__ import annotations

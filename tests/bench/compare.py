@@ -69,7 +69,7 @@ def run(command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that ran: what it printed, its seconds, and each of its figures as kept and as it is now.
+    """A command that ran: what it printed, its seconds, and the kept and the new value of each of its figures.
 
     In place of a figure that was not printed stands the last line that was.
     """

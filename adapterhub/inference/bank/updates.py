@@ -35,9 +35,8 @@ def first_input(args: Args, kwargs: Kwargs) -> Tensor:
     return first
 
 
-@dataclass(
-    slots=True, kw_only=True, eq=False
-)  # frozen, it takes three times as long to make, and a load makes hundreds
+# frozen, it takes three times as long to make, and a load makes hundreds
+@dataclass(slots=True, kw_only=True, eq=False)
 class LinearUpdate:
     """Low-rank pair of a linear layer: `a` [r, in], `b` [out, r], and the `bias` [out] of B or None."""
 
