@@ -7,7 +7,7 @@ import atexit
 import functools
 import logging
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
@@ -240,20 +240,21 @@ class AdapterHubResolver:
 
     def followers(self, refresh_aliases: Callable[[], None]) -> Followers:
         """The threads that follow the events of the registries that adapters come from; see `Followers`."""
-        from adapterhub.inference.serving.following import Followers, Reactions, feed_of, renew
+        from adapterhub.inference.serving.following import Followers, Reactions, Renewals, feed_of
 
-        def renew_names(adapters: Collection[tuple[str, str]] | None) -> None:
-            if self._provider is not None:
-                renew(self._provider, adapters)
-
+        renewals = Renewals(lambda: self._provider)
         heard = Reactions(
             served=lambda: {*self._served(), *self.denied.withdrawn()},
             look_for_yanks=self.look_for_yanks,
             refresh_aliases=refresh_aliases,
-            renew=renew_names,
+            renew=renewals.renew,
         )
         return Followers(
-            self._places, lambda place: feed_of(self._of_session().place_source(place)), heard, self._remotes
+            self._places,
+            lambda place: feed_of(self._of_session().place_source(place)),
+            heard,
+            self._remotes,
+            renewals.retry,
         )
 
     def _served(self) -> dict[Digest, str]:

@@ -16,7 +16,7 @@ import pytest
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Event, EventPage, Hub
-from adapterhub.inference.serving import UnreachableRemotes
+from adapterhub.inference.serving import UnreachableRemotes, following, unreachable
 from adapterhub.inference.serving.following import Followers, Reactions
 from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard
@@ -24,6 +24,7 @@ from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.cli.test_cli_verbs_remote import World
 from tests.inference.test_model_names import Engine
 from tests.registry.running import Running, running
+from tests.support.faulty_proxy import Answer, Proxy, Request, Steps, faulty, status, whole
 from tests.support.standin_vllm import make_standin
 from tests.support.tiny import make_adapter
 
@@ -126,6 +127,35 @@ def test_events_stop_an_adapter_bring_it_back_and_move_ranges_but_no_exact_name(
     assert told == [[(410, "")] * 2, (200, "legal-qa==1.1.0"), (200, "legal-qa==1.1.0")]
     assert not [build for build in world.bob.library.builds_named("legal-qa") if build.manifest.version == "1.9.0"]
     sys.stderr.write(f"seconds from the yank to the refusal: {seconds:.2f}\n")
+
+
+def test_a_registry_that_fails_at_an_event_is_asked_again(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unreachable, "REST_S", 0.0)
+    monkeypatch.setattr(following, "LOOK_S", 0.1)
+    world.publish("1.2.0")
+    commit = hide(world, "1.2.0")
+    name = f"{world.team}/legal-qa"
+    failing = [status(500), status(500)]
+
+    def fault(request: Request, told: Answer) -> Steps:
+        return (failing.pop() if failing else whole)(request, told)
+
+    async def run(proxy: Proxy) -> None:
+        async with engine.life():
+            assert await answer(engine, name) == (200, "legal-qa==1.1.0")
+            await until(lambda: _true(follows(engine, proxy.url)))
+            proxy.faults[f"{name}/versions"] = fault
+            await asyncio.to_thread(show, world, "1.2.0", commit)
+            await until(lambda: _is(engine, name, (200, "legal-qa==1.2.0")))
+
+    with faulty(world.server.url) as proxy:
+        world.bob.ok("remote", "remove", "ours")
+        world.bob.ok("remote", "add", "ours", proxy.url, "--namespaces", world.team)
+        asyncio.run(run(proxy))
+
+    assert failing == []
 
 
 async def _true(value: bool) -> bool:  # noqa: FBT001

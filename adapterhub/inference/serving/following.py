@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    NoCompatibleRelease,
+    RemoteUnreachable,
+    StoreLocked,
+    shown,
+)
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.inference.serving.provider import AdapterProvider
+from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
 from adapterhub.inference.serving.unreachable import UnreachableRemotes
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ WAIT_S: Final = 20
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 15.0
 LOOK_S: Final = 5.0
-"""How often to look whether there is another registry to follow."""
+"""How often to look whether there is another registry to follow, and what to try again."""
 MOST_PLACES: Final = 16
 
 _log = logging.getLogger("vllm.adapterhub")
@@ -56,7 +64,7 @@ class Followers:
 
     `open_feed` gives the registry at a place, None for a server without a feed. A registry that does not answer is
     tried again after a growing time, and not while it rests in `remotes`. After each start, and after a gap, `heard`
-    gets None: then everything is to be looked up.
+    gets None: then everything is to be looked up. `retry` runs every few seconds.
     """
 
     def __init__(
@@ -65,8 +73,10 @@ class Followers:
         open_feed: Callable[[str], Feed | None],
         heard: Heard,
         remotes: UnreachableRemotes,
+        retry: Callable[[], object] = lambda: None,
     ) -> None:
         self._places, self._open_feed, self._heard, self._remotes = places, open_feed, heard, remotes
+        self._retry = retry
         self._ends = threading.Event()
         self._followed: set[str] = set()
 
@@ -81,12 +91,12 @@ class Followers:
         while not self._ends.is_set():
             try:
                 found = sorted({*self._places()} - self._followed)
+                for place in found[: MOST_PLACES - len(self._followed)]:
+                    self._followed.add(place)
+                    threading.Thread(target=self._follow, args=(place,), name="adapterhub-follow", daemon=True).start()
+                self._retry()
             except Exception:  # noqa: BLE001 - the next look may succeed, and the server goes on
-                _log.exception("the registries to follow could not be listed")
-                found = []
-            for place in found[: MOST_PLACES - len(self._followed)]:
-                self._followed.add(place)
-                threading.Thread(target=self._follow, args=(place,), name="adapterhub-follow", daemon=True).start()
+                _log.exception("the registries to follow could not be listed, or what failed could not be tried again")
             self._ends.wait(LOOK_S)
 
     def _follow(self, place: str) -> None:
@@ -156,21 +166,53 @@ def _adapter(event: Event) -> tuple[str, str]:
     return namespace, name if isinstance(name, str) else repo
 
 
-def renew(provider: AdapterProvider, adapters: Collection[tuple[str, str]] | None) -> None:
-    """Bring what is newer for the names in use that allow several versions, so that the next request gets it.
+class Renewals:
+    """Brings what is newer for the names in use that allow several versions, so that the next request gets it.
 
-    `adapters` are those with new versions, as `(namespace, name)`; None stands for all.
+    `provider` gives the server's provider, None before its first request. An event comes once. So a name whose server
+    did not answer is looked up again by `retry`, after a time that grows. Thread-safe.
     """
-    for name, leased in provider.in_use().items():
-        spec = AdapterSpec.parse(name)
-        if spec.pinned_version is not None or spec.digest_prefix is not None:
-            continue
-        if adapters is not None and not any(spec.name == n and spec.namespace in {None, s} for s, n in adapters):
-            continue
+
+    def __init__(self, provider: Callable[[], AdapterProvider | None]) -> None:
+        self._provider = provider
+        self._late: dict[str, tuple[float, float]] = {}
+        """By name, when it is due again, and how long it waited for that, in seconds."""
+
+    def renew(self, adapters: Collection[tuple[str, str]] | None) -> None:
+        """Look up the names of `adapters` with new versions, as `(namespace, name)`; None stands for all."""
+        for name, (spec, leased) in self._ranges().items():
+            if adapters is None or any(spec.name == n and spec.namespace in {None, s} for s, n in adapters):
+                self._bring(name, spec, leased)
+
+    def retry(self) -> None:
+        """Look up again the names that are due."""
+        due = [name for name, (at, _) in list(self._late.items()) if at <= time.monotonic()]
+        ranges = self._ranges() if due else {}
+        for name in due:
+            if name in ranges:
+                self._bring(name, *ranges[name])
+            else:
+                self._late.pop(name, None)
+
+    def _ranges(self) -> dict[str, tuple[AdapterSpec, LeasedAdapter]]:
+        """The names in use that allow several versions."""
+        provider = self._provider()
+        named = {name: (AdapterSpec.parse(name), one) for name, one in provider.in_use().items()} if provider else {}
+        return {n: of for n, of in named.items() if of[0].pinned_version is None and of[0].digest_prefix is None}
+
+    def _bring(self, name: str, spec: AdapterSpec, leased: LeasedAdapter) -> None:
+        _, waited_s = self._late.pop(name, (0.0, 0.0))
+        provider = self._provider()
+        assert provider is not None  # it knows the name
         try:
             provider.bring_newest(spec, leased)
         except (AdapterNotFound, NoCompatibleRelease):
-            continue
+            return
+        except (RemoteUnreachable, StoreLocked) as error:
+            pause_s = min(2 * waited_s or FIRST_RETRY_S, LONGEST_RETRY_S)
+            self._late[name] = time.monotonic() + pause_s, pause_s
+            if not waited_s:
+                _log.warning("%s stays %s for now: %s", shown(name), leased.label, error.message)
         except AdapterHubError as error:
             _log.warning("%s stays %s: %s", shown(name), leased.label, error.message)
 
