@@ -19,12 +19,13 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import first_fitting
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
+from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
+from adapterhub.library.installed import InstalledRelease
 from adapterhub.library.intake.staging import Staging
 from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Added, Library
@@ -165,15 +166,10 @@ def _plan(
     resolution: Resolution,
     asked: InstallRequest,
 ) -> InstallPlan:
-    here: Installed | None = None
-    place = library.folder_for(release.manifest, release.namespace)
-    if place in build_folders(library.root, place.parent.name):
-        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-            here = library.read_build(place)
-    if here is not None and here.manifest.digest != release.digest:
-        # Another build has the version; report one of another origin as such.
-        Admission(library).ensure_own_origin(here)
-        here = None
+    if source is library and isinstance(release, InstalledRelease):
+        here = release.build if (release.build.folder / MANIFEST_FILE).exists() else None
+    else:
+        here = _installed(library, release)
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
     return InstallPlan(
         release=release,
@@ -184,6 +180,25 @@ def _plan(
         missing=missing,
         asked=asked,
     )
+
+
+def _installed(library: Library, release: Release) -> Installed | None:
+    """The build of `library` that a release of another place is.
+
+    Raises:
+        NamespaceBound: another build has its version, from a place that the namespace does not belong to.
+    """
+    place = library.folder_for(release.manifest, release.namespace)
+    if place not in build_folders(library.root, place.parent.name):
+        return None
+    try:
+        here = library.read_build(place)
+    except FileNotFoundError:  # removed since it was listed
+        return None
+    if here.manifest.digest == release.digest:
+        return here
+    Admission(library).ensure_own_origin(here)
+    return None
 
 
 def asked_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,13 @@ from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
 
 UNKNOWN_BASE = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledRelease(Release):
+    """A build that a library has, as a release."""
+
+    build: Installed
 
 
 class InstalledBuilds:
@@ -92,10 +100,11 @@ class InstalledBuilds:
         """The installed builds under that full name for that base."""
         return Namesakes.among(self.installed(f"{namespace}--{name}" if namespace else name), namespace, base)
 
-    def releases(self, spec: AdapterSpec) -> list[Release]:
+    def releases(self, spec: AdapterSpec) -> list[InstalledRelease]:
         """The builds with a name, as releases: this library as a source."""
         return [
-            Release(
+            InstalledRelease(
+                build=build,
                 manifest=build.manifest,
                 namespace=build.namespace,
                 origin=self.label,

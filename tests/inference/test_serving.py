@@ -29,6 +29,7 @@ from adapterhub.core.errors import (
     UnsupportedAdapter,
     UsageProblem,
 )
+from adapterhub.formats.manifest import Manifest
 from adapterhub.inference.serving import AdapterProvider, ServeSettings, refusal_of
 from adapterhub.inference.serving.vllm import (
     InstalledVllm,
@@ -82,6 +83,18 @@ def test_an_adapter_is_leased_as_an_absolute_folder_named_by_its_digest(provider
     assert leased.folder.name == leased.digest.replace(":", "-")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in leased.folder.iterdir()}
     assert provider.find("legal-qa@base-7b") == leased
+
+
+def test_a_look_up_reads_the_manifest_once(
+    provider: AdapterProvider, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("legal-qa")
+    read, texts = Manifest.read, []
+    monkeypatch.setattr(Manifest, "read", lambda path: texts.append(path) or read(path))
+
+    provider.find("legal-qa")
+
+    assert len(texts) == 1
 
 
 def test_a_leased_adapter_stays_until_the_provider_closes(
