@@ -4,23 +4,29 @@
 
 Two servers run at the same time, and each measurement of one is followed by the same of the other, so that whatever else
 the machine does meets both. Medians, and for first answers the least; one thread.
+
+Both servers find what they load for the first time in the page cache, and neither has it in memory. A first request
+waits until both rest: for a second after each answer, vLLM's processes look for work in a loop that takes a core each.
+"Loading" is the same without a step of the model: `/tokenize` loads the adapter that it names, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.inference.serving import AdapterProvider
 from tests.inference.engines.__main__ import vllm_python
 from tests.inference.engines.served_library import ServedLibrary, make_served_library
@@ -29,9 +35,13 @@ from tests.inference.engines.variants import LINEAR, PROMPTS
 from tests.support.real_base import smollm2_base
 
 FIRST = 16
-"""Adapters whose first answer is timed."""
+"""Adapters whose first answer is timed; as many others are timed without a step."""
 LOADED = 8
 """Adapters that answer in the throughput runs."""
+LATER = 5
+"""Answers with which a first one is compared."""
+REST_S, AT_REST_S, LONGEST_REST_S = 0.1, 0.005, 10.0
+"""Two servers rest that take less than the second in the first, of CPU time; none is waited for longer than the third."""
 CONFIG = {"r": 16, "lora_alpha": 32, "target_modules": LINEAR}
 """19.6 MB in float32."""
 SLOTS = ("--max-lora-rank", "16", "--max-loras", "8", "--max-cpu-loras", "64")
@@ -51,18 +61,51 @@ def side_by_side(served: ServedLibrary, *more: str) -> Iterator[tuple[Server, Se
         yield plugin, other
 
 
-def first_answers(servers: Sequence[Server], names: Sequence[str]) -> list[list[float]]:
-    """Milliseconds of each adapter's first answer of one token, beyond that of its second; one list a server."""
+def wait_for_rest(servers: Sequence[Server]) -> None:
+    processes = [pid for server in servers for pid in group_of(server.pid)]
+    end = time.perf_counter() + LONGEST_REST_S
+    while time.perf_counter() < end:
+        before = cpu_seconds(processes)
+        time.sleep(REST_S)
+        if cpu_seconds(processes) - before < AT_REST_S:
+            return
+
+
+def answer(server: Server, name: str) -> None:
+    assert server.complete(name, PROMPTS[0], 1).status == 200
+
+
+def load(server: Server, name: str) -> None:
+    assert server.post("/tokenize", {"model": name, "prompt": "a"}).status == 200
+
+
+def first_answers(
+    servers: Sequence[Server], names: Sequence[str], ask: Callable[[Server, str], None] = answer
+) -> list[list[float]]:
+    """Milliseconds of each adapter's first answer of one token, beyond the median of the next; one list a server."""
     costs: list[list[float]] = [[] for _ in servers]
-    for name in names:
-        for at, server in enumerate(servers):
+    for number, name in enumerate(names):
+        turns = list(zip(costs, servers, strict=True))
+        for cost, server in turns if number % 2 else turns[::-1]:
+            wait_for_rest(servers)
             times = []
-            for _ in range(3):
+            for _ in range(1 + LATER):
                 start = time.perf_counter()
-                server.complete(name, PROMPTS[0], 1)
+                ask(server, name)
                 times.append(time.perf_counter() - start)
-            costs[at].append(1000 * (times[0] - min(times[1:])))
+            cost.append(1000 * (times[0] - statistics.median(times[1:])))
     return costs
+
+
+def told_of(costs: Sequence[Sequence[float]]) -> dict[str, dict[str, object]]:
+    return {
+        who: {
+            "median": round(statistics.median(one), 1),
+            "least": round(min(one), 1),
+            "all": [round(x, 1) for x in one],
+        }
+        for who, one in zip(("adapterhub", "lora_filesystem_resolver"), costs, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -105,19 +148,28 @@ def compare_rates(ours: tuple[Server, Sequence[str]], theirs: tuple[Server, Sequ
     }
 
 
-def provider_alone(served: ServedLibrary, names: Sequence[str]) -> tuple[float, float]:
-    """Milliseconds for `AdapterProvider.find` the first time and again, without a server."""
+def provider_alone(served: ServedLibrary, names: Sequence[str]) -> dict[str, float]:
+    """Milliseconds for `AdapterProvider.find` the first time and again, without a server; and the floor of the first."""
     with contextlib.closing(
         AdapterProvider(served.library, served.record, engine="vllm@0.32", max_rank=16)
     ) as provider:
         provider.find(names[0])
-        first, again = [], []
+        first, again, hashes = [], [], []
         for name in names[1:]:
             for times in (first, again):
                 start = time.perf_counter()
-                provider.find(name)
+                leased = provider.find(name)
                 times.append(1000 * (time.perf_counter() - start))
-        return statistics.median(first), statistics.median(again)
+            weights = (leased.folder / WEIGHTS_FILE).read_bytes()
+            start = time.perf_counter()
+            hashlib.sha256(weights)
+            hashes.append(1000 * (time.perf_counter() - start))
+    return {
+        "median": round(statistics.median(first), 1),
+        "least": round(min(first), 1),
+        "again": round(statistics.median(again), 3),
+        "floor, SHA-256 of the weights": round(min(hashes), 1),
+    }
 
 
 def main() -> int:
@@ -125,24 +177,25 @@ def main() -> int:
     parser.add_argument("--only", choices=("first",), help="first answers alone, without tokens a second")
     only = parser.parse_args().only
     os.environ["ADAPTERHUB_VLLM_PYTHON"] = str(vllm_python())
-    with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as name, contextlib.ExitStack() as stack:
-        served = make_served_library(Path(name))
-        names = [f"adapter-{at}" for at in range(FIRST)]
-        for at, one in enumerate(names):
-            served.add(one, CONFIG, seed=at)
-        print(json.dumps({"provider alone, ms": provider_alone(served, names)}))
-        modules = [f"m{at}={served.folders[one]}" for at, one in enumerate(names[:LOADED])]
+    with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as folder, contextlib.ExitStack() as stack:
+        served = make_served_library(Path(folder))
+        every = [f"adapter-{at}" for at in range(LOADED + 1 + 2 * FIRST)]
+        for at, name in enumerate(every):
+            served.add(name, CONFIG, seed=at)
+        os.sync()  # or the disk is at work while it is measured
+        names, opening, new = every[:LOADED], every[LOADED], every[LOADED + 1 :]
+        print(json.dumps({"provider alone, ms": provider_alone(served, new)}))
+        modules = [f"m{at}={served.folders[one]}" for at, one in enumerate(names)]
         plugin, other = stack.enter_context(side_by_side(served, "--lora-modules", *modules))
-        costs = first_answers([plugin, other], names)  # which also loads them, for the rates
-        print(json.dumps({"first answer, ms": {
-            who: {"median": round(statistics.median(c), 1), "least": round(min(c), 1), "all": [round(x, 1) for x in c]}
-            for who, c in zip(("adapterhub", "lora_filesystem_resolver"), costs, strict=True)
-        }}), flush=True)  # fmt: skip
+        opened = first_answers([plugin, other], [opening])
+        print(json.dumps({"the first adapter of all, ms": [round(cost, 1) for [cost] in opened]}))
+        for what, ask, part in (("first answer", answer, new[:FIRST]), ("loading", load, new[FIRST:])):
+            print(json.dumps({f"{what}, ms": told_of(first_answers([plugin, other], part, ask))}), flush=True)
         if only == "first":
             return 0
-        served = {f"adapters: {count}": (names[:count], [f"m{at}" for at in range(count)]) for count in (1, 2, 8)}
-        served["the base and an adapter"] = (["base", names[0]], ["base", "m0"])
-        for what, (our_names, their_names) in served.items():
+        asked = {f"adapters: {count}": (names[:count], [f"m{at}" for at in range(count)]) for count in (1, 2, 8)}
+        asked["the base and an adapter"] = (["base", names[0]], ["base", "m0"])
+        for what, (our_names, their_names) in asked.items():
             print(json.dumps({what: compare_rates((plugin, our_names), (other, their_names))}), flush=True)
     return 0
 
