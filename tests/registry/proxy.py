@@ -48,6 +48,7 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:  # noqa: C901 - one handler, tol
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or a body waits 40 ms for its head
 
         def log_message(self, *_: object) -> None:
             pass

@@ -60,6 +60,7 @@ def _server() -> Iterator[tuple[str, Captured]]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or a body waits 40 ms for its head
 
         def log_message(self, *_: object) -> None:
             pass

@@ -76,6 +76,7 @@ def digest_of(data: bytes) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for its head
     server: OciServer
 
     def _answer(self) -> None:
