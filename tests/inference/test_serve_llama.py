@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -77,6 +78,19 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=120)
         with front("127.0.0.1", port, engine, NAMES):
             yield f"http://127.0.0.1:{port}"
+
+
+def test_the_body_of_an_answer_does_not_wait_until_its_head_arrived() -> None:
+    accepted: list[socket.socket] = []
+    with front("127.0.0.1", free_port("127.0.0.1"), 1, NAMES) as server:
+        take = server.get_request
+        server.get_request = lambda: accepted.append((taken := take())[0]) or taken
+        connection = http.client.HTTPConnection(*server.server_address)
+        connection.request("GET", "/v1/models")
+
+        assert connection.getresponse().status == 200
+        assert accepted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: Front
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body of an answer waits 40 ms for its head
     _asked = Asked(route="", request_id="")
     _raw = b""
 
