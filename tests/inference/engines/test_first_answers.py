@@ -27,5 +27,5 @@ def test_a_name_is_looked_up_at_its_first_request_only_and_answers_as_by_vllms_o
 
     assert answers[0] == answers[1]
     assert [len(server.lines(f"] {name} is {name}==1.0.0")) for name in names] == [1] * len(names)
-    tell("first answer beyond the second, adapterhub", f"{statistics.median(ours):.0f} ms")
-    tell("first answer beyond the second, vLLM's own resolver", f"{statistics.median(theirs):.0f} ms")
+    tell("first answer beyond the next, adapterhub", f"{statistics.median(ours):.0f} ms")
+    tell("first answer beyond the next, vLLM's own resolver", f"{statistics.median(theirs):.0f} ms")
