@@ -3,9 +3,14 @@
 The command table is data, and a command's module is imported only when it runs, so `adapt --help` loads only click.
 """
 
+# ruff: noqa: E402 - the rule for garbage has to stand before click is imported
+
 from __future__ import annotations
 
 import gc
+
+gc.set_threshold(25_000)  # what a start imports stays: to look for garbage in it every 700 objects takes a tenth
+
 import importlib
 import os
 import signal
@@ -216,7 +221,6 @@ def cli(quiet: bool, verbose: bool) -> None:
 
 def main() -> NoReturn:
     """Run `adapt`; the entry point of the console script."""
-    gc.set_threshold(20_000)  # what a start imports stays: looking for garbage in it every 700 objects takes a tenth
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have set it to be ignored
         signal.signal(signal.SIGINT, _stop)
@@ -229,6 +233,7 @@ def main() -> NoReturn:
             stream.flush()
         except OSError:  # a full disk, for example; otherwise Python tries again and exits with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    gc.freeze()  # the system takes the memory back: to look for garbage once more at the end takes a tenth, too
     sys.exit(code)
 
 
