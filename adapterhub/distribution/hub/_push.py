@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
@@ -45,6 +44,9 @@ from adapterhub.formats.manifest import (
 )
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 """Files that a new version deletes if only an earlier one has them; every version has manifest and card."""
@@ -182,6 +184,8 @@ class HubRepository:
             ReleaseExists: someone published this version meanwhile.
             NotAllowed: the namespace asks for a contract or a PASS that the version does not have.
         """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
         api, repo, manifest = self._api, self.repo, release.manifest
         if self._tests is not None:
             self._tests.ensure_may_publish(repo, manifest, results, is_new=not self._exists)
