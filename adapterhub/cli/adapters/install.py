@@ -115,10 +115,7 @@ def install(
     from functools import partial
 
     from adapterhub.api.steps.installing import install_all, plan_all, plan_one
-    from adapterhub.api.steps.projects import save_installed
-    from adapterhub.cli.options.lock_changes import tell_only_here
     from adapterhub.core.ranks import RankRange
-    from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:
@@ -136,7 +133,6 @@ def install(
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
     documents: list[dict[str, Any]] = []
-    installed: list[Saved] = []
     plan_it = partial(
         plan_one,
         base=base,
@@ -153,10 +149,14 @@ def install(
         done = install_all(session, plans, sources_of, signatures, bars=session.out, what=what, gate=gate)
         for plan, added in zip(plans, done, strict=True):
             documents.append(_done_document(plan, added) | ({"tests": [gate.results[-1].to_json()]} if gate else {}))
-            installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is None:
         session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
         return
+    from adapterhub.api.steps.projects import save_installed  # what projects need costs a fifth of the start
+    from adapterhub.cli.options.lock_changes import tell_only_here
+    from adapterhub.projects.saving import Saved
+
+    installed = [Saved(spec=plan.asked.spec, bounds=bounds, plan=plan) for plan in plans]
     outcome, synced = save_installed(
         session,
         to_save_in.folder,
