@@ -31,8 +31,6 @@ from adapterhub.distribution.hub._ahead import look_at
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
-from adapterhub.formats.cards.widget import contract_shown
-from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -47,6 +45,8 @@ from adapterhub.trust.signing.provenance import bounded
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+    from adapterhub.formats.contract.contract import Contract
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 """Files that a new version deletes if only an earlier one has them; every version has manifest and card."""
@@ -185,6 +185,8 @@ class HubRepository:
             NotAllowed: the namespace asks for a contract or a PASS that the version does not have.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        from adapterhub.formats.cards.widget import contract_shown
 
         api, repo, manifest = self._api, self.repo, release.manifest
         if self._tests is not None:
