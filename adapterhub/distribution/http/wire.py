@@ -394,7 +394,7 @@ class Wire:
 def user_agent(version: str | None) -> str:
     """What the Hub's client calls itself; its own function for that takes 40 ms to import."""
     origin = [f"origin/{constants.HF_HUB_USER_AGENT_ORIGIN}"] if constants.HF_HUB_USER_AGENT_ORIGIN else []
-    python = ".".join(map(str, sys.version_info[:3]))
+    python = sys.version.split()[0].rstrip("+")
     return "; ".join([f"adapterhub/{version}", f"hf_hub/{hub_version}", f"python/{python}", *origin])
 
 
