@@ -187,7 +187,7 @@ def _say_saved(
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
-    from adapterhub.formats.contract.reading import has_contract
+    from adapterhub.formats.manifest import CONTRACT_FILE
 
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
@@ -205,8 +205,11 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
                 )
         else:
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")
-            if "tests" not in d and has_contract(Path(d["path"])):
-                session.out.hint(f"it has a contract; `adapt test {d['name']}` asks it on your base")
+            if "tests" not in d and any(entry["path"] == CONTRACT_FILE for entry in d["files"]):
+                from adapterhub.formats.contract.reading import has_contract
+
+                if has_contract(Path(d["path"])):
+                    session.out.hint(f"it has a contract; `adapt test {d['name']}` asks it on your base")
 
 
 def _plan_document(plan: InstallPlan) -> dict[str, Any]:
