@@ -228,13 +228,15 @@ def main() -> NoReturn:
     # A stream is None when the caller closed it.
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as above
-    code = _run()
+    try:
+        code = _run()
+    finally:  # `verify` leaves by SystemExit
+        gc.freeze()  # the system takes the memory back: to look for garbage once more at the end takes a tenth, too
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:  # a full disk, for example; otherwise Python tries again and exits with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    gc.freeze()  # the system takes the memory back: to look for garbage once more at the end takes a tenth, too
     sys.exit(code)
 
 
