@@ -93,6 +93,7 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(700, 10, 10)  # that of `adapt`, which some test imported, is for short runs
         gc.enable()
         # pytest adds its handlers to each logger that passes nothing on, six times a test: torch has 87 of them
         for name, logger in logging.root.manager.loggerDict.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -243,6 +242,8 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 def printable(text: str) -> str:
     """`text` of several lines without control characters, with which a model could control a terminal."""
+    import unicodedata
+
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 

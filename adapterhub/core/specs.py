@@ -204,7 +204,8 @@ class AdapterSpec:
         Raises:
             SpecError: `version` is not one.
         """
-        return _specifier_set(self.specifiers).contains(version_of(version), prereleases=True)
+        asked = version_of(version)
+        return not self.specifiers or _specifier_set(self.specifiers).contains(asked, prereleases=True)
 
 
 @lru_cache(maxsize=64)

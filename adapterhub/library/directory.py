@@ -34,7 +34,6 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.formats.cards.card import card_for
-from adapterhub.formats.cards.widget import contract_shown
 from adapterhub.formats.facts import Facts, FactsReader
 from adapterhub.formats.manifest import (
     CARD_FILE,
@@ -296,6 +295,8 @@ class _DirectoryReceiver:
             )
         manifest = self._release.manifest
         (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        from adapterhub.formats.cards.widget import contract_shown
+
         contract = contract_shown(self._temp)
         card = card_for(manifest, base_hub_id=self._release.base_hub_id, contract=contract)
         (self._temp / CARD_FILE).write_text(card, encoding="utf-8")

@@ -21,12 +21,12 @@ from adapterhub.core.disk.files import read_json, read_plain, write_durably
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.errors import NotAllowed, SignatureRefused
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
-from adapterhub.formats.contract.results import Tested
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
 from adapterhub.trust.signing.trust import Trust, TrustFile, clock
 
 if TYPE_CHECKING:
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
@@ -84,6 +84,8 @@ class KeptResults:
             value = read_json(path, _LIMIT_BYTES)
             asked = value["question"]
             if "runner" not in asked if question is None else asked == dict(question):
+                from adapterhub.formats.contract.results import Tested
+
                 return Tested.from_json({**value["result"], "is_cached": True})
         return None
 

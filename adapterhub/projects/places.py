@@ -242,10 +242,10 @@ class SpecSources:
 
     def policy_of(self, source: Source) -> EffectivePolicy | None:
         """The project's signature policy for builds from `source`; None if it sets none."""
-        from adapterhub.projects.locking import remote_of
-
         if self._inside is None or self._project is None:
             return None
+        from adapterhub.projects.locking import remote_of
+
         return self._inside.policy_of(remote_of(self._project, source.place))
 
     def project_sources(self, project: Project) -> ProjectSources:
@@ -276,10 +276,12 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
 
 def project_base(session: Session) -> BaseSpec | None:
     """The base of the session's project; None outside a project, or if the project names none."""
+    project = session.project
+    if project is None or project.base is None:
+        return None
     from adapterhub.projects.locking import in_project
 
-    project = session.project
-    return in_project(project.base, project.folder) if project and project.base else None
+    return in_project(project.base, project.folder)
 
 
 def objection_from(session: Session, exclude_newer: str | None) -> Objection | None:
@@ -288,10 +290,12 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
     Raises:
         UsageProblem: `exclude_newer` cannot be read.
     """
+    project = session.project
+    if project is None and exclude_newer is None:
+        return None
     from adapterhub.projects.file.policy import objection_of
     from adapterhub.projects.values import Policy
 
-    project = session.project
     policy = project.policy if project else Policy()
     if exclude_newer is not None:
         policy = replace(policy, exclude_newer=exclude_newer)

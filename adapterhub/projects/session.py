@@ -157,10 +157,12 @@ class Session:
         Raises:
             NotFound, Malformed: `project_dir` holds no project, or its file is unusable.
         """
+        folder = self.project_folder
+        if folder is None:
+            return None
         from adapterhub.projects.project import read_project
 
-        folder = self.project_folder
-        return None if folder is None else read_project(folder)
+        return read_project(folder)
 
     def need_project(self) -> Project:
         """The project of this session.

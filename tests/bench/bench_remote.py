@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -81,6 +82,14 @@ def seconds(command: list[str], environ: dict[str, str]) -> float:
     return time.perf_counter() - start
 
 
+def cpu_seconds(command: list[str], environ: dict[str, str]) -> float:
+    """User and system seconds of one process that must succeed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds(command, environ)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def peak_mb(pid: int) -> float:
     """Peak resident memory of a process so far, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -133,6 +142,8 @@ def far_away(url: str, delay_ms: float) -> Iterator[str]:
         process.wait(30)
 
 
+_SESSION = "from huggingface_hub import get_session; get_session()"
+_CLIENT = "from huggingface_hub import CommitOperationAdd, HfApi"
 _SNAPSHOTS = "import sys; from huggingface_hub import snapshot_download as get; [get(name) for name in sys.argv[1:]]"
 
 
@@ -176,6 +187,12 @@ def install_together(folder: Path, most: int, megabytes: float, delay_ms: float)
         }
         start = curve.pop(1)
         print(told("install, adapters", curve, start))
+        for what, code in (
+            ("its session", _SESSION),
+            ("its session and sqlite-utils", f"{_SESSION}; import sqlite_utils"),
+        ):
+            floor = min(cpu_seconds([sys.executable, "-c", code], environ(url, "floor")) for _ in range(3))
+            print(f"floor of an install: {floor:.2f} s CPU to start Python with the Hub's client, {what}")
 
 
 def push_growing(folder: Path, runs: int) -> None:
@@ -193,15 +210,13 @@ def push_growing(folder: Path, runs: int) -> None:
                 seconds([adapt, "add", str(folder / name), "--name", name, "-q"], environ)
                 for curve, command in ((ours, [adapt, "push", name, "--to", f"acme/{name}", "-q"]),
                                        (theirs, [hf, "upload", f"acme/their-{name}", str(folder / name)])):  # fmt: skip
-                    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                    seconds(command, environ)
-                    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-                    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-                    curve[size] = min(curve.get(size, used), used)
+                    curve[size] = min(curve.get(size, math.inf), cpu_seconds(command, environ))
                 shutil.rmtree(folder / name)
             print(f"push of {size:,} kB: adapt {ours[size]:.2f} s CPU, hf upload {theirs[size]:.2f} s, "
                   f"ratio {ours[size] / theirs[size]:.2f}")  # fmt: skip
         print(told("push, kB, CPU", ours))
+        floor = min(cpu_seconds([sys.executable, "-c", _CLIENT], environ) for _ in range(runs))
+        print(f"floor of a push: {floor:.2f} s CPU to import the client's part that makes commits")
 
 
 def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, megabytes: float) -> None:

@@ -155,3 +155,22 @@ def test_a_list_of_an_empty_library_imports_nothing_of_builds(tmp_path):
     assert "adapterhub.library.store.rows" in imported
     wings = ("adapterhub.formats", "adapterhub.trust", "adapterhub.library.bases", "adapterhub.library.store.aliases")
     assert [name for name in imported if name.startswith((*wings, "sqlite3", "hashlib"))] == []
+
+
+def test_what_a_start_makes_is_kept_and_later_garbage_is_found():
+    code = (
+        "import gc, sys\n"
+        "import adapterhub.cli as cli\n"
+        "class Node: pass\n"
+        "def run():\n"
+        "    for _ in range(200_000):\n"
+        "        node = Node()\n"
+        "        node.itself = node\n"
+        "    print(gc.get_threshold()[0], gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 100_000)\n"
+        "    return 0\n"
+        "cli._run = run\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stdout.split() == ["20000", "True", "True"], done.stderr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers
 
 from adapterhub.core.errors import (
     AdapterHubError,
@@ -103,6 +106,33 @@ def test_a_request_carries_token_headers_and_times(net: Net) -> None:
     assert (request.headers["accept-encoding"], request.headers["range"]) == ("identity", "bytes=0-1")
     assert "adapterhub/1.2.3" in request.headers["user-agent"]
     assert request.extensions["timeout"] == {"connect": 3.0, "read": 3.0, "write": 3.0, "pool": 3.0}
+
+
+def test_a_server_hears_from_which_program_a_request_is_as_from_the_client(net: Net, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    for origin in (None, "a/1"):
+        monkeypatch.setattr(constants, "HF_HUB_USER_AGENT_ORIGIN", origin)
+        wire().open(f"{HERE}/a")
+        of_the_client = build_hf_headers(token=False, library_name="adapterhub", library_version="1.2.3")
+
+        assert net.came[-1].headers["user-agent"] == of_the_client["user-agent"]
+
+
+def test_a_server_to_install_from_needs_little_of_the_client() -> None:
+    code = "import sys, adapterhub.distribution.hub as h; h.Hub(endpoint='http://127.0.0.1:9', token='t'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+
+    assert "huggingface_hub.errors" in imported
+    unneeded = (
+        "huggingface_hub.hf_api",
+        "huggingface_hub._commit_api",
+        "yaml",
+        "filelock",
+        "tqdm",
+        "packaging.specifiers",
+    )
+    assert [name for name in imported if name in unneeded] == []
 
 
 def test_no_longer_than_usual_is_waited_for_a_connection(net: Net) -> None:

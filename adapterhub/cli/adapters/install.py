@@ -115,10 +115,7 @@ def install(
     from functools import partial
 
     from adapterhub.api.steps.installing import install_all, plan_all, plan_one
-    from adapterhub.api.steps.projects import save_installed
-    from adapterhub.cli.options.lock_changes import tell_only_here
     from adapterhub.core.ranks import RankRange
-    from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:
@@ -136,7 +133,6 @@ def install(
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
     documents: list[dict[str, Any]] = []
-    installed: list[Saved] = []
     plan_it = partial(
         plan_one,
         base=base,
@@ -153,10 +149,14 @@ def install(
         done = install_all(session, plans, sources_of, signatures, bars=session.out, what=what, gate=gate)
         for plan, added in zip(plans, done, strict=True):
             documents.append(_done_document(plan, added) | ({"tests": [gate.results[-1].to_json()]} if gate else {}))
-            installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is None:
         session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
         return
+    from adapterhub.api.steps.projects import save_installed  # what projects need costs a fifth of the start
+    from adapterhub.cli.options.lock_changes import tell_only_here
+    from adapterhub.projects.saving import Saved
+
+    installed = [Saved(spec=plan.asked.spec, bounds=bounds, plan=plan) for plan in plans]
     outcome, synced = save_installed(
         session,
         to_save_in.folder,
@@ -187,7 +187,7 @@ def _say_saved(
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
-    from adapterhub.formats.contract.reading import has_contract
+    from adapterhub.formats.manifest import CONTRACT_FILE
 
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
@@ -205,8 +205,11 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
                 )
         else:
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")
-            if "tests" not in d and has_contract(Path(d["path"])):
-                session.out.hint(f"it has a contract; `adapt test {d['name']}` asks it on your base")
+            if "tests" not in d and any(entry["path"] == CONTRACT_FILE for entry in d["files"]):
+                from adapterhub.formats.contract.reading import has_contract
+
+                if has_contract(Path(d["path"])):
+                    session.out.hint(f"it has a contract; `adapt test {d['name']}` asks it on your base")
 
 
 def _plan_document(plan: InstallPlan) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from adapterhub.core.aliases import Alias
@@ -57,6 +57,9 @@ from adapterhub.distribution.hub._withdrawal import Withdrawal
 from adapterhub.formats.manifest import MANIFEST_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import HUB_URL
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 __all__ = [
     "PAGE",
@@ -99,15 +102,22 @@ class Hub:
         """`silence_s`: how long to wait for the server's next byte [default: 30 s]."""
         self.endpoint = endpoint.rstrip("/")
         self.label = label or f"hub `{self.endpoint}`"
-        # token=False: never fall back on an environment token that is for another server
-        self._api = HfApi(
-            endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
-        )
-        self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
+        self._token, self._version = token or None, version or None
+        self._wire = Wire(self.endpoint, self._token, version=self._version, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
         self._places: dict[str, PublishedVersion] = {}
         self._features: frozenset[str] | None = None
         self._feed: Wire | None = None
+
+    @cached_property
+    def _api(self) -> HfApi:
+        """The Hub's client, made for what it alone can do: its import costs as much as half of an install."""
+        from huggingface_hub import HfApi
+
+        # token=False: never fall back on an environment token that is for another server
+        return HfApi(
+            endpoint=self.endpoint, token=self._token or False, library_name="adapterhub", library_version=self._version
+        )
 
     @property
     def place(self) -> str:
@@ -361,8 +371,8 @@ class Hub:
 
     def hurried(self) -> Hub:
         """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
-        token = self._api.token if isinstance(self._api.token, str) else None
-        return Hub(endpoint=self.endpoint, token=token, label=self.label, silence_s=min(HURRY_S, self._wire.silence_s))
+        silence_s = min(HURRY_S, self._wire.silence_s)
+        return Hub(endpoint=self.endpoint, token=self._token, label=self.label, silence_s=silence_s)
 
     def events(self, since: int | None, wait_s: int = 0) -> EventPage:
         """What changed after the number `since`, at the latest after `wait_s` seconds; with None, where to begin.
@@ -371,9 +381,8 @@ class Hub:
         """
         if self._feed is None:
             silence_s = self._wire.silence_s + LONGEST_WAIT_S
-            token = self._api.token if isinstance(self._api.token, str) else None
             client = bounded_client(silence_s)
-            self._feed = Wire(self.endpoint, token, version=None, silence_s=silence_s, client=client)
+            self._feed = Wire(self.endpoint, self._token, version=None, silence_s=silence_s, client=client)
         return events_since(self._feed, since, wait_s)
 
     # ------------------------------------------------------------ other
@@ -405,7 +414,7 @@ class Hub:
     def who(self) -> str:
         """The user of the token; without a token, whether the server is reachable."""
         with self._wire.plainly("connection"):
-            if isinstance(self._api.token, str):
+            if self._token is not None:
                 return f"signed in as {self._name()}"
             # not through the Hub's client, which would try five times over 23 s
             self._wire.get("api/models", {"limit": 1})
@@ -426,10 +435,7 @@ class Hub:
         with self._wire.plainly(f"base `{repo}`"):
             return Path(
                 self._api.snapshot_download(
-                    repo,
-                    revision=revision,
-                    allow_patterns=BASE_FILES,
-                    local_files_only=offline,
+                    repo, revision=revision, allow_patterns=BASE_FILES, local_files_only=offline
                 )
             )
 

@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
@@ -32,8 +31,6 @@ from adapterhub.distribution.hub._ahead import look_at
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
-from adapterhub.formats.cards.widget import contract_shown
-from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -45,6 +42,11 @@ from adapterhub.formats.manifest import (
 )
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from adapterhub.formats.contract.contract import Contract
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 """Files that a new version deletes if only an earlier one has them; every version has manifest and card."""
@@ -182,6 +184,10 @@ class HubRepository:
             ReleaseExists: someone published this version meanwhile.
             NotAllowed: the namespace asks for a contract or a PASS that the version does not have.
         """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        from adapterhub.formats.cards.widget import contract_shown
+
         api, repo, manifest = self._api, self.repo, release.manifest
         if self._tests is not None:
             self._tests.ensure_may_publish(repo, manifest, results, is_new=not self._exists)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
-from packaging.specifiers import SpecifierSet
-
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.hub_ids import is_hub_id
@@ -114,6 +112,8 @@ def alike_on(
         raise UsageProblem(f"`above` {above}: a server lists cosines from {LEAST_COSINE} to 1")
     if "similar" not in features:
         raise UsageProblem(f"{wire.endpoint} does not compare updates", hint="install the adapter and compare here")
+    from packaging.specifiers import SpecifierSet  # 15 ms
+
     fits = SpecifierSet(spec.specifiers, prereleases=True)
     places = [one for one in versions(spec.full_name) if one.yanked is None and fits.contains(one.version or "")]
     if not places:

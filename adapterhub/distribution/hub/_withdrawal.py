@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Final
-
-from huggingface_hub import CommitOperationAdd, HfApi
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, reasons_at
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 SCHEMA: Final = "adapterhub-yanked/1"
 
@@ -72,6 +73,8 @@ class Withdrawal:
             return head
         value = {"schema": SCHEMA, "versions": {v: {"reason": why} for v, why in reasons.items()}}
         data = json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+        from huggingface_hub import CommitOperationAdd
+
         # naming the parent serializes concurrent yanks and pushes
         made = self._api.create_commit(
             repo, [CommitOperationAdd(YANKED_FILE, io.BytesIO(data))], commit_message=message, parent_commit=head

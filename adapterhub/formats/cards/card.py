@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.errors import shown
@@ -23,11 +23,12 @@ from adapterhub.formats.cards.metadata import (
     split_block,
 )
 from adapterhub.formats.cards.usage import usage_of
-from adapterhub.formats.cards.widget import widget_of
-from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.licenses.hub_ids import hub_license
 from adapterhub.formats.manifest import CARD_FILE, Manifest
 from adapterhub.formats.prompts.form import PromptForm
+
+if TYPE_CHECKING:
+    from adapterhub.formats.contract.contract import Contract
 
 CARD_LIMIT_BYTES = 256 << 10
 _FACTS: Final = "\n## Adapter facts\n"
@@ -95,8 +96,11 @@ def make_card(
         matter["base_model"] = base
     if manifest.prompt is not None:
         matter |= _inference(manifest.prompt, matter)
-    if contract is not None and "widget" not in matter and (widget := widget_of(contract)):
-        matter["widget"] = widget
+    if contract is not None and "widget" not in matter:
+        from adapterhub.formats.cards.widget import widget_of
+
+        if widget := widget_of(contract):
+            matter["widget"] = widget
     if manifest.license:
         _state_license(matter, manifest.license, notes)
     front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.formats.contract.contract import WRITERS, Contract
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.manifest import CONTRACT_FILE
+
+if TYPE_CHECKING:
+    from adapterhub.formats.contract.contract import Contract
 
 _SHOWN: Final = 2
 _MOST_CHARACTERS: Final = 2000
@@ -20,6 +23,8 @@ def widget_of(contract: Contract) -> list[dict[str, Any]]:
 
     A hub sends `text` unchanged, so the prompt's frame is in it; it puts `messages` into the base's chat template.
     """
+    from adapterhub.formats.contract.contract import WRITERS
+
     if contract.visibility != "public" or contract.kind not in WRITERS:
         return []
     form, found = contract.prompt, []
@@ -38,6 +43,10 @@ def widget_of(contract: Contract) -> list[dict[str, Any]]:
 
 def contract_shown(folder: Path) -> Contract | None:
     """The contract in a folder, for its card; None without a sound one, which other checks refuse."""
+    if not os.path.lexists(folder / CONTRACT_FILE):  # as most are: the reader is not imported
+        return None
+    from adapterhub.formats.contract.reading import contract_in
+
     with contextlib.suppress(AdapterHubError):
         return contract_in(folder)
     return None

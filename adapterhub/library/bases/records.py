@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import read_plain
@@ -12,10 +13,12 @@ from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
-from adapterhub.formats.base.pipelines import Looked, look_at
 from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.library.bases.record import LIMIT_BYTES, BaseRecord, check_alias, default_alias, parsed
+
+if TYPE_CHECKING:
+    from adapterhub.formats.base.pipelines import Looked
 
 __all__ = ["BaseRecord", "Bases"]
 
@@ -160,6 +163,8 @@ class Bases:
         progress: Progress | None = None,
     ) -> BaseRecord:
         """The base in the folder or file `path` now, without registering it; see `look_at`."""
+        from adapterhub.formats.base.pipelines import look_at
+
         place = Path(absolute(path))
         looked = look_at(
             place, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit

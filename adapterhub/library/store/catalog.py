@@ -356,9 +356,11 @@ def row_of(build: Installed, root: Path) -> BuildRow:
 
 def _contract_of(build: Installed) -> Contract | None:
     """The contract of a build, for the examples in it; None without a sound one, which other checks refuse."""
+    if build.manifest.file(CONTRACT_FILE) is None:
+        return None
     from adapterhub.formats.cards.widget import contract_shown
 
-    return contract_shown(build.folder) if build.manifest.file(CONTRACT_FILE) is not None else None
+    return contract_shown(build.folder)
 
 
 def base_row_of(record: BaseRecord) -> BaseRow:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.results import (
     KeptResults,
     ResultFiles,
@@ -90,6 +90,8 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
 
 def sign_results(library: Library, build: Installed, results: Sequence[Tested], signer: SigningKey) -> None:
     """Sign the verdicts that a test before a push gave, so that they go along."""
+    from adapterhub.api.steps.contracts.subjects import subject_of_build
+
     for one in results:
         if one.digest == build.manifest.digest:
             state_result(library, subject_of_build(build), one, signer)
@@ -137,6 +139,10 @@ def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
 
 def contract_line(library: Library, build: Installed) -> str:
     """Whether a build has a contract, and when it was last tested by it on this machine."""
+    if build.manifest.file(CONTRACT_FILE) is None:
+        return "no contract"
+    from adapterhub.api.steps.contracts.subjects import subject_of_build
+
     try:
         contract = subject_of_build(build).contract()
     except CouldNotTell:
