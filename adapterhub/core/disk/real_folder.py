@@ -125,8 +125,12 @@ class RealFolder:
             OSError: something has the name.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o644, dir_fd=self.handle), "wb") as sink:
-            sink.write(data)
+        handle = os.open(name, flags, 0o644, dir_fd=self.handle)
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        finally:
+            os.close(handle)
 
     def rename(self, old: str, new: str) -> None:
         """Rename `old` to `new`."""
