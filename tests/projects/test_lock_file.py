@@ -15,8 +15,17 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Malformed, NotFound
 from adapterhub.core.specs import parse_name
 from adapterhub.projects.file.reading import parse_project
+from adapterhub.projects.lock._lines import value_of
 from adapterhub.projects.lock._usual import usual_adapters
-from adapterhub.projects.lock.lockfile import _closely, _quickly, lock_text, parse_lock, read_lock, write_lock
+from adapterhub.projects.lock.lockfile import (
+    _closely,
+    _quickly,
+    lock_text,
+    parse_lock,
+    read_lock,
+    source_table,
+    write_lock,
+)
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.values import (
     Lock,
@@ -213,9 +222,9 @@ def test_usual_adapters_are_read_in_one_match_each():
     usual = adapter("a", base=None, rank=None, group="more"), adapter("b", name="acme/b", source=remote)
     text = lock_text(Lock(base=None, adapters=usual))
 
-    found, rest = usual_adapters(text)
+    found, rest = usual_adapters(text, lambda source: value_of(source_table(source)))
 
-    assert tuple(found) == usual
+    assert tuple(entry for entry, _ in found.values()) == usual
     assert rest == lock_text(Lock(base=None))
 
 

@@ -1,7 +1,8 @@
 """Reads the usual tables of a lock, one match each. Whatever looks otherwise is left to the general reader.
 
 A lock of 16,000 adapters is read in a quarter of the time. Nothing is accepted here that the general reader refuses:
-each value goes through the same parsers, and the caller compares the printed lock with the whole text.
+each value goes through the same parsers, the pattern allows only what `lock_text` prints, and the caller compares the
+lock, printed with these tables as they came, with the whole text.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from adapterhub.projects.lock._entries import (
 from adapterhub.projects.lock._lines import parse_value
 from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource
 
-_WORD: Final = r'"([^"\\\n]{1,1000})"'
+_WORD: Final = r'"([ !#-\[\]-~]{1,1000})"'  # what needs no escape
 _DIGEST: Final = r'"(sha256:[0-9a-f]{64})"'
 _ADAPTER: Final = re.compile(
     rf"\n\[\[adapter\]\]\nkey = {_WORD}\nwanted = {_WORD}\nname = {_WORD}\nversion = {_WORD}\ndigest = {_DIGEST}\n"
@@ -35,16 +36,32 @@ _ADAPTER: Final = re.compile(
 _FILE: Final = re.compile(rf"  \{{ path = {_WORD}, sha256 = {_DIGEST}, size = (0|[1-9][0-9]{{0,17}}) \}},\n")
 
 
-def usual_adapters(text: str) -> tuple[list[LockedAdapter], str]:
-    """The adapters that could be read, in the order of the text, and the text without them."""
-    found, rest, at = [], [], 0
-    source_of = lru_cache(maxsize=1 << 10)(_source)
+def usual_adapters(
+    text: str, printed: Callable[[LockedSource], str]
+) -> tuple[dict[AdapterName, tuple[LockedAdapter, str]], str]:
+    """The adapters that could be read, each with its table, by key, and the text without them.
+
+    `printed` prints a source.
+    """
+    found: dict[AdapterName, tuple[LockedAdapter, str]] = {}
+    rest, at = [], 0
+
+    @lru_cache(maxsize=1 << 10)
+    def source_of(told: str) -> LockedSource:
+        reader = SectionReader(Section("", 0, {"source": parse_value(told)}), [])
+        source = reader.source()
+        if reader.problems or printed(source) != told:
+            raise ValueError
+        return source
+
     for match in _ADAPTER.finditer(text):
         try:
             entry = _entry(match, source_of)
         except (AdapterHubError, ValueError):
             continue
-        found.append(entry)
+        if entry.key in found:  # for the general reader to refuse
+            continue
+        found[entry.key] = entry, match[0]
         rest.append(text[at : match.start()])
         at = match.end()
     return found, "".join([*rest, text[at:]])
@@ -60,7 +77,7 @@ def _entry(match: re.Match[str], source_of: Callable[[str], LockedSource]) -> Lo
     elif slash:
         parse_namespace(namespace)
     files = _FILE.findall(listed)
-    if len(files) != listed.count("\n"):
+    if len(files) != listed.count("\n") or files != sorted(files):
         raise ValueError
     entry = LockedAdapter(
         key=AdapterName(key),
@@ -81,11 +98,3 @@ def _entry(match: re.Match[str], source_of: Callable[[str], LockedSource]) -> Lo
     if any(adapter_problems(entry)):
         raise ValueError
     return entry
-
-
-def _source(text: str) -> LockedSource:
-    reader = SectionReader(Section("", 0, {"source": parse_value(text)}), [])
-    source = reader.source()
-    if reader.problems:
-        raise ValueError
-    return source
