@@ -232,9 +232,8 @@ def test_usual_adapters_are_read_in_one_match_each():
 def test_one_match_finds_what_a_close_look_finds_or_leaves_it(lock, data):
     text = lock_text(replace(lock, adapters=(adapter("0"), adapter("00", name="acme/00"), *lock.adapters)))
     at = data.draw(st.integers(0, len(text) - 1))
-    put = data.draw(
-        st.sampled_from(["", "x", "\n", '"', "0", "..", "@", "/", "\u2028", "\n\n[[adapter]]\n", text[:at]])
-    )
+    bits = ["", "x", "\n", '"', "0", "..", "@", "/", "\u2028", "\n\n[[adapter]]\n", text[:at], text[at : at + 40]]
+    put = data.draw(st.sampled_from(bits))
     bent = text[:at] + put + text[at + data.draw(st.integers(0, 2)) :]
 
     quick = _quickly(bent)

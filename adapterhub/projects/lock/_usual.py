@@ -28,12 +28,15 @@ from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource
 
 _WORD: Final = r'"([ !#-\[\]-~]{1,1000})"'  # what needs no escape
 _DIGEST: Final = r'"(sha256:[0-9a-f]{64})"'
+_SIZE: Final = "(0|[1-9][0-9]{0,17})"
+_ONE_FILE: Final = rf"  \{{ path = {_WORD}, sha256 = {_DIGEST}, size = {_SIZE} \}},\n"
+_FILES: Final = re.sub(r"(?<!\\)\(", "(?:", _ONE_FILE)  # the same without its groups
 _ADAPTER: Final = re.compile(
     rf"\n\[\[adapter\]\]\nkey = {_WORD}\nwanted = {_WORD}\nname = {_WORD}\nversion = {_WORD}\ndigest = {_DIGEST}\n"
     rf"(?:base = {_DIGEST}\n)?(?:rank = ([1-9][0-9]{{0,8}})\n)?(?:contract = {_DIGEST}\n)?(?:group = {_WORD}\n)?"
-    r"source = (\{[^\n]*\})\nfiles = \[\n((?:  \{[^\n]*\},\n)+)\]\n"
+    rf"source = (\{{[^\n]*\}})\nfiles = \[\n((?:{_FILES})+)\]\n"
 )
-_FILE: Final = re.compile(rf"  \{{ path = {_WORD}, sha256 = {_DIGEST}, size = (0|[1-9][0-9]{{0,17}}) \}},\n")
+_FILE: Final = re.compile(_ONE_FILE)
 
 
 def usual_adapters(
@@ -77,7 +80,7 @@ def _entry(match: re.Match[str], source_of: Callable[[str], LockedSource]) -> Lo
     elif slash:
         parse_namespace(namespace)
     files = _FILE.findall(listed)
-    if len(files) != listed.count("\n") or files != sorted(files):
+    if files != sorted(files):
         raise ValueError
     entry = LockedAdapter(
         key=AdapterName(key),
