@@ -21,6 +21,7 @@ from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
 from adapterhub.core.errors import Conflict
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.install import looking_ahead
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
@@ -28,13 +29,14 @@ from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import (
     ensure_admissible,
+    exact_spec,
     has_files,
     has_objects,
     installed_folder,
     locked_build,
     namespace_of,
 )
-from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together
+from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, locked_from
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
@@ -279,6 +281,9 @@ def bring_locked(
     base = _base_of(library, lock)
     size = sum(_missing_bytes(library, entry) for entry in adapters)
     with contextlib.ExitStack() as stack:
+        away = [entry for entry in adapters if entry.key not in here and not has_objects(library, entry)]
+        servers = [locked_from(entry, means.places) for entry in away]
+        stack.enter_context(looking_ahead(library, [exact_spec(entry) for entry in away], servers))
         progress = stack.enter_context(means.bar("sync", size)) if means.bar and size else None
         brought = bring_together(
             adapters,

@@ -7,6 +7,7 @@ are not fetched again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -137,6 +138,14 @@ def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubEr
             f"`adapt push {exact_spec(entry)} --to PLACE` where it was locked, and `adapt lock --upgrade {entry.key}`"
         )
     return kind(f"`{label_of(entry)}`, locked as {entry.digest}, is not available: {where}", hint=hint)
+
+
+def locked_from(entry: Locked, places: Places) -> list[Source]:
+    """The place that a build was locked from; none if it cannot be opened, for which `bring` has the words."""
+    with contextlib.suppress(AdapterHubError):
+        # the commit in the lock, and its server
+        return [source for source in itertools.islice(places(entry), 2) if source.place == entry.source.address]
+    return []
 
 
 def _each(places: Places, entry: Locked, failures: list[AdapterHubError]) -> Iterator[Source]:
