@@ -102,11 +102,16 @@ class BuildSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncStep:
-    """One locked adapter and the state of its folder."""
+    """One locked adapter and the state of its folder in `adapters`."""
 
     entry: Locked
-    folder: Path
+    adapters: Path
     state: FolderState
+
+    @property
+    def folder(self) -> Path:
+        """The folder; not a field, because a `Path` costs as much as a stat."""
+        return self.adapters / self.entry.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +172,7 @@ def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = Fa
     steps = [
         SyncStep(
             entry=entry,
-            folder=path / entry.key,
+            adapters=path,
             state=state_of(adapters if entry.key in names else None, entry, ours.get(entry.key), reads_all=reads_all),
         )
         for entry in entries
@@ -206,7 +211,7 @@ def run_sync(
         NotAllowed: a build did not pass its contract, and the policy requires it; no folder changed.
     """
     ensure_unblocked(plan, delete)
-    here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
+    here = {step.entry.key: step for step in plan.steps if step.state.standing == "right"}
     _quarantine_damaged(library, plan, reads_all=reads_all)
     entries = [step.entry for step in plan.steps]
     homes: dict[AdapterName, str] = {}
@@ -254,12 +259,12 @@ def bring_locked(
     entries: Sequence[Locked],
     means: BuildSources,
     *,
-    here: Mapping[AdapterName, Path] = MappingProxyType({}),
+    here: Mapping[AdapterName, SyncStep] = MappingProxyType({}),
     homes: dict[AdapterName, str] | None = None,
 ) -> list[Brought]:
     """Bring missing `entries` into the library, and the inputs of merges that have to run.
 
-    `here` maps keys to folders of the project with the locked content; they can restore a lost library. `homes` gets
+    `here` has the folders of the project with the locked content, by key; they can restore a lost library. `homes` gets
     the folder in the library of each build that was there already, by key.
 
     Raises:
@@ -269,10 +274,10 @@ def bring_locked(
     admission = Admission(library)
 
     def every_place(entry: Locked) -> Iterator[Source]:
-        folder = here.get(entry.key)
+        step = here.get(entry.key)
         # the content of a project proves nothing in a namespace that belongs to a remote
-        if folder is not None and not admission.owners(namespace_of(entry)):
-            yield PublishedDirectory(folder)
+        if step is not None and not admission.owners(namespace_of(entry)):
+            yield PublishedDirectory(step.folder)
         yield from means.places(entry)
 
     missing = _missing(library, lock, entries, here, admission, {} if homes is None else homes)
@@ -304,7 +309,7 @@ def _missing(
     library: Library,
     lock: Lock,
     entries: Iterable[Locked],
-    here: Mapping[AdapterName, Path],
+    here: Collection[AdapterName],
     admission: Admission,
     homes: dict[AdapterName, str],
 ) -> list[Locked]:

@@ -50,7 +50,7 @@ def read_state(store: Store, project: Path) -> dict[str, Placed]:
         if value["schema"] != _SCHEMA:
             return {}
         return {str(key): _placed(item) for key, item in value["folders"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
