@@ -36,7 +36,7 @@ from adapterhub.projects.builds import (
     locked_build,
     namespace_of,
 )
-from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, locked_from
+from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, server_of
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
@@ -287,7 +287,7 @@ def bring_locked(
     size = sum(_missing_bytes(library, entry) for entry in adapters)
     with contextlib.ExitStack() as stack:
         away = [entry for entry in adapters if entry.key not in here and not has_objects(library, entry)]
-        servers = [locked_from(entry, means.places) for entry in away]
+        servers = [server_of(entry, means.places) for entry in away]
         stack.enter_context(looking_ahead(library, [exact_spec(entry) for entry in away], servers))
         progress = stack.enter_context(means.bar("sync", size)) if means.bar and size else None
         brought = bring_together(
