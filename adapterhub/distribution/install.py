@@ -7,7 +7,7 @@ later never overrides one listed earlier.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -60,18 +60,28 @@ class InstallPlan:
 
 
 def look_ahead(library: Library, specs: Sequence[AdapterSpec], places: Sequence[Sequence[Source]]) -> None:
-    """Let each server of `places` answer at once what it will be asked about those specs that the library lacks."""
+    """Let each server of `places` answer at once what it will be asked about those `specs` that it may offer."""
     asked: dict[int, tuple[Source, list[AdapterSpec]]] = {}
+    admission = Admission(library)
     for spec, sources in zip(specs, places, strict=True):
-        if not library.builds_named(spec.name, spec.namespace):
-            for source in sources:
-                asked.setdefault(id(source), (source, []))[1].append(spec)
+        for source in admission.of_places(sources, spec.namespace):
+            asked.setdefault(id(source), (source, []))[1].append(spec)
     for source, wanted in asked.values():
         if (look := getattr(source, "look_ahead", None)) is not None:
             look(wanted)
 
 
-def forget_ahead(places: Sequence[Source]) -> None:
+@contextlib.contextmanager
+def looking_ahead(library: Library, specs: Sequence[AdapterSpec], places: Sequence[Sequence[Source]]) -> Iterator[None]:
+    """As `look_ahead`, for the requests of a block."""
+    try:
+        look_ahead(library, specs, places)
+        yield
+    finally:
+        forget_ahead(source for one in places for source in one)
+
+
+def forget_ahead(places: Iterable[Source]) -> None:
     """Drop what servers answered ahead to requests that never came: it may be old soon."""
     for source in places:
         if (look := getattr(source, "look_ahead", None)) is not None:

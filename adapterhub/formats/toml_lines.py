@@ -8,12 +8,14 @@ from typing import Final
 
 _HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?")
 _KEY: Final = re.compile(r"""\s*([A-Za-z0-9_.-]+|"[^"\\]*"|'[^']*')\s*=""")
+_MARKS: Final = ("<<<<<<<", "=======", ">>>>>>>")
 
 
 def both_sides(text: str) -> str | None:
     """The problem of a text with both sides of a merge in version control, with its line; None if it has none."""
-    marked = (n for n, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<<", "=======", ">>>>>>>")))
-    number = next(marked, None)
+    if not any(mark in text for mark in _MARKS):
+        return None
+    number = next((number for number, line in enumerate(text.split("\n"), 1) if line.startswith(_MARKS)), None)
     return None if number is None else f"line {number}: holds both sides of a merge in version control"
 
 

@@ -85,17 +85,13 @@ def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
     return digest_of_file(Path(path))[0] == entry.digest  # a file system without hard links
 
 
-def is_installed(library: Library, entry: Locked) -> bool:
-    """Whether the locked build is installed and the store has each of its objects."""
-    return installed_folder(library, entry) is not None and _has_files(library, entry)
-
-
 def has_objects(library: Library, entry: Locked) -> bool:
     """Whether the store has every object of a locked build, with the right sizes."""
-    return library.store.has_manifest(entry.digest) and _has_files(library, entry)
+    return library.store.has_manifest(entry.digest) and has_files(library, entry)
 
 
-def _has_files(library: Library, entry: Locked) -> bool:
+def has_files(library: Library, entry: Locked) -> bool:
+    """Whether the store has every file of a locked build, with the right sizes."""
     name_of = library.store.blob_name
     try:
         return all(os.stat(name_of(file.sha256)).st_size == file.size_bytes for file in entry.files)  # noqa: PTH116 - as above

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.disk.real_folder import RealFolder
-from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.library.store.roots import synced_path
 from adapterhub.projects.values import LockedAdapter
 from tests.support.command_line import Adapt
@@ -113,6 +113,8 @@ def test_check_reads_every_byte_and_plain_sync_none(library, add, tmp_path, monk
     read: list[str] = []
     real = RealFolder.open_file
     monkeypatch.setattr(RealFolder, "open_file", lambda self, name: (read.append(name), real(self, name))[1])
+
+    (project / "adapters" / "legal-qa" / CARD_FILE).write_text("edited")  # a card is its user's: no reason to read
 
     plain = sync(library, project, lock_of(one, two))
     assert ([what for _, what in plain.steps], read) == (["kept", "kept"], [])

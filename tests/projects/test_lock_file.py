@@ -15,7 +15,17 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Malformed, NotFound
 from adapterhub.core.specs import parse_name
 from adapterhub.projects.file.reading import parse_project
-from adapterhub.projects.lock.lockfile import lock_text, parse_lock, read_lock, write_lock
+from adapterhub.projects.lock._lines import value_of
+from adapterhub.projects.lock._usual import usual_adapters
+from adapterhub.projects.lock.lockfile import (
+    _closely,
+    _quickly,
+    lock_text,
+    parse_lock,
+    read_lock,
+    source_table,
+    write_lock,
+)
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.values import (
     Lock,
@@ -205,6 +215,32 @@ def test_a_damaged_text_is_refused_or_says_the_same(lock, data):
     except Malformed as refused:
         told = refused.message
     assert not told or ("line " in told and "Nothing was changed" in told)
+
+
+def test_usual_adapters_are_read_in_one_match_each():
+    remote = on_hub(url="https://a.example", repo="acme/b", commit="0" * 40)
+    usual = adapter("a", base=None, rank=None, group="more"), adapter("b", name="acme/b", source=remote)
+    text = lock_text(Lock(base=None, adapters=usual))
+
+    found, rest = usual_adapters(text, lambda source: value_of(source_table(source)))
+
+    assert tuple(entry for entry, _ in found.values()) == usual
+    assert rest == lock_text(Lock(base=None))
+
+
+@given(lock=locks(), data=st.data())
+def test_one_match_finds_what_a_close_look_finds_or_leaves_it(lock, data):
+    text = lock_text(replace(lock, adapters=(adapter("0"), adapter("00", name="acme/00"), *lock.adapters)))
+    at = data.draw(st.integers(0, len(text) - 1))
+    bits = ["", "x", "\n", '"', "0", "..", "@", "/", "\u2028", "\n\n[[adapter]]\n", text[:at], text[at : at + 40]]
+    put = data.draw(st.sampled_from(bits))
+    bent = text[:at] + put + text[at + data.draw(st.integers(0, 2)) :]
+
+    quick = _quickly(bent)
+    try:
+        assert quick in (None, _closely(bent, ""))
+    except Malformed:
+        assert quick is None
 
 
 # ---------------------------------------------------------------- what it looks like

@@ -376,10 +376,10 @@ def test_a_sync_that_was_killed_between_two_folders_is_finished_by_the_next(
     place = folders.place
     import adapterhub.projects.sync as syncs
 
-    def dies(library: Library, entry: LockedAdapter, folder: Path, *, replaces: bool) -> object:
+    def dies(library: Library, entry: LockedAdapter, *given: object, replaces: bool) -> None:
         if entry.key == "tables":
             raise KeyboardInterrupt
-        return place(library, entry, folder, replaces=replaces)
+        place(library, entry, *given, replaces=replaces)
 
     monkeypatch.setattr(syncs, "place", dies)
     with pytest.raises(KeyboardInterrupt):

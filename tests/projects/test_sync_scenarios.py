@@ -112,7 +112,10 @@ def test_a_second_machine_with_an_empty_library_gets_the_locked_bytes(world):
     told = second.json("sync", "--frozen")
 
     assert world.is_locked_state()
-    assert told["fetched_bytes"] == sum(f.size_bytes for e in world.locked.values() for f in e.files)
+    files = [file for entry in world.locked.values() for file in entry.files]
+    # both have the same config, which comes twice only if both are fetched at the very same time
+    least = sum({file.sha256: file.size_bytes for file in files}.values())
+    assert least <= told["fetched_bytes"] <= sum(file.size_bytes for file in files)
     assert {e.source.pin["repo"] for e in world.locked.values()} == {world.repo("legal-qa"), world.repo("tables")}
     assert all(e.source.pin["commit"] and e.source.address == world.server.url for e in world.locked.values())
     assert {a["done"] for a in second.json("sync", "--frozen", "--offline")["adapters"]} == {"kept"}

@@ -201,3 +201,25 @@ def test_answers_ahead_show_nothing_that_the_caller_may_not_read(server, team, p
     assert not [path for path in stranger if path.startswith(f"{gated}/resolve/")]
     assert [path for path in stranger if path.startswith(f"{open_}/resolve/")]
     assert all([path for path in owner if path.startswith(f"{name}/resolve/")] for name in (hidden, gated, open_))
+
+
+def requests_of(proxy: Proxy) -> list[str]:
+    """The paths that were asked for, without the weights; the list begins anew."""
+    paths = [request.path.partition("?")[0] for request in proxy.seen]
+    proxy.seen.clear()
+    return sorted(path for path in paths if not path.endswith(".safetensors"))
+
+
+def test_a_project_is_locked_and_synced_with_one_request_each_for_all_that_it_needs(proxy, far, team, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    wanted = "".join(f'{name} = "{team}/{name}"\n' for name in NAMES)
+    remote = f'[remotes.team]\nurl = "{proxy.url}"\nnamespaces = ["{team}"]\n'
+    (project / "adapters.toml").write_text(f"{remote}\n[adapters]\n{wanted}")
+
+    far.ok("lock", "--project", "project", "--trust-project")
+    locking = requests_of(proxy)
+    far.ok("sync", "--project", "project", "--frozen", "--trust-project")
+
+    assert locking == ["/api/adapt/v1/ahead", "/api/adapt/v1/info"]
+    assert requests_of(proxy) == ["/api/adapt/v1/ahead", "/api/adapt/v1/info"]

@@ -118,7 +118,8 @@ def plan_all(
 
     plans = []
     if are_servers:
-        look_ahead(session.library, specs, places)
+        lacking = [n for n, spec in enumerate(specs) if not session.library.builds_named(spec.name, spec.namespace)]
+        look_ahead(session.library, [specs[n] for n in lacking], [places[n] for n in lacking])
     with contextlib.closing(together(range(len(specs)), planned, at_once=AT_ONCE if are_servers else 1)) as answers:
         for one, answer in zip(held, answers, strict=True):
             one.tell(session)

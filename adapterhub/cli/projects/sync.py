@@ -136,7 +136,7 @@ def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: b
     from adapterhub.projects.builds import full_name_of
 
     brought = {one.entry.key: one for one in done.brought}
-    removed = {str(path) for path in done.removed}
+    removed, folder = {str(path) for path in done.removed}, str(plan.target.path)
     left = [(path, True) for path in plan.left] + [(path, False) for path in plan.foreign]
     return {
         "project": str(project.folder),
@@ -148,7 +148,7 @@ def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: b
                 "version": step.entry.version,
                 "digest": step.entry.digest,
                 "group": step.entry.group,
-                "path": str(step.folder),
+                "path": f"{folder}/{step.entry.key}",
                 "done": what,
                 "from": brought[step.entry.key].origin if step.entry.key in brought else None,
                 "repaired": list(step.state.reasons) if what == "replaced" else [],

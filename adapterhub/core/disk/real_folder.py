@@ -31,9 +31,15 @@ _DEEPEST: Final = 200
 class RealFolder:
     """An open folder at `path`. A `with` block closes it."""
 
-    def __init__(self, path: Path, handle: int) -> None:
-        self.path = path
+    def __init__(self, around: Path | RealFolder, handle: int, name: str = "") -> None:
+        self._around, self._name = around, name
         self.handle = handle
+
+    @property
+    def path(self) -> Path:
+        """Its path, for messages; made when it is wanted, because thousands never are."""
+        around = self._around.path if isinstance(self._around, RealFolder) else self._around
+        return around / self._name
 
     @classmethod
     def open(cls, path: Path) -> RealFolder:
@@ -51,7 +57,7 @@ class RealFolder:
             OSError: there is none; ENOTDIR when it is a link or a file.
         """
         try:
-            return RealFolder(self.path / name, os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=self.handle))
+            return RealFolder(self, os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=self.handle), name)
         except OSError as error:
             code = errno.ENOTDIR if error.errno == errno.ELOOP else error.errno  # systems differ here
             raise OSError(code, error.strerror, str(self.path / name)) from None
@@ -125,8 +131,12 @@ class RealFolder:
             OSError: something has the name.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o644, dir_fd=self.handle), "wb") as sink:
-            sink.write(data)
+        handle = os.open(name, flags, 0o644, dir_fd=self.handle)
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        finally:
+            os.close(handle)
 
     def rename(self, old: str, new: str) -> None:
         """Rename `old` to `new`."""

@@ -15,7 +15,7 @@ from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, problem_list, shown
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import (
     AdapterName,
     AdapterSpec,
@@ -106,7 +106,7 @@ def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
     """
     text = text.strip()
     if text in ("", "*"):
-        return AdapterSpec.parse(key)
+        return AdapterSpec(namespace=None, name=key, base=None, specifiers="", digest_prefix=None)
     if text[0] in "<>=!~@#":
         return AdapterSpec.parse(f"{key}{text}")
     if (meant := _range_meant(text)) is not None:
@@ -232,15 +232,19 @@ class _Reader(DocumentReader):
                 continue
             text = self.text(table, "spec", f"{path}{name}.")
             spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
-            low, exact, high = (self.rank(table, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
-            bounds = [bound for bound in (low, exact, high) if bound is not None]
-            if bounds != sorted(bounds):
-                self.say(f"{path}{name}", "no rank satisfies `rank`, `min-rank` and `max-rank` together")
-            remote = self.text(table, "remote", f"{path}{name}.")
+            ranks, remote = ANY_RANK, None
+            if isinstance(item, dict):
+                ranks, remote = self.ranks(item, f"{path}{name}"), self.text(item, "remote", f"{path}{name}.")
             if spec is not None:
-                ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
                 found.append(AdapterRequirement(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
         return found
+
+    def ranks(self, table: Mapping[str, Any], path: str) -> RankRange:
+        low, exact, high = (self.rank(table, key, f"{path}.") for key in ("min-rank", "rank", "max-rank"))
+        bounds = [bound for bound in (low, exact, high) if bound is not None]
+        if bounds != sorted(bounds):
+            self.say(path, "no rank satisfies `rank`, `min-rank` and `max-rank` together")
+        return RankRange(rank=exact, min_rank=low, max_rank=high)
 
     def aliases(self, holder: Mapping[str, Any], adapters: Sequence[AdapterRequirement]) -> list[AdapterRequirement]:
         found: list[AdapterRequirement] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, cast
 
@@ -68,10 +68,10 @@ class LockReader:
         policy: Policy | None = None
         adapters: list[LockedAdapter | None] = []
         merges: list[LockedMerge | None] = []
-        _SectionReader(sections[0], self.problems).known(sections[0].values, ("schema",))
+        SectionReader(sections[0], self.problems).known(sections[0].values, ("schema",))
         pending: Section | None = None  # a merge that waits for its recipe
         for section in sections[1:]:
-            reader = _SectionReader(section, self.problems)
+            reader = SectionReader(section, self.problems)
             if pending is not None and section.header != "[merge.recipe]":
                 self.say(pending.line, "merge: has no `[merge.recipe]`")
                 pending = None
@@ -80,7 +80,7 @@ class LockReader:
             elif section.header == "[[merge]]":
                 pending = section
             elif section.header == "[merge.recipe]" and pending is not None:
-                merges.append(_SectionReader(pending, self.problems).merge(reader))
+                merges.append(SectionReader(pending, self.problems).merge(reader))
                 pending = None
             elif section.header == "[base]" and base is None:
                 base = reader.base()
@@ -111,7 +111,7 @@ class LockReader:
                     self.say(line, f"`{shown(key)}` is locked twice, here and on line {lines[key]}")
 
 
-class _SectionReader(DocumentReader):
+class SectionReader(DocumentReader):
     """Reads one table; its problems go to `lines` with their line."""
 
     def __init__(self, section: Section, problems: list[str]) -> None:
@@ -152,24 +152,17 @@ class _SectionReader(DocumentReader):
         entry = LockedAdapter(
             key=self.checked(self.values, "key", parse_key, required=True),
             wanted=self.checked(self.values, "wanted", _text, required=True),
-            name=self.checked(self.values, "name", _full_name, required=True),
+            name=self.checked(self.values, "name", full_name, required=True),
             contract=self.checked(self.values, "contract", parse_digest),
             **self.build(),
         )
         if self.problems:
             return None
-        if entry.contract is not None and (CONTRACT_FILE, entry.contract) not in [
-            (f.path, f.sha256) for f in entry.files
-        ]:
-            self.say("contract", f"is not the digest of `{CONTRACT_FILE}` among the files")
-        namespace, slash, _ = entry.name.rpartition("/")
-        source = entry.source
-        owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)
-        if slash and owner and owner.lower() != namespace.lower():
-            self.say("source.repo", f"`{entry.name}` is not published by `{owner}`, but by `{namespace}`")
+        for path, text in adapter_problems(entry):
+            self.say(path, text)
         return entry
 
-    def merge(self, recipe: _SectionReader) -> LockedMerge | None:
+    def merge(self, recipe: SectionReader) -> LockedMerge | None:
         self.known(self.values, _MERGE)
         entry = LockedMerge(
             key=self.checked(self.values, "key", parse_name, required=True),
@@ -184,7 +177,7 @@ class _SectionReader(DocumentReader):
     def build(self) -> dict[str, Any]:
         """The fields that adapters and merges share."""
         return {
-            "version": self.checked(self.values, "version", _version, required=True),
+            "version": self.checked(self.values, "version", version_text, required=True),
             "digest": self.checked(self.values, "digest", parse_digest, required=True),
             "base": self.checked(self.values, "base", parse_digest),
             "rank": self.rank(self.values, "rank"),
@@ -222,7 +215,7 @@ class _SectionReader(DocumentReader):
             size = self.take(item, "size", int, path, required=True) or 0
             if size < 0:
                 self.say(f"{path}size", f"expected a whole number of bytes, got {shown(size)}")
-            name = self.parsed(self.take(item, "path", str, path, required=True), _file_name, path, "path")
+            name = self.parsed(self.take(item, "path", str, path, required=True), file_name, path, "path")
             sha256 = self.parsed(self.take(item, "sha256", str, path, required=True), parse_digest, path, "sha256")
             found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
         return tuple(found)
@@ -237,25 +230,36 @@ class _SectionReader(DocumentReader):
         return step
 
 
+def adapter_problems(entry: LockedAdapter) -> Iterator[tuple[str, str]]:
+    """What does not fit together in an adapter whose values are right alone: the path of a value, and why."""
+    if entry.contract is not None and (CONTRACT_FILE, entry.contract) not in [(f.path, f.sha256) for f in entry.files]:
+        yield "contract", f"is not the digest of `{CONTRACT_FILE}` among the files"
+    namespace, slash, _ = entry.name.rpartition("/")
+    source = entry.source
+    owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)
+    if slash and owner and owner.lower() != namespace.lower():
+        yield "source.repo", f"`{entry.name}` is not published by `{owner}`, but by `{namespace}`"
+
+
 def _text(text: str) -> str:
     if not text:
         raise ValueError("expected text, got nothing")
     return text
 
 
-def _version(text: str) -> str:
+def version_text(text: str) -> str:
     if (normal := parse_version(text)) != text:
         raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
     return text
 
 
-def _full_name(text: str) -> str:
+def full_name(text: str) -> str:
     if AdapterSpec.parse(text).full_name != text:
         raise ValueError(f"expected a name, got `{shown(text)}`")
     return text
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     if not _FILE.fullmatch(text) or ".." in text:
         raise ValueError(f"expected the name of a file, got `{shown(text)}`")
     return text

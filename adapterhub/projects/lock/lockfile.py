@@ -7,7 +7,7 @@ read is damaged. Errors name the line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +15,12 @@ from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
+from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.formats.toml_lines import both_sides
 from adapterhub.projects.lock._entries import LockReader, Section
 from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
+from adapterhub.projects.lock._usual import usual_adapters
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,
@@ -99,13 +101,18 @@ def write_lock(folder: Path, lock: Lock) -> bool:
 # ---------------------------------------------------------------- printing
 def lock_text(lock: Lock) -> str:
     """The canonical text of a lock; the order of its entries does not matter."""
+    return _text(lock, {})
+
+
+def _text(lock: Lock, printed: Mapping[AdapterName, str]) -> str:
+    """As `lock_text`, with the tables in `printed` as they are, by key."""
     parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
     if lock.base is not None:
         parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
     policy = policy_table(lock.policy)
     if policy:
         parts.append("\n[policy]\n" + _pairs(policy))
-    parts += (_adapter(entry) for entry in sorted(lock.adapters, key=lambda entry: entry.key))
+    parts += (printed.get(e.key) or _adapter(e) for e in sorted(lock.adapters, key=lambda entry: entry.key))
     parts += (_merge(entry) for entry in sorted(lock.merges, key=lambda entry: entry.key))
     return "".join(parts)
 
@@ -149,7 +156,11 @@ def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
         f"  {{ path = {text_of(file.path)}, sha256 = {text_of(file.sha256)}, size = {file.size_bytes} }},\n"
         for file in sorted(files, key=lambda file: file.path)
     ]
-    return f"source = {value_of(source_table(source))}\nfiles = [\n{''.join(listed)}]\n"
+    return f"source = {_source(source)}\nfiles = [\n{''.join(listed)}]\n"
+
+
+def _source(source: LockedSource) -> str:
+    return value_of(source_table(source))
 
 
 def source_table(source: LockedSource) -> dict[str, str]:
@@ -194,6 +205,26 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     if told := both_sides(text):
         hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then run `adapt lock`"
         raise _damaged(where, [told], hint)
+    return _quickly(text) or _closely(text, where)
+
+
+def _quickly(text: str) -> Lock | None:
+    """The lock, its usual adapters each in one match; None if a close look must say what is wrong."""
+    usual, rest = usual_adapters(text, _source)
+    try:
+        other = _closely(rest, "") if usual else None
+    except Malformed:
+        return None
+    if other is None:
+        return None
+    adapters = [*(entry for entry, _ in usual.values()), *other.adapters]
+    lock = replace(other, adapters=tuple(sorted(adapters, key=lambda entry: entry.key)))
+    is_double = len(lock.entries) < len(lock.adapters) + len(lock.merges)
+    return None if is_double or _text(lock, {key: table for key, (_, table) in usual.items()}) != text else lock
+
+
+def _closely(text: str, where: str) -> Lock:
+    """The lock, each value with its line."""
     try:
         sections = list(_sections(text))
     except ValueError as error:

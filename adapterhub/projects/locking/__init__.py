@@ -7,6 +7,7 @@ fitting build decides. So the lock is the same on every machine that reaches the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,6 +27,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.install import looking_ahead
 from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
@@ -216,10 +218,12 @@ class _Search:
             return choose_build(self.asking, wanted, places[number], keep=old, before=self.before(wanted))
 
         answers: list[Chosen | AdapterHubError] = []
-        for answer in together(range(len(to_ask)), choose, at_once=AT_ONCE if are_servers else 1):
-            answers.append(answer)
-            if progress is not None:
-                progress(len(answers), len(to_ask))
+        specs = [self.asking.spec_of(wanted) for wanted, _ in to_ask]
+        with looking_ahead(self.asking.library, specs, places) if are_servers else contextlib.nullcontext():
+            for answer in together(range(len(to_ask)), choose, at_once=AT_ONCE if are_servers else 1):
+                answers.append(answer)
+                if progress is not None:
+                    progress(len(answers), len(to_ask))
         failed = [(one.key, answer) for (one, _), answer in zip(to_ask, answers, strict=True)
                   if isinstance(answer, AdapterHubError)]  # fmt: skip
         if failed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
@@ -58,6 +59,10 @@ class Asking:
     refuse: Objection | None
     now: float
 
+    def spec_of(self, wanted: AdapterRequirement) -> AdapterSpec:
+        """What places are asked for."""
+        return replace(wanted.spec, base=wanted.spec.base or self.project.base)
+
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
@@ -102,11 +107,11 @@ class _Search:
         self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
         self._offers: list[_Offer] = []
         self._yanked: dict[Digest, str] = {}
-        project, base = asking.project, wanted.spec.base
+        base = wanted.spec.base
         self._judged = asking.base.wanted
         if self._judged is None and base is not None:
-            self._judged = requested_base(in_project(base, project.folder), asking.library.bases)
-        self._spec = replace(wanted.spec, base=base or project.base)
+            self._judged = requested_base(in_project(base, asking.project.folder), asking.library.bases)
+        self._spec = asking.spec_of(wanted)
 
     def first(self, digest: Digest | None) -> Chosen | None:
         """The choice of the first place with a fitting build, restricted to `digest` if given."""

@@ -21,23 +21,33 @@ from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
 from adapterhub.core.errors import Conflict
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.install import looking_ahead
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
-from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together
+from adapterhub.projects.builds import (
+    ensure_admissible,
+    exact_spec,
+    has_files,
+    has_objects,
+    installed_folder,
+    locked_build,
+    namespace_of,
+)
+from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, server_of
 from adapterhub.projects.sync._folders import (
     FolderState,
     clear_leftovers,
-    folders_in,
+    folders_of,
     is_ours,
     place,
+    stamps_in,
     state_of,
     take_away,
 )
-from adapterhub.projects.sync._state import Placed, read_state, stamp_of, write_state
+from adapterhub.projects.sync._state import Placed, read_state, write_state
 from adapterhub.projects.sync._target import Target, opened
 from adapterhub.projects.sync._tested import ensure_tested
 from adapterhub.projects.values import Lock, Locked, LockedMerge
@@ -92,11 +102,16 @@ class BuildSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncStep:
-    """One locked adapter and the state of its folder."""
+    """One locked adapter and the state of its folder in `adapters`."""
 
     entry: Locked
-    folder: Path
+    adapters: Path
     state: FolderState
+
+    @property
+    def folder(self) -> Path:
+        """The folder; not a field, because a `Path` costs as much as a stat."""
+        return self.adapters / self.entry.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,16 +167,17 @@ def syncing(library: Library, project: Path) -> Iterator[Target]:
 
 def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = False) -> SyncPlan:
     """Compare `adapters/` of the project with the lock; `reads_all` reads every byte."""
-    adapters, ours = target.adapters, read_state(target.store, target.project)
+    adapters, ours, path = target.adapters, read_state(target.store, target.project), target.path
+    names = dict.fromkeys(adapters.names() if adapters else ())
     steps = [
         SyncStep(
             entry=entry,
-            folder=target.path / entry.key,
-            state=state_of(adapters, entry, ours.get(entry.key), reads_all=reads_all),
+            adapters=path,
+            state=state_of(adapters if entry.key in names else None, entry, ours.get(entry.key), reads_all=reads_all),
         )
         for entry in entries
     ]
-    others = folders_in(adapters, but={step.entry.key for step in steps}) if adapters else []
+    others = folders_of(adapters, names, but={step.entry.key for step in steps}) if adapters else []
     left = [name for name in others if adapters and name in ours and is_ours(adapters, name, ours[name])]
     return SyncPlan(
         target=target,
@@ -195,15 +211,16 @@ def run_sync(
         NotAllowed: a build did not pass its contract, and the policy requires it; no folder changed.
     """
     ensure_unblocked(plan, delete)
-    here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
+    here = {step.entry.key: step for step in plan.steps if step.state.standing == "right"}
     _quarantine_damaged(library, plan, reads_all=reads_all)
     entries = [step.entry for step in plan.steps]
-    brought = bring_locked(library, lock, entries, means, here=here)
+    homes: dict[AdapterName, str] = {}
+    brought = bring_locked(library, lock, entries, means, here=here, homes=homes)
     ensure_admissible(library, entries, means.policy)
     if means.test is not None:
         means.test(lock, entries)
     warnings = ensure_tested(library, plan.target.project, lock, entries, means.places)
-    steps = tuple(_place_all(library, plan))
+    steps = tuple(_place_all(library, plan, homes))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
     return SyncResult(steps=steps, brought=tuple(brought), removed=removed, warnings=warnings)
 
@@ -242,11 +259,13 @@ def bring_locked(
     entries: Sequence[Locked],
     means: BuildSources,
     *,
-    here: Mapping[AdapterName, Path] = MappingProxyType({}),
+    here: Mapping[AdapterName, SyncStep] = MappingProxyType({}),
+    homes: dict[AdapterName, str] | None = None,
 ) -> list[Brought]:
     """Bring missing `entries` into the library, and the inputs of merges that have to run.
 
-    `here` maps keys to folders of the project with the locked content; they can restore a lost library.
+    `here` has the folders of the project with the locked content, by key; they can restore a lost library. `homes` gets
+    the folder in the library of each build that was there already, by key.
 
     Raises:
         AdapterHubError: the only failure, or the most serious of several, with the messages of all. Builds that
@@ -255,18 +274,21 @@ def bring_locked(
     admission = Admission(library)
 
     def every_place(entry: Locked) -> Iterator[Source]:
-        folder = here.get(entry.key)
+        step = here.get(entry.key)
         # the content of a project proves nothing in a namespace that belongs to a remote
-        if folder is not None and not admission.owners(namespace_of(entry)):
-            yield PublishedDirectory(folder)
+        if step is not None and not admission.owners(namespace_of(entry)):
+            yield PublishedDirectory(step.folder)
         yield from means.places(entry)
 
-    missing = _missing(library, lock, entries, here, admission)
+    missing = _missing(library, lock, entries, here, admission, {} if homes is None else homes)
     adapters = [entry for entry in missing if not isinstance(entry, LockedMerge)]
     merges = [entry for entry in missing if isinstance(entry, LockedMerge)]
     base = _base_of(library, lock)
     size = sum(_missing_bytes(library, entry) for entry in adapters)
     with contextlib.ExitStack() as stack:
+        away = [entry for entry in adapters if entry.key not in here and not has_objects(library, entry)]
+        servers = [server_of(entry, means.places) for entry in away]
+        stack.enter_context(looking_ahead(library, [exact_spec(entry) for entry in away], servers))
         progress = stack.enter_context(means.bar("sync", size)) if means.bar and size else None
         brought = bring_together(
             adapters,
@@ -284,7 +306,12 @@ def bring_locked(
 
 
 def _missing(
-    library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path], admission: Admission
+    library: Library,
+    lock: Lock,
+    entries: Iterable[Locked],
+    here: Collection[AdapterName],
+    admission: Admission,
+    homes: dict[AdapterName, str],
 ) -> list[Locked]:
     """The entries that are not installed, inputs before their merges. Inputs count only if the merge has to run.
 
@@ -294,7 +321,11 @@ def _missing(
     found: dict[Digest, Locked] = {}
 
     def look(entry: Locked) -> None:
-        if entry.digest in found or (is_installed(library, entry) and _is_ours(library, entry, admission)):
+        if entry.digest in found:
+            return
+        folder = installed_folder(library, entry)
+        if folder is not None and has_files(library, entry) and _is_ours(library, entry, admission):
+            homes[entry.key] = folder
             return
         if isinstance(entry, LockedMerge) and entry.key not in here and not has_objects(library, entry):
             for leaf in entry.step.leaves():
@@ -325,7 +356,9 @@ def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
 
 
 # ---------------------------------------------------------------- placing
-def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, FolderChange]]:
+def _place_all(
+    library: Library, plan: SyncPlan, homes: Mapping[AdapterName, str]
+) -> Iterator[tuple[SyncStep, FolderChange]]:
     """Create every folder that is not right. No fsync: the next sync recreates what a power cut loses."""
     target = plan.target
     before = dict(plan.ours)  # one sync of a project runs at a time
@@ -333,7 +366,7 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, Fol
     todo = [step for step in plan.steps if step.state.standing != "right"]
     done: dict[str, FolderChange] = {}
     if todo:
-        adapters, placed = target.make(), dict[str, list[str]]()
+        adapters = target.make()
         # recorded first, so that the next sync recognizes what a killed one left
         making = {step.entry.key: step.state.placed or Placed(step.entry.digest) for step in todo}
         write_state(target.store, target.project, after | making)
@@ -341,13 +374,13 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, Fol
             # `ensure_unblocked` checked that it may be deleted
             if step.state.standing == "foreign" and adapters.has(step.entry.key):
                 take_away(adapters, step.entry.key)
-            placed[step.entry.key] = place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
+            home = homes.get(step.entry.key) or installed_folder(library, step.entry)
+            place(library, step.entry, adapters, home, replaces=_is_as_judged(adapters, step))
             done[step.entry.key] = "replaced" if step.state.standing == "replace" else "linked"
         for step in todo:  # last, because each new link to an object changes its ctime
             key = step.entry.key
             try:
-                stamps = {name: stamp_of(adapters, f"{key}/{name}") for name in placed[key]}
-                after[key] = Placed(step.entry.digest, adapters.facts(key).st_ino, stamps)
+                after[key] = Placed(step.entry.digest, adapters.facts(key).st_ino, stamps_in(adapters, step.entry))
             except OSError:  # deleted meanwhile; the next sync recreates it
                 after.pop(key, None)
     if after != before:
@@ -358,9 +391,10 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, Fol
 
 def _is_as_judged(adapters: RealFolder, step: SyncStep) -> bool:
     """Whether the folder to replace is still the one that was inspected."""
+    if step.state.standing != "replace" or step.state.placed is None:
+        return False
     with contextlib.suppress(FileNotFoundError):
-        inode = adapters.facts(step.entry.key).st_ino
-        return step.state.standing == "replace" and step.state.placed is not None and inode == step.state.placed.inode
+        return adapters.facts(step.entry.key).st_ino == step.state.placed.inode
     return False
 
 

@@ -7,6 +7,7 @@ are not fetched again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,6 +25,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.distribution.install import Expecting, admit
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
@@ -137,6 +139,16 @@ def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubEr
             f"`adapt push {exact_spec(entry)} --to PLACE` where it was locked, and `adapt lock --upgrade {entry.key}`"
         )
     return kind(f"`{label_of(entry)}`, locked as {entry.digest}, is not available: {where}", hint=hint)
+
+
+def server_of(entry: Locked, places: Places) -> list[Source]:
+    """The server that a build was locked from, if any; none if it cannot be opened, for which `bring` has the words."""
+    if entry.source.is_library or not kind_named(entry.source.kind).is_server:
+        return []
+    with contextlib.suppress(AdapterHubError):
+        # the commit in the lock, and its server
+        return [source for source in itertools.islice(places(entry), 2) if source.place == entry.source.address]
+    return []
 
 
 def _each(places: Places, entry: Locked, failures: list[AdapterHubError]) -> Iterator[Source]:

@@ -1,4 +1,4 @@
-"""Records what `sync` created in `adapters/` of a project, with a stamp for each file, so that a check costs one stat.
+"""Records what `sync` created in `adapters/` of a project, with a stamp for each locked file: a check costs one stat.
 
     synced/<16 hex>.json   {"schema", "project", "folders": {key: {"digest", "inode", "files": {name: stamp}}}}
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.roots import synced_path
@@ -32,7 +32,7 @@ of mode or times, and when the file gains or loses a hard link.
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A folder that sync created: the manifest's digest, the folder's inode, the stamps of its files.
+    """A folder that sync created: the manifest's digest, the folder's inode, the stamps of its locked files.
 
     While it is being created it has no stamps, and the inode is that of the folder it replaces, else 0.
     """
@@ -45,17 +45,18 @@ class Placed:
 def read_state(store: Store, project: Path) -> dict[str, Placed]:
     """The folders that sync created in the project, by key; none if the record is missing or damaged."""
     try:
-        value = read_json(synced_path(store.root, project), _LIMIT_BYTES)
+        # a record of ours: the checks of `read_json` take as long as the rest of a sync that has nothing to do
+        value = json.loads(read_plain(synced_path(store.root, project), _LIMIT_BYTES))
         if value["schema"] != _SCHEMA:
             return {}
         return {str(key): _placed(item) for key, item in value["folders"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
 def _placed(item: Any) -> Placed:  # noqa: ANN401 - any JSON value; what it lacks raises
-    files = {str(name): (int(s[0]), int(s[1]), int(s[2]), int(s[3])) for name, s in item["files"].items()}
-    return Placed(digest=str(item["digest"]), inode=int(item["inode"]), files=files)
+    files = {name: tuple(stamp) for name, stamp in item["files"].items()}  # a damaged one equals no stamp
+    return Placed(str(item["digest"]), int(item["inode"]), files)
 
 
 def write_state(store: Store, project: Path, placed: dict[str, Placed]) -> None:
@@ -78,5 +79,5 @@ def stamp_of(folder: RealFolder, name: str) -> Stamp:
     Raises:
         OSError: there is none.
     """
-    facts = folder.facts(name)
+    facts = os.stat(name, dir_fd=folder.handle, follow_symlinks=False)  # for thousands
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
