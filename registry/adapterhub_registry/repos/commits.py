@@ -10,17 +10,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import Row, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub_registry.access.tokens import BY_DIGEST
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Pair, Prepared
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
+from adapterhub_registry.database.trees.nodes import FileEntry, Node, key_of, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
@@ -84,20 +85,40 @@ def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | 
     The row has the repository's `id`, `full_name`, `private` and `gated`, the `commit_id`, its `root` and `body`, and
     the `version` and `yanked_reason` of a yanked release.
     """
-    wanted = _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
-    return wanted.first(connection, full_name=full_name, revision=revision)
+    return top_of(revision).alone.first(connection, full_name=full_name, revision=revision)
+
+
+def top_of(revision: str) -> Top:
+    """The statements of `top_at`, whose parameters are `full_name` and `revision`."""
+    return _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
+
+
+def file_in(top: Row[Any], path: str) -> FoundFile | None:
+    """As `file_below`, from the row alone; None where the tree has more nodes."""
+    node = read_node(unpack(top.body))
+    return None if node.height else _found(top, path, node.file(key_of(path)))
 
 
 def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
     """A file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
-    entry = Tree(connection, top.id, top.root, top=top.body).find(path)
+    return _found(top, path, Tree(connection, top.id, top.root, top=top.body).find(path))
+
+
+def _found(top: Row[Any], path: str, entry: FileEntry | None) -> FoundFile:
     if entry is None:
         raise entry_not_found(path, top.commit_id)
     warning = None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
     return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
 
 
-def _tops(*, of_ref: bool) -> Prepared:
+class Top(NamedTuple):
+    """The statement of a top node by itself, and beside that of a token."""
+
+    alone: Prepared
+    with_token: Pair
+
+
+def _tops(*, of_ref: bool) -> Top:
     at_ref = (refs.c.repo_id == repos.c.id) & (refs.c.name == bindparam("revision"))
     commit_id = refs.c.commit_id if of_ref else bindparam("revision", type_=String)
     at = (commits.c.repo_id == repos.c.id) & (commits.c.id == commit_id)
@@ -110,7 +131,8 @@ def _tops(*, of_ref: bool) -> Prepared:
         found = found.join(refs, at_ref & refs.c.kind.in_(("alias", "branch", "tag"))).order_by(refs.c.kind.desc())
     found = found.join(commits, at).join(nodes, top)
     found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
-    return Prepared(found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1))
+    found = found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1)
+    return Top(Prepared(found), Pair(BY_DIGEST, found))
 
 
 _TOP_OF_COMMIT: Final = _tops(of_ref=False)
