@@ -270,7 +270,7 @@ def query_of(request: Request, model: type[QueryModel]) -> QueryModel:
         RequestValidationError: as the framework does for its parameters.
     """
     given = request.query_params
-    lists = {name for name, field in model.model_fields.items() if field.default == []}
+    lists = {field.alias or name for name, field in model.model_fields.items() if field.default == []}
     values = {name: given.getlist(name) if name in lists else text for name, text in given.items()}
     try:
         return model.model_validate(values)

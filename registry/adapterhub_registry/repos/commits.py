@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Row, String, bindparam, func, insert, literal, select, update
+from sqlalchemy import Integer, Row, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.access.tokens import BY_DIGEST
@@ -107,8 +107,12 @@ def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
 def _found(top: Row[Any], path: str, entry: FileEntry | None) -> FoundFile:
     if entry is None:
         raise entry_not_found(path, top.commit_id)
-    warning = None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
-    return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
+    return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning_of(top))
+
+
+def warning_of(top: Row[Any]) -> str | None:
+    """As `adapters.warning_for`, of a row of `top_at`."""
+    return None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
 
 
 class Top(NamedTuple):
@@ -202,30 +206,46 @@ def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> 
 
 
 def history(
-    connection: Connection, repo: Row[Any], commit_id: str, *, limit: int
+    connection: Connection, repo_id: int, commit_id: str, *, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """`commit_id` and its ancestors, newest first, and the first commit of the next page.
 
     A page has at most `limit` commits, and fewer when their messages are long.
     """
-    mine = commits.c.repo_id == repo.id
-    characters = func.length(commits.c.title) + func.length(commits.c.message)
-    first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
-    line = first.where(mine, commits.c.id == commit_id).cte("line", recursive=True)
-    older = select(commits.c.id, commits.c.parent, line.c.place + 1, line.c.characters + characters)
-    fits = (line.c.place < limit) & (line.c.characters < HISTORY_CHARACTERS)
-    line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
-    whole = select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place)
-    found = connection.execute(whole).all()
+    most = {"limit": limit, "characters": HISTORY_CHARACTERS}
+    found = _HISTORY.rows(connection, repo=repo_id, start=commit_id, **most)
     return found, found[-1].parent
 
 
-def count(connection: Connection, repo: Row[Any], commit_id: str) -> int:
+def _history() -> Prepared:
+    mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
+    characters = func.length(commits.c.title) + func.length(commits.c.message)
+    first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
+    line = first.where(mine, start).cte("line", recursive=True)
+    older = select(commits.c.id, commits.c.parent, line.c.place + 1, line.c.characters + characters)
+    most, enough = (bindparam(name, type_=Integer) for name in ("limit", "characters"))
+    fits = (line.c.place < most) & (line.c.characters < enough)
+    line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
+    return Prepared(select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place))
+
+
+_HISTORY: Final = _history()
+
+
+def count(connection: Connection, repo_id: int, commit_id: str) -> int:
     """The number of commits that `history` lists from `commit_id` on."""
-    mine = commits.c.repo_id == repo.id
-    line = select(commits.c.parent).where(mine, commits.c.id == commit_id).cte("line", recursive=True)
+    return int(_LENGTH.tuples(connection, repo=repo_id, start=commit_id)[0][0])
+
+
+def _length() -> Prepared:
+    mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
+    line = select(commits.c.parent).where(mine, start).cte("line", recursive=True)
     line = line.union_all(select(commits.c.parent).join(line, commits.c.id == line.c.parent).where(mine))
-    return connection.scalar(select(func.count()).select_from(line)) or 0
+    counted: Any = select(func.count()).select_from(line)
+    return Prepared(counted)
+
+
+_LENGTH: Final = _length()
 
 
 def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, full_name: str, *, author: str) -> str:

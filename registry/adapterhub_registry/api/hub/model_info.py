@@ -54,6 +54,12 @@ _TAGS: Final = Prepared(select(repo_tags.c.repo_id, repo_tags.c.tag).where(among
 _ROWS: Final = Prepared(select(repos).where(among(repos.c.id, "numbers")))
 
 
+def row_of(connection: Connection, repo_id: int) -> Row[Any]:
+    """The row of a repository that is there."""
+    row: Row[Any] = _ROWS.rows(connection, numbers=json.dumps([repo_id]))[0]
+    return row
+
+
 def listed(
     database: Database,
     blobs: BlobStore,
@@ -84,11 +90,8 @@ def listed(
             roots = {row.id: tree_of(connection, row.id, row.head).root for row in others}
         for info, row in found:
             yield before
-            if row.id in leaves:
-                siblings = [_sibling(entry, with_blobs=False) for entry in leaves[row.id].items]
-                yield dumped(info | {"siblings": siblings})
-            else:
-                yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
+            top = leaves.get(row.id)
+            yield from described(database, info, row.id, roots.get(row.id), with_blobs=False, top=top)
             before = b","
     yield b"[]" if before == b"[" else b"]"
 
@@ -106,9 +109,21 @@ def _chosen(
 
 
 def described(
-    database: Database, info: Mapping[str, Any], repo_id: int, root: str | None, *, with_blobs: bool
+    database: Database,
+    info: Mapping[str, Any],
+    repo_id: int,
+    root: str | None,
+    *,
+    with_blobs: bool,
+    top: Node | None = None,
 ) -> Iterator[bytes]:
-    """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page."""
+    """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page.
+
+    With the `top` node of a tree that has no other, it includes them, too, and reads nothing.
+    """
+    if top is not None and not top.height:
+        yield dumped({**info, "siblings": [_sibling(entry, with_blobs=with_blobs) for entry in top.items]})
+        return
     if root is None:
         yield dumped(info)
         return
