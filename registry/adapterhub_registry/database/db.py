@@ -98,7 +98,7 @@ repos = Table(
     Column("config", Text, nullable=False, default="{}"),  # JSON: the facts of config files in model info
     Index("repos_by_modified", "modified_at", "id"),
     Index("repos_by_created", "created_at", "id"),
-    Index("repos_by_downloads", "downloads", "id"),
+    Index("repos_by_downloads", "downloads", "id", "private"),  # what a walk asks of each row
     sqlite_autoincrement=True,  # never reuses a number, as signed links contain it
 )
 

@@ -116,24 +116,24 @@ class Numbers(NamedTuple):
 def numbers_of(statement: Select[Any]) -> Prepared:
     """The statement of `Numbers`, for one that selects them."""
     some = statement.limit(bindparam("rows", type_=Integer)).subquery()
-    found: Any = select(func.count(), _Listed(next(iter(some.c))))
+    found: Any = select(func.count(), Listed(next(iter(some.c))))
     return Prepared(found)
 
 
-class _Listed(FunctionElement[str]):
+class Listed(FunctionElement[str]):
     """The values of a column as a list in JSON."""
 
     inherit_cache = True
     name = "listed"
 
 
-@compiles(_Listed)
-def _of_postgresql(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(Listed)
+def _of_postgresql(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
 
 
-@compiles(_Listed, "sqlite")
-def _of_sqlite(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(Listed, "sqlite")
+def _of_sqlite(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"json_group_array({compiler.process(element.clauses, **options)})"
 
 

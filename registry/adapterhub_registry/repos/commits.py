@@ -21,7 +21,7 @@ from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Pair, Prepared
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees.nodes import FileEntry, Node, key_of, read_node, unpack
+from adapterhub_registry.database.trees.nodes import FileEntry, Outline, key_of, outline_of, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
@@ -179,10 +179,10 @@ def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
     return Tree(connection, repo_id, connection.scalars(wanted).one())
 
 
-def tops_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Node]:
-    """The top node of the files of some repositories, by their number and head; one that is damaged is left out."""
+def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Outline]:
+    """The files of some repositories, by their number and head; a repository without a top node is left out."""
     rows = _TOPS.tuples(connection, numbers=json.dumps(list(repo_ids)))
-    return {(number, head): read_node(unpack(body)) for number, head, body in rows}
+    return {(number, head): outline_of(unpack(body)) for number, head, body in rows}
 
 
 _TOPS: Final = Prepared(

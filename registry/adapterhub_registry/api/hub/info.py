@@ -106,13 +106,14 @@ def list_models(request: Request) -> Response:
         registry.repos.check_may_read(caller)
         members, visible = query.members(), registry.repos.sight(caller)
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
-        tops = commits.tops_of(connection, page.ids) if "siblings" in members else {}
-        if tops:
-            found = (tops.get((row.id, row.head)) for row in page.rows)
-            files = accumulate(top.files if top is not None else 0 for top in found)
+        outlines = commits.outlines_of(connection, page.ids) if "siblings" in members else {}
+        if outlines:
+            found = (outlines.get((row.id, row.head)) for row in page.rows)
+            files = accumulate(one.files if one is not None else 0 for one in found)
             page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
+        runs = model_info.runs_of(connection, page.ids)
     sees = partial(registry.repos.sees, caller)
-    answer = model_info.listed(registry.db, registry.blobs, page.ids, sees, members, tops)
+    answer = model_info.listed(registry.db, registry.blobs, runs, sees, members, outlines)
     headers = {}
     cursor = sealed_cursor(registry, page.next_cursor)
     if cursor is not None:
