@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import unquote, urlencode
@@ -270,12 +271,17 @@ def query_of(request: Request, model: type[QueryModel]) -> QueryModel:
         RequestValidationError: as the framework does for its parameters.
     """
     given = request.query_params
-    lists = {field.alias or name for name, field in model.model_fields.items() if field.default == []}
+    lists = _lists_of(model)
     values = {name: given.getlist(name) if name in lists else text for name, text in given.items()}
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
+
+
+@lru_cache
+def _lists_of(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items() if field.default == [])
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:

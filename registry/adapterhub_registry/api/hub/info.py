@@ -111,9 +111,11 @@ def list_models(request: Request) -> Response:
             found = (outlines.get((row.id, row.head)) for row in page.rows)
             files = accumulate(one.files if one is not None else 0 for one in found)
             page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
-        runs = model_info.runs_of(connection, page.ids)
-    sees = partial(registry.repos.sees, caller)
-    answer = model_info.listed(registry.db, registry.blobs, runs, sees, members, outlines)
+        sees = partial(registry.repos.sees, caller)
+        wanted = model_info.Wanted(registry.blobs, sees, members, outlines)
+        first, *others = model_info.runs_of(connection, page.ids)
+        told = model_info.told(connection, first, wanted)
+    answer = model_info.listed(registry.db, told, others, wanted)
     headers = {}
     cursor = sealed_cursor(registry, page.next_cursor)
     if cursor is not None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
@@ -90,38 +91,48 @@ _SIZES: Final = Prepared(
 )
 
 
-def listed(
-    database: Database,
-    blobs: BlobStore,
-    runs: Sequence[Sequence[int]],
-    sees: Callable[[Row[Any]], bool],
-    wanted: AbstractSet[str],
-    outlines: Mapping[tuple[int, str], Outline],
-) -> Iterator[bytes]:
-    """JSON of some repositories at their heads, each with `ALWAYS` and the members in `wanted`; it reads run by run.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a listing says of each repository: `ALWAYS`, `members`, and of its files what is known in `outlines`."""
 
-    Leaves out repositories that were removed meanwhile, or that the caller no longer `sees`. `outlines` are what is
-    known of their files.
-    """
-    before = b"["
-    for some in runs:
-        with database.read() as connection:
-            rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(some)) if sees(row)}
-            tags = tags_of(connection, rows) if "tags" in wanted else {}
-            found = []
-            for row in (rows[number] for number in some if number in rows):
-                info = _chosen(connection, blobs, row, wanted, tags.get(row.id, []))
-                outline = outlines.get((row.id, row.head))
-                root = None
-                if outline is not None and outline.paths is not None:
-                    info["siblings"] = [{"rfilename": path} for path in outline.paths]
-                elif "siblings" in wanted:
-                    root = tree_of(connection, row.id, row.head).root
-                found.append((info, row.id, root))
+    blobs: BlobStore
+    sees: Callable[[Row[Any]], bool]
+    members: AbstractSet[str]
+    outlines: Mapping[tuple[int, str], Outline]
+
+
+Told = tuple[dict[str, Any], int, str | None]
+"""The facts of a repository, its number, and the root of its files where they are read later."""
+
+
+def told(connection: Connection, ids: Sequence[int], wanted: Wanted) -> list[Told]:
+    """Some repositories at their heads, without those that were removed, or that the caller no longer `sees`."""
+    rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(ids)) if wanted.sees(row)}
+    tags = tags_of(connection, rows) if "tags" in wanted.members else {}
+    found: list[Told] = []
+    for row in (rows[number] for number in ids if number in rows):
+        info = _chosen(connection, wanted.blobs, row, wanted.members, tags.get(row.id, []))
+        outline = wanted.outlines.get((row.id, row.head))
+        root = None
+        if outline is not None and outline.paths is not None:
+            info["siblings"] = [{"rfilename": path} for path in outline.paths]
+        elif "siblings" in wanted.members:
+            root = tree_of(connection, row.id, row.head).root
+        found.append((info, row.id, root))
+    return found
+
+
+def listed(database: Database, first: list[Told], runs: Sequence[Sequence[int]], wanted: Wanted) -> Iterator[bytes]:
+    """JSON of the repositories in `first` and in the runs behind it, each of which it reads when its turn comes."""
+    before, found = b"[", first
+    for some in (*runs, None):
         for info, number, root in found:
             yield before
             yield from described(database, info, number, root, with_blobs=False)
             before = b","
+        if some is not None:
+            with database.read() as connection:
+                found = told(connection, some, wanted)
     yield b"[]" if before == b"[" else b"]"
 
 
