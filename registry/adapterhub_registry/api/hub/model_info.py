@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
+from pydantic_core import from_json
 from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
@@ -49,7 +50,7 @@ def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[s
     """The sorted tags of some repositories."""
     wanted = list(repo_ids)
     found = dict(_TAGS.tuples(connection, numbers=json.dumps(wanted)))
-    return {number: sorted(json.loads(found.get(number, "[]"))) for number in wanted}
+    return {number: sorted(from_json(found.get(number, "[]"))) for number in wanted}
 
 
 _TAGS: Final = Prepared(
