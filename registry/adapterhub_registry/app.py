@@ -131,9 +131,14 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     for module in (hub_info, adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
         app.router.routes += module.router.routes
     app.state.threads = Threads(MOST)
-    lists = ThreadedRoute("/api/models", hub_info.list_models, app.state.threads)
-    adapters = ThreadedRoute(f"{ADAPT_PREFIX}v1/adapters", adapt_api.search_soon, app.state.threads)
-    app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), lists, adapters]
+    soon = {
+        "/api/models": hub_info.list_models,
+        f"{ADAPT_PREFIX}v1/adapters": adapt_api.search_soon,
+        **dict.fromkeys(hub_info.INFO, hub_info.repo_info),
+        hub_info.HISTORY: hub_info.list_commits,
+    }
+    threaded = [ThreadedRoute(path, answer, app.state.threads) for path, answer in soon.items()]
+    app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), *threaded]
     app.state.pages = add_pages(app, registry)
     return app
 

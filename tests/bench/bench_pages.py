@@ -131,7 +131,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                     row["root"] = Tree(connection, row["repo_id"], EMPTY).changed([("README.md", entry)]).root  # type: ignore[arg-type]
                 if tables[key]:
                     connection.execute(table.insert(), tables[key])
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with database.begin() as connection:
         if database.is_shared:  # PostgreSQL does so by itself, some time later
             connection.exec_driver_sql("ANALYZE")
         count = connection.execute(nodes.select().limit(1)).all()

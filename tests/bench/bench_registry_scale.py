@@ -54,7 +54,7 @@ def fill(database: Database, builds: int) -> None:
                 connection.execute(table.insert(), rows)
     if not database.is_shared:
         return  # a server keeps no statistics in SQLite
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with database.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
         # ids were given by hand: the sequence goes on behind them
         connection.exec_driver_sql("SELECT setval(pg_get_serial_sequence('repos', 'id'), (SELECT max(id) FROM repos))")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 
 import pytest
+from adapterhub_registry.api.hub import model_info
+from adapterhub_registry.database.db import Database, repos
 from huggingface_hub import HfApi, ModelCard
 
 from adapterhub.core.errors import Malformed
@@ -112,3 +115,22 @@ def test_the_path_in_a_config_is_no_tag(server, library, added, team):
     send(server, library, added("# Mine\n"), f"{team}/qa")
 
     assert not any("/home/ann" in tag for tag in api(server).model_info(f"{team}/qa").tags)
+
+
+def test_a_listing_reads_fewer_rows_at_once_where_cards_are_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_info, "FEW_AT_ONCE", 1)
+    monkeypatch.setattr(model_info, "LISTED_AT_ONCE", 3)
+    monkeypatch.setattr(model_info, "CHARACTERS_AT_ONCE", 20)  # an empty card and configuration have 4
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    with database.begin() as connection:
+        for n, characters in enumerate([2, 2, 2, 2, 30, 2, 14, 2], 1):
+            names = dict.fromkeys(("full_name", "folded", "namespace", "folded_namespace", "created_by"), f"x/{n}")
+            row = names | {"id": n, "private": False, "head": "", "created_at": n, "modified_at": n}
+            connection.execute(repos.insert().values(**row, card="{" + " " * (characters - 2) + "}"))
+
+        runs = model_info.runs_of(connection, [1, 2, 3, 4, 5, 6, 7, 8])
+
+    assert runs == [[1, 2, 3], [4], [5], [6, 7], [8]]
+    database.close()

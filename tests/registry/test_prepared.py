@@ -1,15 +1,20 @@
-"""Statements that the driver runs by itself answer and fail as those of SQLAlchemy do."""
+"""Statements that the driver runs by itself answer and fail as those of SQLAlchemy do, alone or in transactions."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from adapterhub_registry.access.tokens import Tokens
+from adapterhub_registry.database import engines
 from adapterhub_registry.database.db import Database, tokens, users
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Pair, Prepared
 from sqlalchemy import bindparam, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
+
+from tests.registry.shared_servers import Postgres
 
 STATEMENT = (
     select(tokens.c.id, tokens.c.label, users.c.name.label("user_name"))
@@ -39,3 +44,80 @@ def test_prepared_statement_fails_with_the_errors_of_sqlalchemy(tmp_path: Path) 
     with pytest.raises(OperationalError, match="no such table"), database.read() as connection:
         Prepared(STATEMENT).first(connection, user="ann")
     database.close()
+
+
+TOKEN = select(tokens.c.id, tokens.c.label).where(tokens.c.label == bindparam("label"))
+USER = select(users.c.id, users.c.name).where(users.c.name == bindparam("user"))
+
+
+@pytest.mark.parametrize(
+    ("label", "user", "expected"),
+    [
+        ("ann read", "ann", ("ann read", "ann")),
+        ("ann read", "eve", ("ann read", None)),
+        ("eve read", "ann", (None, "ann")),
+        ("eve read", "eve", (None, None)),
+    ],
+)
+def test_two_statements_in_one_find_what_each_finds(
+    tmp_path: Path, label: str, user: str, expected: tuple[str | None, str | None]
+) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    Tokens(database).create("ann", "read", label="ann read")
+
+    one, other = database.look(Pair(TOKEN, USER), label=label, user=user)
+
+    assert (one and one.label, other and other.name) == expected
+    database.close()
+
+
+@pytest.fixture
+def postgresql(pg: Postgres) -> Iterator[Database]:
+    database = Database(pg.new_database(), connections=1)
+    yield database
+    database.close()
+
+
+def close_connections(database: Database, pg: Postgres) -> None:
+    """End the connections to a database at its server, and wait until they are gone."""
+    import psycopg
+
+    ends = "SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = %s"
+    with psycopg.connect(pg.uri, autocommit=True) as connection:
+        assert connection.execute(ends, [database.engine.url.database]).fetchone() == (True,)
+
+
+def test_lone_statement_takes_a_new_connection_for_one_that_was_closed(postgresql: Database, pg: Postgres) -> None:
+    Tokens(postgresql).create("ann", "read")
+    for _ in range(2):
+        close_connections(postgresql, pg)
+
+        assert postgresql.look(Prepared(USER), user="ann").name == "ann"
+
+
+@pytest.mark.parametrize("idle_s", [-1.0, 1e9])
+def test_connection_that_was_idle_for_long_is_known_to_live_before_a_transaction(
+    postgresql: Database, pg: Postgres, monkeypatch: pytest.MonkeyPatch, idle_s: float
+) -> None:
+    monkeypatch.setattr(engines, "IDLE_S", idle_s)
+    close_connections(postgresql, pg)
+    is_pinged = idle_s < 0
+
+    with contextlib.nullcontext() if is_pinged else pytest.raises(OperationalError), postgresql.read() as connection:
+        Prepared(USER).first(connection, user="ann")
+
+    with postgresql.read() as connection:  # one failure makes all connections new
+        assert Prepared(USER).first(connection, user="ann") is None
+
+
+def test_reading_transaction_sees_one_snapshot_and_changes_nothing(postgresql: Database, pg: Postgres) -> None:
+    other = Database(postgresql.engine.url.render_as_string(hide_password=False))
+    with postgresql.read() as connection:
+        assert Prepared(USER).first(connection, user="ann") is None
+        Tokens(other).create("ann", "read")
+        assert Prepared(USER).first(connection, user="ann") is None
+        with pytest.raises(InternalError, match="read-only"):
+            connection.execute(users.delete())
+    with postgresql.read() as connection:
+        assert Prepared(USER).first(connection, user="ann") is not None
+    other.close()

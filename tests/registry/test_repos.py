@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from adapterhub_registry.access import tokens as tokens_module
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller
+from adapterhub_registry.api.hub.upload import check_no_pull_request
 from adapterhub_registry.database.db import Database, blobs, commits, refs, releases, repos, tombstones, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import RepoId
@@ -18,7 +19,7 @@ from adapterhub_registry.repos import damage
 from adapterhub_registry.repos import repos as repos_module
 from adapterhub_registry.repos.changes import Put
 from adapterhub_registry.repos.commits import Proposal, commit, find_commit
-from adapterhub_registry.repos.repos import Change, Repos, check_no_pull_request
+from adapterhub_registry.repos.repos import Change, Repos
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import StoredBlob
 from adapterhub_registry.storage.disk_blobs import DiskBlobs

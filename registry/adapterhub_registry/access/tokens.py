@@ -277,11 +277,19 @@ class Tokens:
 
 def row_of(connection: Connection, token: str) -> Row[Any] | None:
     """The row of a token, which may be expired or revoked; None for one that is unknown."""
+    digest = digest_of(token)
+    return None if digest is None else _BY_DIGEST.first(connection, token=digest)
+
+
+def digest_of(token: str) -> str | None:
+    """The digest of a token, the parameter `token` of `BY_DIGEST`; None for what cannot be one.
+
+    The search goes by digest, so that its time discloses nothing about a token.
+    """
     token = token.removeprefix(HUB_PREFIX)
     if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
         return None
-    # searched by digest, so that the time of the search discloses nothing about a token
-    return _BY_DIGEST.first(connection, wanted=_digest(token))
+    return _digest(token)
 
 
 def working(row: Row[Any] | None) -> Caller | None:
@@ -298,7 +306,8 @@ def callers_of(connection: Connection, user: str) -> list[Caller]:
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
-_BY_DIGEST = Prepared(_SELECT.where(tokens.c.sha256 == bindparam("wanted")))
+BY_DIGEST = _SELECT.where(tokens.c.sha256 == bindparam("token"))
+_BY_DIGEST = Prepared(BY_DIGEST)
 
 
 def _log(connection: Connection, actor: str, action: str, subject: str) -> None:

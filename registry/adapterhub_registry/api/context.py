@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import unquote, urlencode
@@ -16,6 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
+from sqlalchemy import Row
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
@@ -25,7 +27,7 @@ from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
 from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
-from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens, row_of, working
+from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens, digest_of, row_of, working
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.derived.alike import KnownSketches
 from adapterhub_registry.derived.once import Once
@@ -34,6 +36,7 @@ from adapterhub_registry.events.watching import Watch
 from adapterhub_registry.events.webhooks import Webhooks
 from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.names import RepoId, known_repo_id
+from adapterhub_registry.repos.commits import Top
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore
@@ -108,6 +111,23 @@ def reading(request: Request, registry: Registry) -> Iterator[tuple[Connection, 
     finally:
         if found is not None:
             registry.tokens.note_use(found)
+
+
+def glanced(request: Request, registry: Registry, wanted: Top, **given: object) -> tuple[Caller, Row[Any] | None]:
+    """The sender of a request, and what it asks for: one statement, hence one way to the database and back.
+
+    Raises:
+        Refusal: as `caller_of`.
+    """
+    token = _token_of(request)
+    if token is None:
+        return admitted(request, registry, ANONYMOUS), registry.db.look(wanted.alone, **given)
+    digest = digest_of(token)
+    row, found = (None, None) if digest is None else registry.db.look(wanted.with_token, token=digest, **given)
+    caller = _valid(request, registry, working(row))
+    if row is not None:
+        registry.tokens.note_use(row)
+    return caller, found
 
 
 def _token_of(request: Request) -> str | None:
@@ -251,12 +271,17 @@ def query_of(request: Request, model: type[QueryModel]) -> QueryModel:
         RequestValidationError: as the framework does for its parameters.
     """
     given = request.query_params
-    lists = {name for name, field in model.model_fields.items() if field.default == []}
+    lists = _lists_of(model)
     values = {name: given.getlist(name) if name in lists else text for name, text in given.items()}
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
+
+
+@lru_cache
+def _lists_of(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items() if field.default == [])
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, MetaData, bindparam, column, event, func, select, table
+from sqlalchemy import ColumnElement, Integer, MetaData, bindparam, column, event, func, select, table
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.prepared import Prepared
@@ -76,24 +76,33 @@ _sets = table("tag_sets", column("tag"), column("block"), column("bits"))
 
 def tagged(connection: Connection, tags: Sequence[str], *, most: int) -> list[int] | None:
     """The numbers of the repositories with all of some tags, on SQLite; None for more than `most`."""
-    # SQLite looks up the rows of the others for each one of the first
-    rarest_first = sorted(tags, key=lambda tag: int(_ROWS.tuples(connection, tag=tag)[0][0])) if len(tags) > 1 else tags
-    given = {f"tag_{at}": tag for at, tag in enumerate(rarest_first)}
-    found = _together(len(tags)).tuples(connection, **given)
-    if sum(bits.bit_count() for _, bits in found) > most:
+    if len(tags) == 1 and _MORE.tuples(connection, tag=tags[0], most=most):
         return None
-    return [block * BITS + at for block, bits in found for at in _places(bits)]
+    # SQLite looks up the rows of the others for each one of the first
+    rarest_first = sorted(tags, key=lambda tag: int(_BLOCKS.tuples(connection, tag=tag)[0][0])) if tags[1:] else tags
+    given = {f"tag_{at}": tag for at, tag in enumerate(rarest_first)}
+    numbers: list[int] = []
+    for block, bits in _together(len(tags)).tuples(connection, **given):
+        if len(numbers) > most:
+            return None
+        first = block * BITS - 1
+        left = bits
+        while left:
+            last = left & -left
+            numbers.append(first + last.bit_length())
+            left ^= last
+    return numbers if len(numbers) <= most else None
 
 
-_ROWS: Final = Prepared(select(func.count()).where(_sets.c.tag == bindparam("tag")))
-
-
-def _places(bits: int) -> Iterator[int]:
-    """The places of the bits that are set."""
-    while bits:
-        last = bits & -bits
-        yield last.bit_length() - 1
-        bits ^= last
+_FREQUENT: Final = 1000
+"""Of tags in at least so many blocks, any may be the first."""
+_some = select(_sets.c.block).where(_sets.c.tag == bindparam("tag")).limit(_FREQUENT).subquery()
+_BLOCKS: Final = Prepared(select(func.count(_some.c.block)))
+_tags = table("repo_tags", column("repo_id"), column("tag"))
+_MORE: Final = Prepared(
+    select(_tags.c.repo_id).where(_tags.c.tag == bindparam("tag")).limit(1).offset(bindparam("most", type_=Integer))
+)
+"""Whether more repositories than `most` have a tag: a row, or none."""
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,6 @@ since 1970, UTC.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +25,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
     func,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, CursorResult, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
@@ -48,8 +45,8 @@ from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     schema,
     search_tables,
 )
-
-BUSY_TIMEOUT_MS = 30_000
+from adapterhub_registry.database.engines import postgresql_engine, sqlite_engine, url_of
+from adapterhub_registry.database.prepared import Pair, Prepared
 
 metadata = schema.metadata
 
@@ -101,7 +98,7 @@ repos = Table(
     Column("config", Text, nullable=False, default="{}"),  # JSON: the facts of config files in model info
     Index("repos_by_modified", "modified_at", "id"),
     Index("repos_by_created", "created_at", "id"),
-    Index("repos_by_downloads", "downloads", "id"),
+    Index("repos_by_downloads", "downloads", "id", "private"),  # what a walk asks of each row
     sqlite_autoincrement=True,  # never reuses a number, as signed links contain it
 )
 
@@ -352,19 +349,18 @@ class Database:
     """
 
     def __init__(self, url: str, *, connections: int = 20) -> None:
-        parsed = _with_driver(url)
+        parsed = url_of(url)
         self.is_shared = parsed.get_backend_name() != "sqlite"
         # SQLite has one writer; waiting for this lock is fair and fast, while SQLite's busy handler sleeps
         self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
         try:
             with extra_named("keeping metadata in PostgreSQL"):
-                options = _options(connections) if self.is_shared else _SQLITE_OPTIONS
-                self.engine: Engine = create_engine(parsed, **options)
+                self.engine: Engine = (
+                    postgresql_engine(parsed, connections=connections) if self.is_shared else sqlite_engine(parsed)
+                )
         except ImportError:
             hint = "for PostgreSQL: `pip install 'adapterhub[scale]'`"
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
-        if not self.is_shared:
-            _prepare_sqlite(self.engine)
         with schema.readable(parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
             schema.bring_up_to_date(connection)
@@ -381,10 +377,23 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads one snapshot of the database."""
         with self.engine.connect() as connection:
-            if self.is_shared:
-                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            connection.execution_options(reads=True)
             with connection.begin():
                 yield connection
+
+    def look(self, statement: Prepared | Pair, **given: object) -> Any:  # noqa: ANN401 - as `Prepared.first`
+        """The first row of one statement, which needs no transaction around it.
+
+        It runs once more where the connection at hand turns out to be closed, as reading twice does no harm.
+        """
+        try:
+            with self.engine.connect() as connection:
+                return statement.first(connection, **given)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self.engine.connect() as connection:
+            return statement.first(connection, **given)
 
     def agree(self, name: str, value: str, *, replace: bool = False) -> bool:
         """Whether the servers of this database share `value`; the first call, or `replace`, sets it."""
@@ -397,52 +406,3 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
-
-
-_SQLITE_OPTIONS: dict[str, Any] = {
-    "connect_args": {"check_same_thread": False},
-    "pool_size": 16,
-    "max_overflow": 48,
-}
-
-
-def _options(connections: int) -> dict[str, Any]:
-    return {"pool_size": connections, "max_overflow": 0, "pool_pre_ping": True, "pool_timeout": 10}
-
-
-def _with_driver(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        # the text may contain a password
-        raise UsageProblem("database: expected a URL such as postgresql://user@host/name") from None
-    if parsed.drivername in {"postgres", "postgresql"}:
-        return parsed.set(drivername="postgresql+psycopg")
-    return parsed
-
-
-_PRAGMAS = (
-    f"busy_timeout={BUSY_TIMEOUT_MS}",  # first, as the next one waits for other processes
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    "mmap_size=1073741824",  # a read of a page in memory costs no call of the system; writes stay calls
-    "case_sensitive_like=ON",  # like PostgreSQL: a token for `acme/*` does not cover `ACME/x`
-)
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # the driver starts no transactions; `on_begin` does
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
-
-    def on_begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("writes", False):
-            # a read transaction that becomes a write can fail with `database is locked`
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.connection.cursor().execute("BEGIN")  # touches no file, so it cannot fail
-
-    event.listen(engine, "connect", on_connect)
-    event.listen(engine, "begin", on_begin)

@@ -6,7 +6,7 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, bindparam, func, select
+from sqlalchemy import Integer, Select, bindparam, func, literal, select, true
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -63,8 +63,35 @@ class Prepared:
     def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
         names = None if state.positiontup is None else tuple(state.positiontup)
-        row = namedtuple("Row", [str(column.key) for column in self._statement.selected_columns], rename=True)  # type: ignore[misc]  # noqa: PYI024 - its fields are known here
-        return _Form(state.statement, names, dict(state.parameters), row._make)
+        return _Form(state.statement, names, dict(state.parameters), _row_of(self._statement))
+
+
+class Pair:
+    """Two statements as one, for one way to the database and back: each finds a row at most, whose first value is set.
+
+    Their parameters have different names.
+    """
+
+    def __init__(self, one: Select[Any], other: Select[Any]) -> None:
+        self._rows = [_row_of(statement) for statement in (one, other)]
+        self._count = len(one.selected_columns)
+        always = select(literal(1)).subquery()
+        first, second = one.subquery(), other.subquery()
+        columns = [*(column.label(None) for column in (*first.c, *second.c))]
+        joined = always.outerjoin(first, true()).outerjoin(second, true())
+        self._both = Prepared(select(*columns).select_from(joined))
+
+    def first(self, connection: Connection, **given: object) -> tuple[Any | None, Any | None]:
+        """The row of each, by the names of its columns; None for one without."""
+        (values,) = self._both.tuples(connection, **given)
+        parts = values[: self._count], values[self._count :]
+        one, other = (None if part[0] is None else make(part) for make, part in zip(self._rows, parts, strict=True))
+        return one, other
+
+
+def _row_of(statement: Select[Any]) -> Callable[[Sequence[Any]], Any]:
+    row = namedtuple("Row", [str(column.key) for column in statement.selected_columns], rename=True)  # type: ignore[misc]  # noqa: PYI024 - its fields are known here
+    return row._make
 
 
 class Found(NamedTuple):
@@ -89,24 +116,24 @@ class Numbers(NamedTuple):
 def numbers_of(statement: Select[Any]) -> Prepared:
     """The statement of `Numbers`, for one that selects them."""
     some = statement.limit(bindparam("rows", type_=Integer)).subquery()
-    found: Any = select(func.count(), _Listed(next(iter(some.c))))
+    found: Any = select(func.count(), Listed(next(iter(some.c))))
     return Prepared(found)
 
 
-class _Listed(FunctionElement[str]):
+class Listed(FunctionElement[str]):
     """The values of a column as a list in JSON."""
 
     inherit_cache = True
     name = "listed"
 
 
-@compiles(_Listed)
-def _of_postgresql(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(Listed)
+def _of_postgresql(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
 
 
-@compiles(_Listed, "sqlite")
-def _of_sqlite(element: _Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(Listed, "sqlite")
+def _of_sqlite(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"json_group_array({compiler.process(element.clauses, **options)})"
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
@@ -21,6 +21,7 @@ from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.database.prepared import Prepared
 from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.search_tables import put_text
 from adapterhub_registry.database.trees.trees import Tree
@@ -210,9 +211,13 @@ def yank_warning(version: str, reason: str) -> str:
 
 def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[str, Any] | None:
     """The member `adapt` of model info at one commit; None without an indexed adapter."""
-    mine = (adapters.c.repo_id == repo_id) & (adapters.c.commit_id == commit_id)
-    row = connection.execute(select(adapters).where(mine)).one_or_none()
+    row = _AT_COMMIT.first(connection, repo=repo_id, at=commit_id)
     return None if row is None else facts_json(row)
+
+
+_AT_COMMIT: Final = Prepared(
+    select(adapters).where(adapters.c.repo_id == bindparam("repo"), adapters.c.commit_id == bindparam("at"))
+)
 
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:

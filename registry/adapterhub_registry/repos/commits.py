@@ -10,17 +10,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Row, String, bindparam, func, insert, literal, select, update
+from sqlalchemy import Integer, Row, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub_registry.access.tokens import BY_DIGEST
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Pair, Prepared
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees.nodes import FileEntry, Node, read_node, unpack
+from adapterhub_registry.database.trees.nodes import FileEntry, Outline, key_of, outline_of, read_node, unpack
 from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
 from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
@@ -84,20 +85,44 @@ def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | 
     The row has the repository's `id`, `full_name`, `private` and `gated`, the `commit_id`, its `root` and `body`, and
     the `version` and `yanked_reason` of a yanked release.
     """
-    wanted = _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
-    return wanted.first(connection, full_name=full_name, revision=revision)
+    return top_of(revision).alone.first(connection, full_name=full_name, revision=revision)
+
+
+def top_of(revision: str) -> Top:
+    """The statements of `top_at`, whose parameters are `full_name` and `revision`."""
+    return _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
+
+
+def file_in(top: Row[Any], path: str) -> FoundFile | None:
+    """As `file_below`, from the row alone; None where the tree has more nodes."""
+    node = read_node(unpack(top.body))
+    return None if node.height else _found(top, path, node.file(key_of(path)))
 
 
 def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
     """A file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
-    entry = Tree(connection, top.id, top.root, top=top.body).find(path)
+    return _found(top, path, Tree(connection, top.id, top.root, top=top.body).find(path))
+
+
+def _found(top: Row[Any], path: str, entry: FileEntry | None) -> FoundFile:
     if entry is None:
         raise entry_not_found(path, top.commit_id)
-    warning = None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
-    return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning)
+    return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning_of(top))
 
 
-def _tops(*, of_ref: bool) -> Prepared:
+def warning_of(top: Row[Any]) -> str | None:
+    """As `adapters.warning_for`, of a row of `top_at`."""
+    return None if top.version is None else adapters.yank_warning(top.version, top.yanked_reason)
+
+
+class Top(NamedTuple):
+    """The statement of a top node by itself, and beside that of a token."""
+
+    alone: Prepared
+    with_token: Pair
+
+
+def _tops(*, of_ref: bool) -> Top:
     at_ref = (refs.c.repo_id == repos.c.id) & (refs.c.name == bindparam("revision"))
     commit_id = refs.c.commit_id if of_ref else bindparam("revision", type_=String)
     at = (commits.c.repo_id == repos.c.id) & (commits.c.id == commit_id)
@@ -110,7 +135,8 @@ def _tops(*, of_ref: bool) -> Prepared:
         found = found.join(refs, at_ref & refs.c.kind.in_(("alias", "branch", "tag"))).order_by(refs.c.kind.desc())
     found = found.join(commits, at).join(nodes, top)
     found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
-    return Prepared(found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1))
+    found = found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1)
+    return Top(Prepared(found), Pair(BY_DIGEST, found))
 
 
 _TOP_OF_COMMIT: Final = _tops(of_ref=False)
@@ -153,10 +179,10 @@ def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
     return Tree(connection, repo_id, connection.scalars(wanted).one())
 
 
-def tops_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Node]:
-    """The top node of the files of some repositories, by their number and head; one that is damaged is left out."""
+def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Outline]:
+    """The files of some repositories, by their number and head; a repository without a top node is left out."""
     rows = _TOPS.tuples(connection, numbers=json.dumps(list(repo_ids)))
-    return {(number, head): read_node(unpack(body)) for number, head, body in rows}
+    return {(number, head): outline_of(unpack(body)) for number, head, body in rows}
 
 
 _TOPS: Final = Prepared(
@@ -180,30 +206,46 @@ def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> 
 
 
 def history(
-    connection: Connection, repo: Row[Any], commit_id: str, *, limit: int
+    connection: Connection, repo_id: int, commit_id: str, *, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """`commit_id` and its ancestors, newest first, and the first commit of the next page.
 
     A page has at most `limit` commits, and fewer when their messages are long.
     """
-    mine = commits.c.repo_id == repo.id
-    characters = func.length(commits.c.title) + func.length(commits.c.message)
-    first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
-    line = first.where(mine, commits.c.id == commit_id).cte("line", recursive=True)
-    older = select(commits.c.id, commits.c.parent, line.c.place + 1, line.c.characters + characters)
-    fits = (line.c.place < limit) & (line.c.characters < HISTORY_CHARACTERS)
-    line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
-    whole = select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place)
-    found = connection.execute(whole).all()
+    most = {"limit": limit, "characters": HISTORY_CHARACTERS}
+    found = _HISTORY.rows(connection, repo=repo_id, start=commit_id, **most)
     return found, found[-1].parent
 
 
-def count(connection: Connection, repo: Row[Any], commit_id: str) -> int:
+def _history() -> Prepared:
+    mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
+    characters = func.length(commits.c.title) + func.length(commits.c.message)
+    first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
+    line = first.where(mine, start).cte("line", recursive=True)
+    older = select(commits.c.id, commits.c.parent, line.c.place + 1, line.c.characters + characters)
+    most, enough = (bindparam(name, type_=Integer) for name in ("limit", "characters"))
+    fits = (line.c.place < most) & (line.c.characters < enough)
+    line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
+    return Prepared(select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place))
+
+
+_HISTORY: Final = _history()
+
+
+def count(connection: Connection, repo_id: int, commit_id: str) -> int:
     """The number of commits that `history` lists from `commit_id` on."""
-    mine = commits.c.repo_id == repo.id
-    line = select(commits.c.parent).where(mine, commits.c.id == commit_id).cte("line", recursive=True)
+    return int(_LENGTH.tuples(connection, repo=repo_id, start=commit_id)[0][0])
+
+
+def _length() -> Prepared:
+    mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
+    line = select(commits.c.parent).where(mine, start).cte("line", recursive=True)
     line = line.union_all(select(commits.c.parent).join(line, commits.c.id == line.c.parent).where(mine))
-    return connection.scalar(select(func.count()).select_from(line)) or 0
+    counted: Any = select(func.count()).select_from(line)
+    return Prepared(counted)
+
+
+_LENGTH: Final = _length()
 
 
 def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, full_name: str, *, author: str) -> str:

@@ -39,7 +39,6 @@ from adapterhub_registry.errors import (
     conflict,
     forbidden,
     gated,
-    not_offered,
     repo_not_found,
     unauthorized,
 )
@@ -146,6 +145,13 @@ class Repos:
         entry = commits.file_at(connection, row.id, commit_id, path)
         warning = adapters.warning_for(connection, row.id, commit_id)
         return commits.FoundFile(repo_id=row.id, commit_id=commit_id, entry=entry, warning=warning)
+
+    def find_file_in(self, caller: Caller, top: RepoRow | None, path: str) -> commits.FoundFile | None:
+        """As `find_file`, from a row of `top_at` alone; None where this takes a closer look."""
+        self.check_may_read(caller)
+        if top is None or ((top.private or top.gated) and not caller.reaches(top.full_name)):
+            return None
+        return commits.file_in(top, path)
 
     @staticmethod
     def _may_pass(connection: Connection, caller: Caller, number: int, full_name: str) -> bool:
@@ -442,9 +448,3 @@ def _spellings(repo_id: RepoId) -> Iterator[ColumnElement[bool]]:
 def _folded_id(repo_id: RepoId) -> str:
     namespace, _, name = repo_id.partition("/")
     return f"{fold(namespace)}/{fold(name)}"
-
-
-def check_no_pull_request(create_pr: str | None) -> None:
-    """Raise 501 for a commit that would open a pull request."""
-    if create_pr in {"1", "true", "True"}:
-        raise not_offered("this registry has no pull requests; commit to a branch")

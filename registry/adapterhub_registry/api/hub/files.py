@@ -27,12 +27,13 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
     dumped,
+    glanced,
     json_object,
     next_link,
-    reading,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.api.hub.threads import ThreadedRoute, Threads
+from adapterhub_registry.database.db import Database
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
 from adapterhub_registry.database.trees.trees import Tree
@@ -205,12 +206,15 @@ def resolve(request: Request) -> Response:
     """A file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
     registry: Registry = request.app.state.registry
     given = request.path_params
-    with reading(request, registry) as (connection, caller):
-        repo_id, revision = known_repo_id(given["namespace"], given["name"]), unquote(given["rev"])
-        path = parse_path(unquote(given["path"]))
-        found = registry.repos.find_file(connection, caller, repo_id, revision, path)
-        counts = request.method == "GET" and "x-hf-download-counter" in request.headers
-        counts = counts and _stands_for_download(connection, found.repo_id, found.commit_id, path)
+    revision, name = unquote(given["rev"]), f"{given['namespace']}/{given['name']}"
+    caller, top = glanced(request, registry, commits.top_of(revision), full_name=name, revision=revision)
+    repo_id, path = known_repo_id(given["namespace"], given["name"]), parse_path(unquote(given["path"]))
+    found = registry.repos.find_file_in(caller, top, path)
+    if found is None:
+        with registry.db.read() as connection:
+            found = registry.repos.find_file(connection, caller, repo_id, revision, path)
+    counts = request.method == "GET" and "x-hf-download-counter" in request.headers
+    counts = counts and _stands_for_download(registry.db, found, path)
     entry, commit_id, warning = found.entry, found.commit_id, found.warning
     etag = f'"{entry.etag}"'
     headers = {"X-Repo-Commit": commit_id, "ETag": etag}
@@ -286,14 +290,13 @@ class FilesRoute(ThreadedRoute):
         return found, inner
 
 
-def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:
+def _stands_for_download(database: Database, found: commits.FoundFile, path: str) -> bool:
     """Whether to count a repository download: of all its files, only the configuration counts."""
-    if path == ADAPTER_CONFIG:
-        return True
     if path != CONFIG:
-        return False
+        return path == ADAPTER_CONFIG
     try:
-        commits.file_at(connection, repo_number, commit_id, ADAPTER_CONFIG)
+        with database.read() as connection:
+            commits.file_at(connection, found.repo_id, found.commit_id, ADAPTER_CONFIG)
     except Refusal:
         return True
     return False

@@ -5,23 +5,21 @@ from __future__ import annotations
 from functools import partial
 from html import escape
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
+from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import (
-    BaseUrl,
-    CallerOf,
     Registry,
-    RegistryOf,
-    RepoOf,
-    RevisionOf,
     base_of,
+    dumped,
     json_answer,
     next_link,
     opened_cursor,
@@ -30,8 +28,9 @@ from adapterhub_registry.api.context import (
     sealed_cursor,
 )
 from adapterhub_registry.api.hub import model_info
+from adapterhub_registry.database.trees.nodes import read_node, unpack
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.names import COMMIT
+from adapterhub_registry.names import COMMIT, RepoId, known_repo_id
 from adapterhub_registry.repos import adapters, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import MAX_PAGE, SORTS, Listing, list_repos
@@ -107,13 +106,16 @@ def list_models(request: Request) -> Response:
         registry.repos.check_may_read(caller)
         members, visible = query.members(), registry.repos.sight(caller)
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
-        tops = commits.tops_of(connection, page.ids) if "siblings" in members else {}
-        if tops:
-            found = (tops.get((row.id, row.head)) for row in page.rows)
-            files = accumulate(top.files if top is not None else 0 for top in found)
+        outlines = commits.outlines_of(connection, page.ids) if "siblings" in members else {}
+        if outlines:
+            found = (outlines.get((row.id, row.head)) for row in page.rows)
+            files = accumulate(one.files if one is not None else 0 for one in found)
             page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
-    sees = partial(registry.repos.sees, caller)
-    answer = model_info.listed(registry.db, registry.blobs, page.ids, sees, members, tops)
+        sees = partial(registry.repos.sees, caller)
+        wanted = model_info.Wanted(registry.blobs, sees, members, outlines)
+        first, *others = model_info.runs_of(connection, page.ids)
+        told = model_info.told(connection, first, wanted)
+    answer = model_info.listed(registry.db, told, others, wanted)
     headers = {}
     cursor = sealed_cursor(registry, page.next_cursor)
     if cursor is not None:
@@ -128,31 +130,52 @@ class InfoQuery(BaseModel):
     expand: list[str] = []
 
 
-@router.get("/api/models/{namespace}/{name}")
-@router.get("/api/models/{namespace}/{name}/revision/{rev}")
-def repo_info(
-    request: Request,
-    registry: RegistryOf,
-    caller: CallerOf,
-    repo_id: RepoOf,
-    query: Annotated[InfoQuery, Query()],
-) -> Response:
+INFO: Final = ("/api/models/{namespace}/{name}", "/api/models/{namespace}/{name}/revision/{rev}")
+
+
+@router.get(INFO[0])
+@router.get(INFO[1])
+def repo_info(request: Request) -> Response:
     """Everything about a repository at a revision; with `expand`, only the selected members."""
-    revision = unquote(request.path_params.get("rev", MAIN))
-    with registry.db.read() as connection:
-        row = registry.repos.find(connection, caller, repo_id)
-        commit_id = commits.find_commit(connection, row, revision)
+    registry: Registry = request.app.state.registry
+    given = request.path_params
+    with reading(request, registry) as (connection, caller):
+        repo_id, query = known_repo_id(given["namespace"], given["name"]), query_of(request, InfoQuery)
+        at = _seen(connection, registry, caller, repo_id, unquote(given.get("rev", MAIN)))
+        row = at.row
         tags = model_info.tags_of(connection, [row.id])[row.id]
         info = model_info.at_head(row, tags) | model_info.documents_of(row)
-        info |= model_info.at_commit(connection, registry.blobs, row, commit_id)
-        root = commits.tree_of(connection, row.id, commit_id).root
-        warning = adapters.warning_for(connection, row.id, commit_id)
+        info |= model_info.at_commit(connection, registry.blobs, row, at.commit_id)
     if query.expand:
         # leaves out unknown members (such as past likes) instead of refusing them
         info = {name: info[name] for name in info if name in query.expand or name in model_info.ALWAYS}
-    shown_root = root if not query.expand or "siblings" in query.expand else None
-    answer = model_info.described(registry.db, info, row.id, shown_root, with_blobs=query.blobs)
-    return json_answer(answer, {"X-HF-Warning": warning} if warning else {})
+    root, top = (at.root, at.top) if not query.expand or "siblings" in query.expand else (None, None)
+    node = None if top is None else read_node(unpack(top))
+    answer = model_info.described(registry.db, info, row.id, root, with_blobs=query.blobs, top=node)
+    return json_answer(answer, {"X-HF-Warning": at.warning} if at.warning else {})
+
+
+class _Seen(NamedTuple):
+    """A repository at a commit: its row, the root of its files, that node where it was read, and the warning."""
+
+    row: Row[Any]
+    commit_id: str
+    root: str
+    top: bytes | None
+    warning: str | None
+
+
+def _seen(connection: Connection, registry: Registry, caller: Caller, repo_id: RepoId, revision: str) -> _Seen:
+    """What the caller sees by this id and revision; one statement finds it where both are exact."""
+    registry.repos.check_may_read(caller)
+    top = commits.top_at(connection, repo_id, revision)
+    if top is not None and (not top.private or caller.reaches(top.full_name)):
+        row = model_info.row_of(connection, top.id)
+        return _Seen(row, top.commit_id, top.root, top.body, commits.warning_of(top))
+    row = registry.repos.find(connection, caller, repo_id)
+    commit_id = commits.find_commit(connection, row, revision)
+    root = commits.tree_of(connection, row.id, commit_id).root
+    return _Seen(row, commit_id, root, None, adapters.warning_for(connection, row.id, commit_id))
 
 
 class HistoryQuery(BaseModel):
@@ -163,29 +186,29 @@ class HistoryQuery(BaseModel):
     expand: list[str] = Field(default=[], alias="expand[]")
 
 
-@router.get("/api/models/{namespace}/{name}/commits/{rev}")
-def list_commits(
-    request: Request,
-    registry: RegistryOf,
-    caller: CallerOf,
-    repo_id: RepoOf,
-    revision: RevisionOf,
-    base: BaseUrl,
-    query: Annotated[HistoryQuery, Query()],
-) -> JSONResponse:
+HISTORY: Final = "/api/models/{namespace}/{name}/commits/{rev}"
+
+
+@router.get(HISTORY)
+def list_commits(request: Request) -> Response:
     """List a revision and its ancestors, newest first; `Link` leads to the next page."""
-    after = query.after
-    if after is not None and not COMMIT.fullmatch(after):
-        raise bad_request(f"after `{shown(after)}`: expected a commit id")
-    with registry.db.read() as connection:
-        row = registry.repos.find(connection, caller, repo_id)
-        start = commits.find_commit(connection, row, after or revision)
-        page, rest = commits.history(connection, row, start, limit=query.limit)
-        headers = {"X-Total-Count": str(commits.count(connection, row, start))}
+    registry: Registry = request.app.state.registry
+    given = request.path_params
+    with reading(request, registry) as (connection, caller):
+        repo_id, revision = known_repo_id(given["namespace"], given["name"]), unquote(given["rev"])
+        base, query = base_of(request, registry), query_of(request, HistoryQuery)
+        after = query.after
+        if after is not None and not COMMIT.fullmatch(after):
+            raise bad_request(f"after `{shown(after)}`: expected a commit id")
+        at = _seen(connection, registry, caller, repo_id, after or revision)
+        page, rest = commits.history(connection, at.row.id, at.commit_id, limit=query.limit)
+        count = len(page) if rest is None else commits.count(connection, at.row.id, at.commit_id)
+    headers = {"X-Total-Count": str(count)}
     if rest is not None:
         place = f"{base}/api/models/{repo_id}/commits/{quote(revision, safe='')}"
         headers["Link"] = next_link(request, place, after=rest)
-    return JSONResponse([_commit(commit, formatted="formatted" in query.expand) for commit in page], headers=headers)
+    listed = (_commit(commit, formatted="formatted" in query.expand) for commit in page)
+    return json_answer(iter([dumped(list(listed))]), headers)
 
 
 def _commit(commit: Row[Any], *, formatted: bool) -> dict[str, Any]:

@@ -7,25 +7,29 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Row, select
+from pydantic_core import from_json
+from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.api.context import dumped
 from adapterhub_registry.database.db import Database, commits, repo_tags, repos
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Listed, Prepared
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees.nodes import FileEntry, Node
+from adapterhub_registry.database.trees.nodes import FileEntry, Node, Outline
 from adapterhub_registry.database.trees.trees import Digests, Tree
 from adapterhub_registry.repos import adapters, card
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore
 
 ALWAYS = ("_id", "id")
-LISTED_AT_ONCE: Final = 20
+FEW_AT_ONCE: Final = 20
+LISTED_AT_ONCE: Final = 100
+CHARACTERS_AT_ONCE: Final = 1 << 20
 SIBLINGS_AT_ONCE: Final = 1000
 _STATE = ("sha", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes", "trendingScore")
 LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name", *_STATE})
@@ -44,52 +48,92 @@ def public_number(row: Row[Any]) -> str:
 
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
     """The sorted tags of some repositories."""
-    found: dict[int, list[str]] = {number: [] for number in repo_ids}
-    for number, tag in _TAGS.tuples(connection, numbers=json.dumps(list(found))):
-        found[number].append(tag)
-    return {number: sorted(tags) for number, tags in found.items()}
+    wanted = list(repo_ids)
+    found = dict(_TAGS.tuples(connection, numbers=json.dumps(wanted)))
+    return {number: sorted(from_json(found.get(number, "[]"))) for number in wanted}
 
 
-_TAGS: Final = Prepared(select(repo_tags.c.repo_id, repo_tags.c.tag).where(among(repo_tags.c.repo_id, "numbers")))
+_TAGS: Final = Prepared(
+    select(repo_tags.c.repo_id, Listed(repo_tags.c.tag))
+    .where(among(repo_tags.c.repo_id, "numbers"))
+    .group_by(repo_tags.c.repo_id)
+)
 _ROWS: Final = Prepared(select(repos).where(among(repos.c.id, "numbers")))
 
 
-def listed(
-    database: Database,
-    blobs: BlobStore,
-    ids: Sequence[int],
-    sees: Callable[[Row[Any]], bool],
-    wanted: AbstractSet[str],
-    tops: Mapping[tuple[int, str], Node],
-) -> Iterator[bytes]:
-    """JSON of some repositories at their heads, each with `ALWAYS` and the members in `wanted`.
+def row_of(connection: Connection, repo_id: int) -> Row[Any]:
+    """The row of a repository that is there."""
+    row: Row[Any] = _ROWS.rows(connection, numbers=json.dumps([repo_id]))[0]
+    return row
 
-    Leaves out repositories that were removed meanwhile, or that the caller no longer `sees`. `tops` are what `tops_of`
-    knows of their files.
+
+def runs_of(connection: Connection, ids: Sequence[int]) -> list[list[int]]:
+    """Some repositories in the runs in which `listed` reads them.
+
+    `FEW_AT_ONCE` are one run, whatever their size. A run of more has at most `LISTED_AT_ONCE`, whose cards and
+    configurations have at most `CHARACTERS_AT_ONCE` together.
     """
-    before = b"["
-    for start in range(0, len(ids), LISTED_AT_ONCE):
-        some = ids[start : start + LISTED_AT_ONCE]
-        with database.read() as connection:
-            rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(some)) if sees(row)}
-            tags = tags_of(connection, rows) if "tags" in wanted else {}
-            found = [
-                (_chosen(connection, blobs, rows[number], wanted, tags.get(number, [])), rows[number])
-                for number in some
-                if number in rows
-            ]
-            known = ((row.id, tops.get((row.id, row.head))) for row in rows.values())
-            leaves = {number: top for number, top in known if top is not None and not top.height}
-            others = [row for _, row in found if "siblings" in wanted and row.id not in leaves]
-            roots = {row.id: tree_of(connection, row.id, row.head).root for row in others}
-        for info, row in found:
+    if len(ids) <= FEW_AT_ONCE:
+        return [list(ids)]
+    sizes = dict(_SIZES.tuples(connection, numbers=json.dumps(list(ids))))
+    runs: list[list[int]] = [[]]
+    characters = 0
+    for number in ids:
+        characters += sizes[number]
+        if runs[-1] and (characters > CHARACTERS_AT_ONCE or len(runs[-1]) == LISTED_AT_ONCE):
+            runs.append([])
+            characters = sizes[number]
+        runs[-1].append(number)
+    return runs
+
+
+_SIZES: Final = Prepared(
+    select(repos.c.id, func.length(repos.c.card) + func.length(repos.c.config)).where(among(repos.c.id, "numbers"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a listing says of each repository: `ALWAYS`, `members`, and of its files what is known in `outlines`."""
+
+    blobs: BlobStore
+    sees: Callable[[Row[Any]], bool]
+    members: AbstractSet[str]
+    outlines: Mapping[tuple[int, str], Outline]
+
+
+Told = tuple[dict[str, Any], int, str | None]
+"""The facts of a repository, its number, and the root of its files where they are read later."""
+
+
+def told(connection: Connection, ids: Sequence[int], wanted: Wanted) -> list[Told]:
+    """Some repositories at their heads, without those that were removed, or that the caller no longer `sees`."""
+    rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(ids)) if wanted.sees(row)}
+    tags = tags_of(connection, rows) if "tags" in wanted.members else {}
+    found: list[Told] = []
+    for row in (rows[number] for number in ids if number in rows):
+        info = _chosen(connection, wanted.blobs, row, wanted.members, tags.get(row.id, []))
+        outline = wanted.outlines.get((row.id, row.head))
+        root = None
+        if outline is not None and outline.paths is not None:
+            info["siblings"] = [{"rfilename": path} for path in outline.paths]
+        elif "siblings" in wanted.members:
+            root = tree_of(connection, row.id, row.head).root
+        found.append((info, row.id, root))
+    return found
+
+
+def listed(database: Database, first: list[Told], runs: Sequence[Sequence[int]], wanted: Wanted) -> Iterator[bytes]:
+    """JSON of the repositories in `first` and in the runs behind it, each of which it reads when its turn comes."""
+    before, found = b"[", first
+    for some in (*runs, None):
+        for info, number, root in found:
             yield before
-            if row.id in leaves:
-                siblings = [_sibling(entry, with_blobs=False) for entry in leaves[row.id].items]
-                yield dumped(info | {"siblings": siblings})
-            else:
-                yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
+            yield from described(database, info, number, root, with_blobs=False)
             before = b","
+        if some is not None:
+            with database.read() as connection:
+                found = told(connection, some, wanted)
     yield b"[]" if before == b"[" else b"]"
 
 
@@ -97,18 +141,34 @@ def _chosen(
     connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
 ) -> dict[str, Any]:
     info = at_head(row, tags)
-    info |= {
-        name: json.loads(text) for name, text in (("cardData", row.card), ("config", row.config)) if name in wanted
-    }
+    if "cardData" in wanted:
+        info["cardData"] = _document(row.card)
+    if "config" in wanted:
+        info["config"] = _document(row.config)
     if wanted & {"safetensors", "baseModels", "adapt"}:
         info |= at_commit(connection, blobs, row, row.head)
-    return {name: value for name, value in info.items() if name in wanted or name in ALWAYS}
+    for name in info.keys() - wanted:
+        if name not in ALWAYS:
+            del info[name]
+    return info
 
 
 def described(
-    database: Database, info: Mapping[str, Any], repo_id: int, root: str | None, *, with_blobs: bool
+    database: Database,
+    info: Mapping[str, Any],
+    repo_id: int,
+    root: str | None,
+    *,
+    with_blobs: bool,
+    top: Node | None = None,
 ) -> Iterator[bytes]:
-    """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page."""
+    """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page.
+
+    With the `top` node of a tree that has no other, it includes them, too, and reads nothing.
+    """
+    if top is not None and not top.height:
+        yield dumped({**info, "siblings": [_sibling(entry, with_blobs=with_blobs) for entry in top.items]})
+        return
     if root is None:
         yield dumped(info)
         return
@@ -151,7 +211,11 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
 
 def documents_of(row: Row[Any]) -> dict[str, Any]:
     """The card and the configuration in the row of a repository."""
-    return {"cardData": json.loads(row.card), "config": json.loads(row.config)}
+    return {"cardData": _document(row.card), "config": _document(row.config)}
+
+
+def _document(text: str) -> Any:  # noqa: ANN401 - any JSON
+    return {} if text == "{}" else json.loads(text)
 
 
 def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:

@@ -29,12 +29,11 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
 from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
 from adapterhub_registry.database.db import lock_space
-from adapterhub_registry.errors import Refusal, bad_request, busy, too_large
+from adapterhub_registry.errors import Refusal, bad_request, busy, not_offered, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
 from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
 from adapterhub_registry.repos.commits import Proposal
-from adapterhub_registry.repos.repos import check_no_pull_request
 from adapterhub_registry.storage.blobs import StoredBlob, check_room
 
 router = APIRouter(include_in_schema=False)
@@ -296,3 +295,9 @@ def _base64(text: str, what: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise bad_request(f"{shown(what)}: expected base64") from None
+
+
+def check_no_pull_request(create_pr: str | None) -> None:
+    """Raise 501 for a commit that would open a pull request."""
+    if create_pr in {"1", "true", "True"}:
+        raise not_offered("this registry has no pull requests; commit to a branch")
