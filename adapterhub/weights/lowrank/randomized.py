@@ -72,7 +72,7 @@ STRIP: Final = 1 << 20
 """Numbers in a strip of rows: 4 MB of float32 fit the processor's cache and still start threads rarely."""
 
 _SAFE: Final = 2.0**40
-"""Matrices with a largest magnitude between 1 / this and this need no scaling: no square overflows or vanishes."""
+"""Matrices with a norm between 1 / this and this need no scaling: no square overflows, none that counts vanishes."""
 
 
 def closest(
@@ -97,17 +97,18 @@ def closest(
     check_rank(rank, max_error)
     if matrix.ndim != MATRIX_NDIM or matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{matrix.ndim} dimensions of {matrix.dtype}, expected a float32 or float64 matrix")
-    largest = max((abs(float(end)) for end in matrix.aminmax()), default=0.0) if matrix.numel() else 0.0
-    if not math.isfinite(largest):
-        raise ValueError("the matrix contains NaN or infinite numbers")
-    if largest == 0:
-        return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
-    exponent = 0
-    if not 1 / _SAFE <= largest <= _SAFE:
+    whole, exponent = _norm(matrix) if matrix.numel() else 0.0, 0
+    if not 1 / _SAFE <= whole <= _SAFE:
+        largest = max(abs(float(end)) for end in matrix.aminmax()) if matrix.numel() else 0.0
+        if not math.isfinite(largest):
+            raise ValueError("the matrix contains NaN or infinite numbers")
+        if largest == 0:
+            return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
         exponent = math.frexp(largest)[1]
         # In float64, since float32 cannot hold the factor for the smallest numbers.
         matrix = torch.cat([(matrix[at].double() * 2.0**-exponent).to(matrix.dtype) for at in strips(matrix.shape)])
-    goal = _Goal(rank=rank, max_error=max_error, whole=_norm(matrix))
+        whole = _norm(matrix)
+    goal = _Goal(rank=rank, max_error=max_error, whole=whole)
     if guess is not None:
         sizes = torch.linalg.vector_norm(guess, dim=0)
         guess = guess[:, sizes > 0] / sizes[sizes > 0] * math.sqrt(len(guess))  # as long as random columns
