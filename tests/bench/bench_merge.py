@@ -184,9 +184,11 @@ def main() -> None:
             print(f"{f'read, write ({method})':20}{raw.wall_s:8.2f}{raw.cpu_s:8.2f}{raw.peak_bytes / 1e6:9.0f}")
             print(
                 f"{method:20}{merged.wall_s:8.2f}{merged.cpu_s:8.2f}{merged.peak_bytes / 1e6:9.0f}"
-                f"{written / 1e6:9.0f}{error:9.2g}{median(by_clock):13.2f}{median(by_cpu):8.2f}"
+                f"{written / 1e6:9.0f}{error:9.2g}{median(by_clock):13.2f}{median(by_cpu):8.2f}",
+                flush=True,
             )
-            print(f"{f'  in {len(turns)} turns':20}{of_turns(by_clock):>57}{of_turns(by_cpu):>14}", flush=True)
+            if len(turns) > 1:
+                print(f"  {len(turns)} turns: times floor {of_turns(by_clock)}, by CPU {of_turns(by_cpu)}", flush=True)
 
 
 if __name__ == "__main__":
