@@ -17,6 +17,7 @@ error is measured between the matrix and the factors, not estimated.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
 
-__all__ = ["closest", "side_by_side", "strips"]
+__all__ = ["closest", "side_by_side", "strips", "work_alone"]
 
 _T = TypeVar("_T")
 _Made = TypeVar("_Made")
@@ -132,15 +133,27 @@ def strips(shape: Sequence[int], size: int = STRIP) -> Iterator[slice]:
         yield slice(start, min(start + height, shape[0]))
 
 
+class _Here(threading.local):
+    works_alone = False
+
+
+_here: Final = _Here()
+
+
+def work_alone() -> None:
+    """Let this thread, which is one of two already, make parts one by one; four threads would share two caches."""
+    _here.works_alone = True
+
+
 def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made]:
-    """What `make` gives for each item, in order, made by two threads.
+    """What `make` gives for each item, in order, made by two threads, or by this one if it is to `work_alone`.
 
     The parts are the same on any number of cores, and so is every digit; torch's own threads would divide sums by their
     number.
     """
     waiting = list(items)
-    if len(waiting) == 1:
-        return [make(waiting[0])]
+    if len(waiting) == 1 or _here.works_alone:
+        return [make(one) for one in waiting]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(make, waiting))
 

@@ -29,6 +29,7 @@ from adapterhub.weights.lowrank.algebra import Cut, LowRank, Summands, cut, noth
 from adapterhub.weights.lowrank.errors import ModuleErrors, difference_norms
 from adapterhub.weights.lowrank.factors import TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import constants, is_finite, join
+from adapterhub.weights.lowrank.randomized import work_alone
 from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
@@ -280,7 +281,7 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
         yield from map(make, items)
         return
     waiting: deque[Future[_Made]] = deque()
-    with ThreadPoolExecutor(threads, "merge") as pool:
+    with ThreadPoolExecutor(threads, "merge", initializer=work_alone) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(make, item))
@@ -297,8 +298,8 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, or on two
-    parts of a dense matrix, which changes no digit.
+    A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, which changes
+    no digit.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
