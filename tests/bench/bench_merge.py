@@ -1,12 +1,12 @@
 """Merging two r=16 adapters of Llama-2-7B shapes, files to file, method by method, beside the floor.
 
-    OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--methods cat svd ties …] [--dtype bfloat16|float32] [--repeat 3]
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--methods cat svd ties …] [--dtype bfloat16|float32] [--repeat 5]
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge --growth --methods cat svd
 
 Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs by CPU, in
 turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
-The last two columns are the method's time over these two together, by the clock and by the processor; beside other work
-only the second means something. The adapters are random and written to a temporary folder first; they are in the page
+The last two columns are the method's time over these two together, by the clock and by the processor: the median of the
+turns, whose range the line below gives. Beside other work only the second means something. The adapters are random and written to a temporary folder first; they are in the page
 cache when they are read. Python keeps its byte code in that folder, as an installed package has it. What PEFT takes, module by module, is measured by
 `tests.bench.bench_merge_methods`.
 """
@@ -22,6 +22,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from tests.bench.growth import told
 
@@ -129,6 +130,11 @@ def grow(folder: Path, method: str, dtype_name: str) -> str:
     return told(f"{method}, modules of {HIDDEN // SMALL_PART} columns", curve)
 
 
+def of_turns(ratios: list[float]) -> str:
+    """The range of a ratio over the turns."""
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
 def best(runs: list[Run]) -> Run:
     return min(runs, key=lambda r: r.cpu_s)
 
@@ -140,7 +146,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["cat", "svd", "ties", "knots", "core", "ties_svd"])
     parser.add_argument("--rank", type=int, default=RANK, help="for `svd` and `ties_svd`; 0: not cut")
     parser.add_argument("--growth", action="store_true", help="only how the time grows with the number of modules")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -157,12 +163,10 @@ def main() -> None:
             f"{'':20}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'written':>9}{'error':>9}{'times floor':>13}{'by CPU':>8}"
         )
         run(folder, "import adapterhub.weights.merge._run")  # leaves the byte code
-        bares = []
         for method in arguments.methods:
             rank = str(arguments.rank if method in ("svd", "ties_svd") else 0)
-            repeat = 1 if method.endswith("_svd") else arguments.repeat
-            runs, raws = [], []
-            for i in range(repeat):
+            bares, runs, raws = [], [], []
+            for i in range(1 if method.endswith("_svd") else arguments.repeat):
                 bares.append(run(folder, IMPORT_TORCH))
                 out = folder / f"{method}{i}"
                 runs.append(
@@ -172,15 +176,19 @@ def main() -> None:
                 (out / "adapter_model.safetensors").unlink()
                 raws.append(run(folder, FLOOR, *map(str, files), str(folder / "raw"), str(written)))
             merged, raw, bare = best(runs), best(raws), best(bares)
-            times = merged.wall_s / (bare.wall_s + raw.wall_s), merged.cpu_s / (bare.cpu_s + raw.cpu_s)
+            turns = list(zip(runs, raws, bares, strict=True))
+            by_clock = [ours.wall_s / (read.wall_s + torch.wall_s) for ours, read, torch in turns]
+            by_cpu = [ours.cpu_s / (read.cpu_s + torch.cpu_s) for ours, read, torch in turns]
             print(f"{'import torch':20}{bare.wall_s:8.2f}{bare.cpu_s:8.2f}{bare.peak_bytes / 1e6:9.0f}")
             error = float(merged.said.split()[0])
             print(f"{f'read, write ({method})':20}{raw.wall_s:8.2f}{raw.cpu_s:8.2f}{raw.peak_bytes / 1e6:9.0f}")
             print(
                 f"{method:20}{merged.wall_s:8.2f}{merged.cpu_s:8.2f}{merged.peak_bytes / 1e6:9.0f}"
-                f"{written / 1e6:9.0f}{error:9.2g}{times[0]:13.2f}{times[1]:8.2f}",
+                f"{written / 1e6:9.0f}{error:9.2g}{median(by_clock):13.2f}{median(by_cpu):8.2f}",
                 flush=True,
             )
+            if len(turns) > 1:
+                print(f"  {len(turns)} turns: times floor {of_turns(by_clock)}, by CPU {of_turns(by_cpu)}", flush=True)
 
 
 if __name__ == "__main__":

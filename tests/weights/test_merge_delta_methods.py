@@ -407,3 +407,15 @@ def test_mergekit_makes_the_same_of_the_same_masks(monkeypatch: pytest.MonkeyPat
 
     # mergekit prunes in float32
     assert {what: difference for what, difference in differences.items() if difference >= 1e-6} == {}
+
+
+def test_memory_that_was_used_for_another_module_changes_no_digit() -> None:
+    first, other = three(420, 900), three(500, 1100)  # each larger than what small memory takes
+
+    fresh = apply("ties_svd", first, [0.5, 0.3, 0.2], rank=4)
+    apply("ties_svd", other, [0.5, 0.3, 0.2], rank=4)
+    again = apply("ties_svd", first, [0.5, 0.3, 0.2], rank=4)
+
+    assert torch.equal(fresh.a, again.a)
+    assert torch.equal(fresh.b, again.b)
+    assert (fresh.lost, fresh.whole) == (again.lost, again.whole)

@@ -86,6 +86,17 @@ def test_error_is_measured_and_within_one_percent_of_the_smallest(name: str) -> 
         assert found.a.dtype == found.b.dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["pruned by half", "linear"])
+def test_one_percent_holds_whatever_the_guess(name: str) -> None:
+    matrix, rank = MATRICES[name]().float(), 16
+    _, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+
+    for guessed in (right[:rank], right[rank : 2 * rank], right[-rank:], 0 * right[:rank]):
+        found = closest(matrix, rank=rank, max_error=None, guess=guessed.T.float())
+
+        assert found.lost <= 1.01 * float(values[rank:].norm())
+
+
 @settings(max_examples=40)
 @given(
     count=st.sampled_from([200, 350]),

@@ -8,15 +8,16 @@ values of the small core approach those of the matrix from below.
 
 When to stop. The squared truncation error is ‖matrix‖² minus the sum of the squared kept values, so the error is within
 1 % of the optimum once that sum lacks at most 2 % of the squared error. Every product enlarges a space, and the sum
-never falls. Without a gap in the spectrum it lacks about c / j² after j pairs of products (Musco and Musco, theorem 1),
-with a gap exponentially little. So it lacks at most j / 2 times the gain of the last pair of products; the first four
-pairs allow for twice the gain. The block is wider than the rank, to find values of any multiplicity. The final error is
-measured between the matrix and the factors, not estimated.
+never falls. Without a gap in the spectrum it lacks about c / j² after j products (Musco and Musco, theorem 1), with a
+gap exponentially little. So it lacks at most about j / 2 times the gain of the last product; up to the 24th product the
+rule allows for twelve times the gain. The block is wider than the rank, to find values of any multiplicity. The final
+error is measured between the matrix and the factors, not estimated.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
 
-__all__ = ["closest", "side_by_side", "strips"]
+__all__ = ["closest", "side_by_side", "strips", "work_alone"]
 
 _T = TypeVar("_T")
 _Made = TypeVar("_Made")
@@ -35,8 +36,11 @@ _Made = TypeVar("_Made")
 _EXTRA: Final = 8
 """Columns of the block beyond the rank: fewer need more products, more make each product slower."""
 
-_PAIR: Final = 2
-"""One product with the matrix and one with its transpose."""
+_LEAST_PRODUCTS: Final = 3
+"""Products before the gain of one tells of the next."""
+
+_LEAST_GAINS: Final = 12.0
+"""What the sum may lack after a few products, in gains of the last; ten times what it lacks without a gap."""
 
 _LACKING: Final = 0.02
 """The part of the squared error that the kept values may lack."""
@@ -69,7 +73,7 @@ STRIP: Final = 1 << 20
 """Numbers in a strip of rows: 4 MB of float32 fit the processor's cache and still start threads rarely."""
 
 _SAFE: Final = 2.0**40
-"""Matrices with a largest magnitude between 1 / this and this need no scaling: no square overflows or vanishes."""
+"""Matrices with a norm between 1 / this and this need no scaling: no square overflows, none that counts vanishes."""
 
 
 def closest(
@@ -80,11 +84,11 @@ def closest(
     With `rank`, the result has that rank, or a lower one if the matrix has fewer directions that a float32 file can
     hold; with `max_error`, the smallest rank with at most that error relative to the matrix; with neither, full rank.
     `lost` is measured (to 1e-3 of itself, unless it is float32 rounding) and at most 1 % above the smallest possible.
-    The same seed gives the same result. The columns of `guess` [out, n], the strongest first, may lie near the leading
-    left vectors. A good guess saves two products of six; a bad one costs little, because the search also starts from
+    The same seed gives the same result. The columns of `guess` [in, n], the strongest first, may lie near the leading
+    right vectors. A good guess saves two products of five; a bad one costs little, because the search also starts from
     random vectors.
 
-    Time is that of about 4 to 6 products with a block of rank + 8 or 16 vectors, and memory besides the matrix that of
+    Time is that of about 3 to 5 products with a block of rank + 8 or 16 vectors, and memory besides the matrix that of
     a few such blocks. A rank beyond an eighth of the shorter side takes the time of a full decomposition.
 
     Raises:
@@ -94,17 +98,18 @@ def closest(
     check_rank(rank, max_error)
     if matrix.ndim != MATRIX_NDIM or matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{matrix.ndim} dimensions of {matrix.dtype}, expected a float32 or float64 matrix")
-    largest = max((abs(float(end)) for end in matrix.aminmax()), default=0.0) if matrix.numel() else 0.0
-    if not math.isfinite(largest):
-        raise ValueError("the matrix contains NaN or infinite numbers")
-    if largest == 0:
-        return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
-    exponent = 0
-    if not 1 / _SAFE <= largest <= _SAFE:
+    whole, exponent = _norm(matrix) if matrix.numel() else 0.0, 0
+    if not 1 / _SAFE <= whole <= _SAFE:
+        largest = max(abs(float(end)) for end in matrix.aminmax()) if matrix.numel() else 0.0
+        if not math.isfinite(largest):
+            raise ValueError("the matrix contains NaN or infinite numbers")
+        if largest == 0:
+            return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
         exponent = math.frexp(largest)[1]
         # In float64, since float32 cannot hold the factor for the smallest numbers.
         matrix = torch.cat([(matrix[at].double() * 2.0**-exponent).to(matrix.dtype) for at in strips(matrix.shape)])
-    goal = _Goal(rank=rank, max_error=max_error, whole=_norm(matrix))
+        whole = _norm(matrix)
+    goal = _Goal(rank=rank, max_error=max_error, whole=whole)
     if guess is not None:
         sizes = torch.linalg.vector_norm(guess, dim=0)
         guess = guess[:, sizes > 0] / sizes[sizes > 0] * math.sqrt(len(guess))  # as long as random columns
@@ -128,15 +133,27 @@ def strips(shape: Sequence[int], size: int = STRIP) -> Iterator[slice]:
         yield slice(start, min(start + height, shape[0]))
 
 
+class _Here(threading.local):
+    works_alone = False
+
+
+_here: Final = _Here()
+
+
+def work_alone() -> None:
+    """Let this thread, which is one of two already, make parts one by one; four threads would share two caches."""
+    _here.works_alone = True
+
+
 def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made]:
-    """What `make` gives for each item, in order, made by two threads.
+    """What `make` gives for each item, in order, made by two threads, or by this one if it is to `work_alone`.
 
     The parts are the same on any number of cores, and so is every digit; torch's own threads would divide sums by their
     number.
     """
     waiting = list(items)
-    if len(waiting) == 1:
-        return [make(waiting[0])]
+    if len(waiting) == 1 or _here.works_alone:
+        return [make(one) for one in waiting]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(make, waiting))
 
@@ -234,10 +251,9 @@ def _search(matrix: Tensor, goal: _Goal, seed: int, guess: Tensor | None) -> _Tr
 
 
 def _drawn(matrix: Tensor, keep: int, seed: int, guess: Tensor | None) -> Tensor:
-    """Random columns [out, block] to start from, the first ones replaced by up to `keep` of the guess."""
-    out = matrix.shape[0]
+    """Random columns [in, block] to start from, the first ones replaced by up to `keep` of the guess."""
     block = keep + (_EXTRA if guess is None else 2 * _EXTRA)
-    drawn = torch.randn(out, block, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype)
+    drawn = torch.randn(matrix.shape[1], block, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype)
     drawn = drawn.to(matrix.device)
     if guess is not None:
         drawn[:, : min(keep, guess.shape[1])] = guess[:, :keep]
@@ -247,7 +263,7 @@ def _drawn(matrix: Tensor, keep: int, seed: int, guess: Tensor | None) -> Tensor
 def _iterate(matrix: Tensor, keep: int, start: Tensor | _Triplets, square: float, *, precise: bool) -> _Triplets | None:
     """Singular triplets of which the first `keep` have converged; None if that takes spaces too large to be worth it.
 
-    `start` holds columns [out, block], or earlier triplets of lower precision; `square` is ‖matrix‖².
+    `start` holds columns [in, block], or earlier triplets of lower precision; `square` is ‖matrix‖².
     """
     out, width = matrix.shape
     block = start.shape[1] if isinstance(start, Tensor) else keep + _EXTRA
@@ -256,7 +272,7 @@ def _iterate(matrix: Tensor, keep: int, start: Tensor | _Triplets, square: float
         return None
     dtype, floor = (torch.float64, _DOUBLE_FLOOR) if precise else (torch.float32, _SINGLE_FLOOR)
     if isinstance(start, Tensor):
-        first = _times(matrix.T, start.to(dtype))
+        first = start.to(dtype)
     else:
         assert start.right is not None, "only an iteration has spaces"
         first = start.right.to(dtype) @ start.right_mix[:, :block].to(dtype)
@@ -264,10 +280,10 @@ def _iterate(matrix: Tensor, keep: int, start: Tensor | _Triplets, square: float
     left, rest = torch.linalg.qr(_times(matrix, right))
     new_left, core = left, rest.double()
     sums = [float(torch.linalg.svdvals(core)[:keep].square().sum())]
-    while len(sums) <= _PAIR or _lacking(sums) > _LACKING * max(square - sums[-1], floor * square):
+    while len(sums) < _LEAST_PRODUCTS or _lacking(sums) > _LACKING * max(square - sums[-1], floor * square):
         if max(core.shape) + block > largest:
             return None
-        if len(sums) % _PAIR:
+        if len(sums) % 2:
             new_right, rest = _new_directions(_times(matrix.T, new_left), right)
             right = torch.cat([right, new_right], dim=1)
             core = torch.nn.functional.pad(core, (0, block))
@@ -283,9 +299,8 @@ def _iterate(matrix: Tensor, keep: int, start: Tensor | _Triplets, square: float
 
 
 def _lacking(sums: Sequence[float]) -> float:
-    """The most that the last sum can still grow; `sums` has one for each product."""
-    pairs = (len(sums) - 1) / _PAIR
-    return max(2.0, pairs / 2) * (sums[-1] - sums[-1 - _PAIR])
+    """The most that the last sum can still grow; `sums` has one for each product, two at least."""
+    return max(_LEAST_GAINS, len(sums) / 2) * (sums[-1] - sums[-2])
 
 
 def _new_directions(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ convention. Its keyword-only parameters are its options (`catalogue` reads them)
 
 A method may define `refusal(ranks) -> str | None`, called for every module before any computation, and `LINEAR = True`
 if its result is the weighted sum or the closest update to it of some rank. The biases inside factors (`lora_bias`) are
-then summed as well; other methods refuse them. `DENSE = True` marks a method that forms whole matrices and divides them
-between two threads; of any other, two modules are merged at once. `tests/contracts/merge_method.py` tests every method.
+then summed as well; other methods refuse them. Two modules are merged at once, by two threads.
+`tests/contracts/merge_method.py` tests every method.
 
 A method does not see the kind of a module. An embedding, a convolution or a parameter of experts arrives as one pair
 for each of its parts (`layouts`), and so does the product of an AdaLoRA, LoHa or LoKr module (`products`). Everything
@@ -163,7 +163,6 @@ def merge(
                 max_error=max_error,
                 seed=seed,
                 dtype=DTYPES[dtype or DEFAULT_DTYPE],
-                threads=1 if getattr(module, "DENSE", False) else 2,
                 progress=step,
             )
         with new_folder(out_folder) as partial:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.disk.memory import keep_none
 from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
@@ -28,12 +29,16 @@ from adapterhub.weights.lowrank.algebra import Cut, LowRank, Summands, cut, noth
 from adapterhub.weights.lowrank.errors import ModuleErrors, difference_norms
 from adapterhub.weights.lowrank.factors import TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import constants, is_finite, join
+from adapterhub.weights.lowrank.randomized import work_alone
 from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
 from adapterhub.weights.merge.plan import MergePlan
 
 _REUSED_BYTES: Final = 31 << 20  # glibc adapts to blocks of less than 32 MB
+THREADS: Final = 2
+"""Modules merged at once, on any machine."""
+
 _Made = TypeVar("_Made")
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 
@@ -57,8 +62,8 @@ class MergeRun:
     """The inputs, the method and the measurements of one merge.
 
     `combine` is the function of the method, `options` are its options. A method that chooses its rank gets `rank` and
-    `max_error`; the result of any other is cut to them. As many modules are merged at once as there are `threads`.
-    `errors` compares the result with the exact sum, `cuts` the update after the cut with the update before.
+    `max_error`; the result of any other is cut to them. `errors` compares the result with the exact sum, `cuts` the
+    update after the cut with the update before.
     """
 
     adapters: Sequence[WeightedAdapter]
@@ -70,7 +75,6 @@ class MergeRun:
     max_error: float | None
     seed: object
     dtype: torch.dtype
-    threads: int
     progress: Callable[[int, int], None]
     warnings: list[str] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
@@ -94,8 +98,9 @@ class MergeRun:
         done = 0
         planned = [*self._largest(), *carried]
         with _one_thread(), TensorFileWriter(folder / WEIGHTS_FILE, planned) as writer, ExitStack() as opened:
+            opened.callback(keep_none)  # what methods use for whole matrices
             modules = (module for unit in self.plan.units for module in unit)
-            results = opened.enter_context(closing(_ahead(self._tried, modules, self.threads)))
+            results = opened.enter_context(closing(_ahead(self._tried, modules, THREADS)))
             for unit in self.plan.units:
                 merged = {}
                 for module in unit:
@@ -276,7 +281,7 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
         yield from map(make, items)
         return
     waiting: deque[Future[_Made]] = deque()
-    with ThreadPoolExecutor(threads, "merge") as pool:
+    with ThreadPoolExecutor(threads, "merge", initializer=work_alone) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(make, item))
@@ -293,8 +298,8 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, or on two
-    parts of a dense matrix, which changes no digit.
+    A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, which changes
+    no digit.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -24,8 +24,6 @@ from adapterhub.weights.lowrank.algebra import Cut, LowRank
 from adapterhub.weights.merge.spaces.delta import Fusion, Mask, Pruning, Update, largest, merged
 from adapterhub.weights.merge.spaces.prune import check_density
 
-DENSE = True
-
 
 def merge(
     deltas: Sequence[LowRank],

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from adapterhub.weights.lowrank.algebra import Cut, LowRank
 from adapterhub.weights.merge.spaces.delta import Fusion, Generators, at_random, merged
 
-DENSE = True
-
 
 def merge(
     deltas: Sequence[LowRank],

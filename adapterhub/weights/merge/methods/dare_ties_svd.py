@@ -17,8 +17,6 @@ from typing import Literal
 from adapterhub.weights.lowrank.algebra import Cut, LowRank
 from adapterhub.weights.merge.spaces.delta import Fusion, Generators, at_random, merged
 
-DENSE = True
-
 
 def merge(
     deltas: Sequence[LowRank],

@@ -29,8 +29,6 @@ from adapterhub.weights.merge.spaces.prune import check_density
 
 Rescale = Literal["probability", "norm", "none"]
 
-DENSE = True
-
 
 def merge(  # noqa: PLR0913 - the options of a method are its parameters
     deltas: Sequence[LowRank],

@@ -16,8 +16,6 @@ from typing import Literal
 from adapterhub.weights.lowrank.algebra import Cut, LowRank
 from adapterhub.weights.merge.spaces.delta import Fusion, by_magnitude, merged
 
-DENSE = True
-
 
 def merge(
     deltas: Sequence[LowRank],

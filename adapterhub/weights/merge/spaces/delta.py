@@ -1,9 +1,9 @@
 """Merging in delta space: updates as dense matrices, pruned and fused a few rows at a time, then cut to a low rank.
 
-Memory holds one dense matrix of a module, the fused one, for any number of adapters. First a few rows of each update at
-a time are formed to find what its pruning needs to know of the whole, such as the threshold below which numbers are
-dropped. Then a few rows of all updates at a time are formed, pruned, fused and stored, all in the processor's cache.
-Forming an update twice costs less than keeping it.
+Memory holds one dense matrix of a module, the fused one, for any number of adapters; the next module gets the same
+memory. First a few rows of each update at a time are formed to find what its pruning needs to know of the whole, such
+as the threshold below which numbers are dropped. Then a few rows of all updates at a time are formed, pruned, fused and
+stored, all in the processor's cache. Forming an update twice costs less than keeping it.
 
 Numbers are float32, as in PEFT, or float64 for modules of fewer than `DOUBLE_BELOW` numbers, where the cost is
 negligible. The sizes of factors and weights are taken out first, so no number that a float32 file can hold overflows.
@@ -19,10 +19,11 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from adapterhub.core.disk.memory import used_memory
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.weights.lowrank.algebra import Cut, LowRank, check_rank, cut, cut_sum, nothing, taking_part
 from adapterhub.weights.lowrank.randomized import closest, side_by_side, strips
-from adapterhub.weights.merge.spaces.prune import by_position, check_density, sizes_near, threshold_of
+from adapterhub.weights.merge.spaces.prune import BITS, by_position, check_density, sizes_near, threshold_of
 
 __all__ = ["Fusion", "Generators", "Mask", "Pruning", "Update", "at_random", "by_magnitude", "largest", "merged"]
 
@@ -123,7 +124,7 @@ class Fusion:
         rounding = torch.zeros_like(into) if self.normalize else into
         for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
             if signs is not None:
-                row.mul_(signs).clamp_min_(0)  # keeps the sizes of entries that agree
+                _turn(row, signs).clamp_min_(0)  # keeps the sizes of entries that agree
             factor = 1.0 if self.weights_vote else weight
             into.add_(row, alpha=factor) if place else torch.mul(row, factor, out=into)
             if averages:
@@ -136,15 +137,21 @@ class Fusion:
                 else:
                     divisor.add_(agrees, alpha=share)
         if signs is not None:
-            into.mul_(signs)
+            _turn(into, signs)
         if divisor is not None:  # never by weights that cancel
             into.div_(divisor.masked_fill_(divisor.abs() <= rounding, 1) if self.normalize else divisor.clamp_(min=1))
 
     def _elected(self, rows: Sequence[Tensor]) -> Tensor:
-        """The elected sign of every entry, 1 or -1."""
+        """The sign bit of the elected sign of every entry, the other bits 0."""
         votes = rows if self.majority == "total" else [row.sign() for row in rows]
-        total = sum(votes[1:], votes[0])
-        return torch.copysign(total.new_ones(()), total)
+        bits = sum(votes[1:], votes[0]).view(BITS[votes[0].dtype.itemsize])
+        return bits & torch.iinfo(bits.dtype).min
+
+
+def _turn(numbers: Tensor, signs: Tensor) -> Tensor:
+    """`numbers`, of which those are negated in place whose sign bit in `signs` is set."""
+    numbers.view(signs.dtype).bitwise_xor_(signs)
+    return numbers
 
 
 def merged(
@@ -189,9 +196,12 @@ def merged(
     most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
     relative = [weight / most for _, weight in parts]
     whole = cut_sum([LowRank(a=update.a, b=update.b) for update in updates], relative)
-    cut_down = closest(
-        _fused(updates, relative, pruning, fusion, draws=draws), rank=rank, max_error=max_error, guess=whole.b
-    )
+    dtype = updates[0].a.dtype
+    with used_memory(out * width * dtype.itemsize) as room:  # to fill fresh memory takes as long as two products
+        fused = torch.frombuffer(room, dtype=dtype).view(out, width).to(updates[0].a.device)
+        _fuse(updates, relative, pruning, fusion, fused, draws=draws)
+        cut_down = closest(fused, rank=rank, max_error=max_error, guess=whole.a.T)
+        del fused
     factor = unit * fusion.gain * most
     root = math.sqrt(factor)
     return replace(
@@ -222,12 +232,16 @@ def _size(factor: Tensor) -> float:
     return 2.0 ** math.frexp(largest)[1] if largest else 0.0
 
 
-def _fused(
-    updates: Sequence[Update], weights: Sequence[float], pruning: Pruning | None, fusion: Fusion, *, draws: bool
-) -> Tensor:
-    """The fused dense matrix."""
-    first = updates[0]
-    fused = first.a.new_empty(first.b.shape[0], first.a.shape[1])
+def _fuse(
+    updates: Sequence[Update],
+    weights: Sequence[float],
+    pruning: Pruning | None,
+    fusion: Fusion,
+    fused: Tensor,
+    *,
+    draws: bool,
+) -> None:
+    """Fuse the updates into the dense matrix `fused`."""
     masks = [] if pruning is None else side_by_side(pruning, updates)
 
     def fuse(at: slice) -> None:
@@ -242,7 +256,6 @@ def _fused(
             fuse(at)
     else:
         side_by_side(fuse, places)
-    return fused
 
 
 def at_random(density: float) -> Pruning | None:

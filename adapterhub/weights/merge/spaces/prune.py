@@ -33,10 +33,11 @@ _DIGIT = 16
 _FEW = 1 << 15
 """Up to this many numbers, a selection is faster than two histograms."""
 
-_DOUBT: Final = 0.01
-"""The part of all numbers by which the place of a number in a sample may be wrong, up or down."""
+_DOUBT: Final = 0.006
+"""The part of all numbers by which the place of a number in a sample may be wrong, up or down: three deviations."""
 
-_BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers that hold the bits of a float, by its bytes."""
 
 
 def check_density(density: float) -> None:
@@ -207,7 +208,7 @@ def _threshold_between(pieces: Pieces, count: int, least: float, most: float) ->
         here = np.abs(piece.numpy(force=True)).reshape(-1)
         beyond = here > most
         above += int(np.count_nonzero(beyond))
-        between.append(here[(here >= least) ^ beyond])
+        between.append(here.compress((here >= least) ^ beyond))  # in half the time of here[…]
     inside = np.concatenate(between)
     place = len(inside) - (count - above)
     if not 0 <= place < len(inside):
@@ -224,7 +225,7 @@ def _threshold_by_bits(pieces: Pieces, count: int, dtype: torch.dtype) -> tuple[
     """
     import numpy as np  # its bincount is five times as fast as torch's
 
-    integers = _BITS[dtype.itemsize]
+    integers = BITS[dtype.itemsize]
     width, largest = 8 * dtype.itemsize, torch.iinfo(integers).max
     prefix, wanted, equal = 0, count, 0
     for shift in range(width - _DIGIT, -1, -_DIGIT):
