@@ -11,7 +11,9 @@ others take that of the adapter that went last. The exponent is that of the grow
 figures for k = 100 take minutes (--peft-upto 100).
 A base in bfloat16 and 32 rows take long: `--prefill 2 --tokens 4 --repeat 1`.
 Times are CPU time of the process: medians of ten around k, and the least in brackets. Memory is that of the process,
-per adapter. For speed, `first` has a choice of rows that is new, so that factors are stacked; `again` goes on with it.
+per adapter. For speed, all choices take turns at each step, and each ratio is the median of those to one adapter in the
+same turn. `anew` chooses rows anew at each step, so that factors are stacked. `bound` is what the base and the two
+products of each module leave, which need no hooks, no choice and no look at shapes.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.safetensors.file import read_header
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.intake.description import Description
@@ -47,6 +52,7 @@ from tests.support.real_base import smollm2_base
 COUNT = 8
 WINDOW = 10
 PROMPT = 8
+ONE, MIXED, ANEW = "one adapter", f"rows of {COUNT}", f"rows of {COUNT}, anew"
 
 
 def write_adapters(root: Path, count: int, rank: int, targets: str) -> list[Path]:
@@ -228,57 +234,96 @@ def bench_memory(model: Any, library: Library, folders: list[Path]) -> None:
 def bench_speed(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
     rows = arguments.rows
     ids = torch.randint(1000, 2000, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
-    long = ids.repeat(1, arguments.prefill)
-    options = {
-        "max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens, "do_sample": False, "pad_token_id": 0,
-        "attention_mask": torch.ones_like(ids),
-    }  # fmt: skip
-    runs: dict[str, list[float]] = {}
+    prompts = ids.repeat(1, arguments.prefill)
+    steps: dict[str, list[float]] = {}
+    reads: dict[str, list[float]] = {}
+    peft = peft_ways(folders, rows, arguments.dtype)
+    with torch.no_grad():
+        for _ in range(arguments.repeat):
+            with AdapterBank(model, library=library) as bank:
+                ways = bank_ways(model, bank, [bank.load(folder) for folder in folders], rows)
+                for label in ("base", ONE, "rows of 1", "rows of 2", MIXED):
+                    taken = timed(lambda run=ways[label]: run(prompts, logits_to_keep=1))
+                    reads.setdefault(label, []).append(taken)
+                decode(ways | peft, ids, arguments.tokens, steps)
+                del ways  # their choices hold adapters
+        header = read_header(folders[0] / WEIGHTS_FILE).by_name
+        pairs = [(a.shape, header[n.replace("lora_A", "lora_B")].shape) for n, a in header.items() if "lora_A" in n]
+        for title, times, tokens in (("decode", steps, 1), ("prefill", reads, prompts.shape[1])):
+            print(f"{title}, {rows} rows of {tokens} tokens, medians of {len(times[ONE])} turns, beside one adapter")
+            for label, taken in times.items():
+                middle = statistics.median(taken)
+                line = f"  {label:20}{rows * tokens / middle:8.1f} tokens a CPU second  {ratio(times[ONE], taken):.3f}"
+                if label in (ONE, MIXED):
+                    bare = statistics.median(times["base"]) + products(pairs, rows, tokens, each_own=label == MIXED)
+                    line += f"  bound {statistics.median(times[ONE]) / bare:.3f}"
+                print(line)
+    first, later, one = (statistics.median(steps[label]) for label in (ANEW, MIXED, ONE))
+    print(f"  {PROMPT} tokens after a new choice of rows: {PROMPT * one / (first + (PROMPT - 1) * later):.3f}")
+    print(f"  {MIXED}: {ratio(steps[f'PEFT, {MIXED}'], steps[MIXED]):.2f} of PEFT's")
 
-    def measure(label: str, work: Callable[[], Any]) -> None:
-        runs.setdefault(label, []).append(rows * arguments.tokens / timed(work))
 
-    def read(label: str) -> None:
-        with torch.no_grad():
-            runs.setdefault(f"{label}, prefill", []).append(long.numel() / timed(lambda: model(long)))
+def bank_ways(model: Any, bank: AdapterBank, names: list[str], rows: int) -> dict[str, Callable[..., Any]]:
+    """The model's forward pass by the choice that it runs with, which lasts as long as the function."""
 
-    model.generate(ids, **options)
-    for _ in range(arguments.repeat):
-        # ours and PEFT's in turns, so that a busy moment of the machine meets both
-        with AdapterBank(model, library=library) as bank:
-            names = [bank.load(folder) for folder in folders]
-            measure("base", lambda: model.generate(ids, **options))
-            read("base")
-            with bank.use(names[0]):
-                measure("bank, one adapter", lambda: model.generate(ids, **options))
-                read("bank, one adapter")
-            with bank.use({names[0]: 0.5, names[1]: 0.5}):
-                measure("bank, sum of two", lambda: model.generate(ids, **options))
-            for distinct in (1, 2, COUNT):
-                with bank.rows([names[i % distinct] for i in range(rows)]):
-                    measure(f"bank, rows of {distinct}, first", lambda: model.generate(ids, **options))
-                    measure(f"bank, rows of {distinct}, again", lambda: model.generate(ids, **options))
-                    read(f"bank, rows of {distinct}")
-            with bank.rows([(names[0], None)[i % 2] for i in range(rows)]):
-                measure("bank, every other row", lambda: model.generate(ids, **options))
-        peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
-        for i, folder in enumerate(folders[1:], 1):
-            peft.load_adapter(folder, adapter_name=f"a{i}")
-        measure("PEFT, one adapter", lambda peft=peft: peft.generate(ids, **options))
-        for distinct in (1, 2, COUNT):
-            called = [f"a{i % distinct}" for i in range(rows)]
-            measure(
-                f"PEFT, rows of {distinct}",
-                lambda called=called, peft=peft: peft.generate(ids, adapter_names=called, **options),
-            )
-        strip(peft)
-    best = {label: max(values) for label, values in runs.items()}
-    print(f"generate, {rows} rows, {arguments.tokens} tokens each, best of {arguments.repeat}, tokens a CPU second")
-    for label, value in best.items():
-        one = best["bank, one adapter" + (", prefill" if label.endswith("prefill") else "")]
-        print(f"  {label:30}{value:8.1f}  {value / one:.3f} of one adapter")
-    mixed = best[f"bank, rows of {COUNT}, again"]
-    print(f"  rows of {COUNT}: {mixed / best[f'PEFT, rows of {COUNT}']:.2f} of PEFT's")
+    def way(choose: Callable[..., object], choice: Any) -> Callable[..., Any]:
+        context = copy_context()
+        context.run(choose, choice)
+        return partial(context.run, model, use_cache=True)
+
+    def anew(*args: Any, **more: Any) -> Any:
+        return way(bank.rows, mixed)(*args, **more)
+
+    mixed = [names[i % COUNT] for i in range(rows)]
+    return {
+        "base": way(bank.use, None),
+        ONE: way(bank.use, names[0]),
+        "sum of two": way(bank.use, {names[0]: 0.5, names[1]: 0.5}),
+        "rows of 1": way(bank.rows, [names[0]] * rows),
+        "rows of 2": way(bank.rows, [names[i % 2] for i in range(rows)]),
+        MIXED: way(bank.rows, mixed),
+        ANEW: anew,
+        "every other row": way(bank.rows, [(names[0], None)[i % 2] for i in range(rows)]),
+    }
+
+
+def peft_ways(folders: list[Path], rows: int, dtype: str) -> dict[str, Callable[..., Any]]:
+    """The same by PEFT, on a base of its own."""
+    model, _ = load_base(smollm2_base(), dtype=dtype)
+    peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
+    for i, folder in enumerate(folders[1:], 1):
+        peft.load_adapter(folder, adapter_name=f"a{i}")
+    run = partial(peft, use_cache=True)
+    called = {f"PEFT, rows of {some}": [f"a{i % some}" for i in range(rows)] for some in (1, 2, COUNT)}
+    return {f"PEFT, {ONE}": run} | {label: partial(run, adapter_names=names) for label, names in called.items()}
+
+
+def decode(ways: dict[str, Callable[..., Any]], ids: torch.Tensor, tokens: int, times: dict[str, list[float]]) -> None:
+    """Add the time of each step. The ways take turns at each, so that a busy moment of the machine meets them all."""
+    caches = {label: run(ids).past_key_values for label, run in ways.items()}
+    for _ in range(tokens):
+        for label, run in ways.items():
+            taken = timed(lambda run=run, label=label: run(ids[:, -1:], past_key_values=caches[label]))
+            times.setdefault(label, []).append(taken)
+
+
+def products(pairs: list[tuple[Any, Any]], rows: int, tokens: int, *, each_own: bool) -> float:
+    """Seconds of the two products of each module alone, in float32, with one adapter or one for each row."""
+    count, batch, tall = (rows, rows, tokens) if each_own else (1, 1, rows * tokens)
+    work = [
+        [torch.randn(*shape) for shape in ((batch, tall, a[1]), (count, *a), (count, a[0], b[0]), (batch, tall, b[0]))]
+        for a, b in pairs
+    ]
+
+    def multiply() -> None:
+        for x, a, b, output in work:
+            torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b)
+
+    return statistics.median(timed(multiply) for _ in range(5))
+
+
+def ratio(of: list[float], to: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(of, to, strict=True))
 
 
 def main() -> None:
@@ -290,9 +335,9 @@ def main() -> None:
     parser.add_argument("--targets", default="all-linear", help="or modules, with commas between them")
     parser.add_argument("--rows", type=int, default=8, help="rows of the batch")
     parser.add_argument("--only", default="load,memory,speed")
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--prefill", type=int, default=16, help="prompts of eight tokens in a row for the prefill")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="decode steps")
+    parser.add_argument("--prefill", type=int, default=8, help="prompts of eight tokens in a row for the prefill")
+    parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="draw load times and memory into this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
