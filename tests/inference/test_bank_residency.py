@@ -376,7 +376,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(folders: dict[str,
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(OSError, match="shorter"):
-        FileMemory(files.held)
+        FileMemory(files.held, (), "a")
 
 
 # ---------------------------------------------------------------- the base, and the end
