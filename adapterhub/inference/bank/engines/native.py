@@ -113,12 +113,14 @@ class NativeEngine:
         for name, specs in places.items():
             module = modules[name]
             layer, device = _layer(module)
+            if len(specs) == 2 and device is None and isinstance(module, nn.Linear):  # noqa: PLR2004 - A and B alone
+                a, b = specs["lora_A.weight"], specs["lora_B.weight"]
+                pair = memory.later(a, b, chosen or _kept(a.dtype, layer))
+                if pair is not None:
+                    updates[name] = LinearUpdate.later(pair, scales[name].scaling)
+                    continue
             tensors = {key: take(spec, chosen or _kept(spec.dtype, layer), device) for key, spec in specs.items()}
-            if len(tensors) == 2 and isinstance(module, nn.Linear):  # noqa: PLR2004 - nearly always: A and B alone
-                a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
-                updates[name] = LinearUpdate(a=a, b=b, scale=scales[name].scaling)
-            else:
-                updates[name] = self._update(module, tensors, scales[name])
+            updates[name] = self._update(module, tensors, scales[name])
         for name, specs in saved.items():
             own = modules[name].state_dict(keep_vars=True)
             numbers = {key: take(spec, own[key].dtype, _device(own[key])) for key, spec in specs.items()}

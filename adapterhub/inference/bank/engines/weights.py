@@ -46,6 +46,19 @@ class FileMemory:
         # views alone would keep much unused memory alive
         self._copies = sum([spec.end - spec.start for spec in used]) < (1 - _MUCH_UNUSED) * len(memory)
 
+    def later(self, a: TensorSpec, b: TensorSpec, dtype: torch.dtype) -> Callable[[], tuple[Tensor, Tensor]] | None:
+        """Makes both tensors as `take` does on the CPU, where they are views of the file; None where one is not.
+
+        Raises:
+            RefusedAdapter: as `take`; what this returns does not raise.
+        """
+        for spec in (a, b):
+            _, own, size = self._views.get(spec.dtype) or self._whole(spec)
+            if self._copies or own is not dtype or spec.start % size:
+                return None
+        self.size_bytes += a.end - a.start + b.end - b.start
+        return lambda: (self.take(a, dtype, None), self.take(b, dtype, None))
+
     def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device | None) -> Tensor:
         """One tensor in that dtype, on that device (None is the CPU); without a copy if it lies like that in the file.
 
