@@ -254,8 +254,9 @@ def bench_speed(model: Any, library: Library, folders: list[Path], arguments: ar
             for label, taken in times.items():
                 middle = statistics.median(taken)
                 line = f"  {label:20}{rows * tokens / middle:8.1f} tokens a CPU second  {ratio(times[ONE], taken):.3f}"
-                if label in (ONE, MIXED):
-                    bare = statistics.median(times["base"]) + products(pairs, rows, tokens, each_own=label == MIXED)
+                count = {ONE: 1, MIXED: min(rows, COUNT)}.get(label)
+                if count:
+                    bare = statistics.median(times["base"]) + products(pairs, rows, tokens, adapters=count)
                     line += f"  bound {statistics.median(times[ONE]) / bare:.3f}"
                 print(line)
     first, later, one = (statistics.median(steps[label]) for label in (ANEW, MIXED, ONE))
@@ -307,11 +308,14 @@ def decode(ways: dict[str, Callable[..., Any]], ids: torch.Tensor, tokens: int, 
             times.setdefault(label, []).append(taken)
 
 
-def products(pairs: list[tuple[Any, Any]], rows: int, tokens: int, *, each_own: bool) -> float:
-    """Seconds of the two products of each module alone, in float32, with one adapter or one for each row."""
-    count, batch, tall = (rows, rows, tokens) if each_own else (1, 1, rows * tokens)
+def products(pairs: list[tuple[Any, Any]], rows: int, tokens: int, *, adapters: int) -> float:
+    """Seconds of the two products of each module alone, in float32, with so many adapters for the rows."""
+    tall = rows * tokens // adapters
     work = [
-        [torch.randn(*shape) for shape in ((batch, tall, a[1]), (count, *a), (count, a[0], b[0]), (batch, tall, b[0]))]
+        [
+            torch.randn(*shape)
+            for shape in ((adapters, tall, a[1]), (adapters, *a), (adapters, a[0], b[0]), (adapters, tall, b[0]))
+        ]
         for a, b in pairs
     ]
 
