@@ -2,14 +2,15 @@
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_bank [--dtype float32|bfloat16] [--upto 1000] [--peft-upto 10]
                                                        [--rank 16] [--targets all-linear|q_proj,v_proj] [--rows 8]
-                                                       [--only load,memory,speed] [--tokens 16] [--repeat 3] [--plot FILE]
+                                                       [--only load,memory,speed] [--tokens 16] [--repeat 2] [--plot FILE]
 
 Adapters are random files in the page cache (19.5 MB at rank 16 on all linear layers in float32; `--rank 4` makes 4.9).
 The copies are hard links to the weights of eight, each with a config of its own, so that no cache of a config carries
-over; builds of a library stand beside them. `floor` is to read and hash the file. The first row needs fresh memory, the
-others take that of the adapter that went last. The exponent is that of the growth from k = 10 to the last mark. PEFT's
-figures for k = 100 take minutes (--peft-upto 100).
-A base in bfloat16 and 32 rows take long: `--prefill 2 --tokens 4 --repeat 1`.
+over; builds of a library stand beside them. `floor` is to read and hash the file, in turns with the loads. Loads from
+folders need fresh memory, the others take that of the adapter that went last. The exponent is that of the growth from
+k = 10 to the last mark. PEFT's figures for k = 100 take minutes (--peft-upto 100).
+A minute of CPU is enough for 32 rows with `--prefill 2 --tokens 4 --repeat 1`, for a base in bfloat16 with `--prefill 1
+--tokens 2 --repeat 1`.
 Times are CPU time of the process: medians of ten around k, and the least in brackets. Memory is that of the process,
 per adapter. For speed, all choices take turns at each step, and each ratio is the median of those to one adapter in the
 same turn. `anew` chooses rows anew at each step, so that factors are stacked. `bound` is what the base and the two
@@ -24,6 +25,7 @@ import hashlib
 import itertools
 import json
 import math
+import mmap
 import shutil
 import statistics
 import sys
@@ -109,12 +111,12 @@ def around(times: list[float], k: int) -> float:
     return statistics.median(times[low : low + WINDOW]) * 1e3
 
 
-def read_and_hash(path: Path, room: Any = None) -> Any:
-    """The memory into which the file was read: `room`, or else fresh memory."""
-    room = torch.empty(path.stat().st_size, dtype=torch.uint8).numpy() if room is None else room
+def read_and_hash(path: Path, room: mmap.mmap | None = None) -> mmap.mmap:
+    """The memory into which the file was read: `room`, or else fresh memory in pages of 4 KiB."""
+    room = mmap.mmap(-1, path.stat().st_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if room is None else room
     with path.open("rb") as stream:
-        stream.readinto(room.data)
-    hashlib.sha256(room.data).digest()
+        stream.readinto(room)
+    hashlib.sha256(room).digest()
     return room
 
 
@@ -122,15 +124,18 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
     marks = [k for k in (1, 10, 100, 1000) if k <= max(arguments.upto, arguments.peft_upto)]
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as temporary:
         many = copies_of(folders, max(arguments.upto, arguments.peft_upto), Path(temporary))
+        rooms: list[mmap.mmap] = []
         most = int(6e9 // (folders[0] / WEIGHTS_FILE).stat().st_size)  # bytes in memory at once
         with AdapterBank(model, library=library) as bank:
-            first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(arguments.upto, most))]
+            first, cold = [], []
+            for i in range(min(arguments.upto, most)):
+                if i % 10 == 0:  # in turns: what fresh memory costs changes from minute to minute
+                    cold.append(timed(lambda: rooms.append(read_and_hash(many[0] / WEIGHTS_FILE))))
+                first.append(timed(lambda i=i: bank.load(many[i])))
             every = (bank.names * 1000)[:10_000]
             switch = [timed(lambda: deque(map(bank.use, every), maxlen=0)) / len(every) for _ in range(WINDOW)]
             bank.use(None)
-        rooms: list[Any] = []
-        floor = [timed(lambda: rooms.append(read_and_hash(many[0] / WEIGHTS_FILE))) for _ in range(2 * WINDOW)]
-        again_floor = [timed(lambda room=room: read_and_hash(many[0] / WEIGHTS_FILE, room)) for room in rooms]
+        warm = [timed(lambda room=room: read_and_hash(many[0] / WEIGHTS_FILE, room)) for room in rooms[: 2 * WINDOW]]
         rooms.clear()
         with AdapterBank(model, library=library) as bank:
             names = [bank.load(folder.name) for folder in folders]
@@ -145,8 +150,8 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
         print(f"{'load, ms, k =':34}" + "".join(f"{k:>10}" for k in marks))
         report("bank, folder, full verify", first, marks)
         for label, found in (
-            ("floor: read, hash, fresh memory", floor),
-            ("floor: read, hash, used memory", again_floor),
+            ("floor: read, hash, fresh memory", cold),
+            ("floor: read, hash, used memory", warm),
             ("bank, from the store, checked", store),
             ("bank, again after an eviction", again),
         ):
