@@ -261,8 +261,8 @@ def bench_speed(model: Any, library: Library, folders: list[Path], arguments: ar
                 line = f"  {label:20}{rows * tokens / middle:8.1f} tokens a CPU second  {ratio(times[ONE], taken):.3f}"
                 count = {ONE: 1, MIXED: min(rows, COUNT)}.get(label)
                 if count:
-                    bare = statistics.median(times["base"]) + products(pairs, rows, tokens, adapters=count)
-                    line += f"  bound {statistics.median(times[ONE]) / bare:.3f}"
+                    bare = products(pairs, rows, tokens, adapters=count)
+                    line += f"  bound {ratio(times[ONE], [base + bare for base in times['base']]):.3f}"
                 print(line)
     first, later, one = (statistics.median(steps[label]) for label in (ANEW, MIXED, ONE))
     print(f"  {PROMPT} tokens after a new choice of rows: {PROMPT * one / (first + (PROMPT - 1) * later):.3f}")
@@ -307,9 +307,11 @@ def peft_ways(folders: list[Path], rows: int, dtype: str) -> dict[str, Callable[
 def decode(ways: dict[str, Callable[..., Any]], ids: torch.Tensor, tokens: int, times: dict[str, list[float]]) -> None:
     """Add the time of each step. The ways take turns at each, so that a busy moment of the machine meets them all."""
     caches = {label: run(ids).past_key_values for label, run in ways.items()}
+    order = deque(ways)
     for _ in range(tokens):
-        for label, run in ways.items():
-            taken = timed(lambda run=run, label=label: run(ids[:, -1:], past_key_values=caches[label]))
+        order.rotate()  # the next one finds in the cache what the one before left
+        for label in order:
+            taken = timed(lambda label=label: ways[label](ids[:, -1:], past_key_values=caches[label]))
             times.setdefault(label, []).append(taken)
 
 

@@ -81,11 +81,14 @@ class _Stack(NamedTuple):
     def added(self, inputs: Tensor, output: Tensor) -> Tensor:
         """Output [rows, tokens, out] plus what the factors make of inputs [rows, tokens, in]."""
         a, b, bias, places = self
-        by_part = inputs if places is None else inputs.index_select(0, places.taken)
-        by_part = by_part.reshape(len(a), -1, inputs.shape[-1])
-        low = torch.bmm(by_part if by_part.dtype == a.dtype else by_part.to(a.dtype), a)
+        if places is not None:
+            inputs = inputs.index_select(0, places.taken)
+        if len(inputs) != len(a):
+            inputs = inputs.reshape(len(a), -1, inputs.shape[-1])
+        low = torch.bmm(inputs if inputs.dtype == a.dtype else inputs.to(a.dtype), a)
         if places is None and bias is None and output.dtype == a.dtype:  # one pass over the output instead of three
-            return torch.baddbmm(output.reshape(len(a), -1, output.shape[-1]), low, b).view(output.shape)
+            by_part = output if len(output) == len(a) else output.reshape(len(a), -1, output.shape[-1])
+            return torch.baddbmm(by_part, low, b).view(output.shape)
         change = torch.bmm(low, b) if bias is None else torch.baddbmm(bias, low, b)
         change = change.view(-1, *output.shape[1:])
         if places is None:
