@@ -253,7 +253,7 @@ def _places(parts: Sequence[_Part], count: int, device: torch.device) -> _Places
     )
 
 
-def _is_plain(updates: tuple[tuple[LinearUpdate, float], ...]) -> bool:
+def _is_plain(updates: tuple[tuple[Any, float], ...]) -> bool:
     """Whether it is one update without a bias, which `torch.stack` copies in a fraction of the time."""
     return len(updates) == 1 and updates[0][0].bias is None
 
