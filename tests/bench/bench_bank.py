@@ -307,12 +307,13 @@ def peft_ways(folders: list[Path], rows: int, dtype: str) -> dict[str, Callable[
 def decode(ways: dict[str, Callable[..., Any]], ids: torch.Tensor, tokens: int, times: dict[str, list[float]]) -> None:
     """Add the time of each step. The ways take turns at each, so that a busy moment of the machine meets them all."""
     caches = {label: run(ids).past_key_values for label, run in ways.items()}
+    times |= {label: times.get(label, []) for label in ways}
     order = deque(ways)
     for _ in range(tokens):
         order.rotate()  # the next one finds in the cache what the one before left
         for label in order:
             taken = timed(lambda label=label: ways[label](ids[:, -1:], past_key_values=caches[label]))
-            times.setdefault(label, []).append(taken)
+            times[label].append(taken)
 
 
 def products(pairs: list[tuple[Any, Any]], rows: int, tokens: int, *, adapters: int) -> float:
