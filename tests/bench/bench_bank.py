@@ -2,16 +2,19 @@
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_bank [--dtype float32|bfloat16] [--upto 1000] [--peft-upto 10]
                                                        [--rank 16] [--targets all-linear|q_proj,v_proj] [--rows 8]
-                                                       [--only load,memory,speed] [--tokens 16] [--repeat 3] [--plot FILE]
+                                                       [--only load,memory,speed] [--tokens 16] [--repeat 2] [--plot FILE]
 
 Adapters are random files in the page cache (19.5 MB at rank 16 on all linear layers in float32; `--rank 4` makes 4.9).
 The copies are hard links to the weights of eight, each with a config of its own, so that no cache of a config carries
-over; builds of a library stand beside them. `floor` is to read and hash the file. The first row needs fresh memory, the
-others take that of the adapter that went last. The exponent is that of the growth from k = 10 to the last mark. PEFT's
-figures for k = 100 take minutes (--peft-upto 100).
-A base in bfloat16 and 32 rows take long: `--prefill 2 --tokens 4 --repeat 1`.
+over; builds of a library stand beside them. `floor` is to read and hash the file, in turns with the loads. Loads from
+folders need fresh memory, the others take that of the adapter that went last. The exponent is that of the growth from
+k = 10 to the last mark. PEFT's figures for k = 100 take minutes (--peft-upto 100).
+A minute of CPU is enough for 32 rows with `--prefill 2 --tokens 4 --repeat 1`, for a base in bfloat16 with `--prefill 1
+--tokens 2 --repeat 1`.
 Times are CPU time of the process: medians of ten around k, and the least in brackets. Memory is that of the process,
-per adapter. For speed, `first` has a choice of rows that is new, so that factors are stacked; `again` goes on with it.
+per adapter. For speed, all choices take turns at each step, and each ratio is the median of those to one adapter in the
+same turn. `anew` chooses rows anew at each step, so that factors are stacked. `bound` is what the base and the two
+products of each module leave, which need no hooks, no choice and no look at shapes.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import hashlib
 import itertools
 import json
 import math
+import mmap
 import shutil
 import statistics
 import sys
@@ -30,6 +34,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.safetensors.file import read_header
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.intake.description import Description
@@ -47,6 +54,7 @@ from tests.support.real_base import smollm2_base
 COUNT = 8
 WINDOW = 10
 PROMPT = 8
+ONE, MIXED, ANEW = "one adapter", f"rows of {COUNT}", f"rows of {COUNT}, anew"
 
 
 def write_adapters(root: Path, count: int, rank: int, targets: str) -> list[Path]:
@@ -103,12 +111,12 @@ def around(times: list[float], k: int) -> float:
     return statistics.median(times[low : low + WINDOW]) * 1e3
 
 
-def read_and_hash(path: Path, room: Any = None) -> Any:
-    """The memory into which the file was read: `room`, or else fresh memory."""
-    room = torch.empty(path.stat().st_size, dtype=torch.uint8).numpy() if room is None else room
+def read_and_hash(path: Path, room: mmap.mmap | None = None) -> mmap.mmap:
+    """The memory into which the file was read: `room`, or else fresh memory in pages of 4 KiB."""
+    room = mmap.mmap(-1, path.stat().st_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if room is None else room
     with path.open("rb") as stream:
-        stream.readinto(room.data)
-    hashlib.sha256(room.data).digest()
+        stream.readinto(room)
+    hashlib.sha256(room).digest()
     return room
 
 
@@ -116,15 +124,18 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
     marks = [k for k in (1, 10, 100, 1000) if k <= max(arguments.upto, arguments.peft_upto)]
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as temporary:
         many = copies_of(folders, max(arguments.upto, arguments.peft_upto), Path(temporary))
+        rooms: list[mmap.mmap] = []
         most = int(6e9 // (folders[0] / WEIGHTS_FILE).stat().st_size)  # bytes in memory at once
         with AdapterBank(model, library=library) as bank:
-            first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(arguments.upto, most))]
+            first, cold = [], []
+            for i in range(min(arguments.upto, most)):
+                if i % 10 == 0:  # in turns: what fresh memory costs changes from minute to minute
+                    cold.append(timed(lambda: rooms.append(read_and_hash(many[0] / WEIGHTS_FILE))))
+                first.append(timed(lambda i=i: bank.load(many[i])))
             every = (bank.names * 1000)[:10_000]
             switch = [timed(lambda: deque(map(bank.use, every), maxlen=0)) / len(every) for _ in range(WINDOW)]
             bank.use(None)
-        rooms: list[Any] = []
-        floor = [timed(lambda: rooms.append(read_and_hash(many[0] / WEIGHTS_FILE))) for _ in range(2 * WINDOW)]
-        again_floor = [timed(lambda room=room: read_and_hash(many[0] / WEIGHTS_FILE, room)) for room in rooms]
+        warm = [timed(lambda room=room: read_and_hash(many[0] / WEIGHTS_FILE, room)) for room in rooms[: 2 * WINDOW]]
         rooms.clear()
         with AdapterBank(model, library=library) as bank:
             names = [bank.load(folder.name) for folder in folders]
@@ -139,8 +150,8 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
         print(f"{'load, ms, k =':34}" + "".join(f"{k:>10}" for k in marks))
         report("bank, folder, full verify", first, marks)
         for label, found in (
-            ("floor: read, hash, fresh memory", floor),
-            ("floor: read, hash, used memory", again_floor),
+            ("floor: read, hash, fresh memory", cold),
+            ("floor: read, hash, used memory", warm),
             ("bank, from the store, checked", store),
             ("bank, again after an eviction", again),
         ):
@@ -228,57 +239,103 @@ def bench_memory(model: Any, library: Library, folders: list[Path]) -> None:
 def bench_speed(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
     rows = arguments.rows
     ids = torch.randint(1000, 2000, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
-    long = ids.repeat(1, arguments.prefill)
-    options = {
-        "max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens, "do_sample": False, "pad_token_id": 0,
-        "attention_mask": torch.ones_like(ids),
-    }  # fmt: skip
-    runs: dict[str, list[float]] = {}
+    prompts = ids.repeat(1, arguments.prefill)
+    steps: dict[str, list[float]] = {}
+    reads: dict[str, list[float]] = {}
+    peft = peft_ways(folders, rows, arguments.dtype)
+    with torch.no_grad():
+        for _ in range(arguments.repeat):
+            with AdapterBank(model, library=library) as bank:
+                ways = bank_ways(model, bank, [bank.load(folder) for folder in folders], rows)
+                for label in ("base", ONE, "rows of 1", "rows of 2", MIXED):
+                    taken = timed(lambda run=ways[label]: run(prompts, logits_to_keep=1))
+                    reads.setdefault(label, []).append(taken)
+                decode(ways | peft, ids, arguments.tokens, steps)
+                del ways  # their choices hold adapters
+        header = read_header(folders[0] / WEIGHTS_FILE).by_name
+        pairs = [(a.shape, header[n.replace("lora_A", "lora_B")].shape) for n, a in header.items() if "lora_A" in n]
+        for title, times, tokens in (("decode", steps, 1), ("prefill", reads, prompts.shape[1])):
+            print(f"{title}, {rows} rows of {tokens} tokens, medians of {len(times[ONE])} turns, beside one adapter")
+            for label, taken in times.items():
+                middle = statistics.median(taken)
+                line = f"  {label:20}{rows * tokens / middle:8.1f} tokens a CPU second  {ratio(times[ONE], taken):.3f}"
+                count = {ONE: 1, MIXED: min(rows, COUNT)}.get(label)
+                if count:
+                    bare = products(pairs, rows, tokens, adapters=count)
+                    line += f"  bound {ratio(times[ONE], [base + bare for base in times['base']]):.3f}"
+                print(line)
+    first, later, one = (statistics.median(steps[label]) for label in (ANEW, MIXED, ONE))
+    print(f"  {PROMPT} tokens after a new choice of rows: {PROMPT * one / (first + (PROMPT - 1) * later):.3f}")
+    print(f"  {MIXED}: {ratio(steps[f'PEFT, {MIXED}'], steps[MIXED]):.2f} of PEFT's")
 
-    def measure(label: str, work: Callable[[], Any]) -> None:
-        runs.setdefault(label, []).append(rows * arguments.tokens / timed(work))
 
-    def read(label: str) -> None:
-        with torch.no_grad():
-            runs.setdefault(f"{label}, prefill", []).append(long.numel() / timed(lambda: model(long)))
+def bank_ways(model: Any, bank: AdapterBank, names: list[str], rows: int) -> dict[str, Callable[..., Any]]:
+    """The model's forward pass by the choice that it runs with, which lasts as long as the function."""
 
-    model.generate(ids, **options)
-    for _ in range(arguments.repeat):
-        # ours and PEFT's in turns, so that a busy moment of the machine meets both
-        with AdapterBank(model, library=library) as bank:
-            names = [bank.load(folder) for folder in folders]
-            measure("base", lambda: model.generate(ids, **options))
-            read("base")
-            with bank.use(names[0]):
-                measure("bank, one adapter", lambda: model.generate(ids, **options))
-                read("bank, one adapter")
-            with bank.use({names[0]: 0.5, names[1]: 0.5}):
-                measure("bank, sum of two", lambda: model.generate(ids, **options))
-            for distinct in (1, 2, COUNT):
-                with bank.rows([names[i % distinct] for i in range(rows)]):
-                    measure(f"bank, rows of {distinct}, first", lambda: model.generate(ids, **options))
-                    measure(f"bank, rows of {distinct}, again", lambda: model.generate(ids, **options))
-                    read(f"bank, rows of {distinct}")
-            with bank.rows([(names[0], None)[i % 2] for i in range(rows)]):
-                measure("bank, every other row", lambda: model.generate(ids, **options))
-        peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
-        for i, folder in enumerate(folders[1:], 1):
-            peft.load_adapter(folder, adapter_name=f"a{i}")
-        measure("PEFT, one adapter", lambda peft=peft: peft.generate(ids, **options))
-        for distinct in (1, 2, COUNT):
-            called = [f"a{i % distinct}" for i in range(rows)]
-            measure(
-                f"PEFT, rows of {distinct}",
-                lambda called=called, peft=peft: peft.generate(ids, adapter_names=called, **options),
-            )
-        strip(peft)
-    best = {label: max(values) for label, values in runs.items()}
-    print(f"generate, {rows} rows, {arguments.tokens} tokens each, best of {arguments.repeat}, tokens a CPU second")
-    for label, value in best.items():
-        one = best["bank, one adapter" + (", prefill" if label.endswith("prefill") else "")]
-        print(f"  {label:30}{value:8.1f}  {value / one:.3f} of one adapter")
-    mixed = best[f"bank, rows of {COUNT}, again"]
-    print(f"  rows of {COUNT}: {mixed / best[f'PEFT, rows of {COUNT}']:.2f} of PEFT's")
+    def way(choose: Callable[..., object], choice: Any) -> Callable[..., Any]:
+        context = copy_context()
+        context.run(choose, choice)
+        return partial(context.run, model, use_cache=True)
+
+    def anew(*args: Any, **more: Any) -> Any:
+        return way(bank.rows, mixed)(*args, **more)
+
+    mixed = [names[i % COUNT] for i in range(rows)]
+    return {
+        "base": way(bank.use, None),
+        ONE: way(bank.use, names[0]),
+        "sum of two": way(bank.use, {names[0]: 0.5, names[1]: 0.5}),
+        "rows of 1": way(bank.rows, [names[0]] * rows),
+        "rows of 2": way(bank.rows, [names[i % 2] for i in range(rows)]),
+        MIXED: way(bank.rows, mixed),
+        ANEW: anew,
+        "every other row": way(bank.rows, [(names[0], None)[i % 2] for i in range(rows)]),
+    }
+
+
+def peft_ways(folders: list[Path], rows: int, dtype: str) -> dict[str, Callable[..., Any]]:
+    """The same by PEFT, on a base of its own."""
+    model, _ = load_base(smollm2_base(), dtype=dtype)
+    peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
+    for i, folder in enumerate(folders[1:], 1):
+        peft.load_adapter(folder, adapter_name=f"a{i}")
+    run = partial(peft, use_cache=True)
+    called = {f"PEFT, rows of {some}": [f"a{i % some}" for i in range(rows)] for some in (1, 2, COUNT)}
+    return {f"PEFT, {ONE}": run} | {label: partial(run, adapter_names=names) for label, names in called.items()}
+
+
+def decode(ways: dict[str, Callable[..., Any]], ids: torch.Tensor, tokens: int, times: dict[str, list[float]]) -> None:
+    """Add the time of each step. The ways take turns at each, so that a busy moment of the machine meets them all."""
+    caches = {label: run(ids).past_key_values for label, run in ways.items()}
+    times |= {label: times.get(label, []) for label in ways}
+    order = deque(ways)
+    for _ in range(tokens):
+        order.rotate()  # the next one finds in the cache what the one before left
+        for label in order:
+            taken = timed(lambda label=label: ways[label](ids[:, -1:], past_key_values=caches[label]))
+            times[label].append(taken)
+
+
+def products(pairs: list[tuple[Any, Any]], rows: int, tokens: int, *, adapters: int) -> float:
+    """Seconds of the two products of each module alone, in float32, with so many adapters for the rows."""
+    tall = rows * tokens // adapters
+    work = [
+        [
+            torch.randn(*shape)
+            for shape in ((adapters, tall, a[1]), (adapters, *a), (adapters, a[0], b[0]), (adapters, tall, b[0]))
+        ]
+        for a, b in pairs
+    ]
+
+    def multiply() -> None:
+        for x, a, b, output in work:
+            torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b)
+
+    return statistics.median(timed(multiply) for _ in range(5))
+
+
+def ratio(of: list[float], to: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(of, to, strict=True))
 
 
 def main() -> None:
@@ -290,9 +347,9 @@ def main() -> None:
     parser.add_argument("--targets", default="all-linear", help="or modules, with commas between them")
     parser.add_argument("--rows", type=int, default=8, help="rows of the batch")
     parser.add_argument("--only", default="load,memory,speed")
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--prefill", type=int, default=16, help="prompts of eight tokens in a row for the prefill")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="decode steps")
+    parser.add_argument("--prefill", type=int, default=8, help="prompts of eight tokens in a row for the prefill")
+    parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="draw load times and memory into this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

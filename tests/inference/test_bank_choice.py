@@ -20,8 +20,8 @@ from adapterhub.inference.loader import base_digest
 from adapterhub.library.library import Library
 from adapterhub.weights.merge import MergeInput, merge
 from tests.support.adapter_folders import updates_in
-from tests.support.bank_adapters import hooks_of, make_folders, with_peft, with_sum
-from tests.support.tiny_models import llama, logits
+from tests.support.bank_adapters import hooks_of, lora, make_folders, with_peft, with_sum
+from tests.support.tiny_models import llama, logits, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -194,6 +194,33 @@ def test_long_and_short_rows_take_different_ways_to_the_same_answer(bank: Adapte
         short = bank.model(ids[:, :6]).logits  # stacked: few
 
     assert same(short, long[:, :6])
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [["a", "a", "b", "b"], ["a", "b", "a", "b", "a", "b"], ["b", None, "b", None, "a"], ["a", None, None, "a"],
+     ["a", "a", "a", "a", "a", "b", "half"], ["biased", "a", "biased"]],
+    ids=["side by side", "in turns", "some plain", "one and plain", "parts of other sizes", "with a bias"],
+)  # fmt: skip
+def test_rows_that_share_an_adapter_answer_as_alone(
+    choices: list[str | None], bank: AdapterBank, tmp_path: Path
+) -> None:
+    if "biased" in choices:
+        bank.load(save_adapter(tmp_path / "biased", llama, lora(lora_bias=True), seed=9))
+    half = {"a": 0.5, "c": 0.5}
+    ids = torch.arange(7 * 5).reshape(7, 5)[: len(choices)] % 64
+    meant = [half if choice == "half" else choice for choice in choices]
+    alone = []
+    for row, choice in enumerate(meant):
+        with bank.use(choice), torch.no_grad():
+            alone.append(bank.model(ids).logits[row])
+
+    with bank.rows(meant), torch.no_grad():
+        stacked = bank.model(ids).logits
+        again = bank.model(ids[:, :1]).logits
+
+    assert same(torch.stack(alone), stacked)
+    assert same(stacked[:, :1], again)
 
 
 def test_a_batch_of_other_length_is_refused(bank: AdapterBank) -> None:

@@ -367,6 +367,20 @@ def test_a_refused_load_leaves_bank_and_model_as_they_were(
         assert torch.equal(answer, logits(bank.model))
 
 
+def test_factors_that_are_first_used_in_inference_mode_serve_gradients_later(
+    folders: dict[str, Path], bank: AdapterBank
+) -> None:
+    with bank.use(bank.load(folders["a"])):
+        with torch.inference_mode():
+            first = logits(bank.model).clone()
+        embedded = bank.model.get_input_embeddings().weight[:4].detach().clone().requires_grad_()
+
+        bank.model(inputs_embeds=embedded[None]).logits.sum().backward()
+
+        assert embedded.grad is not None
+        assert torch.equal(first, logits(bank.model))
+
+
 def test_a_file_that_is_cut_short_while_it_is_read_is_refused(folders: dict[str, Path], bank: AdapterBank) -> None:
     from adapterhub.inference.bank.engines.weights import FileMemory
     from adapterhub.trust.verify import open_files
@@ -376,7 +390,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(folders: dict[str,
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(OSError, match="shorter"):
-        FileMemory(files.held)
+        FileMemory(files.held, (), "a")
 
 
 # ---------------------------------------------------------------- the base, and the end

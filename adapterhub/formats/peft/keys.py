@@ -139,7 +139,7 @@ def _pair(module: str, found: dict[str, TensorSpec]) -> Pair:
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and all(shape)
+    return len(shape) > 1 and 0 not in shape
 
 
 def _take_other(

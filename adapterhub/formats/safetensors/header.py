@@ -23,7 +23,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 # An entry as every writer spells it, under a dotted name and before another; 18 digits always fit in 64 bits.
 _NUMBER = r"(?:0|[1-9]\d{0,17})"
 _PLAIN_ENTRY = re.compile(
-    r'"((?!__metadata__")[\w-]+(?:\.[\w-]+)*)":\{"dtype":"([A-Z0-9_]{1,16})",'
+    r'"((?!__metadata__")[\w-][\w.-]*)(?<!\.)":\{"dtype":"([A-Z0-9_]{1,16})",'
     rf'"shape":\[([\d, ]{{1,640}})\],"data_offsets":\[({_NUMBER}), ?({_NUMBER})\]\}},(?=")',
     re.ASCII,
 ).match
@@ -228,7 +228,7 @@ class _HeaderText:
             name, dtype, sizes, begin, stop = plain.groups()
             found = self.shapes.get((dtype, sizes)) or self.plain_shape(dtype, sizes)
             start, end = int(begin), int(stop)
-            if found is None or found[1] != end - start or name in names or len(name) > longest:
+            if found is None or found[1] != end - start or name in names or len(name) > longest or ".." in name:
                 return
             names.add(name)
             specs.append(TensorSpec(name, dtype, found[0], data_start + start, data_start + end))

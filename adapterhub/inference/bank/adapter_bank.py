@@ -192,9 +192,9 @@ class AdapterBank:
     def rows(self, choices: Sequence[Choice]) -> Using:
         """As `use`, with one choice for each row of the batch.
 
-        The batch may be a multiple of the rows, as `generate` makes it for beams. The cost depends on the number of
-        rows, not on the number of different adapters. The first pass copies the factors of rows with many adapters side
-        by side; the bank keeps that memory for the next choice, until it is closed.
+        The batch may be a multiple of the rows, as `generate` makes it for beams. Rows with the same choice go through
+        its factors together. The first pass copies the factors of all choices side by side; the bank keeps that memory
+        for the next choice, until it is closed.
 
         Raises:
             UnsupportedAdapter: an adapter cannot be used on some rows only; `use` accepts it.

@@ -1,8 +1,8 @@
 """One choice of adapters for each row of a batch.
 
 Rows with the same choice go through a module's factors together. In decoding, a row has few tokens and starting
-operations takes most of the time; there the factors of all rows are stacked once, and two batched products serve the
-whole batch, however many adapters there are. The batch is the first dimension of a module's input, as in PEFT's mixed
+operations takes most of the time; there the factors of all choices are stacked once, and two batched products serve the
+whole batch, however many choices there are. The batch is the first dimension of a module's input, as in PEFT's mixed
 batches.
 """
 
@@ -48,25 +48,54 @@ class _Work(NamedTuple):
     can_stack: bool
 
 
+class _Part(NamedTuple):
+    """Rows with one choice that go through its stacked factors together, and its updates of one module."""
+
+    updates: tuple[tuple[Update, float], ...]
+    numbers: list[int]
+
+
+class _Places(NamedTuple):
+    """The rows of all parts: `taken` [parts * most], where a short part repeats its last row, and `put` without those.
+
+    `kept` are the places of `put` in `taken`, None for all.
+    """
+
+    taken: Tensor
+    kept: Tensor | None
+    put: Tensor
+
+
 class _Stack(NamedTuple):
-    """Factors by row: `a` [rows, in, R], `b` [rows, R, out] times the scales, and `bias` [rows, 1, out] or None.
+    """Factors by part: `a` [parts, in, R], `b` [parts, R, out] times the scales, and `bias` [parts, 1, out] or None.
 
     In memory, both have their ranks outermost: the file has A like that, so that a row of it is copied in one piece.
+    `places` is None where the parts are the rows of the batch in their order.
     """
 
     a: Tensor
     b: Tensor
     bias: Tensor | None
+    places: _Places | None
 
     def added(self, inputs: Tensor, output: Tensor) -> Tensor:
         """Output [rows, tokens, out] plus what the factors make of inputs [rows, tokens, in]."""
-        a, b, bias = self
+        a, b, bias, places = self
+        if places is not None:
+            inputs = inputs.index_select(0, places.taken)
+        if len(inputs) != len(a):
+            inputs = inputs.reshape(len(a), -1, inputs.shape[-1])
         low = torch.bmm(inputs if inputs.dtype == a.dtype else inputs.to(a.dtype), a)
-        if output.dtype == a.dtype:
-            made = torch.baddbmm(output, low, b)
-            return made if bias is None else made + bias
-        change = torch.bmm(low, b)
-        return (output + (change if bias is None else change + bias)).to(output.dtype)
+        if places is None and bias is None and output.dtype == a.dtype:  # one pass over the output instead of three
+            by_part = output if len(output) == len(a) else output.reshape(len(a), -1, output.shape[-1])
+            return torch.baddbmm(by_part, low, b).view(output.shape)
+        change = torch.bmm(low, b) if bias is None else torch.baddbmm(bias, low, b)
+        change = change.view(-1, *output.shape[1:])
+        if places is None:
+            return (output + change).to(output.dtype)
+        if places.kept is not None:
+            change = change.index_select(0, places.kept)
+        return output.to(change.dtype).index_add(0, places.put, change).to(output.dtype)
 
 
 class Rows:
@@ -152,8 +181,9 @@ class Rows:
             return None
         every = [update for updates, _ in groups for update, _ in updates]
         is_linear = all(isinstance(update, LinearUpdate) for update in every)
-        is_mixed = len(groups) * 2 > self.count and is_linear and len({u.a.dtype for u in every}) == 1  # type: ignore[attr-defined] # all are linear
-        return _Work(groups=tuple(groups), can_stack=is_mixed)
+        is_one = len(groups[0][1].numbers) == self.count  # it needs no parts
+        can_stack = not is_one and is_linear and len({u.a.dtype for u in every}) == 1  # type: ignore[attr-defined] # all are linear
+        return _Work(groups=tuple(groups), can_stack=can_stack)
 
     def _times(self, name: str, inputs: Tensor, work: _Work) -> int:
         """How many rows of the batch belong to each choice."""
@@ -167,39 +197,63 @@ class Rows:
         return size // self.count
 
     def _stacked(self, name: str) -> _Stack:
-        """The factors of all rows in one tensor, with zeros for rows of the base and for ranks below the largest."""
+        """The factors of all parts in one tensor, with zeros for ranks below the largest."""
         work = self._work[name]
         assert work is not None
-        ranks = [sum(update.a.shape[0] for update, _ in updates) for updates, _ in work.groups]  # type: ignore[attr-defined] # all are linear
-        one: Any = work.groups[0][0][0][0]
+        parts = _parts(work)
+        ranks = [sum(update.a.shape[0] for update, _ in part.updates) for part in parts]  # type: ignore[attr-defined] # all are linear
+        one: Any = parts[0].updates[0][0]
         room = self._room = self._room or self._rooms.take()
-        a = room.tensor((self.count, max(ranks), one.a.shape[1]), one.a)
-        b = room.tensor((self.count, max(ranks), one.b.shape[0]), one.b)
-        by_row: dict[int, Any] = {number: found for found, group in work.groups for number in group.numbers}
-        if len(by_row) == self.count and len({*ranks}) == 1 and all(_is_plain(found) for found in by_row.values()):
-            alone = [by_row[number][0] for number in range(self.count)]
+        a = room.tensor((len(parts), max(ranks), one.a.shape[1]), one.a)
+        b = room.tensor((len(parts), max(ranks), one.b.shape[0]), one.b)
+        places = _places(parts, self.count, one.a.device)
+        if len({*ranks}) == 1 and all(_is_plain(part.updates) for part in parts):
+            alone: list[Any] = [part.updates[0] for part in parts]
             torch.stack([update.a for update, _ in alone], out=a)
             torch.stack([update.b.t() for update, _ in alone], out=b)
             b *= b.new_tensor([update.scale * weight for update, weight in alone])[:, None, None]
-            return _Stack(a=a.transpose(1, 2), b=b, bias=None)
+            return _Stack(a=a.transpose(1, 2), b=b, bias=None, places=places)
         bias: Tensor | None = None
         a.zero_()
         b.zero_()
-        for updates, group in work.groups:
+        for number, part in enumerate(parts):
             reached = 0
-            for update, weight in updates:
+            for update, weight in part.updates:
                 assert isinstance(update, LinearUpdate)
                 until = reached + update.a.shape[0]
-                a[group.rows, reached:until] = update.a
-                b[group.rows, reached:until] = update.b.t() * (update.scale * weight)
+                a[number, reached:until] = update.a
+                b[number, reached:until] = update.b.t() * (update.scale * weight)
                 if update.bias is not None:
-                    bias = one.b.new_zeros(self.count, 1, one.b.shape[0]) if bias is None else bias
-                    bias[group.rows] += update.bias * (update.scale * weight)
+                    bias = one.b.new_zeros(len(parts), 1, one.b.shape[0]) if bias is None else bias
+                    bias[number] += update.bias * (update.scale * weight)
                 reached = until
-        return _Stack(a=a.transpose(1, 2), b=b, bias=bias)
+        return _Stack(a=a.transpose(1, 2), b=b, bias=bias, places=places)
 
 
-def _is_plain(updates: tuple[tuple[LinearUpdate, float], ...]) -> bool:
+def _parts(work: _Work) -> list[_Part]:
+    """The groups, in parts of at most the mean size, so that parts of one size have room for little else."""
+    most = -(-sum(len(group.numbers) for _, group in work.groups) // len(work.groups))
+    return [
+        _Part(updates, group.numbers[at : at + most])
+        for updates, group in work.groups
+        for at in range(0, len(group.numbers), most)
+    ]
+
+
+def _places(parts: Sequence[_Part], count: int, device: torch.device) -> _Places | None:
+    most = max(len(part.numbers) for part in parts)
+    taken = [number for part in parts for number in part.numbers + part.numbers[-1:] * (most - len(part.numbers))]
+    if taken == [*range(count)]:
+        return None
+    kept = [at * most + place for at, part in enumerate(parts) for place in range(len(part.numbers))]
+    return _Places(
+        taken=torch.tensor(taken, device=device),
+        kept=torch.tensor(kept, device=device) if len(kept) < len(taken) else None,
+        put=torch.tensor([number for part in parts for number in part.numbers], device=device),
+    )
+
+
+def _is_plain(updates: tuple[tuple[Any, float], ...]) -> bool:
     """Whether it is one update without a bias, which `torch.stack` copies in a fraction of the time."""
     return len(updates) == 1 and updates[0][0].bias is None
 

@@ -5,7 +5,7 @@ The arithmetic is PEFT's: the input in the dtype of the factors, the sum in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -44,6 +44,22 @@ class LinearUpdate:
     b: Tensor
     scale: float
     bias: Tensor | None = None
+    _pair: Callable[[], tuple[Tensor, Tensor]] | None = None  # makes `a` and `b` at their first use
+
+    @classmethod
+    def later(cls, pair: Callable[[], tuple[Tensor, Tensor]], scale: float) -> LinearUpdate:
+        """The same, but `pair` makes `a` and `b` when they are first used; it must be cheap and never fail."""
+        update = cls.__new__(cls)
+        update.scale, update.bias, update._pair = scale, None, pair  # noqa: SLF001 - its own
+        return update
+
+    def __getattr__(self, name: str) -> Tensor:
+        """The slots `a` and `b` while they are empty; two threads may fill them at once, with the same numbers."""
+        if name not in ("a", "b"):
+            raise AttributeError(name)
+        assert self._pair is not None  # only `later` leaves slots empty
+        self.a, self.b = self._pair()
+        return self.a if name == "a" else self.b
 
     def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * (B A x + bias)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby, repeat
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
@@ -142,7 +143,7 @@ class _Looks:
 
     def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
         found: dict[str, TensorNumbers] = {}
-        for dtype, specs in groupby(file.tensors, lambda spec: spec.dtype):
+        for dtype, specs in groupby(file.tensors, attrgetter("dtype")):
             names = [spec.name for spec in specs if spec.name in self.codes]
             largest = _magnitudes(dtype, [self.codes[name] for name in names])
             found.update(zip(names, map(TensorNumbers, largest, repeat(None)), strict=True))
@@ -153,7 +154,7 @@ def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
     if dtype not in _FLOAT_CODES:
         return [_KINDS[dtype].layout.magnitude(code) for code in codes]
     of_codes, of_floats, shift = _FLOAT_CODES[dtype]
-    raw = struct.pack(f"<{len(codes)}{of_codes}", *(code << shift for code in codes))
+    raw = struct.pack(f"<{len(codes)}{of_codes}", *([code << shift for code in codes] if shift else codes))
     return struct.unpack(f"<{len(codes)}{of_floats}", raw)
 
 
@@ -176,17 +177,17 @@ def look_with_numpy() -> _Look:
     """Exact, and faster than a disk."""
     import numpy as np
 
-    scratch = np.empty(PIECE_BYTES, np.uint8)
-
     def look(view: memoryview, kind: _Kind, starts: list[int]) -> tuple[list[int], dict[int, int]]:
-        dtype = np.dtype(f"<u{kind.width}")
-        codes = scratch[: len(view)].view(dtype)
-        np.bitwise_and(np.frombuffer(view, dtype), dtype.type(kind.mask), out=codes)
+        codes = np.frombuffer(view, f"<u{kind.width}")
         places = [start // kind.width for start in starts]
-        most: list[int] = np.maximum.reduceat(codes, places).tolist()
-        odd = [i for i, largest in enumerate(most) if largest > kind.largest] if max(most) > kind.largest else []
+        # the greatest code is a negative number's, where there is one; for a signed reader, a positive one's
+        of_negative = np.maximum.reduceat(codes, places) & codes.dtype.type(kind.mask)
+        signed = f"<i{kind.width}"
+        largest = np.maximum(np.maximum.reduceat(codes.view(signed), places), of_negative.view(signed))
+        most: list[int] = largest.tolist()
+        odd = np.flatnonzero(largest > kind.largest).tolist()
         ends = [*places[1:], len(codes)]
-        return most, {i: int((codes[places[i] : ends[i]] > kind.largest).argmax()) for i in odd}
+        return most, {i: int(((codes[places[i] : ends[i]] & kind.mask) > kind.largest).argmax()) for i in odd}
 
     return look
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.engines.weights import FileMemory
 from adapterhub.inference.bank.updates import (
@@ -97,31 +98,38 @@ class NativeEngine:
             RefusedAdapter: tensors are missing, or have no slot in the layers.
             DigestMismatch: the file has changed since it was checked.
         """
-        contents, fitting = ready.contents, Fitting(ready.contents.label)
+        contents, modules, scales = ready.contents, self._base.modules, ready.setup.scales
+        fitting, config = Fitting(contents.label), contents.config
         places = {
-            name: fitting.matched(name, specs, self._shapes(name, ready)) for name, specs in contents.factors.items()
+            name: fitting.matched(name, specs, _shapes(modules[name], scales[name].rank, config))
+            for name, specs in contents.factors.items()
         }
         saved = {name: fitting.matched(name, specs, self._saved(name)) for name, specs in contents.saved.items()}
         fitting.ensure_fit()
         used = [spec for specs in (*places.values(), *saved.values()) for spec in specs.values()]
-        memory = FileMemory(contents.weights)
-        reading = _Reading(memory, used, contents.label)
+        memory = FileMemory(contents.weights, used, contents.label)
         updates: dict[str, Update] = {}
-        take, own, modules, scales = reading.take, self._dtype, self._base.modules, ready.setup.scales
+        take, chosen = memory.take, self._dtype
         for name, specs in places.items():
             module = modules[name]
             layer, device = _layer(module)
-            tensors = {key: take(spec, own or _kept(spec.dtype, layer), device) for key, spec in specs.items()}
+            if len(specs) == 2 and device is None and isinstance(module, nn.Linear):  # noqa: PLR2004 - A and B alone
+                a, b = specs["lora_A.weight"], specs["lora_B.weight"]
+                pair = memory.later(a, b, chosen or _kept(a.dtype, layer))
+                if pair is not None:
+                    updates[name] = LinearUpdate.later(pair, scales[name].scaling)
+                    continue
+            tensors = {key: take(spec, chosen or _kept(spec.dtype, layer), device) for key, spec in specs.items()}
             updates[name] = self._update(module, tensors, scales[name])
         for name, specs in saved.items():
-            own = self._base.modules[name].state_dict(keep_vars=True)
-            numbers = {key: reading.take(spec, own[key].dtype, _device(own[key])) for key, spec in specs.items()}
-            updates[name] = Replacement(module=copy_with(self._base.modules[name], numbers))
+            own = modules[name].state_dict(keep_vars=True)
+            numbers = {key: take(spec, own[key].dtype, _device(own[key])) for key, spec in specs.items()}
+            updates[name] = Replacement(module=copy_with(modules[name], numbers))
         return LoadedAdapter(
             label=contents.label,
             engine=self.name,
             updates=updates,
-            size_bytes=reading.size_bytes,
+            size_bytes=memory.size_bytes,
             is_additive=ready.contents.config.adds,
             no_rows=self._no_rows(updates),
             memory=memory.reference,
@@ -144,30 +152,6 @@ class NativeEngine:
         if isinstance(module, _CONVOLUTIONS) and any(size != 1 for size in module.dilation):
             return "is a convolution with gaps (dilation)"
         return ""
-
-    def _shapes(self, name: str, ready: ReadyAdapter) -> dict[str, tuple[int, ...]]:
-        """The shapes that the module's factors must have, by PEFT's names for them."""
-        module, rank, config = self._base.modules[name], ready.setup.scales[name].rank, ready.contents.config
-        if isinstance(module, nn.Embedding):
-            return {
-                "lora_embedding_A": (rank, module.num_embeddings),
-                "lora_embedding_B": (module.embedding_dim, rank),
-            }
-        if isinstance(module, _CONVOLUTIONS):
-            out = module.out_channels
-            ones = (1,) * len(module.kernel_size)
-            shapes: dict[str, tuple[int, ...]] = {
-                "lora_A.weight": (rank, module.in_channels, *module.kernel_size),
-                "lora_B.weight": (out, rank // module.groups, *ones),
-            }
-        else:
-            into, out = _features(module)
-            shapes = {"lora_A.weight": (rank, into), "lora_B.weight": (out, rank)}
-        if config.lora_bias:
-            shapes["lora_B.bias"] = (out,)
-        if config.use_dora:
-            shapes["lora_magnitude_vector.weight"] = (out,)
-        return shapes
 
     def _saved(self, name: str) -> dict[str, tuple[int, ...]]:
         state = self._base.modules[name].state_dict(keep_vars=True)
@@ -212,24 +196,31 @@ class NativeEngine:
         return ""
 
 
-class _Reading:
-    """Takes tensors from a file in memory, and adds up the bytes that they keep alive."""
+def _shapes(module: nn.Module, rank: int, config: AdapterConfig) -> Mapping[str, tuple[int, ...]]:
+    """The shapes that the module's factors must have, by PEFT's names for them."""
+    if isinstance(module, nn.Embedding):
+        return {
+            "lora_embedding_A": (rank, module.num_embeddings),
+            "lora_embedding_B": (module.embedding_dim, rank),
+        }
+    if not isinstance(module, _CONVOLUTIONS):
+        into, out = _features(module)
+        return _pair_and_vectors((rank, into), (out, rank), has_bias=config.lora_bias, has_magnitude=config.use_dora)
+    ones = (1,) * len(module.kernel_size)
+    a, b = (rank, module.in_channels, *module.kernel_size), (module.out_channels, rank // module.groups, *ones)
+    return _pair_and_vectors(a, b, has_bias=config.lora_bias, has_magnitude=config.use_dora)
 
-    def __init__(self, memory: FileMemory, used: list[TensorSpec], label: str) -> None:
-        self._tensor = memory.tensor
-        self._label = label
-        self._copies = memory.is_wasteful(used)
-        self.size_bytes = 0
 
-    def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device | None) -> Tensor:
-        """The tensor in that dtype, on that device; None is the CPU."""
-        read = self._tensor(spec, self._label)
-        if device is not None or TENSOR_DTYPES[spec.dtype] is not dtype:
-            read = read.to(device=device, dtype=dtype)
-            self.size_bytes += read.nbytes
-            return read
-        self.size_bytes += spec.end - spec.start
-        return read.clone() if self._copies else read
+@lru_cache(maxsize=256)
+def _pair_and_vectors(
+    a: tuple[int, ...], b: tuple[int, ...], *, has_bias: bool, has_magnitude: bool
+) -> Mapping[str, tuple[int, ...]]:
+    shapes = {"lora_A.weight": a, "lora_B.weight": b}
+    if has_bias:
+        shapes["lora_B.bias"] = b[:1]
+    if has_magnitude:
+        shapes["lora_magnitude_vector.weight"] = b[:1]
+    return MappingProxyType(shapes)
 
 
 @cache

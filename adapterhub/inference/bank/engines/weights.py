@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from mmap import mmap
 
@@ -26,47 +26,64 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class FileMemory:
-    """The bytes of a checked file, read into memory once and hashed there.
+    """The bytes of a checked file, read into memory once and hashed there; takes the tensors `used` out of it.
 
     A memory map would cost nothing until it is used. But it shows later writes to the file, and kills the process when
-    the file is truncated. `reference` leads to that memory as long as something uses it.
+    the file is truncated. `reference` leads to that memory as long as something uses it. `size_bytes` adds up what the
+    tensors that were taken keep alive. `label` names the adapter in errors.
 
     Raises:
         DigestMismatch, OSError: the file has changed since it was checked.
     """
 
-    def __init__(self, weights: HeldFile) -> None:
+    def __init__(self, weights: HeldFile, used: Iterable[TensorSpec], label: str) -> None:
         memory = weights.load()
         self.reference = weakref.ref(memory.obj) if isinstance(memory.obj, mmap) else no_memory
+        self.size_bytes = 0
+        self._label = label
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
-        self._views: dict[str, tuple[Tensor | None, int]] = {}
+        self._views: dict[str, tuple[Callable[..., Tensor], torch.dtype, int]] = {}
+        # views alone would keep much unused memory alive
+        self._copies = sum([spec.end - spec.start for spec in used]) < (1 - _MUCH_UNUSED) * len(memory)
 
-    def tensor(self, spec: TensorSpec, label: str) -> Tensor:
-        """One tensor, without a copy if its alignment permits.
+    def later(self, a: TensorSpec, b: TensorSpec, dtype: torch.dtype) -> Callable[[], tuple[Tensor, Tensor]] | None:
+        """Makes both tensors as `take` does on the CPU, where they are views of the file; None where one is not.
 
         Raises:
-            RefusedAdapter: torch does not have the dtype.
+            RefusedAdapter: as `take`; what this returns does not raise.
         """
-        name, stored, shape, start, end = spec
-        whole, size = self._views.get(stored) or self._whole(stored)
-        if start % size == 0 and whole is not None:
-            return whole.as_strided(shape, _strides(shape), start // size)  # a tenth of the time of slices
-        dtype = TENSOR_DTYPES.get(stored)
-        if dtype is None:
-            found = ("E_DTYPE", f"`{shown(name)}` is stored as {shown(stored)}")
-            raise RefusedAdapter(f"`{shown(label)}` cannot be read", [found])
-        return self._bytes[start:end].clone().view(dtype).reshape(shape)
+        for spec in (a, b):
+            _, own, size = self._views.get(spec.dtype) or self._whole(spec)
+            if self._copies or own is not dtype or spec.start % size:
+                return None
+        self.size_bytes += a.end - a.start + b.end - b.start
+        return lambda: (self.take(a, dtype, None), self.take(b, dtype, None))
 
-    def _whole(self, stored: str) -> tuple[Tensor | None, int]:
-        """All bytes in that dtype, None if torch lacks it or they begin at no multiple of its size; and its size."""
-        dtype = TENSOR_DTYPES.get(stored)
-        if dtype is None:
-            return None, 1
-        full = len(self._bytes) // dtype.itemsize * dtype.itemsize
-        whole = self._bytes[:full].view(dtype) if self._bytes.data_ptr() % dtype.itemsize == 0 else None
-        self._views[stored] = found = whole, dtype.itemsize
-        return found
+    def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+        """One tensor in that dtype, on that device (None is the CPU); without a copy if it lies like that in the file.
 
-    def is_wasteful(self, used: Iterable[TensorSpec]) -> bool:
-        """Whether views of `used` alone would keep much unused memory alive."""
-        return sum([spec.end - spec.start for spec in used]) < (1 - _MUCH_UNUSED) * len(self._bytes)
+        Raises:
+            RefusedAdapter: torch does not have the dtype of the file.
+        """
+        _, stored, shape, start, end = spec
+        view, own, size = self._views.get(stored) or self._whole(spec)
+        if start % size == 0:
+            read = view(shape, _strides(shape), start // size)  # a tenth of the time of slices
+        else:
+            read = self._bytes[start:end].clone().view(own).reshape(shape)
+        if device is not None or own is not dtype:
+            read = read.to(device=device, dtype=dtype)
+        elif self._copies:
+            read = read.clone()
+        self.size_bytes += (end - start) // size * dtype.itemsize
+        return read
+
+    def _whole(self, spec: TensorSpec) -> tuple[Callable[..., Tensor], torch.dtype, int]:
+        """The view of all bytes in the dtype of a tensor, that dtype, and its size in bytes."""
+        dtype = TENSOR_DTYPES.get(spec.dtype)
+        if dtype is None:
+            found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
+            raise RefusedAdapter(f"`{shown(self._label)}` cannot be read", [found])
+        whole = self._bytes[: len(self._bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
+        self._views[spec.dtype] = found_view = whole.as_strided, dtype, dtype.itemsize
+        return found_view

@@ -27,7 +27,8 @@ def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Para
         raise RefusedAdapter(
             f"`{label}` has no effect", [("E_PAIR", f"its file contains no {contents.config.peft_type} factors")]
         )
-    attention = [name for name in contents.modules if isinstance(base.modules.get(owner(name)), nn.MultiheadAttention)]
+    modules = contents.modules
+    attention = [name for name in modules if isinstance(base.modules.get(owner(name)), nn.MultiheadAttention)]
     if attention:
         raise UnsupportedAdapter(
             f"`{label}` cannot be attached without changing the base",
@@ -36,7 +37,7 @@ def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Para
                 for n in attention[:LISTED]
             ],
         )
-    unknown = [name for name in contents.modules if name not in base.modules or not name]
+    unknown = [name for name in modules if name not in base.modules or not name]
     if unknown:
         listed = ", ".join(f"`{shown(name)}`" for name in unknown[:3])
         count = f"{len(unknown)} of {len(contents.factors)} modules of `{label}` are"
@@ -114,16 +115,17 @@ def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str
     config = contents.config
     if config.targets_all:
         return
-    last_names = {name.rpartition(".")[2] for name in contents.modules}
-    kinds = {type(base.modules[name]) for name in contents.modules}
-    covered = {id(base.modules[name]) for name in contents.modules}  # a shared module has several names
+    modules = contents.modules
+    last_names = {name.rpartition(".")[2] for name in modules}
+    kinds = {type(base.modules[name]) for name in modules}
+    covered = {id(base.modules[name]) for name in modules}  # a shared module has several names
     reachable = set(contents.names.here.values())  # not the other components of a pipeline
     for name, module in base.modules.items():
         if (
-            name not in reachable
-            or id(module) in covered
+            id(module) in covered
             or type(module) not in kinds
             or name.rpartition(".")[2] not in last_names
+            or name not in reachable
         ):
             continue
         if config.targets(contents.names.adapters_name(name)) and not _is_in(contents.saved, name):

@@ -105,9 +105,13 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
     high: list[str] = []
     usual = set() if config.rank_pattern else {config.rank_of("")}
     for pair in subject.keys.pairs:
-        if not pair.whole or not _is_layout(pair):
+        if not pair.whole:
             continue
         a, b = pair.whole
+        if a.shape[0] == b.shape[1] and a.shape[0] in usual and a.shape[0] <= min(a.shape[1], b.shape[0]):
+            continue  # nearly always
+        if not _is_layout(pair):
+            continue
         grouped = len(a.shape) > _MATRIX and a.shape[0] % b.shape[1] == 0  # a grouped convolution splits B
         if a.shape[0] != b.shape[1] and not grouped:
             apart.append(f"{pair.module} ({a.shape[0]} and {b.shape[1]})")
