@@ -105,7 +105,7 @@ def lock_text(lock: Lock) -> str:
 
 
 def _text(lock: Lock, printed: Mapping[AdapterName, str]) -> str:
-    """As `lock_text`, with the tables in `printed` as they are, by key."""
+    """As `lock_text`, but the tables in `printed`, by key, word for word."""
     parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
     if lock.base is not None:
         parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
