@@ -185,6 +185,20 @@ def test_a_folder_whose_server_runs_is_refused(shared: Shared, tmp_path: Path) -
     assert set(rows_of(shared.database).values()) == {0}
 
 
+def test_a_connection_that_comes_back_after_the_end_keeps_the_file_free(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    pool = database.engine.pool  # other threads may hold on to it
+
+    with database.read() as connection:
+        connection.execute(select(users.c.id)).all()
+        database.close()
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db", timeout=0, isolation_level=None)) as alone:
+        alone.execute("PRAGMA locking_mode=EXCLUSIVE")
+        alone.execute("BEGIN EXCLUSIVE")  # raises where another connection is open
+    assert pool is not database.engine.pool
+
+
 def test_a_database_that_holds_something_is_refused_and_kept(root: Path, shared: Shared) -> None:
     with shared.replica():  # its start makes a token
         pass

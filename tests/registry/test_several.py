@@ -140,7 +140,8 @@ def plain(online: None, server: Running, tmp_path: Path) -> list[str]:
     names = [f"several{next(numbers)}/plain-{n}" for n in range(2)]
     for seed, name in enumerate(names):
         api.create_repo(name)
-        api.upload_folder(repo_id=name, folder_path=make_adapter(tmp_path / f"plain-{seed}", seed=seed))
+        weights = make_adapter(tmp_path / f"plain-{seed}", seed=len(NAMES) + seed)  # others than those of `team`
+        api.upload_folder(repo_id=name, folder_path=weights)
     return names
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
     func,
     select,
 )
@@ -404,5 +405,6 @@ class Database:
             return connection.scalar(select(facts.c.value).where(facts.c.name == name)) == value
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; one that a thread still has is closed as it comes back, and keeps no file busy."""
+        event.listen(self.engine, "checkin", lambda _connection, record: record.invalidate())
         self.engine.dispose()
