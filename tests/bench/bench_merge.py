@@ -6,9 +6,9 @@
 Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs by CPU, in
 turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
 The last two columns are the method's time over these two together, by the clock and by the processor: the median of the
-turns, whose range the line below gives. Beside other work only the second means something. The adapters are random and written to a temporary folder first; they are in the page
-cache when they are read. Python keeps its byte code in that folder, as an installed package has it. What PEFT takes, module by module, is measured by
-`tests.bench.bench_merge_methods`.
+turns, whose range the line below gives. Beside other work only the second means something. The adapters are random and
+written to a temporary folder first; they are in the page cache when they are read. Python keeps its byte code in that
+folder, as an installed package has it. What PEFT takes, module by module, is measured by `tests.bench.bench_merge_methods`.
 """
 
 from __future__ import annotations

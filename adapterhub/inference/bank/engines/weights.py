@@ -53,11 +53,14 @@ class FileMemory:
             RefusedAdapter: as `take`; what this returns does not raise.
         """
         for spec in (a, b):
-            _, own, size = self._views.get(spec.dtype) or self._whole(spec)
+            view, own, size = self._views.get(spec.dtype) or self._whole(spec)
             if self._copies or own is not dtype or spec.start % size:
                 return None
         self.size_bytes += a.end - a.start + b.end - b.start
-        return lambda: (self.take(a, dtype, None), self.take(b, dtype, None))
+        return lambda: (  # both are of one dtype, hence of one view
+            view(a.shape, _strides(a.shape), a.start // size),
+            view(b.shape, _strides(b.shape), b.start // size),
+        )
 
     def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device | None) -> Tensor:
         """One tensor in that dtype, on that device (None is the CPU); without a copy if it lies like that in the file.
