@@ -171,6 +171,8 @@ def test_a_file_cut_short_after_the_pass_gives_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(DigestMismatch):
         held.read(0, 100)
+    with pytest.raises(DigestMismatch):
+        held.read_into(memoryview(bytearray(data)), 0)  # memory that holds the right bytes by chance
 
 
 def test_a_wrong_digest_names_the_file_and_both(tmp_path: Path) -> None:

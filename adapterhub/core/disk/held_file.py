@@ -238,7 +238,8 @@ class HeldFile:
         state = self._states[first].copy()
         before, after = memoryview(bytearray(start - begin)), memoryview(bytearray(end - stop))
         for part, at in ((before, begin), (room, start), (after, stop)):
-            self._fill(part, at)  # a file that was cut short has other bytes
+            if self._fill(part, at) != len(part):  # it was cut short; what `part` held before may be the same bytes
+                raise self._changed()
             state.update(part)
         if state.digest() != self._states[last].digest():
             raise self._changed()
