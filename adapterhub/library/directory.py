@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -214,7 +212,9 @@ class BuildFolder:
 
 @contextlib.contextmanager
 def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
-    temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    import shutil  # a sync, which only reads here, starts without it
+
+    temp = final.parent / f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}"
     absent = [path for path in final.parents if not os.path.lexists(path)]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -232,6 +232,8 @@ def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterato
 
 def _clear_leftovers(final: Path) -> None:
     """Delete the temporary folders of writers of the same folder that were killed a day ago or more."""
+    import shutil
+
     for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > _LEFTOVER_S:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Final, Protocol, TypeVar
@@ -161,6 +160,8 @@ def together(
     if min(at_once, len(items)) <= 1:  # in this thread, where an interrupt ends it at any line
         yield from map(tried, items)
         return
+    from concurrent.futures import ThreadPoolExecutor  # 3 ms of a start that brings nothing
+
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(tried, item) for item in items]
         try:

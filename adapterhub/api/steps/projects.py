@@ -158,10 +158,12 @@ def _warnings_of(done: SyncResult) -> list[str]:
 
 def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:
     """A notice for each locked build that its server has yanked, or had yanked when it last answered."""
-    from adapterhub.distribution.withdrawn import Here, withdrawn
-
     adapters = [e for e in entries if isinstance(e, LockedAdapter) and not e.source.is_library]
     locked = [e for e in adapters if kind_named(e.source.kind).is_server]
+    if not locked:
+        return []
+    from adapterhub.distribution.withdrawn import Here, withdrawn
+
     here = [Here(digest=e.digest, spec=exact_spec(e), place=e.source.address) for e in locked]
     reasons = withdrawn(library, here, sources.server_at)
     return [yanked_notice(e.key, e.name, e.version, reasons[e.digest]) for e in locked if e.digest in reasons]

@@ -75,10 +75,11 @@ def sync(
     if yes and not prune:
         raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
     testing = testing_from(test=test, test_warn=test_warn)
-    from adapterhub.api.steps.contracts.syncing import SyncTest
+    project, asked = session.need_project(), None
+    if testing:
+        from adapterhub.api.steps.contracts.syncing import SyncTest
 
-    project = session.need_project()
-    asked = SyncTest(session.library, testing, session.out, session.out) if testing else None
+        asked = SyncTest(session.library, testing, session.out, session.out)
     synced = sync_project(
         session,
         project,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -33,7 +31,7 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
     """
     ensure_new(out_folder)
     final = output_place(out_folder)
-    partial = f".{final.name}.partial-{secrets.token_hex(4)}"
+    partial = f".{final.name}.partial-{os.urandom(4).hex()}"
     with contextlib.ExitStack() as stack:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +115,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def _ensure_room(folder: Path, needed: int) -> None:
+    import shutil
+
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -170,7 +169,7 @@ def place(library: Library, entry: Locked, adapters: RealFolder, installed: str 
         NotAllowed, DiskFull: it cannot be written; the old folder stays.
         BlobNotFound: the store has lost an object since the check.
     """
-    fresh = f".{entry.key}.new-{secrets.token_hex(4)}"
+    fresh = f".{entry.key}.new-{os.urandom(4).hex()}"
     try:
         with adapters.make(fresh) as folder:
             _fill(library, entry, folder, installed)
@@ -244,7 +243,7 @@ def _swap(adapters: RealFolder, fresh: str, name: str) -> None:
     """Exchange `fresh` and `name`; the old folder is then called `fresh`, and is to be deleted."""
     if adapters.exchange(fresh, name):
         return
-    old = f".{name}.old-{secrets.token_hex(4)}"
+    old = f".{name}.old-{os.urandom(4).hex()}"
     try:  # begins before the first rename: a signal may interrupt any line
         adapters.rename(name, old)
         adapters.rename(fresh, name)
@@ -262,7 +261,7 @@ def take_away(adapters: RealFolder, name: str) -> None:
     Raises:
         NotAllowed: it cannot be deleted, or something is mounted in it; then it is complete.
     """
-    gone = f".{name}.gone-{secrets.token_hex(4)}"
+    gone = f".{name}.gone-{os.urandom(4).hex()}"
     try:
         adapters.remove(name, only_look=True)
         if not adapters.is_folder(name):
