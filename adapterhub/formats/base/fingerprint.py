@@ -277,7 +277,7 @@ def _pairs(a: Samples, b: Samples) -> dict[str, str] | None:
     Names are equal, or those of one side have one more prefix: a model saved with its head has `transformer.h.0…`, and
     without it `h.0…`.
     """
-    candidates = [{name: name for name in a.keys() & b.keys()}]
+    candidates = [{name: name for name in a if name in b}]
     candidates += [{name: part + name for name in a if part + name in b} for part in _leading_parts(b)]
     candidates += [{part + name: name for name in b if part + name in a} for part in _leading_parts(a)]
     pairs = max(candidates, key=len)
