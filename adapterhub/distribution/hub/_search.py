@@ -112,10 +112,7 @@ def alike_on(
         raise UsageProblem(f"`above` {above}: a server lists cosines from {LEAST_COSINE} to 1")
     if "similar" not in features:
         raise UsageProblem(f"{wire.endpoint} does not compare updates", hint="install the adapter and compare here")
-    from packaging.specifiers import SpecifierSet  # 15 ms
-
-    fits = SpecifierSet(spec.specifiers, prereleases=True)
-    places = [one for one in versions(spec.full_name) if one.yanked is None and fits.contains(one.version or "")]
+    places = [one for one in versions(spec.full_name) if one.yanked is None and spec.matches(str(one.version))]
     if not places:
         raise AdapterNotFound(f"`{spec}`: no such release on {wire.endpoint}")
     repo, version = places[0].repo, str(places[0].version)
