@@ -20,6 +20,7 @@ Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
 
 CHUNK_BYTES = 1 << 20
+_FIRST_BYTES: Final = 1 << 16  # a buffer of a chunk takes longer to make than a small file to read
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -57,7 +58,7 @@ def copy_hashed(
     Raises:
         ValueError: `source` holds more than `limit_bytes`.
     """
-    hasher, size, buffer = hashlib.sha256(), 0, bytearray(CHUNK_BYTES)
+    hasher, size, buffer = hashlib.sha256(), 0, bytearray(_FIRST_BYTES)
     view = memoryview(buffer)
     readinto = getattr(source, "readinto", None)
     while True:
@@ -77,6 +78,9 @@ def copy_hashed(
             sink.write(chunk)
         if progress is not None:
             progress(count)
+        if len(buffer) <= size and len(buffer) < CHUNK_BYTES:
+            buffer = bytearray(CHUNK_BYTES)
+            view = memoryview(buffer)
 
 
 _EXACT: Final = 2**53 - 1

@@ -1,9 +1,11 @@
 """Files and folders that are written whole or not at all."""
 
+import io
 import stat
 
 import pytest
 
+from adapterhub.core.digests import CHUNK_BYTES, copy_hashed, digest_of
 from adapterhub.core.disk.files import replaced, write_durably
 from adapterhub.core.disk.new_folder import new_file, new_folder
 from adapterhub.core.errors import NotAllowed
@@ -63,3 +65,28 @@ def test_a_folder_that_failed_leaves_nothing(tmp_path):
         interrupted()
 
     assert list(tmp_path.iterdir()) == []
+
+
+class _Rooms(io.BytesIO):
+    """Bytes that remember how much room each read of them had."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.rooms = []
+
+    def readinto(self, buffer):
+        self.rooms.append(len(buffer))
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 16, CHUNK_BYTES, 2 * CHUNK_BYTES + 1])
+def test_a_copy_makes_room_for_a_chunk_only_where_the_file_is_large(size):
+    data = bytes(range(251)) * (size // 251 + 1)
+    source, sink, done = _Rooms(data[:size]), io.BytesIO(), []
+
+    assert copy_hashed(source, sink, done.append) == (digest_of(data[:size]), size)
+
+    assert sink.getvalue() == data[:size]
+    assert sum(done) == size
+    assert source.rooms[0] < CHUNK_BYTES
+    assert source.rooms[-1] == (CHUNK_BYTES if size >= 1 << 16 else source.rooms[0])
