@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 LENGTH_BYTES = 8
-_KEPT_CHARACTERS: Final = 1 << 19  # a header of some 3,500 tensors
+_KEPT_CHARACTERS: Final = 1 << 18  # a header of some 1,900 tensors
 
 _T = TypeVar("_T")
 
