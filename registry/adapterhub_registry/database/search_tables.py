@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -109,8 +110,9 @@ class Trigrams:
         # those that do not overlap, and the last: others cost as much and rarely exclude anything
         places = ((word, min(at, len(word) - GRAM)) for word in words for at in range(0, len(word), GRAM))
         grams = dict.fromkeys(word[at : at + GRAM] for word, at in places)
-        quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
-        return Numbers(_matching(self), {"grams": " AND ".join(f'"{gram}"' for gram in quoted)})
+        last = dict.fromkeys(word[-GRAM:] for word in words)
+        glance = {"grams": _all_of(last)} if 1 < len(last) <= len(grams) // 2 else None
+        return Numbers(_matching(self), {"grams": _all_of(grams)}, glance)
 
     def statements(self) -> Iterator[str]:
         """What creates and fills the index, and lets it follow its table."""
@@ -129,6 +131,11 @@ class Trigrams:
             trigger = f"{name}_{change.partition(' ')[0]}"
             yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {self.of} BEGIN {body} END"
         yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"  # noqa: S608
+
+
+def _all_of(grams: Iterable[str]) -> str:
+    quoted = (gram.replace('"', '""') for gram in islice(grams, MAX_TRIGRAMS))
+    return " AND ".join(f'"{gram}"' for gram in quoted)
 
 
 @lru_cache
