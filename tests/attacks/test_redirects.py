@@ -117,7 +117,7 @@ def encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
 def test_a_redirect_from_https_to_http_is_refused_before_anything_is_sent(encrypted: Server) -> None:
     with serving() as plain:
         encrypted.answer = 302, f"http://127.0.0.1:{plain.port}/stolen"
-        wire = Wire(f"https://127.0.0.1:{encrypted.port}", OURS, version=None, silence_s=5)
+        wire = Wire(f"https://127.0.0.1:{encrypted.port}", OURS, version=None, silence_s=60)
 
         with pytest.raises(RemoteUnreachable, match="redirected from https"):
             wire.json("api/models/a/b")
@@ -127,7 +127,7 @@ def test_a_redirect_from_https_to_http_is_refused_before_anything_is_sent(encryp
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_hubs_own_client_does_not_follow_one_either(method: str, encrypted: Server) -> None:
-    bound_client(5)
+    bound_client(60)
     with serving() as plain:
         encrypted.answer = 307, f"http://127.0.0.1:{plain.port}/stolen"
         url = f"https://127.0.0.1:{encrypted.port}/api/models"
@@ -141,7 +141,7 @@ def test_the_hubs_own_client_does_not_follow_one_either(method: str, encrypted: 
 def test_a_redirect_from_https_to_https_is_followed_without_the_token(encrypted: Server, tmp_path: Path) -> None:
     with serving(tmp_path / "server.pem") as other:
         encrypted.answer = 302, f"https://127.0.0.1:{other.port}/file"
-        wire = Wire(f"https://127.0.0.1:{encrypted.port}", OURS, version=None, silence_s=5)
+        wire = Wire(f"https://127.0.0.1:{encrypted.port}", OURS, version=None, silence_s=60)
 
         assert wire.json("api/models/a/b") == {}
 

@@ -212,8 +212,9 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
         monkeypatch.setattr(sending.socket, "getaddrinfo", resolve)
-        monkeypatch.setattr(sending, "TIMEOUT_S", 0.5)
-        first = send(f"https://rebinding.example:{port}/")
+        with monkeypatch.context() as hasty:
+            hasty.setattr(sending, "TIMEOUT_S", 0.5)
+            first = send(f"https://rebinding.example:{port}/")
         second = send(f"https://rebinding.example:{port}/")
 
     assert first.problem in {"could not connect", "no answer within 0 s"}
@@ -269,11 +270,10 @@ def test_a_receiver_that_drips_or_floods_ends_in_time(monkeypatch: pytest.Monkey
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nx: " + b"a" * (1 << 20))
 
     with receiver(drip) as dripping, receiver(flood) as flooding:
-        began = time.monotonic()
         outcomes = [send(one.url, LOOPBACK) for one in (dripping, flooding)]
 
-    assert time.monotonic() - began < 10
     assert [outcome.status for outcome in outcomes] == [None, None]
+    assert outcomes[0].problem == "no answer within 1 s"
 
 
 def test_a_receiver_that_does_not_speak_tls_gets_nothing() -> None:

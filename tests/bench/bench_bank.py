@@ -5,8 +5,9 @@
                                                        [--only load,memory,speed] [--tokens 16] [--repeat 2] [--plot FILE]
 
 Adapters are random files in the page cache (19.5 MB at rank 16 on all linear layers in float32; `--rank 4` makes 4.9).
-The copies are hard links to the weights of eight, each with a config of its own, so that no cache of a config carries
-over; builds of a library stand beside them. `floor` is to read and hash the file, in turns with the loads. Loads from
+The copies are hard links to the weights of twelve, whose headers differ, each with a config of its own, so that no
+cache carries over; `headers alike` shows adapters of one layout, of which the bank reads a header once. Builds of a
+library stand beside them. `floor` is to read and hash the file, in turns with the loads. Loads from
 folders need fresh memory, the others take that of the adapter that went last. The exponent is that of the growth from
 k = 10 to the last mark. PEFT's figures for k = 100 take minutes (--peft-upto 100).
 A minute of CPU is enough for 32 rows with `--prefill 2 --tokens 4 --repeat 1`, for a base in bfloat16 with `--prefill 1
@@ -41,6 +42,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
@@ -52,6 +54,7 @@ from adapterhub.library.library import Library
 from tests.support.real_base import smollm2_base
 
 COUNT = 8
+LAYOUTS = 12
 WINDOW = 10
 PROMPT = 8
 ONE, MIXED, ANEW = "one adapter", f"rows of {COUNT}", f"rows of {COUNT}, anew"
@@ -74,6 +77,18 @@ def write_adapters(root: Path, count: int, rank: int, targets: str) -> list[Path
     return folders
 
 
+def with_own_headers(folders: list[Path], count: int, root: Path) -> list[Path]:
+    """Folders of the same numbers, none of which has the header of another."""
+    made = []
+    for i, folder in zip(range(count), itertools.cycle(folders), strict=False):
+        target = root / f"own-{i}"
+        target.mkdir()
+        shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
+        save_file(load_file(folder / WEIGHTS_FILE), target / WEIGHTS_FILE, {"format": "pt", "copy": str(i)})
+        made.append(target)
+    return made
+
+
 def fill_library(library: Library, folders: list[Path]) -> None:
     base = library.bases.add(smollm2_base(), "smollm2")
     for folder in folders:
@@ -86,7 +101,7 @@ def copies_of(folders: list[Path], count: int, root: Path) -> list[Path]:
     made = []
     for i, folder in zip(range(count), itertools.cycle(folders), strict=False):
         target = root / f"copy-{i}"
-        target.mkdir()
+        target.mkdir(parents=True)
         (target / WEIGHTS_FILE).hardlink_to(folder / WEIGHTS_FILE)
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | {"lora_alpha": 16 + i}
         (target / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
@@ -123,7 +138,10 @@ def read_and_hash(path: Path, room: mmap.mmap | None = None) -> mmap.mmap:
 def bench_load(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
     marks = [k for k in (1, 10, 100, 1000) if k <= max(arguments.upto, arguments.peft_upto)]
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as temporary:
-        many = copies_of(folders, max(arguments.upto, arguments.peft_upto), Path(temporary))
+        own = with_own_headers(folders, LAYOUTS, Path(temporary))
+        fill_library(library, own)
+        same = copies_of(folders, 3 * WINDOW, Path(temporary, "alike"))
+        many = copies_of(own, max(arguments.upto, arguments.peft_upto), Path(temporary))
         rooms: list[mmap.mmap] = []
         most = int(6e9 // (folders[0] / WEIGHTS_FILE).stat().st_size)  # bytes in memory at once
         with AdapterBank(model, library=library) as bank:
@@ -132,14 +150,18 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
                 if i % 10 == 0:  # in turns: what fresh memory costs changes from minute to minute
                     cold.append(timed(lambda: rooms.append(read_and_hash(many[0] / WEIGHTS_FILE))))
                 first.append(timed(lambda i=i: bank.load(many[i])))
+            alike = [timed(lambda i=i: bank.load(same[i], name=f"alike-{i}")) for i in range(len(same))][1:]
             every = (bank.names * 1000)[:10_000]
             switch = [timed(lambda: deque(map(bank.use, every), maxlen=0)) / len(every) for _ in range(WINDOW)]
             bank.use(None)
         warm = [timed(lambda room=room: read_and_hash(many[0] / WEIGHTS_FILE, room)) for room in rooms[: 2 * WINDOW]]
         rooms.clear()
         with AdapterBank(model, library=library) as bank:
-            names = [bank.load(folder.name) for folder in folders]
-            store = [timed(lambda: (bank.unload(names[0]), bank.load(names[0]))) for _ in range(2 * WINDOW)]
+            names, own_names = ([bank.load(folder.name) for folder in of] for of in (folders, own))
+            store, store_alike = (
+                [timed(lambda n=n: (bank.unload(n), bank.load(n))) for _ in range(3) for n in of]
+                for of in (own_names, names)
+            )
         with AdapterBank(model, library=library, max_resident=1) as bank:
             for folder in many[:2]:
                 bank.load(folder)
@@ -152,7 +174,9 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
         for label, found in (
             ("floor: read, hash, fresh memory", cold),
             ("floor: read, hash, used memory", warm),
+            ("bank, folder, headers alike", alike),
             ("bank, from the store, checked", store),
+            ("bank, store, headers alike", store_alike),
             ("bank, again after an eviction", again),
         ):
             print(f"{label:34}{statistics.median(found) * 1e3:10.1f}  ({min(found) * 1e3:.1f})")

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--methods cat svd ties …] [--dtype bfloat16|float32] [--repeat 5]
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge --growth --methods cat svd
 
-Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs by CPU, in
-turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
+Measured is `adapt merge`, the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat`
+runs by CPU, in turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
 The last two columns are the method's time over these two together, by the clock and by the processor: the median of the
 turns, whose range the line below gives. Beside other work only the second means something. The adapters are random and
 written to a temporary folder first; they are in the page cache when they are read. Python keeps its byte code in that
@@ -45,15 +45,7 @@ with open(out, "wb") as stream:
     while size:
         size -= stream.write(memoryview(data)[:size])
 """
-MERGE = """
-import sys
-from pathlib import Path
-from adapterhub.weights.merge import MergeInput, merge
-first, second, out, method, rank, dtype = sys.argv[1:]
-inputs = [MergeInput(folder=Path(first), label="a", weight=0.7), MergeInput(folder=Path(second), label="b", weight=0.3)]
-result = merge(inputs, Path(out), method=method, rank=int(rank) if rank != "0" else None, dtype=dtype)
-print(result.relative_error, result.truncation_error or 0.0)
-"""
+MERGE = "from adapterhub.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -69,14 +61,17 @@ class Run:
 def run(folder: Path, code: str, *arguments: str) -> Run:
     environ = os.environ | {"PYTHONPYCACHEPREFIX": str(folder / "byte-code"), "PYTHONDONTWRITEBYTECODE": ""}
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environ)
-    assert process.stdout is not None
-    said = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    if process.returncode:
-        raise SystemExit(f"the measured process failed with {process.returncode}")
+    with (folder / "warnings").open("w+") as warnings:
+        command = [sys.executable, "-c", code, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=warnings, env=environ)
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        if process.returncode:
+            warnings.seek(0)
+            raise SystemExit(f"the measured process failed with {process.returncode}: {warnings.read()}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Run(
         wall_s=time.perf_counter() - begun,
@@ -162,16 +157,16 @@ def main() -> None:
         print(
             f"{'':20}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'written':>9}{'error':>9}{'times floor':>13}{'by CPU':>8}"
         )
-        run(folder, "import adapterhub.weights.merge._run")  # leaves the byte code
+        run(folder, "import adapterhub.api.adapters, adapterhub.weights.merge._run")  # leaves the byte code
         for method in arguments.methods:
-            rank = str(arguments.rank if method in ("svd", "ties_svd") else 0)
+            rank = [f"--rank={arguments.rank}"] if arguments.rank and method in ("svd", "ties_svd") else []
+            command = ["merge", *(str(file.parent) for file in files), "--weights=0.7,0.3", f"--method={method}", *rank]
+            command += [f"--dtype={arguments.out_dtype}", f"--root={folder / 'home'}", "--json"]
             bares, runs, raws = [], [], []
             for i in range(1 if method.endswith("_svd") else arguments.repeat):
                 bares.append(run(folder, IMPORT_TORCH))
                 out = folder / f"{method}{i}"
-                runs.append(
-                    run(folder, MERGE, *(str(f.parent) for f in files), str(out), method, rank, arguments.out_dtype)
-                )
+                runs.append(run(folder, MERGE, *command, "-o", str(out)))
                 written = (out / "adapter_model.safetensors").stat().st_size
                 (out / "adapter_model.safetensors").unlink()
                 raws.append(run(folder, FLOOR, *map(str, files), str(folder / "raw"), str(written)))
@@ -180,7 +175,7 @@ def main() -> None:
             by_clock = [ours.wall_s / (read.wall_s + torch.wall_s) for ours, read, torch in turns]
             by_cpu = [ours.cpu_s / (read.cpu_s + torch.cpu_s) for ours, read, torch in turns]
             print(f"{'import torch':20}{bare.wall_s:8.2f}{bare.cpu_s:8.2f}{bare.peak_bytes / 1e6:9.0f}")
-            error = float(merged.said.split()[0])
+            error = json.loads(merged.said)["relative_error"]
             print(f"{f'read, write ({method})':20}{raw.wall_s:8.2f}{raw.cpu_s:8.2f}{raw.peak_bytes / 1e6:9.0f}")
             print(
                 f"{method:20}{merged.wall_s:8.2f}{merged.cpu_s:8.2f}{merged.peak_bytes / 1e6:9.0f}"

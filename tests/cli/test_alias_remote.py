@@ -101,5 +101,5 @@ def test_a_server_goes_on_with_what_it_knows_when_the_registry_is_down(tmp_path,
 
 def serving(library: Library, url: str) -> AdapterProvider:
     base = library.bases.find("base-7b")
-    hub = Hub(endpoint=url, token=None, silence_s=2)
+    hub = Hub(endpoint=url, token=None, silence_s=60)
     return AdapterProvider(library, base, engine="vllm@0.32", max_rank=16, sources=lambda _: [hub])

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from adapterhub.core.digests import digest_of
 from adapterhub.core.display import size_text
 from adapterhub.inference.serving import ServeSettings
+from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
@@ -162,6 +164,16 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(adapt: Adapt, py
         said = adapt.fails(15, "serve", "--base", "base-7b", "--python", python, "--port", port)
 
     assert f"port {port} of `127.0.0.1` is taken" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let no second socket have the port")
+def test_a_free_port_is_for_the_engine_that_names_it_and_for_no_other_program() -> None:
+    port = free_port("127.0.0.1")
+
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with ThreadingHTTPServer(("127.0.0.1", port), BaseHTTPRequestHandler) as engine:
+        assert engine.server_port == port
 
 
 def test_an_address_of_another_machine_is_refused(adapt: Adapt, python: Path) -> None:

@@ -247,6 +247,23 @@ def test_limits_are_kept_before_anything_large_is_read(file: Path) -> None:
     assert refusal(file, one(data=b"\0" * 20_000), few).code == "E_LIMIT"
 
 
+def test_files_with_equal_headers_share_what_was_read_and_each_is_checked_by_itself(tmp_path: Path) -> None:
+    raw, first, other = one(data=b"\1"), tmp_path / "first", tmp_path / "other"
+    first.write_bytes(raw)
+    before = read_header(first)
+    before.metadata["format"] = "changed"
+
+    other.write_bytes(raw[:-1] + b"\2")
+    after = read_header(other)
+
+    assert after.tensors is before.tensors
+    assert after.once(list) is before.once(list)
+    assert (after.path, after.metadata) == (other, {})
+    assert "cut off" in str(refusal(other, raw[:-1]))
+    assert str(refusal(other, raw + b"\3")).startswith(str(other))
+    assert refusal(other, raw, Limits(name_bytes=0)).code == "E_TENSOR_NAME"
+
+
 def test_a_base_may_have_names_that_an_adapter_may_not(file: Path) -> None:
     file.write_bytes(one(name="encoder/layer 0/kernel"))
 

@@ -23,6 +23,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach, base_digest
+from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.library.library import Library
 from tests.support.tiny_models import VOCABULARY, convnet, llama, logits, save_adapter
 
@@ -472,3 +473,14 @@ def test_refused_adapter_does_not_spoil_the_next_attach(make: Any, library: Libr
     attached = attach(model, good, library=library)
 
     assert torch.equal(logits(attach(llama(), good, library=library).model), logits(attached.model))
+
+
+def test_what_has_no_tensor_is_listed_in_the_order_of_names() -> None:
+    slots = {f"slot_{letter}": (1,) for letter in "gcaiebhdf"}
+    fitting = Fitting("a")
+    fitting.matched("m", {}, slots)
+
+    with pytest.raises(RefusedAdapter) as refusal:
+        fitting.ensure_fit()
+
+    assert [text for _, text in refusal.value.findings] == [f"`m` has no tensor `{slot}`" for slot in sorted(slots)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.residency import Residency
 from adapterhub.inference.loader import base_digest
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.library import Library
@@ -119,6 +122,30 @@ def test_no_order_of_loads_uses_and_evictions_changes_an_answer(tmp_path: Path, 
     case = Here.TestCase
     case.settings = settings(max_examples=12, stateful_step_count=15, derandomize=True, database=None)
     case().runTest()
+
+
+def test_each_use_by_many_threads_counts_while_adapters_come_and_go() -> None:
+    residency, used = Residency(most=2, most_bytes=None), list[int]()
+    adapter = LoadedAdapter(label="x", engine="native", updates={}, size_bytes=1, is_additive=True)
+
+    def use() -> None:
+        used.append(sum(residency.hit(name) is not None for name in ("0", "1", "2") * 3000))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for load in range(600):
+            residency.put(str(load % 3), adapter)
+            assert residency.stats.resident <= 2
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert residency.stats.hits == sum(used)
 
 
 # ---------------------------------------------------------------- many

@@ -203,7 +203,7 @@ def heard_from(feed: Feed, count: int, remotes: UnreachableRemotes | None = None
             changed.notify_all()
 
     with Followers(lambda: [PLACE], lambda _: feed, hear, remotes or UnreachableRemotes()), changed:
-        assert changed.wait_for(lambda: len(heard) >= count, 20)
+        assert changed.wait_for(lambda: len(heard) >= count, 60)
     return heard
 
 

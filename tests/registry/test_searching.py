@@ -12,6 +12,7 @@ import pytest
 from adapterhub_registry.database import conditions
 from adapterhub_registry.database.counting import counted, tagged
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
+from adapterhub_registry.database.prepared import GLANCED
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.meaning.vectors import make, model_place
@@ -165,6 +166,31 @@ def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch
     for word in ("é", "漢", "é漢", "%y", "y_", "x%y_é", "%", "y_ %"):
         assert found(database, q=word) == ["acme/a-8"]
     assert found(database, q="r 3 1") == ["acme/a-31", "acme/a-13"]
+    database.close()
+
+
+def test_a_trigram_of_each_word_is_enough_where_few_have_them(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    fill(database, GLANCED + 6)
+    with database.begin() as connection:
+        for n in range(1, GLANCED + 7):
+            write_words(connection, n)
+
+    def matches(q: str) -> tuple[int, int]:
+        asked: list[str] = []
+        with database.read() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.set_trace_callback(asked.append)
+            rows = search_adapters(connection, AdapterQuery(q=q, limit=100), true()).rows
+            raw.set_trace_callback(None)
+        return len(rows), sum("MATCH" in statement for statement in asked)
+
+    assert matches("number acme/a-37") == (1, 1)
+    assert matches("number acme/b-37") == (0, 1)  # a-37 has the last trigrams of both
+    assert matches("number zebra-37") == (0, 1)
+    assert matches("number adapter") == (GLANCED + 6, 2)
+    assert matches("number") == (GLANCED + 6, 1)
     database.close()
 
 

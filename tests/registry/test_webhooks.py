@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -157,18 +158,18 @@ def test_a_receiver_that_hangs_holds_up_no_other(server: Running, monkeypatch: p
 
 
 def test_a_receiver_that_is_away_rests_as_a_whole(server: Running) -> None:
-    with receiver() as got:
-        away = got.url
-    made = hook(server, "away", away)
-    publish(server, "away/x")
-    for reason in ("a", "b", "c"):
-        server.post("/api/adapt/v1/adapters/away/x/yank", {"version": "1.0.0", "reason": reason})
-    end = time.monotonic() + 60
-    found = deliveries(server, made)
-    while not any(one["problem"] for one in found):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    with socket.socket() as away:
+        away.bind(("127.0.0.1", 0))  # it does not listen, and no other server gets its port meanwhile
+        made = hook(server, "away", f"http://127.0.0.1:{away.getsockname()[1]}/hook")
+        publish(server, "away/x")
+        for reason in ("a", "b", "c"):
+            server.post("/api/adapt/v1/adapters/away/x/yank", {"version": "1.0.0", "reason": reason})
+        end = time.monotonic() + 60
         found = deliveries(server, made)
+        while not any(one["problem"] for one in found):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+            found = deliveries(server, made)
 
     assert {one["problem"] for one in found} - {None} == {"could not connect"}  # None: the attempt still runs, or waits
     assert sum(one["attempts"] for one in found) < len(found)

@@ -785,6 +785,14 @@ def test_numbers_across_chunks_are_read_whole(tmp_path: Path) -> None:
         assert numbers["x"].odd == place
 
 
+@pytest.mark.usefixtures("_look")
+def test_numbers_of_files_with_equal_headers_are_their_own(tmp_path: Path) -> None:
+    for value, odd in ((1.0, None), (math.nan, 1), (2.0, None)):
+        raw = np.array([0, value], "<f4").tobytes()
+
+        assert scanned(tmp_path, [("x", "F32", 2, raw)])["x"].odd == odd
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 def test_bytes_tell_of_numbers_what_numpy_tells(dtype: str, data: st.DataObject) -> None:

@@ -96,9 +96,8 @@ class BaseFingerprint:
     def to_json(self) -> dict[str, Any]:
         """A JSON value; samples are written `<dtype>:<base64>`."""
         value: dict[str, Any] = {"weights": self.weights, "tensors": self.tensors, "structure": self.structure}
-        value["samples"] = {
-            name: f"{dtype}:{base64.b64encode(raw).decode('ascii')}" for name, (dtype, raw) in self.samples.items()
-        }
+        write = _kept_texts if _are_usual(self.samples) else _samples_to_json
+        value["samples"] = dict(write(tuple(self.samples.items())))
         return value | ({"files": self.files} if self.files else {})
 
     @classmethod
@@ -110,7 +109,7 @@ class BaseFingerprint:
         """
         value = object_at(value, path)
         samples = object_at(value.get("samples"), f"{path}.samples")
-        is_usual = sum(map(len, samples)) < _KEPT_CHARACTERS and all(isinstance(item, str) for item in samples.values())
+        is_usual = _are_usual(samples) and all(isinstance(item, str) for item in samples.values())
         read = (_kept_samples if is_usual else _samples_from_json)(tuple(samples.items()), path)
         return cls(
             weights=digest_at(value.get("weights"), f"{path}.weights"),
@@ -126,9 +125,18 @@ def _samples_from_json(samples: tuple[tuple[str, object], ...], path: str) -> Sa
     return MappingProxyType(read)
 
 
+def _samples_to_json(samples: tuple[tuple[str, tuple[str, bytes]], ...]) -> dict[str, str]:
+    return {name: f"{dtype}:{base64.b64encode(raw).decode('ascii')}" for name, (dtype, raw) in samples}
+
+
+def _are_usual(samples: Mapping[str, Any]) -> bool:
+    return sum(map(len, samples)) < _KEPT_CHARACTERS
+
+
 _KEPT_CHARACTERS: Final = 1 << 19
 _kept_samples = lru_cache(maxsize=8)(_samples_from_json)
 """The builds of one base hold the same samples: read once, and once in memory."""
+_kept_texts = lru_cache(maxsize=8)(_samples_to_json)
 
 
 def _sample_from_json(item: object, path: str) -> tuple[str, bytes]:
@@ -277,7 +285,7 @@ def _pairs(a: Samples, b: Samples) -> dict[str, str] | None:
     Names are equal, or those of one side have one more prefix: a model saved with its head has `transformer.h.0…`, and
     without it `h.0…`.
     """
-    candidates = [{name: name for name in a.keys() & b.keys()}]
+    candidates = [{name: name for name in a if name in b}]
     candidates += [{name: part + name for name in a if part + name in b} for part in _leading_parts(b)]
     candidates += [{part + name: name for name in b if part + name in a} for part in _leading_parts(a)]
     pairs = max(candidates, key=len)

@@ -111,7 +111,7 @@ def indexed_tensors(path: Path) -> dict[str, str]:
     places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise Malformed(f"{path}: expected an object `weight_map` that gives the file of each tensor")
-    for name in set(places.values()):
+    for name in dict.fromkeys(places.values()):
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
             raise Malformed(f"{path}: `{shown(name)}` is not the name of a safetensors file beside it")
     return places

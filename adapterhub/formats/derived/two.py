@@ -37,7 +37,7 @@ def compare_two(pair: Sequence[Weighted], *, time_s: float) -> Comparison:
     if numbers > MOST_NUMBERS:
         raise UnsupportedAdapter(f"they hold {numbers:,} numbers, compared here up to {MOST_NUMBERS:,}")
     first, second = (side.updates.modules for side in pair)
-    for module in first.keys() & second.keys():
+    for module in sorted(first.keys() & second.keys()):
         if (rank := first[module].rank + second[module].rank) > MOST_RANK:
             raise UnsupportedAdapter(f"`{shown(module)}` has rank {rank} in both together, compared up to {MOST_RANK}")
     end = time.monotonic() + time_s

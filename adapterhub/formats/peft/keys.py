@@ -78,31 +78,41 @@ class AdapterKeys:
 
 def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
     """Sort the tensors of `weights` by what PEFT would do with them under `config`."""
-    parts: dict[str, dict[str, TensorSpec]] = {}
-    rest: list[TensorSpec] = []
-    marked: list[TensorSpec] = []
-    for spec in weights.tensors:
-        if config.is_lora and _take_update(spec, parts):
-            continue
-        if not config.is_lora and _is_marked(spec.name, config.method.marks):
-            marked.append(spec)
-        else:
-            rest.append(spec)
-    pairs = tuple(_pair(module, found) for module, found in sorted(parts.items()))
+    updates = weights.once(_updates) if config.is_lora else _Updates((), frozenset(), weights.tensors)
+    pairs, modules, rest = updates
+    marks = config.method.marks
+    marked = () if config.is_lora else tuple(spec for spec in rest if _is_marked(spec.name, marks))
+    ours = frozenset(marked)
     groups: dict[str, list[tuple[str, TensorSpec]]] = {"saved": [], "biases": [], "tokens": [], "copies": []}
-    targets = frozenset(parts) | {_module_of(spec.name, config.method.marks) for spec in marked}
-    others = [
-        spec for spec in rest if not config.is_of_variant(spec.name) and not _take_other(spec, config, targets, groups)
-    ]
+    targets = modules | {_module_of(spec.name, marks) for spec in marked}
+    others = tuple(
+        spec
+        for spec in rest
+        if spec not in ours and not config.is_of_variant(spec.name) and not _take_other(spec, config, targets, groups)
+    )
     return AdapterKeys(
         pairs=pairs,
         saved=tuple(groups["saved"]),
         biases=tuple(groups["biases"]),
         tokens=tuple(groups["tokens"]),
         copies=tuple(groups["copies"]),
-        others=tuple(others),
-        marked=tuple(marked),
+        others=others,
+        marked=marked,
     )
+
+
+class _Updates(NamedTuple):
+    """The pairs of a LoRA, the names of their modules, and all other tensors."""
+
+    pairs: tuple[Pair, ...]
+    modules: frozenset[str]
+    rest: tuple[TensorSpec, ...]
+
+
+def _updates(tensors: tuple[TensorSpec, ...]) -> _Updates:
+    parts: dict[str, dict[str, TensorSpec]] = {}
+    rest = tuple(spec for spec in tensors if not _take_update(spec, parts))
+    return _Updates(tuple(_pair(module, found) for module, found in sorted(parts.items())), frozenset(parts), rest)
 
 
 def _is_marked(name: str, marks: tuple[str, ...]) -> bool:

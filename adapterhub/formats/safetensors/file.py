@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, NoReturn
+from typing import IO, Any, Final, NamedTuple, NoReturn, TypeVar
 
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.safetensors.header import (
@@ -47,6 +47,9 @@ __all__ = [
 ]
 
 LENGTH_BYTES = 8
+_KEPT_CHARACTERS: Final = 1 << 18  # a header of some 1,900 tensors
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,14 @@ class TensorFile:
     data_start: int
     metadata: dict[str, str]
     tensors: tuple[TensorSpec, ...]
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[tuple[TensorSpec, ...]], _T]) -> _T:
+        """`make(tensors)`, which files with equal headers share; nothing may change it."""
+        if make not in self._made:
+            self._made[make] = make(self.tensors)
+        made: _T = self._made[make]
+        return made
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:
@@ -94,12 +105,32 @@ def parse_header(
     limits = limits or adapter_limits()
     text = _header_text(stream, size_bytes, where, limits)
     data_start = stream.tell()
-    metadata, placed = parse_header_text(text, where, limits, data_start)
+    read = _read_text if len(text) <= _KEPT_CHARACTERS else _read_text.__wrapped__
+    try:
+        metadata, tensors, made = read(text, limits, data_start, size_bytes)
+    except MalformedTensorFile as error:
+        raise MalformedTensorFile(where, error.reason, code=error.code, hint=error.hint) from None
+    file = TensorFile(path=path, size_bytes=size_bytes, data_start=data_start, metadata=dict(metadata), tensors=tensors)
+    object.__setattr__(file, "_made", made)
+    return file
+
+
+class _Read(NamedTuple):
+    """A checked header: its metadata, its tensors in file order, and what was made of them."""
+
+    metadata: dict[str, str]
+    tensors: tuple[TensorSpec, ...]
+    made: dict[Any, Any]
+
+
+@lru_cache(maxsize=8)  # adapters for the same modules of the same rank have the same header, byte for byte
+def _read_text(text: str, limits: Limits, data_start: int, size_bytes: int) -> _Read:
+    metadata, placed = parse_header_text(text, "", limits, data_start)
     if not placed:
-        raise MalformedTensorFile(where, "holds no tensors")
+        raise MalformedTensorFile("", "holds no tensors")
     placed.sort(key=lambda s: (s.start, s.end))
-    _check_tiling(placed, data_start, size_bytes, where)
-    return TensorFile(path=path, size_bytes=size_bytes, data_start=data_start, metadata=metadata, tensors=tuple(placed))
+    _check_tiling(placed, data_start, size_bytes)
+    return _Read(metadata, tuple(placed), {})
 
 
 def _header_text(stream: IO[bytes], size_bytes: int, where: str, limits: Limits) -> str:
@@ -142,23 +173,23 @@ def _read(stream: IO[bytes], count: int, where: str) -> bytes:
         raise MalformedTensorFile(where, f"cannot be read: {error.strerror}") from None
 
 
-def _check_tiling(specs: list[TensorSpec], data_start: int, size_bytes: int, where: str) -> None:
+def _check_tiling(specs: list[TensorSpec], data_start: int, size_bytes: int) -> None:
     """Raise unless the tensors, in file order, fill the data section without gap, overlap or rest."""
     reached, before = data_start, ""
     for spec in specs:
         if spec.start != reached:
             what = "overlaps" if spec.start < reached else f"leaves {spec.start - reached} unused bytes after"
             neighbour = f"`{shown(before)}`" if before else "the header"
-            raise MalformedTensorFile(where, f"tensor `{shown(spec.name)}` {what} {neighbour}")
+            raise MalformedTensorFile("", f"tensor `{shown(spec.name)}` {what} {neighbour}")
         reached, before = spec.end, spec.name
     if reached > size_bytes:
         raise MalformedTensorFile(
-            where,
+            "",
             f"is cut off: its tensors end at byte {reached}, the file at {size_bytes}",
             hint="download it again; the sender's `sha256sum` would have shown this",
         )
     if reached < size_bytes:
-        raise MalformedTensorFile(where, f"holds {size_bytes - reached} bytes after its last tensor")
+        raise MalformedTensorFile("", f"holds {size_bytes - reached} bytes after its last tensor")
 
 
 def header_bytes(

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -37,6 +37,9 @@ from adapterhub.library.default import LibraryLike, open_library
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_PEFT: Final = PeftEngine.name
 
 
 class AdapterBank:
@@ -88,6 +91,7 @@ class AdapterBank:
         self._peft = PeftEngine(model, self._current, put_on)
         self._rooms = Rooms()
         hooks = Hooks(self._base, self._current)
+        self._hit = residency.hit
         self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
         self._finalizer = weakref.finalize(self, hooks.remove)
@@ -179,12 +183,12 @@ class AdapterBank:
         if before is not None and type(before) is not Whole:
             ensure_outside_use(before)
         if isinstance(choice, str):  # nearly always: one adapter in memory, whose choice is ready
-            alone = self._cache.get(choice)
-            if alone.adapter.engine == PeftEngine.name:
+            alone = self._hit(choice) or self._cache.get(choice)
+            if alone.adapter.engine == _PEFT:
                 return self._use_peft(choice, alone.terms)
             return Using(current, alone, before)
         [terms] = self._terms([choice])
-        if any(term.adapter.engine == self._peft.name for term in terms):
+        if any(term.adapter.engine == _PEFT for term in terms):
             return self._use_peft(choice, terms)
         check_terms(terms)
         return Using(current, Whole(terms) if terms else None, before)
@@ -269,7 +273,7 @@ class AdapterBank:
                 [
                     f"`{shown(t.adapter.label)}` runs on PEFT's layers: use it alone, with weight 1"
                     for t in terms
-                    if t.adapter.engine == self._peft.name
+                    if t.adapter.engine == _PEFT
                 ],
             )
         [name] = weights_of(choice)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from adapterhub.core.disk.memory import keep
@@ -30,7 +30,7 @@ class Stats:
 class Residency:
     """Adapters in memory by name, each as the choice of it alone, within limits (None: no limit).
 
-    Not thread-safe: the cache holds the lock.
+    Not thread-safe, except `hit`: the cache holds the lock.
     """
 
     def __init__(self, *, most: int | None, most_bytes: int | None) -> None:
@@ -39,15 +39,16 @@ class Residency:
                 raise UsageProblem(f"{name} is {shown(bound)}, expected a whole number of at least 1, or None")
         self._most = most
         self._most_bytes = most_bytes
-        self._adapters: OrderedDict[str, Whole] = OrderedDict()
+        self._adapters: dict[str, Whole] = {}
         self._pinned: set[str] = set()
-        self._bytes = self._hits = self._misses = self._loads = self._evictions = 0
+        self._uses = itertools.count()
+        self._bytes = self._no_hits = self._misses = self._loads = self._evictions = 0
 
     @property
     def stats(self) -> Stats:
         """Hits, misses, loads and evictions since the bank was made."""
         return Stats(
-            hits=self._hits,
+            hits=self._next_use() - self._no_hits + 1,
             misses=self._misses,
             loads=self._loads,
             evictions=self._evictions,
@@ -55,15 +56,29 @@ class Residency:
             resident_bytes=self._bytes,
         )
 
-    def get(self, name: str, *, count: bool = True) -> Whole | None:
-        """The adapter, which becomes the most recently used; None if it is not in memory."""
+    def hit(self, name: str) -> Whole | None:
+        """The adapter, which becomes the most recently used; None if it is not in memory.
+
+        For any thread at any time: each step of it is whole, and a choice that was evicted since stays usable.
+        """
         alone = self._adapters.get(name)
+        if alone is not None:
+            alone.used = next(self._uses)
+        return alone
+
+    def get(self, name: str, *, count: bool = True) -> Whole | None:
+        """As `hit`, and counts a miss; with `count=False`, neither."""
+        alone = self.hit(name)
         if alone is None:
             self._misses += count
-            return None
-        self._adapters.move_to_end(name)
-        self._hits += count
+        else:
+            self._no_hits += not count
         return alone
+
+    def _next_use(self) -> int:
+        """The number of a use that is no hit."""
+        self._no_hits += 1
+        return next(self._uses)
 
     def put(self, name: str, adapter: LoadedAdapter, *, keep: Collection[str] = ()) -> Whole:
         """Add an adapter, and evict others for it, but not those that are pinned or in `keep`.
@@ -77,6 +92,7 @@ class Residency:
             self.drop(other)
             self._evictions += 1
         self._adapters[name] = chosen = Whole((Term(adapter, 1.0),))
+        chosen.used = self._next_use()
         self._bytes += adapter.size_bytes
         self._loads += 1
         return chosen
@@ -97,7 +113,8 @@ class Residency:
         count = len(self._adapters) + (before is None)
         size = self._bytes + adapter.size_bytes - (before.adapter.size_bytes if before else 0)
         evicted = []
-        for other, alone in self._adapters.items():  # the least recently used first
+        others: Iterable[tuple[str, Whole]] = () if self._fits(count, size) else self._adapters.items()
+        for other, alone in sorted(others, key=lambda item: item[1].used):  # the least recently used first
             if self._fits(count, size):
                 break
             if other != name and other not in self._pinned and other not in keep:

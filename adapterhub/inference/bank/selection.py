@@ -39,13 +39,17 @@ Current = ContextVar[Selection | None]
 
 
 class Whole:
-    """The same adapters for the whole batch, one after another; `adapter` is the first of them."""
+    """The same adapters for the whole batch, one after another; `adapter` is the first of them.
 
-    __slots__ = ("adapter", "terms")
+    `used` is greater than that of every choice that was used before.
+    """
+
+    __slots__ = ("adapter", "terms", "used")
 
     def __init__(self, terms: tuple[Term, ...]) -> None:
         self.terms = terms
         self.adapter = terms[0].adapter
+        self.used = 0
 
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`."""

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapterhub.formats.safetensors.header import TensorSpec
+
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 Output = Any
 """What a module returns: a tensor, or any structure of tensors."""
+
+View = Callable[[TensorSpec], Tensor]
+"""Gives a tensor of a file that is in memory."""
 
 _CONVOLUTIONS: Final = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 
@@ -44,21 +49,22 @@ class LinearUpdate:
     b: Tensor
     scale: float
     bias: Tensor | None = None
-    _pair: Callable[[], tuple[Tensor, Tensor]] | None = None  # makes `a` and `b` at their first use
+    _later: tuple[View, TensorSpec, TensorSpec] | None = None  # makes `a` and `b` at their first use
 
     @classmethod
-    def later(cls, pair: Callable[[], tuple[Tensor, Tensor]], scale: float) -> LinearUpdate:
-        """The same, but `pair` makes `a` and `b` when they are first used; it must be cheap and never fail."""
+    def later(cls, view: View, a: TensorSpec, b: TensorSpec, scale: float) -> LinearUpdate:
+        """The same, but `view` makes `a` and `b` when they are first used; it must be cheap and never fail."""
         update = cls.__new__(cls)
-        update.scale, update.bias, update._pair = scale, None, pair  # noqa: SLF001 - its own
+        update.scale, update.bias, update._later = scale, None, (view, a, b)  # noqa: SLF001 - its own
         return update
 
     def __getattr__(self, name: str) -> Tensor:
         """The slots `a` and `b` while they are empty; two threads may fill them at once, with the same numbers."""
         if name not in ("a", "b"):
             raise AttributeError(name)
-        assert self._pair is not None  # only `later` leaves slots empty
-        self.a, self.b = self._pair()
+        assert self._later is not None  # only `later` leaves slots empty
+        view, a, b = self._later
+        self.a, self.b = view(a), view(b)
         return self.a if name == "a" else self.b
 
     def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:

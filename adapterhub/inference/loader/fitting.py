@@ -25,9 +25,9 @@ class Fitting:
         """The tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`). Notes the others."""
         if shapes == {key: spec.shape for key, spec in specs.items()}:
             return specs
-        for key in shapes.keys() - specs.keys():
+        for key in sorted(shapes.keys() - specs.keys()):
             self._missing.append(("E_PAIR", f"`{shown(module)}` has no tensor `{shown(key)}`"))
-        for key in specs.keys() - shapes.keys():
+        for key in sorted(specs.keys() - shapes.keys()):
             code, why = "E_PAIR", "has no place in the module"
             if key.startswith("lora_magnitude_vector"):
                 code, why = "E_VARIANT", "is a DoRA magnitude, but the config does not use DoRA"

@@ -157,7 +157,7 @@ def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
 
 def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, str]:
     """The name in `loaded` for each name in `declared`; one side may have an extra first part, as with a head."""
-    candidates = [{name: name for name in declared.keys() & loaded.keys()}]
+    candidates = [{name: name for name in declared if name in loaded}]
     candidates += [{n: part + n for n in declared if part + n in loaded} for part in _first_parts(loaded)]
     candidates += [{part + n: n for n in loaded if part + n in declared} for part in _first_parts(declared)]
     return max(candidates, key=len)

@@ -62,7 +62,7 @@ def _in_two_ways(contents: AdapterContents) -> Iterator[str]:
         for name in contents.biases:
             if name.rpartition(".")[0] not in contents.factors:
                 yield f"`{shown(name)}` is a bias of a module that it does not target (bias {contents.config.bias})"
-    for name in contents.rows.keys() & contents.factors.keys():
+    for name in sorted(contents.rows.keys() & contents.factors.keys()):
         yield f"`{shown(name)}` has factors, and rows of it are replaced (trainable_token_indices)"
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
+from typing import Final
 
 from adapterhub.core.errors import Conflict, UsageProblem, shown
 
+_kept: Final[list[socket.socket]] = []
+"""Sockets that hold the free ports: the system gives none of these to a program that asks for any, and the engine that
+names its port may listen there."""
+
 
 def free_port(host: str, port: int = 0) -> int:
-    """`port` if it is free; any free port for 0.
+    """`port` if it is free; any free port for 0, which on Linux no other program gets until this process ends.
 
     Check early: an engine that cannot listen fails late, and until then the other server on the port answers.
 
@@ -17,15 +23,22 @@ def free_port(host: str, port: int = 0) -> int:
         Conflict: the port is taken.
         UsageProblem: this machine has no such address.
     """
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            found: int = probe.getsockname()[1]
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_kept := port == 0 and sys.platform == "linux":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # engines set one of the two, or both
+        probe.bind((host, port))
     except OSError as error:
+        probe.close()
         if error.errno == errno.EADDRINUSE:
             raise Conflict(f"port {port} of `{host}` is taken", hint="`--port 0` takes a free one") from None
         raise UsageProblem(f"cannot listen on `{shown(host)}`, port {port}: {error.strerror}") from None
+    found: int = probe.getsockname()[1]
+    if is_kept:
+        _kept.append(probe)
+    else:
+        probe.close()
     return found
 
 

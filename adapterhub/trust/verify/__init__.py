@@ -156,7 +156,7 @@ def open_files(
     config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig, expected)
     weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile, expected)
     taken = {CONFIG_FILE: config, WEIGHTS_FILE: weights}
-    for name in expected.keys() - taken.keys():
+    for name in sorted(expected.keys() - taken.keys()):
         _hold(_plain_file(folder, name, MalformedConfig, expected), expected)
     try:
         _hold(config, expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -76,7 +76,7 @@ def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = N
     Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
     looks = _Looks(_look_for(file))
-    runs = list(_chunks(file))
+    runs = file.once(_runs)
     pieces = held.pieces(file.data_start, (run.size_bytes for run in runs))
     for run, view in zip(runs, pieces, strict=True):  # strict: to the end of `pieces`, where the digest is known
         looks.look(view, run)
@@ -85,23 +85,39 @@ def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = N
     return looks.result(file)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """Neighbouring bytes that are read together: parts of tensors, each with its offset in the run."""
+class _Group(NamedTuple):
+    """Neighbouring parts of tensors of one dtype: the bytes from `first` to `last` of a run."""
+
+    kind: _Kind
+    first: int
+    last: int
+    starts: tuple[int, ...]
+    """Where the parts begin, counted from `first`."""
+    names: tuple[str, ...]
+    before: int
+    """How many bytes of the first tensor came in earlier runs; all other parts begin with their tensor."""
+
+
+class _Run(NamedTuple):
+    """Neighbouring bytes that are read together, and the parts of them whose numbers are looked at."""
 
     size_bytes: int
-    parts: tuple[tuple[TensorSpec, int, int, int], ...]
-    """Tensor, its first byte in the run, one past its last, and how many of its bytes came in earlier runs."""
+    groups: tuple[_Group, ...]
 
 
-def _chunks(file: TensorFile) -> Iterator[_Run]:
+_Part = tuple[TensorSpec, int, int, int]
+"""Tensor, its first byte in the run, one past its last, and how many of its bytes came in earlier runs."""
+
+
+def _runs(tensors: tuple[TensorSpec, ...]) -> tuple[_Run, ...]:
     """The data section in pieces of at most `PIECE_BYTES`.
 
     A piece breaks inside a tensor only at a multiple of 8 bytes from that tensor's start, so no number is cut.
     """
-    parts: list[tuple[TensorSpec, int, int, int]] = []
+    runs: list[_Run] = []
+    parts: list[_Part] = []
     filled = 0
-    for spec in file.tensors:
+    for spec in tensors:
         done, size_bytes = 0, spec.end - spec.start
         while done < size_bytes:
             take = min(size_bytes - done, PIECE_BYTES - filled)
@@ -112,10 +128,17 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
                 filled += take
                 done += take
             if done < size_bytes:
-                yield _Run(size_bytes=filled, parts=tuple(parts))
+                runs.append(_Run(filled, tuple(_groups(parts))))
                 parts, filled = [], 0
-    if parts:
-        yield _Run(size_bytes=filled, parts=tuple(parts))
+    return (*runs, _Run(filled, tuple(_groups(parts)))) if parts else tuple(runs)
+
+
+def _groups(parts: list[_Part]) -> Iterator[_Group]:
+    for dtype, same in groupby(parts, lambda part: part[0].dtype):
+        if dtype in _KINDS:
+            specs, starts, ends, before = zip(*same, strict=True)
+            offsets = tuple(start - starts[0] for start in starts)
+            yield _Group(_KINDS[dtype], starts[0], ends[-1], offsets, tuple(spec.name for spec in specs), before[0])
 
 
 class _Looks:
@@ -127,19 +150,13 @@ class _Looks:
         self.odd: dict[str, int] = {}
 
     def look(self, view: memoryview, run: _Run) -> None:
-        for dtype, group in groupby(run.parts, lambda part: part[0].dtype):
-            kind = _KINDS.get(dtype)
-            if kind is None:
-                continue
-            parts = tuple(group)
-            (spec, first, _, before), last = parts[0], parts[-1][2]
-            most, odd = self.look_at(view[first:last], kind, [start - first for _, start, _, _ in parts])
+        for kind, first, last, starts, names, before in run.groups:
+            most, odd = self.look_at(view[first:last], kind, starts)
             if before:  # the rest of a tensor
-                most[0] = max(most[0], self.codes[spec.name])
-            self.codes.update(zip([part[0].name for part in parts], most, strict=True))
+                most[0] = max(most[0], self.codes[names[0]])
+            self.codes.update(zip(names, most, strict=True))
             for i, at in odd.items():
-                spec, _, _, before = parts[i]
-                self.odd.setdefault(spec.name, before // kind.width + at)
+                self.odd.setdefault(names[i], (0 if i else before) // kind.width + at)
 
     def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
         found: dict[str, TensorNumbers] = {}
@@ -158,7 +175,7 @@ def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
     return struct.unpack(f"<{len(codes)}{of_floats}", raw)
 
 
-_Look = Callable[[memoryview, _Kind, list[int]], tuple[list[int], dict[int, int]]]
+_Look = Callable[[memoryview, _Kind, Sequence[int]], tuple[list[int], dict[int, int]]]
 """The largest code of each tensor, and the index of the first odd number by tensor that has one.
 
 The argument after the kind are the offsets at which the tensors begin.
@@ -177,7 +194,7 @@ def look_with_numpy() -> _Look:
     """Exact, and faster than a disk."""
     import numpy as np
 
-    def look(view: memoryview, kind: _Kind, starts: list[int]) -> tuple[list[int], dict[int, int]]:
+    def look(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
         codes = np.frombuffer(view, f"<u{kind.width}")
         places = [start // kind.width for start in starts]
         # the greatest code is a negative number's, where there is one; for a signed reader, a positive one's
@@ -192,7 +209,7 @@ def look_with_numpy() -> _Look:
     return look
 
 
-def look_at_bytes(view: memoryview, kind: _Kind, starts: list[int]) -> tuple[list[int], dict[int, int]]:
+def look_at_bytes(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
     """As `look_with_numpy`, but the largest code may be any that begins with the same byte as the true one.
 
     The leading byte holds most of the exponent. The other bytes are looked at where it does not decide: when a number

@@ -271,7 +271,7 @@ class _Planner:
     # ------------------------------------------------------------ reasons
     def check(self, sources: Sequence[FuseAdapter]) -> None:
         """Raise unless everything has a place."""
-        for twin in self.copies.keys() - self.changes.keys():
+        for twin in sorted(self.copies.keys() - self.changes.keys()):
             self.reasons.append(f"`{shown(twin)}` is tied to a head, of which the adapter replaces only the head")
         label = " + ".join(f"`{shown(source.label)}`" for source in sources)
         base = f"base `{shown(self.model.record.label)}`"

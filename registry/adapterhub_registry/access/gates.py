@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import access_requests, insert_new, now_ms, users
+from adapterhub_registry.database.prepared import Prepared
 from adapterhub_registry.errors import Refusal, bad_request
 
 Status = Literal["pending", "accepted", "rejected"]
@@ -91,8 +92,12 @@ def answer(connection: Connection, repo: Row[Any], user: str, status: Status, re
 
 
 def _status(connection: Connection, repo_id: int, user: str) -> Status | None:
-    mine = (access_requests.c.repo_id == repo_id) & (access_requests.c.user_name == user)
-    return connection.scalar(select(access_requests.c.status).where(mine))
+    row = _STATUS.first(connection, repo=repo_id, user=user)
+    return None if row is None else row.status
+
+
+_mine = (access_requests.c.repo_id == bindparam("repo")) & (access_requests.c.user_name == bindparam("user"))
+_STATUS: Final = Prepared(select(access_requests.c.status).where(_mine))
 
 
 def _add(connection: Connection, repo: Row[Any], user: str, status: Status, fields: str | None) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -18,7 +19,6 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
-    Integer,
     MetaData,
     Table,
     Text,
@@ -109,8 +109,9 @@ class Trigrams:
         # those that do not overlap, and the last: others cost as much and rarely exclude anything
         places = ((word, min(at, len(word) - GRAM)) for word in words for at in range(0, len(word), GRAM))
         grams = dict.fromkeys(word[at : at + GRAM] for word, at in places)
-        quoted = [gram.replace('"', '""') for gram in grams][:MAX_TRIGRAMS]
-        return Numbers(_matching(self), {"grams": " AND ".join(f'"{gram}"' for gram in quoted)})
+        last = dict.fromkeys(word[-GRAM:] for word in words)
+        glance = {"grams": _all_of(last)} if 1 < len(last) <= len(grams) // 2 else None
+        return Numbers(_matching(self), {"grams": _all_of(grams)}, glance)
 
     def statements(self) -> Iterator[str]:
         """What creates and fills the index, and lets it follow its table."""
@@ -129,6 +130,11 @@ class Trigrams:
             trigger = f"{name}_{change.partition(' ')[0]}"
             yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {self.of} BEGIN {body} END"
         yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"  # noqa: S608
+
+
+def _all_of(grams: Iterable[str]) -> str:
+    quoted = (gram.replace('"', '""') for gram in islice(grams, MAX_TRIGRAMS))
+    return " AND ".join(f'"{gram}"' for gram in quoted)
 
 
 @lru_cache
@@ -191,14 +197,14 @@ def _of_sqlite(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
-def among(column: ColumnElement[int], numbers: Iterable[int] | str) -> ColumnElement[bool]:
-    """Whether a column is one of some numbers, or of those in the parameter of this name, as JSON.
+def among(column: ColumnElement[Any], values: Iterable[int] | str) -> ColumnElement[bool]:
+    """Whether a column is one of some numbers, or of the values in the parameter of this name, as JSON.
 
     They are one value, which costs less than hundreds in `in_`.
     """
-    given = bindparam(numbers) if isinstance(numbers, str) else literal(json.dumps(list(numbers)))
+    given = bindparam(values) if isinstance(values, str) else literal(json.dumps(list(values)))
     items = _Items(type_coerce(given, Text())).table_valued("value")
-    return column.in_(select(cast(items.c.value, Integer)))
+    return column.in_(select(cast(items.c.value, column.type)))
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -> None:

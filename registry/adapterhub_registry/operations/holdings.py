@@ -57,7 +57,9 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
         for ref in named_refs
         if (ref.repo_id, ref.commit_id) not in made
     ]
-    problems += [f"blob {sha256}: an upload names it, but the table of blobs does not" for sha256 in sent - known]
+    problems += [
+        f"blob {sha256}: an upload names it, but the table of blobs does not" for sha256 in sorted(sent - known)
+    ]
     found = {sha256: _problem(blobs, sha256, size, read_bytes=read_bytes) for sha256, size in wanted.items()}
     if read_bytes:
         with database.begin() as connection:

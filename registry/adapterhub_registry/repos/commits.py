@@ -182,7 +182,7 @@ def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
 def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Outline]:
     """The files of some repositories, by their number and head; a repository without a top node is left out."""
     rows = _TOPS.tuples(connection, numbers=json.dumps(list(repo_ids)))
-    return {(number, head): outline_of(unpack(body)) for number, head, body in rows}
+    return {(number, head): outline_of(body) for number, head, body in rows}
 
 
 _TOPS: Final = Prepared(

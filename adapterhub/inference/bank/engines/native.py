@@ -115,9 +115,9 @@ class NativeEngine:
             layer, device = _layer(module)
             if len(specs) == 2 and device is None and isinstance(module, nn.Linear):  # noqa: PLR2004 - A and B alone
                 a, b = specs["lora_A.weight"], specs["lora_B.weight"]
-                pair = memory.later(a, b, chosen or _kept(a.dtype, layer))
-                if pair is not None:
-                    updates[name] = LinearUpdate.later(pair, scales[name].scaling)
+                view = memory.later(a, b, chosen or _kept(a.dtype, layer))
+                if view is not None:
+                    updates[name] = LinearUpdate.later(view, a, b, scales[name].scaling)
                     continue
             tensors = {key: take(spec, chosen or _kept(spec.dtype, layer), device) for key, spec in specs.items()}
             updates[name] = self._update(module, tensors, scales[name])

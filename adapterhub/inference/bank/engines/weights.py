@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from mmap import mmap
 
@@ -15,6 +15,7 @@ from adapterhub.core.disk.held_file import HeldFile
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.bank.engine import no_memory
+from adapterhub.inference.bank.updates import View
 from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 _MUCH_UNUSED = 0.1
@@ -42,12 +43,12 @@ class FileMemory:
         self.size_bytes = 0
         self._label = label
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
-        self._views: dict[str, tuple[Callable[..., Tensor], torch.dtype, int]] = {}
+        self._views: dict[str, tuple[View, torch.dtype, int]] = {}
         # views alone would keep much unused memory alive
         self._copies = sum([spec.end - spec.start for spec in used]) < (1 - _MUCH_UNUSED) * len(memory)
 
-    def later(self, a: TensorSpec, b: TensorSpec, dtype: torch.dtype) -> Callable[[], tuple[Tensor, Tensor]] | None:
-        """Makes both tensors as `take` does on the CPU, where they are views of the file; None where one is not.
+    def later(self, a: TensorSpec, b: TensorSpec, dtype: torch.dtype) -> View | None:
+        """Makes either tensor as `take` does on the CPU, where both are views of the file; None where one is not.
 
         Raises:
             RefusedAdapter: as `take`; what this returns does not raise.
@@ -57,10 +58,7 @@ class FileMemory:
             if self._copies or own is not dtype or spec.start % size:
                 return None
         self.size_bytes += a.end - a.start + b.end - b.start
-        return lambda: (  # both are of one dtype, hence of one view
-            view(a.shape, _strides(a.shape), a.start // size),
-            view(b.shape, _strides(b.shape), b.start // size),
-        )
+        return view  # both are of one dtype
 
     def take(self, spec: TensorSpec, dtype: torch.dtype, device: torch.device | None) -> Tensor:
         """One tensor in that dtype, on that device (None is the CPU); without a copy if it lies like that in the file.
@@ -70,10 +68,7 @@ class FileMemory:
         """
         _, stored, shape, start, end = spec
         view, own, size = self._views.get(stored) or self._whole(spec)
-        if start % size == 0:
-            read = view(shape, _strides(shape), start // size)  # a tenth of the time of slices
-        else:
-            read = self._bytes[start:end].clone().view(own).reshape(shape)
+        read = view(spec) if start % size == 0 else self._bytes[start:end].clone().view(own).reshape(shape)
         if device is not None or own is not dtype:
             read = read.to(device=device, dtype=dtype)
         elif self._copies:
@@ -81,12 +76,18 @@ class FileMemory:
         self.size_bytes += (end - start) // size * dtype.itemsize
         return read
 
-    def _whole(self, spec: TensorSpec) -> tuple[Callable[..., Tensor], torch.dtype, int]:
-        """The view of all bytes in the dtype of a tensor, that dtype, and its size in bytes."""
+    def _whole(self, spec: TensorSpec) -> tuple[View, torch.dtype, int]:
+        """Gives tensors in the dtype of this one out of all bytes; that dtype, and its size in bytes."""
         dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
             raise RefusedAdapter(f"`{shown(self._label)}` cannot be read", [found])
-        whole = self._bytes[: len(self._bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
-        self._views[spec.dtype] = found_view = whole.as_strided, dtype, dtype.itemsize
+        size = dtype.itemsize
+        part = self._bytes[: len(self._bytes) // size * size].view(dtype).as_strided
+
+        def view(spec: TensorSpec) -> Tensor:
+            shape = spec.shape
+            return part(shape, _strides(shape), spec.start // size)  # a tenth of the time of slices
+
+        self._views[spec.dtype] = found_view = view, dtype, size
         return found_view

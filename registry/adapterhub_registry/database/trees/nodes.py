@@ -12,7 +12,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
@@ -176,13 +176,16 @@ class Outline(NamedTuple):
     """A tree by its top node: how many files it has, and their paths where they are all in this node."""
 
     files: int
-    paths: list[str] | None
+    paths: tuple[str, ...] | None
 
 
-def outline_of(raw: bytes) -> Outline:
-    """What the content of a top node says, in a third of the time of `read_node`."""
-    height, rows = from_json(raw)
-    return Outline(sum(row[2] for row in rows), None) if height else Outline(len(rows), [row[0] for row in rows])
+@lru_cache(maxsize=1024)
+def outline_of(body: bytes) -> Outline:
+    """What a packed top node says, in half the time of `read_node`; a node never changes, so the last ones are kept."""
+    height, rows = from_json(unpack(body))
+    if height:
+        return Outline(sum(row[2] for row in rows), None)
+    return Outline(len(rows), tuple(row[0] for row in rows))
 
 
 def weight_of(items: Sequence[Any]) -> int:

@@ -7,15 +7,18 @@ row. The commit stores the id of the top node.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import insert_new, nodes
+from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees.nodes import (
     END,
     SPARSE_BYTES,
@@ -42,6 +45,11 @@ EMPTY: Final = id_of(Node(0, ()).raw)
 
 Edit = tuple[str, FileEntry | None]
 """A path and its new file; None removes it."""
+
+
+_NODES: Final = Prepared(
+    select(nodes.c.id, nodes.c.body).where(nodes.c.repo_id == bindparam("repo"), among(nodes.c.id, "ids"))
+)
 
 
 class Tree:
@@ -130,8 +138,8 @@ class Tree:
         fresh = {node_id: read_node(self._unwritten[node_id]) for node_id in missing if node_id in self._unwritten}
         wanted = [node_id for node_id in missing if node_id not in fresh]
         if wanted:
-            rows = select(nodes.c.id, nodes.c.body).where(nodes.c.repo_id == self.repo_id, nodes.c.id.in_(wanted))
-            fresh |= {row.id: read_node(unpack(row.body)) for row in self._connection.execute(rows)}
+            rows = _NODES.tuples(self._connection, repo=self.repo_id, ids=json.dumps(wanted))
+            fresh |= {node_id: read_node(unpack(body)) for node_id, body in rows}
             if len(fresh) < len(set(missing)):
                 raise Refusal(
                     500, "Incomplete", "a part of this commit is missing; run `adapt registry check` on the server"
