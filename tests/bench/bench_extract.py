@@ -17,15 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.bench.bench_merge import Run, best, measured
 
 if TYPE_CHECKING:
     import torch
@@ -67,36 +66,8 @@ print(result.relative_error)
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process: seconds on the wall, seconds of CPU, peak resident bytes, what it printed."""
-
-    wall_s: float
-    cpu_s: float
-    peak_bytes: int
-    said: str
-
-    def line(self, label: str) -> str:
-        return f"{label:34}{self.wall_s:8.1f}{self.cpu_s:8.1f}{self.peak_bytes / 1e6:9.0f}"
-
-
-def run(*command: str) -> Run:
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    said = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    if process.returncode:
-        raise SystemExit(f"the measured process failed with {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(
-        wall_s=time.perf_counter() - begun,
-        cpu_s=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * unit,
-        said=said.strip(),
-    )
+def line(label: str, of: Run) -> str:
+    return f"{label:34}{of.wall_s:8.1f}{of.cpu_s:8.1f}{of.peak_bytes / 1e6:9.0f}"
 
 
 def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
@@ -201,16 +172,16 @@ def main() -> None:
         time.sleep(2.5)  # what is younger is not trusted to be settled, and not cached
         print(f"two models of {size / 1e6:.0f} MB, bfloat16, rank {arguments.rank}")
         print(f"{'':34}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
-        print(run(sys.executable, "-c", "import torch").line("import torch"))
-        print(run(sys.executable, "-c", FINGERPRINT, home, str(base), str(tuned)).line("fingerprints of both"))
+        print(line("import torch", measured([sys.executable, "-c", "import torch"])))
+        print(line("fingerprints of both", measured([sys.executable, "-c", FINGERPRINT, home, str(base), str(tuned)])))
         command = [sys.executable, "-c", EXTRACT, home, str(base), str(tuned)]
-        runs = [run(*command, str(folder / f"out{i}"), str(arguments.rank)) for i in range(arguments.repeat)]
-        print(min(runs, key=lambda r: r.cpu_s).line("extract"))
+        runs = [measured([*command, str(folder / f"out{i}"), str(arguments.rank)]) for i in range(arguments.repeat)]
+        print(line("extract", best(runs)))
         say_adapter(folder / "out0", base, tuned)
         if arguments.mergekit:
             options = f"--model {tuned} --base-model {base} --out-path {folder / 'theirs'} --max-rank {arguments.rank}"
-            theirs = run(*shlex.split(f"{arguments.mergekit} {options} --embed-lora --no-copy-tokenizer"))
-            print(theirs.line("mergekit-extract-lora"))
+            theirs = measured(shlex.split(f"{arguments.mergekit} {options} --embed-lora --no-copy-tokenizer"))
+            print(line("mergekit-extract-lora", theirs))
             say_adapter(folder / "theirs", base, tuned)
     if arguments.dense:
         seconds = float(here("dense_s", layers=0))
@@ -225,7 +196,7 @@ def say_adapter(adapter: Path, base: Path, tuned: Path) -> None:
 
 def here(function: str, *places: Path, layers: int) -> str:
     """What a function of this file gives, run in a process of its own."""
-    return run(sys.executable, "-c", HERE, function, *map(str, places), str(layers)).said
+    return measured([sys.executable, "-c", HERE, function, *map(str, places), str(layers)]).said
 
 
 if __name__ == "__main__":

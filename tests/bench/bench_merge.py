@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge --growth --methods cat svd
 
 Measured is `adapt merge`, the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat`
-runs by CPU, in turns with the floor: a process that imports torch, and one that reads both files and writes as many bytes as the merge.
+runs by CPU, in turns with the floor: a process that imports torch, and one that reads both files and writes as many
+bytes as the merge.
 The last two columns are the method's time over these two together, by the clock and by the processor: the median of the
 turns, whose range the line below gives. Beside other work only the second means something. The adapters are random and
 written to a temporary folder first; they are in the page cache when they are read. Python keeps its byte code in that
@@ -20,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.bench.growth import told
 
@@ -58,20 +61,17 @@ class Run:
     said: str
 
 
-def run(folder: Path, code: str, *arguments: str) -> Run:
-    environ = os.environ | {"PYTHONPYCACHEPREFIX": str(folder / "byte-code"), "PYTHONDONTWRITEBYTECODE": ""}
+def measured(command: Sequence[str], **options: Any) -> Run:
+    """One process to its end; an error ends the benchmark."""
     begun = time.perf_counter()
-    with (folder / "warnings").open("w+") as warnings:
-        command = [sys.executable, "-c", code, *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=warnings, env=environ)
-        assert process.stdout is not None
-        said = process.stdout.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.stdout.close()
-        if process.returncode:
-            warnings.seek(0)
-            raise SystemExit(f"the measured process failed with {process.returncode}: {warnings.read()}")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
+    assert process.stdout is not None
+    said = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    if process.returncode:
+        raise SystemExit(f"the measured process failed with {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Run(
         wall_s=time.perf_counter() - begun,
@@ -79,6 +79,17 @@ def run(folder: Path, code: str, *arguments: str) -> Run:
         peak_bytes=usage.ru_maxrss * unit,
         said=said.strip(),
     )
+
+
+def run(folder: Path, code: str, *arguments: str) -> Run:
+    """Python with this code; keeps byte code in `folder`, and what is warned of for an error."""
+    environ = os.environ | {"PYTHONPYCACHEPREFIX": str(folder / "byte-code"), "PYTHONDONTWRITEBYTECODE": ""}
+    with (folder / "warnings").open("w+") as warnings:
+        try:
+            return measured([sys.executable, "-c", code, *arguments], stderr=warnings, env=environ)
+        except SystemExit as failed:
+            warnings.seek(0)
+            raise SystemExit(f"{failed}: {warnings.read()}") from None
 
 
 def write_adapter(folder: Path, seed: int, dtype_name: str, layers: int = LAYERS, part: int = 1) -> None:
