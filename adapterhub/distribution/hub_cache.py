@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
+from adapterhub.core.disk.inside import is_own
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, SpecError
 from adapterhub.core.specs import AdapterSpec, parse_version
@@ -64,7 +65,8 @@ class HubCache:
     def _of_repository(self, folder: Path, repo: str, spec: AdapterSpec) -> Iterator[Release]:
         versions = _versions(folder)
         for snapshot in sorted((folder / "snapshots").glob("*")):
-            if not all((snapshot / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+            is_whole = all((snapshot / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))
+            if not is_whole or not is_own(folder, f"snapshots/{snapshot.name}"):
                 continue
             commit, manifest = snapshot.name, manifest_in(snapshot)
             source: Source

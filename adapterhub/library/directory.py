@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
 from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
 from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.disk.inside import LeadsOut, inside
 from adapterhub.core.disk.new_folder import not_written, sync_tree
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.root import absolute
@@ -53,7 +54,7 @@ from adapterhub.library.results import ResultFiles
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.provenance import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
-from adapterhub.trust.verify.listing import behind_link, list_folder
+from adapterhub.trust.verify.listing import list_folder
 
 DEPTH = 4
 """How many folders below the root a build may lie."""
@@ -415,18 +416,9 @@ def _manifest_bytes(folder: str, root: Path) -> tuple[bytes, float]:
 
 def _open_inside(folder: str, name: str, root: Path) -> IO[bytes]:
     """Open a plain file of a build; links are followed only inside `root` and into the blobs of a hub's cache."""
-    path = f"{folder}/{name}"
-    found: tuple[str, str] | None = None
     try:
-        if os.path.islink(path) and not _is_link_inside(Path(folder), Path(path), root):  # noqa: PTH114 - as above
-            found = "E_LINK", f"{name}: a link out of the directory"
-        else:
-            return open_plain(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        found = "E_KIND", f"{name}: {shown(reason)}"
-    raise RefusedAdapter(f"refused `{shown(path, 200)}`. Nothing was stored", [found])
-
-
-def _is_link_inside(folder: Path, path: Path, root: Path) -> bool:
-    return path.resolve(strict=True).is_relative_to(root.resolve()) or behind_link(folder, path) is not None
+        return open_plain(inside(Path(folder), name, within=root))
+    except OSError as error:
+        code = "E_LINK" if isinstance(error, LeadsOut) else "E_KIND"
+        finding = code, f"{name}: {shown(error.strerror or str(error))}"
+        raise RefusedAdapter(f"refused `{shown(f'{folder}/{name}', 200)}`. Nothing was stored", [finding]) from None

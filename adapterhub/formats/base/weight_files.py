@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.safetensors.kinds import POINTER, is_pointer
 
@@ -43,13 +44,20 @@ def weight_files(place: Path) -> tuple[Path, ...]:
 
     Raises:
         BaseNotFound: there is no such folder or file.
-        Malformed: no weights in safetensors, a missing file of the index, or a pipeline of several models.
+        Malformed: no weights in safetensors, a missing file of the index, a link out of the folder, or a pipeline of
+            several models.
         CouldNotTell: the folder cannot be read.
     """
     try:
-        return _weight_files(place)
+        found = _weight_files(place)
+        for path in found:
+            inside(path.parent, path.name)
+    except LeadsOut as error:
+        hint = f"{NO_LINK}, or give the folder that it leads to"
+        raise Malformed(f"`{shown(str(error.filename), 200)}` {error.strerror}", hint=hint) from None
     except OSError as error:
         raise CouldNotTell(f"`{shown(str(place), 200)}` cannot be read: {error.strerror}") from None
+    return found
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

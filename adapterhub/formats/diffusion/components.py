@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.disk.files import digest_of_file, read_json
+from adapterhub.core.disk.inside import inside
 from adapterhub.core.errors import Malformed, shown
 
 DENOISERS: Final = ("unet", "transformer", "transformer_2")
@@ -73,6 +74,10 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
                 f"`{pipeline}` is incomplete: `{PIPELINE_FILE}` names `{name}`, and there is no such folder",
                 hint="finish the download and try again",
             )
+        try:
+            inside(pipeline, name)
+        except OSError as error:
+            raise Malformed(f"`{pipeline / name}` {error.strerror}", hint="replace the link with the folder") from None
         found[name] = pipeline / name
     if not found:
         raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")

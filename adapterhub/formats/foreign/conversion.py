@@ -17,6 +17,7 @@ from threading import Thread
 from typing import IO, Any, Final
 
 from adapterhub.core.digests import Digest, Progress, digest_of_hash
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.foreign.arrays import folded, transposed
 from adapterhub.formats.foreign.reading import Cut, Reading, Rows, Source
@@ -140,10 +141,15 @@ def opened(path: Path) -> Iterator[OpenFile]:
     """The file at `path`, with its header checked.
 
     Raises:
-        MalformedTensorFile: it cannot be opened, is not a plain file, or its header breaks the format.
+        MalformedTensorFile: it cannot be opened, is a link out of its folder or not a plain file, or its header breaks
+            the format.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        real = inside(path.parent, path.name)
+        handle = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | getattr(os, "O_NONBLOCK", 0))
+    except LeadsOut as error:
+        hint = f"{NO_LINK}, or give the file that it leads to"
+        raise MalformedTensorFile(path.name, error.strerror, code="E_LINK", hint=hint) from None
     except OSError as error:
         raise MalformedTensorFile(path.name, f"cannot be opened: {error.strerror}") from None
     with os.fdopen(handle, "rb") as stream:

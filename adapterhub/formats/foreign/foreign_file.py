@@ -9,8 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.digests import Progress, hex_of, strict_json
-from adapterhub.core.disk.files import read_plain
+from adapterhub.core.digests import Progress, hex_of
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.foreign.conversion import OpenFile, ensure_one_kind, opened, write_folder
@@ -120,14 +121,14 @@ def _config_beside(path: Path) -> Mapping[str, Any] | None:
     """MLX's config beside the weights.
 
     Raises:
-        MalformedTensorFile: E_CONFIG; it is there and no JSON object.
+        MalformedTensorFile: E_CONFIG or E_LINK; it is there and no JSON object, or a link out of the folder.
     """
     try:
-        value = strict_json(
-            read_plain(path.parent / CONFIG_FILE, limits().config_bytes), limit_bytes=limits().config_bytes
-        )
+        value = read_json(inside(path.parent, CONFIG_FILE), limits().config_bytes)
     except FileNotFoundError:
         return None
+    except LeadsOut as error:
+        raise MalformedTensorFile(CONFIG_FILE, error.strerror, code="E_LINK", hint=NO_LINK) from None
     except (OSError, ValueError) as error:
         raise MalformedTensorFile(CONFIG_FILE, shown(str(error)), code="E_CONFIG") from None
     if not isinstance(value, dict):

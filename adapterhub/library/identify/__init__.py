@@ -18,7 +18,8 @@ from typing import Any
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import digest_of_file
-from adapterhub.core.errors import AdapterNotFound, CouldNotTell, shown
+from adapterhub.core.disk.inside import is_own
+from adapterhub.core.errors import AdapterNotFound, CouldNotTell, Malformed, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES
 from adapterhub.library.identify._bases import base_matches
@@ -63,6 +64,7 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
 
     Raises:
         AdapterNotFound: nothing is at `path`.
+        Malformed: it is a link out of its folder.
         CouldNotTell: a file cannot be read, or is larger than the weights of an adapter may be.
     """
     if is_hash(path.name) and not os.path.lexists(path):
@@ -147,12 +149,15 @@ def _files(path: Path) -> dict[str, Path]:
 
     Raises:
         AdapterNotFound: there is no such file or folder.
+        Malformed: it is a link out of its folder.
     """
     if path.is_dir():
         taken = {name: file.path for name, file in list_folder(path).taken.items() if name in MEDIA_TYPES}
-        weights = [p for p in sorted(path.glob("*.safetensors")) if p.is_file() and not p.is_symlink()]
+        weights = [p for p in sorted(path.glob("*.safetensors")) if p.is_file() and is_own(path, p.name)]
         return {**{p.name: p for p in weights[:8]}, **taken}
-    if path.is_file():
+    if path.is_file() and is_own(path.parent, path.name):
         return {path.name: path}
+    if path.is_file():
+        raise Malformed(f"`{shown(str(path), 200)}` is a link out of its folder", hint="give the file that it leads to")
     what = "is no plain file" if os.path.lexists(path) else "is not there"
     raise AdapterNotFound(f"`{shown(str(path), 200)}` {what}", hint="give a file or a folder")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Final
 
+from adapterhub.core.disk.inside import inside
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.foreign.recognition import PEFT, scheme_among
 from adapterhub.formats.safetensors.file import TensorFile, read_header
@@ -28,7 +27,7 @@ def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
         return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", NO_PEFT)
     candidates = sorted(n for n in names if n.endswith(".safetensors"))[:_LOOKED_AT_FILES]
     for name in candidates:
-        file = _header(folder / name)
+        file = _header(folder, name)
         if file is None:
             continue
         scheme = scheme_among(spec.name for spec in file.tensors)
@@ -40,12 +39,10 @@ def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
     return None
 
 
-def _header(path: Path) -> TensorFile | None:
+def _header(folder: Path, name: str) -> TensorFile | None:
     """The header of a plain file, None for anything else. Only the header of a stranger's file is read here."""
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return None
-        return read_header(path)
+        return read_header(inside(folder, name))
     except (OSError, MalformedTensorFile):
         return None
 

@@ -3,8 +3,7 @@
 Only allow-listed names are opened. Two exceptions say what a file is: in a folder without PEFT's weights the headers
 of other safetensors files, and files of up to 1,024 bytes with the name of a pickle, which may be Git LFS pointers.
 `library.intake.prompts` opens a few more, through `take`, for the prompt form.
-A taken file may be a link inside its folder, or the link into the `blobs` of a Hugging Face cache
-(`snapshots/<commit>/file -> ../../blobs/<id>`); any other way out is refused.
+`core.disk.inside` says which links may lead to a taken file.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from adapterhub.core.disk.held_file import HeldFile
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.base.weight_files import TOKENIZER_FILES
@@ -191,24 +191,22 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
 
 def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or a finding with the reason why there is none."""
-    path = folder / name
     try:
-        facts = os.lstat(path)
-        if stat.S_ISLNK(facts.st_mode):
-            target = behind_link(folder, path)
-            if target is None:
-                return Finding(
-                    code="E_LINK",
-                    severity="error",
-                    where=name,
-                    message=f"is a link out of its folder, to {shown(str(path.readlink()))}",
-                    expected="a plain file",
-                    hint="replace the link with the file",
-                )
-            path, facts = target, target.lstat()
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Finding(code="E_LINK", severity="error", where=name, message=f"leads nowhere: {shown(reason)}")
+        path = inside(folder, name)
+        facts = path.lstat()
+    except LeadsOut as error:
+        return Finding(
+            code="E_LINK",
+            severity="error",
+            where=name,
+            message=error.strerror,
+            expected="a plain file",
+            hint=NO_LINK,
+        )
+    except OSError as error:
+        return Finding(
+            code="E_LINK", severity="error", where=name, message=f"leads nowhere: {shown(error.strerror or str(error))}"
+        )
     if not stat.S_ISREG(facts.st_mode):
         kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
         return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
@@ -221,18 +219,6 @@ def take(folder: Path, name: str) -> Entry | Finding:
 def _too_large(name: str, size_bytes: int, most: int) -> Finding:
     message, hint = f"holds {size_bytes} bytes, expected at most {most}", "remove or shorten it"
     return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
-
-
-def behind_link(folder: Path, path: Path) -> Path | None:
-    """The resolved target of a link, if it lies inside the folder or in the blobs of the same hub cache."""
-    target, home = path.resolve(strict=True), folder.resolve(strict=True)
-    if target.is_relative_to(home):
-        return target
-    # snapshots/<commit>[/subfolder…]/file; both sides are resolved, so the cache itself may lie behind a link
-    for parent in home.parents:
-        if parent.name == "snapshots":
-            return target if target.parent == parent.parent / "blobs" else None
-    return None
 
 
 def kind_of_name(name: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import shown
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
+from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.base.weight_files import INDEX_LIMIT_BYTES, TOKENIZER_FILES, index_of
 from adapterhub.weights.fuse._model import CONFIG_FILE, Model
@@ -49,11 +50,15 @@ def side_files(model: Model) -> list[Path]:
 
 
 def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
-    """Copy the side files; `dtype` (torch's name) replaces the dtype in the config."""
+    """Copy the side files; `dtype` (torch's name) replaces the dtype in the config.
+
+    Raises:
+        Malformed: one is a link out of the base's folder.
+    """
     for name in side_files(model):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(model.folder / name, target)
+        shutil.copyfile(_inside(model.folder, str(name)), target)
     if dtype is not None and (folder / CONFIG_FILE).exists():
         text = json.dumps(_with_dtype(model.config, dtype), indent=2, sort_keys=True)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
@@ -65,12 +70,19 @@ def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
     if path is None:
         return
     if size_bytes is None:
-        shutil.copyfile(path, folder / path.name)
+        shutil.copyfile(_inside(path.parent, path.name), folder / path.name)
         return
-    index = read_json(path, INDEX_LIMIT_BYTES)
+    index = read_json(_inside(path.parent, path.name), INDEX_LIMIT_BYTES)
     metadata = index.get("metadata")
     index["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size_bytes}
     (folder / path.name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    try:
+        return inside(folder, name)
+    except LeadsOut as error:
+        raise Malformed(f"`{shown(str(error.filename), 200)}` {error.strerror}", hint=NO_LINK) from None
 
 
 def code_remarks(model: Model) -> Sequence[str]:
