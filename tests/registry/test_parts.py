@@ -21,7 +21,7 @@ from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
 from adapterhub_registry.repos.card import read_config
 from adapterhub_registry.settings import Limits, load_settings
-from adapterhub_registry.storage.blobs import LEFTOVER_S
+from adapterhub_registry.storage.blobs import LEFTOVER_S, UploadId
 from adapterhub_registry.storage.disk_blobs import DiskBlobs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +32,7 @@ from adapterhub.core.lookalike import fold
 
 SECRET = b"s" * 32
 HELLO = hashlib.sha256(b"hello").hexdigest()
+UPLOAD = UploadId("upload-1", "owner-01")
 
 
 # ------------------------------------------------------------ blobs
@@ -84,17 +85,17 @@ def test_a_source_that_fails_leaves_nothing(blobs: DiskBlobs, tmp_path: Path) ->
 
 
 def send(blobs: DiskBlobs, number: int, data: bytes) -> tuple[int, str]:
-    return number, blobs.put_part("upload-1", number, [data], len(data), 5)
+    return number, blobs.put_part(UPLOAD, number, [data], len(data), 5)
 
 
 def test_parts_are_kept_until_they_make_the_whole(blobs: DiskBlobs) -> None:
     one, wrong = send(blobs, 1, b"hel"), send(blobs, 2, b"xx")
     with pytest.raises(DigestMismatch):
-        blobs.complete("upload-1", [one, wrong], HELLO, 5)
+        blobs.complete(UPLOAD, [one, wrong], HELLO, 5)
 
     two = send(blobs, 2, b"lo")
 
-    assert blobs.complete("upload-1", [one, two], HELLO, 5).size == 5
+    assert blobs.complete(UPLOAD, [one, two], HELLO, 5).size == 5
     assert b"".join(blobs.open(HELLO)) == b"hello"
 
 
@@ -103,10 +104,10 @@ def test_parts_that_came_in_order_become_the_blob_without_another_file(blobs: Di
     (run,) = (path for path in tmp_path.rglob("run-*"))
     number = run.stat().st_ino
 
-    assert blobs.complete("upload-1", parts, HELLO, 5) == blobs.put([b"hello"], size=5)
+    assert blobs.complete(UPLOAD, parts, HELLO, 5) == blobs.put([b"hello"], size=5)
     (blob,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert (blob.stat().st_ino, blob.name, stat.S_IMODE(blob.stat().st_mode)) == (number, HELLO, 0o444)
-    assert blobs.complete("upload-1", parts, HELLO, 5).size == 5  # the answer was lost
+    assert blobs.complete(UPLOAD, parts, HELLO, 5).size == 5  # the answer was lost
 
 
 @pytest.mark.parametrize("order", [(2, 1, 3), (3, 2, 1), (1, 3, 2), (1, 2, 1, 2, 3), (1, 2, 2, 3, 3), (1, 3, 1, 2, 3)])
@@ -114,28 +115,28 @@ def test_parts_in_any_order_and_repeated_make_the_whole(blobs: DiskBlobs, order:
     bytes_of = {1: b"h", 2: b"el", 3: b"lo"}
     etags = dict(send(blobs, number, bytes_of[number]) for number in order)
 
-    assert blobs.complete("upload-1", sorted(etags.items()), HELLO, 5).size == 5
+    assert blobs.complete(UPLOAD, sorted(etags.items()), HELLO, 5).size == 5
     assert b"".join(blobs.open(HELLO)) == b"hello"
 
 
 def test_another_server_of_the_folder_joins_the_parts_of_a_run(blobs: DiskBlobs, tmp_path: Path) -> None:
     parts = [send(blobs, 1, b"he"), send(DiskBlobs(tmp_path), 2, b"l"), send(blobs, 3, b"lo")]
 
-    assert DiskBlobs(tmp_path).complete("upload-1", parts, HELLO, 5).size == 5
+    assert DiskBlobs(tmp_path).complete(UPLOAD, parts, HELLO, 5).size == 5
     assert b"".join(blobs.open(HELLO)) == b"hello"
     with pytest.raises(Malformed, match="not received"):
-        blobs.complete("upload-1", parts, "0" * 64, 5)
+        blobs.complete(UPLOAD, parts, "0" * 64, 5)
 
 
 @pytest.mark.parametrize("chunks", [[b"l"], [b"lo", b"!"]])
 def test_a_part_that_fails_leaves_no_byte_in_the_blob(blobs: DiskBlobs, chunks: list[bytes]) -> None:
     one = send(blobs, 1, b"hel")
     with pytest.raises(Malformed):
-        blobs.put_part("upload-1", 2, chunks, 2, 5)
+        blobs.put_part(UPLOAD, 2, chunks, 2, 5)
     with pytest.raises(OSError, match="cut"):
-        blobs.put_part("upload-1", 2, cut(b"xx"), 2, 5)
+        blobs.put_part(UPLOAD, 2, cut(b"xx"), 2, 5)
 
-    blobs.complete("upload-1", [one, send(blobs, 2, b"lo")], HELLO, 5)
+    blobs.complete(UPLOAD, [one, send(blobs, 2, b"lo")], HELLO, 5)
 
     assert b"".join(blobs.open(HELLO)) == b"hello"
 
@@ -148,10 +149,10 @@ def test_a_part_that_comes_while_another_is_on_its_way_has_a_file_of_its_own(blo
         held.update([send(blobs, 2, b"lo")])
         yield b"o"
 
-    late = blobs.put_part("upload-1", 2, slowly(), 2, 5)
+    late = blobs.put_part(UPLOAD, 2, slowly(), 2, 5)
 
     assert late != held[2]
-    assert blobs.complete("upload-1", [one, *held.items()], HELLO, 5).size == 5
+    assert blobs.complete(UPLOAD, [one, *held.items()], HELLO, 5).size == 5
     assert b"".join(blobs.open(HELLO)) == b"hello"
 
 

@@ -12,7 +12,7 @@ import obstore
 import pytest
 from adapterhub_registry.settings import S3Place
 from adapterhub_registry.storage import s3_blobs
-from adapterhub_registry.storage.blobs import StoreUnreachable
+from adapterhub_registry.storage.blobs import StoreUnreachable, UploadId
 from adapterhub_registry.storage.s3_blobs import S3Blobs
 from adapterhub_registry.storage.s3_bucket import Bucket
 from adapterhub_registry.storage.s3_xorbs import S3Xorbs
@@ -25,7 +25,7 @@ from tests.registry.shared_servers import CREDENTIALS, S3
 from tests.registry.xet_wire import xorb_bytes, xorb_name
 
 BIG = 300_000  # beyond what is kept in memory and written at once
-UPLOAD, GIVEN_UP = "an-upload-of-somebody", "an-upload-given-up"
+UPLOAD, GIVEN_UP = UploadId("an-upload-of-somebody", "owner-01"), UploadId("an-upload-given-up", "owner-01")
 
 
 def sha256(data: bytes) -> str:
@@ -110,12 +110,12 @@ def test_what_came_by_a_link_is_checked_and_moved(blobs: S3Blobs, keys: Callable
     data = os.urandom(BIG)
     httpx.put(str(blobs.upload_link(UPLOAD)), content=data).raise_for_status()
 
-    stored = blobs.take(UPLOAD, sha256(data), BIG)
+    stored = blobs.take(UPLOAD.object, sha256(data), BIG)
 
     assert stored is not None
     assert stored.sha256 == sha256(data)
     assert keys() == {f"blobs/sha256/{stored.sha256[:2]}/{stored.sha256[2:4]}/{stored.sha256}"}
-    assert blobs.take(UPLOAD, sha256(data), BIG) is None
+    assert blobs.take(UPLOAD.object, sha256(data), BIG) is None
 
 
 @pytest.mark.parametrize("sent", [b"x" * BIG, b"x" * (BIG - 1), b"x" * (BIG + 1)])
@@ -123,7 +123,7 @@ def test_other_bytes_than_announced_are_dropped(blobs: S3Blobs, keys: Callable[[
     httpx.put(str(blobs.upload_link(UPLOAD)), content=sent).raise_for_status()
 
     with pytest.raises((DigestMismatch, Malformed)):
-        blobs.take(UPLOAD, sha256(b"y" * BIG), BIG)
+        blobs.take(UPLOAD.object, sha256(b"y" * BIG), BIG)
 
     assert keys() == set()
 
@@ -141,7 +141,7 @@ def test_a_link_that_is_used_again_during_the_check_changes_nothing(
         publish(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(s3_blobs.S3Blobs, "_publish", late)
-    blobs.take(UPLOAD, sha256(good), BIG)
+    blobs.take(UPLOAD.object, sha256(good), BIG)
     httpx.put(link, content=bad).raise_for_status()
 
     assert b"".join(blobs.open(sha256(good))) == good
@@ -175,7 +175,7 @@ def test_links_are_good_for_their_key_and_way_only(blobs: S3Blobs) -> None:
 
     assert httpx.put(down, content=b"other").status_code == 403
     assert httpx.get(up).status_code == 403
-    assert httpx.put(up.replace(UPLOAD, "of-somebody-else"), content=b"x").status_code == 403
+    assert httpx.put(up.replace(UPLOAD.object, "of-somebody-else"), content=b"x").status_code == 403
     assert httpx.get(down.partition("?")[0]).status_code == 403
 
 
@@ -186,11 +186,11 @@ def test_what_was_given_up_is_swept_after_a_day(
     stored = blobs.put([os.urandom(BIG)], size=BIG)
 
     blobs.sweep()
-    assert f"staging/{GIVEN_UP}" in keys()
+    assert f"staging/{GIVEN_UP.object}/{GIVEN_UP.owner}" in keys()
     monkeypatch.setattr(s3_blobs, "LEFTOVER_S", -5)
     blobs.sweep()
 
-    assert f"staging/{GIVEN_UP}" not in keys()
+    assert f"staging/{GIVEN_UP.object}/{GIVEN_UP.owner}" not in keys()
     assert blobs.holds({stored.sha256: stored.size})
 
 

@@ -20,12 +20,29 @@ from adapterhub_registry.names import SHA256
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
 RESERVE_BYTES = 64 << 20
-UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_UPLOAD_PART = re.compile(r"[A-Za-z0-9_-]{8,48}")
+ETAG = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoreUnreachable(Exception):
     """The blob store does not answer; the text says why. Clients try again later."""
+
+
+class UploadId(NamedTuple):
+    """One upload: what is sent, for whom and where (`object`), and the answer that announced it (`owner`).
+
+    Two uploads of one object at the same time share nothing, so that neither removes what the other still needs.
+    """
+
+    object: str
+    owner: str
+
+    def checked(self) -> UploadId:
+        """The same id; raises `Malformed` for one that could become a path."""
+        if not all(_UPLOAD_PART.fullmatch(part) for part in self):
+            raise Malformed("not an upload id")
+        return self
 
 
 class StoredBlob(NamedTuple):
@@ -83,20 +100,22 @@ class BlobStore(Protocol):
         """
         ...
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
+    def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
         """Keep part `number` (from 1), exactly `size` bytes, of an upload of `total`; return its ETag."""
         ...
 
-    def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
+    def complete(
+        self, upload: UploadId, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int
+    ) -> StoredBlob:
         """Join `(number, ETag)` parts into one blob, then remove them."""
         ...
 
-    def upload_link(self, upload_id: str, part: int | None = None, /) -> str | None:
+    def upload_link(self, upload: UploadId, part: int | None = None, /) -> str | None:
         """A link through which a client sends an upload, or a part, directly to the store; None without such links."""
         ...
 
-    def take(self, upload_id: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
-        """Check and store what a client sent through `upload_link`; None when it sent nothing. Drops wrong bytes."""
+    def take(self, sent: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
+        """Check and store what came of an object through `upload_link`; None when nothing did. Drops wrong bytes."""
         ...
 
     def download_link(self, sha256: str, /) -> str | None:

@@ -2,7 +2,7 @@
 
 blobs/sha256/ab/cd/<64 hex>  written once: temporary file, fsync, rename, fsync of the folder
 uploads/<random>             an upload in progress; removed when it fails, swept at the start after a crash
-uploads/parts/<upload>/      of a multipart upload:
+uploads/parts/<upload>/      of one multipart upload:
     run-<random>             the parts that came in order; becomes the blob
     <number>-<etag>          another part, or a link that names a part of a run: `run-<random>:<start>:<end>`, no file
 """
@@ -25,13 +25,14 @@ from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.errors import BlobNotFound, Malformed
 from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
+    ETAG,
     LEFTOVER_S,
     RESERVE_BYTES,
-    UPLOAD,
     Hashes,
     Kept,
     StoredBlob,
     StoreUnreachable,
+    UploadId,
     check_room,
     digest_of,
     path_of,
@@ -40,6 +41,7 @@ from adapterhub_registry.storage.blobs import (
 
 ETAG_DIGITS = 32
 MOST_RUNS = 1000
+_NO_SUCH_PART = "the list of parts names a part that the server has not received"
 
 
 class DiskBlobs:
@@ -51,7 +53,7 @@ class DiskBlobs:
         self._parts = self._uploads / "parts"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._parts.mkdir(parents=True, exist_ok=True)
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._runs: OrderedDict[UploadId, _Run] = OrderedDict()
         self.sweep()
 
     def _path(self, sha256: str) -> Path:
@@ -106,16 +108,16 @@ class DiskBlobs:
             self._publish(stream, temporary, blob.sha256)
         return blob if size is not None else self._stored(blob.sha256, blob.size)
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
+    def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
         """Keep one part: behind the parts before it where these came in order, else in a file of its own."""
-        folder = self._part_folder(upload_id)
+        folder = self._part_folder(upload)
         with raising_disk_full():
             folder.mkdir(exist_ok=True)
         if number == 1:
-            self._runs[upload_id] = _Run(folder / f"run-{secrets.token_hex(8)}", total)
+            self._runs[upload] = _Run(folder / f"run-{secrets.token_hex(8)}", total)
             while len(self._runs) > MOST_RUNS:
                 self._runs.popitem(last=False)  # its parts stay, and are joined by copying them
-        with self._free_run(upload_id) as run:
+        with self._held_run(upload, waits=False) as run:
             if run is not None and len(run.etags) == number - 1:
                 return run.append(_exactly(chunks, size, number))
         with self._temporary() as (stream, temporary):
@@ -129,10 +131,10 @@ class DiskBlobs:
         return etag
 
     @contextlib.contextmanager
-    def _free_run(self, upload_id: str) -> Iterator[_Run | None]:
-        """The parts of an upload that came in order, held; None without any, and while another part comes."""
-        run = self._runs.get(upload_id)
-        if run is None or not run.busy.acquire(blocking=False):
+    def _held_run(self, upload: UploadId, *, waits: bool) -> Iterator[_Run | None]:
+        """The parts of an upload that came in order, held; None without any, and unless it `waits`, for a busy run."""
+        run = self._runs.get(upload)
+        if run is None or not run.busy.acquire(blocking=waits):
             yield None
             return
         try:
@@ -140,36 +142,49 @@ class DiskBlobs:
         finally:
             run.busy.release()
 
-    def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
+    def complete(
+        self, upload: UploadId, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int
+    ) -> StoredBlob:
         """Join parts. When the result is wrong the parts stay, so that the client can send one of them again."""
-        folder = self._part_folder(upload_id)
-        with self._free_run(upload_id) as run, contextlib.suppress(FileNotFoundError):  # another server took the parts
+        folder = self._part_folder(upload)
+        try:
+            return self._joined(upload, folder, parts, expected_sha256, size)
+        except FileNotFoundError:  # the client asked twice, and the other call removed the parts
+            if not self._is_right(expected_sha256):
+                raise Malformed(_NO_SUCH_PART) from None
+            return self._stored(expected_sha256, size)
+
+    def _joined(
+        self, upload: UploadId, folder: Path, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int
+    ) -> StoredBlob:
+        with (
+            self._held_run(upload, waits=True) as run,
+            contextlib.suppress(FileNotFoundError),
+        ):  # another server's parts
             if run is not None and run.etags == [etag for _, etag in parts]:
                 blob = run.hashes.checked(expected_sha256)
                 with raising_disk_full(), run.path.open("r+b") as stream:
                     stream.truncate(size)  # a part that failed may have left bytes
                     self._publish(stream, run.path, blob.sha256)
-                self._forget(upload_id)
+                self._forget(upload)
                 return blob
-        places = [_place_of(folder / f"{number}-{etag}") for number, etag in parts if UPLOAD.fullmatch(etag)]
+        places = [_place_of(folder / f"{number}-{etag}") for number, etag in parts if ETAG.fullmatch(etag)]
         found = [place for place in places if place is not None]
         if len(found) != len(parts):
             if self._is_right(expected_sha256):  # an earlier call completed the upload, and its answer was lost
                 return self._stored(expected_sha256, size)
-            raise Malformed("the list of parts names a part that the server has not received")
+            raise Malformed(_NO_SUCH_PART)
         chunks = (chunk for path, start, end in found for chunk in _read(path.open("rb"), start, end))
         blob = self.put(chunks, expected_sha256, size)
-        self._forget(upload_id)
+        self._forget(upload)
         return blob
 
-    def _forget(self, upload_id: str) -> None:
-        self._runs.pop(upload_id, None)
-        shutil.rmtree(self._part_folder(upload_id), ignore_errors=True)
+    def _forget(self, upload: UploadId) -> None:
+        self._runs.pop(upload, None)
+        shutil.rmtree(self._part_folder(upload), ignore_errors=True)
 
-    def _part_folder(self, upload_id: str) -> Path:
-        if not UPLOAD.fullmatch(upload_id):
-            raise Malformed("not an upload id")
-        return self._parts / upload_id
+    def _part_folder(self, upload: UploadId) -> Path:
+        return self._parts / "-".join(upload.checked())
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[IO[bytes], Path]]:
@@ -208,10 +223,10 @@ class DiskBlobs:
             pass
         return hashes.checked(None)
 
-    def upload_link(self, _upload_id: str, _part: int | None = None, /) -> None:
+    def upload_link(self, _upload: UploadId, _part: int | None = None, /) -> None:
         """None: clients send bytes to this server."""
 
-    def take(self, _upload_id: str, _expected_sha256: str, _size: int, /) -> None:
+    def take(self, _sent: str, _expected_sha256: str, _size: int, /) -> None:
         """None: clients send bytes to this server."""
 
     def download_link(self, _sha256: str, /) -> None:

@@ -1,7 +1,7 @@
 """A `BlobStore` in an S3 bucket, which several servers share.
 
 <prefix>blobs/sha256/ab/cd/<64 hex>   written only with bytes whose digest was checked
-<prefix>staging/<upload>              an upload that a client sent through a signed link; a part: `staging/<upload>/<n>`
+<prefix>staging/<object>/<owner>      an upload that a client sent through a signed link; a part: `<owner>/<n>`
 <prefix>checking/<random>             an upload that is being checked; no signed link leads here
 
 The holder of an upload link can write its key until the link expires, even after the check. The server therefore first
@@ -21,11 +21,11 @@ from typing import Final
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, Malformed
 from adapterhub_registry.storage.blobs import (
     LEFTOVER_S,
-    UPLOAD,
     Hashes,
     Kept,
     StoredBlob,
     StoreUnreachable,
+    UploadId,
     digest_of,
     path_of,
 )
@@ -160,26 +160,41 @@ class S3Blobs:
         self._bucket.put(key, whole(), blob.size)
 
     # ------------------------------------------------------------ uploads that bypass this server
-    def upload_link(self, upload_id: str, part: int | None = None, /) -> str | None:
+    def upload_link(self, upload: UploadId, part: int | None = None, /) -> str | None:
         """A short-lived link through which a client writes one staging key."""
-        return self._bucket.link("PUT", _staging(upload_id, part))
+        return self._bucket.link("PUT", _staging(upload, part))
 
-    def take(self, upload_id: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
-        """Check what a client sent through the link and store it under its digest. Reads it once; drops wrong bytes.
+    def take(self, sent: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
+        """Check what a client sent of an object and store it under its digest. Reads it once; drops wrong bytes.
+
+        Of several uploads of the object it takes one, and leaves the others to the requests that follow them.
 
         Raises:
             DigestMismatch: the bytes have another digest.
             Malformed: the upload has another size.
         """
-        staged, checking = _staging(upload_id), _checking()
-        came = self._bucket.size(staged)
-        if came is None:
-            return None
+        problem: DigestMismatch | Malformed | None = None
+        for item in self._bucket.items(_staging(UploadId(sent, "any-owner")).rpartition("/")[0]):
+            if item.key.count("/") == 2:  # noqa: PLR2004 - no part of an upload
+                try:
+                    blob = self._taken(item.key, item.size, expected_sha256, size)
+                except (DigestMismatch, Malformed) as error:
+                    problem = error  # another client of the same user may have sent the right bytes
+                    continue
+                if blob is not None:
+                    return blob
+        if problem is not None:
+            raise problem
+        return None
+
+    def _taken(self, staged: str, came: int, expected_sha256: str, size: int) -> StoredBlob | None:
+        """As `take`, of one upload; None for one that another request took meanwhile."""
+        checking = _checking()
         if came != size:
             self._bucket.remove(staged)
             raise Malformed(f"got {came} bytes, {size} were announced")
         try:
-            if not self._bucket.copy(staged, checking):  # another request of the same user took it meanwhile
+            if not self._bucket.copy(staged, checking):
                 return None
             try:
                 blob = self._read(checking, size).checked(expected_sha256)
@@ -192,7 +207,7 @@ class S3Blobs:
         self._bucket.remove(staged)
         return blob
 
-    def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
+    def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
         """Keep one part that a client sent through this server."""
         hashes = Hashes(size)
 
@@ -200,12 +215,14 @@ class S3Blobs:
             yield from hashes.over(chunks)
             hashes.checked(None)
 
-        self._bucket.put(_staging(upload_id, number), whole(), size)
-        return self._bucket.etag(_staging(upload_id, number))
+        self._bucket.put(_staging(upload, number), whole(), size)
+        return self._bucket.etag(_staging(upload, number))
 
-    def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
+    def complete(
+        self, upload: UploadId, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int
+    ) -> StoredBlob:
         """Join parts. When the result is wrong the parts stay, so that the client can send one of them again."""
-        found = [(self._bucket.get(_staging(upload_id, number)), etag) for number, etag in parts]
+        found = [(self._bucket.get(_staging(upload, number)), etag) for number, etag in parts]
         opened = [part[0] for part, etag in found if part is not None and part[2] == etag]
         if len(opened) != len(parts) or not parts:
             if (
@@ -214,7 +231,7 @@ class S3Blobs:
                 return self._read(_key(expected_sha256), size).checked(expected_sha256)
             raise Malformed("the list of parts names a part that the server has not received")
         blob = self.put((chunk for part in opened for chunk in part), expected_sha256, size)
-        self._bucket.remove(*(_staging(upload_id, number) for number, _ in parts))
+        self._bucket.remove(*(_staging(upload, number) for number, _ in parts))
         return blob
 
     # ------------------------------------------------------------ upkeep
@@ -250,10 +267,8 @@ def _key(sha256: str) -> str:
     return f"blobs/sha256/{path_of(sha256)}"
 
 
-def _staging(upload_id: str, part: int | None = None) -> str:
-    if not UPLOAD.fullmatch(upload_id):
-        raise Malformed("not an upload id")
-    return f"staging/{upload_id}" + ("" if part is None else f"/{part}")
+def _staging(upload: UploadId, part: int | None = None) -> str:
+    return "/".join(("staging", *upload.checked(), *(() if part is None else (str(part),))))
 
 
 def _checking() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any, Final
@@ -20,7 +21,7 @@ from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, fo
 from adapterhub_registry.names import RepoId, parse_sha256
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import StoredBlob
+from adapterhub_registry.storage.blobs import StoredBlob, UploadId
 
 router = APIRouter(include_in_schema=False)
 MAX_LFS_OBJECTS: Final = 1000
@@ -79,7 +80,7 @@ def lfs_batch(
         if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
             raise bad_request("the client has disconnected")
         claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
-        claims |= {"oid": answer["oid"], "size": answer["size"]}
+        claims |= {"oid": answer["oid"], "size": answer["size"], "upload": secrets.token_hex(8)}
         answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
     split = any("chunk_size" in answer["actions"]["upload"]["header"] for answer in sent)
     return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
@@ -135,14 +136,14 @@ class _Links:
         """The member `actions`: one upload, or parts of `part_bytes` for a large object."""
         limits, size = self._settings.limits, int(self._claims["size"])
         verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
-        upload_id = _upload_id(self._claims)
+        upload = _upload(self._claims)
         if part_bytes is None or size < limits.multipart_from_bytes:
-            direct = self._blobs.upload_link(upload_id) if size <= DIRECT_BYTES else None
+            direct = self._blobs.upload_link(upload) if size <= DIRECT_BYTES else None
             return {"upload": {"href": direct or self._link("object", "lfs-object"), "header": {}}, "verify": verify}
         header = {"chunk_size": str(part_bytes)}
         for number in range(1, ceil(size / part_bytes) + 1):
             length = min(part_bytes, size - (number - 1) * part_bytes)
-            direct = self._blobs.upload_link(upload_id, number)
+            direct = self._blobs.upload_link(upload, number)
             header[str(number)] = direct or self._link("part", "lfs-part", part=number, length=length)
         return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
 
@@ -154,8 +155,12 @@ def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
         raise forbidden(f"upload link: {problem}") from None
 
 
-def _upload_id(claims: Mapping[str, Any]) -> str:
-    # the same object of the same user for the same repository always gets the same id
+def _upload(claims: Mapping[str, Any]) -> UploadId:
+    return UploadId(_sent(claims), str(claims.get("upload")))
+
+
+def _sent(claims: Mapping[str, Any]) -> str:
+    """What is sent: the same object of the same user for the same repository always has the same name."""
     facts = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
     return hashlib.sha256(facts.encode()).hexdigest()[:48]
 
@@ -176,10 +181,10 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
 async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
     """Receive one part; the completion must name its ETag."""
     claims = _claims(registry, token, "lfs-part")
-    upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
+    part, length = claims["part"], claims["length"]
 
     def work(chunks: Iterator[bytes]) -> str:
-        return registry.blobs.put_part(upload_id, part, chunks, length, claims["size"])
+        return registry.blobs.put_part(_upload(claims), part, chunks, length, claims["size"])
 
     etag = await receive_with(request, claims["token"], work)
     return Response(headers={"ETag": f'"{etag}"'})
@@ -193,7 +198,7 @@ def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
     parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
     if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
         raise bad_request("parts: expected each part once, in order")
-    blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
+    blob = registry.blobs.complete(_upload(claims), parts, claims["oid"], claims["size"])
     _record(registry, claims, blob)
     return JSONResponse({"success": True})
 
@@ -206,7 +211,7 @@ def _record(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> Non
 def record_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
     """Check and record an object that the caller may have sent to a bucket."""
     claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
-    blob = registry.blobs.take(_upload_id(claims), oid, size)
+    blob = registry.blobs.take(_sent(claims), oid, size)
     if blob is not None:
         _record(registry, claims, blob)
 
