@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from adapterhub.cli.groups import HELP, Group
-from adapterhub.cli.output import report_failure
+from adapterhub.cli.output import report_failure, report_traceback
 from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
 if TYPE_CHECKING:
@@ -222,6 +222,7 @@ def cli(quiet: bool, verbose: bool) -> None:
 def main() -> NoReturn:
     """Run `adapt`; the entry point of the console script."""
     gc.callbacks.append(_keep_start)
+    sys.excepthook = report_traceback
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have set it to be ignored
         signal.signal(signal.SIGINT, _stop)

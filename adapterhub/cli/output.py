@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from adapterhub.core import display
 from adapterhub.core.errors import AdapterHubError, shown
+from adapterhub.core.redaction import without_own_secrets, without_secrets
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -45,12 +48,13 @@ class Output:
         cells = [_cells(row) for row in rows]
         if not sys.stdout.isatty():
             lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
-            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.write(without_own_secrets("\n".join(lines)) + "\n")
             return
         import shutil
 
         from adapterhub.cli.tables import table_lines
 
+        cells = [[without_own_secrets(cell) for cell in row] for row in cells]
         head, body = table_lines(columns, cells, right=right, width=shutil.get_terminal_size().columns)
         sys.stdout.write("\n".join([*(coloured(line, "1", sys.stdout) for line in head), *body]) + "\n")
 
@@ -63,7 +67,7 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """Print one line of the result."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(without_own_secrets(text) + "\n")
 
     def piece(self, text: str) -> None:
         """Print a piece of the result at once, through `printable` on a terminal."""
@@ -191,12 +195,19 @@ def coloured(text: str, code: str, stream: TextIO) -> str:
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     """Write the error to stderr, as text or as `{"error": …}`."""
     if as_json:
-        text = json_text({"error": failure_facts(error)})
+        text = without_secrets(json_text({"error": failure_facts(error)}))
     else:
         hint = f"\n{_label('hint')} {escaped(error.hint)}" if error.hint else ""
         text = f"{_label('error')} {escaped(error.message)}{hint}"
     with contextlib.suppress(OSError):  # on a full disk the exit code still reports the failure
         sys.stderr.write(f"{text}\n")
+
+
+def report_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Write an exception to stderr with its traceback, without secrets: the hook for ADAPTERHUB_DEBUG."""
+    import traceback
+
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
 
 
 def failure_facts(error: AdapterHubError) -> dict[str, Any]:
@@ -215,11 +226,13 @@ def failure_facts(error: AdapterHubError) -> dict[str, Any]:
 
 
 def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:
-    """The JSON text of a document; characters that do not print, such as bidi marks, become `\\u` escapes."""
+    """The JSON text of a document without one's own secrets; what does not print, such as bidi marks, is escaped."""
     import json
 
     separators = (",", ":") if compact else None
-    text = json.dumps(document, indent=indent, ensure_ascii=False, separators=separators, default=str)
+    text = without_own_secrets(
+        json.dumps(document, indent=indent, ensure_ascii=False, separators=separators, default=str)
+    )
     if text.replace("\n", "").isprintable():
         return text
     pairs = (c.encode("utf-16-be", "surrogatepass").hex() for c in text)  # as JSON counts characters
@@ -230,8 +243,8 @@ def json_text(document: Any, *, indent: int | None = None, compact: bool = False
 
 
 def escaped(text: str) -> str:
-    """`text` with each unprintable character escaped by `shown`, for messages that may quote untrusted text."""
-    return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in text)
+    """`text` without secrets, each unprintable character escaped, for messages that may quote untrusted text."""
+    return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in without_secrets(text))
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

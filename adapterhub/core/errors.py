@@ -43,20 +43,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
+from adapterhub.core.redaction import without_secrets
+
 EXIT_BUG = 1
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 SHOWN_CHARACTERS = 80
 PROBLEMS_SHOWN = 50
+_READ_BEYOND = 4096  # a secret that the cut would halve is removed before
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """`value` made safe for one line of a terminal: control characters escaped, cut at `limit` characters.
+    """`value` made safe for one line of a terminal or log: no secrets, control characters escaped, cut at `limit`.
 
-    Pass all text from files and servers through it: such text may hold escape sequences or bidi marks.
+    Pass all text from files and servers through it: such text may hold escape sequences, bidi marks, or the token of
+    the request that it answers.
     """
-    text = (value if isinstance(value, str) else repr(value))[: limit + 1]  # escapes only make it longer
+    text = value if isinstance(value, str) else repr(value)
+    text = without_secrets(text[: limit + _READ_BEYOND])[: limit + 1]  # escapes only make it longer
     if len(text) <= limit and text.isprintable():
         return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

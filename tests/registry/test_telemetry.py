@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.access.telemetry import JsonLines, Telemetry, logged_path, without_secrets
+from adapterhub_registry.access.telemetry import JsonLines, Telemetry, logged_path
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapterhub.core.redaction import without_secrets
 from tests.registry.conftest import serving
 from tests.registry.pushing import Push
 from tests.registry.running import running

@@ -39,6 +39,7 @@ from adapterhub.core.errors import (
     SpecError,
     shown,
 )
+from adapterhub.core.redaction import keep_secret
 from adapterhub.distribution.http.ahead import Ahead
 from adapterhub.distribution.http.etag import check_etag
 
@@ -165,6 +166,7 @@ class Wire:
 
         `client` replaces the session that the whole process shares, which anyone may close during a long request.
         """
+        keep_secret(token)
         self.endpoint = endpoint
         self._own_client = client
         self.ahead = Ahead(endpoint, HttpError.__module__.partition(".")[0])

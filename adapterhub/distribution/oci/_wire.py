@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from adapterhub.core.digests import Digest, digest_of, parse_digest, strict_json
 from adapterhub.core.errors import DigestMismatch, RemoteUnreachable, shown
+from adapterhub.core.redaction import keep_secret
 from adapterhub.distribution.http.wire import Answer, Form, Wire, is_missing, origin_of, web_address
 from adapterhub.distribution.oci._credentials import Credentials
 from adapterhub.distribution.oci._image import ACCEPTED, IMAGE_TYPE, MANIFEST_LIMIT_BYTES, Blob
@@ -35,6 +36,8 @@ class OciWire(Wire):
 
     def __init__(self, endpoint: str, credentials: Credentials, *, silence_s: float | None = None) -> None:
         super().__init__(endpoint, None, version=None, silence_s=silence_s)
+        keep_secret(f"{credentials.user}:{credentials.password}" if credentials.user else None)
+        keep_secret(credentials.password, credentials.bearer, credentials.refresh)
         self._credentials = credentials
         self._granted: dict[tuple[str, bool], str] = {}
 
@@ -112,6 +115,7 @@ class OciWire(Wire):
             token = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise RemoteUnreachable(f"`{shown(realm)}` sent no token")
+        keep_secret(token)
         return token
 
     # ------------------------------------------------------------ manifests and blobs

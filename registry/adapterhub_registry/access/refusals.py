@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Scope
 
 from adapterhub.core.errors import shown
-from adapterhub_registry.access.telemetry import RequestRecord, without_secrets
+from adapterhub.core.redaction import without_secrets
+from adapterhub_registry.access.telemetry import RequestRecord
 from adapterhub_registry.database.db import Database, now_ms
 from adapterhub_registry.database.refusal_tables import refusals
 from adapterhub_registry.errors import Refusal

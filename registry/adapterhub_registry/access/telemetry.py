@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,15 +18,9 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from adapterhub.core.errors import shown
+from adapterhub.core.redaction import without_secrets
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-_SECRETS: Final = re.compile(
-    r"(?:hf_)?adp_[a-z2-7]{32}_[0-9a-f]{8}"  # tokens
-    r"|(?<=[?&])X-Amz-(?:Signature|Credential|Security-Token)=[^&\s\"']+"
-    r"|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"  # user and password of a URL
-    r"|eyJ[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]+)*"  # signed claims, which are base64 of JSON
-    r"|(?i:bearer)\s+\S+"
-)
 
 
 @dataclass(slots=True)
@@ -105,11 +98,6 @@ class Telemetry:
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-def without_secrets(text: str) -> str:
-    """`text` without secrets: tokens, signed claims, signatures, passwords in URLs."""
-    return _SECRETS.sub("[removed]", text)
 
 
 def logged_path(path: str) -> str:

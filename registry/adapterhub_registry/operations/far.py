@@ -23,6 +23,7 @@ from adapterhub.core.errors import (
     UsageProblem,
     shown,
 )
+from adapterhub.core.redaction import keep_secret
 
 TIMEOUT_S: Final = 30
 MOST_BYTES: Final = 64 << 20
@@ -53,6 +54,7 @@ class FarRegistry:
             )
         if not (token.isascii() and token.isprintable()):
             raise UsageProblem("the token has characters that no token has; nothing was sent")
+        keep_secret(token)
         self.url = url.rstrip("/")
         self.is_plain_text = place.scheme == "http" and place.hostname not in LOOPBACK
         self._token = token
