@@ -6,19 +6,20 @@ It was measured in this library, or a tester whom the user trusts signed it. Not
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from adapterhub.core.dates import parse_newest_allowed, time_text
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import CouldNotTell, shown
-from adapterhub.formats.contract.bounds import LOOSEST, looser_than
+from adapterhub.core.errors import BaseMismatch, CouldNotTell, Malformed, shown
+from adapterhub.formats.contract.bounds import looser_than
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.rules import Rules
 from adapterhub.formats.contract.standards import Standards
 from adapterhub.formats.manifest import CONTRACT_FILE
+from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.merged import binding_lines, is_bare_merge
 from adapterhub.library.results import KeptResults, results_of
@@ -27,6 +28,31 @@ from adapterhub.trust.signing.results import SignedResult
 
 LOCAL: Final = "local"
 _REASONS_SHOWN: Final = 3
+_CHANGED: Final = "says CHANGED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedBase:
+    """The base that a result must be about; `state` is what its files are now, None where they are not here."""
+
+    weights: Digest
+    state: Digest | None = None
+
+    @classmethod
+    def of(cls, library: Library, record: BaseRecord) -> AskedBase:
+        """The base of a record, by its current files.
+
+        Raises:
+            BaseMismatch: they hold other weights than the registered ones.
+            Malformed, CouldNotTell: they cannot be read.
+        """
+        if record.path is None or not record.path.exists():
+            return cls(weights=record.fingerprint.weights)
+        now = library.bases.current(record)
+        return cls(weights=now.fingerprint.weights, state=library.bases.state(now))
+
+
+_Precision = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +61,13 @@ class _Asked:
 
     standards: Standards
     contract: Contract
-    base: Digest
+    base: AskedBase
     rules: Rules | None = None
+
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """The bounds that decide: those of the contract, or tighter ones that are asked."""
+        return asdict(self.contract.bounds.no_looser_than(self.standards.bounds))
 
     @property
     def rules_digest(self) -> Digest | None:
@@ -49,29 +80,36 @@ def why_not_passed(
     build: Installed,
     standards: Standards,
     *,
-    base: Digest | None,
+    base: Callable[[], AskedBase | None],
     rules: Rules | None = None,
     fetch: Callable[[], bool] = lambda: False,
     is_merge: bool = False,
 ) -> str | None:
     """Why a build has no PASS that counts on `base`, by its own contract; None if it has one.
 
-    `fetch` looks for more signed results where no result here suffices, and says whether any came. One that `is_merge`
-    and has no contract of its own needs a PASS for the lines of its parents' contracts that bind it.
+    `base` reads the base. `fetch` looks for more signed results where no result here suffices, and says whether any
+    came. One that `is_merge` and has no contract of its own needs a PASS for the lines of its parents' contracts that
+    bind it.
     """
-    if is_merge and is_bare_merge(build):
-        return _merge_problem(library, build, standards, base=base, rules=rules)
-    contract = _usable_contract(build)
+    is_bare = is_merge and is_bare_merge(build)
+    contract = None if is_bare else _usable_contract(build)
     if isinstance(contract, str):
         return contract
-    if base is None:
+    try:
+        asked_base = base()
+    except (BaseMismatch, Malformed, CouldNotTell) as error:
+        return error.message.splitlines()[0]
+    if asked_base is None:
         return "its base is not known, so no result can be about it"
-    asked = _Asked(standards=standards, contract=contract, base=base, rules=rules)
-    if _passed_here(library, build, asked):
+    if contract is None:
+        return _merge_problem(library, build, standards, base=asked_base, rules=rules)
+    asked = _Asked(standards=standards, contract=contract, base=asked_base, rules=rules)
+    passed, refuted = _measured_here(library, build, asked)
+    if passed:
         return None
-    reasons = _against_signed(library, build, asked)
+    reasons = _against_signed(library, build, asked, refuted)
     if reasons is not None and fetch():
-        reasons = _against_signed(library, build, asked)
+        reasons = _against_signed(library, build, asked, refuted)
     if reasons is None:
         return None
     what = "has no PASS on this base" + (" by the rules of the project" if asked.rules_digest else "")
@@ -91,15 +129,13 @@ def _usable_contract(build: Installed) -> Contract | str:
         return "has no contract"
     if contract.digest != listed.sha256:
         return f"its contract is not the one of its manifest; `adapt verify {name}` says more"
-    return f"its contract is too loose: {_loose(contract)}" if contract.bounds.is_loose else contract
+    return f"its contract is too loose: {loose}" if (loose := contract.bounds.loose) else contract
 
 
 def _merge_problem(
-    library: Library, merge: Installed, standards: Standards, *, base: Digest | None, rules: Rules | None
+    library: Library, merge: Installed, standards: Standards, *, base: AskedBase, rules: Rules | None
 ) -> str | None:
     """Why a merge has no PASS that counts; None if it has one for each parent that binds it."""
-    if base is None:
-        return "its base is not known, so no result can be about it"
     try:
         bound = binding_lines(library, merge, rules)
     except CouldNotTell as error:
@@ -110,37 +146,55 @@ def _merge_problem(
             "the policy `tests-never`"
         )
     asked = [(one, _Asked(standards=standards, contract=one.contract, base=base, rules=rules)) for one in bound]
-    missing = [one.parent for one, about in asked if not _passed_here(library, merge, about)]
+    missing = [one.parent for one, about in asked if not _measured_here(library, merge, about)[0]]
     if not missing:
         return None
     by = " by the rules of the project" if any(about.rules_digest for _, about in asked) else ""
     return f"the merge has no PASS on this base{by} for the lines that bind it, of {', '.join(missing)}"
 
 
-def _passed_here(library: Library, build: Installed, asked: _Asked) -> bool:
-    """Whether the newest result of some precision that was measured in this library is a PASS, and counts."""
+def _measured_here(library: Library, build: Installed, asked: _Asked) -> tuple[set[_Precision], set[_Precision]]:
+    """The precisions in which the build passes by what was measured in this library, and those in which it cannot.
+
+    A later result may say otherwise, as a newer engine does; but a PASS stands against no CHANGED of a stronger check,
+    which also measured the base alone. A CHANGED within bounds that are tighter than asked says nothing.
+    """
+    passed: set[_Precision] = set()
+    refuted: set[_Precision] = set()
     if asked.standards.by and LOCAL not in asked.standards.by:
-        return False
-    latest: dict[object, str] = {}  # a newer engine may say otherwise
-    for one in KeptResults(library.store).all(build.manifest.digest):
+        return passed, refuted
+    for kept in KeptResults(library.store).all(build.manifest.digest):
+        one = kept.result
         about = (one.contract, one.base_weights, one.rules or None)
-        is_tight = not looser_than(one.bounds, asked.standards.bounds)
-        if is_tight and about == (asked.contract.digest, asked.base, asked.rules_digest):
-            precision = (one.dtype, one.load_in, *sorted(one.bounds.items()))
-            latest[precision] = one.verdict
-    return "PASS" in latest.values()
+        is_now = asked.base.state is None or one.base_state == asked.base.state
+        if not is_now or about != (asked.contract.digest, asked.base.weights, asked.rules_digest):
+            continue
+        precision = (one.dtype, one.load_in)
+        if one.verdict == "CHANGED":
+            if one.base_alone:
+                refuted.add(precision)
+            if one.base_alone or not looser_than(asked.bounds, one.bounds):
+                passed.discard(precision)
+        elif not looser_than(one.bounds, asked.standards.bounds) and (one.base_alone or precision not in refuted):
+            refuted.discard(precision)
+            passed.add(precision)
+    return passed, refuted
 
 
-def _against_signed(library: Library, build: Installed, asked: _Asked) -> list[str] | None:
+def _against_signed(library: Library, build: Installed, asked: _Asked, refuted: set[_Precision]) -> list[str] | None:
     """Why no signed result suffices, one reason each; None if one does."""
     found, refusals = results_of(library, build.manifest.digest, build.full_name)
-    reasons = []
+    reasons = {one.digest: _against(one, asked) for one in found}
+    changed = [one.result for one in found if reasons[one.digest] == _CHANGED]
     for one in found:
-        reason = _against(one, asked)
-        if reason is None:
+        if reasons[one.digest] is not None:
+            continue
+        is_refuted = not one.result.base_alone and (one.result.dtype, one.result.load_in) in refuted
+        if not is_refuted and not any(map(one.result.is_outweighed_by, changed)):
             return None
-        reasons.append(f"the result by {shown(one.by)} {reason}")
-    return reasons + [f"a result does not count: {refusal}" for refusal in refusals]
+        reasons[one.digest] = "did not measure the base alone, and one that did says CHANGED"
+    listed = [f"the result by {shown(one.by)} {reasons[one.digest]}" for one in found]
+    return listed + [f"a result does not count: {refusal}" for refusal in refusals]
 
 
 def _against(one: SignedResult, asked: _Asked) -> str | None:
@@ -156,7 +210,7 @@ def _against(one: SignedResult, asked: _Asked) -> str | None:
         return "does not count: `tests-by` does not name the key"
     if result.contract != asked.contract.digest:
         return "is about another contract"
-    if result.base != asked.base:
+    if result.base != asked.base.weights:
         return f"is about another base, {result.base[:19]}…"
     if result.rules != asked.rules_digest:
         return "was measured by other rules than `tests-never`"
@@ -166,11 +220,4 @@ def _against(one: SignedResult, asked: _Asked) -> str | None:
         oldest = parse_newest_allowed(standards.max_age).moment(time.time())
         if result.time < oldest:
             return f"is of {time_text(result.time)}, and `tests-max-age` is {standards.max_age}"
-    return None if result.verdict == "PASS" else "says CHANGED"
-
-
-def _loose(contract: Contract) -> str:
-    values = [(name, getattr(contract.bounds, name), least) for name, least in LOOSEST.items()]
-    return ", ".join(
-        f"`{name}` {value:g}, expected at least {least:g}" for name, value, least in values if value < least
-    )
+    return None if result.verdict == "PASS" else _CHANGED

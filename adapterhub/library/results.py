@@ -1,6 +1,6 @@
 """Results of checks of contracts: measured here and kept, so that the same check is free the second time, or signed.
 
-    cache/tests/<64 hex of the manifest>/<64 hex of the question>.json    measured here
+    cache/tests/<64 hex of the manifest>/<64 hex of the question>.json    measured here, numbered in their order
     tests/<64 hex of the manifest>/<64 hex of the file>.json              signed by a tester
 
 A result counts only for the very question: the same manifest, contract, base, precision, engine and bounds. A published
@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
 from adapterhub.core.disk.files import read_json, read_plain, write_durably
 from adapterhub.core.disk.new_folder import not_written
-from adapterhub.core.errors import NotAllowed, SignatureRefused
+from adapterhub.core.errors import NotAllowed, SignatureRefused, StoreLocked
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
@@ -41,6 +42,16 @@ _LIMIT_BYTES: Final = 4 << 20
 _MOST_READ: Final = 1000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A kept result, the question that it answers, and when. Of two on one build, the larger `sequence` is later."""
+
+    result: Tested
+    question: Mapping[str, Any]
+    sequence: int
+    time: float
+
+
 class KeptResults:
     """The kept results of one library."""
 
@@ -49,44 +60,39 @@ class KeptResults:
 
     def find(self, manifest: Digest, question: Mapping[str, Any]) -> Tested | None:
         """The result of the very same question; None if there is none, or it cannot be read."""
-        return self._read(self._path(manifest, question), question)
+        kept = self._read(self._path(manifest, question))
+        return kept.result if kept is not None and kept.question == dict(question) else None
 
-    def all(self, manifest: Digest) -> Iterator[Tested]:
-        """Every result that was measured here on a build, the oldest first; what cannot be read is left out.
+    def all(self, manifest: Digest) -> list[Kept]:
+        """Every result that was measured here on a build, in their order; what cannot be read is left out.
 
         Those of runners are not among them: they measure something else than a contract.
         """
-        for _, result in self._dated(manifest):
-            yield result
+        return [kept for kept in self._every(manifest) if "runner" not in kept.question]
 
-    def latest(self, manifest: Digest, contract: str) -> tuple[Tested, float] | None:
-        """The newest result of a build by its contract, and its age in seconds; None if there is none."""
-        found = [(result, at) for at, result in self._dated(manifest) if result.contract == contract]
-        return (found[-1][0], max(0.0, time.time() - found[-1][1])) if found else None
-
-    def _dated(self, manifest: Digest) -> Iterator[tuple[float, Tested]]:
-        dated = []
-        for path in self._folder(manifest).glob("*.json"):
-            with contextlib.suppress(OSError):
-                dated.append((path.stat().st_mtime, path))
-        for at, path in sorted(dated):
-            if (result := self._read(path)) is not None:
-                yield at, result
+    def latest(self, manifest: Digest, contract: str) -> Kept | None:
+        """The latest result of a build by its contract; None if there is none."""
+        return next((kept for kept in reversed(self.all(manifest)) if kept.result.contract == contract), None)
 
     def keep(self, manifest: Digest, question: Mapping[str, Any], result: Tested) -> None:
-        """Keep a result; a library that cannot be written keeps none."""
-        with contextlib.suppress(NotAllowed):
-            value = canonical_json({"question": dict(question), "result": result.to_json()})
-            self._store.write(self._path(manifest, question), value, sync=False)
+        """Keep a result as the latest of its build; a library that cannot be written keeps none."""
+        with contextlib.suppress(NotAllowed, StoreLocked), self._store.lock("tests", exclusive=True):
+            order = {"sequence": max((kept.sequence for kept in self._every(manifest)), default=0) + 1}
+            value = {"question": dict(question), "result": result.to_json(), "time": round(time.time()), **order}
+            self._store.write(self._path(manifest, question), canonical_json(value), sync=False)
 
-    def _read(self, path: Path, question: Mapping[str, Any] | None = None) -> Tested | None:
+    def _every(self, manifest: Digest) -> list[Kept]:
+        read = map(self._read, self._folder(manifest).glob("*.json"))
+        return sorted((kept for kept in read if kept is not None), key=lambda kept: kept.sequence)
+
+    def _read(self, path: Path) -> Kept | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            value = read_json(path, _LIMIT_BYTES)
-            asked = value["question"]
-            if "runner" not in asked if question is None else asked == dict(question):
-                from adapterhub.formats.contract.results import Tested
+            from adapterhub.formats.contract.results import Tested
 
-                return Tested.from_json({**value["result"], "is_cached": True})
+            value = read_json(path, _LIMIT_BYTES)
+            result = Tested.from_json({**value["result"], "is_cached": True})
+            question, sequence = dict(value["question"]), int(value["sequence"])
+            return Kept(result=result, question=question, sequence=sequence, time=float(value["time"]))
         return None
 
     def _folder(self, manifest: Digest) -> Path:

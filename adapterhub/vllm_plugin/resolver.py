@@ -312,7 +312,7 @@ class AdapterHubResolver:
             denied=self.denied,
             gate=PassGate(
                 library=library,
-                base=record.fingerprint.weights,
+                base=record,
                 standards=replace(session.standards, policy="require") if settings.tested else session.standards,
                 rules=session.project_rules,
             ),

@@ -205,6 +205,70 @@ def test_a_pass_counts_only_within_the_bounds_of_the_project(homes: Homes) -> No
     homes.ben.ok("sync")
 
 
+def test_a_pass_outweighs_no_changed_of_a_check_that_measured_the_base_alone(homes: Homes) -> None:
+    write_project(homes)
+    homes.ben.fails(14, "sync")  # brings the build
+    library, build = homes.ben.library, build_of(homes, "ben")
+    measured(library, build)
+    homes.ben.ok("sync")
+    measured(library, build, "CHANGED", base_alone=True)
+    homes.ben.fails(14, "sync")
+    measured(library, build, engine="a newer one")
+    homes.ben.fails(14, "sync")
+    homes.trust()
+    signed(homes.ann.library, build_of(homes, "ann"), "ann")
+    homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
+    assert "did not measure the base alone, and one that did says CHANGED" in homes.ben.fails(14, "sync")
+
+    measured(library, build, base_alone=True)
+    homes.ben.ok("sync")
+
+
+def test_a_tester_s_weaker_pass_does_not_supersede_his_stronger_changed(homes: Homes) -> None:
+    homes.trust()
+    library, build = homes.ann.library, build_of(homes, "ann")
+    signed(library, build, "ann", "CHANGED", base_alone=True)
+    signed(library, build, "ann")
+    homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
+    write_project(homes)
+    said = homes.ben.fails(14, "sync")
+    assert "did not measure the base alone, and one that did says CHANGED" in said
+    assert "says CHANGED; " in said
+
+    signed(library, build, "ann", base_alone=True)
+    homes.ann.ok("push", "legal-qa==1.0.1", "--to", "./published")
+    homes.ben.ok("sync")
+
+
+def test_a_changed_within_looser_bounds_counts_and_one_within_tighter_bounds_does_not(homes: Homes) -> None:
+    write_project(homes, 'tests = "require"\ntests-bounds = { same = 0.95 }')
+    homes.ben.fails(14, "sync")
+    library, build = homes.ben.library, build_of(homes, "ben")
+    measured(library, build, bounds={"same": 0.96})
+    measured(library, build, "CHANGED", bounds={"same": 1.0})
+    homes.ben.ok("sync")
+    measured(library, build, "CHANGED", bounds={"same": 0.9})
+    homes.ben.fails(14, "sync")
+
+
+def test_a_pass_on_other_files_of_the_base_does_not_count(homes: Homes) -> None:
+    write_project(homes)
+    homes.ben.fails(14, "sync")
+    measured(homes.ben.library, build_of(homes, "ben"))
+    homes.ben.ok("sync")
+    path = homes.ben.library.bases.get("base-7b").path
+    assert path is not None
+    (path / "config.json").write_text("{}")
+
+    homes.ben.fails(14, "sync")
+
+
+@pytest.mark.parametrize("bounds", [Bounds(cosine=0), Bounds(kl=100), Bounds(kl=0.51), Bounds(cosine=0.49)])
+def test_bounds_that_allow_everything_are_too_loose(bounds: Bounds) -> None:
+    assert bounds.loose
+    assert not Bounds().loose
+
+
 def test_bounds_of_a_project_only_tighten() -> None:
     tight = Bounds(same=0.99, kl=0.01).no_looser_than({"same": 0.95, "kl": 0.02, "retention": 0.99})
 

@@ -286,6 +286,16 @@ def test_a_namespace_that_asks_for_a_pass_publishes_nothing_without_one(world: W
     assert {one["verdict"] for one in world.listed()} == {"PASS"}
 
 
+def test_a_weaker_pass_opens_no_gate_that_a_stronger_check_closed(world: World) -> None:
+    world.ask_for_a_pass()
+    signed(world.homes.ann.library, world.build, "ann", "CHANGED", base_alone=True)
+    signed(world.homes.ann.library, world.build, "ann")
+    assert "has no PASS by `ann`" in world.homes.ann.fails(14, *world.push())
+
+    signed(world.homes.ann.library, world.build, "ann", base_alone=True)
+    world.homes.ann.ok(*world.push())
+
+
 def test_a_stock_client_gets_422_for_the_tag_of_a_version_without_a_pass(world: World) -> None:
     world.homes.ann.ok(*world.push())
     world.server.send("DELETE", f"/api/models/{world.repo}/tag/v1.0.1")

@@ -46,8 +46,11 @@ def verdict_of(build: Installed, verdict: Verdict = "PASS", **changed: Any) -> T
 
 
 def measured(library: Library, build: Installed, verdict: Verdict = "PASS", **changed: Any) -> None:
-    """As if `adapt test` had given this verdict here."""
+    """As if `adapt test` had given this verdict here, on the base as its files are now."""
     result = verdict_of(build, verdict, **changed)
+    record = next(each for each in library.bases.list() if each.fingerprint.weights == build.base.fingerprint.weights)  # type: ignore[union-attr]
+    if record.path is not None and record.path.exists():
+        result = replace(result, base_state=library.bases.state(record))
     KeptResults(library.store).keep(Digest(result.digest), {"n": str(changed), "verdict": verdict}, result)
 
 

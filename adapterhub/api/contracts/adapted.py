@@ -74,7 +74,7 @@ def adapted(library: Library, adapter: str, *, on: BaseLike | None = None, dtype
             raise Incompatible(f"`{subject.label}` writes no text: its contract is of the kind `{kind}`")
         record, contract = base_for(library, subject, base_of(on)), subject.contract()
         own = contract.prompt if contract else subject.manifest.prompt if subject.manifest else None
-        with model_of(library, subject, record, Models(), dtype=dtype, load_in=None, kind=None) as (
+        with model_of(library, subject, record, Models(library.bases), dtype=dtype, load_in=None, kind=None) as (
             model,
             tokenizer,
             verdict,

@@ -38,9 +38,11 @@ class Tested(TypedDict):
     detail: Annotated[str, "the reason in a sentence"]
     base: Annotated[str, "the base that was asked"]
     base_weights: Annotated[str, "its digest"]
+    base_state: Annotated[str, "digest of all that decides what it answers: weights, settings, tokenizer, template"]
     base_verdict: Annotated[str, "how it compares with the base that the adapter was made for"]
     dtype: Annotated[str, "its precision"]
     load_in: str
+    base_alone: Annotated[bool, "whether the base was measured, too"]
     engine: Annotated[str, "the programs that answered, with versions"]
     same: Annotated[float | None, "share of the goldens with the recorded answer"]
     retention: Annotated[float | None, "share of what the adapter gained over its base"]
@@ -68,6 +70,7 @@ class SignedResult(TypedDict):
     base_weights: Annotated[Digest, "of the base that was asked"]
     dtype: str
     load_in: str
+    base_alone: Annotated[bool, "whether the base was measured, too"]
     verdict: Annotated[str, "`PASS` or `CHANGED`"]
     sequence: Annotated[int, "counts the results of one key on one build"]
     time: str

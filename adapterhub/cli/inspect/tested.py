@@ -57,7 +57,7 @@ def report_tested(
 
         results = [run_on(library, subject, question, runner, bars=session.out) for subject in subjects]
     elif adapters:
-        models = Models()
+        models = Models(library.bases)
         results = [verdict_on(library, subject, question, bars=session.out, models=models) for subject in subjects]
     else:
         results = verdicts_on(library, list(library.installed()), question, bars=session.out)

@@ -103,7 +103,7 @@ def _gate(session: Session, args: ServeArgs) -> BuildGate:
 
     passes = PassGate(
         library=session.library,
-        base=args.record.fingerprint.weights,
+        base=args.record,
         standards=session.standards,
         rules=session.project_rules,
     )

@@ -15,10 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import read_json, write_durably
+from adapterhub.core.digests import Digest, Progress, parse_digest
+from adapterhub.core.disk.files import digest_of_file, read_json, write_durably
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.base.precision import stored_bytes
 from adapterhub.formats.diffusion.views import TensorView
@@ -37,7 +37,11 @@ so its facts are not cached."""
 
 _CACHE_SCHEMA: Final = "adapterhub/tensors/1"
 _SPLIT_SCHEMA: Final = "adapterhub/components/1"  # another table of names needs another number
+_FILE_SCHEMA: Final = "adapterhub/file/1"
+_NAME_ENDS: Final = {_CACHE_SCHEMA: "", _SPLIT_SCHEMA: "-components", _FILE_SCHEMA: "-file"}
 _CACHE_LIMIT_BYTES: Final = 512 << 20
+_WORTH_CACHING_BYTES: Final = 1 << 20
+"""Hashing a smaller file takes no longer than reading its cached digest."""
 
 MOST_TRANSPOSED_BYTES: Final = 256 << 20
 """A tensor that is read as its transpose is held in memory whole; the largest known one has 6.5 MB."""
@@ -73,8 +77,8 @@ def read_facts(
     facts: dict[Path, tuple[TensorFacts, ...]] = {}
     to_read: list[_WeightFile] = []
     for path in files:
-        file = _WeightFile(path, is_split=views is not None)
-        cached = file.cached(cache_folder) if cache_folder else None
+        file = _WeightFile(path, _CACHE_SCHEMA if views is None else _SPLIT_SCHEMA)
+        cached = file.cached_facts(cache_folder) if cache_folder else None
         if cached is None:
             to_read.append(file)
             continue
@@ -86,16 +90,38 @@ def read_facts(
     ):
         facts[file.path] = found
         if cache_folder is not None:
-            file.cache(cache_folder, found)
+            file.cache(cache_folder, tensors=[fact.to_json() for fact in found])
     return {path: facts[path] for path in files}
 
 
-class _WeightFile:
-    """One weight file, and its state when it was first seen."""
+def digest_now(path: Path, *, cache_folder: Path | None) -> Digest:
+    """The digest of a file beside the weights; a large one is cached as the facts of weight files are.
 
-    def __init__(self, path: Path, *, is_split: bool) -> None:
+    Raises:
+        CouldNotTell: it cannot be read, or changed while it was read.
+    """
+    file = _WeightFile(path, _FILE_SCHEMA)
+    is_cached = cache_folder is not None and file.size_bytes > _WORTH_CACHING_BYTES
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if is_cached and cache_folder is not None and (known := file.cached(cache_folder)) is not None:
+            return parse_digest(known["sha256"])
+    try:
+        digest, _ = digest_of_file(file.real_path)
+    except OSError as error:
+        raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
+    if file.identity_now() != file.identity:
+        raise _changed(file)
+    if is_cached and cache_folder is not None:
+        file.cache(cache_folder, sha256=digest)
+    return digest
+
+
+class _WeightFile:
+    """One file of a model, and its state when it was first seen."""
+
+    def __init__(self, path: Path, schema: str) -> None:
         self.path = path
-        self.schema = _SPLIT_SCHEMA if is_split else _CACHE_SCHEMA
+        self.schema = schema
         self.real_path = Path(os.path.realpath(path))
         self.looked_at_ns = time.time_ns()
         self.identity = self.identity_now()
@@ -114,30 +140,37 @@ class _WeightFile:
             "inode": found.st_ino,
         }
 
-    def cached(self, folder: Path) -> tuple[TensorFacts, ...] | None:
+    def cached(self, folder: Path) -> dict[str, Any] | None:
+        """What was cached of the unchanged file; None when the cache has nothing of it.
+
+        Raises:
+            OSError, ValueError: the cache has nothing, or is damaged.
+        """
+        value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
+        known = {"schema": self.schema, "path": str(self.real_path), **self.identity}
+        return value if isinstance(value, dict) and known.items() <= value.items() else None
+
+    def cached_facts(self, folder: Path) -> tuple[TensorFacts, ...] | None:
         """Cached facts of the unchanged file; None when the cache has none or is damaged."""
         try:
-            value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
-            known = {key: value[key] for key in ("schema", "path", *self.identity)}
-            if known != {"schema": self.schema, "path": str(self.real_path), **self.identity}:
-                return None
-            return tuple(TensorFacts.from_json(item) for item in value["tensors"])
+            value = self.cached(folder)
+            return None if value is None else tuple(TensorFacts.from_json(item) for item in value["tensors"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def cache(self, folder: Path, facts: tuple[TensorFacts, ...]) -> None:
-        """Cache `facts`, unless the file is too young to distinguish it from its next version."""
+    def cache(self, folder: Path, **found: object) -> None:
+        """Cache what was `found`, unless the file is too young to distinguish it from its next version."""
         if self.looked_at_ns - self.identity["mtime_ns"] < _SETTLED_NS:
             return
         known = {"schema": self.schema, "path": str(self.real_path), **self.identity}
-        data = json.dumps({**known, "tensors": [fact.to_json() for fact in facts]}, separators=(",", ":"))
+        data = json.dumps({**known, **found}, separators=(",", ":"))
         # A cache that cannot be written (full disk, read-only home) costs time, never the result.
         with contextlib.suppress(OSError):
             write_durably(self._cache_path(folder), data.encode(), sync=False)
 
     def _cache_path(self, folder: Path) -> Path:
         name = hashlib.sha256(os.fsencode(self.real_path)).hexdigest()
-        return folder / f"{name}{'-components' if self.schema == _SPLIT_SCHEMA else ''}.json"
+        return folder / f"{name}{_NAME_ENDS[self.schema]}.json"
 
 
 class _Reading:

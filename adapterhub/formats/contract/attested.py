@@ -34,6 +34,7 @@ class Attested:
 
     `rules` is the digest of the project's rules that were checked with the contract, None without any. `sequence`
     counts the statements of one key about one manifest; `time` is Unix time. `bounds` are those that decided.
+    `base_alone` says that the base was measured, too.
     """
 
     name: str
@@ -47,11 +48,21 @@ class Attested:
     sequence: int
     time: float
     bounds: Mapping[str, float] = field(default_factory=dict)
+    base_alone: bool = False
 
     @property
     def question(self) -> tuple[object, ...]:
         """What was checked: a later statement on the same supersedes an earlier one."""
+        return (*self._about, *(("base_alone",) if self.base_alone else ()))
+
+    @property
+    def _about(self) -> tuple[object, ...]:
         return self.manifest, self.contract, self.base, self.rules, self.dtype, self.load_in
+
+    def is_outweighed_by(self, other: Attested) -> bool:
+        """Whether it is a PASS of a check that did not measure the base alone, and `other` did and says CHANGED."""
+        is_weaker = other.base_alone and not self.base_alone and self._about == other._about
+        return is_weaker and (self.verdict, other.verdict) == ("PASS", "CHANGED")
 
     @classmethod
     def parse(cls, payload: bytes) -> Attested:
@@ -106,6 +117,7 @@ class _Reader(DocumentReader):
         where, held = parts.get("bounds", ("", {}))
         held = self.take(held, "annotations", dict, where) or {}
         bounds = {name: self.number(held, name, f"{where}annotations.") for name in held}
+        base_alone = self.take(said, "base_alone", bool, "predicate.adapterhub.")
         manifest = self.digest({"subject": subjects[0]}, "subject") if subjects else None
         if self.problems:
             return None
@@ -119,6 +131,7 @@ class _Reader(DocumentReader):
             sequence=cast("int", sequence),
             time=cast("float", time),
             bounds=bounds,
+            base_alone=base_alone is True,
             **cast("dict[str, Digest]", digests),
         )
 

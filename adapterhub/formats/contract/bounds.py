@@ -9,8 +9,8 @@ from typing import Final
 
 from adapterhub.core.errors import UsageProblem, shown
 
-LOOSEST: Final = {"same": 0.5, "retention": 0.5, "effect": 0.5}
-"""Bounds below these prove nothing: `record` refuses them and a check says so."""
+LOOSEST: Final = {"same": 0.5, "retention": 0.5, "kl": 0.5, "cosine": 0.5, "effect": 0.5}
+"""Looser bounds prove nothing: `record` refuses them, a check says so, and no policy counts on them."""
 
 _DECIMALS: Final = 9
 """1 - 0.95 is a little more than 0.05 in binary; so many decimals decide how many answers may be lost."""
@@ -40,9 +40,13 @@ class Bounds:
         return math.ceil(round(goldens * (1 - self.same), _DECIMALS))
 
     @property
-    def is_loose(self) -> bool:
-        """Whether the bounds prove nothing."""
-        return any(getattr(self, name) < least for name, least in LOOSEST.items())
+    def loose(self) -> str:
+        """The bounds that prove nothing, in words; empty if there are none."""
+        values = ((name, getattr(self, name)) for name in looser_than(asdict(self), LOOSEST))
+        return ", ".join(
+            f"`{name}` {value:g}, expected at {'most' if name == 'kl' else 'least'} {LOOSEST[name]:g}"
+            for name, value in values
+        )
 
     def to_json(self) -> dict[str, float]:
         """The bounds that differ from the defaults."""

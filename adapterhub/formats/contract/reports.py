@@ -82,7 +82,7 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
         return None
     moment = (time or datetime.now(timezone.utc)).replace(microsecond=0)
     base = {"name": "base", "digest": _digest(result.base_weights)}
-    base["annotations"] = {"dtype": result.dtype, "load_in": result.load_in}
+    base["annotations"] = {"dtype": result.dtype, "load_in": result.load_in, "state": result.base_state}
     measured = {"same": result.same, "retention": result.retention, "kl": result.kl, "cosine": result.cosine}
     measured["effect"] = result.effect
     return {
@@ -106,6 +106,7 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
                 "verdict": result.verdict,
                 **{name: value for name, value in measured.items() if value is not None},
                 "broken": list(result.broken[:_BROKEN_STATED]),
+                **({"base_alone": True} if result.base_alone else {}),
                 "engine": result.engine,
                 "sequence": sequence,
                 "time": moment.isoformat().replace("+00:00", "Z"),

@@ -63,7 +63,8 @@ class Tested:
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders, and `effect` to
     images: the share of what the adapter changes in them. None is what was not measured. `goldens` counts those with
     different prompts. `metrics` are those of a runner, as `task/metric`. `is_cached` results were measured earlier.
-    `rules` is the digest of a project's rules that were checked with the contract.
+    `rules` is the digest of a project's rules that were checked with the contract. `base_state` is the digest of all
+    that decides what the base answers, its settings and tokenizer too; `base_alone` says that it was measured as well.
     """
 
     __test__ = False
@@ -79,9 +80,11 @@ class Tested:
     detail: str = ""
     base: str = ""
     base_weights: str = ""
+    base_state: str = ""
     base_verdict: str = ""
     dtype: str = ""
     load_in: str = ""
+    base_alone: bool = False
     engine: str = ""
     same: float | None = None
     retention: float | None = None

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of
-from adapterhub.core.disk.files import digest_of_file, read_json
+from adapterhub.core.disk.files import read_json
 from adapterhub.core.disk.inside import inside
 from adapterhub.core.errors import Malformed, shown
 
@@ -84,12 +83,13 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
     return found
 
 
-def settings_digest(pipeline: Path) -> Digest:
-    """The digest of what decides an image besides the weights: the pipeline's class, its scheduler, its tokenizers."""
-    folders = ("scheduler", *(f"tokenizer{number}" for number in ("", "_2", "_3")))
-    files = [pipeline / PIPELINE_FILE, *(file for name in folders for file in sorted((pipeline / name).glob("*")))]
-    found = [[path.relative_to(pipeline).as_posix(), digest_of_file(path)[0]] for path in files if path.is_file()]
-    return digest_of(canonical_json(found))
+def all_folders(pipeline: Path) -> list[Path]:
+    """Every folder that `model_index.json` names and that is there: components, VAE, scheduler, tokenizers.
+
+    Raises:
+        Malformed: the file is damaged.
+    """
+    return [pipeline / name for name in sorted(_index(pipeline)) if name.isidentifier() and (pipeline / name).is_dir()]
 
 
 def _index(pipeline: Path) -> dict[str, Any]:

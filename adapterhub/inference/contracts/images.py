@@ -179,8 +179,8 @@ def record_images(
     """
     if plan.expects or plan.leave_alone:
         raise UsageProblem("`expect`, `never` and `leave_alone` are about texts, and a pipeline draws images")
-    if plan.bounds.is_loose:
-        raise UsageProblem("bounds below 0.5 prove nothing", hint="`effect` and `same` are shares from 0.5 to 1")
+    if loose := plan.bounds.loose:
+        raise UsageProblem(f"such bounds prove nothing: {loose}", hint="change `[bounds]`, or leave it out")
     wanted = plan.goldens[: min(count, MAX_IMAGES)]
     done = 0
 

@@ -90,8 +90,8 @@ def judge(contract: Contract, measured: Measured, bounds: Bounds) -> Judgement:
             text = f"{len(failed)} of {len(of_kind)} `{kind}` lines are broken"
             broken.append(f"{text}; `{failed[0].id}`: {failed[0].problem}")
     warnings = list(judgement.warnings)
-    if contract.bounds.is_loose:
-        warnings.append("the contract's bounds are so loose that they prove little")
+    if loose := contract.bounds.loose:
+        warnings.append(f"the contract's bounds are so loose that they prove little: {loose}")
     if 0 < len(goldens) < FEWEST:
         lost = bounds.may_lose(len(goldens))
         warnings.append(f"it has {len(goldens)} different goldens, of which {lost} may change: a PASS proves little")

@@ -95,8 +95,8 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
         )
     if form.form == "chat" and form.chat_template_sha256 is None:
         form = replace(form, chat_template_sha256=base_template_digest(tokenizer))
-    if plan.bounds.is_loose:
-        raise UsageProblem("bounds below 0.5 prove nothing", hint="`same` and `retention` are shares from 0.5 to 1")
+    if loose := plan.bounds.loose:
+        raise UsageProblem(f"such bounds prove nothing: {loose}", hint="change `[bounds]`, or leave it out")
     wanted = _distinct(plan.goldens)[: max(count * _CANDIDATES, count + FEWEST_GOLDENS)]
     total = len(wanted) + len(plan.leave_alone)
     done = 0

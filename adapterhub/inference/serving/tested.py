@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from adapterhub.core.digests import Digest
 from adapterhub.core.errors import NotAllowed, shown
 from adapterhub.formats.contract.rules import Rules
 from adapterhub.formats.contract.standards import Standards
+from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
-from adapterhub.library.passed import why_not_passed
+from adapterhub.library.passed import AskedBase, why_not_passed
 from adapterhub.library.store.catalog import Installed
 
 BuildGate = Callable[[Installed], tuple[str, ...]]
@@ -30,7 +31,7 @@ class PassGate:
     """
 
     library: Library
-    base: Digest
+    base: BaseRecord
     standards: Standards
     rules: Callable[[], Rules | None]
 
@@ -44,7 +45,8 @@ class PassGate:
         if self.standards.policy == "off":
             return ()
         rules = self.rules()
-        reason = why_not_passed(self.library, build, self.standards, base=self.base, rules=rules, is_merge=True)
+        base = partial(AskedBase.of, self.library, self.base)
+        reason = why_not_passed(self.library, build, self.standards, base=base, rules=rules, is_merge=True)
         if reason is None or self.standards.policy == "warn":
             return (reason,) if reason else ()
         label = f"{build.full_name}=={build.manifest.version}"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.digests import Progress
+from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root, absolute
-from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProblem, shown
+from adapterhub.core.errors import BaseMismatch, BaseNotFound, Conflict, Malformed, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
 from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS
@@ -185,6 +185,41 @@ class Bases:
         is_folder = bool(record.component) and record.path.name == record.component
         now = self.look(record.path.parent if is_folder else record.path, progress=progress)
         return now.part(record.component) if record.component else now
+
+    def current(self, record: BaseRecord, *, progress: Progress | None = None) -> BaseRecord:
+        """The record of the current files of a base, under its registered names.
+
+        Raises:
+            BaseNotFound: the files are missing.
+            BaseMismatch: the weights differ from the registered ones.
+            Malformed, CouldNotTell: as `look`.
+        """
+        if record.path is None or not record.path.exists():
+            raise BaseNotFound(
+                f"the weights of base `{shown(record.label)}` are not on this machine",
+                hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
+            )
+        now = self.look_again(record, progress=progress)
+        if now.fingerprint.weights != record.fingerprint.weights:
+            there, here = record.fingerprint.weights[7:19], now.fingerprint.weights[7:19]
+            raise BaseMismatch(
+                f"`{record.path}` holds weights {here}, but `{record.label}` was registered with {there}",
+                hint=f"`adapt base add {record.path} --as NAME` registers the current weights",
+            )
+        hints = replace(now.hints, hub_id=record.hints.hub_id, commit=record.hints.commit)
+        return replace(now, alias=record.alias, hub=record.hub, hints=hints)
+
+    def state(self, record: BaseRecord) -> Digest:
+        """The digest of all that decides what a base answers now; of a component, that of its whole pipeline.
+
+        Raises:
+            BaseNotFound, Malformed, CouldNotTell: as `state_digest`.
+        """
+        from adapterhub.formats.base.state import state_digest
+
+        whole = self.pipeline_of(record) or record
+        assert whole.path is not None  # the caller found it
+        return state_digest(whole.path, cache_folder=self.cache_folder)
 
     def _at(self, seen: BaseRecord) -> BaseRecord:
         """The registered base in the same folder with the same weights, else the given record."""

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotAllowed, problem_list
 from adapterhub.formats.contract.rules import read_rules
 from adapterhub.library.library import Library
 from adapterhub.library.own_settings import OwnSettings
-from adapterhub.library.passed import why_not_passed
+from adapterhub.library.passed import AskedBase, why_not_passed
 from adapterhub.library.results import keeps_results, results_at, take_results
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.builds import exact_spec, label_of, locked_build
@@ -38,7 +37,7 @@ def ensure_tested(
     if standards.policy == "off":
         return ()
     rules = read_rules(project / policy.tests_never) if policy.tests_never is not None else None
-    problems, has_merge = [], False
+    problems, has_merge, base_of = [], False, _Bases(library, lock)
     for entry in entries:
         build = locked_build(library, entry)
         if build is None:
@@ -47,7 +46,7 @@ def ensure_tested(
             library,
             build,
             standards,
-            base=_base_of(library, build, lock),
+            base=partial(base_of, build),
             rules=rules,
             fetch=partial(_fetch, library, build, entry, places),
             is_merge=isinstance(entry, LockedMerge),
@@ -67,15 +66,23 @@ def ensure_tested(
     raise NotAllowed(problem_list(title, problems), hint=hint)
 
 
-def _base_of(library: Library, build: Installed, lock: Lock) -> Digest | None:
-    """The base of the project, or the component of that pipeline which the build is for."""
-    declared = build.base.fingerprint
-    whole = next(
-        (each for each in library.bases.list() if lock.base and each.fingerprint.weights == lock.base.weights), None
-    )
-    if whole is not None:
-        return library.bases.part_for(whole, declared).fingerprint.weights
-    return (lock.base.weights if lock.base else None) or (declared.weights if declared else None)
+class _Bases:
+    """The base of the project, or the component of that pipeline which a build is for; each is read once."""
+
+    def __init__(self, library: Library, lock: Lock) -> None:
+        self._library, self._lock = library, lock
+        self._read: dict[str, AskedBase] = {}
+
+    def __call__(self, build: Installed) -> AskedBase | None:
+        declared, bases = build.base.fingerprint, self._library.bases
+        weights = (self._lock.base.weights if self._lock.base else None) or (declared.weights if declared else None)
+        record = next((each for each in bases.list() if each.fingerprint.weights == weights), None)
+        if record is None:
+            return AskedBase(weights=weights) if weights is not None else None
+        record = bases.part_for(record, declared)
+        if record.label not in self._read:
+            self._read[record.label] = AskedBase.of(self._library, record)
+        return self._read[record.label]
 
 
 def _fetch(library: Library, build: Installed, entry: Locked, places: Places) -> bool:

@@ -46,6 +46,7 @@ class SignedResult:
             "base_weights": one.base,
             "dtype": one.dtype,
             "load_in": one.load_in,
+            "base_alone": one.base_alone,
             "verdict": one.verdict,
             "sequence": one.sequence,
             "time": day_text(int(one.time)),

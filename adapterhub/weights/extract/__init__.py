@@ -223,14 +223,7 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
         BaseMismatch: the weights differ from the registered ones.
     """
     record = bases.find(spec, progress=progress)
-    if record.alias and record.path is not None:  # only a registered model has an alias
-        current = bases.look_again(record, progress=progress)
-        if current.fingerprint.weights != record.fingerprint.weights:
-            raise BaseMismatch(
-                f"`{record.path}` holds other weights than those registered as `{record.alias}`",
-                hint=f"`adapt base remove {record.alias}`, then `adapt base add {record.path}`",
-            )
-    return record
+    return bases.current(record, progress=progress) if record.alias and record.path is not None else record
 
 
 def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> ExtractResult:

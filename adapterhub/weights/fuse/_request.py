@@ -51,7 +51,7 @@ def find_request(
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
     adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
     record = _component(_base_of(library, adapters), adapters)
-    model = Model.of(_current_record(library, record, reading))
+    model = Model.of(library.bases.current(record, progress=reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
     warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
     warnings += [warning for one in adapters for warning in check.run(one)]
@@ -126,36 +126,6 @@ def _component(record: BaseRecord, adapters: Sequence[FoundAdapter]) -> BaseReco
 def _only_base(library: Library) -> BaseRecord | None:
     records = library.bases.list()
     return records[0] if len(records) == 1 else None
-
-
-def _current_record(library: Library, record: BaseRecord, reading: Progress | None) -> BaseRecord:
-    """A record of the base's current files under its registered alias.
-
-    Raises:
-        BaseNotFound: the files are missing.
-        BaseMismatch: the weights differ from the registered ones.
-    """
-    if record.path is None or not record.path.exists():
-        raise BaseNotFound(
-            f"the weights of base `{shown(record.label)}` are not on this machine",
-            hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
-        )
-    now = library.bases.look_again(record, progress=reading)
-    if now.fingerprint.weights != record.fingerprint.weights:
-        there, here = record.fingerprint.weights[7:19], now.fingerprint.weights[7:19]
-        raise BaseMismatch(
-            f"`{record.path}` holds weights {here}, but `{record.label}` was registered with {there}",
-            hint=f"`adapt base add {record.path} --as NAME` registers the current weights",
-        )
-    # the name is from the record, the tensors from the folder
-    return BaseRecord(
-        alias=record.alias,
-        path=now.path,
-        hub=record.hub,
-        fingerprint=now.fingerprint,
-        hints=now.hints,
-        tensors=now.tensors,
-    )
 
 
 class _BaseCheck:

@@ -65,8 +65,8 @@ def _problem(
     contract = _contract(blobs, evals)
     if contract is None:
         return "has no contract"
-    if contract.bounds.is_loose:
-        return "has a contract that is too loose"
+    if contract.bounds.loose:
+        return f"has a contract that is too loose: {contract.bounds.loose}"
     if rule.asks == "contract":
         return None
     if base is None:

@@ -128,12 +128,16 @@ def results_on(connection: Connection, repo: Row[Any], digest: str, rule: Namesp
 
 
 def passes(found: Sequence[StoredResult], *, contract: str, base: str) -> bool:
-    """Whether one of the results is a PASS by a key of the namespace, by this contract and on this base."""
+    """Whether one of the results is a PASS by a key of the namespace, by this contract and on this base.
+
+    One that did not measure the base alone does not count where one that did says CHANGED.
+    """
+    counted = [one.said for one in found if one.signer is not None]
     return any(
-        one.signer is not None
-        and one.said.verdict == "PASS"
-        and (hex_of(one.said.contract), hex_of(one.said.base)) == (contract, base)
-        for one in found
+        said.verdict == "PASS"
+        and (hex_of(said.contract), hex_of(said.base)) == (contract, base)
+        and not any(map(said.is_outweighed_by, counted))
+        for said in counted
     )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +122,8 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     signed = list((adapt.folder / "out" / "a" / ".tests").glob("*/*.json"))
     again = adapt("push", "a", "--to", "./plain")
     for path in adapt.library.root.glob("cache/tests/*/*.json"):
-        os.utime(path, times=(time.time() - 12.5 * 86400,) * 2)
+        value = json.loads(path.read_text())
+        path.write_text(json.dumps(value | {"time": value["time"] - 12.5 * 86400}))
     late = adapt("push", "a", "--to", "./plain")
 
     assert [statement_of(path)["predicate"]["result"] for path in signed] == [

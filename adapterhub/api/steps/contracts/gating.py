@@ -47,7 +47,10 @@ class ContractGate:
     bars: Bars
     out: Reporter
     results: list[Tested] = field(default_factory=list)
-    models: Models = field(default_factory=Models)
+    models: Models = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.models = Models(self.library.bases)
 
     def __call__(self, folder: Path, release: Release) -> None:
         """Test the staged files of a release.
@@ -129,7 +132,7 @@ class MergeTest:
             BehaviourChanged: a line that binds is broken; the message has a row for each parent.
             CouldNotTell: no parent has a contract, or one cannot be checked.
         """
-        models = Models()
+        models = Models(self.library.bases)
         contracts = [(parent, contract) for parent in self.parents if (contract := contract_in(parent.folder))]
         if not contracts:
             raise CouldNotTell(

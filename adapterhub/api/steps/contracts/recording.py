@@ -126,7 +126,9 @@ def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, 
         raise UsageProblem(
             f"a pipeline takes its prompt unchanged, and this one is asked as {form.label}", hint="pass `--prompt raw`"
         )
-    with model_of(library, subject, record_of_base, Models(), dtype=recipe.dtype, load_in=None, kind=kind) as (
+    with model_of(
+        library, subject, record_of_base, Models(library.bases), dtype=recipe.dtype, load_in=None, kind=kind
+    ) as (
         model,
         tokenizer,
         _verdict,

@@ -70,7 +70,6 @@ def run_on(library: Library, subject: ContractSubject, question: Question, runne
     if question.load_in is not None or question.base_alone:
         option = "--load-in" if question.load_in is not None else "--base-alone"
         raise UsageProblem(f"`{option}` and `--runner` exclude each other")
-    asked = asked_of(library, subject, question, runner)
     call = _with_pytest if runner.name == "pytest" else _with_task if runner.task is not None else _with_goldens
     made = Tested(name=subject.name, version=subject.version, verdict="NONE", weights=subject.weights())
     if subject.manifest is not None:
@@ -83,7 +82,13 @@ def run_on(library: Library, subject: ContractSubject, question: Question, runne
         ):
             return call(library, subject, question, runner, made, Path(work))
 
-    return measure() if asked is None else kept_or_measured(library, subject, asked, measure, again=question.again)
+    if asked_of(library, subject, question, runner) is None:
+        return measure()
+
+    def asked() -> dict[str, Any]:
+        return asked_of(library, subject, question, runner) or {}
+
+    return kept_or_measured(library, subject, asked, measure, again=question.again)
 
 
 def asked_of(library: Library, subject: ContractSubject, question: Question, runner: Runner) -> dict[str, Any] | None:
@@ -103,9 +108,8 @@ def asked_of(library: Library, subject: ContractSubject, question: Question, run
     if task is None:
         return None
     record = base_for(library, subject, question.on)
-    asked = what_decides(question, record)
     return {
-        **asked,
+        **what_decides(library, question, record),
         "runner": runner.name,
         "tool": tool,
         "task": task,
@@ -235,7 +239,9 @@ def _attached(
     if reasons := [reason for verdict in checked.verdicts for reason in verdict.reasons]:
         why = f"PEFT, through which lm-eval loads it, {reasons[0].says} ({reasons[0].detail})"
         raise Incompatible(f"lm-eval cannot ask `{shown(subject.label, 200)}`: {why}")
-    with model_of(library, subject, record, Models(), dtype=question.dtype, load_in=None, kind=None) as loaded:
+    with model_of(
+        library, subject, record, Models(library.bases), dtype=question.dtype, load_in=None, kind=None
+    ) as loaded:
         model, tokenizer, base_verdict = loaded
         held = _Attached(
             record=record,

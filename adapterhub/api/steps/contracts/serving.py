@@ -30,7 +30,10 @@ class ServeTest:
     bars: Bars
     out: Reporter
     results: list[Tested] = field(default_factory=list)
-    models: Models = field(default_factory=Models)
+    models: Models = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.models = Models(self.library.bases)
 
     def __call__(self, build: Installed) -> tuple[str, ...]:
         """Test a build; a merge without a contract by the lines that bind it.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.errors import CouldNotTell, SignatureRefused, UsageProblem, shown
+from adapterhub.core.errors import CouldNotTell, Malformed, SignatureRefused, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.results import (
@@ -154,8 +155,19 @@ def contract_line(library: Library, build: Installed) -> str:
     found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
     if found is None:
         return f"{what}, not tested here"
-    result, age_s = found
-    days = int(age_s // _DAY_S)
-    when = "tested today" if days == 0 else f"not tested for {days} day{'s' * (days != 1)}"
+    result, days = found.result, int((time.time() - found.time) // _DAY_S)
+    when = "tested today" if days <= 0 else f"not tested for {days} day{'s' * (days != 1)}"
+    when += ", before its base changed" * _has_other_base(library, result)
     where = f" on {shown(result.base, 200)}" if result.base else ""
     return f"{what}, {when}: {result.verdict}{where}"
+
+
+def _has_other_base(library: Library, result: Tested) -> bool:
+    """Whether the files of the base here are not those that were asked."""
+    for record in library.bases.list():
+        if record.fingerprint.weights == result.base_weights and record.path is not None and record.path.exists():
+            try:
+                return library.bases.state(record) != result.base_state
+            except (Malformed, CouldNotTell):
+                return True
+    return False

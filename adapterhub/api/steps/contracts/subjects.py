@@ -26,7 +26,7 @@ from adapterhub.trust.verify.listing import list_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
@@ -126,16 +126,18 @@ def subject_of_build(build: Installed) -> ContractSubject:
 
 
 def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) -> BaseRecord:
-    """The base to ask on: `on`, else the one that the adapter was made for.
+    """The base to ask on as its files are now: `on`, else the one that the adapter was made for.
 
     Raises:
         BaseNotFound: it is unknown, or its weights are not on this machine.
+        BaseMismatch: its weights are not the registered ones.
     """
     declared = subject.base.fingerprint if subject.base else None
+    record: BaseRecord | None
     if on is None and declared is None:
-        return find_base(library, [{subject.label: 1.0}], None)
-    if on is not None:
-        record: BaseRecord | None = library.bases.part_for(library.bases.find(on), declared)
+        record = find_base(library, [{subject.label: 1.0}], None)
+    elif on is not None:
+        record = library.bases.part_for(library.bases.find(on), declared)
     else:
         assert declared is not None  # the base that only the user could know was found above
         record = library.bases.by_fingerprint(declared)
@@ -150,13 +152,17 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
             f"the weights of base `{label}` are not on this machine",
             hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
         )
-    return record
+    return library.bases.current(record)
 
 
 class Models:
-    """The base in memory: the last one that was loaded, so that builds of one base load it once."""
+    """The base in memory: the last one that was loaded, so that builds of one base load it once.
 
-    def __init__(self) -> None:
+    One whose files have changed since is loaded again.
+    """
+
+    def __init__(self, bases: Bases) -> None:
+        self._bases = bases
         self._key: tuple[Any, ...] = ()
         self._held: tuple[Any, Any] | None = None
 
@@ -175,7 +181,7 @@ class Models:
         assert record.path is not None  # see `base_for`
         path = record.path
         return self._kept(
-            (path, dtype, load_in, labels, is_encoder),
+            (self._bases.state(record), path, dtype, load_in, labels, is_encoder),
             lambda: load_base(path, dtype=dtype, load_in=load_in, labels=labels, is_encoder=is_encoder),
         )
 
@@ -185,7 +191,7 @@ class Models:
 
         assert record.path is not None  # see `base_for`
         path = record.path
-        return self._kept((path, dtype), lambda: (load_pipeline(path, dtype=dtype), None))[0]
+        return self._kept((self._bases.state(record), path, dtype), lambda: (load_pipeline(path, dtype=dtype), None))[0]
 
     def _kept(self, key: tuple[Any, ...], load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         if self._held is None or key != self._key:
@@ -223,7 +229,7 @@ def model_of(
 
         if load_in is not None:
             raise UsageProblem("`--load-in` packs a model of texts, and this base draws images", hint="omit it")
-        whole = library.bases.whole(record)
+        whole = library.bases.current(library.bases.whole(record))
         pipeline, named = models.pipeline(whole, dtype), BaseSpec.parse(whole.alias or str(whole.path))
         with attach(pipeline, adapter, library=library, base=named) as attached:
             yield AdaptedPipeline(pipeline=pipeline, attached=attached), None, attached.adapters[0].verdict.name

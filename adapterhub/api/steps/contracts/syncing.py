@@ -46,7 +46,7 @@ class SyncTest:
             BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
         """
         found = [(entry, build) for entry in entries if (build := locked_build(self.library, entry)) is not None]
-        question, models = Question(on=base_of_lock(self.library, lock)), Models()
+        question, models = Question(on=base_of_lock(self.library, lock)), Models(self.library.bases)
         builds = [build for _, build in found]
         self.results += verdicts_on(self.library, builds, question, bars=self.bars, models=models)
         for entry, build in found:

@@ -8,13 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of, subject_of_build
-from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell
-from adapterhub.formats.base.hints import read_hints
+from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, shown
 from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
 from adapterhub.formats.contract.rules import Rules
-from adapterhub.formats.diffusion.components import settings_digest
 from adapterhub.library.merged import binding_lines
 from adapterhub.library.results import KeptResults
 
@@ -101,15 +99,17 @@ def verdict_on(
             raise
         return _unknown(made, "no-base", error.message.splitlines()[0])
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, load_in=question.load_in or "")
-    asked = {**what_decides(question, record), "contract": used, "bounds": dict(made.bounds)}
+    made = replace(made, base_state=library.bases.state(record), base_alone=question.base_alone)
     if contract.kind == IMAGE:
         made = replace(made, engine=engine_name(IMAGE))
-        asked |= {"engine": made.engine, "pipeline": _pipeline_digest(library.bases.whole(record))}
-    if made.rules:
-        asked["rules"] = made.rules
+    about = {"contract": used, "bounds": dict(made.bounds), "engine": made.engine, "rules": made.rules}
+    loaded = models or Models(library.bases)
+
+    def asked() -> dict[str, Any]:
+        return {**what_decides(library, question, record), **about}
 
     def measure() -> Tested:
-        return _measured(library, subject, record, contract, question, made, bars=bars, models=models or Models())
+        return _measured(library, subject, record, contract, question, made, bars=bars, models=loaded)
 
     return kept_or_measured(library, subject, asked, measure, again=question.again)
 
@@ -117,25 +117,32 @@ def verdict_on(
 def kept_or_measured(
     library: Library,
     subject: ContractSubject,
-    asked: Mapping[str, Any],
+    asked: Callable[[], Mapping[str, Any]],
     measure: Callable[[], Tested],
     *,
     again: bool,
 ) -> Tested:
     """The kept result of the very same question, else a new one, which is kept if it is a verdict on a build.
 
+    `asked` reads the question from disk, before and after a measurement.
+
     Raises:
         DigestMismatch: a kept result would be shown, and the build is damaged.
+        CouldNotTell: the base changed meanwhile.
     """
-    if subject.manifest is None:
-        return measure()
-    kept, manifest = KeptResults(library.store), subject.manifest.digest
-    if not again and (found := kept.find(manifest, asked)):
+    question, manifest = asked(), subject.manifest.digest if subject.manifest else None
+    kept = KeptResults(library.store)
+    if manifest is not None and not again and (found := kept.find(manifest, question)):
         subject.ensure_undamaged()
         return found.named(subject.name, subject.version)
-    result = measure()
-    if result.verdict in ("PASS", "CHANGED"):
-        kept.keep(manifest, asked, result)
+    result, now = measure(), asked()
+    if now["base"] != question["base"]:
+        raise CouldNotTell(
+            f"the files of base `{result.base}` changed while `{shown(result.label, 200)}` was tested",
+            hint="wait until they are written, and test again",
+        )
+    if manifest is not None and now == question and result.verdict in ("PASS", "CHANGED"):
+        kept.keep(manifest, question, result)
     return result
 
 
@@ -157,22 +164,17 @@ def _digests_held(subject: ContractSubject, question: Question, contract: Contra
     return own.digest if own is not None and own.visibility == "digests" else None
 
 
-def _pipeline_digest(whole: BaseRecord) -> str:
-    """Of all that decides what a pipeline draws: its weights, and what its folder holds besides, which is read now."""
-    return f"{whole.fingerprint.weights} {settings_digest(whole.path) if whole.path else ''}"
-
-
-def what_decides(question: Question, record: BaseRecord) -> dict[str, Any]:
-    """What decides any result; the tokenizer and the chat template are read now, as they may change under a record."""
-    hints = read_hints(record.path) if record.path is not None else record.hints
+def what_decides(library: Library, question: Question, record: BaseRecord) -> dict[str, Any]:
+    """What decides any result; of the base, all that its files are now."""
+    packing = {"packing": f"bitsandbytes {_version('bitsandbytes')}"} if question.load_in else {}
     return {
-        "tokenizer": hints.tokenizer_sha256 or "",
-        "chat_template": hints.chat_template_sha256 or "",
-        "base": record.fingerprint.weights,
+        "base": library.bases.state(record),
         "dtype": question.dtype,
         "load_in": question.load_in or "",
         "engine": engine_name(),
+        "tokenizers": _version("tokenizers"),
         "base_alone": question.base_alone,
+        **packing,
     }
 
 
@@ -273,7 +275,7 @@ def verdicts_on(
     library: Library, builds: Sequence[Installed], question: Question, *, bars: Bars, models: Models | None = None
 ) -> list[Tested]:
     """The verdicts on builds that have a contract, each base loaded once; a refusal of one is UNKNOWN for that one."""
-    models, found = models or Models(), []
+    models, found = models or Models(library.bases), []
     order = sorted(builds, key=lambda build: (build.base.label, build.full_name, build.manifest.version))
     for build in order:
         subject = subject_of_build(build)
@@ -295,7 +297,7 @@ def verdicts_on_merge(
     Raises:
         CouldNotTell: a parent is not here, or has no contract.
     """
-    models, found = models or Models(), []
+    models, found = models or Models(library.bases), []
     for one in binding_lines(library, merge, question.rules or library.project_rules()):
         asked = replace(question, contract=one.contract, is_foreign=True)
         found += verdicts_on(library, [merge], asked, bars=bars, models=models)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.find.tried import NotTried
 from adapterhub.api.steps.searching import search_installed, search_server
 from adapterhub.core.errors import AdapterHubError
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A build to try. `lend` gives its files while a block runs; `fetch_bytes` of them are not on this machine."""
+    """A build to try. `lend` gives its files while a block runs; `fetch_bytes` of them are not on this machine.
+
+    `ensure_undamaged` raises for files on this machine that are not those of the manifest.
+    """
 
     name: str
     manifest: Manifest
     spec: str
     fetch_bytes: int
     lend: Callable[[Progress | None], AbstractContextManager[Installed | Path]]
+    ensure_undamaged: Callable[[], None] = lambda: None
 
 
 def search_candidates(
@@ -73,6 +78,7 @@ def _installed(session: Session, base: BaseSpec, most: int, query: Mapping[str, 
             spec=build.spec,
             fetch_bytes=0,
             lend=lambda _progress, build=build: contextlib.nullcontext(build),  # type: ignore[misc]  # a bound default
+            ensure_undamaged=subject_of_build(build).ensure_undamaged,
         )
         for build in builds
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ class Rounds:
         self._bench = Bench(library, folder, BaseSpec.parse(record.alias or str(folder)), examples)
         loans.callback(self._bench.close)
         self._is_loaded = False
-        self._decides = what_decides(Question(), record)
+        self._decides = what_decides(library, Question(), record)
         self._first: Span = (0, 1)
         self._rest: Span = (1, len(examples))
 
@@ -148,6 +148,7 @@ class Rounds:
     def _part(self, one: _Entrant, form: PromptForm, span: Span) -> Measured:
         question = self._question(form, span)
         if (kept := self._kept.find(one.digest, question)) is not None:
+            one.candidate.ensure_undamaged()
             return Measured(*kept)
         self._load()
         if one.adapter is None:
@@ -156,7 +157,7 @@ class Rounds:
         part = self._bench.measure(one.adapter, one.digest, form, span)
         one.cpu_s += time.process_time() - began
         one.is_cached = False
-        self._kept.keep(one.digest, question, *part)
+        self._keep(one.digest, question, part)
         return part
 
     def _base_part(self, form: PromptForm, span: Span) -> Measured:
@@ -165,8 +166,18 @@ class Rounds:
             return Measured(*kept)
         self._load()
         part = self._bench.measure(None, "", form, span)
-        self._kept.keep(weights, question, *part)
+        self._keep(weights, question, part)
         return part
+
+    def _keep(self, what: Digest, question: Mapping[str, object], part: Measured) -> None:
+        """Keep what was measured, if the base is still the one that the question is about.
+
+        Raises:
+            CouldNotTell: its files have changed.
+        """
+        if what_decides(self._session.library, Question(), self._record) != self._decides:
+            raise CouldNotTell(f"the files of base `{self._record.label}` changed during the trial", hint="try again")
+        self._kept.keep(what, question, *part)
 
     def _load(self) -> None:
         if not self._is_loaded:

@@ -49,6 +49,7 @@ def try_candidates(
     Raises:
         NotFound, Malformed: the examples cannot be read.
         BaseNotFound: the weights of the base are not on this machine.
+        BaseMismatch: they are not the registered ones.
         Incompatible, UsageProblem: the base continues no text.
         CouldNotTell: there are candidates, and not one can be tried.
     """
@@ -61,6 +62,8 @@ def try_candidates(
             f"the weights of base `{record.label}` are not on this machine",
             hint="register a local copy with `adapt base add PATH --as NAME`",
         )
+    record = library.bases.current(record)
+    assert record.path is not None  # as above
     with ExitStack() as loans:
         rounds = Rounds(session, record, record.path, tuple(examples), loans, bars=bars, agree=agree or refuse_much)
         return rounds.run(query, first(candidates), left_out)

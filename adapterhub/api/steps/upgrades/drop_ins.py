@@ -64,7 +64,7 @@ class UpgradeTest:
     def __call__(self, before: Lock, after: Lock, bring: Bring) -> dict[AdapterName, LockedAdapter]:
         """Of each build that would be replaced, the one to lock: the newer one if it may, else the older one."""
         found: dict[AdapterName, LockedAdapter] = {}
-        models = Models()
+        models = Models(self.library.bases)
         for new in after.adapters:
             old = before.entries.get(new.key)
             if not isinstance(old, LockedAdapter) or old.digest == new.digest:
