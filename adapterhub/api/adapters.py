@@ -91,7 +91,7 @@ class WithAdapters(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        return find_build(self.session, spec_of(spec), bounds, for_use=False, base=base_of(base))
+        return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
 
     def path(
         self, spec: SpecLike, *, rank: int | None = None, min_rank: int | None = None, max_rank: int | None = None
@@ -103,7 +103,7 @@ class WithAdapters(OpenedLibrary):
             SignatureRefused, NamespaceBound: it may not be used.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        return find_build(self.session, spec_of(spec), bounds, for_use=True).folder
+        return find_build(self.session, spec_of(spec), bounds, to="use").folder
 
     def list(
         self,

@@ -238,7 +238,7 @@ class WithInspection(OpenedLibrary):
             return differ(sides[0], sides[1], progress)
 
     def _build(self, spec: SpecLike) -> Installed:
-        return find_build(self.session, spec_of(spec), ANY_RANK, for_use=False)
+        return find_build(self.session, spec_of(spec), ANY_RANK, to="show")
 
     def info(
         self,
@@ -265,7 +265,7 @@ class WithInspection(OpenedLibrary):
         not_here = None
         if remote is None:
             try:
-                build = find_build(self.session, asked, bounds, for_use=False, base=base_spec)
+                build = find_build(self.session, asked, bounds, to="show", base=base_spec)
                 document, _, _ = installed_document(self.session, self, build, offline=offline)
                 return document | verdict_document(self, build.base, asked, base_spec)
             except (AdapterNotFound, NoCompatibleRelease) as error:

@@ -119,6 +119,7 @@ class OpenedLibrary(local.Library):
         self.reports = Reports(on_progress)
         self.note_choice = self.reports.note
         self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
+        self.warn_of_choice = self.session.warn_once
         self.project_bounds = self.session.project_bounds
 
     @classmethod

@@ -76,7 +76,7 @@ class WithPublishing(OpenedLibrary):
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        build = find_build(self.session, spec_of(spec), bounds, to="send")
         place = to if isinstance(to, str) else str(Path(to).absolute())
         gate = contract_gate(self, test, bars=self.reports, out=self.reports)
         pushed = push_build(
@@ -137,7 +137,7 @@ class WithPublishing(OpenedLibrary):
             NotAllowed: the server takes none of them.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        build = find_build(self.session, spec_of(spec), bounds, to="send")
         return push_results(self.session, build, to, remote=remote, token=token, offline=offline)
 
     def pull(
@@ -272,7 +272,7 @@ class WithPublishing(OpenedLibrary):
             As `adapt sign --json` prints it; `created` is False when it was signed so already.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        build = find_build(self.session, spec_of(spec), bounds, to="send")
         if namespace is not None:
             parse_namespace(namespace)
         signer = signing_key(self.session, key, password)

@@ -17,6 +17,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.aliasing import alias_of, build_under, without_alias
 from adapterhub.library.bases.requested import RequestedBase
+from adapterhub.library.installed import InstalledRelease
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
@@ -25,17 +26,11 @@ from adapterhub.library.transfer import Source
 def candidates_of(
     library: Library, releases: Sequence[Release], wanted: RequestedBase | None, source: str
 ) -> list[Candidate]:
-    """The releases as the resolver sees them."""
-    return _candidates(library, [(release, release.facts.base) for release in releases], wanted, source)
-
-
-def _candidates(
-    library: Library, offered: Sequence[tuple[Release, BaseRef]], wanted: RequestedBase | None, source: str
-) -> list[Candidate]:
-    """As `candidates_of`, each release with the base that it counts as made for."""
+    """The releases as the resolver sees them; an installed build counts as made for the base that it is pinned to."""
     judged: dict[BaseRef, tuple[Comparison, str]] = {}  # a name may have thousands of builds, for few bases
     found = []
-    for release, base in offered:
+    for release in releases:
+        base = release.build.base if isinstance(release, InstalledRelease) else release.facts.base
         if base not in judged:
             verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
             judged[base] = verdict, library.base_label(base)
@@ -93,9 +88,9 @@ def first_fitting(
         if source is not library:
             library.yanks.saw(source.place, releases)
         if source is library and admission.binds_any:
-            foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
-            passed_over = {(b.manifest.digest, b.namespace) for b in foreign}
-            releases = [r for r in releases if (r.digest, r.namespace) not in passed_over]
+            installed = library.releases(spec)
+            foreign = [one.build for one in installed if not admission.is_ours(one.build)]
+            releases = [one for one in installed if one.build not in foreign]
         candidates = candidates_of(library, releases, wanted, source.label)
         everything |= {c.digest: c for c in candidates}
         if not candidates:
@@ -126,6 +121,7 @@ def choose(
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
+    takes_yanked: bool = False,
 ) -> Resolution:
     """`resolve` with the bounds spread out."""
     return resolve(
@@ -135,6 +131,7 @@ def choose(
         allow_base_mismatch=allow_base_mismatch,
         base_given=wanted is not None,
         objection=objection,
+        takes_yanked=takes_yanked,
     )
 
 
@@ -153,7 +150,9 @@ def find_installed(
         NoCompatibleRelease: installed, but none fits.
         SignatureRefused, NamespaceBound: it may not be used; see `Admission`.
     """
-    build, resolution = look_up(library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch)
+    build, resolution = look_up(
+        library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch, takes_yanked=False
+    )
     Admission(library).ensure_usable(build)
     return build, resolution
 
@@ -165,17 +164,23 @@ def look_up(
     wanted: RequestedBase | None = None,
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
+    takes_yanked: bool = True,
 ) -> tuple[Installed, Resolution]:
     """Like `find_installed`, but without the admission check: for showing and removing a build, not for using it.
 
-    If `library.resolve_name` maps the name to a build, only that build is considered. `library.note_choice` gets the
-    sentence about other ranks of the version that fit.
+    If `library.resolve_name` maps the name to a build, only that build is considered. `library.warn_of_choice` gets the
+    warnings, `library.note_choice` the sentence about other ranks of the version that fit. A yanked build is taken
+    where no other fits, unless `takes_yanked` is off.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.
         NoCompatibleRelease: installed, but none fits.
     """
-    builds, resolution = _resolved(library, spec, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    builds, resolution = _resolved(
+        library, spec, wanted, bounds, allow_base_mismatch=allow_base_mismatch, takes_yanked=takes_yanked
+    )
+    for warning in resolution.warnings:
+        library.warn_of_choice(warning)
     if resolution.note:
         library.note_choice(resolution.note)
     return _build_of(resolution.chosen, builds), resolution
@@ -202,6 +207,7 @@ def _resolved(
     bounds: RankRange,
     *,
     allow_base_mismatch: bool = False,
+    takes_yanked: bool = True,
 ) -> tuple[list[Installed], Resolution]:
     """The installed builds with the name in `spec`, and the choice among them."""
     alias = alias_of(library, spec)
@@ -214,6 +220,7 @@ def _resolved(
     builds = [named] if named else library.builds_named(spec.name, spec.namespace)
     if not builds:
         raise library.not_installed(spec.full_name)
-    offered = [(Release(manifest=b.manifest, namespace=b.namespace, origin=library.label), b.base) for b in builds]
-    candidates = _candidates(library, offered, wanted, library.label)
-    return builds, choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    candidates = candidates_of(library, [library.release_of(build) for build in builds], wanted, library.label)
+    return builds, choose(
+        spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch, takes_yanked=takes_yanked
+    )

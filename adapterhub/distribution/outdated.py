@@ -25,7 +25,8 @@ AT_ONCE: Final = 8
 class UpgradeRequest:
     """One adapter that you have, and what may replace it. `key` is its name in the project or in the library.
 
-    `rank` is its rank now: among the builds of the newest release, one of the same rank is preferred.
+    `rank` is its rank now: among the builds of the newest release, one of the same rank is preferred. `here` are the
+    digests of all builds that need not be brought.
     """
 
     key: Annotated[str, "its name in the project, else its own name"]
@@ -37,6 +38,7 @@ class UpgradeRequest:
     sources: Callable[[], Sequence[Source]]
     ranks: RankRange = ANY_RANK
     objection: Objection | None = None
+    here: frozenset[Digest] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -63,10 +65,14 @@ class Offer(
     @property
     def has_allowed(self) -> bool:
         """Whether an upgrade would take another build from this place: a newer one, or any for one that was yanked."""
-        if self.allowed is None:
+        if self.allowed is None or self.allowed.digest in {self.request.digest, *self.request.here}:
             return False
-        is_other = self.allowed.digest != self.request.digest
-        return self._is_newer(self.allowed) or (self.yanked is not None and is_other)
+        return self.yanked is not None or self._is_newer(self.allowed)
+
+    @property
+    def has_replaced(self) -> bool:
+        """Whether what an upgrade would take in the place of a yanked build is here."""
+        return self.yanked is not None and self.allowed is not None and self.allowed.digest in self.request.here
 
     @property
     def has_newer(self) -> bool:
@@ -81,7 +87,8 @@ class Offer(
     def _is_newer(self, candidate: Candidate) -> bool:
         from packaging.version import Version
 
-        return candidate.digest != self.request.digest and Version(candidate.version) > Version(self.request.version)
+        is_here = candidate.digest in {self.request.digest, *self.request.here}
+        return not is_here and Version(candidate.version) > Version(self.request.version)
 
     def __repr__(self) -> str:
         newest = self.newest.version if self.newest else "none"

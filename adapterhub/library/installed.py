@@ -102,22 +102,24 @@ class InstalledBuilds:
 
     def releases(self, spec: AdapterSpec) -> list[InstalledRelease]:
         """The builds with a name, as releases: this library as a source."""
-        return [
-            InstalledRelease(
-                build=build,
-                manifest=build.manifest,
-                namespace=build.namespace,
-                origin=self.label,
-                yanked=self.yanked(build),
-                published_at=build.added_at,
-            )
-            for build in self.builds_named(spec.name, spec.namespace)
-        ]
+        return [self.release_of(build) for build in self.builds_named(spec.name, spec.namespace)]
+
+    def release_of(self, build: Installed) -> InstalledRelease:
+        """An installed build as a release, yanked if its server was seen to have yanked it."""
+        return InstalledRelease(
+            build=build,
+            manifest=build.manifest,
+            namespace=build.namespace,
+            origin=self.label,
+            yanked=self.yanked(build),
+            published_at=build.added_at,
+        )
 
     def yanked(self, build: Installed) -> str | None:
         """Why the place that a build came from has yanked it, as far as was seen; None if it has not."""
         digest = build.manifest.digest
-        return self.yanks.reason(digest, self.origins.place_of(digest, build.full_name))
+        said = self.yanks.places(digest)
+        return said.get(self.origins.place_of(digest, build.full_name)) if said else None
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """Open one file of a build."""

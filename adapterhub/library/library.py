@@ -83,6 +83,7 @@ class Library(InstalledBuilds):
         self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
         self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones, nor than the user's
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
+        self.warn_of_choice: Callable[[str], None] = lambda _text: None
 
     # ------------------------------------------------------------ add
     def add(
@@ -159,9 +160,10 @@ class Library(InstalledBuilds):
 
     def note_origin(self, build: Installed, place: str) -> None:
         """Record that `place`, a URL or an absolute path, offers `build`."""
-        if Path(place).is_relative_to(self.place):  # a merge, whose folder is deleted at once
-            return
         with contextlib.suppress(NotAllowed):  # optional: an install that changes nothing also works read-only
+            if Path(place).is_relative_to(self.place):  # a merge, whose folder is deleted at once
+                self.origins.record_made_here(build.manifest.digest, build.full_name)
+                return
             self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
 
     def publish_staged(

@@ -75,7 +75,7 @@ class Session:
         from adapterhub.library.library import Library
 
         library = Library(self.root)
-        library.note_choice = self.note_once
+        library.note_choice, library.warn_of_choice = self.note_once, self.warn_once
         library.project_alias = self._project_alias
         library.project_rules, library.project_bounds = self.project_rules, self.project_bounds
         return library
@@ -115,6 +115,12 @@ class Session:
         if text and text not in self._noted:
             self._noted.add(text)
             self.out.note(text)
+
+    def warn_once(self, text: str) -> None:
+        """Warn of `text` unless this session has reported it."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.out.warn(text)
 
     @property
     def project_library(self) -> Library:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.outdated import UpgradeRequest
@@ -90,9 +91,11 @@ def library_requests(
     """
     library = session.library
     newest: dict[tuple[str, str], Installed] = {}
+    here: dict[str, set[Digest]] = {}
     for build in library.installed():
         if specs and not any(_is_named(build, spec) for spec in specs):
             continue
+        here.setdefault(build.full_name, set()).add(build.manifest.digest)
         fingerprint = build.base.fingerprint
         key = build.full_name, fingerprint.weights if fingerprint else ""
         if key not in newest or Version(build.manifest.version) > Version(newest[key].manifest.version):
@@ -112,6 +115,7 @@ def library_requests(
             rank=build.manifest.rank,
             wanted=_base_of(library, build),
             sources=_sources(session, library, build, disk, remote=remote, token=token, offline=offline),
+            here=frozenset(here[build.full_name] - {build.manifest.digest}),
         )
         for build in sorted(builds, key=lambda b: b.full_name)
     ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import zlib
 
 import pytest
 
+import adapterhub
 from adapterhub.core.errors import AdapterDenied
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Hub
@@ -325,3 +327,80 @@ def test_a_server_stops_an_adapter_that_is_yanked_while_it_runs(world, kind, mon
         world.ann.ok("unyank", f"{world.team}/legal-qa==1.1.0")
         look()
         assert provider.find(f"{name}.0")
+
+
+# ---------------------------------------------------------------- every verb
+def seen_yanked(world: World) -> str:
+    """Bob has both versions, and has seen that the newer one is yanked; the adapter's name."""
+    name = f"{world.team}/legal-qa"
+    world.bob.ok("install", f"{name}@base-7b==1.0.0")
+    world.bob.ok("install", f"{name}@base-7b==1.1.0")
+    world.yank("1.1.0", "leaked labels")
+    world.bob.ok("info", f"{name}==1.1.0")
+    return name
+
+
+def test_every_verb_passes_over_an_installed_build_that_was_seen_to_be_yanked(world):
+    name = seen_yanked(world)
+    library = adapterhub.Library(world.bob.library.root)
+
+    assert "/1.0.0" in world.bob.ok("path", name)
+    assert f"{name}==1.0.0" in _merged_from(world, name)
+    world.bob.ok("push", name, "--to", "./out/published")
+    published = (world.folder / "out" / "published").rglob("adapterhub.json")
+    assert [json.loads(path.read_text())["version"] for path in published] == ["1.0.0"]
+    assert world.bob.json("info", name, "--offline")["version"] == "1.0.0"
+    assert world.bob.json("alias", "set", "prod", name)["targets"][0]["version"] == "1.0.0"
+    assert {one["version"] for one in world.bob.json("list", "--format", "vllm")} == {"1.0.0"}
+    assert library[name].manifest.version == "1.0.0"
+    assert library.path(name).name.startswith("1.0.0")
+
+
+def _merged_from(world: World, name: str) -> str:
+    made = make_adapter(world.folder / "out" / "own", seed=77)
+    world.bob.ok("add", made, "--name", "own", "--version", "1.0.0", "--base", "base-7b")
+    world.bob.ok("merge", name, "own", "--weights", "0.5,0.5", "-o", "both")
+    return json.dumps(world.bob.json("info", "both")["parents"])
+
+
+def test_a_pin_still_uses_a_yanked_build_and_warns(world, caplog):
+    name = seen_yanked(world)
+
+    told = world.bob("path", f"{name}==1.1.0")
+
+    assert (told.exit_code, "/1.1.0" in told.stdout) == (0, True)
+    assert "==1.1.0` is yanked: leaked labels" in told.stderr
+    assert "/1.1.0" in str(adapterhub.Library(world.bob.library.root).path(f"{name}==1.1.0"))
+    assert "==1.1.0` is yanked: leaked labels" in caplog.text
+
+
+def test_what_is_yanked_and_the_only_one_is_still_shown_and_removed(world):
+    name = seen_yanked(world)
+    world.bob.ok("remove", f"{name}==1.0.0", "--yes")
+
+    assert world.bob.json("info", name, "--offline")["yanked"] == "leaked labels"
+    assert "W_YANKED" in world.bob.ok("verify", name, "--offline")
+    world.bob.ok("remove", name, "--yes")
+    assert list(world.bob.library.installed()) == []
+
+
+def test_outdated_promises_what_upgrade_does(world):
+    name = seen_yanked(world)
+
+    outdated = world.bob("outdated")
+    upgraded = world.bob("upgrade")
+
+    assert "yanked: leaked labels" in outdated.stdout
+    assert "adapt upgrade" not in outdated.stderr
+    assert f"`adapt remove '{name}==1.1.0'` removes the yanked version" in outdated.stderr
+    assert upgraded.stdout == "no newer release found\n"
+    world.bob.ok("remove", f"{name}==1.0.0", "--yes")
+    assert "`adapt upgrade` installs the allowed versions" in world.bob("outdated").stderr
+    assert "1.1.0 -> 1.0.0" in world.bob.ok("upgrade")
+
+
+def test_audit_and_info_agree_without_the_server(world):
+    name = seen_yanked(world)
+
+    assert "E_YANKED" in world.bob("audit", f"{name}==1.1.0", "--offline").stdout
+    assert world.bob.json("info", f"{name}==1.1.0", "--offline")["yanked"] == "leaked labels"

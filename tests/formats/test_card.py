@@ -83,12 +83,11 @@ def test_metadata_that_is_not_yaml_is_left_out_with_a_note(manifest):
 def test_the_card_of_a_repository_shows_how_to_use_it_and_does_not_grow(manifest):
     card = make_card(replace(manifest, card=PEFT_CARD), base_hub_id="acme/base-7b", repo="acme/legal-qa-base-7b")
 
-    assert "adapt install acme/legal-qa-base-7b\n" in card.text
-    assert 'PeftModel.from_pretrained(base, "acme/legal-qa-base-7b")' in card.text
-    assert (
-        "vllm serve acme/base-7b --enable-lora --max-lora-rank 8 --lora-modules legal-qa=acme/legal-qa-base-7b"
-        in card.text
-    )
+    version = manifest.version
+    assert f"adapt install acme/legal-qa-base-7b=={version}\n" in card.text
+    assert f'PeftModel.from_pretrained(base, "acme/legal-qa-base-7b", revision="v{version}")' in card.text
+    assert f"hf download acme/legal-qa-base-7b --revision v{version} --local-dir legal-qa\n" in card.text
+    assert "vllm serve acme/base-7b --enable-lora --max-lora-rank 8 --lora-modules legal-qa=./legal-qa\n" in card.text
     assert "HF_ENDPOINT" not in card.text
     _, again = split_card(card.text)
     assert again.strip() == split_card(PEFT_CARD)[1].strip()
@@ -97,8 +96,9 @@ def test_the_card_of_a_repository_shows_how_to_use_it_and_does_not_grow(manifest
 def test_a_server_of_ones_own_is_named_in_each_command(manifest):
     card = make_card(manifest, repo="acme/x", endpoint="https://adapters.example.org").text
 
-    assert "adapt install acme/x --remote https://adapters.example.org" in card
-    assert "HF_ENDPOINT=https://adapters.example.org vllm serve" in card
+    version = manifest.version
+    assert f"adapt install acme/x=={version} --remote https://adapters.example.org" in card
+    assert f"HF_ENDPOINT=https://adapters.example.org hf download acme/x --revision v{version}" in card
 
 
 def test_other_methods_than_lora_get_no_line_for_vllm(manifest):

@@ -266,7 +266,7 @@ def test_what_a_registry_withdrew_or_has_no_more_is_told(home, served):
     [found] = findings(home)
     assert (found["code"], "leaked" in found["message"]) == ("E_YANKED", True)
     assert home("audit").exit_code == 3
-    assert codes(home, "--offline") == ["U_YANKED"]
+    assert codes(home, "--offline") == ["E_YANKED"]
 
     assert served.send("DELETE", "/api/repos/delete", {"name": "legal-qa", "organization": "acme"}).is_success
     assert codes(home) == ["W_GONE"]
@@ -275,9 +275,12 @@ def test_what_a_registry_withdrew_or_has_no_more_is_told(home, served):
 def test_a_server_that_is_away_is_asked_once_and_cannot_tell(home):
     for name in ("legal-qa", "summary"):
         add(home, name)
+        home.ok("push", name, "--to", "./published")
+        home.ok("remove", name, "--yes")
+        home.ok("install", f"acme/{name}", "--from", "./published")
     for build in home.library.installed():
         home.library.origins.record(
-            Origin(adapter=build.manifest.digest, name=f"acme/{build.manifest.name}", place="http://127.0.0.1:9")
+            Origin(adapter=build.manifest.digest, name=build.full_name, place="http://127.0.0.1:9")
         )
     asked = []
 

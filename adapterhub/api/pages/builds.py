@@ -41,7 +41,7 @@ class WithBuilds(PageSource):
         self._library = library
 
     def adapter(self, repo: str, asked: Asked) -> AdapterPage:
-        """One installed build: the one that `?build=` names, else the newest."""
+        """One installed build: the one that `?build=` names, else the newest that is not yanked."""
         namespace, _, name = repo.partition("/")
         builds = self._builds(repo)
         build = self._chosen(builds, asked.query.get("build", ""))
@@ -83,7 +83,8 @@ class WithBuilds(PageSource):
                 )
                 for one in builds
             ),
-            snippets=_snippets(build),
+            note="" if document["yanked"] is None else "This build is yanked; `adapt remove` removes it",
+            snippets=_snippets(build) if document["yanked"] is None else (),
             files=tuple(_files(build, repo, revision)),
             more_files=0,
             answers=tuple(_answers(build.folder)),
@@ -171,7 +172,7 @@ class WithBuilds(PageSource):
 
     # ------------------------------------------------------------ inside
     def _builds(self, repo: str) -> list[Installed]:
-        """The builds of `namespace/name`, newest first."""
+        """The builds of `namespace/name`, newest first, and after them those that are yanked."""
         namespace, _, name = repo.partition("/")
         wanted = None if namespace == NO_NAMESPACE else namespace
         rows = search_installed(self._library.session, None, name=name)
@@ -179,7 +180,7 @@ class WithBuilds(PageSource):
         builds = [self._library.read_build(self._library.root / row.folder) for row in mine]
         if not builds:
             raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
-        return sorted(builds, key=lambda build: -build.added_at)
+        return sorted(builds, key=lambda build: (self._library.yanked(build) is not None, -build.added_at))
 
     def _lines(self, rows: Sequence[BuildRow]) -> Iterator[AdapterLine]:
         """The rows as a list shows them."""
@@ -216,12 +217,12 @@ def _badges(document: Mapping[str, object]) -> Iterator[Badge]:
 
 
 def _snippets(build: Installed) -> tuple[Snippet, ...]:
-    spec = f"{build.full_name}@{build.base_name}" if build.base_name else build.full_name
+    spec = build.spec  # another version may come meanwhile
     return (
         Snippet(program="adapt", text=f'adapt run {spec} "…"'),
         Snippet(program="Python", text=f'adapterhub.attach(model, "{spec}")'),
         Snippet(program="PEFT", text=f'PeftModel.from_pretrained(base, "{build.folder}")'),
-        Snippet(program="vLLM", text=f"adapt serve --base {build.base_name or 'BASE'} {build.full_name}"),
+        Snippet(program="vLLM", text=f"adapt serve --base {build.base_name or 'BASE'} '{spec}'"),
         Snippet(program="llama.cpp", text=f"adapt export {spec} --format gguf --out {build.manifest.name}.gguf"),
     )
 

@@ -94,12 +94,8 @@ def installed_document(
 def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
     """Why the project's policy would refuse it; the library dates a build by when it was added."""
     from adapterhub.distribution.choosing import candidates_of
-    from adapterhub.formats.release import Release
 
-    release = Release(
-        manifest=build.manifest, namespace=build.namespace, origin=library.label, published_at=build.added_at
-    )
-    (candidate,) = candidates_of(library, [release], None, library.label)
+    (candidate,) = candidates_of(library, [library.release_of(build)], None, library.label)
     return refusal_here(session, candidate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, UsageProblem, shown
 
@@ -60,24 +60,27 @@ def lineage_of(session: Session) -> Lineage:
     return Lineage(session.root, ask(session, lambda index: index.search(Filters())))
 
 
+Purpose = Literal["show", "send", "use"]
+"""What a build is looked up for: only `show` takes a yanked one without a pin; `use` applies the user's policies."""
+
+
 def find_build(
-    session: Session, spec: AdapterSpec, bounds: RankRange, *, for_use: bool, base: BaseSpec | None = None
+    session: Session, spec: AdapterSpec, bounds: RankRange, *, to: Purpose, base: BaseSpec | None = None
 ) -> Installed:
-    """The one installed build that `spec` names; prints the warnings.
+    """The one installed build that `spec` names; the session tells the warnings.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
-        SignatureRefused, NamespaceBound: `for_use` is set and a policy forbids using the build.
+        SignatureRefused, NamespaceBound: it is to be used, and a policy forbids that.
     """
     from adapterhub.distribution.choosing import find_installed, look_up
     from adapterhub.projects.session import wanted_from
 
     library = session.project_library
-    find = find_installed if for_use else look_up
-    build, resolution = find(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
-    for warning in resolution.warnings:
-        session.out.warn(warning)
-    return build
+    wanted = wanted_from(library, spec, base)
+    if to == "use":
+        return find_installed(library, spec, wanted=wanted, bounds=bounds)[0]
+    return look_up(library, spec, wanted=wanted, bounds=bounds, takes_yanked=to == "show")[0]
 
 
 def build_or_folder(session: Session, text: str) -> Installed | Path:
@@ -92,7 +95,7 @@ def build_or_folder(session: Session, text: str) -> Installed | Path:
     from adapterhub.core.specs import AdapterSpec, names_folder
 
     if not names_folder(text):
-        return find_build(session, AdapterSpec.parse(text), ANY_RANK, for_use=False)
+        return find_build(session, AdapterSpec.parse(text), ANY_RANK, to="show")
     folder = Path(text).expanduser()
     if not folder.is_dir():
         raise AdapterNotFound(f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path")

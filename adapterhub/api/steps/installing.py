@@ -330,8 +330,6 @@ def upgrade_library(
         spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
         sources = [source for source in one.sources() if source.label == offer.place]
         plan = plan_install(library, spec, sources, wanted=one.wanted)
-        if plan.present is not None and not offer.has_newer:
-            continue  # an older release, which was installed when the newer one was found to be yanked
         for warning in plan.resolution.warnings:
             session.out.warn(warning)
         added = tested = None

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.output import json_text
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
+    from adapterhub.library.library import Library
     from adapterhub.library.store.rows import BuildRow
 
 FORMATS: Final = ("vllm", "peft", "json")
@@ -49,7 +51,7 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
 
 
 def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
-    """Installed builds; builds that share a name also get their version and rank in it.
+    """Installed builds that are not yanked; builds that share a name also get their version and rank in it.
 
     Raises:
         SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
@@ -57,6 +59,7 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
     from adapterhub.library.admission.admission import Admission
 
     library = session.library
+    rows = list(_not_yanked(session, library, rows))
     admission = Admission(library)
     restricted = [row for row in rows if admission.restricts(row.namespace or None)]
     admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in restricted)
@@ -69,6 +72,19 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
         return _long_name(row) if named[_long_name(row)] == 1 else f"{_long_name(row)}-{row.digest[7:19]}"
 
     return [_adapter(name(row), session.root / row.folder, row.version, row.digest, row.rank) for row in rows]
+
+
+def _not_yanked(session: Session, library: Library, rows: Sequence[BuildRow]) -> Iterator[BuildRow]:
+    """The rows that another program may get; a warning tells of the others."""
+    noted = library.yanks.noted()
+    for row in rows:
+        reason = library.yanked(library.read_build(session.root / row.folder)) if row.digest in noted else None
+        if reason is None:
+            yield row
+        else:
+            session.out.warn(
+                f"left out `{_long_name(row)}`, which is yanked: {shown(reason or 'no reason given', 200)}"
+            )
 
 
 def _long_name(row: BuildRow) -> str:

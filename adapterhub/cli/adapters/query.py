@@ -153,5 +153,5 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build = find_build(session, spec, bounds, for_use=True)  # another program will use it
+    build = find_build(session, spec, bounds, to="use")  # another program will use it
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))

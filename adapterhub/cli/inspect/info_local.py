@@ -32,7 +32,7 @@ def show_installed(
     """
     from adapterhub.api.steps.finding import find_build
 
-    build = find_build(session, spec, bounds, for_use=False, base=base)
+    build = find_build(session, spec, bounds, to="show", base=base)
     if recipe:
         _show_recipe(session, build)
         return

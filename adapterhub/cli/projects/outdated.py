@@ -95,6 +95,12 @@ def _say_rest(session: Session, asked: Sequence[UpgradeRequest], found: Sequence
     nowhere = [f"`{one.key}`" for one in asked if id(one) not in seen]
     if nowhere:
         session.out.note(f"no source has {listed(nowhere)}")
+    for offer in found:
+        if offer.has_replaced:
+            one = offer.request
+            session.out.hint(
+                f"`adapt remove '{one.key}=={one.version}'` removes the yanked version; another is installed"
+            )
     if any(offer.has_allowed for offer in found):
         session.out.hint("`adapt upgrade` installs the allowed versions")
     elif found and not any(offer.is_worth_telling for offer in found):

@@ -13,7 +13,6 @@ from adapterhub.cli.options.testing import gate_from, test_options
 from adapterhub.cli.output import size_text
 from adapterhub.cli.publishing.sign import ask_password
 from adapterhub.core.errors import UsageProblem
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
@@ -75,10 +74,10 @@ def push(
       adapt push legal-qa@base-7b --to ./published --sign --test
       adapt push acme/legal-qa@base-7b --to acme/legal-qa-base-7b --results
     """
+    from adapterhub.api.steps.finding import find_build
     from adapterhub.api.steps.keys import signing_key
     from adapterhub.api.steps.publishing import place_for, push_build, push_results
     from adapterhub.core.ranks import RankRange
-    from adapterhub.distribution.choosing import look_up
 
     if key and not sign_it:
         raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
@@ -87,7 +86,7 @@ def push(
     gate = gate_from(session, test=test, test_warn=test_warn)
     library = session.library
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    build = find_build(session, spec, bounds, to="send")
     if results:
         count = push_results(session, build, to, remote=remote, token=token, offline=offline)
         named = {"name": build.full_name, "version": build.manifest.version, "digest": build.manifest.digest}

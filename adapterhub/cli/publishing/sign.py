@@ -10,7 +10,6 @@ import click
 from adapterhub.api.steps.keys import sign_build, sign_made, signing_key
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_options
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
@@ -50,13 +49,13 @@ def sign(
       adapt sign legal-qa@base-7b==1.0.0 --key ana --namespace acme
       adapt sign all-in-one --statement
     """
+    from adapterhub.api.steps.finding import find_build
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import parse_namespace
-    from adapterhub.distribution.choosing import look_up
 
     library = session.library
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    build = find_build(session, spec, bounds, to="send")
     if namespace is not None:
         parse_namespace(namespace)
     signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None)

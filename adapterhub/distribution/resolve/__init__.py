@@ -87,6 +87,7 @@ def resolve(
     allow_base_mismatch: bool | None = False,
     objection: Objection | None = None,
     known_names: Sequence[str] = (),
+    takes_yanked: bool = False,
 ) -> Resolution:
     """The one build among `candidates` that `spec` and `ranks` mean.
 
@@ -94,7 +95,8 @@ def resolve(
     namespaces: a build without one comes first; otherwise all builds have to share a namespace.
     `allow_base_mismatch` permits other weights of the same shapes; None hides the option from the reasons.
     `objection` returns the reason against a build that would fit otherwise, or None; it must be deterministic.
-    `known_names` are the full names to suggest for a misspelling.
+    `known_names` are the full names to suggest for a misspelling. `takes_yanked` lets a yanked build be a last resort
+    without a pin, to be shown and not used.
 
     Raises:
         UsageProblem: ranks below 1, or ranks that contradict each other.
@@ -109,6 +111,7 @@ def resolve(
         base_given=base_given,
         allow_base_mismatch=allow_base_mismatch,
         objection=objection,
+        takes_yanked=takes_yanked,
     )
     builds = builds_named(spec, candidates)
     if not builds:

@@ -85,10 +85,12 @@ class Request:
     base_given: bool
     allow_base_mismatch: bool | None
     objection: Objection | None = None
+    takes_yanked: bool = False
 
     @property
-    def is_pinned(self) -> bool:
-        return self.spec.pinned_version is not None or self.spec.digest_prefix is not None
+    def allows_yanked(self) -> bool:
+        is_pinned = self.spec.pinned_version is not None or self.spec.digest_prefix is not None
+        return is_pinned or self.takes_yanked
 
 
 def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Build]:

@@ -35,7 +35,7 @@ def objections(request: Request, build: Build) -> Iterator[str]:
         yield outside
     if request.objection is not None and (refused := request.objection(candidate)) is not None:
         yield refused
-    if build.is_yanked and not request.is_pinned:
+    if build.is_yanked and not request.allows_yanked:
         yield _yank(build)
 
 

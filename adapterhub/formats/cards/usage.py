@@ -13,14 +13,19 @@ _RANKS: Final = (8, 16, 32, 64, 128, 256, 512)
 
 
 def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
-    """The section for the repository `repo`; `endpoint` is the URL of a server other than the Hugging Face Hub."""
+    """The section for the repository `repo`; `endpoint` is the URL of a server other than the Hugging Face Hub.
+
+    Its lines take this version: a card outlives it.
+    """
     remote = f" --remote {endpoint}" if endpoint else ""
     variable = f"HF_ENDPOINT={endpoint} " if endpoint else ""
-    model = base or "path/to/base"
+    model, tag = base or "path/to/base", f"v{manifest.version}"
     parts = [
         "## How to use it",
         "With [adapt](https://pypi.org/project/adapterhub/), which checks every byte and the base:",
-        _fenced("sh", f"adapt install {repo}{remote}", f'adapt run {manifest.name} --base {model} "…"'),
+        _fenced(
+            "sh", f"adapt install {repo}=={manifest.version}{remote}", f'adapt run {manifest.name} --base {model} "…"'
+        ),
         *_asking(manifest.prompt),
         "With PEFT" + (f", after `export HF_ENDPOINT={endpoint}`:" if endpoint else ":"),
         _fenced(
@@ -29,13 +34,15 @@ def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
             "from transformers import AutoModelForCausalLM  # or the class of another task",
             "",
             f'base = AutoModelForCausalLM.from_pretrained("{model}")',
-            f'model = PeftModel.from_pretrained(base, "{repo}")',
+            f'model = PeftModel.from_pretrained(base, "{repo}", revision="{tag}")',
         ),
     ]
     rank = vllm_rank(manifest.rank)
     if "LORA" in manifest.method and rank is not None:
-        command = f"{variable}vllm serve {model} --enable-lora --max-lora-rank {rank}"
-        parts += ["With vLLM:", _fenced("sh", f"{command} --lora-modules {manifest.name}={repo}")]
+        name = manifest.name
+        download = f"{variable}hf download {repo} --revision {tag} --local-dir {name}"
+        serve = f"vllm serve {model} --enable-lora --max-lora-rank {rank} --lora-modules {name}=./{name}"
+        parts += ["With vLLM, which takes no revision:", _fenced("sh", download, serve)]
     return "\n" + "\n\n".join(parts) + "\n"
 
 

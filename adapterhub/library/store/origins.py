@@ -3,7 +3,8 @@
     origins/<64 hex of the manifest>.json               {"adapter", "name", "place"}
     origins/<64 hex of the manifest>.<namespace>.json   an earlier one under another full name; `-` for none
 
-`place` is a URL or an absolute path. Bytes from there are hashed, so the record need not be trusted for them. For the
+`place` is a URL or an absolute path; it is empty for a build that was made in this library, which has no origin. Bytes
+from there are hashed, so the record need not be trusted for them. For the
 name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
 (`admission.py`).
 """
@@ -62,9 +63,20 @@ class Origins:
         value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
         self._store.write(path, canonical_json(value), sync=False)
 
+    def record_made_here(self, adapter: Digest, name: str) -> None:
+        """Record that a build was made in this library, unless it has an origin."""
+        if self.of(adapter) is None:
+            self._write(self._path(adapter), Origin(adapter=adapter, name=name, place=""))
+
+    def is_made_here(self, adapter: Digest) -> bool:
+        """Whether a build was made in this library and came from nowhere else since."""
+        found = self._read(self._path(adapter))
+        return found is not None and not found.place
+
     def of(self, adapter: Digest) -> Origin | None:
-        """The latest origin of a build under any name; None if the record is missing or damaged."""
-        return self._read(self._path(adapter))
+        """The latest origin of a build under any name; None if it was made here or the record is missing or damaged."""
+        found = self._read(self._path(adapter))
+        return found if found is not None and found.place else None
 
     def under(self, adapter: Digest, name: str) -> Origin | None:
         """The origin of a build under this full name; None if the record is missing or damaged."""

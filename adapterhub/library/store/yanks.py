@@ -30,23 +30,28 @@ class Yanks:
 
     def reason(self, adapter: Digest, place: str) -> str | None:
         """Why `place` yanked a build, as far as was seen; "" without a reason, None if it did not."""
-        return self._read(adapter).get(place)
+        return self.places(adapter).get(place)
 
     def saw(self, place: str, releases: Iterable[Release]) -> None:
         """Remember what `place` says of the builds that the library has."""
-        try:
-            noted = set(os.listdir(self._store.root / "yanked"))  # noqa: PTH208 - names alone
-        except OSError:
-            noted = set()
+        noted = self.noted()
         for release in releases:
-            if release.yanked is not None or f"{hex_of(release.digest)}.json" in noted:
+            if release.yanked is not None or release.digest in noted:
                 self.note(release.digest, place, release.yanked)
+
+    def noted(self) -> set[str]:
+        """The digests of the builds that some place was seen to have yanked; one read of a folder."""
+        try:
+            names = os.listdir(self._store.root / "yanked")  # noqa: PTH208 - names alone
+        except OSError:
+            return set()
+        return {f"sha256:{name.removesuffix('.json')}" for name in names}
 
     def note(self, adapter: Digest, place: str, reason: str | None) -> None:
         """Remember that `place` yanked a build of this library; with None, that it did not."""
         if not self._store.has_manifest(adapter):
             return
-        places = dict(self._read(adapter))
+        places = dict(self.places(adapter))
         before = dict(places)
         places.pop(place, None)
         if reason is not None:
@@ -61,7 +66,8 @@ class Yanks:
                 with self._store.os_errors_as_refusals():
                     path.unlink(missing_ok=True)
 
-    def _read(self, adapter: Digest) -> Mapping[str, str]:
+    def places(self, adapter: Digest) -> Mapping[str, str]:
+        """The reason of each place that was seen to have yanked a build."""
         try:
             value = read_json(self._path(adapter))
         except (OSError, ValueError):

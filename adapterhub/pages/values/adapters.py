@@ -100,7 +100,10 @@ class Day:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPage:
-    """Everything about one adapter. `card` is Markdown without its front matter; `facts` are pairs to show."""
+    """Everything about one adapter. `card` is Markdown without its front matter; `facts` are pairs to show.
+
+    `note` says why there are no `snippets`.
+    """
 
     repo: str
     namespace: str
@@ -121,6 +124,7 @@ class AdapterPage:
     modified_at: int
     links: tuple[Link, ...] = ()
     feed_url: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,7 @@ class _Search:
         wanted = requested_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
         try:
             return find_installed(self.library, spec, wanted=wanted)[0]
-        except AdapterNotFound:
+        except (AdapterNotFound, NoCompatibleRelease):
             try:
                 plan = plan_install(self.library, spec, self.sources_for(spec), wanted=wanted)
             except (AdapterNotFound, NoCompatibleRelease, RemoteUnreachable) as error:

@@ -45,7 +45,11 @@ _EPOCH: Final = dt.date(1970, 1, 1)
 
 
 def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) -> AdapterPage:
-    """An adapter at the head of `main`. Card, answers and files' content need the right to read the files."""
+    """The newest version of an adapter that is not yanked; without any version, the head of `main`.
+
+    Where all versions are yanked, it shows the newest, says so, and has no lines to copy. Card, answers and files'
+    content need the right to read the files.
+    """
     with registry.db.read() as connection:
         row = repo_of(registry, connection, caller, repo)
         try:
@@ -53,13 +57,19 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
             reads = True
         except Refusal:
             reads = False
-        name, tree = row.full_name, commits.tree_of(connection, row.id, row.head)
+        of_head = select(adapters).where(adapters.c.repo_id == row.id, adapters.c.commit_id == row.head)
+        head = connection.execute(of_head).one_or_none()
+        released = adapter_search.versions_of(connection, row.id)
+        usable = [version for version in released if version.yanked_at is None]
+        facts = next(iter(usable or released), head)
+        commit, revision = row.head, MAIN  # a commit after the release may add a signature or tests to the same build
+        if facts is not None and (head is None or head.digest != facts.digest):
+            commit, revision = facts.commit_id, facts.tag
+        name, tree = row.full_name, commits.tree_of(connection, row.id, commit)
         entries = list(islice(tree.walk(), FILES_SHOWN))
         totals = tree.totals()
-        of_head = select(adapters).where(adapters.c.repo_id == row.id, adapters.c.commit_id == row.head)
-        facts = connection.execute(of_head).one_or_none()
         tags = sorted(connection.scalars(select(repo_tags.c.tag).where(repo_tags.c.repo_id == row.id)))
-        versions = tuple(_version(name, version) for version in adapter_search.versions_of(connection, row.id))
+        versions = tuple(_version(name, version) for version in released)
         days = select(downloads.c.day, downloads.c.count.label("number")).where(downloads.c.repo_id == row.id)
         counted = connection.execute(days.order_by(downloads.c.day.desc()).limit(DAYS_SHOWN)).all()
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
@@ -78,15 +88,16 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         badges=tuple(_badges(row, facts, signed, licenses, contract, versions, tested)),
         facts=tuple(_facts(facts)) if facts is not None else (),
         versions=versions,
-        snippets=tuple(_snippets(name, facts, address)),
-        files=tuple(file_line(name, MAIN, entry) for entry in entries),
+        note=_note(released) if released and not usable else "",
+        snippets=tuple(_snippets(name, facts, address)) if facts is not None and (usable or not released) else (),
+        files=tuple(file_line(name, revision, entry) for entry in entries),
         more_files=max(totals.files - len(entries), 0),
         answers=tuple(_answers(contract)) if contract is not None else (),
         downloads=row.downloads,
         days=tuple(
             Day(day=(_EPOCH + dt.timedelta(days=at.day)).isoformat(), count=at.number) for at in reversed(counted)
         ),
-        commit=row.head,
+        commit=commit,
         modified_at=row.modified_at,
         links=tuple(_links(name, facts)),
         feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
@@ -150,9 +161,14 @@ def _signed(registry: Registry, tree: Tree, rule: NamespaceRule) -> Badge:
     return Badge(text="signed", detail=f"by {name}", tone="good") if name else Badge(text="signature attached")
 
 
+def _note(released: Sequence[Row[Any]]) -> str:
+    """That every version is yanked; the reason is that of the newest."""
+    return f"Every version is yanked; the newest, {released[0].released_as}: {released[0].yanked_reason}"
+
+
 def _links(repo: str, facts: Row[Any] | None) -> Iterator[Link]:
     if facts is not None:
-        yield Link(text="Weights", url=f"/{repo}/main")
+        yield Link(text="Weights", url=f"/{repo}/{getattr(facts, 'released_as', MAIN)}")
         yield Link(text="Lineage", url=f"/lineage/{repo}")
         yield Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}")
         if facts.base_sha256:
@@ -177,29 +193,34 @@ def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:
     return ((name, str(value)) for name, value in found if value is not None)
 
 
-def _snippets(repo: str, row: Row[Any] | None, address: str) -> Iterator[Snippet]:
-    """Lines that work as they stand. Names in them are checked ids; a base that is not one gets a placeholder."""
-    base = row.base_model if row is not None and row.base_model and is_hub_id(row.base_model) else "path/to/base"
-    name = repo.partition("/")[2]
-    yield Snippet(program="adapt", text=f"adapt install {repo} --remote {address}")
-    yield Snippet(program="hf", text=f"HF_ENDPOINT={address} hf download {repo} --local-dir {name}")
-    if row is None:
-        return
+def _snippets(repo: str, row: Row[Any], address: str) -> Iterator[Snippet]:
+    """Lines that work as they stand, each for the version of `row`, else for its commit.
+
+    Names in them are checked ids; a base that is not one gets a placeholder.
+    """
+    base = row.base_model if row.base_model and is_hub_id(row.base_model) else "path/to/base"
+    namespace, _, name = repo.partition("/")
+    version = getattr(row, "released_as", None)
+    pin = f"=={version}" if version else ""
+    yield Snippet(program="adapt", text=f"adapt install {repo}{pin} --remote {address}")
+    download = f"HF_ENDPOINT={address} hf download {repo} --revision {row.commit_id} --local-dir {name}"
+    yield Snippet(program="hf", text=download)
     lines = (
         f"# export HF_ENDPOINT={address}",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM  # or the class of another task",
         "",
         f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(base, "{repo}")',
+        f'model = PeftModel.from_pretrained(base, "{repo}", revision="{row.commit_id}")',
     )
     yield Snippet(program="PEFT", text="\n".join(lines))
     most = vllm_rank(row.rank)
     if row.peft_type == "LORA" and most is not None:
-        serve = f"HF_ENDPOINT={address} vllm serve {base} --enable-lora --max-lora-rank {most}"
-        yield Snippet(program="vLLM", text=f"{serve} --lora-modules {name}={repo}")
+        # vLLM takes no revision
+        serve = f"vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}=./{name}"
+        yield Snippet(program="vLLM", text=f"{download}\n{serve}")
     if row.peft_type == "LORA":
-        export = f"adapt export {row.name or name} --format gguf -o {name}.gguf"
+        export = f"adapt export {namespace}/{row.name or name}{pin} --format gguf -o {name}.gguf"
         yield Snippet(program="llama.cpp", text=f"{export}\nllama-server --model base.gguf --lora {name}.gguf")
 
 

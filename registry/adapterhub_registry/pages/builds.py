@@ -48,7 +48,9 @@ class Build:
 
 
 def find_build(registry: Registry, connection: Connection, caller: Caller, repo: str, version: str) -> Build:
-    """A build by its version or a revision; an empty one is the newest version, else the head of `main`.
+    """A build by its version or a revision; an empty one is the newest version, if possible one that is not yanked.
+
+    Without any version, it is the head of `main`.
 
     Raises:
         Refusal: 404 unless the caller may read the files, or where there is no adapter; 403 for a gated one.
@@ -57,7 +59,8 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     found = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
     rows = adapter_search.versions_of(connection, found.id)
     wanted = version.removeprefix("v")
-    chosen = next((r for r in rows if r.released_as == wanted or (not version and r.yanked_at is None)), None)
+    rows = rows if version else sorted(rows, key=lambda r: r.yanked_at is not None)
+    chosen = next((r for r in rows if r.released_as == wanted or not version), None)
     if chosen is not None:
         yanked = chosen.yanked_reason or "" if chosen.yanked_at is not None else None
         return Build(repo=found, version=chosen.released_as, row=chosen, yanked=yanked)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.find.tried import NotTried
 from adapterhub.api.steps.searching import search_installed, search_server
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def search_candidates(
     token: str | None = None,
     signatures: SignaturePolicy | None = None,
 ) -> tuple[list[Candidate], list[NotTried]]:
-    """The first builds for a base in the order of the search, and those of a server that `install` would refuse.
+    """The first builds for a base in the order of the search, and those that are yanked or that `install` would refuse.
 
     `query` has the conditions of `find_installed` and of a server's `Search`; `far` is for the library.
 
@@ -61,17 +61,20 @@ def search_candidates(
         RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
     """
     if remote is None:
-        return _installed(session, base, most, {**query, "far": far}), []
+        return _installed(session, base, most, {**query, "far": far})
     from adapterhub.distribution.hub import Search
 
     return _of_server(session, base, Search(**query, limit=most), remote=remote, token=token, signatures=signatures)
 
 
-def _installed(session: Session, base: BaseSpec, most: int, query: Mapping[str, Any]) -> list[Candidate]:
+def _installed(
+    session: Session, base: BaseSpec, most: int, query: Mapping[str, Any]
+) -> tuple[list[Candidate], list[NotTried]]:
     library = session.library
     rows = search_installed(session, base, limit=most, **query)
     builds = [library.read_build(session.root / row.folder) for row in rows]
-    return [
+    yanked = {build.spec: why for build in builds if (why := library.yanked(build)) is not None}
+    found = [
         Candidate(
             name=build.full_name,
             manifest=build.manifest,
@@ -81,7 +84,12 @@ def _installed(session: Session, base: BaseSpec, most: int, query: Mapping[str, 
             ensure_undamaged=subject_of_build(build).ensure_undamaged,
         )
         for build in builds
+        if build.spec not in yanked
     ]
+    left_out = [
+        NotTried(name=spec, reason=f"yanked: {shown(why or 'no reason given', 200)}") for spec, why in yanked.items()
+    ]
+    return found, left_out
 
 
 def _of_server(

@@ -11,6 +11,7 @@ from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.searching import search_installed
 from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, UsageProblem, problem_list, shown
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.route import (
     BASE,
@@ -24,7 +25,7 @@ from adapterhub.formats.route import (
 )
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars
@@ -190,24 +191,19 @@ def _chosen(library: Library, over: Sequence[AdapterSpec], record: Any) -> list[
 
 
 def _newest(session: Session, base: BaseSpec) -> list[Installed]:
-    """The newest build of each name for a base that may be used."""
-    from packaging.version import Version
-
-    from adapterhub.library.admission.admission import Admission
+    """The build of each name for a base that its name means; a note tells which name means none."""
+    from adapterhub.distribution.choosing import find_installed
+    from adapterhub.projects.session import wanted_from
 
     library = session.library
-    rows = sorted(search_installed(session, base), key=lambda row: Version(row.version), reverse=True)
-    found: dict[str, Installed] = {}
-    for row in rows:
-        if row.full_name not in found:
-            build = library.read_build(session.root / row.folder)
-            try:
-                Admission(library).ensure_usable(build)
-            except AdapterHubError as error:
-                session.out.note(f"left out: {error.message.splitlines()[0]}")
-                continue
-            found[row.full_name] = build
-    return [found[name] for name in sorted(found)]
+    found = []
+    for name in sorted({row.full_name for row in search_installed(session, base)}):
+        spec = AdapterSpec.parse(name)
+        try:
+            found.append(find_installed(library, spec, wanted=wanted_from(library, spec, base))[0])
+        except AdapterHubError as error:
+            session.out.note(f"left out: {error.message.splitlines()[0]}")
+    return found
 
 
 # ---------------------------------------------------------------- check
