@@ -62,24 +62,52 @@ class Planned:
     is_there: bool
 
 
-def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace: str | None) -> Iterator[Planned]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorPlan:
+    """What the target lacks, and `yanked`, `(repository, repository on the target)`, where it lacks a yank."""
+
+    releases: tuple[Planned, ...]
+    yanked: tuple[tuple[str, str], ...]
+
+
+def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace: str | None) -> MirrorPlan:
     """Every release of `pattern` on `source` that is not yanked, and whether `target` has it.
 
     A version with another digest on the target counts as missing: the copy compares the manifests, and refuses it
     unless they are the same.
     """
     place = namespace or pattern.namespace
-    there = {(one.repo, one.version): one.digest for one in target.published(place)}
+    there = {(one.repo, one.version): one for one in target.published(place)}
+    planned, yanked = [], {}
     for one in source.published(pattern.namespace):
         name = one.repo.partition("/")[2]
-        if one.yanked or not fnmatch.fnmatchcase(name, pattern.pattern):
+        if not fnmatch.fnmatchcase(name, pattern.pattern):
             continue
         to = f"{place}/{name}"
-        known = there.get((to, one.version))
-        yield Planned(
-            release=one,
-            spec=AdapterSpec.parse(f"{pattern.namespace}/{(one.name or name).lower()}=={one.version}"),
-            to=to,
-            digest=one.digest or known,
-            is_there=(to, one.version) in there and (known is None or one.digest in (None, known)),
+        copy = there.get((to, one.version))
+        if one.yanked:
+            if copy is not None and not copy.yanked:
+                yanked[one.repo] = to
+            continue
+        known = copy.digest if copy is not None else None
+        planned.append(
+            Planned(
+                release=one,
+                spec=AdapterSpec.parse(f"{pattern.namespace}/{(one.name or name).lower()}=={one.version}"),
+                to=to,
+                digest=one.digest or known,
+                is_there=copy is not None and (known is None or one.digest in (None, known)),
+            )
         )
+    return MirrorPlan(releases=tuple(planned), yanked=tuple(yanked.items()))
+
+
+def missing_yanks(source: Hub, repo: str, target: Hub, to: str) -> Iterator[tuple[str, str]]:
+    """`(version, reason)` of each version of `repo` that is yanked on `source` and whose copy on `target` is not."""
+    there = {one.version: one for one in target.versions(to)}
+    for one in source.versions(repo):
+        copy = there.get(one.version)
+        if one.version is None or one.yanked is None or copy is None or copy.yanked is not None:
+            continue
+        if None in (one.digest, copy.digest) or one.digest == copy.digest:
+            yield one.version, one.yanked

@@ -79,6 +79,57 @@ def test_a_pattern_copies_every_released_version_but_the_yanked_ones(world: Worl
         assert versions(world.theirs, repo) == versions(world.ours, repo) != {}
 
 
+@pytest.mark.parametrize("spec", ["acme/*", "acme/qa==1.1.0"])
+def test_a_mirror_carries_yanks_and_says_that_aliases_stay(world: World, spec: str) -> None:
+    for seed, version in enumerate(["1.0.0", "1.1.0"]):
+        world.push("qa", version, seed)
+    world.mirror("acme/*")
+    yanked = {"version": "1.0.0", "reason": "leaked labels"}
+    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", yanked).raise_for_status()
+    mirror = ("mirror", spec, "--from", "ours", "--to", "theirs")
+
+    planned = world.adapt(*mirror, "--dry-run")
+    before = yanks(world.theirs)
+    done = world.adapt(*mirror)
+    again = world.adapt(*mirror)
+
+    assert before == {"1.0.0": None, "1.1.0": None}
+    assert yanks(world.theirs) == {"1.0.0": "leaked labels", "1.1.0": None}
+    assert "would yank acme/qa 1.0.0" in planned.stderr
+    assert ("yanked acme/qa 1.0.0" in done.stderr, "yanked acme/qa 1.0.0" in again.stderr) == (True, False)
+    assert "aliases stay behind" in done.stderr
+
+
+def test_a_pinned_yanked_version_is_yanked_where_it_arrives(world: World) -> None:
+    world.push("qa", "1.0.0", 1)
+    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "leaked"}).raise_for_status()
+
+    world.mirror("acme/qa==1.0.0")
+
+    assert yanks(world.theirs) == {"1.0.0": "leaked"}
+
+
+def test_other_bytes_under_a_version_are_not_yanked_by_a_mirror(world: World) -> None:
+    world.push("qa", "1.0.0", 1)
+    make_adapter(world.adapt.folder / "other", seed=9)
+    other = Adapt(world.adapt.folder, "other-home")
+    other.ok("base", "add", "./base", "--as", "base")
+    other.ok("remote", "add", "theirs", world.theirs.url)
+    other.ok("remote", "login", "theirs", "--token", world.theirs.token)
+    other.ok("add", "./other", "--name", "qa", "--version", "1.0.0", "--base", "base")
+    other.ok("push", "qa==1.0.0", "--to", "acme/qa", "--remote", "theirs")
+    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "leaked"}).raise_for_status()
+
+    world.mirror("acme/*")
+
+    assert yanks(world.theirs) == {"1.0.0": None}
+
+
+def yanks(server: Running) -> dict[str, str | None]:
+    listed = server.get("/api/adapt/v1/adapters/acme/qa/versions").json()["versions"]
+    return {one["version"]: one["yanked"] and one["yanked"]["reason"] for one in listed}
+
+
 def test_a_mirror_that_lacks_nothing_costs_one_request_to_each_server(world: World) -> None:
     for seed in range(3):
         world.push(f"qa{seed}", "1.0.0", seed)

@@ -13,7 +13,7 @@ from adapterhub.api.steps.keys import sign_build
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
-from adapterhub.distribution.mirroring import RepositoryPattern, plan_mirror
+from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, missing_yanks, plan_mirror
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
 from adapterhub.library.intake.statements import files_in
@@ -334,8 +334,9 @@ def mirror_releases(
 ) -> Iterator[Mirrored]:
     """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
 
-    A pattern copies every released version that the target lacks and that is not yanked. With `tests`, the signed
-    results of tests go along, also those on versions that the target has.
+    A pattern copies every released version that the target lacks and that is not yanked. A copy whose original is
+    yanked is yanked, too; aliases stay behind, and a note says so. With `tests`, the signed results of tests go along,
+    also those on versions that the target has.
 
     Raises:
         UsageProblem: both are one server, or a pattern comes with a base or rank.
@@ -364,9 +365,14 @@ def mirror_releases(
         _tell_refused(session, to_repository)
         return copied
 
+    if not source_hub.is_public_hub:
+        session.note_once("aliases stay behind; `adapt alias set NAME SPEC --remote SERVER` sets one where you need it")
     for spec in specs:
         if isinstance(spec, RepositoryPattern):
-            yield from _mirror_pattern(spec, source_hub, target_hub, namespace, send, tests=tests, dry_run=dry_run)
+            plan = plan_mirror(spec, source_hub, target_hub, namespace)
+            for repo, to in plan.yanked:
+                _yank_copies(session, source_hub, repo, target_hub, to, dry_run=dry_run)
+            yield from _mirror_pattern(plan, source_hub, target_hub, send, tests=tests, dry_run=dry_run)
             continue
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
         wanted = wanted_from(library, spec, base)
@@ -376,7 +382,17 @@ def mirror_releases(
         repo, commit = source_hub.repository_of(release)
         to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
         copied = send(release, source, to)
+        _yank_copies(session, source_hub, repo, target_hub, to, dry_run=dry_run)
         yield _mirrored(release, f"{there.url}/{repo}", commit, f"{here.url}/{to}", copied)
+
+
+def _yank_copies(session: Session, source: Hub, repo: str, target: Hub, to: str, *, dry_run: bool) -> None:
+    """Yank on the target what is yanked on the source; a note tells each."""
+    for version, reason in missing_yanks(source, repo, target, to):
+        if not dry_run:
+            target.withdrawal.yank(to, version, reason)
+        done = "would yank" if dry_run else "yanked"
+        session.out.note(f"{done} {to} {version} on {target.endpoint}, as on {source.endpoint}: {shown(reason, 200)}")
 
 
 def _mirrored(release: Release, origin: str, commit: str, to: str, copied: Copied | None) -> Mirrored:
@@ -394,16 +410,15 @@ def _mirrored(release: Release, origin: str, commit: str, to: str, copied: Copie
 
 
 def _mirror_pattern(
-    pattern: RepositoryPattern,
+    plan: MirrorPlan,
     source: Hub,
     target: Hub,
-    namespace: str | None,
     send: Callable[[Release, Source, str], Copied | None],
     *,
     tests: bool,
     dry_run: bool,
 ) -> Iterator[Mirrored]:
-    for planned in plan_mirror(pattern, source, target, namespace):
+    for planned in plan.releases:
         if planned.is_there and dry_run:
             continue
         one = planned.release

@@ -66,6 +66,7 @@ def mirror(
     """Copy builds from one server to another, each accessed with the token of `adapt remote login`.
 
     A pattern such as 'acme/*' copies every released version of the repositories that it matches, except yanked ones.
+    A copy whose original was yanked since is yanked, too. Aliases stay behind.
     One request to each server for every thousand versions shows what is missing.
 
     Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
