@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import SpecError
+from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import AdapterSpec, parse_namespace
 
 if TYPE_CHECKING:
@@ -102,12 +102,16 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
     return MirrorPlan(releases=tuple(planned), yanked=tuple(yanked.items()))
 
 
-def missing_yanks(source: Hub, repo: str, target: Hub, to: str) -> Iterator[tuple[str, str]]:
-    """`(version, reason)` of each version of `repo` that is yanked on `source` and whose copy on `target` is not."""
+def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
+    """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each."""
     there = {one.version: one for one in target.versions(to)}
     for one in source.versions(repo):
         copy = there.get(one.version)
         if one.version is None or one.yanked is None or copy is None or copy.yanked is not None:
             continue
-        if None in (one.digest, copy.digest) or one.digest == copy.digest:
-            yield one.version, one.yanked
+        if None not in (one.digest, copy.digest) and one.digest != copy.digest:
+            continue
+        if not dry_run:
+            target.withdrawal.yank(to, one.version, one.yanked)
+        done = "would yank" if dry_run else "yanked"
+        tell(f"{done} {to} {one.version} on {target.endpoint}, as on {source.endpoint}: {shown(one.yanked, 200)}")

@@ -13,7 +13,7 @@ from adapterhub.api.steps.keys import sign_build
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
-from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, missing_yanks, plan_mirror
+from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
 from adapterhub.library.intake.statements import files_in
@@ -371,7 +371,7 @@ def mirror_releases(
         if isinstance(spec, RepositoryPattern):
             plan = plan_mirror(spec, source_hub, target_hub, namespace)
             for repo, to in plan.yanked:
-                _yank_copies(session, source_hub, repo, target_hub, to, dry_run=dry_run)
+                yank_copies(source_hub, repo, target_hub, to, session.out.note, dry_run=dry_run)
             yield from _mirror_pattern(plan, source_hub, target_hub, send, tests=tests, dry_run=dry_run)
             continue
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
@@ -382,17 +382,8 @@ def mirror_releases(
         repo, commit = source_hub.repository_of(release)
         to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
         copied = send(release, source, to)
-        _yank_copies(session, source_hub, repo, target_hub, to, dry_run=dry_run)
+        yank_copies(source_hub, repo, target_hub, to, session.out.note, dry_run=dry_run)
         yield _mirrored(release, f"{there.url}/{repo}", commit, f"{here.url}/{to}", copied)
-
-
-def _yank_copies(session: Session, source: Hub, repo: str, target: Hub, to: str, *, dry_run: bool) -> None:
-    """Yank on the target what is yanked on the source; a note tells each."""
-    for version, reason in missing_yanks(source, repo, target, to):
-        if not dry_run:
-            target.withdrawal.yank(to, version, reason)
-        done = "would yank" if dry_run else "yanked"
-        session.out.note(f"{done} {to} {version} on {target.endpoint}, as on {source.endpoint}: {shown(reason, 200)}")
 
 
 def _mirrored(release: Release, origin: str, commit: str, to: str, copied: Copied | None) -> Mirrored:
