@@ -36,7 +36,7 @@ def borrowed(
         Admission(library).ensure_usable(plan.present, signatures)
         yield plan.present
         return
-    admit(library, plan.release, plan.source, plan.asked, signatures)
+    admit(library, plan.release, plan.source, plan.asked, signatures).remember()
     with library.receive(plan.release, plan.wanted.record if plan.wanted else None) as staging:
         copy(plan.release, plan.source, _Lent(staging), progress)
         with library.store.os_errors_as_refusals():

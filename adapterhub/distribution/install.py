@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import first_fitting
+from adapterhub.distribution.moving import follow
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE, FileEntry
@@ -43,7 +45,10 @@ Gate = Callable[[Path, Release], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallPlan:
-    """What an install would do. `present` is the build if it is already installed; then nothing is copied."""
+    """What an install would do. `present` is the build if it is already installed; then nothing is copied.
+
+    `followed` is the alias of a source that chose the build; the library follows it once the build is there.
+    """
 
     release: Release
     source: Source
@@ -52,6 +57,7 @@ class InstallPlan:
     present: Installed | None
     missing: tuple[FileEntry, ...]
     asked: InstallRequest
+    followed: Alias | None = None
 
     @property
     def copy_bytes(self) -> int:
@@ -143,29 +149,55 @@ def run_install(
     """
     record = plan.wanted.record if plan.wanted else None
     added: Added | None = None
+    source = plan.source if plan.source is not library else None
     if plan.present is not None:
-        if plan.source is not library and not Admission(library).is_ours(plan.present):
-            vouch(library, plan.present, plan.release, plan.source, plan.asked, signatures)
-        Admission(library).ensure_usable(plan.present, signatures)
+        admission = Admission(library)
+        is_vouched = source is not None and not admission.is_ours(plan.present)
+        admitted = vouched(library, plan, signatures) if is_vouched else None
+        if admitted is None:
+            admission.ensure_usable(plan.present, signatures)
         if gate is not None:
             gate(plan.present.folder, plan.release)
+        offered = Beside.at(source, plan.release) if source else None  # the last that a server may refuse
+        if admitted is not None:
+            vouch(library, plan.present, plan.source.place, admitted)
     else:
+        admitted = admit(library, plan.release, plan.source, plan.asked, signatures)
+        offered = Beside.at(source, plan.release) if source else None
         destination = Expecting(library, record, gate)
-        signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
-        copy(plan.release, plan.source, destination, progress, signature=signature)
+        admitted.remember()
+        copy(plan.release, plan.source, destination, progress, signature=admitted.signature)
         assert destination.added is not None  # `copy` published
-        report = Report.of([*destination.added.report.findings, finding], destination.added.report.facts)
+        report = Report.of([*destination.added.report.findings, admitted.finding], destination.added.report.facts)
         added = replace(destination.added, report=report)
     build = plan.present or (added.build if added else None)
-    if build and plan.source is not library and (added or library.origins.of(build.manifest.digest) is None):
-        library.note_origin(build, plan.source.place)
-    if build and plan.source is not library:
-        offered = results_at(plan.source, plan.release)
-        take_results(library, offered, build.manifest.digest, build.full_name)
-        take_statements(library, statements_at(plan.source, plan.release), build)
+    if build and offered is not None:
+        if added or library.origins.of(build.manifest.digest) is None:
+            library.note_origin(build, plan.source.place)
+        offered.take(library, build)
     if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
         library.allow_mismatch(build, record)
+    if plan.followed is not None:
+        follow(library, plan.followed)
     return added
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What a place offers beside a build, unverified: signed results of tests, and how the build was made."""
+
+    results: Sequence[bytes]
+    statements: Sequence[bytes]
+
+    @classmethod
+    def at(cls, source: Source, release: Release) -> Beside:
+        """Ask the place."""
+        return cls(results=results_at(source, release), statements=statements_at(source, release))
+
+    def take(self, library: Library, build: Installed) -> None:
+        """Keep in the library what is sound."""
+        take_results(library, self.results, build.manifest.digest, build.full_name)
+        take_statements(library, self.statements, build)
 
 
 def _plan(
@@ -225,24 +257,37 @@ def asked_of(
     )
 
 
-def vouch(
-    library: Library,
-    build: Installed,
-    release: Release,
-    source: Source,
-    asked: InstallRequest,
-    policy: GivenPolicy,
-) -> Finding:
-    """Record that `source` also offers an installed build, and keep its signature. Returns the finding to show.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A build that may come in: the signature to store, the finding to show, and what records its signer and version.
+
+    `remember` comes before the files are fetched, so that a crash forgets nothing, and not in a preview.
+    """
+
+    signature: bytes | None
+    finding: Finding
+    remember: Callable[[], None]
+
+
+def vouched(library: Library, plan: InstallPlan, policy: GivenPolicy) -> Admitted:
+    """Decide whether an installed build may be used because the source of `plan` also offers it; writes nothing.
 
     Raises:
-        SignatureRefused, NamespaceBound: as `admit`.
+        SignatureRefused, NamespaceBound: as `admit`, for the offer and for the signature that the build has here.
     """
-    signature, finding = admit(library, release, source, asked, policy)
-    if signature is not None and read_signature(build.folder / SIGNATURE_FILE) is None:
-        attach_signature(library.store, build.folder, signature)
-    library.note_origin(build, source.place)
-    return finding
+    assert plan.present is not None
+    admitted = admit(library, plan.release, plan.source, plan.asked, policy)
+    if admitted.signature is None or read_signature(plan.present.folder / SIGNATURE_FILE) is not None:
+        Admission(library).ensure_usable(plan.present, policy, place=plan.source.place)
+    return admitted
+
+
+def vouch(library: Library, build: Installed, place: str, admitted: Admitted) -> None:
+    """Record that `place` also offers an installed build, and keep its signature."""
+    if admitted.signature is not None and read_signature(build.folder / SIGNATURE_FILE) is None:
+        attach_signature(library.store, build.folder, admitted.signature)
+    library.note_origin(build, place)
+    admitted.remember()
 
 
 def admit(
@@ -251,8 +296,8 @@ def admit(
     source: Source,
     asked: InstallRequest,
     policy: GivenPolicy,
-) -> tuple[bytes | None, Finding]:
-    """Apply the signature policies to a build of `source`. Returns the signature to store and the finding to show.
+) -> Admitted:
+    """Apply the signature policies to a build of `source`; writes nothing.
 
     Raises:
         SignatureRefused: the policy forbids it, or the signature is false.
@@ -264,7 +309,11 @@ def admit(
     decision = admission.admit(release, provenance, source.place, asked, policy)
     message = f"`{release.full_name}` {release.manifest.version} {decision.appraisal.message}"
     found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
-    return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if decision.warns else found
+    return Admitted(
+        signature=provenance.signature,
+        finding=replace(found, code="W_SIGNATURE", severity="warning") if decision.warns else found,
+        remember=lambda: admission.remember(release, decision, asked),
+    )
 
 
 class Expecting:

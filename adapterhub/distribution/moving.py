@@ -26,25 +26,24 @@ class HasAliases(Protocol):
         ...
 
 
-def exact_at(library: Library, spec: AdapterSpec, sources: Sequence[Source]) -> AdapterSpec:
+def exact_at(library: Library, spec: AdapterSpec, sources: Sequence[Source]) -> tuple[AdapterSpec, Alias | None]:
     """`spec` with an exact digest in place of an alias: of the library, else of the first source that has it.
 
-    The library follows an alias of a source from then on, so that other commands know it, too. One that the user set in
-    the library comes first, and so does a base of that name.
+    An alias of a source comes with it, for `follow` once its build is installed. One that the user set in the library
+    comes first, and so does a base of that name.
 
     Raises:
         RemoteUnreachable, NotAllowed: a source does not answer, or not to you.
     """
     if spec.base is None or spec.base.kind != "alias" or spec.base.text in library.bases.aliases():
-        return spec
+        return spec, None
     own = alias_of(library, spec)
     if own is not None and not own.place:
-        return without_alias(library, spec)
+        return without_alias(library, spec), None
     found = first_alias(library, spec, sources)
     if found is None:
-        return without_alias(library, spec)
-    follow(library, found)
-    return at_main(library, spec, found)
+        return without_alias(library, spec), None
+    return at_main(library, spec, found), found
 
 
 def first_alias(library: Library, spec: AdapterSpec, sources: Sequence[Source]) -> Alias | None:
@@ -60,7 +59,10 @@ def first_alias(library: Library, spec: AdapterSpec, sources: Sequence[Source]) 
 
 
 def follow(library: Library, found: Alias) -> None:
-    """Note in the library what a registry says; a library that cannot be written is still good to read."""
+    """Note in the library what a registry says, so that other commands know it, too.
+
+    A library that cannot be written is still good to read.
+    """
     with contextlib.suppress(NotAllowed):
         library.aliases.move(found.adapter, found.name, found.targets, action="follow", place=found.place)
 

@@ -197,8 +197,15 @@ class Manifest:
         return value
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal manifests have equal bytes on every machine."""
-        return canonical_json(self.to_json())
+        """Canonical JSON: equal manifests have equal bytes on every machine.
+
+        Raises:
+            MalformedManifest: a value is none of JSON, a number beyond 2**53, or half of a UTF-16 pair.
+        """
+        try:
+            return canonical_json(self.to_json())
+        except (ValueError, TypeError) as error:
+            raise MalformedManifest(MANIFEST_FILE, [f"has no canonical form: {shown(str(error))}"]) from None
 
     def with_prompt(self, form: PromptForm | None) -> Manifest:
         """The same build with another prompt form, or none.
@@ -253,8 +260,8 @@ class Manifest:
             raise MalformedManifest(where, reader.lines)
         try:
             _ = manifest.digest
-        except ValueError as error:  # a number beyond 2**53, or half of a UTF-16 pair
-            raise MalformedManifest(where, [f"has no canonical form: {shown(str(error))}"]) from None
+        except MalformedManifest as error:
+            raise MalformedManifest(where, error.problems) from None
         return manifest
 
 

@@ -31,7 +31,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
-from adapterhub.library.intake.description import Description, base_declared, describe
+from adapterhub.library.intake.description import Description, base_declared, check_description, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
 from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import WriteIntent
@@ -108,9 +108,11 @@ class Library(InstalledBuilds):
             BaseMismatch: it does not fit `base`.
             ReleaseExists: the name and version exist for this base with other bytes, or without `variant` at another
                 rank.
-            UsageProblem: `bump` and `variant` are both given.
+            UsageProblem: `bump` and `variant` are both given, or the description holds what no manifest may.
+            MalformedManifest: its metrics or annotations are no JSON.
         """
         check_naming(bump, variant=variant)
+        check_description(description)
         subject, findings = open_subject(folder, base_tensors=base.tensors if base else None, progress=progress)
         if subject is None:
             raise refused(str(folder), findings)
@@ -181,6 +183,7 @@ class Library(InstalledBuilds):
         `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`.
         """
         manifest, namespace = release.manifest, release.namespace
+        Manifest.parse(manifest.to_bytes(), release.origin)  # no build is published that cannot be read back
         report = checked(intent.folder, manifest, base, earlier, scanned)
         ensure_no_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)

@@ -11,7 +11,7 @@ import pytest
 from adapterhub.core.aliases import Alias, Move, Target
 from adapterhub.core.digests import Digest
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.moving import exact_at
+from adapterhub.distribution.moving import exact_at, follow
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes
@@ -40,11 +40,15 @@ def places() -> list[Any]:
     return [Registry("https://eve.example.org", "e"), Registry("https://ours.example.org", "a")]
 
 
-def test_the_first_source_that_has_it_says_what_it_means_and_the_library_follows(
+def test_the_first_source_that_has_it_says_what_it_means_and_nothing_is_written_before_the_library_follows(
     library: Library, places: list[Any]
 ) -> None:
-    assert exact_at(library, SPEC, places).digest_prefix == f"sha256:{'e' * 64}"
+    spec, found = exact_at(library, SPEC, places)
 
+    assert spec.digest_prefix == f"sha256:{'e' * 64}"
+    assert library.aliases.all() == []
+    assert found is not None
+    follow(library, found)
     alias = library.aliases.get("acme/legal-qa", "prod")
     assert alias is not None
     assert (alias.place, alias.moves[-1].action) == ("https://eve.example.org", "follow")
@@ -53,7 +57,7 @@ def test_the_first_source_that_has_it_says_what_it_means_and_the_library_follows
 def test_a_namespace_that_belongs_to_a_remote_is_asked_there_only(library: Library, places: list[Any]) -> None:
     Remotes(library.root).add("ours", "https://ours.example.org", namespaces=["acme"])
 
-    assert exact_at(library, SPEC, places).digest_prefix == f"sha256:{'a' * 64}"
+    assert exact_at(library, SPEC, places)[0].digest_prefix == f"sha256:{'a' * 64}"
     assert places[0].asked == []
 
 
@@ -64,6 +68,6 @@ def test_a_base_and_the_librarys_own_alias_come_before_every_source(
     based = AdapterSpec.parse("acme/legal-qa@base-7b")
     point(library, "prod", [(build, 1.0)])
 
-    assert exact_at(library, based, places) == based
-    assert exact_at(library, SPEC, places).digest_prefix == build.manifest.digest
+    assert exact_at(library, based, places) == (based, None)
+    assert exact_at(library, SPEC, places)[0].digest_prefix == build.manifest.digest
     assert [place.asked for place in places] == [[], []]

@@ -149,7 +149,7 @@ def document_on_server(
     from adapterhub.distribution.moving import exact_at
 
     library = session.library
-    spec = exact_at(library, spec, sources)
+    spec, _ = exact_at(library, spec, sources)
     release, source, resolution = choose_release(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )

@@ -56,7 +56,7 @@ def plan_one(
     from adapterhub.projects.session import wanted_from
 
     library, sources = session.library, sources_of(spec)
-    spec = exact_at(library, spec, sources)
+    spec, followed = exact_at(library, spec, sources)
     plan = plan_install(
         library,
         spec,
@@ -69,7 +69,7 @@ def plan_one(
     for warning in plan.resolution.warnings:
         session.out.warn(warning)
     session.note_once(plan.resolution.note)
-    return plan
+    return replace(plan, followed=followed)
 
 
 class _Held:
@@ -237,29 +237,32 @@ def describe_folder(
 
     Raises:
         SpecError: `name` or `version` does not parse.
-        UsageProblem: no name can be made of the folder's, its chat template or an example is too long to keep.
+        UsageProblem: no name can be made of the folder's, or a text, its chat template or an example is too long to
+            keep.
     """
     from adapterhub.core.specs import parse_name, parse_version
     from adapterhub.library.identify.guess import guess_base, guess_name
-    from adapterhub.library.intake.description import Description, checked_examples
+    from adapterhub.library.intake.description import Description, check_description, checked_examples
     from adapterhub.library.intake.prompts import choose_form, says_nothing
 
     own = guess_name(named_after or folder) if name is None else parse_name(name)
-    notes: list[str] = []
-    if record is None and guess and folder.is_dir():
-        guessed = guess_base(library, folder, base_sha256)
-        record = guessed.record
-        notes.append(guessed.sentence(own))
-    chosen = choose_form(folder, prompt, record.hints if record else None)
     about = Description(
         name=own,
         version=parse_version(version or "1.0.0"),
         task=task,
         description=description,
         license=license,
-        prompt=chosen.form,
+        prompt=prompt,
         examples=checked_examples(examples),
     )
+    check_description(about)
+    notes: list[str] = []
+    if record is None and guess and folder.is_dir():
+        guessed = guess_base(library, folder, base_sha256)
+        record = guessed.record
+        notes.append(guessed.sentence(own))
+    chosen = choose_form(folder, prompt, record.hints if record else None)
+    about = replace(about, prompt=chosen.form)
     if not (description or examples or task) and says_nothing(folder):
         notes.append(f"no description: a search finds `{own}` by its name alone; `--description TEXT` gives one")
     return Described(about=about, record=record, notes=tuple(note for note in (*notes, chosen.note) if note))

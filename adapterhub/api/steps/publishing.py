@@ -278,7 +278,7 @@ def pull_release(
     sources: list[Source] = [] if remote else [library]
     if not offline:
         sources += session.sources_of(spec, remote, token=token)
-    spec = exact_at(library, spec, sources)
+    spec, _ = exact_at(library, spec, sources)
     wanted = wanted_from(library, spec, base)
     release, source, _ = choose_release(
         session, library, spec, sources, wanted=wanted, bounds=bounds, objection=objection
@@ -291,9 +291,11 @@ def pull_release(
     else:
         asked = asked_of(library, spec, release, wanted, bounds)
         policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
-        signature, finding = admit(library, release, source, asked, policy)
-        if finding.severity == "warning":
-            session.out.warn(f"[{finding.code}] {finding.message}")
+        admitted = admit(library, release, source, asked, policy)
+        admitted.remember()
+        signature = admitted.signature
+        if admitted.finding.severity == "warning":
+            session.out.warn(f"[{admitted.finding.code}] {admitted.finding.message}")
     with bars.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
         copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
     return Pulled(release=release, copied=copied)

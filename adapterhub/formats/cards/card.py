@@ -124,8 +124,11 @@ def _inference(form: PromptForm, matter: Mapping[str, Any]) -> dict[str, Any]:
 
 def refusals_of(manifest: Manifest, card: Card) -> list[Problem]:
     """What a hub would refuse of the card, each with its line in the author's `README.md`."""
-    lines = _metadata(manifest.card).lines
-    errors, _ = check_metadata(Metadata(values=read_metadata(card.text).values, lines=lines))
+    try:
+        values = read_metadata(card.text).values
+    except UnreadableCard as error:
+        return [Problem(key="", message=str(error), line=None)]
+    errors, _ = check_metadata(Metadata(values=values, lines=_metadata(manifest.card).lines))
     return errors
 
 

@@ -8,8 +8,9 @@ hold when a build arrives (`admit`) and each time a name becomes an installed bu
 - `decide` appraises the signature from the place that offers the build or offered it, under the policy that holds
   there. For an installed build nothing is read unless a policy says `require`.
 
-First use counts for arriving builds only. The version is recorded before its files are fetched, so that a crash forgets
-nothing. Commands that only show a build, such as `verify`, call `decide` and refuse nothing.
+First use counts for arriving builds only. The version is recorded once the build is admitted and before its files are
+fetched, so that a crash forgets nothing. Commands that only show a build, such as `verify`, call `decide` and refuse
+nothing.
 """
 
 from __future__ import annotations
@@ -188,36 +189,42 @@ class Admission:
         request: InstallRequest,
         given: GivenPolicy = None,
     ) -> Decision:
-        """Let in a build that is about to be fetched from `place`, and record its signer and version.
+        """Decide whether a build may be fetched from `place`; writes nothing, see `remember`.
 
         Raises:
             SignatureRefused: see the table in `decision.py`.
         """
         decision = self.decide(release, provenance, place, given)
-        appraisal, is_off = decision.appraisal, decision.policy == "off"
         known = self._first_use.of(release.full_name)
         decision.ensure_allowed(release)
-        if known is not None and not is_off:
-            ensure_consistent(release, appraisal, known, request, self._trust)
+        if known is not None and decision.policy != "off":
+            ensure_consistent(release, decision.appraisal, known, request, self._trust)
+        return decision
+
+    def remember(self, release: Release, decision: Decision, request: InstallRequest) -> None:
+        """Record the signer and version of a build that `admit` let in."""
+        appraisal, known = decision.appraisal, self._first_use.of(release.full_name)
         is_new_signer = known is not None and known.signer != appraisal.fingerprint
-        if appraisal.standing == "trusted" and not (is_off and is_new_signer):
+        if appraisal.standing == "trusted" and not (decision.policy == "off" and is_new_signer):
             assert appraisal.fingerprint is not None
             build = FirstUseBuild(base=request.bases[0], rank=release.manifest.rank, version=release.manifest.version)
             self._first_use.remember(release.full_name, build, appraisal.fingerprint)
-        return decision
 
-    def ensure_usable(self, build: Installed, given: GivenPolicy = None) -> None:
+    def ensure_usable(self, build: Installed, given: GivenPolicy = None, *, place: str | None = None) -> None:
         """Raise unless an installed build may be used; `given` is the signature policy of this run.
+
+        With `place`, judge it as if it came from there.
 
         Raises:
             AdapterNotFound: it is not installed any more.
             NamespaceBound: its namespace belongs to a server that it did not come from.
             SignatureRefused: a policy requires a signature, and the build has none that counts.
         """
-        self.ensure_own_origin(build)
+        if place is None:
+            self.ensure_own_origin(build)
         if not self.may_require(build.namespace, given):
             return  # without reading the record of origin
-        place = self._place_of(build)
+        place = place or self._place_of(build)
         if not _requires(self.policy_for(build.namespace, place, given)):
             return
         release = Release(manifest=build.manifest, namespace=build.namespace, origin=self._library.label)

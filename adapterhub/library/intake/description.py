@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem
+from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem, shown
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
@@ -44,6 +44,29 @@ class Description:
     recipe: Mapping[str, Any] = field(default_factory=_empty)
     metrics: Mapping[str, Any] = field(default_factory=_empty)
     annotations: Mapping[str, Any] = field(default_factory=_empty)
+
+
+_MOST_CHARACTERS: Final = {"task": 200, "description": 10_000, "license": 1_000}
+
+
+def check_description(about: Description) -> None:
+    """Refuse what no manifest should hold, before anything is read or stored.
+
+    Raises:
+        UsageProblem: a text is none, or too long, or the prompt form or the examples are of another type.
+    """
+    for name, most in _MOST_CHARACTERS.items():
+        value = getattr(about, name)
+        if value is not None and not isinstance(value, str):
+            raise UsageProblem(f"{name} is {shown(value)}, expected text. Nothing was stored")
+        if value is not None and len(value) > most:
+            raise UsageProblem(
+                f"{name} has {len(value):,} characters, expected at most {most:,}. Nothing was stored",
+                hint="the folder's README.md has room for a long text",
+            )
+    if not isinstance(about.prompt, PromptForm | None):
+        raise UsageProblem(f"prompt is {shown(about.prompt)}, expected a `PromptForm`. Nothing was stored")
+    checked_examples(about.examples)
 
 
 def base_declared(config: AdapterConfig, description: Description, base: BaseRecord | None) -> BaseRef:
@@ -92,8 +115,10 @@ def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
     """The example prompts as a manifest holds them: each once, without blanks at its ends.
 
     Raises:
-        UsageProblem: there are more than 16, one has more than 500 characters, or one is empty.
+        UsageProblem: they are no texts, there are more than 16, one has more than 500 characters, or one is empty.
     """
+    if isinstance(examples, str) or not all(isinstance(text, str) for text in examples):
+        raise UsageProblem(f"examples are {shown(examples)}, expected a list of texts. Nothing was stored")
     kept = tuple(dict.fromkeys(text.strip() for text in examples))
     if len(kept) > MAX_PROMPTS:
         raise UsageProblem(f"{len(kept)} example prompts, and a build holds at most {MAX_PROMPTS}. Nothing was stored")

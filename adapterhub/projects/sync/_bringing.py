@@ -24,16 +24,14 @@ from adapterhub.core.errors import (
     reworded,
     shown,
 )
-from adapterhub.distribution.install import Expecting, admit
+from adapterhub.distribution.install import Admitted, Beside, Expecting, admit
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Library
-from adapterhub.library.results import results_at, take_results
 from adapterhub.library.transfer import Source, copy, together
 from adapterhub.projects.builds import (
     SignatureRequirement,
@@ -192,22 +190,24 @@ def _take(
     warnings = []
     if release.yanked is not None:
         warnings.append(yanked_notice(entry.key, full_name_of(entry), entry.version, release.yanked))
-    signature = None
+    admitted: Admitted | None = None
     if source is not library:
         declared = release.manifest.base.fingerprint
         spec = replace(exact_spec(entry), digest_prefix=entry.digest)
         asked = InstallRequest(spec=spec, bases=(declared.weights if declared else "",))
-        signature, finding = admit(library, release, source, asked, policy)
-        if finding.severity == "warning":
-            warnings.append(f"[{finding.code}] {finding.message}")
+        admitted = admit(library, release, source, asked, policy)
+        if admitted.finding.severity == "warning":
+            warnings.append(f"[{admitted.finding.code}] {admitted.finding.message}")
+    offered = Beside.at(source, release) if admitted else None
     destination = Expecting(library, base)
-    copied = copy(release, source, destination, progress, signature=signature)
+    if admitted is not None:
+        admitted.remember()
+    copied = copy(release, source, destination, progress, signature=admitted.signature if admitted else None)
     build = locked_build(library, entry)
-    if build is not None and source is not library:
+    if build is not None and offered is not None:
         library.note_origin(build, source.place)
         library.yanks.saw(source.place, [release])
-        take_results(library, results_at(source, release), build.manifest.digest, build.full_name)
-        take_statements(library, statements_at(source, release), build)
+        offered.take(library, build)
     if destination.added is not None:
         warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))
