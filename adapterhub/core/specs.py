@@ -81,6 +81,22 @@ def parse_version(text: str) -> str:
     return str(version_of(text))
 
 
+def parse_released(text: str) -> str:
+    """As `parse_version`, for a version to publish: a local one (`1.0+x`), which pip takes for `==1.0`, is refused."""
+    version = version_of(text)
+    if version.local is not None:
+        raise SpecError(text, f"a release has no local part `+{version.local}`", hint=f"write `{version.public}`")
+    return str(version)
+
+
+@lru_cache(maxsize=1 << 14)
+def version_key(text: str) -> str:
+    """One text for all versions that PEP 440 calls equal: `1` for `1.0` and `1.0.0`; errors as of `parse_version`."""
+    from packaging.utils import canonicalize_version
+
+    return canonicalize_version(str(version_of(text)))
+
+
 @lru_cache(maxsize=1 << 14)
 def version_of(text: str) -> Version:
     """As `parse_version`, as a value that compares; a name may have ten thousand versions, each looked at thrice."""
@@ -199,13 +215,19 @@ class AdapterSpec:
     def matches(self, version: str) -> bool:
         """Whether `version` satisfies the specifiers by PEP 440; a pre-release counts like any other version.
 
-        A local part (`0+abcdef123456`) is compared only where a clause has one, so `==0` takes it and `>0` does not.
+        `==1.0` means every spelling of that version, but no local one: `1.0+x` is another version, which may come from
+        anyone. So what `==` takes is what may exist once.
 
         Raises:
             SpecError: `version` is not one.
         """
         asked = version_of(version)
-        return not self.specifiers or _specifier_set(self.specifiers).contains(asked, prereleases=True)
+        if not self.specifiers:
+            return True
+        pinned = self.pinned_version if asked.local is not None else None
+        if pinned is not None and version_of(pinned) != asked:
+            return False
+        return _specifier_set(self.specifiers).contains(asked, prereleases=True)
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import SpecError, shown
-from adapterhub.core.specs import AdapterSpec, parse_namespace
+from adapterhub.core.specs import AdapterSpec, parse_namespace, version_key
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
@@ -77,14 +77,14 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
     unless they are the same.
     """
     place = namespace or pattern.namespace
-    there = {(one.repo, one.version): one for one in target.published(place)}
+    there = {(one.repo, version_key(one.version)): one for one in target.published(place)}
     planned, yanked = [], {}
     for one in source.published(pattern.namespace):
         name = one.repo.partition("/")[2]
         if not fnmatch.fnmatchcase(name, pattern.pattern):
             continue
         to = f"{place}/{name}"
-        copy = there.get((to, one.version))
+        copy = there.get((to, version_key(one.version)))
         if one.yanked:
             if copy is not None and not copy.yanked:
                 yanked[one.repo] = to
@@ -104,10 +104,12 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
 
 def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
     """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each."""
-    there = {one.version: one for one in target.versions(to)}
+    there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
     for one in source.versions(repo):
-        copy = there.get(one.version)
-        if one.version is None or one.yanked is None or copy is None or copy.yanked is not None:
+        if one.version is None or one.yanked is None:
+            continue
+        copy = there.get(version_key(one.version))
+        if copy is None or copy.yanked is not None:
             continue
         if None not in (one.digest, copy.digest) and one.digest != copy.digest:
             continue

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, version_of
 from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.distribution.resolve import Candidate, Objection
 from adapterhub.formats.documented import Documented
@@ -158,4 +158,4 @@ def _choice(
         other = choose(spec, candidates, request.wanted, same, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return chosen
-    return other if other.version == chosen.version else chosen
+    return other if version_of(other.version) == version_of(chosen.version) else chosen

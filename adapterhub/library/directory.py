@@ -51,6 +51,7 @@ from adapterhub.library.intake.refusals import ensure_no_errors, refused
 from adapterhub.library.intake.statements import files_beside
 from adapterhub.library.library import Library
 from adapterhub.library.results import ResultFiles
+from adapterhub.library.store.catalog import folder_of_version
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.provenance import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
@@ -169,9 +170,8 @@ class PublishedDirectory:
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
         """This directory as a destination."""
         manifest = release.manifest
-        rank = f"-r{manifest.rank}" if manifest.rank else ""
         root = output_place(self.root / "_").parent
-        final = root / manifest.name / f"{manifest.version}{rank}"
+        final = folder_of_version(root / manifest.name, manifest.version, manifest.rank)
         if final.parent.is_symlink():
             raise NotAllowed(
                 f"`{final.parent}` is a link; builds are published in real folders of `{self.root}`. "

@@ -21,7 +21,7 @@ from adapterhub.library.bases.records import Bases
 from adapterhub.library.intake.clashes import Namesakes
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store
-from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_folders
+from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_folders, folder_of_version
 from adapterhub.library.store.origins import Origins
 from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
@@ -163,9 +163,8 @@ class InstalledBuilds:
         )
 
     def folder_for(self, manifest: Manifest, namespace: str | None) -> Path:
-        """Where a build is or would be installed."""
+        """Where a build is or would be installed; versions that are equal share a folder."""
         fingerprint = manifest.base.fingerprint
         base = hex_of(fingerprint.weights)[:12] if fingerprint else UNKNOWN_BASE
         name = f"{namespace}--{manifest.name}" if namespace else manifest.name
-        rank = f"-r{manifest.rank}" if manifest.rank else ""
-        return self.root / "adapters" / base / name / f"{manifest.version}{rank}"
+        return folder_of_version(self.root / "adapters" / base / name, manifest.version, manifest.rank)

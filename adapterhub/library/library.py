@@ -202,6 +202,7 @@ class Library(InstalledBuilds):
             write_file(intent.folder / _OWN_MANIFEST, manifest.to_bytes())
         self.store.adopt_manifest(intent.folder / _OWN_MANIFEST, manifest.digest)
         with self.store.lock("publish", exclusive=True):
+            final = self.folder_for(manifest, namespace)  # another process may have published an equal version
             if present := self._present(final, manifest):
                 return Added(build=present, report=report, created=False)
             still_allowed()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import IO, Final, Protocol, TypeVar
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.errors import AdapterHubError, RefusedAdapter, shown
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.limits import limits
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, version_of
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
 
@@ -97,6 +97,22 @@ def check_sizes(release: Release) -> None:
     ]
     if found:
         raise RefusedAdapter(f"refused `{shown(release.origin, 200)}`. Nothing was stored", found)
+
+
+def publishable(release: Release) -> Release:
+    """`release`, if it may be published: `==1.0` must mean one build, and a local version `1.0+x` reads like it.
+
+    Raises:
+        UsageProblem: nothing was sent.
+    """
+    version = version_of(release.facts.version)
+    if version.local is not None:
+        raise UsageProblem(
+            f"`{release.full_name}` {version} has a local version (`+{version.local}`), which stays on this machine: "
+            "snapshots and merges of a project get one. Nothing was sent",
+            hint=f"add or merge it again with a version to publish, as in `--version {version.public}`",
+        )
+    return release
 
 
 def copy(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NewType
 
-from adapterhub.core.errors import shown
+from adapterhub.core.errors import SpecError, shown
+from adapterhub.core.specs import version_key
 from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, repo_not_found
 
 RepoId = NewType("RepoId", str)
@@ -111,3 +112,11 @@ def parse_sha256(text: str, *, what: str = "oid") -> str:
     if not SHA256.fullmatch(text):
         raise bad_request(f"{what} `{shown(text)}`: expected the 64 lower-case hex digits of a sha256")
     return text
+
+
+def key_of_version(text: str) -> str:
+    """The key of a version that a caller names, as the column `version_key` has it; of other text one that none has."""
+    try:
+        return version_key(text)
+    except SpecError:
+        return ""

@@ -70,7 +70,7 @@ def release(client: httpx.Client, *, untag: bool = True) -> None:
         client.delete(f"/api/models/{REPO}/tag/{TAG}").raise_for_status()
 
 
-@pytest.mark.parametrize("name", [TAG, "V1.0.0", "v01.0.0", "v1.0.\uff10"])
+@pytest.mark.parametrize("name", [TAG, "V1.0.0", "v01.0.0", "v1.0.\uff10", "v1", "v1.0.0.0"])
 def test_no_branch_takes_the_name_of_a_released_version(ann: httpx.Client, name: str) -> None:
     release(ann)
 
@@ -167,7 +167,7 @@ def test_a_renamed_repository_keeps_its_released_names_closed(ann: httpx.Client)
 def test_a_branch_of_another_name_stays_possible(ann: httpx.Client) -> None:
     release(ann, untag=False)
 
-    made = [branch(ann, name).status_code for name in ("v1.0.1", "dev", "release/v1.0.0", "v1", "v10.0")]
+    made = [branch(ann, name).status_code for name in ("v1.0.1", "dev", "release/v1.0.0", "v1.1", "v10.0")]
 
     assert made == [200, 200, 200, 200, 200]
 

@@ -11,12 +11,24 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.database import schema
-from adapterhub_registry.database.db import Database, commits, metadata, nodes, places, repos, tokens, uploads, users
+from adapterhub_registry.database.db import (
+    Database,
+    commits,
+    metadata,
+    nodes,
+    places,
+    releases,
+    repos,
+    tokens,
+    tombstones,
+    uploads,
+    users,
+)
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals
 from adapterhub_registry.repos.commits import tree_of
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, delete, func, insert, inspect, select, text
+from sqlalchemy import Connection, create_engine, delete, func, insert, inspect, select, text
 
 from adapterhub.core.errors import UsageProblem
 from tests.registry import older_schemas
@@ -91,10 +103,55 @@ def test_a_database_of_an_unreleased_schema_keeps_what_it_holds(new_database: Ca
     database.close()
 
 
+def undo_keys(connection: Connection) -> None:
+    """Take the keys of versions out again."""
+    for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):
+        connection.execute(text(f"DROP INDEX {index}"))
+    for table in ("releases", "tombstones"):
+        connection.execute(text(f"ALTER TABLE {table} DROP COLUMN version_key"))
+
+
+def test_of_versions_that_were_one_all_along_the_first_stays_and_the_others_are_yanked(
+    new_database: Callable[[], str],
+) -> None:
+    url = new_database()
+    first = Database(url)
+    named = {"full_name": "ann/x", "namespace": "ann", "folded": "ann/x", "folded_namespace": "ann"}
+    about = {"private": False, "created_by": "ann", "created_at": NOW, "modified_at": NOW, "head": "0" * 40}
+    with first.begin() as connection:
+        connection.execute(insert(repos).values(id=3, **named, **about))
+        undo_keys(connection)
+        for at, version in enumerate(["1.0.0+first", "1.0.0", "1", "1.0", "1.1"]):
+            row = {"repo": 3, "version": version, "digest": str(at) * 64, "at": at, "commit": str(at) * 40}
+            columns = "repo_id, version, tag, commit_id, digest, created_at"
+            values = "(:repo, :version, :version, :commit, :digest, :at)"
+            connection.execute(text(f"INSERT INTO releases ({columns}) VALUES {values}"), row)  # noqa: S608 - own columns
+        grave = "INSERT INTO tombstones (full_name, version, namespace, digest, created_at)"
+        connection.execute(text(f"{grave} VALUES ('ann/gone', '2.0', 'ann', :digest, 1)"), {"digest": "9" * 64})
+        connection.execute(text("UPDATE alembic_version SET version_num = '0020'"))
+    first.close()
+
+    database = Database(url)
+
+    with database.read() as connection:
+        rows = connection.execute(select(releases).order_by(releases.c.created_at)).all()
+        assert connection.scalars(select(tombstones.c.version_key)).all() == ["2"]
+    assert [(row.version, row.version_key, row.yanked_reason) for row in rows] == [
+        ("1.0.0+first", "1+first", "reads like 1.0.0, which was released, too"),
+        ("1.0.0", "1", None),
+        ("1", "=1", "reads like 1.0.0, which was released, too"),
+        ("1.0", "=1.0", "reads like 1.0.0, which was released, too"),
+        ("1.1", "1.1", None),
+    ]
+    assert (revision(database), differences(database)) == (schema.HEAD, [])
+    database.close()
+
+
 def test_a_database_of_the_schema_before_this_one_gets_the_new_tables(new_database: Callable[[], str]) -> None:
     url = new_database()
     first = Database(url)
     with first.begin() as connection:
+        undo_keys(connection)
         newer = (
             "wordings",
             "texts",

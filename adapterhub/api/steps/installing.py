@@ -240,7 +240,7 @@ def describe_folder(
         UsageProblem: no name can be made of the folder's, or a text, its chat template or an example is too long to
             keep.
     """
-    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.core.specs import parse_name, parse_released
     from adapterhub.library.identify.guess import guess_base, guess_name
     from adapterhub.library.intake.description import Description, check_description, checked_examples
     from adapterhub.library.intake.prompts import choose_form, says_nothing
@@ -248,7 +248,7 @@ def describe_folder(
     own = guess_name(named_after or folder) if name is None else parse_name(name)
     about = Description(
         name=own,
-        version=parse_version(version or "1.0.0"),
+        version=parse_released(version or "1.0.0"),
         task=task,
         description=description,
         license=license,

@@ -20,7 +20,7 @@ from adapterhub.library.intake.statements import files_in
 from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.results import ResultFiles, results_at
 from adapterhub.library.store.origins import is_url
-from adapterhub.library.transfer import Copied, copy
+from adapterhub.library.transfer import Copied, copy, publishable
 from adapterhub.projects.session import hub_of, wanted_from
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def push_build(
     from adapterhub.library.admission.admission import Admission
 
     library = session.library
-    release = release_of(library, build)
+    release = publishable(release_of(library, build))
     if signer is not None:
         sign_build(library, build, build.namespace or _namespace_in(to), signer)
     Admission(library).ensure_usable(build)
@@ -363,7 +363,7 @@ def mirror_releases(
             signature = source.provenance(release).signature
             to_repository = target_hub.to(to, private=private, mends=True)
             results = results_at(source, release) if tests else ()
-            copied = copy(release, source, to_repository, progress, signature=signature, results=results)
+            copied = copy(publishable(release), source, to_repository, progress, signature=signature, results=results)
         _tell_refused(session, to_repository)
         return copied
 

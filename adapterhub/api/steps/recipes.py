@@ -90,10 +90,13 @@ def _check_name_is_free(library: Library, path: Path, about: Description, digest
 
     A stranger's recipe must not change the meaning of a name that the user already has.
     """
+    from adapterhub.core.specs import version_of
+
     named = library.builds_named(about.name)
     taken = [build for build in named if build.manifest.digest != digest]
     # A merge of this version may be an earlier run of this recipe; `Library.add` refuses it if the bytes differ.
-    is_again = any(build.manifest.version == about.version and build.manifest.recipe.get("inputs") for build in named)
+    same = (one for one in named if version_of(one.manifest.version) == version_of(about.version))
+    is_again = any(one.manifest.recipe.get("inputs") for one in same)
     if not taken or is_again:
         return
     there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])

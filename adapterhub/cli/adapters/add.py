@@ -87,7 +87,7 @@ def add(
       adapt add loras/*.safetensors
       adapt add ./share/legal-qa/1.0.0-r4
     """
-    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.core.specs import parse_name, parse_released
     from adapterhub.library.intake.clashes import check_naming
 
     check_naming(bump, variant=variant, version=version)
@@ -99,7 +99,7 @@ def add(
     library = session.library
     record = library.bases.find(base) if base is not None else None
     named = None if name is None else parse_name(name)
-    number = parse_version(version or "1.0.0")
+    number = parse_released(version or "1.0.0")
     is_undescribed = not any((named, task, version, description, examples, licence, bump, variant, no_base, form))
 
     def add_one(folder: Path, progress: Progress) -> Added:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -26,10 +26,12 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     problem_list,
 )
+from adapterhub.core.specs import version_of
 from adapterhub.distribution.http.wire import Wire, file_path
 from adapterhub.distribution.hub._ahead import look_at
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
+from adapterhub.distribution.hub._versions import is_version_tag
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.manifest import (
     CARD_FILE,
@@ -114,6 +116,7 @@ class HubRepository:
             self._exists = True
             commit = refs.tags.get(tag)
             if commit is None:
+                _ensure_unspelled(self.repo, refs.tags, manifest.version)
                 return False
             raw = self._wire.get(file_path(self.repo, commit, MANIFEST_FILE))
         if Manifest.parse(raw, f"{self.repo} {tag}: {MANIFEST_FILE}").digest == manifest.digest:
@@ -328,6 +331,20 @@ def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
         except EntryNotFoundError:
             return None
     return bounded(raw, f"{repo}/{SIGNATURE_FILE}")
+
+
+def _ensure_unspelled(repo: str, tags: Iterable[str], version: str) -> None:
+    """Raise where a tag names the same version in another spelling.
+
+    Raises:
+        ReleaseExists: `v1.0` for 1.0.0.
+    """
+    same = next((tag for tag in tags if is_version_tag(tag) and version_of(tag[1:]) == version_of(version)), None)
+    if same is not None:
+        raise ReleaseExists(
+            f"`{repo}` has `{same}`, the same version as {version}; a release never changes. Nothing was sent",
+            hint="push it under a new version",
+        )
 
 
 def version_tag(manifest: Manifest) -> str:

@@ -7,7 +7,7 @@ yanked; the reason is in `adapterhub.yanked.json` at the commit of that tag.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable, SpecError, shown
 from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.core.specs import AdapterSpec, parse_version
+from adapterhub.core.specs import AdapterSpec, parse_released, parse_version, version_of
 from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._listing import commit_in, nonsense, refs_of, repositories_tagged
 
@@ -73,9 +73,10 @@ def places_in(wire: Wire, repo: str, *, lists_versions: bool) -> list[PublishedV
     try:
         with wire.plainly(f"`{repo}`"):
             refs = refs_of(wire, repo)
-            versions = {tag[1:]: commit for tag, commit in refs.tags.items() if _is_version_tag(tag)}
-            marks = {version: refs.tags.get(f"{YANKED_TAG}{version}") for version in versions}
-            reasons = {v: reasons_at(wire, repo, mark).get(v, "") for v, mark in marks.items() if mark is not None}
+            versions = {tag[1:]: commit for tag, commit in refs.tags.items() if is_version_tag(tag)}
+            yanks = [tag for tag in refs.tags if tag.startswith(YANKED_TAG)]
+            marks = {version: yank_tags(yanks, version) for version in versions}
+            reasons = {v: _reason(reasons_at(wire, repo, refs.tags[m[0]]), v) for v, m in marks.items() if m}
     except AdapterNotFound:
         return []
     if not versions:
@@ -121,13 +122,11 @@ def published_in(wire: Wire, namespace: str, *, is_registry: bool) -> list[Publi
             if not is_missing(error):
                 raise
     return [
-        Published(
-            repo=repo, version=parse_version(tag[1:]), commit=commit, yanked=f"{YANKED_TAG}{tag[1:]}" in refs.tags
-        )
+        Published(repo=repo, version=parse_version(tag[1:]), commit=commit, yanked=bool(yank_tags(refs.tags, tag[1:])))
         for repo in repositories_tagged(wire, namespace, "peft")
         for refs in (refs_of(wire, repo),)
         for tag, commit in refs.tags.items()
-        if _is_version_tag(tag)
+        if is_version_tag(tag)
     ]
 
 
@@ -188,11 +187,24 @@ def reasons_at(wire: Wire, repo: str, commit: str) -> dict[str, str]:
     return {}
 
 
-def _is_version_tag(name: str) -> bool:
+def yank_tags(tags: Iterable[str], version: str) -> list[str]:
+    """Those of `tags` that mark a version as yanked, however they spell it."""
+    marks = [tag for tag in tags if tag.startswith(YANKED_TAG) and is_version_tag(f"v{tag.removeprefix(YANKED_TAG)}")]
+    return [tag for tag in marks if version_of(tag.removeprefix(YANKED_TAG)) == version_of(version)]
+
+
+def _reason(reasons: Mapping[str, str], version: str) -> str:
+    """Why a version was yanked, whichever spelling of it has the reason; "" for none."""
+    same = (why for text, why in reasons.items() if yank_tags([f"{YANKED_TAG}{text}"], version))
+    return reasons.get(version) or next(same, "")
+
+
+def is_version_tag(name: str) -> bool:
+    """Whether a tag marks a released version; a local version (`v1.0+x`) is none."""
     if not name.startswith("v"):
         return False
     try:
-        parse_version(name[1:])
+        parse_released(name[1:])
     except SpecError:
         return False
     return True

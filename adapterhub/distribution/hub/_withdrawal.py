@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._listing import refs_of
-from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, reasons_at
+from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, reasons_at, yank_tags
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,8 +61,8 @@ class Withdrawal:
         self._wire.json(path, form=json.dumps(body).encode())
 
     def _delete_mark(self, repo: str, version: str) -> None:
-        if f"{YANKED_TAG}{version}" in refs_of(self._wire, repo).tags:
-            self._api.delete_tag(repo, tag=f"{YANKED_TAG}{version}")
+        for tag in yank_tags(refs_of(self._wire, repo).tags, version):
+            self._api.delete_tag(repo, tag=tag)
 
     def _write(self, repo: str, version: str, reason: str | None, message: str) -> str:
         """Commit the reason of a version to `main`, or take it out; returns the commit that says so."""

@@ -32,7 +32,7 @@ from adapterhub.distribution.http.plain import Contents, ListedFile, described, 
 from adapterhub.distribution.http.stream import RemoteFile
 from adapterhub.distribution.oci._credentials import credentials_for
 from adapterhub.distribution.oci._image import MANIFEST_LIMIT_BYTES, Image, parse_image
-from adapterhub.distribution.oci._push import OciRepository, manifest_in, parse_tag, tag_of
+from adapterhub.distribution.oci._push import OciRepository, manifest_in, parse_tag, spells, tag_of
 from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
 from adapterhub.distribution.oci._wire import OciWire, blob_path
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry
@@ -156,7 +156,9 @@ class OciRegistry:
         tags = self.tags(repository)
         if spec.pinned_version is not None:
             tag = tag_of(spec.pinned_version)
-            if exact := [one for one in tags if one == tag or one.startswith(f"{tag}-")]:
+            if exact := [
+                one for one in tags if one == tag or one.startswith(f"{tag}-") or spells(one, spec.pinned_version)
+            ]:
                 return exact
         if len(tags) > MOST_TAGS:
             raise RemoteUnreachable(
@@ -298,7 +300,7 @@ class OciRegistry:
                 f"`{shown(name)}` is no repository of an OCI registry: expected lower-case words with `._-` between, "
                 "separated by `/`"
             )
-        return OciRepository(self._wire, self.host, path, parse_tag(tag) if colon else None)
+        return OciRepository(self._wire, self.host, path, parse_tag(tag) if colon else None, self.tags)
 
     def who(self) -> str:
         """Whether the registry answers, and as whom.

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Final
 
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest, Progress, digest_of, digest_of_hash
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.errors import AdapterHubError, DigestMismatch, ReleaseExists, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, DigestMismatch, ReleaseExists, SpecError, UsageProblem, shown
+from adapterhub.core.specs import version_of
 from adapterhub.distribution.oci._image import (
     IMAGE_TYPE,
     MODEL_CONFIG_TYPE,
@@ -41,6 +42,13 @@ def tag_of(version: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", version)
 
 
+def spells(tag: str, version: str) -> bool:
+    """Whether a tag is this version, however it spells it."""
+    with contextlib.suppress(SpecError):  # a tag that is no version
+        return version_of(tag) == version_of(version)
+    return False
+
+
 def parse_tag(text: str) -> str:
     """A tag.
 
@@ -65,8 +73,10 @@ def manifest_in(wire: OciWire, repository: str, held: Blob) -> Manifest:
 class OciRepository:
     """One repository that builds are published to, under `tag`, or under their versions."""
 
-    def __init__(self, wire: OciWire, host: str, repository: str, tag: str | None) -> None:
-        self.repository, self.tag = repository, tag
+    def __init__(
+        self, wire: OciWire, host: str, repository: str, tag: str | None, tags: Callable[[str], list[str]]
+    ) -> None:
+        self.repository, self.tag, self._tags = repository, tag, tags
         self.label = f"`{host}/{repository}`"
         self.commit_url = ""
         self._wire, self._host = wire, host
@@ -89,7 +99,19 @@ class OciRepository:
         tag = self.tag_for(release.manifest)
         with self._wire.plainly(f"push to `{self.repository}:{tag}`"):
             there = self.image_of(release, tag)
+            if there is None and self.tag is None:
+                self._ensure_unspelled(release.manifest.version)
             yield _Upload(self._wire, self, release, tag, there)
+
+    def _ensure_unspelled(self, version: str) -> None:
+        """Raise where a tag names the same version in another spelling."""
+        same = next((tag for tag in self._tags(self.repository) if spells(tag, version)), None)
+        if same is not None:
+            raise ReleaseExists(
+                f"`{self.repository}:{same}` is the same version as {version}; a release never changes. Nothing was "
+                "sent",
+                hint="push it under a new version",
+            )
 
     def image_of(self, release: Release, tag: str) -> Blob | None:
         """The image of a release under a tag; None where the tag is free.

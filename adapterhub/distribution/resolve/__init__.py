@@ -135,6 +135,7 @@ def resolve(
     if not base_given:
         _check_one_base(spec, fitting)
     chosen, *variants = _by_preference(request, fitting)
+    _check_one_spelling(spec, [chosen, *variants])
     return Resolution(
         chosen=chosen.candidate,
         builds=builds,
@@ -187,6 +188,17 @@ def _check_one_base(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
         rank = f", rank {build.candidate.rank}" if build.candidate.rank is not None else ""
         choices.append((str(exact), f"{base} {shown(build.candidate.version)}{rank}"))
     raise AmbiguousSpec(f"`{spec}` fits more than one base; name one", choices)
+
+
+def _check_one_spelling(spec: AdapterSpec, builds: Sequence[Build]) -> None:
+    """Raise if builds of one version spell it in several ways: one of them was published to be taken for the other."""
+    spelled = {build.candidate.version: build for build in builds}
+    if len(spelled) > 1:
+        choices = [
+            (str(replace(spec, digest_prefix=build.candidate.digest[:SHORT_DIGEST_CHARACTERS])), f"spelled {version}")
+            for version, build in sorted(spelled.items())
+        ]
+        raise AmbiguousSpec(f"`{spec.full_name}` has one version in {len(spelled)} spellings; name one build", choices)
 
 
 def _by_preference(request: Request, fitting: Sequence[Build]) -> list[Build]:

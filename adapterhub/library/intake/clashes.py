@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from adapterhub.core.errors import ReleaseExists, UsageProblem, shown
+from adapterhub.core.specs import version_of
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.store.catalog import Installed
@@ -48,8 +49,8 @@ class Namesakes:
         return cls(builds=found, base=(found[0].base_name if found else "") or "an unknown base")
 
     def with_version(self, version: str) -> tuple[Installed, ...]:
-        """The builds of one version."""
-        return tuple(build for build in self.builds if build.manifest.version == version)
+        """The builds of one version, however it is written."""
+        return tuple(build for build in self.builds if version_of(build.manifest.version) == version_of(version))
 
     def next_version(self, bump: Bump = "patch") -> str:
         """The version after the newest one; there is a build."""
@@ -129,9 +130,10 @@ def exists_otherwise(existing: Installed, manifest: Manifest, *, hint: str = "")
     """The exception for a release that is installed with other content."""
     old, new = existing.manifest.to_json(), manifest.to_json()
     differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    same = "" if old["version"] == new["version"] else f", the same version as {manifest.version},"
     return ReleaseExists(
-        f"`{existing.full_name}` {manifest.version} exists with other content (differs in: {', '.join(differs)}); "
-        f"a release never changes. Nothing was stored",
+        f"`{existing.full_name}` {existing.manifest.version}{same} exists with other content (differs in: "
+        f"{', '.join(differs)}); a release never changes. Nothing was stored",
         hint=hint or "`adapt remove` takes the old one out",
     )
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.claims import Claim
 from adapterhub.core.display import html_table, size_text
-from adapterhub.core.errors import AdapterHubError, NotAllowed, StoreLocked
+from adapterhub.core.errors import AdapterHubError, NotAllowed, SpecError, StoreLocked
+from adapterhub.core.specs import version_key
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.diffusion.components import COMPONENTS
 from adapterhub.formats.manifest import CONTRACT_FILE, BaseRef, Manifest
@@ -301,6 +302,20 @@ def build_folders(root: Path, *names: str, links: bool = False) -> list[Path]:
         strange += [Path(entry.path) for entry in entries if entry.is_symlink()]
         found = [Path(entry.path) for entry in entries if not entry.is_symlink()]
     return sorted(strange) if links else sorted(found)
+
+
+def folder_of_version(parent: Path, version: str, rank: int | None) -> Path:
+    """The folder below `parent` for a version and rank: the one that is there, however it spells the version."""
+    tail = f"-r{rank}" if rank else ""
+    own = parent / f"{version}{tail}"
+    if os.path.lexists(own):
+        return own
+    key = version_key(version)
+    for name in sorted(entry.name for entry in _inside(parent)):
+        with contextlib.suppress(SpecError):  # no folder of a build
+            if name.endswith(tail) and version_key(name.removesuffix(tail)) == key:
+                return parent / name
+    return own
 
 
 def _inside(folder: Path) -> list[os.DirEntry[str]]:

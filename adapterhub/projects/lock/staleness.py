@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from adapterhub.core.errors import shown
-from adapterhub.core.specs import AdapterName
+from adapterhub.core.specs import AdapterName, version_of
 from adapterhub.projects.values import (
     AdapterRequirement,
     Lock,
@@ -97,7 +97,7 @@ def merge_problems(wanted: MergeRequirement, entry: LockedMerge, entries: Mappin
     else:
         if step != entry.step:
             problems.append(f"`{wanted.key}` is locked with a different recipe or different inputs")
-    if wanted.version is not None and wanted.version != entry.version:
+    if wanted.version is not None and version_of(wanted.version) != version_of(entry.version):
         problems.append(
             f"`{wanted.key}` is locked as {entry.version}, but the project gives it version {wanted.version}"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
 from adapterhub.core.errors import shown
-from adapterhub.core.specs import AdapterName
+from adapterhub.core.specs import AdapterName, version_of
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.formats.documented import Documented
 from adapterhub.projects.lock.staleness import policy_changes
@@ -87,7 +87,7 @@ def _difference(one: Locked, other: Locked) -> str:
     if isinstance(one, LockedAdapter) and isinstance(other, LockedAdapter):
         if one.name != other.name:
             told.append(f"{one.name} -> {other.name}")
-        if one.version == other.version and one.digest != other.digest:
+        if version_of(one.version) == version_of(other.version) and one.digest != other.digest:
             told.append(f"{one.version}, another build of that version")
     elif type(one) is not type(other):
         told.append("a merge now" if isinstance(other, LockedMerge) else "no longer a merge")

@@ -35,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
+from adapterhub.core.specs import version_key
 from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     alias_tables,
     counting,
@@ -220,12 +221,18 @@ adapters = Table(
     Index("adapters_by_name", "name", "version"),
 )
 
+
+def _key_of_row(context: Any) -> str:  # noqa: ANN401 - SQLAlchemy's context of an insert
+    return version_key(context.get_current_parameters()["version"])
+
+
 releases = Table(
     "releases",
     metadata,
     # a version that was tagged once; stays when the tag is removed, so that it never gets other bytes
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("version", String(200), primary_key=True),
+    Column("version_key", String(200), nullable=False, server_default="", default=_key_of_row),  # one of equal versions
     Column("tag", String(200), nullable=False),
     Column("commit_id", String(40), nullable=False),
     Column("digest", String(64), nullable=False),
@@ -233,7 +240,8 @@ releases = Table(
     Column("yanked_at", BigInteger),
     Column("yanked_by", String(96)),
     Column("yanked_reason", Text),
-    Index("releases_by_version", "version"),
+    Index("releases_by_version", "version_key"),
+    Index("releases_are_one", "repo_id", "version_key", unique=True),
 )
 
 tombstones = Table(
@@ -242,6 +250,7 @@ tombstones = Table(
     # a released version of a repository that lost this name
     Column("full_name", String(200), primary_key=True),
     Column("version", String(200), primary_key=True),
+    Column("version_key", String(200), nullable=False, server_default="", default=_key_of_row),
     Column("namespace", String(96), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("name", String(200)),
@@ -249,7 +258,7 @@ tombstones = Table(
     Column("base_model", String(256)),
     Column("rank", Integer),
     Column("created_at", BigInteger, nullable=False),
-    Index("tombstones_by_version", "namespace", "version"),
+    Index("tombstones_by_version", "namespace", "version_key"),
 )
 
 redirects = Table(

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, delete, exis
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
-from adapterhub.core.specs import parse_version
+from adapterhub.core.specs import parse_released, parse_version, version_key
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
@@ -28,6 +28,7 @@ from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.events import outbox
 from adapterhub_registry.events.outbox import EventType
+from adapterhub_registry.names import key_of_version
 from adapterhub_registry.repos import tombstones
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
 from adapterhub_registry.results import gate
@@ -167,13 +168,13 @@ def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, b
         Refusal: 404 for an unknown version.
     """
     reason = reason[:MAX_REASON_CHARACTERS]
-    _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason)
+    version = _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason)
     record_release(connection, repo, "version.yanked", tag=f"v{version}", reason=reason, by=by)
 
 
 def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
     """Undo `yank`; raises the same errors."""
-    _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
+    version = _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
     record_release(connection, repo, "version.unyanked", tag=f"v{version}")
 
 
@@ -181,18 +182,24 @@ def record_release(connection: Connection, repo: Row[Any], kind: EventType, *, t
     """Record an event of the release that `tag` names; of any other tag, none."""
     version = version_of(tag)
     mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
-    wanted = select(releases.c.digest, adapters.c.name).join_from(releases, adapters, mine, isouter=True)
-    row = connection.execute(wanted.where(releases.c.repo_id == repo.id, releases.c.version == version)).one_or_none()
+    wanted = select(releases.c.digest, releases.c.version, adapters.c.name)
+    wanted = wanted.join_from(releases, adapters, mine, isouter=True).where(releases.c.repo_id == repo.id)
+    key = "" if version is None else version_key(version)
+    row = connection.execute(wanted.where(releases.c.version_key == key)).one_or_none()
     if row is not None:
         name = row.name or repo.full_name.partition("/")[2]
-        outbox.record(connection, repo, kind, name=name, version=version, digest=f"sha256:{row.digest}", **more)
+        outbox.record(connection, repo, kind, name=name, version=row.version, digest=f"sha256:{row.digest}", **more)
 
 
-def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> None:
-    key = (releases.c.repo_id == repo.id) & (releases.c.version == version)
-    if not connection.execute(update(releases).where(key).values(**values)).rowcount:
+def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> str:
+    """Change a release and return its version as it was released."""
+    key = (releases.c.repo_id == repo.id) & (releases.c.version_key == key_of_version(version))
+    released = connection.scalar(select(releases.c.version).where(key))
+    if released is None:
         raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+    connection.execute(update(releases).where(key).values(**values))
     choose_listed(connection, repo.id)
+    return str(released)
 
 
 def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | None:
@@ -270,6 +277,10 @@ def _release(
     first = select(repos.c.id).where(repos.c.namespace == repo.namespace).order_by(repos.c.id).limit(1)
     # without its key: a plain FOR UPDATE and an insert that refers to the row would wait for each other
     connection.execute(first.with_for_update(key_share=True)).all()
+    if adapter.version is not None and version_key(adapter.version) != version_key(version):
+        raise conflict(
+            f"the tag `{tag}` is on a build whose manifest says version {adapter.version}; nothing was released"
+        )
     _check_release(connection, repo, version, adapter)
     build = (version, adapter.digest, adapter.base_sha256)
     gate.check_version(connection, blobs, repo, build, files.get(CONTRACT_FILE))
@@ -284,27 +295,32 @@ def _release(
     insert_new(connection, releases, [row])
     # Another transaction may have been faster, or the same bytes were tagged again: the stored row decides.
     _check_release(connection, repo, version, adapter)
-    key = (releases.c.repo_id == repo.id) & (releases.c.version == version)
+    key = (releases.c.repo_id == repo.id) & (releases.c.version_key == version_key(version))
     connection.execute(update(releases).where(key).values(tag=tag, commit_id=commit_id))
 
 
 def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
     """Raise when a tag of a released version would name a commit without an adapter."""
     version = version_of(tag)
-    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
-    if connection.scalar(mine) is not None:
-        raise _released(f"`{repo.full_name}`", version)
+    if version is None:
+        return
+    key = version_key(version)
+    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version_key == key)
+    released = connection.scalar(mine)
+    if released is not None:
+        raise _released(f"`{repo.full_name}`", released)
     tombstones.check_tag_without_adapter(connection, repo, version)
 
 
 def _check_release(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
-    """Raise when this version of the adapter, for this base and rank, exists with another digest."""
+    """Raise when this version of the adapter, for this base and rank, exists with another digest, or is local."""
+    _check_public(version)
     same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
     released = (
-        select(repos.c.full_name, repos.c.private)
+        select(repos.c.full_name, repos.c.private, releases.c.version)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
         .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
-        .where(releases.c.version == version, releases.c.digest != adapter.digest)
+        .where(releases.c.version_key == version_key(version), releases.c.digest != adapter.digest)
         .where(
             (repos.c.id == repo.id)
             | ((repos.c.namespace == repo.namespace) & same_name & tombstones.has_build(adapters, adapter))
@@ -314,11 +330,24 @@ def _check_release(connection: Connection, repo: Row[Any], version: str, adapter
     if holders:
         # never names a private repository: the caller may write to the namespace without seeing it
         named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
-        raise _released(f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`", version)
+        holder = f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`"
+        raise _released(holder, holders[0].version)
     tombstones.check_release(connection, repo, version, adapter)
 
 
-def _released(holder: str, version: str | None) -> Refusal:
+def _check_public(version: str) -> None:
+    """Raise for a local version, which `==` reads as the one without its local part in every other tool.
+
+    Raises:
+        Refusal: 422.
+    """
+    try:
+        parse_released(version)
+    except SpecError as error:
+        raise Refusal(422, "LocalVersion", f"version {shown(version)}: {error.reason}; {error.hint}") from None
+
+
+def _released(holder: str, version: str) -> Refusal:
     return conflict(
         f"release {version} of {holder} exists with other bytes; releases never change, so raise the version"
     )

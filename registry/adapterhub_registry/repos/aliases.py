@@ -20,6 +20,7 @@ from adapterhub_registry.database.alias_tables import alias_moves
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, refs, releases, repos
 from adapterhub_registry.errors import Refusal, bad_request, conflict
 from adapterhub_registry.events import outbox
+from adapterhub_registry.names import key_of_version
 from adapterhub_registry.repos import ref_names
 
 KIND: Final = "alias"
@@ -177,24 +178,27 @@ def _targets(
     connection: Connection, repo: Row[Any], name: str, wanted: Sequence[tuple[str, float]]
 ) -> tuple[Target, ...]:
     rows = {
-        row.version: row
+        row.version_key: row
         for row in connection.execute(
-            select(releases.c.version, releases.c.digest, releases.c.yanked_at, adapters.c.name)
+            select(releases.c.version, releases.c.version_key, releases.c.digest, releases.c.yanked_at, adapters.c.name)
             .join(
                 adapters,
                 (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id),
             )
-            .where(releases.c.repo_id == repo.id, releases.c.version.in_([version for version, _ in wanted]))
+            .where(
+                releases.c.repo_id == repo.id,
+                releases.c.version_key.in_([key_of_version(version) for version, _ in wanted]),
+            )
         )
     }
     found = []
     for version, weight in wanted:
-        row = rows.get(version)
+        row = rows.get(key_of_version(version))
         if row is None:
             raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
         if row.yanked_at is not None:
             raise conflict(f"release {version} of `{repo.full_name}` is yanked; the alias was not moved")
-        found.append(Target(version=version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
+        found.append(Target(version=row.version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
     if len({row.name for row in rows.values()}) > 1:
         raise conflict(f"these versions of `{repo.full_name}` are of several adapters; the alias was not moved")
     try:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.specs import version_key
 from adapterhub_registry.database.db import lock_name, refs, releases, repos, tombstones
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.names import parse_ref_name
@@ -41,9 +42,11 @@ def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, 
     version = _version_like(name)
     if version is None or (kind == "tag" and version_of(name) is not None):
         return  # writing a version tag compares its bytes with the release
-    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
-    if connection.scalar(mine) is not None or version in _buried(connection, full_name, [version]):
-        raise _belongs(name, repo.full_name, version)
+    key = version_key(version)
+    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version_key == key)
+    held = connection.scalar(mine) or _buried(connection, full_name, [key]).get(key)
+    if held is not None:
+        raise _belongs(name, repo.full_name, held)
 
 
 def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
@@ -54,14 +57,14 @@ def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> Non
     """
     _lock(connection, repo)
     named = connection.execute(select(refs.c.kind, refs.c.name).where(refs.c.repo_id == repo.id)).all()
-    mine = set(connection.scalars(select(releases.c.version).where(releases.c.repo_id == repo.id)))
-    versions = {(ref.kind, ref.name): _version_like(ref.name) for ref in named}
-    buried = _buried(connection, full_name, sorted({version for version in versions.values() if version}))
-    for (kind, name), version in versions.items():
+    mine = set(connection.scalars(select(releases.c.version_key).where(releases.c.repo_id == repo.id)))
+    keys = {(ref.kind, ref.name): version_key(read) for ref in named if (read := _version_like(ref.name))}
+    buried = _buried(connection, full_name, sorted(set(keys.values())))
+    for (kind, name), key in keys.items():
         # the tag of a release of the repository: `tombstones` compared its bytes
-        own = kind == "tag" and version in mine and version_of(name) is not None
-        if version in buried and not own:
-            raise _belongs(name, full_name, version)
+        own = kind == "tag" and key in mine and version_of(name) is not None
+        if key in buried and not own:
+            raise _belongs(name, full_name, buried[key])
 
 
 def _lock(connection: Connection, repo: Row[Any]) -> None:
@@ -74,9 +77,13 @@ def _version_like(name: str) -> str | None:
     return version_of(unicodedata.normalize("NFKC", name).casefold())
 
 
-def _buried(connection: Connection, full_name: str | None, versions: list[str]) -> set[str]:
-    wanted = select(tombstones.c.version).where(tombstones.c.full_name == full_name, tombstones.c.version.in_(versions))
-    return set(connection.scalars(wanted)) if versions else set()
+def _buried(connection: Connection, full_name: str | None, keys: list[str]) -> dict[str, str]:
+    """The removed versions with these keys."""
+    buried = (tombstones.c.full_name == full_name) & tombstones.c.version_key.in_(keys)
+    rows = (
+        connection.execute(select(tombstones.c.version_key, tombstones.c.version).where(buried)).all() if keys else ()
+    )
+    return {row.version_key: row.version for row in rows}
 
 
 def _belongs(name: str, full_name: str, version: str) -> Refusal:

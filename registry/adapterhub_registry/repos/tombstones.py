@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, false, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.specs import version_key
 from adapterhub_registry.database.db import adapters, insert_new, now_ms, releases, repos, tombstones
 from adapterhub_registry.errors import conflict
 from adapterhub_registry.repos.adapter_facts import AdapterFacts
@@ -38,23 +39,28 @@ def check_release(connection: Connection, repo: Row[Any], version: str, adapter:
     same = (tombstones.c.namespace == repo.namespace) & (tombstones.c.name == adapter.name)
     same &= has_build(tombstones, adapter)
     here = tombstones.c.full_name == repo.full_name
-    other = (tombstones.c.version == version) & (tombstones.c.digest != adapter.digest)
-    wanted = select(tombstones.c.full_name).where(other, here | (same if adapter.name is not None else false()))
-    holder = connection.scalar(wanted.limit(1))
-    if holder is not None:
-        raise _gone(holder, version)
+    other = (tombstones.c.version_key == version_key(version)) & (tombstones.c.digest != adapter.digest)
+    wanted = select(tombstones.c.full_name, tombstones.c.version).where(
+        other, here | (same if adapter.name is not None else false())
+    )
+    found = connection.execute(wanted.limit(1)).one_or_none()
+    if found is not None:
+        raise _gone(found.full_name, found.version)
 
 
 def check_tag_without_adapter(connection: Connection, repo: Row[Any], version: str | None) -> None:
     """Raise when a removed release of `repo` had this version, which a commit without an adapter cannot be."""
-    here = (tombstones.c.full_name == repo.full_name) & (tombstones.c.version == version)
-    if connection.scalar(select(tombstones.c.version).where(here)) is not None:
-        raise _gone(repo.full_name, version)
+    if version is None:
+        return
+    here = (tombstones.c.full_name == repo.full_name) & (tombstones.c.version_key == version_key(version))
+    buried = connection.scalar(select(tombstones.c.version).where(here))
+    if buried is not None:
+        raise _gone(repo.full_name, buried)
 
 
 def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
     """Raise when a repository has other bytes for a version that was released under its new name."""
-    same = (tombstones.c.version == releases.c.version) & (tombstones.c.digest != releases.c.digest)
+    same = (tombstones.c.version_key == releases.c.version_key) & (tombstones.c.digest != releases.c.digest)
     wanted = select(releases.c.version).join_from(releases, tombstones, same)
     version = connection.scalar(
         wanted.where(releases.c.repo_id == repo.id, tombstones.c.full_name == full_name).limit(1)
@@ -72,7 +78,7 @@ def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
     )
 
 
-def _gone(holder: str, version: str | None) -> Exception:
+def _gone(holder: str, version: str) -> Exception:
     return conflict(
         f"release {version} of `{holder}` was removed and had other bytes; releases never change, so raise the version"
     )

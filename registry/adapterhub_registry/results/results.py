@@ -22,6 +22,7 @@ from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, releases
 from adapterhub_registry.database.result_tables import results
 from adapterhub_registry.errors import Refusal, bad_request, conflict, forbidden, out_of_bounds, too_large
+from adapterhub_registry.names import key_of_version
 from adapterhub_registry.results.rules import NamespaceRule, TesterKey, rule_of
 
 MOST: Final = 100
@@ -50,11 +51,13 @@ def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> s
     Raises:
         Refusal: 404.
     """
-    mine = (releases.c.repo_id == repo.id) & (releases.c.version == version)
+    key = key_of_version(version)
+    mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == key)
     found = connection.scalar(select(releases.c.digest).where(mine))
     if found is None:
-        head = (adapters.c.repo_id == repo.id) & (adapters.c.version == version) & adapters.c.is_head
-        found = connection.scalar(select(adapters.c.digest).where(head))
+        head = (adapters.c.repo_id == repo.id) & adapters.c.version.is_not(None) & adapters.c.is_head
+        row = connection.execute(select(adapters.c.version, adapters.c.digest).where(head)).one_or_none()
+        found = row.digest if row is not None and key and key_of_version(row.version) == key else None
     if found is None:
         raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no build {shown(version)}")
     return str(found)
