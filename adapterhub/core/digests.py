@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import IO, Any, Final, NewType
 
 from adapterhub.core.errors import shown
@@ -125,9 +126,11 @@ def _plain(value: Json) -> Json:
     return value
 
 
-def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Json:
-    """Parse untrusted JSON: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
+def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True, most_values: int | None = None) -> Json:
+    """Parse untrusted JSON: UTF-8, no duplicate keys, no NaN or infinity; bounded size, depth and number of values.
 
+    Three bytes can make a value of a hundred, so values have a bound of their own, by default one for 32 bytes of
+    `limit_bytes` and at least `LEAST_VALUES`. It is counted before anything is parsed.
     `finite=False` accepts `NaN` and `Infinity`, which Python writes and some model configs contain.
 
     Raises:
@@ -152,8 +155,7 @@ def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) 
             raise ValueError(f"number {shown(text)} is out of range")
         return number
 
-    if len(raw) > limit_bytes:
-        raise ValueError(f"{len(raw)} bytes, at most {limit_bytes} are read")
+    check_bounds(raw, limit_bytes=limit_bytes, most_values=most_values)
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -173,6 +175,28 @@ def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) 
 
 
 MAX_DEPTH = 64
+LEAST_VALUES: Final = 100_000
+_BEFORE_VALUES: Final = (b",", b"[", b"{")
+_MARKS: Final = re.compile(rb'"[^"]*"?|[,\[{]')
+
+
+def check_bounds(raw: bytes, *, limit_bytes: int, most_values: int | None = None) -> None:
+    """Check the bounds of JSON that is not parsed yet, as `strict_json` does.
+
+    Commas and brackets outside of strings count the values.
+
+    Raises:
+        ValueError: too many bytes or values.
+    """
+    if len(raw) > limit_bytes:
+        raise ValueError(f"{len(raw)} bytes, at most {limit_bytes} are read")
+    most = most_values or max(LEAST_VALUES, limit_bytes >> 5)
+    if sum(map(raw.count, _BEFORE_VALUES)) <= most:
+        return
+    plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = (mark for mark in _MARKS.finditer(plain) if mark.end() - mark.start() == 1)
+    if next(islice(marks, most, None), None) is not None:
+        raise ValueError(f"more than {most} values")
 
 
 def _depth(value: object) -> int:

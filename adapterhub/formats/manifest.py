@@ -30,7 +30,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 SIGNATURE_FILE = "model.sig"
 CONTRACT_FILE = "evals.jsonl"
-LIMIT_BYTES = 16 << 20
+LIMIT_BYTES = 2 << 20
+MOST_VALUES = 50_000
 _MAX_PARENTS = 1024
 _PROMPT = "prompt"
 _EXAMPLES = "prompts"
@@ -251,7 +252,7 @@ class Manifest:
             MalformedManifest: every problem with its path, such as `files[2].size_bytes: expected integer, got string`.
         """
         try:
-            value = strict_json(raw, limit_bytes=LIMIT_BYTES)
+            value = strict_json(raw, limit_bytes=LIMIT_BYTES, most_values=MOST_VALUES)
         except ValueError as error:
             raise MalformedManifest(where, [str(error)]) from None
         reader = _Reader()

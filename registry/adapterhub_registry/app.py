@@ -11,6 +11,7 @@ from functools import partial
 from threading import Event
 from typing import cast
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -27,7 +28,7 @@ from adapterhub_registry.access.refusals import record_refusal
 from adapterhub_registry.access.telemetry import Telemetry
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.api import adapt_api, operations_api
-from adapterhub_registry.api.bodies import Slots, UploadSlots
+from adapterhub_registry.api.bodies import PARSED_AT_ONCE, Slots, UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
@@ -116,6 +117,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     app.state.registry = registry
     app.state.upload_slots = UploadSlots(settings.limits.uploads_at_once)
+    app.state.parsing = anyio.CapacityLimiter(PARSED_AT_ONCE)
     app.state.follower_slots = Slots(settings.limits.followers_at_once, "followers")
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)

@@ -179,10 +179,15 @@ def test_a_test_event_says_how_the_receiver_answers(server: Running) -> None:
     with receiver(status(418)) as got:
         made = hook(server, "probe", got.url)
         path = f"/api/adapt/v1/webhooks/{made['webhook']['id']}/test"
-        refused = server.post(path, None).json()
+        asked = server.post(path, None)
+        (refused,) = settled(server, made)
         got.respond = None
-        taken = server.post(path, None).json()
+        server.post(path, None)
+        taken, before = settled(server, made)
 
+    assert (asked.status_code, asked.json()["state"], asked.json()["id"]) == (202, "waiting", refused["id"])
+    assert asked.headers["location"] == f"/api/adapt/v1/webhooks/{made['webhook']['id']}/deliveries"
+    assert before == refused
     assert (refused["state"], refused["status"], refused["problem"]) == ("failed", 418, "status 418")
     assert (taken["state"], taken["type"], taken["status"]) == ("delivered", "webhook.test", 204)
     assert all(message.is_signed_with(made["secret"]) for message in got.messages)

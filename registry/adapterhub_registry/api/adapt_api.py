@@ -47,10 +47,12 @@ from adapterhub_registry.api.adapt_models import (
     YankRequest,
 )
 from adapterhub_registry.api.adapt_router import adapt_router
+from adapterhub_registry.api.bodies import sent_by
 from adapterhub_registry.api.context import (
     CallerOf,
     Registry,
     RegistryOf,
+    caller_of,
     dumped,
     opened_cursor,
     query_of,
@@ -189,6 +191,11 @@ def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pat
     return Places(sha256=sha256, places=places)
 
 
+async def administrator(request: Request, registry: Registry) -> None:
+    """An administrator, as the sender of a body."""
+    _administrator(await caller_of(request, registry))
+
+
 @router.get("/tokens")
 def list_tokens(registry: RegistryOf, caller: CallerOf) -> TokenList:
     """The caller's tokens; for an administrator, all tokens."""
@@ -198,6 +205,7 @@ def list_tokens(registry: RegistryOf, caller: CallerOf) -> TokenList:
 
 
 @router.post("/tokens", status_code=201, responses={**_FORBIDDEN, **_BODY})
+@sent_by(administrator)
 def create_token(registry: RegistryOf, caller: CallerOf, wanted: TokenRequest) -> NewToken:
     """Create a token; only this response shows it."""
     actor = _administrator(caller)

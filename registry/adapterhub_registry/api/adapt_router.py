@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from adapterhub_registry.api.adapt_models import Problem
-from adapterhub_registry.api.context import StrictRoute
+from adapterhub_registry.api.bodies import GuardedRoute
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": Problem, "description": "The request is malformed"},
@@ -18,4 +18,4 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 
 def adapt_router() -> APIRouter:
     """A router for some of these routes; `adapt_api` takes them in."""
-    return APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=PROBLEMS, route_class=StrictRoute)
+    return APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=PROBLEMS, route_class=GuardedRoute)

@@ -1,22 +1,157 @@
-"""Streams large request bodies to a worker thread, in constant memory."""
+"""Reads the bodies of requests: only from those who may send them, bounded, and never parsed on the event loop.
+
+Each route that reads a body is a `GuardedRoute`: before the first byte it asks who sends it. That is a caller who may
+change what the path names, unless the route says `sent_by` another.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 from anyio import from_thread, to_thread
-from fastapi import Request
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
-from adapterhub_registry.errors import too_many
+from adapterhub.core.digests import strict_json
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.context import Registry, caller_of, user_of
+from adapterhub_registry.errors import bad_request, forbidden, too_large, too_many
+from adapterhub_registry.names import known_repo_id
 
 BLOCK_BYTES = 1 << 20
 RETRY_AFTER_S = 2
+OPEN_BODY_BYTES: Final = 2 << 20
+MOST_VALUES: Final = 50_000
+"""The most values in the JSON of a request: the 10,000 parts of the largest upload are 30,000."""
+PARSED_AT_ONCE: Final = 2
+SMALL_BYTES: Final = 1 << 14
 
 T = TypeVar("T")
+Sender = Callable[[Request, Registry], Awaitable[int | None]]
+"""Raises a `Refusal` unless the sender of a request may send its body; returns the most bytes of it, if it knows."""
+
+
+# ------------------------------------------------------------ who may send a body
+async def changer(request: Request, registry: Registry) -> None:
+    """A caller who may change the repository in the path; without one, a caller whose token changes anything."""
+    caller, names = await caller_of(request, registry), request.path_params
+    if {"namespace", "name"} <= names.keys():
+        await run_in_threadpool(_check_repo, registry, caller, names["namespace"], names["name"])
+    else:
+        user_of(caller)
+        if caller.role == "read":
+            raise forbidden(f"the token `{caller.label}` (read) cannot change anything")
+
+
+def _check_repo(registry: Registry, caller: Caller, namespace: str, name: str) -> None:
+    with registry.db.read() as connection:
+        registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+
+
+async def user(request: Request, registry: Registry) -> None:
+    """A caller with any token."""
+    user_of(await caller_of(request, registry))
+
+
+async def anyone(request: Request, registry: Registry) -> int:
+    """Everyone who may read here: such a body is smaller."""
+    registry.repos.check_may_read(await caller_of(request, registry))
+    return OPEN_BODY_BYTES
+
+
+def sent_by(sender: Sender) -> Callable[[T], T]:
+    """Let a route take its body from others than a `changer`."""
+
+    def mark(endpoint: T) -> T:
+        _SENDERS[endpoint] = sender
+        return endpoint
+
+    return mark
+
+
+_SENDERS: Final[dict[object, Sender]] = {}
+
+
+class GuardedRequest(Request):
+    """A request whose body only its `sender` may send, with strict JSON: each key once, everything within bounds."""
+
+    def __init__(self, request: Request, sender: Sender) -> None:
+        super().__init__(request.scope, request.receive)
+        self._sender = sender
+        self.problem: Exception | None = None
+        """Why the body was not read. The framework words what is raised meanwhile in its own way."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces; every other way to read it comes here.
+
+        Raises:
+            Refusal: the sender may not send it, or sends too much.
+        """
+        try:
+            most = await self._sender(self, self.app.state.registry)
+            async for piece in _at_most(super().stream(), most):
+                yield piece
+        except Exception as error:
+            self.problem = error
+            raise
+
+    async def json(self) -> object:
+        """The body as JSON, parsed in a thread unless it is small; a few at the same time, so that memory is bounded.
+
+        Raises:
+            Refusal: 400.
+        """
+        raw = await self.body()
+        parse = partial(strict_json, raw, limit_bytes=max(len(raw), 1), most_values=MOST_VALUES)
+        try:
+            if len(raw) <= SMALL_BYTES:
+                return parse()
+            return await to_thread.run_sync(parse, limiter=self.app.state.parsing)
+        except ValueError as error:
+            raise bad_request(f"body: {error}") from None
+
+
+async def _at_most(pieces: AsyncIterator[bytes], most: int | None) -> AsyncIterator[bytes]:
+    size = 0
+    async for piece in pieces:
+        size += len(piece)
+        if most is not None and size > most:
+            raise too_large(most)
+        yield piece
+
+
+class GuardedRoute(APIRoute):
+    """A route that reads no byte of a body before it knows that the sender may send it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Pass a `GuardedRequest` to the handler."""
+        handle, sender = super().get_route_handler(), _SENDERS.get(self.endpoint, changer)
+
+        async def handle_guarded(request: Request) -> Response:
+            guarded = GuardedRequest(request, sender)
+            try:
+                return await handle(guarded)
+            except Exception:
+                if guarded.problem is not None:
+                    raise guarded.problem from None
+                raise
+
+        return handle_guarded
+
+
+def hub_router() -> APIRouter:
+    """A router for routes of the Hub's API, which documents them."""
+    return APIRouter(include_in_schema=False, route_class=GuardedRoute)
+
+
+# ------------------------------------------------------------ large bodies
 
 
 class Slots:
@@ -60,13 +195,23 @@ class UploadSlots(Slots):
         self.threads = anyio.CapacityLimiter(total)
 
 
+async def in_slot(request: Request, token_id: int | None, work: Callable[[], T]) -> T:
+    """Run work that reads whole uploads in the threads for uploads, so that it holds up no other route.
+
+    Raises:
+        Refusal: 429 when no slot is free for this token.
+    """
+    slots = cast("UploadSlots", request.app.state.upload_slots)
+    with slots.hold(token_id):
+        return await to_thread.run_sync(work, limiter=slots.threads)
+
+
 async def receive_with(request: Request, token_id: int | None, work: Callable[[Iterator[bytes]], T]) -> T:
     """Run `work` on the body in a worker thread and return its result; it gets blocks of about a mebibyte.
 
     Raises:
         Refusal: 429 when no slot is free for this token.
     """
-    slots = cast("UploadSlots", request.app.state.upload_slots)
     stream = request.stream()
 
     async def next_block() -> bytes:
@@ -81,5 +226,4 @@ async def receive_with(request: Request, token_id: int | None, work: Callable[[I
         while block := from_thread.run(next_block):
             yield block
 
-    with slots.hold(token_id):
-        return await to_thread.run_sync(lambda: work(blocks()), limiter=slots.threads)
+    return await in_slot(request, token_id, lambda: work(blocks()))

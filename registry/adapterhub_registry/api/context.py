@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -14,14 +14,12 @@ from urllib.parse import unquote, urlencode
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from sqlalchemy import Row
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
-from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
@@ -75,6 +73,14 @@ RegistryOf = Annotated[Registry, Depends(registry_of)]
 
 
 async def caller_of(request: Request, registry: RegistryOf) -> Caller:
+    """As `authenticated`, once for each request, however many parts of it ask."""
+    known: Caller | None = request.scope.get("adapterhub.caller")
+    if known is None:
+        known = request.scope["adapterhub.caller"] = await authenticated(request, registry)
+    return known
+
+
+async def authenticated(request: Request, registry: Registry) -> Caller:
     """The sender of a request; anonymous without a token.
 
     Raises:
@@ -389,42 +395,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-class StrictRequest(Request):
-    """A request with strict JSON: each key once, numbers and depth within bounds."""
-
-    async def json(self) -> object:
-        """The body as JSON; `Edge` has bounded its size.
-
-        Raises:
-            Refusal: 400.
-        """
-        raw = await self.body()
-        try:
-            return strict_json(raw, limit_bytes=max(len(raw), 1))
-        except ValueError as error:
-            raise bad_request(f"body: {error}") from None
-
-
-class StrictRoute(APIRoute):
-    """A route that reads its models from strict JSON."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Pass a `StrictRequest` to the handler."""
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
-
-        return handle_strictly
-
-
 async def json_object(request: Request) -> JsonObject:
-    """Parse the body as a JSON object.
+    """Parse the body as a JSON object; the request of a `GuardedRoute` asks first whether its sender may send one.
 
     Raises:
         Refusal: 400.
     """
-    value = await StrictRequest(request.scope, request.receive).json()
+    value = await request.json()
     if not isinstance(value, dict):
         raise bad_request(f"body: expected a JSON object, got {shown(value)}")
     return JsonObject(value)

@@ -7,14 +7,14 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any, Final, cast
 
-from fastapi import Path, Query, Request
+from fastapi import Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import Problem
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.bodies import Slots
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, caller_of, user_of
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
 from adapterhub_registry.api.event_models import (
     DeliveryFacts,
     DeliveryList,
@@ -68,7 +68,7 @@ async def events(
             if latest == known:
                 continue
             known = latest
-            caller = await caller_of(request, registry)  # its token may have been revoked meanwhile
+            caller = await authenticated(request, registry)  # its token may have been revoked meanwhile
             page = await run_in_threadpool(_page, registry, caller, query)
             if page.events:
                 break
@@ -100,10 +100,11 @@ def remove_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> We
     return _webhook(_mine(registry, caller).remove(number))
 
 
-@router.post("/webhooks/{number}/test", responses=_MISSING)
-def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> DeliveryFacts:
-    """Send the event `webhook.test` once, and answer how it went."""
-    return _delivery(_mine(registry, caller).test(number))
+@router.post("/webhooks/{number}/test", status_code=202, responses=_MISSING)
+def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number, response: Response) -> DeliveryFacts:
+    """Send the event `webhook.test` soon, once; `deliveries`, to which `Location` leads, tells how it went."""
+    response.headers["Location"] = f"/api/adapt/v1/webhooks/{number}/deliveries"
+    return _delivery(_mine(registry, caller).ask_test(number))
 
 
 @router.get("/webhooks/{number}/deliveries", responses=_MISSING)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import CallerOf, RegistryOf
 from adapterhub_registry.errors import forbidden, unauthorized
 from adapterhub_registry.storage.blobs import StoreUnreachable
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 
 
 @router.get("/healthz")

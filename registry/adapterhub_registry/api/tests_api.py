@@ -8,11 +8,14 @@ from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, Field, StrictBool, StringConstraints
 from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
+from starlette.concurrency import run_in_threadpool
 
+from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, whole
 from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, user_of
+from adapterhub_registry.api.bodies import sent_by
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, caller_of, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.database.db import repos
 from adapterhub_registry.errors import forbidden
@@ -116,12 +119,26 @@ class RuleRequest(Question):
     distrust: Annotated[tuple[KeyName, ...], Field(max_length=MOST_KEYS)] = ()
 
 
+async def reader(request: Request, registry: Registry) -> int:
+    """A user who can read the files of a repository, as the sender of a result."""
+    caller, names = await caller_of(request, registry), request.path_params
+    user_of(caller)
+
+    def check() -> None:
+        with registry.db.read() as connection:
+            registry.repos.find_files(connection, caller, known_repo_id(names["namespace"], names["name"]))
+
+    await run_in_threadpool(check)
+    return RESULT_LIMIT_BYTES
+
+
 async def raw_body(request: Request) -> bytes:
     """The body; `Edge` has bounded it."""
     return await request.body()
 
 
 @router.put("/adapters/{namespace}/{name}/tests/{version}", responses=_TAKING, openapi_extra=_BUNDLE)
+@sent_by(reader)
 def add_result(
     registry: RegistryOf,
     caller: CallerOf,

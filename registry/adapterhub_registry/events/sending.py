@@ -30,7 +30,8 @@ _PORT: Final = r":([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|
 URL: Final = re.compile(rf"https?://([A-Za-z0-9.-]{{1,253}}|\[[0-9A-Fa-f:.]{{2,45}}\])({_PORT})?([/?][!\"$-~]*)?")
 _BLOCK_BYTES: Final = 1 << 14
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-_DNS = ThreadPoolExecutor(8, thread_name_prefix="webhook-dns")  # slow name servers hold up nothing else
+# slow name servers hold up nothing else: a look-up lasts up to three times as long as the attempt that it is for
+_DNS = ThreadPoolExecutor(64, thread_name_prefix="webhook-dns")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

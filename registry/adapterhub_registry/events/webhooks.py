@@ -153,8 +153,20 @@ class Webhooks:
             wanted = _DELIVERIES.where(deliveries.c.webhook_id == number).order_by(deliveries.c.id.desc())
             return [_delivery(row) for row in connection.execute(wanted.limit(min(limit, MOST_DELIVERIES)))]
 
+    def ask_test(self, number: int) -> DeliveryRecord:
+        """Let the server send the event `webhook.test`, once; a test that waits already is the one. Raises NotFound."""
+        with self._db.begin() as connection:
+            row = self._row(connection, number)
+            lock_name(connection, f"test of webhook {number}")
+            mine = (deliveries.c.webhook_id == number) & (events.c.type == outbox.TEST)
+            waiting = connection.execute(_DELIVERIES.where(mine, deliveries.c.state == "waiting")).first()
+            if waiting is not None:
+                return _delivery(waiting)
+            made = outbox.record_test(connection, row.scope, number, due_at=now_ms())
+            return _delivery(connection.execute(_DELIVERIES.where(deliveries.c.id == made)).one())
+
     def test(self, number: int) -> DeliveryRecord:
-        """Send the event `webhook.test` now, once, and return how it went; raises NotFound."""
+        """Send the event `webhook.test` from this process, once, and return how it went; raises NotFound."""
         with self._db.begin() as connection:
             row = self._row(connection, number)
             # out of reach of the server that delivers: this attempt is the only one

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub_registry.events.webhooks import DeliveryRecord, NewWebhook, WebhookRecord
 from adapterhub_registry.operations.far import FarRegistry
+
+LOOK_EVERY_S: Final = 0.3
+TEST_WAIT_S: Final = 60.0
 
 
 class FarWebhooks(FarRegistry):
@@ -39,6 +43,21 @@ class FarWebhooks(FarRegistry):
         return self.records_in(DeliveryRecord, answer, "deliveries")
 
     def test(self, number: int) -> DeliveryRecord:
-        """Send the event `webhook.test` once and return how it went; raises `NotFound`."""
+        """Let the server send the event `webhook.test` once, wait, and return how it went.
+
+        Raises:
+            NotFound: no such webhook.
+            RemoteUnreachable: the server did not send it within `TEST_WAIT_S`.
+        """
         answer = {"deliveries": [self.send("POST", f"webhooks/{number}/test")]}
-        return self.records_in(DeliveryRecord, answer, "deliveries")[0]
+        found = self.records_in(DeliveryRecord, answer, "deliveries")[0]
+        end = time.monotonic() + TEST_WAIT_S
+        while found.state == "waiting" and time.monotonic() < end:
+            time.sleep(LOOK_EVERY_S)
+            found = next((one for one in self.deliveries(number) if one.id == found.id), found)
+        if found.state == "waiting":
+            raise RemoteUnreachable(
+                f"webhook {number}: the server has not sent the event within {TEST_WAIT_S:.0f} s",
+                hint=f"`adapt registry webhook deliveries {number} --url {self.url}` tells later how it went",
+            )
+        return found

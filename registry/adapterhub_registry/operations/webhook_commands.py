@@ -97,7 +97,7 @@ def remove(number: int, as_json: bool, **given: object) -> None:
 @webhook_network_option
 @JSON
 def test(number: int, as_json: bool, **given: object) -> None:
-    """Send the event `webhook.test` to a webhook now; exit 13 when the receiver does not accept it.
+    """Send the event `webhook.test` to a webhook; exit 13 when the receiver does not accept it.
 
     \b
     Example:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Annotated, Any, BinaryIO, Final
 from urllib.parse import parse_qs, quote, unquote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Row, select
@@ -19,6 +19,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from adapterhub_registry.api import conditions
+from adapterhub_registry.api.bodies import anyone, hub_router, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -43,7 +44,7 @@ from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.card import ADAPTER_CONFIG, CONFIG
 from adapterhub_registry.repos.changes import parents_of
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 TREE_PAGE: Final = 1000
 EXPANDED_PAGE: Final = 50  # as on the Hub
 SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
@@ -100,6 +101,7 @@ def list_tree(
 
 
 @router.post("/api/models/{namespace}/{name}/paths-info/{rev}")
+@sent_by(anyone)
 async def paths_info(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
 ) -> Response:

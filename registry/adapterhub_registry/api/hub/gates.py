@@ -6,13 +6,14 @@ import json
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.access import gates
+from adapterhub_registry.api.bodies import hub_router, sent_by, user
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -26,13 +27,14 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.errors import bad_request
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 REQUESTS_PAGE: Final = 1000
 MAX_FIELDS: Final = 50
 _REQUESTS: Final = "/api/models/{namespace}/{name}/user-access-request"
 
 
 @router.post("/{namespace}/{name}/ask-access")
+@sent_by(user)
 async def ask(request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf) -> JSONResponse:
     """Ask for access as the caller, with the fields of a form or of JSON; `status` is the answer so far."""
     user = user_of(caller)

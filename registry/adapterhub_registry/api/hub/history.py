@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 
+from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, RegistryOf, RepoOf, RevisionOf, next_link
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.database.db import lock_space
@@ -14,7 +15,7 @@ from adapterhub_registry.errors import bad_request, not_offered
 from adapterhub_registry.names import parse_sha256
 from adapterhub_registry.repos import history
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 FILES_PAGE: Final = 1000
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import (
     Registry,
     base_of,
@@ -35,7 +36,7 @@ from adapterhub_registry.repos import adapters, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import MAX_PAGE, SORTS, Listing, list_repos
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 HISTORY_PAGE = 50
 LIST_PAGE = 100
 FILES_OF_PAGE = 20_000

@@ -10,12 +10,12 @@ from math import ceil
 from typing import Any, Final
 
 from anyio import from_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from adapterhub_registry.access.signing import BadSignature, check, sign
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.bodies import Sender, hub_router, in_slot, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden
 from adapterhub_registry.names import RepoId, parse_sha256
@@ -23,7 +23,7 @@ from adapterhub_registry.repos import quotas
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import StoredBlob, UploadId
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 MAX_LFS_OBJECTS: Final = 1000
 HASH_NAMES: Final = ("sha256", "sha_256")  # the second is that of huggingface.js
 MAX_PARTS: Final = 10_000
@@ -165,7 +165,17 @@ def _sent(claims: Mapping[str, Any]) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:48]
 
 
+def _holder(purpose: str) -> Sender:
+    """Whoever holds a signed link of this purpose."""
+
+    async def check_link(request: Request, registry: Registry) -> None:
+        _claims(registry, request.path_params["token"], purpose)
+
+    return check_link
+
+
 @router.put("/_lfs/object/{token}")
+@sent_by(_holder("lfs-object"))
 async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
     """Receive a whole object; 400, and nothing is kept, unless it matches the announcement."""
     claims = _claims(registry, token, "lfs-object")
@@ -178,6 +188,7 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
 
 
 @router.put("/_lfs/part/{token}")
+@sent_by(_holder("lfs-part"))
 async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
     """Receive one part; the completion must name its ETag."""
     claims = _claims(registry, token, "lfs-part")
@@ -191,15 +202,20 @@ async def put_part(request: Request, registry: RegistryOf, token: str) -> Respon
 
 
 @router.post("/_lfs/complete/{token}")
-def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
+@sent_by(_holder("lfs-complete"))
+async def complete(request: Request, registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
     """Join the parts; 400 unless the object matches the announcement."""
     claims = _claims(registry, token, "lfs-complete")
     listed = body.objects("parts", most=MAX_PARTS)
     parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
     if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
         raise bad_request("parts: expected each part once, in order")
-    blob = registry.blobs.complete(_upload(claims), parts, claims["oid"], claims["size"])
-    _record(registry, claims, blob)
+
+    def work() -> None:
+        blob = registry.blobs.complete(_upload(claims), parts, claims["oid"], claims["size"])
+        _record(registry, claims, blob)
+
+    await in_slot(request, claims["token"], work)
     return JSONResponse({"success": True})
 
 
@@ -217,9 +233,16 @@ def record_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, 
 
 
 @router.post("/{namespace}/{name}.git/info/lfs/verify")
-def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+async def verify(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody
+) -> JSONResponse:
     """200 when the object is stored with that size. An object that was sent to a bucket is checked first."""
     oid, size = parse_sha256(body.text("oid")), body.value("size")
+    await in_slot(request, caller.token_id, lambda: _verify(registry, caller, repo_id, oid, size))
+    return JSONResponse({"ok": True})
+
+
+def _verify(registry: Registry, caller: Caller, repo_id: RepoId, oid: str, size: object) -> None:
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     for is_last in (False, True):
@@ -229,4 +252,3 @@ def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBo
         record_sent(registry, caller, row.id, oid, size)
     if known is None or known.size != size:
         raise entry_not_found(oid)
-    return JSONResponse({"ok": True})

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response
 
 from adapterhub.core.errors import shown
+from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import BaseUrl
 from adapterhub_registry.errors import Refusal, not_offered, repo_not_found
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 OTHER_KINDS: Final = ("datasets", "spaces", "kernels", "buckets")
 MISSING: Final = {

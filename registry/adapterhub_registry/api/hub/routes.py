@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -30,7 +31,7 @@ from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offer
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos.repos import Change
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 REPOSITORIES_PAGE = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -15,7 +17,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.bodies import hub_router, receive_with, sent_by, user
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -36,7 +38,7 @@ from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, P
 from adapterhub_registry.repos.commits import Proposal
 from adapterhub_registry.storage.blobs import StoredBlob, check_room
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 MAX_PREUPLOAD_FILES: Final = 256
 SAMPLE_BYTES: Final = 512
 REGULAR_BELOW_BYTES: Final = 1 << 20
@@ -50,10 +52,14 @@ LFS_SUFFIXES: Final = tuple(
     for suffix in group
 )
 """Files that need LFS at any size, as on the Hub: binary formats, which have no line-by-line diff."""
+MOST_LINE_VALUES: Final = 1000
+_CONTENT: Final = re.compile(rb'"content"\s*:\s*"([A-Za-z0-9+/]*={0,2})"')
+"""The content of a file in a line, as clients write it. Inside of strings nothing matches: quotes are escaped there."""
 
 
 # ------------------------------------------------------------ before the bytes
 @router.post("/api/validate-yaml")
+@sent_by(user)
 def validate_yaml(body: JsonBody) -> JSONResponse:
     """Check the metadata of a README as the Hub does; 400 when it has errors."""
     try:
@@ -165,7 +171,7 @@ def _line_limit(registry: Registry) -> int:
     return registry.settings.limits.regular_file_bytes * 4 // 3 + (1 << 16)
 
 
-def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytes]:
+def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytearray]:
     rest = bytearray()
     for chunk in chunks:
         *whole, last = chunk.split(b"\n")
@@ -173,12 +179,12 @@ def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytes]:
             rest += line
             if len(rest) > limit_bytes:
                 raise too_large(limit_bytes)
-            yield bytes(rest)
-            rest.clear()
+            yield rest
+            rest = bytearray()
         rest += last
         if len(rest) > limit_bytes:
             raise too_large(limit_bytes)
-    yield bytes(rest)
+    yield rest
 
 
 class _Draft:
@@ -193,12 +199,17 @@ class _Draft:
         self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
-    def take(self, line: bytes) -> None:
+    def take(self, line: bytearray) -> None:
         """Read one line."""
-        if not line.strip():
+        if not line or line.isspace():
             return
+        # the content of a file is not parsed, as text would take four times its memory
+        found = _CONTENT.search(line)
+        about = line if found is None else line[: found.start(1)] + line[found.end(1) :]
         try:
-            value = strict_json(line, limit_bytes=len(line))
+            value = strict_json(
+                bytes(about), limit_bytes=self._registry.settings.limits.json_body_bytes, most_values=MOST_LINE_VALUES
+            )
         except ValueError as error:
             raise bad_request(f"commit line {len(self._operations) + 1}: {error}") from None
         if not isinstance(value, dict):
@@ -212,15 +223,20 @@ class _Draft:
             raise Refusal(
                 413, "TooLarge", f"a commit has at most {self._registry.settings.limits.operations} operations"
             )
-        self._operations.append(self._operation(key, content))
+        self._operations.append(
+            self._operation(key, content, None if found is None else memoryview(line)[slice(*found.span(1))])
+        )
 
-    def _operation(self, key: str, content: JsonObject) -> Operation:
+    def _operation(self, key: str, content: JsonObject, encoded: memoryview | None) -> Operation:
         path = parse_path(content.text("path").rstrip("/") if key == "deletedFolder" else content.text("path"))
         if key == "file":
             limit = self._registry.settings.limits.regular_file_bytes
             if content.text("encoding", "base64") != "base64":
                 raise bad_request("encoding: expected base64")
-            data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
+            most = limit * 4 // 3 + 4
+            if encoded is not None and len(encoded) > most:
+                raise bad_request(f"content: expected at most {most} characters, got {len(encoded)}")
+            data = _base64(encoded or content.text("content", limit=most), f"content of {path}")
             self._regular_bytes += len(data)
             blob = self._registry.blobs.put([data], size=len(data))
             self._regular[blob.sha256] = blob.size
@@ -290,11 +306,14 @@ class _Draft:
             return commits.commit(connection, registry.blobs, row, proposal, max_files=registry.settings.limits.files)
 
 
-def _base64(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise bad_request(f"{shown(what)}: expected base64") from None
+def _base64(text: str | memoryview, what: str) -> bytes:
+    """The bytes; a view holds characters of base64 only, and is not copied."""
+    with contextlib.suppress(binascii.Error, ValueError):
+        if isinstance(text, str):
+            return base64.b64decode(text, validate=True)
+        if len(text) % 4 == 0:
+            return binascii.a2b_base64(text)
+    raise bad_request(f"{shown(what)}: expected base64")
 
 
 def check_no_pull_request(create_pr: str | None) -> None:

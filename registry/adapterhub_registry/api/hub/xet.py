@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
 from adapterhub.core.errors import DigestMismatch, DiskFull
 from adapterhub_registry.access import signing
-from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.bodies import hub_router, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
 from adapterhub_registry.database.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
@@ -42,7 +42,7 @@ SPACE: Final = "/_xet/{scope}/{epoch}"
 _SCOPE = re.compile(r"([0-9]+-[0-9]+)(-[0-9]{1,20})?")
 _EPOCH = re.compile(r"[0-9]{1,9}")
 
-router = APIRouter(include_in_schema=False)
+router = hub_router()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +89,11 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
 
 
 SpaceOf = Annotated[Space, Depends(space_of)]
+
+
+async def holder(request: Request, registry: Registry) -> None:
+    """Whoever holds the token of an upload space."""
+    space_of(request, registry, request.path_params["scope"], request.path_params["epoch"])
 
 
 def xorbs_of(registry: RegistryOf) -> XorbStore:
@@ -162,6 +167,7 @@ def grant_xorb() -> JSONResponse:
 
 
 @router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
+@sent_by(holder)
 async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
     """Store a xorb for the shard that will name it."""
     _check_announced(request, MAX_XORB_BODY_BYTES)
@@ -190,6 +196,7 @@ def put_shard_v2() -> JSONResponse:
 
 @router.post(SPACE + "/v1/shards")
 @router.post(SPACE + "/shards")  # hf-xet 1.5.0 and 1.5.1
+@sent_by(holder)
 async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf) -> JSONResponse:
     """Rebuild and store the files of a shard; after the response, commits may name them."""
     _check_announced(request, MAX_SHARD_BYTES)
