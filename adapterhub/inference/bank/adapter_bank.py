@@ -28,6 +28,7 @@ from adapterhub.inference.bank.residency import Residency, Stats
 from adapterhub.inference.bank.room import Rooms
 from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
+from adapterhub.inference.bank.tracing import Tracer
 from adapterhub.inference.loader.attachment import attach
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.pipeline import PipelineModules, as_given, as_model
@@ -94,6 +95,8 @@ class AdapterBank:
         self._hit = residency.hit
         self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
+        self._tracer = Tracer(model, self._current, hooks.names)
+        hooks.take(self._tracer.doors())
         self._finalizer = weakref.finalize(self, hooks.remove)
 
     # ------------------------------------------------------------ look
@@ -200,6 +203,10 @@ class AdapterBank:
         its factors together. The first pass copies the factors of all choices side by side; the bank keeps that memory
         for the next choice, until it is closed.
 
+        The first call of its kind (by its arguments, and by one token or more) runs the base some more times without
+        adapters, to find where the rows lie in the input of each module. A call raises `UnsupportedAdapter` before it
+        answers if the rows have no known place in a module, as in the image part of most models for text and images.
+
         Raises:
             UnsupportedAdapter: an adapter cannot be used on some rows only; `use` accepts it.
             AdapterNotFound, MergeRefused, UsageProblem: as for `use`.
@@ -217,7 +224,7 @@ class AdapterBank:
         for terms in by_row:
             check_terms(terms)
             _check_by_row(terms)
-        return Using(self._current, Rows(by_row, self._rooms), before)
+        return Using(self._current, Rows(by_row, self._rooms, self._tracer), before)
 
     # ------------------------------------------------------------ prove and save
     def assert_frozen(self) -> Digest:

@@ -2,8 +2,7 @@
 
 Rows with the same choice go through a module's factors together. In decoding, a row has few tokens and starting
 operations takes most of the time; there the factors of all choices are stacked once, and two batched products serve the
-whole batch, however many choices there are. The batch is the first dimension of a module's input, as in PEFT's mixed
-batches.
+whole batch, however many choices there are. `tracing` finds which entries of a module's input belong to which row.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from torch import Tensor
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.bank.room import Room, Rooms
 from adapterhub.inference.bank.selection import Term
+from adapterhub.inference.bank.tracing import ByRow, Tracer, refusal
 from adapterhub.inference.bank.updates import (
     Args,
-    EmbeddingUpdate,
     Kwargs,
     LinearUpdate,
     Output,
@@ -98,17 +97,16 @@ class _Stack(NamedTuple):
         return output.to(change.dtype).index_add(0, places.put, change).to(output.dtype)
 
 
-class Rows:
+class Rows(ByRow):
     """A choice for each row, which keeps stacked factors as long as it lives.
 
     In a batch with a multiple of the rows (beams, several answers to one prompt), those of one row are adjacent, as
     `generate` arranges them.
     """
 
-    __slots__ = ("_groups", "_room", "_rooms", "_stacks", "_work", "count")
+    __slots__ = ("_groups", "_room", "_rooms", "_stacks", "_work")
 
-    def __init__(self, rows: Sequence[tuple[Term, ...]], rooms: Rooms) -> None:
-        self.count = len(rows)
+    def __init__(self, rows: Sequence[tuple[Term, ...]], rooms: Rooms, tracer: Tracer) -> None:
         self._rooms = rooms
         self._room: Room | None = None
         self._work: dict[str, _Work | None] = {}
@@ -118,6 +116,9 @@ class Rows:
             if terms:
                 numbers.setdefault(tuple((id(t.adapter), t.weight) for t in terms), []).append(number)
         self._groups = tuple(_group(rows[found[0]], found) for found in numbers.values())
+        every = (name for group in self._groups for term in group.terms for name in term.adapter.updates)
+        is_one = bool(self._groups) and len(self._groups[0].numbers) == len(rows)  # then no row has to be found
+        super().__init__(len(rows), frozenset() if is_one else frozenset(every), tracer)
 
     def __del__(self) -> None:
         """Give the memory of the stacks back: no forward pass runs with this choice any more."""
@@ -128,41 +129,53 @@ class Rows:
         """See `Selection`.
 
         Raises:
-            UsageProblem: the batch is no multiple of the rows.
+            UnsupportedAdapter: the rows have no known place in this input.
+            UsageProblem: a module that is replaced has more than one input or output.
         """
-        stack = self._stacks.get(name)
-        if stack is not None and args:  # decoding, nearly always: nothing has to be looked at again
+        stack, call = self._stacks.get(name), self.call
+        if stack is not None and call is not None and args:  # decoding, nearly always: nothing is looked at again
             shape = args[0].shape
-            if len(shape) == _SEQUENCES and shape[0] == self.count and shape[1] < _FEW_TOKENS:
+            if len(shape) == _SEQUENCES and shape[0] == self.count and shape[1] < _FEW_TOKENS and name in call.leading:
                 return self._added(stack, args[0], output)
         if name not in self._work:
             self._work[name] = self._work_in(name)
         work = self._work[name]
         if work is None:
             return output
-        inputs = first_input(args, kwargs)
-        times = self._times(name, inputs, work)
-        if work.can_stack and inputs.shape[:-1].numel() < _FEW_TOKENS * self.count:
-            if stack is None:
-                stack = self._stacks[name] = self._stacked(name)
-            by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
-            return self._added(stack, *by_row).view(output.shape)
         updates, group = work.groups[0]
         if len(group.numbers) == self.count:  # all rows have one choice, so the batch needs no parts
             for update, weight in updates:
                 output = update.apply(args, kwargs, output, weight)
             return output
+        if call is None:
+            raise refusal([f"`{shown(name)}` is called outside of the model, where no row has a known place"])
         if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
             _ensure_one_tensor(name, args, kwargs, output)
+        inputs = first_input(args, kwargs)
+        axis = call.axis(name, inputs)
+        if not axis:
+            return self._by_row(name, work, inputs, output)
+        done = self._by_row(name, work, inputs.transpose(0, axis), output.transpose(0, axis))
+        return done.transpose(0, axis).contiguous()  # as the module returns it, which models rely on
+
+    def _by_row(self, name: str, work: _Work, inputs: Tensor, output: Tensor) -> Tensor:
+        """The output with the updates of each row; the rows lie on the first axis of both."""
+        if work.can_stack and inputs.shape[:-1].numel() < _FEW_TOKENS * self.count:
+            stack = self._stacks.get(name)
+            if stack is None:
+                stack = self._stacks[name] = self._stacked(name)
+            by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
+            return self._added(stack, *by_row).view(output.shape)
+        times = len(inputs) // self.count
         result = output.clone(memory_format=torch.contiguous_format)
-        by_row = result.view(self.count, times, *result.shape[1:])
+        parts = result.view(self.count, times, *result.shape[1:])
         inputs_by_row = inputs.reshape(self.count, times, *inputs.shape[1:])
         for updates, group in work.groups:
-            part = by_row[group.rows].flatten(0, 1)
+            part = parts[group.rows].flatten(0, 1)
             own = inputs_by_row[group.rows].flatten(0, 1)
             for update, weight in updates:
                 part = update.apply((own,), {}, part, weight)
-            by_row[group.rows] = part.unflatten(0, (-1, times))
+            parts[group.rows] = part.view(-1, times, *part.shape[1:])
         return result
 
     def _added(self, stack: _Stack, inputs: Tensor, output: Tensor) -> Tensor:
@@ -184,17 +197,6 @@ class Rows:
         is_one = len(groups[0][1].numbers) == self.count  # it needs no parts
         can_stack = not is_one and is_linear and len({u.a.dtype for u in every}) == 1  # type: ignore[attr-defined] # all are linear
         return _Work(groups=tuple(groups), can_stack=can_stack)
-
-    def _times(self, name: str, inputs: Tensor, work: _Work) -> int:
-        """How many rows of the batch belong to each choice."""
-        is_lookup = any(isinstance(update, EmbeddingUpdate) for updates, _ in work.groups for update, _ in updates)
-        size = inputs.shape[0] if inputs.ndim > (1 if is_lookup else 0) else 0
-        if not size or size % self.count:
-            raise UsageProblem(
-                f"`{shown(name)}` got an input of shape {list(inputs.shape)}, expected {self.count} rows or a multiple",
-                hint="pass `rows` one choice for each row of the batch",
-            )
-        return size // self.count
 
     def _stacked(self, name: str) -> _Stack:
         """The factors of all parts in one tensor, with zeros for ranks below the largest."""

@@ -28,6 +28,10 @@ class Hooks:
                 self._hooked.add(name)
                 self._handles.append(_hook(self._modules[name], name, self._current))
 
+    def names(self) -> frozenset[str]:
+        """The modules that have hooks."""
+        return frozenset(self._hooked)
+
     def take(self, handles: Iterable[RemovableHandle]) -> None:
         """Take over hooks that others made, to remove them with these."""
         self._handles += handles

@@ -35,9 +35,6 @@ _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READ_WITHOUT_A_CALL: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Layers of torch that read the weights of the modules inside them without calling these modules."""
 
-_TIME_FIRST: Final = frozenset({"xlnet"})
-"""Model types whose layers have time as the first dimension and the batch as the second."""
-
 
 class NativeEngine:
     """LoRA and its variants on linear layers, GPT-2's transposed ones, convolutions and embeddings.
@@ -55,8 +52,6 @@ class NativeEngine:
         self._transposed: type[nn.Module] = Conv1D
         self._names = Counter(id(module) for module in base.modules.values())
         self._unreachable = tuple(f"{name}." for name, m in base.modules.items() if isinstance(m, _READ_WITHOUT_A_CALL))
-        config = getattr(base.model, "config", None)
-        self._is_time_first = getattr(config, "model_type", None) in _TIME_FIRST
 
     def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
         """Why the adapter needs PEFT's layers.
@@ -131,7 +126,6 @@ class NativeEngine:
             updates=updates,
             size_bytes=memory.size_bytes,
             is_additive=ready.contents.config.adds,
-            no_rows=self._no_rows(updates),
             memory=memory.reference,
         )
 
@@ -183,17 +177,6 @@ class NativeEngine:
         norms = torch.linalg.vector_norm(plain.to(a.dtype) + scale.scaling * (b @ a), dim=1)
         base_bias: Any = module.bias
         return MagnitudeUpdate(a=a, b=b, scale=scale.scaling, magnitude=magnitude / norms, base_bias=base_bias)
-
-    def _no_rows(self, updates: Mapping[str, Update]) -> str:
-        """Why some of the modules cannot treat the rows of a batch differently; "" if all can."""
-        if self._is_time_first:
-            return "this model has time as the first dimension, before the batch"
-        for name, update in updates.items():
-            if name.startswith("expert") or ".expert" in name:
-                return f"`{shown(name)}` is an expert, which gets tokens of all rows"
-            if isinstance(update, EmbeddingUpdate) and name not in self._base.embeddings:
-                return f"`{shown(name)}` does not look up the tokens of the batch"
-        return ""
 
 
 def _shapes(module: nn.Module, rank: int, config: AdapterConfig) -> Mapping[str, tuple[int, ...]]:

@@ -20,9 +20,9 @@ from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.distribution.finding import AdapterLike, FoundAdapter
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
+from adapterhub.inference.bank.tracing import doors
 from adapterhub.inference.bank.updates import Args, Kwargs, Output
 from adapterhub.inference.loader.attachment import Attached
-from adapterhub.inference.loader.base.pipeline import PipelineModules
 from adapterhub.inference.loader.injection import ReadyAdapter
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class PeftEngine:
             turnstile.leave()
 
         handles: list[RemovableHandle] = []
-        for door in _doors(self._model):
+        for door in doors(self._model):
             handles.append(door.register_forward_pre_hook(enter))
             handles.append(door.register_forward_hook(leave, always_call=True))
         return handles
@@ -245,18 +245,3 @@ def ensure_outside_use(selection: Selection | None) -> None:
             "an adapter that PEFT put on the model is in use here, and affects every choice",
             hint="end its `with` block first",
         )
-
-
-def _doors(model: nn.Module) -> list[nn.Module]:
-    """The model, and its parts that others call directly."""
-    if isinstance(model, PipelineModules):
-        return list(model.children())
-    doors = {id(model): model}
-    for getter in ("get_encoder", "get_decoder"):
-        try:
-            inner = getattr(model, getter)()
-        except (AttributeError, NotImplementedError, TypeError):  # a plain module, or a model without one
-            continue
-        if isinstance(inner, nn.Module):
-            doors[id(inner)] = inner
-    return list(doors.values())
