@@ -225,7 +225,7 @@ class WithAdapters(OpenedLibrary):
     def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
         aliases = ask(self.session, lambda index: index.aliases())
         shown = [(row, cells_of(row, aliases)) for row in rows]
-        return Listing("adapter", COLUMNS, shown, lambda row: self.read_build(self.root / row.folder))
+        return Listing("adapter", COLUMNS, shown, self.build_of)
 
     # ------------------------------------------------------------ bring in, take out
     def add(

@@ -253,7 +253,7 @@ def _index(session: Session) -> Iterator[Line]:
         yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` rebuilds it")
         return
     hint = "`adapt doctor --rebuild-index` rebuilds it"
-    if indexed != folders:
+    if not index.path.exists() and folders:
         yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
     elif problems := [damage.message for damage in damaged_index(library)]:
         yield Line("index", "failed", "; ".join(problems), hint)

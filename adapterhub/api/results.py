@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from adapterhub.core.display import html_table
+from adapterhub.core.errors import NotFound
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.results import Tested
@@ -20,7 +21,10 @@ T = TypeVar("T")
 
 
 class Listing(Sequence[T], Generic[T]):
-    """A sequence that shows itself as a table; each item is read when it is taken."""
+    """A sequence that shows itself as a table; each item is read when it is taken.
+
+    A loop passes over an item that was removed since; to take that one raises `AdapterNotFound`.
+    """
 
     def __init__(
         self, what: str, columns: Sequence[str], rows: Sequence[tuple[Any, Sequence[object]]], read: Callable[[Any], T]
@@ -36,6 +40,14 @@ class Listing(Sequence[T], Generic[T]):
         if isinstance(at, slice):
             return Listing(self._what, self._columns, self._rows[at], self._read)
         return self._read(self._rows[at][0])
+
+    def __iter__(self) -> Iterator[T]:
+        for key, _ in self._rows:
+            try:
+                item = self._read(key)
+            except NotFound:
+                continue
+            yield item
 
     def __len__(self) -> int:
         return len(self._rows)

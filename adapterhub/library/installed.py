@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.root import absolute
@@ -23,10 +23,13 @@ from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_folders, folder_of_version
 from adapterhub.library.store.origins import Origins
+from adapterhub.library.store.rows import BuildRow
 from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
 
 UNKNOWN_BASE = "unknown"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +68,8 @@ class InstalledBuilds:
         `names` are patterns for the names of folders, such as `acme--*`.
         """
         for folder in build_folders(self.root, *names):
-            with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
-                yield self.read_build(folder)
+            with contextlib.suppress(MalformedManifest):
+                yield from self.still_in([folder])
 
     def broken(self) -> list[Broken]:
         """Folders under `adapters/` that hold no readable build in its place, with the reason."""
@@ -90,11 +93,31 @@ class InstalledBuilds:
 
     def builds_named(self, name: str, namespace: str | None = None) -> list[Installed]:
         """Installed builds with that name, in one namespace or in all."""
-        found = []
-        for folder in build_folders(self.root, *([f"{namespace}--{name}"] if namespace else [name, f"*--{name}"])):
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                found.append(self.read_build(folder))
-        return found
+        patterns = [f"{namespace}--{name}"] if namespace else [name, f"*--{name}"]
+        return list(self.still_in(build_folders(self.root, *patterns)))
+
+    def still_in(self, folders: Iterable[Path]) -> Iterator[Installed]:
+        """The builds in these folders, but for those that were removed since the folders were listed.
+
+        Raises:
+            MalformedManifest: one is damaged.
+        """
+        for folder in folders:
+            try:
+                build = self.read_build(folder)
+            except FileNotFoundError:
+                continue
+            yield build
+
+    def build_of(self, row: BuildRow) -> Installed:
+        """The build of a row of the index.
+
+        Raises:
+            AdapterNotFound: it was removed since the row was read.
+        """
+        for build in self.still_in([self.root / row.folder]):
+            return build
+        raise self.not_installed(row.full_name)
 
     def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
         """The installed builds under that full name for that base."""
@@ -168,3 +191,31 @@ class InstalledBuilds:
         base = hex_of(fingerprint.weights)[:12] if fingerprint else UNKNOWN_BASE
         name = f"{namespace}--{manifest.name}" if namespace else manifest.name
         return folder_of_version(self.root / "adapters" / base / name, manifest.version, manifest.rank)
+
+
+def while_installed(build: Installed, look: Callable[[], _T]) -> _T | None:
+    """What `look` returns about a build; None where the build was removed meanwhile.
+
+    Where it was removed and added again, `look` has seen a part of each, so it looks once more.
+    """
+    for _ in range(2):
+        before = _inode_of(build.folder)
+        if before is None:
+            return None
+        try:
+            found = look()
+        except FileNotFoundError:
+            if _inode_of(build.folder) == before:
+                raise
+            continue
+        if _inode_of(build.folder) == before:
+            return found
+    return None
+
+
+def _inode_of(folder: Path) -> int | None:
+    """The identity of a folder; None when it does not exist."""
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None

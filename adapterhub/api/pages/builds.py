@@ -177,7 +177,7 @@ class WithBuilds(PageSource):
         wanted = None if namespace == NO_NAMESPACE else namespace
         rows = search_installed(self._library.session, None, name=name)
         mine = [row for row in rows if row.name == name and (row.namespace or None) == wanted]
-        builds = [self._library.read_build(self._library.root / row.folder) for row in mine]
+        builds = list(self._library.still_in(self._library.root / row.folder for row in mine))
         if not builds:
             raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
         return sorted(builds, key=lambda build: (self._library.yanked(build) is not None, -build.added_at))

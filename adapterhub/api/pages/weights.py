@@ -244,8 +244,8 @@ class WithFigures(WithBuilds):
     def _relative(self, relation: str, node: Node) -> Relative:
         row = next((row for row in search_installed(self._library.session, None) if row.digest == node.digest), None)
         license_ = None
-        if row is not None:
-            license_ = self._library.read_build(self._library.root / row.folder).manifest.license
+        for build in self._library.still_in([self._library.root / row.folder] if row is not None else []):
+            license_ = build.manifest.license
         url = None if row is None else _row(row, "").url
         return Relative(
             relation=relation, name=node.label, url=url, weight=node.weight, digest=node.digest, license=license_
@@ -263,8 +263,8 @@ class WithFigures(WithBuilds):
             if row.digest == mine.digest:
                 continue
             if (row.parameters, row.rank) == (mine.parameters, mine.rank):
-                other = self._library.read_build(self._library.root / row.folder).manifest.digests
-                if digests["adapter_model.safetensors"] == other.get("adapter_model.safetensors"):
+                others = [one.manifest.digests for one in self._library.still_in([self._library.root / row.folder])]
+                if digests["adapter_model.safetensors"] in [one.get("adapter_model.safetensors") for one in others]:
                     yield _row(row, "same weights")
                     continue
             if mine.task and row.task == mine.task and row.base_weights != mine.base_weights:

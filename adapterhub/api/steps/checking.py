@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ def _everything(
 ) -> Iterator[tuple[str, Report]]:
     """Check every installed build, then the store itself; the store is reported only if it has findings."""
     from adapterhub.distribution.withdrawn import withdrawn_builds
+    from adapterhub.library.installed import while_installed
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
     from adapterhub.trust.verify import Finding, Report
 
@@ -128,14 +130,9 @@ def _everything(
     for build in library.installed():
         if build.folder != library.folder_for(build.manifest, build.namespace):
             continue  # its manifest names another build; `library.broken()` reports it
-        inode = _inode_of(build.folder)
-        try:
-            report = report_of_build(library, build, record, progress, yanked=yanked.get(build.manifest.digest))
-        except FileNotFoundError:
-            if _inode_of(build.folder) == inode:
-                raise
-            continue
-        if report.errors and _inode_of(build.folder) != inode:  # removed, and perhaps added again, during the check
+        why = yanked.get(build.manifest.digest)
+        report = while_installed(build, partial(report_of_build, library, build, record, progress, yanked=why))
+        if report is None:
             continue
         verified.append(build)
         yield f"{build.full_name} {build.manifest.label}", report
@@ -149,14 +146,6 @@ def _everything(
     findings += [damage.finding(library.root) for damage in damages]
     if findings:
         yield "the store", Report.of(findings)
-
-
-def _inode_of(folder: Path) -> int | None:
-    """The identity of a folder; None when it does not exist."""
-    try:
-        return folder.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def report_of_build(

@@ -122,6 +122,8 @@ def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     try:
         decision = Admission(library).decide(release, provenance_of(build.folder), place)
+    except FileNotFoundError:  # another process removed it since it was found
+        raise library.not_installed(build.full_name) from None
     except SignatureRefused as error:
         return {"standing": error.reason, "message": error.clause, "signer": None, "policy": None}
     except (NotAllowed, Malformed) as error:  # the trust settings cannot be read

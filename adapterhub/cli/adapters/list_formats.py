@@ -62,7 +62,8 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
     rows = list(_not_yanked(session, library, rows))
     admission = Admission(library)
     restricted = [row for row in rows if admission.restricts(row.namespace or None)]
-    admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in restricted)
+    builds = library.still_in(session.root / row.folder for row in restricted)
+    admission.ensure_all_usable((build, None) for build in builds)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)
 
@@ -78,7 +79,8 @@ def _not_yanked(session: Session, library: Library, rows: Sequence[BuildRow]) ->
     """The rows that another program may get; a warning tells of the others."""
     noted = library.yanks.noted()
     for row in rows:
-        reason = library.yanked(library.read_build(session.root / row.folder)) if row.digest in noted else None
+        builds = library.still_in([session.root / row.folder] if row.digest in noted else [])
+        reason = next((library.yanked(build) for build in builds), None)
         if reason is None:
             yield row
         else:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.library.audit._report import STORE, Audited, Target
 from adapterhub.library.audit._sarif import to_sarif
 from adapterhub.library.audit._subject import FindSource, Subject, Surroundings, subject_of_build, subject_of_folder
 from adapterhub.library.audit.licenses import composition_of
+from adapterhub.library.installed import while_installed
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Finding, Report
 
@@ -40,18 +42,28 @@ def checks() -> tuple[str, ...]:
 
 
 def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence[str] = ()) -> Iterator[Audited]:
-    """Run every check on each subject; findings with a code in `ignore` are left out and counted."""
+    """Run every check on each subject; findings with a code in `ignore` are left out and counted.
+
+    A build that is removed meanwhile is passed over.
+    """
     for subject in subjects:
-        findings = [*subject.seen]
-        for name in checks():
-            findings += _run(name, subject, around)
-        kept = [finding for finding in findings if finding.code not in ignore]
-        yield Audited(
-            target=subject.target,
-            report=Report.of(kept),
-            license=composition_of(subject, around) if subject.manifest else None,
-            ignored=len(findings) - len(kept),
-        )
+        look = partial(_audited, subject, around, ignore)
+        found = look() if subject.build is None else while_installed(subject.build, look)
+        if found is not None:
+            yield found
+
+
+def _audited(subject: Subject, around: Surroundings, ignore: Sequence[str]) -> Audited:
+    findings = [*subject.seen]
+    for name in checks():
+        findings += _run(name, subject, around)
+    kept = [finding for finding in findings if finding.code not in ignore]
+    return Audited(
+        target=subject.target,
+        report=Report.of(kept),
+        license=composition_of(subject, around) if subject.manifest else None,
+        ignored=len(findings) - len(kept),
+    )
 
 
 def _run(name: str, subject: Subject, around: Surroundings) -> list[Finding]:

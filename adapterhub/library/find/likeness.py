@@ -6,6 +6,7 @@ answer is exact, and a forged sketch proposes in vain.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -304,7 +305,12 @@ def similar_groups(
     groups: dict[int, list[str]] = {}
     for one, group in zip(all_of, group_of, strict=True):
         groups.setdefault(group, []).append(one.digest)
-    return [_group(library, rows, digests) for digests in groups.values() if len(digests) > 1]
+    found = []
+    for digests in groups.values():
+        if len(digests) > 1:
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                found.append(_group(library, rows, digests))
+    return found
 
 
 def _group(library: InstalledBuilds, rows: Mapping[str, Sequence[BuildRow]], digests: Sequence[str]) -> Group:

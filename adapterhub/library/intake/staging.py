@@ -135,28 +135,33 @@ class Staging:
         return True
 
     def publish(self) -> None:
-        """Verify and install."""
+        """Verify and install; again where another process removes the build that was there already."""
         self.added = self._publish()
-        if not self.added.created:
-            self._mend(self.added.build)
+        while not (self.added.created or self._mend(self.added.build)):
+            self.added = self._publish()
         if self._signature is not None and not self.added.created:
             attach_signature(self._store, self.added.build.folder, self._signature)
 
-    def _mend(self, build: Installed) -> None:
-        """Restore lost objects in the store and the folder of a build that is installed already."""
+    def _mend(self, build: Installed) -> bool:
+        """Restore lost objects in the store and the folder of a build that is installed already; False if it is not."""
         store = self._store
         for entry in build.manifest.files:
             blob, file, fresh = store.blob_path(entry.sha256), build.folder / entry.path, self._staging / _LINK
             if blob.exists() and (_is_same(file, blob) or is_sound(file, entry.sha256)):
                 continue
-            store.adopt(self._staging / entry.path, entry.sha256)
-            if is_sound(file, entry.sha256):
-                continue
-            if os.path.lexists(file):
-                store.quarantine(file)
-            with store.lock("publish", exclusive=True), store.os_errors_as_refusals():
+            with store.lock("publish", exclusive=True), store.os_errors_as_refusals():  # no `remove` runs meanwhile
+                if not build.folder.is_dir():
+                    return False
+                store.adopt(self._staging / entry.path, entry.sha256)
+                if not os.path.lexists(self._staging / entry.path):  # another publish may need it
+                    store.link(entry.sha256, self._staging / entry.path)
+                if is_sound(file, entry.sha256):
+                    continue
+                if os.path.lexists(file):
+                    store.quarantine(file)
                 store.link(entry.sha256, fresh)
                 fresh.replace(file)
+        return build.folder.is_dir()
 
 
 def _is_linked(store: Store, file: Path, target: Path) -> bool:

@@ -5,6 +5,9 @@ An object may have several holders; removing a holder frees what it holds alone.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -106,15 +109,27 @@ def space_of(library: Library) -> Space:
 
 
 def _stored(root: Path) -> Iterator[tuple[Digest, int]]:
-    for pattern in ("blobs/sha256/*/[!.]*", "manifests/sha256/[!.]*.json"):
-        for path in root.glob(pattern):
-            yield Digest(f"sha256:{path.name.partition('.')[0]}"), path.lstat().st_size
+    for place in ("blobs/sha256", "manifests/sha256"):
+        for name, size in _files_below(root / place):
+            if not name.startswith("."):
+                yield Digest(f"sha256:{name.partition('.')[0]}"), size
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """Name and size of the plain files at any depth; one that is deleted meanwhile is passed over."""
+    for around, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                facts = Path(around, name).lstat()
+                if stat.S_ISREG(facts.st_mode):
+                    yield name, facts.st_size
 
 
 def _bytes_below(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    with contextlib.suppress(FileNotFoundError):
+        facts = path.stat()
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else sum(size for _, size in _files_below(path))
+    return 0
 
 
 def unused_builds(library: Library) -> list[Installed]:

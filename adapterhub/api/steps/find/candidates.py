@@ -72,7 +72,7 @@ def _installed(
 ) -> tuple[list[Candidate], list[NotTried]]:
     library = session.library
     rows = search_installed(session, base, limit=most, **query)
-    builds = [library.read_build(session.root / row.folder) for row in rows]
+    builds = list(library.still_in(session.root / row.folder for row in rows))
     yanked = {build.spec: why for build in builds if (why := library.yanked(build)) is not None}
     found = [
         Candidate(
