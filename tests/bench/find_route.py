@@ -19,6 +19,7 @@ import numpy as np
 
 from adapterhub.formats.meaning.encoder import Encoder
 from adapterhub.formats.meaning.routing import Router, cross_check
+from adapterhub.formats.route import LEAST_ACCURACY
 from adapterhub.library.library import Library
 from tests.bench import find_trying
 from tests.support.command_line import Adapt
@@ -45,7 +46,7 @@ def routing_rows() -> Iterator[str]:
     spent = time.process_time() - began
     count = sum(map(len, vectors)) + len(strange)
     yield f"route: {len(vectors)} tasks, {BUILT} prompts each, {count} texts at {1000 * spent / count:.1f} ms of CPU"
-    yield f"{'split':<8} {'right':>6} {'check':>6} {'threshold':>9} {'with it':>8} {'to base':>8} {'strangers':>9} {'AUC':>6}"
+    yield f"{'split':<8} {'right':>6} {'check':>6} {'threshold':>9} {'with it':>8} {'check':>6} {'to base':>8} {'strangers':>9} {'AUC':>6}"
     for split in range(SPLITS):
         orders = [_order(split, len(one), at) for at, one in enumerate(vectors)]
         built = [one[order[:BUILT]] for one, order in zip(vectors, orders, strict=True)]
@@ -65,10 +66,11 @@ def _row(name: str, built: list[np.ndarray], others: list[np.ndarray], strange: 
     chosen, cosines = router.choose(np.concatenate(others))
     told, away = router.choose(strange)
     near, far = cosines[np.arange(len(own)), chosen], away[np.arange(len(strange)), told]
-    below, right = near < check.proposed, chosen == own
+    below, right = near < check.proposed(LEAST_ACCURACY), chosen == own
     return (
-        f"{name:<8} {right.mean():6.3f} {check.accuracy:6.3f} {check.proposed:9.3f} {(right & ~below).mean():8.3f}"
-        f" {below.mean():8.3f} {(far < check.proposed).mean():9.3f} {auc(near, far):6.3f}"
+        f"{name:<8} {right.mean():6.3f} {check.accuracy(0):6.3f} {check.proposed(LEAST_ACCURACY):9.3f} {(right & ~below).mean():8.3f}"
+        f" {check.accuracy(check.proposed(LEAST_ACCURACY)):6.3f}"
+        f" {below.mean():8.3f} {(far < check.proposed(LEAST_ACCURACY)).mean():9.3f} {auc(near, far):6.3f}"
     )
 
 

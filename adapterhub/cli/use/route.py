@@ -127,8 +127,8 @@ def _say(session: Session, result: CheckedRoute) -> None:
         right=("prompts", "right", "to the base"),
     )
     out.line(
-        f"routes {result.accuracy:.1%} of left-out prompts right ({result.method}),"
-        f" and leaves texts below cosine {result.threshold:g} to the base"
+        f"serves {result.accuracy:.1%} of left-out prompts by their own adapter ({result.method}),"
+        f" with texts below cosine {result.threshold:g} left to the base"
     )
     if result.path is not None:
         out.line(f"wrote {result.path}")

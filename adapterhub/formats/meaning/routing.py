@@ -7,6 +7,7 @@ to the mean of the chosen adapter says whether it is for any of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 MOST_CENTROIDS: Final = 8
 SHRINKAGE: Final = 0.9
 OWN_BELOW: Final = 0.05
-"""The share of an adapter's own prompts that the proposed threshold sends to the base."""
+"""The share of the prompts that are routed right which the proposed threshold sends to the base."""
 
 LEAST_THRESHOLD: Final = 0.2
 
@@ -51,28 +52,35 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class CrossCheck:
-    """How prompts are routed that were left out; `confusion` [adapters, adapters] counts them by their own adapter.
+    """Where prompts go that were left out: the places of the `own` and the `chosen` adapter of each among so many.
 
-    `near` are the cosines of those that were routed right with the mean of their adapter, by adapter.
+    `cosines` are those with the mean of the chosen one.
     """
 
-    confusion: NDArray[np.int64]
-    near: Sequence[NDArray[Any]]
+    adapters: int
+    own: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    cosines: NDArray[Any]
 
-    @property
-    def accuracy(self) -> float:
-        """The share of the prompts that were routed to their own adapter, whatever the threshold."""
-        return float(np.trace(self.confusion) / self.confusion.sum())
+    def served(self, threshold: float) -> NDArray[np.int64]:
+        """How many prompts of each adapter (rows) each adapter answers (columns); the last column is the base."""
+        counts = np.zeros((self.adapters, self.adapters + 1), np.int64)
+        np.add.at(counts, (self.own, np.where(self.cosines < threshold, self.adapters, self.chosen)), 1)
+        return counts
 
-    @property
-    def proposed(self) -> float:
-        """The threshold that sends 5 % of what is routed right to the base, and at least 0.2."""
-        near = np.concatenate(self.near)
-        return max(LEAST_THRESHOLD, round(float(np.quantile(near, OWN_BELOW)), 3)) if len(near) else LEAST_THRESHOLD
+    def accuracy(self, threshold: float) -> float:
+        """The share of the prompts that their own adapter answers."""
+        return float(np.trace(self.served(threshold)) / len(self.own))
 
-    def to_base(self, threshold: float) -> list[int]:
-        """How many of each adapter's prompts that were routed right fall below a threshold."""
-        return [int((near < threshold).sum()) for near in self.near]
+    def proposed(self, least: float) -> float:
+        """The threshold that sends 5 % of what is routed right to the base, fewer below the accuracy `least`.
+
+        At least 0.2, so that texts for none of the adapters stay with the base.
+        """
+        near = np.sort(self.cosines[self.own == self.chosen])
+        spare = max(0, len(near) - math.ceil(least * len(self.own)))
+        below = min(math.ceil(OWN_BELOW * len(near)), spare)
+        return max(LEAST_THRESHOLD, math.floor(1000 * near[below]) / 1000) if len(near) else LEAST_THRESHOLD
 
 
 def cross_check(groups: Sequence[NDArray[Any]]) -> CrossCheck:
@@ -80,14 +88,11 @@ def cross_check(groups: Sequence[NDArray[Any]]) -> CrossCheck:
 
     One of every adapter: to leave out a single one would move the mean of its own adapter alone, and judge too badly.
     """
-    confusion = np.zeros((len(groups), len(groups)), np.int64)
-    near: list[list[float]] = [[] for _ in groups]
+    found: list[tuple[int, int, float]] = []
     for out in range(max(map(len, groups))):
         own = [at for at, group in enumerate(groups) if out < len(group)]
         router = Router([np.delete(group, out, 0) if out < len(group) else group for group in groups])
         chosen, cosines = router.choose(np.stack([groups[at][out] for at in own]))
-        for row, (at, found) in enumerate(zip(own, chosen, strict=True)):
-            confusion[at, found] += 1
-            if at == found:
-                near[at].append(float(cosines[row, at]))
-    return CrossCheck(confusion, [np.array(one) for one in near])
+        found += [(at, int(to), float(cosines[row, to])) for row, (at, to) in enumerate(zip(own, chosen, strict=True))]
+    own_of, chosen_of, cosine_of = map(np.array, zip(*found, strict=True))
+    return CrossCheck(len(groups), own_of, chosen_of, cosine_of)

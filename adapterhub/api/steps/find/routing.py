@@ -40,13 +40,13 @@ class CheckedAdapter(Documented):
     version: str
     digest: str
     prompts: Annotated[int, "number of example prompts"]
-    right: Annotated[int, "of these, routed to this adapter, whatever the threshold"]
+    right: Annotated[int, "of these, answered by this adapter"]
     to_base: Annotated[int, "of these, below the threshold: the base answers them"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confused(Documented):
-    """Prompts of one adapter that are routed to another."""
+    """Prompts of one adapter that another answers."""
 
     name: str
     taken_for: str
@@ -55,12 +55,12 @@ class Confused(Documented):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRoute(Documented):
-    """How well a routing file tells its adapters apart, by prompts that are left out."""
+    """How well a routing file serves its adapters at its threshold, by prompts that are left out."""
 
     base: str
     method: Annotated[str, "`centroid` up to eight adapters, then `lda`"]
     threshold: Annotated[float, "least cosine with the mean of an adapter's prompts; below, the base answers"]
-    accuracy: Annotated[float, "share of the prompts that are routed to their own adapter"]
+    accuracy: Annotated[float, "share of the prompts that their own adapter answers, at the threshold"]
     accepted: Annotated[bool, "the operator accepts an accuracy below 0.9"]
     adapters: tuple[CheckedAdapter, ...]
     confused: tuple[Confused, ...]
@@ -175,7 +175,7 @@ def make_route(
         return route
     from adapterhub.formats.meaning.routes import checked
 
-    return replace(route, threshold=checked(route).proposed)
+    return replace(route, threshold=checked(route).proposed(LEAST_ACCURACY))
 
 
 def _chosen(library: Library, over: Sequence[AdapterSpec], record: Any) -> list[Installed]:  # noqa: ANN401 - a BaseRecord
@@ -220,19 +220,18 @@ def check_route(route: Route) -> CheckedRoute:
     from adapterhub.formats.meaning.routing import method_of
 
     found = checked(route)
-    names = [one.name for one in route.adapters]
+    served, names = found.served(route.threshold), [one.name for one in route.adapters]
     confused = [
-        Confused(name=own, taken_for=other, prompts=int(found.confusion[at, to]))
+        Confused(name=own, taken_for=other, prompts=int(served[at, to]))
         for at, own in enumerate(names)
         for to, other in enumerate(names)
-        if at != to and found.confusion[at, to]
+        if at != to and served[at, to]
     ]
-    below = found.to_base(route.threshold)
     return CheckedRoute(
         base=route.base_name,
         method=method_of(len(route.adapters)),
         threshold=route.threshold,
-        accuracy=round(found.accuracy, 4),
+        accuracy=round(found.accuracy(route.threshold), 4),
         accepted=route.accepted,
         adapters=tuple(
             CheckedAdapter(
@@ -240,8 +239,8 @@ def check_route(route: Route) -> CheckedRoute:
                 version=one.version,
                 digest=one.digest,
                 prompts=one.prompts,
-                right=int(found.confusion[at, at]),
-                to_base=below[at],
+                right=int(served[at, at]),
+                to_base=int(served[at, -1]),
             )
             for at, one in enumerate(route.adapters)
         ),
@@ -250,19 +249,21 @@ def check_route(route: Route) -> CheckedRoute:
 
 
 def ensure_good(result: CheckedRoute, ending: str) -> None:
-    """Refuse to route with a file that confuses its adapters, unless the operator accepts it.
+    """Refuse a file at whose threshold too few prompts reach their adapter, unless the operator accepts it.
 
     Raises:
         CouldNotTell: its accuracy is below 0.9.
     """
     if not result.is_good:
         lines = [f"{one.prompts} prompts of `{one.name}` look like `{one.taken_for}`" for one in result.confused]
+        below = [f"{one.to_base} prompts of `{one.name}` go to the base" for one in result.adapters if one.to_base]
         title = (
-            f"the texts tell the adapters apart in {result.accuracy:.0%} of cases, at least 90% are needed. {ending}"
+            f"with the threshold {result.threshold:g}, {result.accuracy:.1%} of left-out prompts reach their own "
+            f"adapter, at least {LEAST_ACCURACY:.0%} are needed. {ending}"
         )
         raise CouldNotTell(
-            problem_list(title, lines),
-            hint="leave one of each pair out, add prompts, or accept it with `--accept-routing`",
+            problem_list(title, [*lines, *below]),
+            hint="leave one of each pair out, add prompts, lower `--threshold`, or accept it with `--accept-routing`",
         )
 
 
