@@ -26,7 +26,15 @@ def base_in(folder: Path, library: Library) -> str:
     return "tiny"
 
 
-def trained(folder: Path, callback: Any, *, steps: int = STEPS, limit: int | None = None, resume: bool = False) -> None:
+def trained(
+    folder: Path,
+    callback: Any,
+    *,
+    steps: int = STEPS,
+    limit: int | None = None,
+    resume: bool = False,
+    losses: tuple[float, ...] = (),
+) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments
@@ -39,7 +47,14 @@ def trained(folder: Path, callback: Any, *, steps: int = STEPS, limit: int | Non
         str(folder / "out"), max_steps=steps, save_steps=2, logging_steps=1, save_total_limit=limit, report_to=[],
         use_cpu=True, per_device_train_batch_size=2, learning_rate=0.01, disable_tqdm=True,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+    if losses:
+        arguments.eval_strategy, arguments.eval_steps, arguments.metric_for_best_model = "steps", 2, "eval_loss"
+        arguments.greater_is_better = False
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback])
+    told = iter(losses)
+    if losses:
+        evaluate = trainer.evaluate
+        trainer.evaluate = lambda *given, **named: evaluate(*given, **named) | {"eval_loss": next(told)}  # type: ignore[method-assign]
     trainer.train(resume_from_checkpoint=resume)
 
 
@@ -102,3 +117,86 @@ def test_a_wrong_name_or_base_is_refused_before_the_training(tmp_path: Path) -> 
         AddOnSave("Legal QA!", library=tmp_path)
     with pytest.raises(BaseNotFound):
         AddOnSave("legal-qa", library=tmp_path, base="nothing")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": "chat"},
+        {"task": 5},
+        {"description": 5},
+        {"license": 5},
+        {"task": "x" * 300},
+        {"examples": "one text"},
+        {"examples": [5]},
+        {"bump": "huge"},
+        {"version": "one"},
+        {"version": "1.0+local"},
+        {"name": "../../outside/x"},
+    ],
+)
+def test_what_no_checkpoint_could_be_added_with_is_refused_before_the_training(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+    from adapterhub.errors import AdapterHubError
+
+    with pytest.raises(AdapterHubError):
+        AddOnSave(**{"name": "legal-qa", "library": tmp_path / "home", **wrong})
+
+
+def test_a_first_version_that_is_taken_is_refused_before_the_training_and_not_after_a_resume(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+    from adapterhub.errors import ReleaseExists
+
+    library = Library(tmp_path / "home")
+    base_in(tmp_path, library)
+
+    def callback() -> AddOnSave:
+        return AddOnSave("legal-qa", library=library, base="tiny", version="2.0.0")
+
+    trained(tmp_path, callback())
+    trained(tmp_path, callback(), steps=STEPS + 2, resume=True)
+    assert versions(library) == ["2.0.0", "2.0.1", "2.0.2", "2.0.3"]
+    with pytest.raises(ReleaseExists, match=r"2\.0\.0"):
+        trained(tmp_path, callback())
+
+
+def test_a_resume_prunes_what_the_run_added_before_it_and_nothing_else(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    library = Library(tmp_path / "home")
+    base_in(tmp_path, library)
+
+    def callback() -> AddOnSave:
+        return AddOnSave("legal-qa", library=library, base="tiny", prune=True)
+
+    trained(tmp_path, callback(), limit=2)
+    own = versions(library)
+    library.add(tmp_path / "out" / "checkpoint-4", name="other", base="tiny")
+    trained(tmp_path, callback(), steps=STEPS + 4, limit=1, resume=True)
+
+    kept = [f"{build.full_name} {build.manifest.version}" for build in library]
+    assert own == ["1.0.1", "1.0.2"]
+    assert sorted(kept) == ["legal-qa 1.0.4", "other 1.0.0"]
+
+
+def test_a_new_run_in_the_same_folder_prunes_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    library = Library(tmp_path / "home")
+    trained(tmp_path, AddOnSave("legal-qa", library=library, base=base_in(tmp_path, library)))
+    trained(tmp_path, AddOnSave("legal-qa", library=library, base="tiny", prune=True), limit=1)
+
+    assert versions(library) == ["1.0.0", "1.0.1", "1.0.2"]
+
+
+def test_the_last_version_that_was_best_so_far_is_the_best(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import AddOnSave
+
+    library = Library(tmp_path / "home")
+    trained(tmp_path, AddOnSave("legal-qa", library=library, base=base_in(tmp_path, library)), losses=(0.5, 0.2, 0.4))
+    metrics = {build.manifest.version: build.manifest.metrics for build in library}
+
+    assert [metrics[version].get("best_so_far") for version in sorted(metrics)] == [True, True, None]
+    assert not [one for one in metrics.values() if "best" in one]

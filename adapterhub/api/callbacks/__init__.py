@@ -7,6 +7,7 @@ trainer = Trainer(model, args, train_dataset=data, callbacks=[callbacks.AddOnSav
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import TrainerCallback  # noqa: TID253 - its class is what a callback derives from
 
 from adapterhub.api.library import Library
-from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.digests import canonical_json
+from adapterhub.core.disk.files import digest_of_file, read_json, write_durably
 from adapterhub.core.errors import NotFound
-from adapterhub.core.specs import parse_name
+from adapterhub.core.specs import parse_name, parse_namespace, parse_released
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.library.intake.clashes import Namesakes, check_naming
+from adapterhub.library.intake.description import Description, check_description
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AddOnSave"]
 
+RUN_FILE: Final = "adapterhub-run.json"
+_RUN_SCHEMA: Final = "adapterhub/run/1"
 _SPEED: Final = ("_runtime", "_per_second", "_time")
 
 
@@ -41,7 +47,10 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     The manifest of each version holds the step, the epoch and the newest figures that the trainer logged (`loss`,
     `eval_loss` and so on), which `adapt info` shows. A checkpoint whose weights the library has under this name already
-    is left out, for example after a resume. Nothing that goes wrong here ends the training: it becomes a warning.
+    is left out, for example after a resume. What cannot be added is refused before the training; whatever goes wrong
+    later ends no training: it becomes a warning.
+
+    `adapterhub-run.json` in the output folder names the versions of the run, for a resume.
 
     Works with `Trainer` of transformers, and with those of TRL, which derive from it. In a distributed run only the
     main process adds.
@@ -80,16 +89,30 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 under `save_total_limit`.
 
         Raises:
-            SpecError: `name` is not a name.
+            SpecError: `name` is not a name, or `version` is no version.
             BaseNotFound: `base` is not registered, and no folder.
+            UsageProblem: `bump`, or a fact about the adapter, is what `Library.add` refuses.
         """
         self._full_name = name
         self._namespace, _, self._name = name.rpartition("/")
-        parse_name(self._name)
+        if self._namespace:
+            parse_namespace(self._namespace)
+        check_naming(bump, variant=False)
+        check_description(
+            Description(
+                name=parse_name(self._name),
+                version=parse_released(version or "1.0.0"),
+                task=task,
+                description=description,
+                license=license,
+                prompt=prompt,
+                examples=examples,  # type: ignore[arg-type]  # any sequence is as good
+            )
+        )
         self.library = library if isinstance(library, Library) else Library(library) if library else Library.default()
         self.versions: dict[Path, Installed] = {}
-        """The versions that this run added, by their checkpoint folders, oldest first."""
-        self.library.record_of(base)  # refused before hours of training, not after
+        """The versions that this run added, before a resume too, by their checkpoint folders, oldest first."""
+        self._record = self.library.record_of(base)  # refused before hours of training, not after
         self._bump: Bump = bump
         self._version = version
         self._prune = prune
@@ -101,6 +124,27 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
             "license": license,
             "prompt": prompt,
         }
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002 - the trainer's call
+        **_: object,
+    ) -> None:
+        """Find the versions that the run added before a resume; a new run needs room for its first version.
+
+        Raises:
+            ReleaseExists: the library has other builds of that version.
+        """
+        if not state.is_world_process_zero:
+            return
+        if state.global_step:
+            self.versions = self._added_before(Path(args.output_dir))
+        elif self._version is not None and not self.versions:
+            builds = [build for build in self.library.installed() if build.manifest.name == self._name]
+            base = self._record.fingerprint if self._record else None
+            Namesakes.among(builds, self._namespace or None, base).ensure_room(self._version, "the first checkpoint")
 
     def on_save(
         self,
@@ -118,6 +162,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 self._add(folder, metrics_of(state))
             if self._prune:
                 self._remove_deleted()
+            self._write_run(Path(args.output_dir))
         except Exception as error:  # noqa: BLE001 - hours of training are worth more than a version
             hint = getattr(error, "hint", "")
             text = f"adapterhub did not add the checkpoint of step {state.global_step}: {error}" + (
@@ -131,7 +176,6 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
         digest, _ = digest_of_file(folder / WEIGHTS_FILE)
         for build in self.library.installed():
             if build.full_name == self._full_name and build.manifest.digests.get(WEIGHTS_FILE) == digest:
-                self.versions[folder] = build
                 return
         added = self.library.add(
             folder,
@@ -146,8 +190,24 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def _remove_deleted(self) -> None:
         gone = [folder for folder in self.versions if not folder.exists()]
-        if gone:
-            self.library.remove([self.versions.pop(folder) for folder in gone])
+        self.library.remove([self.versions[folder] for folder in gone])
+        for folder in gone:
+            del self.versions[folder]
+
+    def _write_run(self, output: Path) -> None:
+        versions = {str(folder.relative_to(output)): build.manifest.digest for folder, build in self.versions.items()}
+        value = {"schema": _RUN_SCHEMA, "name": self._full_name, "versions": versions}
+        write_durably(output / RUN_FILE, canonical_json(value))
+
+    def _added_before(self, output: Path) -> dict[Path, Installed]:
+        """The installed versions that the file of the run names; none without such a file of this adapter."""
+        with contextlib.suppress(OSError, ValueError):
+            value = read_json(output / RUN_FILE)
+            if isinstance(value, dict) and (value.get("schema"), value.get("name")) == (_RUN_SCHEMA, self._full_name):
+                builds = {b.manifest.digest: b for b in self.library.installed() if b.full_name == self._full_name}
+                named = value["versions"] if isinstance(value.get("versions"), dict) else {}
+                return {output / folder: builds[digest] for folder, digest in named.items() if digest in builds}
+        return {}
 
 
 def _newest_folder(output: Path, name: str) -> Path | None:
@@ -157,7 +217,10 @@ def _newest_folder(output: Path, name: str) -> Path | None:
 
 
 def metrics_of(state: TrainerState) -> dict[str, float | int | bool]:
-    """Step, epoch and the newest finite figures of a run; without those about the speed of the machine."""
+    """Step, epoch and the newest finite figures of a run; without those about the speed of the machine.
+
+    `best_so_far` marks what the trainer found better than all before it, so the last one so marked is the best.
+    """
     logged = (pair for line in state.log_history for pair in line.items())
     found: dict[str, float | int | bool] = {
         name: value
@@ -168,5 +231,5 @@ def metrics_of(state: TrainerState) -> dict[str, float | int | bool]:
     if state.epoch is not None:
         found["epoch"] = round(state.epoch, 6)
     if state.best_global_step and state.best_global_step == state.global_step:
-        found["best"] = True
+        found["best_so_far"] = True
     return found
