@@ -43,6 +43,7 @@ def health(
         *_home(session.root),
         *folders(session.root, session.project_folder),
         *_index(session),
+        *_records(session.root),
         *project_files(session),
         _remote(session, remote, token, offline=offline),
     ]
@@ -232,13 +233,15 @@ def _home(root: Path) -> Iterator[Line]:
 
 
 def _index(session: Session) -> Iterator[Line]:
+    from adapterhub.library.library import Library
     from adapterhub.library.store.index import IndexNewer
     from adapterhub.library.upkeep.damage import damaged_index
 
-    library = session.library
     if not session.root.exists():
         yield Line("index", "skipped", "nothing is installed yet")
         return
+    library = Library(session.root)
+    library.bases.passes_over_damage = True
     broken = library.broken()
     for one in broken:
         yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` repairs what it can")
@@ -259,6 +262,16 @@ def _index(session: Session) -> Iterator[Line]:
         yield Line("index", "failed", "; ".join(problems), hint)
     else:
         yield Line("index", "ok", f"{indexed} builds")
+
+
+def _records(root: Path) -> Iterator[Line]:
+    from adapterhub.api.steps.checking import record_findings
+
+    found = list(record_findings(root)) if root.exists() else []
+    for one in found:
+        yield Line("records", "failed", f"{root / one.where}: {one.message}", one.hint)
+    if root.exists() and not found:
+        yield Line("records", "ok", "aliases, bases, origins, projects, tests, trust and settings can be read")
 
 
 def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:

@@ -303,13 +303,18 @@ class Library(InstalledBuilds):
         """Delete objects that no installed build, project, running add or lease needs, except those under `grace_s`.
 
         Long-running writers do not delay it: their claims list the objects that they need.
+
+        Raises:
+            Malformed: the record of a project is damaged; nothing was deleted.
         """
         from adapterhub.library.store.roots import KnownProjects, roots_of  # only `gc` needs it
 
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
             claims = (*living(self.root / "intents"), *self._leases.living())
-            keep = {digest for one in claims for digest in one.digests} | roots_of(KnownProjects(self.root).all())
+            keep = {digest for one in claims for digest in one.digests} | roots_of(
+                KnownProjects(self.root).all(strict=True)
+            )
             for build in self.installed():
                 keep.update([*objects_of(build.manifest), *signature_objects(build.folder)])
             gone, spared = sweep(self.store, keep, grace_s=grace_s, dry_run=dry_run)

@@ -119,19 +119,27 @@ def _weights_bytes(folder: Path) -> int:
 def _everything(
     library: Library, record: BaseRecord | None, progress: Progress | None, find_source: FindSource | None
 ) -> Iterator[tuple[str, Report]]:
-    """Check every installed build, then the store itself; the store is reported only if it has findings."""
+    """Check every installed build, then the store and its records, which are reported only if they have findings."""
     from adapterhub.distribution.withdrawn import withdrawn_builds
     from adapterhub.library.installed import while_installed
+    from adapterhub.library.library import Library as Local
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
     from adapterhub.trust.verify import Finding, Report
 
+    library = Local(library.root)
+    library.bases.passes_over_damage = True
     verified = []
     yanked = withdrawn_builds(library, library.installed(), find_source)
     for build in library.installed():
         if build.folder != library.folder_for(build.manifest, build.namespace):
             continue  # its manifest names another build; `library.broken()` reports it
         why = yanked.get(build.manifest.digest)
-        report = while_installed(build, partial(report_of_build, library, build, record, progress, yanked=why))
+        try:
+            report = while_installed(build, partial(report_of_build, library, build, record, progress, yanked=why))
+        except AdapterHubError as error:  # a damaged record, which is reported by itself
+            message = f"the check could not run: {error.message}"
+            unknown = Finding(code="U_CHECK", severity="unknown", where="", message=message, hint=error.hint)
+            report = Report.of([unknown])
         if report is None:
             continue
         verified.append(build)
@@ -144,8 +152,17 @@ def _everything(
     ]
     damages = (*damaged_objects(library, verified, progress), *damaged_index(library))
     findings += [damage.finding(library.root) for damage in damages]
+    findings += record_findings(library.root)
     if findings:
         yield "the store", Report.of(findings)
+
+
+def record_findings(root: Path) -> Iterator[Finding]:
+    """A finding for each record of a library that is damaged."""
+    from adapterhub.library.upkeep.records import damaged_records
+    from adapterhub.projects.trusted import TrustedProjects
+
+    return damaged_records(root, {"trusted_projects.json": TrustedProjects(root).all})
 
 
 def report_of_build(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root, absolute
-from adapterhub.core.errors import BaseMismatch, BaseNotFound, Conflict, Malformed, UsageProblem, shown
+from adapterhub.core.errors import BaseMismatch, BaseNotFound, Conflict, Malformed, NotAllowed, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
 from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS
@@ -33,13 +33,25 @@ class Bases:
         self.folder = folder
         self.cache_folder = cache_folder
         self._root = Root(folder.parent)
+        self.passes_over_damage = False  # a check of everything goes on with the others
 
     # ------------------------------------------------------------ read
     def list(self) -> tuple[BaseRecord, ...]:
-        """Every registered base, by alias; after each pipeline its components, as bases of their own."""
-        return tuple(
-            each for alias in self.aliases() for whole in [self.get(alias)] for each in (whole, *whole.parts())
-        )
+        """Every registered base, by alias; after each pipeline its components, as bases of their own.
+
+        Raises:
+            Malformed: the file of one is damaged, and `passes_over_damage` is not set.
+        """
+        found: list[BaseRecord] = []
+        for alias in self.aliases():
+            try:
+                whole = self.get(alias)
+            except (Malformed, NotAllowed):
+                if not self.passes_over_damage:
+                    raise
+                continue
+            found += [whole, *whole.parts()]
+        return tuple(found)
 
     def pipeline_of(self, record: BaseRecord) -> BaseRecord | None:
         """The pipeline that `record` is, or is a component of; None for any other model.

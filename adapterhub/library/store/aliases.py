@@ -58,7 +58,7 @@ class Aliases:
             Malformed: the file of one is damaged.
         """
         pattern = f"{_stem(adapter)}@*.json" if adapter else "[!.]*@*.json"
-        found = [self._read(path) for path in sorted(self._folder.glob(pattern))]
+        found = [self.read_at(path) for path in sorted(self._folder.glob(pattern))]
         return [alias for alias in found if alias is not None and alias.targets]
 
     def get(self, adapter: str, name: str) -> Alias | None:
@@ -72,7 +72,7 @@ class Aliases:
         Raises:
             Malformed: its file is damaged.
         """
-        return self._read(self._path(adapter, name))
+        return self.read_at(self._path(adapter, name))
 
     def meant(self, spec: AdapterSpec) -> Alias | None:
         """The alias that the `@word` of a spec is; None where it is none.
@@ -88,20 +88,26 @@ class Aliases:
         found = self.get(spec.full_name, spec.base.text)
         if found is not None or spec.namespace is not None:
             return found
-        others = [self._read(path) for path in sorted(self._folder.glob(f"*--{spec.name}@{spec.base.text}.json"))]
+        others = [self.read_at(path) for path in sorted(self._folder.glob(f"*--{spec.name}@{spec.base.text}.json"))]
         named = [alias for alias in others if alias is not None and alias.targets]
         if len(named) > 1:
             choices = [(str(alias), alias.text()) for alias in named]
             raise AmbiguousSpec(f"`{spec}` is the alias of {len(named)} adapters", choices, hint="name one of them")
         return named[0] if named else None
 
-    def by_build(self) -> dict[tuple[str, str], list[str]]:
-        """By full name and digest, the aliases that have a build as a target; damaged files are passed over."""
+    def by_build(self, *, strict: bool = False) -> dict[tuple[str, str], list[str]]:
+        """By full name and digest, the aliases that have a build as a target; damaged files are passed over.
+
+        Raises:
+            Malformed: with `strict`, the file of one is damaged, so that it may have any build as a target.
+        """
         found: dict[tuple[str, str], list[str]] = {}
         for path in sorted(self._folder.glob("[!.]*@*.json")):
             try:
-                alias = self._read(path)
+                alias = self.read_at(path)
             except Malformed:
+                if strict:
+                    raise
                 continue
             if alias is None:  # removed since it was listed
                 continue
@@ -114,7 +120,11 @@ class Aliases:
 
         Raises:
             Conflict: names the aliases, and how to move them.
+            Malformed: an alias of one of their adapters is damaged, so that it may have them as targets.
         """
+        for stem in {_stem(build.full_name) for build in builds}:
+            for path in sorted(self._folder.glob(f"{stem}@*.json")):
+                self.read_at(path)
         by_build = self.by_build()
         for build in builds:
             if names := by_build.get((build.full_name, build.manifest.digest)):
@@ -193,7 +203,12 @@ class Aliases:
         return self._folder / f"{_stem(adapter)}@{name}.json"
 
     @staticmethod
-    def _read(path: Path) -> Alias | None:
+    def read_at(path: Path) -> Alias | None:
+        """The alias in a file; None where there is none.
+
+        Raises:
+            Malformed: it is damaged.
+        """
         try:
             return _parsed(read_json(path))
         except FileNotFoundError:

@@ -92,14 +92,8 @@ class Origins:
     @staticmethod
     def _read(path: Path) -> Origin | None:
         try:
-            value = read_json(path)
+            return read_origin(path)
         except (OSError, ValueError):
-            return None
-        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in _KEYS):
-            return None
-        try:
-            return Origin(adapter=parse_digest(value["adapter"]), name=value["name"], place=value["place"])
-        except ValueError:
             return None
 
     def _path(self, adapter: Digest) -> Path:
@@ -108,3 +102,15 @@ class Origins:
     def _path_under(self, adapter: Digest, name: str) -> Path:
         namespace = name.rpartition("/")[0] or "-"  # which no namespace is
         return self._store.root / "origins" / f"{hex_of(adapter)}.{namespace}.json"
+
+
+def read_origin(path: Path) -> Origin:
+    """The origin in a file.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in _KEYS):
+        raise ValueError(f"expected an object with the texts {', '.join(_KEYS)}")
+    return Origin(adapter=parse_digest(value["adapter"]), name=value["name"], place=value["place"])

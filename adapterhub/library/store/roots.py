@@ -22,6 +22,7 @@ from adapterhub.core.digests import Digest, canonical_json, parse_digest
 from adapterhub.core.disk.files import read_json, read_plain
 from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.disk.root import Root, absolute, place_key
+from adapterhub.core.errors import Malformed, shown
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -42,9 +43,13 @@ class KnownProjects:
         self._root = Root(root)
         self._folder = root / "projects"
 
-    def all(self) -> list[KnownProject]:
-        """Every project whose folder exists, by folder. Unreadable records are passed over."""
-        found = [self._read(path) for path in sorted(self._folder.glob("[!.]*.json"))]
+    def all(self, *, strict: bool = False) -> list[KnownProject]:
+        """Every project whose folder exists, by folder. Unreadable records are passed over.
+
+        Raises:
+            Malformed: with `strict`, a record is damaged, so that its project may need anything.
+        """
+        found = [self._read(path, strict=strict) for path in sorted(self._folder.glob("[!.]*.json"))]
         return sorted((p for p in found if p is not None and p.folder.is_dir()), key=lambda p: p.folder)
 
     def remember(self, folder: Path, digests: Iterable[Digest]) -> None:
@@ -78,8 +83,8 @@ class KnownProjects:
     def _path(self, place: str) -> Path:
         return self._folder / f"{place_key(place)}.json"
 
-    def _read(self, path: Path) -> KnownProject | None:
-        project = self._record(path)
+    def _read(self, path: Path, *, strict: bool) -> KnownProject | None:
+        project = self.read_at(path) if strict else self._record(path)
         if project is None:
             return None
         with contextlib.suppress(OSError):
@@ -90,11 +95,28 @@ class KnownProjects:
 
     def _record(self, path: Path) -> KnownProject | None:
         try:
+            return self.read_at(path)
+        except Malformed:
+            return None
+
+    @staticmethod
+    def read_at(path: Path) -> KnownProject | None:
+        """The project in a record; None where there is none.
+
+        Raises:
+            Malformed: it is damaged.
+        """
+        try:
             value = read_json(path, _LIMIT_BYTES)
             folder, digests = value["folder"], value["digests"]
             return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
-        except (OSError, ValueError, TypeError, KeyError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise Malformed(
+                f"`{shown(str(path), 200)}`, which says what a project needs, is damaged: {shown(str(error), 200)}",
+                hint="delete it, then `adapt sync` in the project writes it again",
+            ) from None
 
 
 def synced_path(root: Path, project: Path) -> Path:

@@ -136,12 +136,16 @@ def unused_builds(library: Library) -> list[Installed]:
     """Installed builds that no project, alias or process needs, nor any merge that one of them needs.
 
     An unused merge does not keep its parents.
+
+    Raises:
+        Malformed: an alias or the record of a project is damaged, so that it may need any build.
     """
     installed = list(library.installed())
     builds = {build.manifest.digest: build for build in installed}
     needed: set[str] = set()
+    KnownProjects(library.root).all(strict=True)
     todo = [digest for holder in holders_of(library) if holder.kind != "installed" for digest in holder.digests]
-    todo += [Digest(digest) for _, digest in library.aliases.by_build()]
+    todo += [Digest(digest) for _, digest in library.aliases.by_build(strict=True)]
     while todo:
         digest = todo.pop()
         if digest in needed:
