@@ -244,6 +244,8 @@ def _prompt(word: str) -> str:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UsageProblem(f"the prompt on stdin is not {error.encoding} text") from None
+    if not text.strip():
+        raise UsageProblem("no prompt given: stdin is empty", hint=_QUOTES)
     return text.removesuffix("\n")
 
 
