@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NewType, NoReturn
 
 from adapterhub.core.errors import SpecError, shown
-from adapterhub.core.version_ranges import lies_in
+from adapterhub.core.versions.ranges import lies_in
 
 if TYPE_CHECKING:
     from packaging.version import Version
