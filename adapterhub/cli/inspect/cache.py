@@ -83,7 +83,7 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
     """Delete objects that no installed adapter, project or running process uses.
 
     A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused, an adapter
-    stays only if a project's lock file, a running process or a needed merge uses it.
+    stays only if a project's lock file, an alias, a running process or a needed merge uses it.
 
     \b
     Examples:
