@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import (
     Adapters,
     BaseLike,
     OpenedLibrary,
+    StrPath,
     base_of,
     folder_text,
     paths_of,
@@ -30,7 +31,6 @@ from adapterhub.api.steps.combining import (
 )
 from adapterhub.api.steps.contracts.gating import merge_test, same_adapter_test
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
-from adapterhub.core.arguments import Count, MergeSeed, Precision, Rank, RelativeError, Share, StrPath, parsed, path_of
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
@@ -67,7 +67,6 @@ class Extracted:
         return f"<Extracted {what}, error {self.error:.2g}>"
 
 
-@parsed
 class WithWeights(OpenedLibrary):
     """Everything that computes with the numbers of adapters; torch is imported by the first call."""
 
@@ -80,12 +79,12 @@ class WithWeights(OpenedLibrary):
         output: StrPath | None = None,
         weights: Sequence[float] | None = None,
         method: str | None = None,
-        rank: Rank | Literal["auto"] | None = None,
-        energy: Share | None = None,
-        max_error: RelativeError | None = None,
-        density: Share | None = None,
-        seed: MergeSeed | None = None,
-        dtype: Precision | None = None,
+        rank: int | str | None = None,
+        energy: float | None = None,
+        max_error: float | None = None,
+        density: float | None = None,
+        seed: int | None = None,
+        dtype: str | None = None,
         options: Mapping[str, object] | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
@@ -100,7 +99,7 @@ class WithWeights(OpenedLibrary):
         force: bool = False,
         tune: StrPath | None = None,
         on: BaseLike | None = None,
-        tune_budget: Count | None = None,
+        tune_budget: int | None = None,
         test: bool = False,
     ) -> Merged:
         """Merge adapters into one: the weighted sum of their updates, exact by default, with the error measured.
@@ -152,7 +151,7 @@ class WithWeights(OpenedLibrary):
                 raise UsageProblem("`recipe` says everything about how to merge; give nothing else of it")
             more = paths_of(places)
             return self._merge_recipe(
-                path_of(recipe),
+                Path(recipe).expanduser(),
                 target,
                 said,
                 more,
@@ -176,7 +175,7 @@ class WithWeights(OpenedLibrary):
         )
 
         target = target or default_name([each.label for each in ingredients])
-        about = path_of(target) if names_folder(target) else description_from(target, said)
+        about = Path(target).expanduser() if names_folder(target) else description_from(target, said)
         ensure_named(about, bump, variant=variant)
         tuning: Mapping[str, Any] = {}
         if tune is not None:
@@ -189,7 +188,7 @@ class WithWeights(OpenedLibrary):
                 self.session,
                 self,
                 ingredients,
-                path_of(tune),
+                Path(tune).expanduser(),
                 base_of(on),
                 budget=tune_budget,
                 seed=seed or 0,
@@ -271,7 +270,7 @@ class WithWeights(OpenedLibrary):
         *adapters: AdapterLike,
         weights: Sequence[float] | None = None,
         base: BaseLike | None = None,
-        dtype: Precision = "float32",
+        dtype: str = "float32",
     ) -> Comparison:
         """How alike adapters are, module by module, and what their merge would be; nothing is merged.
 
@@ -289,10 +288,10 @@ class WithWeights(OpenedLibrary):
         *,
         name: str | None = None,
         output: StrPath | None = None,
-        rank: Rank | None = None,
-        energy: Share | None = None,
-        max_error: RelativeError | None = None,
-        dtype: Precision | None = None,
+        rank: int | None = None,
+        energy: float | None = None,
+        max_error: float | None = None,
+        dtype: str | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
         bump: Bump | None = None,
@@ -335,10 +334,10 @@ class WithWeights(OpenedLibrary):
         tuned: BaseLike,
         name: str | None = None,
         output: StrPath | None = None,
-        rank: Rank | None = None,
-        energy: Share | None = None,
-        max_error: RelativeError | None = None,
-        dtype: Precision | None = None,
+        rank: int | None = None,
+        energy: float | None = None,
+        max_error: float | None = None,
+        dtype: str | None = None,
         save_rest: bool = False,
         skip_unequal: bool = False,
         version: str | None = None,
@@ -396,7 +395,7 @@ class WithWeights(OpenedLibrary):
         added = None
         with self.reports.steps("extract", unit="weights") as steps:
             if about is None:
-                result = extract(first, second, path_of(target), options, progress=steps)
+                result = extract(first, second, Path(target).expanduser(), options, progress=steps)
             else:
                 added, result = extract_into_library(
                     self, first, second, about, options, bump=bump, variant=variant, progress=steps

@@ -21,7 +21,7 @@ _UI: Final = ("starlette", "uvicorn", "markdown_it", "nh3", "python_multipart", 
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "weights": _WEIGHTS,
-        "export": (*_WEIGHTS, "gguf"),
+        "export": (*_WEIGHTS, "gguf", "h11", "httpx", "pydantic", "uvicorn"),
         "plot": (*_WEIGHTS, "matplotlib"),
         "quantized": (*_WEIGHTS, "bitsandbytes"),
         "tune": (*_WEIGHTS, "cma"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import AdapterNotFound, SpecError, shown
+from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import AdapterSpec, parse_namespace, version_key
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
 
 def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
     """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each."""
-    try:
-        there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
-    except AdapterNotFound:  # a preview: nothing was copied yet
-        return
+    there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
     for one in source.versions(repo):
         if one.version is None or one.yanked is None:
             continue

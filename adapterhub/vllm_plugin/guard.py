@@ -14,11 +14,11 @@ from typing import Final
 from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.chain.asgi import App, Message, Receive, Send, answer, header_of, refuse
+from adapterhub.inference.serving.chain.draining import Draining
+from adapterhub.inference.serving.chain.entrance import Access
 from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
-from adapterhub.vllm_plugin.access import Access
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
-from adapterhub.vllm_plugin.draining import Draining
 from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
 from adapterhub.vllm_plugin.moving import MovingNames
@@ -70,8 +70,8 @@ class Guard:
             gate.accept(lambda tenants: ensure_room(room, tenants.loaded, len(settings.pins)))
         residency = Residency(resolver, gate, room)
         self._lifetime = Lifetime(resolver, residency, gate)
-        self._inner = Draining(ModelNames(app, resolver, residency), self._control_key)
-        self._app = Access(self._inner, gate, resolver.metrics.refused) if gate.is_needed else self._inner
+        self._inner = Draining(ModelNames(app, resolver, residency, gate), self._control_key)
+        self._app = Access(self._inner, gate, resolver.metrics.refused)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request that loads, or unloads without the key; pass on every other request."""

@@ -12,25 +12,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
 from adapterhub.formats.route import AUTO
+from adapterhub.inference.serving.access.gate import Asked
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
-from adapterhub.inference.serving.answers import (
-    asking_for_usage,
-    described,
-    says_only_usage,
-    with_changes,
-    with_field,
-)
+from adapterhub.inference.serving.answers import asking_for_usage, described, says_only_usage, with_field
 from adapterhub.inference.serving.auto import HEADER, label_of
-from adapterhub.inference.serving.metrics import Measured
-from adapterhub.inference.serving.vllm import option_in
-from adapterhub.vllm_plugin.access import ASKED
-from adapterhub.vllm_plugin.asgi import (
+from adapterhub.inference.serving.chain.asgi import (
     App,
     Message,
     Receive,
@@ -38,44 +33,63 @@ from adapterhub.vllm_plugin.asgi import (
     header_of,
     is_json,
     is_stream,
-    refuse_request,
 )
+from adapterhub.inference.serving.chain.bodies import demand_of, parsed
+from adapterhub.inference.serving.chain.entrance import ASKED
+from adapterhub.inference.serving.chain.slots import Slots
+from adapterhub.inference.serving.metrics import Measured
+from adapterhub.inference.serving.vllm import option_in, sequences_in
 from adapterhub.vllm_plugin.residency import Models, Residency
 from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal
+from adapterhub.vllm_plugin.routes import OPEN, ROUTES, SALTED
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
-    from adapterhub.inference.serving.access.gate import Asked
+    from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.access.tenants import Tenant
     from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 
 MODELS: Final = "/v1/models"
 UNLOAD: Final = "/v1/unload_lora_adapter"
+MOST_LOOK_UPS: Final = 16
+"""How many names of one client are looked up at once."""
+
 _GONE: Final[Message] = {"type": "http.disconnect"}
 
 
 class ModelNames:
     """ASGI middleware before vLLM's routes. `resolver` finds the adapters, `residency` keeps those that vLLM has."""
 
-    def __init__(self, app: App, resolver: AdapterHubResolver, residency: Residency) -> None:
-        self._app = app
+    def __init__(self, app: App, resolver: AdapterHubResolver, residency: Residency, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+        self._salts: dict[str, str] = {}
+        self._looking: Counter[str] = Counter()
+        tenants = gate.tenants
+        count = sequences_in(resolver.argv)
+        self.places = Slots(count, None if tenants is None or len(tenants.by_name) == 1 else count // 2)
         self.resolver = resolver
         self.residency = residency
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on under the adapter's one name."""
-        path = str(scope.get("path", "")).rstrip("/")
-        if scope["type"] != "http":
+        path, method = str(scope.get("path", "")).rstrip("/"), scope.get("method")
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] != "http" or method == "OPTIONS" or (method in {"GET", "HEAD"} and path in OPEN - {MODELS}):
             await self._app(scope, receive, send)
-        elif scope["method"] == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
+        elif method == "GET" and (path == MODELS or path.startswith(f"{MODELS}/")):
             await self._list(scope, receive, send, unquote(path[len(MODELS) + 1 :]))
-        elif scope["method"] == "POST" and is_json(scope):
+        elif method == "POST" and (path.endswith(UNLOAD) or path in ROUTES):
             await self._forward(scope, receive, send, is_unload=path.endswith(UNLOAD))
-        else:
+        elif method == "DELETE" and "/adapters/" in path:  # the guard has asked for the admin key
             await self._app(scope, receive, send)
+        else:
+            raise RequestRefused(404, "this server does not pass on this route; GET /v1/models lists what it serves")
 
     # ------------------------------------------------------------ requests
     async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
+        if not is_json(scope):
+            raise RequestRefused(415, "expected a body of the type `application/json`")
         exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -83,59 +97,65 @@ class ModelNames:
             if exchange.refusal is None:
                 raise
         finally:
+            await exchange.places.aclose()
             if exchange.leased is not None:
                 await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
             exchange.measured.end()
         if exchange.refusal is not None:
-            if exchange.asked is not None:
-                raise exchange.refusal  # `Access` notes it
-            await refuse_request(send, exchange.refusal)
+            raise exchange.refusal  # `Access` notes it
 
     async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
-        """The body with the adapter's one name; the same body where it names none. `exchange` gets the adapter.
+        """Write the body anew: the fields of its route, and the adapter's one name. `exchange` gets the adapter.
 
         Raises:
             AdapterDenied: the adapter is not served any more.
-            RequestRefused: the tenant may not use it, or has no room for it.
+            RequestRefused: a field or value is refused, or the tenant may not use the adapter or has no room for it.
         """
         tenant, asked, models = exchange.tenant, exchange.asked, exchange.models
+        if exchange.is_unload:
+            return await self._unloading(exchange, body)
+        may_write_grammars = tenant is None or tenant.grammars
+        value = parsed(ROUTES[exchange.route], body, may_write_grammars=may_write_grammars)
+        self._gate.reserve(asked, demand_of(value, len(body)))
+        name = value.get("model")
+        if name == AUTO and self.resolver.settings.route is not None:
+            changes = await self._routed(exchange, value)
+        else:
+            is_base = name is None or models.is_base_model(name)
+            name = _admitted(asked, name, is_base=is_base)
+            changes = {} if name is None else {"model": name}  # a bare name has its tenant's namespace
+            if name is not None and not is_base:
+                exchange.measured.adapter = name
+                if not self._is_of_others(name, models):
+                    changes |= {"model": await self._named(name, value, exchange) or name}
+        added = asking_for_usage(exchange.route, value)
+        exchange.hides_usage = bool(added)
+        if tenant is not None and exchange.route in SALTED:
+            added["cache_salt"] = self._salt_of(tenant)
+        return json.dumps({**value, **changes, **added}).encode()
+
+    def _salt_of(self, tenant: Tenant) -> str:
+        """Keep the cached prompts of a tenant from all others, who would learn by time and counts what it sent."""
+        return self._salts.setdefault(tenant.name, secrets.token_hex(16))
+
+    async def _unloading(self, exchange: _Exchange, body: bytes) -> bytes:
         try:
             value = json.loads(body)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            if tenant is not None:
-                raise RequestRefused(400, "the body is not a JSON object")
-            return body
-        name = value.get(exchange.key)
-        if name == AUTO and not exchange.is_unload and self.resolver.settings.route is not None:
-            return await self._routed(exchange, body, value)
-        is_base = name is None or (isinstance(name, str) and models.is_base_model(name))
-        if asked is not None:
-            name = _admitted(asked, name, is_base=is_base)
-        changes = {} if exchange.is_unload else asking_for_usage(exchange.route, value)
-        if name != value.get(exchange.key):  # a bare name has its tenant's namespace
-            changes[exchange.key] = name
-        if isinstance(name, str) and not is_base:
-            exchange.measured.adapter = name
-            if not self._is_of_others(name, models):
-                named = await self._named(name, value, exchange)
-                if named is None:
-                    return body
-                changes[exchange.key] = named
-        exchange.hides_usage = "stream_options" in changes
-        return with_changes(body, value, changes)
+            name = value[exchange.key]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise RequestRefused(400, f'expected a body such as {{"{exchange.key}": "legal-qa"}}') from None
+        named = await self._named(name, {}, exchange) if isinstance(name, str) else None
+        return json.dumps({exchange.key: named or name}).encode()
 
-    async def _routed(self, exchange: _Exchange, body: bytes, value: dict[str, Any]) -> bytes:
-        """The body with the name of the adapter that its text is for, or of the base.
+    async def _routed(self, exchange: _Exchange, value: dict[str, Any]) -> dict[str, Any]:
+        """The name of the adapter that the text of a request is for, or of the base, as a field.
 
         Raises:
             AdapterDenied, RequestRefused: as `rewritten`; 424 where the routing file cannot be used.
         """
         tenant, asked, model = exchange.tenant, exchange.asked, exchange.models.model_config.model
         exchange.is_routed = True
-        if asked is not None:
-            asked.model = AUTO
+        asked.model = AUTO
         try:
             auto = await self.resolver.auto(model)
             assert auto is not None  # the settings name a file
@@ -152,15 +172,11 @@ class ModelNames:
         except AdapterHubError as error:
             note_refusal(AUTO, error)
             raise RequestRefused(424, FAULT.format(name=AUTO)) from None
-        changes = asking_for_usage(exchange.route, value)
-        exchange.hides_usage = "stream_options" in changes
         if chosen is not None:
-            changes[exchange.key] = await self._named(chosen.model, value, exchange) or chosen.model
-        else:
-            if tenant is not None:
-                tenant.ensure_may_use_base()
-            changes[exchange.key] = option_in(self.resolver.argv, "--served-model-name") or model
-        return with_changes(body, value, changes)
+            return {exchange.key: await self._named(chosen.model, value, exchange) or chosen.model}
+        if tenant is not None:
+            tenant.ensure_may_use_base()
+        return {exchange.key: option_in(self.resolver.argv, "--served-model-name") or model}
 
     async def _named(self, name: str, value: dict[str, Any], exchange: _Exchange) -> str | None:
         """The adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
@@ -188,8 +204,9 @@ class ModelNames:
             return self.residency.find(name) or self.resolver.known(name)
         measured = exchange.measured
         try:
-            leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
-        except AdapterDenied:
+            with self._counted(exchange.client, name):
+                leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
+        except (AdapterDenied, RequestRefused):
             raise
         except AdapterHubError as error:
             if exchange.tenant is not None:
@@ -207,6 +224,19 @@ class ModelNames:
             return None
         self.resolver.metrics.looked_up(measured.found)
         return leased
+
+    @contextlib.contextmanager
+    def _counted(self, client: str, name: str) -> Iterator[None]:
+        """Let one client look few names up at once: they share threads, in which others would wait behind them."""
+        if self.resolver.known(name) is None and self._looking[client] >= MOST_LOOK_UPS:
+            raise RequestRefused(429, f"{MOST_LOOK_UPS} names of this client are looked up already", 1)
+        self._looking[client] += 1
+        try:
+            yield
+        finally:
+            self._looking[client] -= 1
+            if not self._looking[client]:
+                del self._looking[client]
 
     def _is_of_others(self, name: str, models: Models) -> bool:
         """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
@@ -228,8 +258,8 @@ class ModelNames:
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
         if status == 200:  # noqa: PLR2004 - OK
-            asked: Asked | None = scope.get(ASKED)
-            status, value = self._listing(json.loads(body), name, asked.tenant if asked else None)
+            asked: Asked = scope[ASKED]
+            status, value = self._listing(json.loads(body), name, asked.tenant)
             body = json.dumps(value).encode()
         headers = [(key, data) for key, data in start["headers"] if key.lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
@@ -272,8 +302,10 @@ class _Exchange:
         self.is_unload = is_unload
         self.key = "lora_name" if is_unload else "model"
         self.key_header = header_of(scope, KEY_HEADER).decode("latin-1")
-        self.asked: Asked | None = scope.get(ASKED)
-        self.tenant = self.asked.tenant if self.asked else None
+        self.asked: Asked = scope.get(ASKED) or Asked(route=self.route, request_id="")
+        self.tenant = self.asked.tenant
+        self.client = self.tenant.name if self.tenant else str((scope.get("client") or ("",))[0])
+        self.places = contextlib.AsyncExitStack()
         self.leased: LeasedAdapter | None = None
         self.refusal: RequestRefused | None = None
         self.measured = Measured(names.resolver.metrics)
@@ -304,15 +336,13 @@ class _Exchange:
         except RequestRefused as refusal:
             self.refusal = refusal
         if self.refusal is not None:
-            metrics = self._names.resolver.metrics
-            metrics.looked_up("refused")
-            if self.asked is None:  # else `Access` counts it, as it counts its own
-                metrics.refused(self.refusal.status)
+            self._names.resolver.metrics.looked_up("refused")
             return _GONE  # vLLM ends a request whose body does not come, and `send` drops its answer
-        if self.asked is not None:
-            self.asked.begins(len(body))
-            if self.leased is not None:
-                self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
+        self.asked.begins(len(body))
+        if self.leased is not None:
+            self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
+        if self.tenant is not None:
+            await self.places.enter_async_context(self._names.places.taken((self.tenant.name, None)))
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Message) -> None:
@@ -332,8 +362,7 @@ class _Exchange:
         elif self._is_answer:
             body = message.get("body", b"")
             self.measured.take(body)
-            if self.asked is not None:
-                self.asked.usage = self.measured.usage
+            self.asked.usage = self.measured.usage
             if self.hides_usage and says_only_usage(body):
                 message["body"] = b""
             elif self._field and (event := with_field(body, self._field)):
@@ -353,17 +382,14 @@ def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes
     ]
 
 
-def _admitted(asked: Asked, name: Any, *, is_base: bool) -> Any:  # noqa: ANN401 - of an unchecked body
+def _admitted(asked: Asked, name: str | None, *, is_base: bool) -> str | None:
     """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
-    if isinstance(name, str):
-        asked.model = shown(name, 300)
+    asked.model = None if name is None else shown(name, 300)
     if asked.tenant is None:
         return name
-    if is_base:
+    if name is None or is_base:
         asked.tenant.ensure_may_use_base()
         return name
-    if not isinstance(name, str):
-        raise RequestRefused(400, "expected a text as the `model`")
     return asked.tenant.name_for(name)
 
 

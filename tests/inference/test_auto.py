@@ -18,18 +18,19 @@ import adapterhub
 from adapterhub.formats.route import read_route
 from adapterhub.inference.serving.auto import Auto
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import Names, front
-from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.inference.serving.llama_cpp.engine import Address
+from adapterhub.inference.serving.llama_cpp.names import Names, Served
+from adapterhub.inference.serving.llama_cpp.server import front
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.vllm_plugin import guard
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.inference.test_model_names import Engine
-from tests.inference.test_serve_llama import ECHO
 from tests.support.command_line import Adapt
 from tests.support.route_tasks import BUILT, prompts_by_task
 from tests.support.routed_library import TASKS, add_task, fill
+from tests.support.standin_llama import started
 from tests.support.standin_vllm import make_standin
 from tests.support.tiny import make_base
 
@@ -151,20 +152,17 @@ def test_serve_checks_the_adapters_of_the_file_and_hands_it_to_the_engine(adapt:
 
 # ---------------------------------------------------------------- in front of llama.cpp
 @pytest.fixture(scope="module")
-def engine_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    script, port = tmp_path_factory.mktemp("echo") / "echo.py", free_port("127.0.0.1")
-    script.write_text(ECHO)
-    with EngineProcess([sys.executable, str(script), "--port", str(port)], {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{port}/health", within_s=60)
-        yield port
+def llama() -> Iterator[Address]:
+    with started() as where:
+        yield where
 
 
 @pytest.fixture
-def url(made: Path, auto: Auto, engine_port: int) -> Iterator[tuple[str, Names]]:
+def url(made: Path, auto: Auto, llama: Address) -> Iterator[tuple[str, Names]]:
     adapters = read_route(made / "route.json").adapters
-    models = [one.model for one in adapters]
-    names, port = Names("base-7b", models, [(one.label, one.digest) for one in adapters]), free_port("127.0.0.1")
-    with front("127.0.0.1", port, engine_port, names, auto=auto):
+    served = [Served(name=one.model, label=one.label, digest=one.digest) for one in adapters]
+    names, port = Names("base-7b", served), free_port("127.0.0.1")
+    with front("127.0.0.1", port, llama, names, auto=auto):
         yield f"http://127.0.0.1:{port}", names
 
 
@@ -191,7 +189,7 @@ def test_auto_answers_with_the_adapter_of_the_text_and_says_so(url: tuple[str, N
     order, law = "order-json==1.0.0", "legal-qa==1.0.0"
     assert told == [(200, order), (200, law), (200, "base"), (200, "base"), (200, order)]
     assert [answer.json()["model"].partition("#")[0] for answer in answers] == [order, law, "base-7b", "base-7b", order]
-    assert answers[0].headers["x-adapter-digest"] == names.builds[answers[0].json()["model"]][1]
+    assert answers[0].headers["x-adapter-digest"] == names.find(answers[0].json()["model"]).digest
     scales = [sum(one["scale"] for one in answer.json()["lora"]) for answer in answers]
     assert scales == [1, 1, 0, 0, 1]
     assert ask(where, "/v1/embeddings", input="x").status_code == 400
@@ -200,7 +198,7 @@ def test_auto_answers_with_the_adapter_of_the_text_and_says_so(url: tuple[str, N
 
 def test_auto_leaves_out_what_is_denied(url: tuple[str, Names]) -> None:
     where, names = url
-    digest = next(digest for label, digest in names.builds.values() if label.startswith("order-json"))
+    digest = next(one.digest for one in names.served.values() if one.label.startswith("order-json"))
     names.denied.deny(digest, "leaks names")
 
     answer = ask(where, "/v1/completions", prompt=ORDER)

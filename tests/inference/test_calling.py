@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from adapterhub.core.digests import digest_of
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.prompts.form import PromptForm, template_digest
 from adapterhub.inference.calling import calling_from, calling_of
-from adapterhub.inference.serving.llama_cpp import Names
+from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
@@ -61,7 +62,12 @@ def test_other_chat_template_is_warned_of_as_the_engine_applies_the_base_s() -> 
 
 
 def test_list_of_models_of_llama_cpp_says_how_to_ask() -> None:
-    names = Names("base-7b", ["a", "b"], callings=[calling_of(FRAME, BASE).to_json(), calling_of(None, BASE).to_json()])
+    callings = {"a": calling_of(FRAME, BASE).to_json(), "b": calling_of(None, BASE).to_json()}
+    served = [
+        Served(name=name, label=f"{name}==1", digest=digest_of(name.encode()), calling=calling)
+        for name, calling in callings.items()
+    ]
+    names = Names("base-7b", served)
     rows = {row["id"]: row for row in names.listing()["data"]}
     assert rows["a"]["calling"]["prompt_form"] == FRAME.to_json()
     assert rows["b"]["calling"]["prompt_form"] is None

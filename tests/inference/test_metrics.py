@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapterhub.core.digests import parse_digest
 from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in, with_changes
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import Names, front
+from adapterhub.inference.serving.llama_cpp.names import Names, Served
+from adapterhub.inference.serving.llama_cpp.server import front
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
-from adapterhub.inference.serving.process import EngineProcess
 from adapterhub.library.library import Library
-from tests.inference.test_model_names import KEY, Add, Engine, engine  # noqa: F401 - a fixture
+from tests.inference.test_model_names import KEY, USUAL, Add, Engine, engine  # noqa: F401 - a fixture
 from tests.inference.test_tenants import ask as ask_as
 from tests.inference.test_tenants import file, make  # noqa: F401 - fixtures
+from tests.support.standin_llama import started
 
 USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
 STREAMED = {"model": "", "prompt": "a", "stream": True}
@@ -93,7 +93,7 @@ def url(engine: Engine) -> Iterator[str]:  # noqa: F811 - the fixture
 
 
 def ask(url: str, model: str, *, path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
-    return httpx.post(url + path, json={"model": model, "prompt": "a", **more}, headers=KEY)
+    return httpx.post(url + path, json={"model": model, **USUAL[path], **more}, headers=KEY)
 
 
 def scraped(url: str) -> dict[tuple[str, str], float]:
@@ -165,44 +165,18 @@ def test_what_a_tenant_must_not_do_is_counted_once(make: Callable[..., Engine], 
     )
 
 
-ENGINE = """
-import json, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_): pass
-    def say(self, kind, text):
-        self.send_response(200); self.send_header("Content-Type", kind); self.end_headers(); self.wfile.write(text.encode())
-    def do_GET(self):
-        self.say("text/plain; version=0.0.4", "# TYPE llamacpp:requests gauge\\nllamacpp:requests 7\\n")
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        usage = {"completion_tokens": 3, "prompt_tokens": 5, "total_tokens": 8}
-        if not body.get("stream"):
-            return self.say("application/json", json.dumps({"choices": [{}], "usage": usage}))
-        events = [{"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}]
-        if body.get("stream_options", {}).get("include_usage"):
-            events.append({"choices": [], "usage": usage})
-        self.say("text/event-stream", "".join(f"data: {json.dumps(e)}\\n\\n" for e in events) + "data: [DONE]\\n\\n")
-
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
-"""
-
-
 @pytest.mark.slow
-def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> None:
-    (tmp_path / "engine.py").write_text(ENGINE)
-    engine_port, port = free_port("127.0.0.1"), free_port("127.0.0.1")
-    names = Names("base-7b", ["legal-qa"], [("legal-qa==1.2.0", parse_digest("sha256:" + 64 * "a"))])
-    words = [sys.executable, str(tmp_path / "engine.py"), "--port", str(engine_port)]
+def test_the_front_of_llama_cpp_counts_under_the_same_names() -> None:
+    port = free_port("127.0.0.1")
+    digest = parse_digest("sha256:" + 64 * "a")
+    names = Names("base-7b", [Served(name="legal-qa", label="legal-qa==1.2.0", digest=digest)])
     url = f"http://127.0.0.1:{port}"
-    with EngineProcess(words, {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine_port}/", within_s=120)
-        with front("127.0.0.1", port, engine_port, names):
-            stream = ask(url, "legal-qa", stream=True).text
-            for name in ("legal-qa>=1", "base-7b", "nothing"):
-                ask(url, name)
-            text = httpx.get(f"{url}/metrics").text
+    with started() as where, front("127.0.0.1", port, where, names):
+        path = "/v1/completions"
+        stream = ask(url, "legal-qa", path=path, stream=True).text
+        for name in ("legal-qa>=1", "base-7b", "nothing"):
+            ask(url, name, path=path)
+        text = httpx.get(f"{url}/metrics").text
 
     found = samples(text)
     assert (found["lookups_total", "hit"], found["lookups_total", "refused"]) == (2, 1)
@@ -212,9 +186,7 @@ def test_the_front_of_llama_cpp_counts_under_the_same_names(tmp_path: Path) -> N
     assert found["adapter_tokens_total", "base,prompt"] == 5
     assert found["first_answer_seconds_count", "hit"] == 2
     assert "llamacpp:requests 7" in text
-    events = stream.split("\n\n")
-    assert json.loads(events[0].removeprefix("data: "))["choices"] == [{"text": "a"}]
-    assert events[1:] == ['data: {"choices": [{"text": "b"}]}', "data: [DONE]", ""]
+    assert "usage" not in stream
 
 
 def test_bytes_from_sources_are_counted(tmp_path: Path, library: Library, base: Any, add: Add) -> None:

@@ -25,6 +25,11 @@ from tests.support.standin_vllm import make_standin
 
 Add = Callable[..., Added]
 KEY = {"authorization": "Bearer k"}
+USUAL: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+}
+"""The field that a route requires."""
 
 
 class Engine:
@@ -111,7 +116,9 @@ class Engine:
     async def send(
         self, method: str, path: str, value: object = None, **headers: str
     ) -> tuple[int, dict[str, str], Any]:
-        """The status, the headers and the body of the answer."""
+        """The status, the headers and the body of the answer. A completion has a prompt, a chat a message."""
+        if isinstance(value, dict) and path in USUAL:
+            value = USUAL[path] | value
         body = json.dumps(value).encode()
         sent = {"content-type": "application/json", **KEY, **{k.replace("_", "-"): v for k, v in headers.items()}}
         scope = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,45 +15,20 @@ import httpx
 import pytest
 
 from adapterhub.core.digests import digest_of, parse_digest
-from adapterhub.core.errors import NotFound
+from adapterhub.core.errors import AdapterNotFound, NotFound
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.aliases import ServedAliases
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
-from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.inference.serving.llama_cpp.engine import find_llama_server
+from adapterhub.inference.serving.llama_cpp.names import Names, Served
+from adapterhub.inference.serving.llama_cpp.server import front
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library
 from tests.cli.test_serve_command import serving
 from tests.support.command_line import Adapt
 from tests.support.run_library import make_library
-
-ECHO = """
-import json, os, sys, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_): pass
-    def do_GET(self):
-        self.send_response(200); self.send_header("Content-Type", "application/json"); self.end_headers()
-        self.wfile.write(json.dumps({"path": self.path, "model_path": "/srv/base.gguf"}).encode())
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
-        self.end_headers()
-        if body.get("stream"):
-            for at in range(3):
-                self.wfile.write(b'data: {"at": %d, "model": "/srv/base.gguf"}\\n\\n' % at); self.wfile.flush()
-            self.wfile.write(b"data: [DONE]\\n\\n")
-        else:
-            if body.get("wait"):
-                open(body["wait"] + ".begun", "w").close()
-                while not os.path.exists(body["wait"]): time.sleep(0.01)
-            told = {"argv": sys.argv[1:], "path": self.path, **body, "model": "/srv/base.gguf"}
-            self.wfile.write(json.dumps(told).encode())
-
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
-"""
+from tests.support.standin_llama import HELD, started
+from tests.support.standin_llama import program as standin
 
 
 def post(url: str, value: object) -> tuple[int, Any]:
@@ -64,33 +38,18 @@ def post(url: str, value: object) -> tuple[int, Any]:
 
 NAMES = Names(
     "base-7b",
-    ["legal-qa", "summarize==1.0"],
-    [("legal-qa==1.2.0", parse_digest("sha256:" + 64 * "a")), ("summarize==1.0", parse_digest("sha256:" + 64 * "b"))],
+    [
+        Served(name="legal-qa", label="legal-qa==1.2.0", digest=parse_digest("sha256:" + 64 * "a")),
+        Served(name="summarize==1.0", label="summarize==1.0", digest=parse_digest("sha256:" + 64 * "b")),
+    ],
 )
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    script = tmp_path_factory.mktemp("echo") / "echo.py"
-    script.write_text(ECHO)
-    engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
-    with EngineProcess([sys.executable, str(script), "--port", str(engine)], {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=120)
-        with front("127.0.0.1", port, engine, NAMES):
-            yield f"http://127.0.0.1:{port}"
-
-
-def test_the_body_of_an_answer_does_not_wait_until_its_head_arrived() -> None:
-    accepted: list[socket.socket] = []
-    with front("127.0.0.1", free_port("127.0.0.1"), 1, NAMES) as server:
-        take = server.get_request
-        server.get_request = lambda: accepted.append((taken := take())[0]) or taken
-        connection = http.client.HTTPConnection(*server.server_address)
-        connection.request("GET", "/v1/models")
-
-        assert connection.getresponse().status == 200
-        assert accepted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        connection.close()
+def url() -> Iterator[str]:
+    port = free_port("127.0.0.1")
+    with started() as engine, front("127.0.0.1", port, engine, NAMES):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +66,7 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_arrived() -> None:
     ],
 )
 def test_every_request_says_the_scale_of_every_adapter(url: str, model: str | None, scales: list[float]) -> None:
-    body = {"prompt": "a", "lora": [{"id": 1, "scale": 9}]} | ({"model": model} if model else {})
+    body = {"prompt": "a"} | ({"model": model} if model else {})
 
     status, answer = post(f"{url}/v1/completions", body)
 
@@ -116,18 +75,57 @@ def test_every_request_says_the_scale_of_every_adapter(url: str, model: str | No
     assert answer["lora"] == [{"id": at, "scale": float(scale)} for at, scale in enumerate(scales)]
 
 
-@pytest.mark.parametrize(
-    "model", ["nothing", 7, ["legal-qa"], "legal-qa>=2", "legal-qa@other", "../x", "legal-qa#sha256:bbbbbbbb"]
-)
-def test_a_name_that_is_not_served_is_refused(url: str, model: Any) -> None:
-    status, answer = post(f"{url}/v1/chat/completions", {"model": model})
+@pytest.mark.parametrize("model", ["nothing", "legal-qa>=2", "legal-qa@other", "../x", "legal-qa#sha256:bbbbbbbb"])
+def test_a_name_that_is_not_served_is_refused(url: str, model: str) -> None:
+    status, answer = post(f"{url}/v1/completions", {"model": model, "prompt": "a"})
 
     assert (status, "no adapter" in answer["error"]["message"]) == (404, True)
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/v1/completions", {"prompt": "a", "lora": [{"id": 1, "scale": 9}]}, "`lora`: is not a field"),
+        ("/v1/completions", {"prompt": "a", "id_slot": 0}, "`id_slot`: is not a field"),
+        ("/v1/completions", {"prompt": "a", "model": 7}, "`model`: input should be a valid string"),
+        ("/v1/completions", {"prompt": "a", "model": ["legal-qa"]}, "`model`"),
+        ("/v1/completions", {"prompt": "a", "n": 1000}, "`n`: input should be less than or equal to 256"),
+        ("/v1/completions", {"prompt": "a", "grammar": "root ::= " + 60_000 * "("}, "`grammar`"),
+        ("/v1/completions", {"prompt": "a", "grammar": "root ::= " + 40 * "(" + 40 * ")"}, "brackets 40 deep"),
+        ("/v1/completions", {"prompt": "a", "grammar": 'root ::= "a"{1,99999999}'}, "a repetition above 1000"),
+        ("/v1/completions", {"prompt": ["a", "b"], "stream": True}, "a stream has one prompt"),
+        ("/v1/chat/completions", {"messages": []}, "`messages`"),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}
+                ]
+            },
+            "this server fetches nothing for a request",
+        ),
+        ("/v1/completions", {"prompt": "a", "json_schema": {"pattern": "(a+)+"}}, "`pattern`"),
+    ],
+)
+def test_a_field_that_no_model_has_and_a_value_beyond_a_bound_are_refused_by_name(
+    url: str, path: str, body: Any, told: str
+) -> None:
+    status, answer = post(f"{url}{path}", body)
+
+    assert (status, told in answer["error"]["message"]) == (400, True), answer
+
+
+@pytest.mark.parametrize(
     ("path", "body", "status"),
-    [("/lora-adapters", b"[]", 403), ("/v1/completions", b"{", 400), ("/v1/completions", b"[1]", 400)],
+    [
+        ("/lora-adapters", b"[]", 404),
+        ("/v1/%6cora-adapters", b"[]", 404),
+        ("/slots/0?action=erase", b"{}", 404),
+        ("/v1/completions", b"{", 400),
+        ("/v1/completions", b"[1]", 400),
+        ("/v1/completions", b"[" * 100_000, 400),
+        ("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400),
+    ],
 )
 def test_what_would_change_the_answers_of_others_or_says_nothing_is_refused(
     url: str, path: str, body: bytes, status: int
@@ -140,18 +138,19 @@ def test_what_would_change_the_answers_of_others_or_says_nothing_is_refused(
 
 def test_a_denied_adapter_is_refused_and_the_base_is_not(url: str) -> None:
     NAMES.denied.deny(parse_digest("sha256:" + 64 * "a"), "leaks names")
-    refused = [post(f"{url}/v1/completions", {"model": name}) for name in ("legal-qa", "legal-qa>=1.1")]
-    others = [post(f"{url}/v1/completions", {"model": name})[0] for name in ("base-7b", "summarize")]
+    refused = [post(f"{url}/v1/completions", {"model": name, "prompt": "a"}) for name in ("legal-qa", "legal-qa>=1.1")]
+    others = [post(f"{url}/v1/completions", {"model": name, "prompt": "a"})[0] for name in ("base-7b", "summarize")]
     NAMES.denied.allow(parse_digest("sha256:" + 64 * "a"))
 
     assert [status for status, _ in refused] == [410, 410]
     assert refused[0][1]["error"]["message"] == "`legal-qa==1.2.0` is not served any more: leaks names"
-    assert (others, post(f"{url}/v1/completions", {"model": "legal-qa"})[0]) == ([200, 200], 200)
+    assert (others, post(f"{url}/v1/completions", {"model": "legal-qa", "prompt": "a"})[0]) == ([200, 200], 200)
 
 
 def test_a_body_without_a_length_or_beyond_the_limit_is_refused(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Type", "application/json")
     connection.putheader("Content-Length", str(1 << 40))
     connection.endheaders()
 
@@ -163,7 +162,12 @@ def test_models_are_listed_and_streams_pass_through(url: str) -> None:
     connection.request("GET", "/v1/models")
     listed = json.loads(connection.getresponse().read())
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
-    connection.request("POST", "/v1/completions", json.dumps({"model": "legal-qa", "stream": True}))
+    connection.request(
+        "POST",
+        "/v1/completions",
+        json.dumps({"model": "legal-qa", "prompt": "a", "stream": True}),
+        {"Content-Type": "application/json"},
+    )
     answer = connection.getresponse()
 
     assert [row["id"] for row in listed["data"]] == ["base-7b", "legal-qa", "summarize==1.0"]
@@ -171,7 +175,7 @@ def test_models_are_listed_and_streams_pass_through(url: str) -> None:
     *events, end = answer.read().decode().split("\n\n")[:-1]
     parsed = [json.loads(event.removeprefix("data: ")) for event in events]
     assert parsed[0].pop("adapter")["name"] == "legal-qa==1.2.0"
-    assert parsed == [{"at": at, "model": "legal-qa"} for at in range(3)]
+    assert [(event["at"], event["model"]) for event in parsed] == [(at, "legal-qa") for at in range(3)]
     assert end == "data: [DONE]"
 
 
@@ -184,7 +188,7 @@ def test_no_path_of_the_server_is_shown(url: str) -> None:
         answer = connection.getresponse()
         answers.append((answer.status, b"/srv" in answer.read()))
 
-    assert answers == [(200, False), (403, False)]
+    assert answers == [(404, False), (404, False)]
 
 
 def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Path) -> None:
@@ -194,9 +198,7 @@ def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Pa
     adapt.ok("add", tmp_path / "b", "--name", "c", "--base", "base-7b")
     base = tmp_path / "base.gguf"
     base.write_bytes(b"GGUF")
-    program = tmp_path / "llama-server"
-    program.write_text(f"#!{sys.executable}\n{ECHO}")
-    program.chmod(0o755)
+    program = standin(tmp_path)
     options = ["--engine", "llama.cpp", "--gguf", str(base), "--llama-server", str(program)]
 
     with serving(adapt, Path(sys.executable), "a", "c", *options) as (document, process):
@@ -215,18 +217,16 @@ def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Pa
 def test_a_stopped_server_finishes_what_runs_and_takes_nothing_new(tmp_path: Path) -> None:
     adapt = Adapt(make_library(tmp_path))
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
-    program = tmp_path / "llama-server"
-    program.write_text(f"#!{sys.executable}\n{ECHO}")
-    program.chmod(0o755)
+    program = standin(tmp_path)
     options = ["--engine", "llama.cpp", "--gguf", str(tmp_path / "base.gguf"), "--llama-server", str(program)]
     held = tmp_path / "held"
 
     with serving(adapt, Path(sys.executable), "a", *options) as (document, process), ThreadPoolExecutor() as threads:
         url = f"{document['url']}/v1/completions"
-        running = threads.submit(post, url, {"model": "a", "wait": str(held)})
+        running = threads.submit(post, url, {"model": "a", "prompt": f"{HELD}{held}"})
         wait_until((tmp_path / "held.begun").exists)
         process.terminate()
-        wait_until(lambda: post(url, {"model": "a"})[0] == 503)
+        wait_until(lambda: post(url, {"model": "a", "prompt": "x"})[0] == 503)
         held.touch()
         status, answer = running.result()
         said = process.communicate(timeout=60)[1]
@@ -264,20 +264,29 @@ def test_an_alias_moves_among_the_adapters_that_were_loaded(library: Library, ad
     point(library, "prod", [(one, 0.5), (two, 0.5)])
     builds = [(f"legal-qa=={b.manifest.version}", b.manifest.digest) for b in (one, two)]
     aliases = ServedAliases(library, ttl_s=3600)
-    names = Names("base-7b", ["first", "second"], builds, moving=["legal-qa@prod"], aliases=aliases)
+    served = [
+        Served(name=name, label=label, digest=digest)
+        for name, (label, digest) in zip(("first", "second"), builds, strict=True)
+    ]
+    names = Names("base-7b", served, moving=["legal-qa@prod"], aliases=aliases)
 
-    shared = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    def found(name: str, key: str | None = None) -> str:
+        one = names.find(name, key)
+        return "" if one is None else one.name
+
+    shared = {found("legal-qa@prod", f"user-{number}") for number in range(50)}
     point(library, "prod", [(two, 1.0)])
-    kept = {names.find("legal-qa@prod", f"user-{number}") for number in range(50)}
+    kept = {found("legal-qa@prod", f"user-{number}") for number in range(50)}
     names.refresh()
-    moved = names.find("legal-qa@prod")
+    moved = found("legal-qa@prod")
     point(library, "prod", [(late, 1.0)])
     names.refresh()
-    stays = names.find("legal-qa@prod")
+    stays = found("legal-qa@prod")
 
     assert (shared, kept) == ({"first", "second"}, {"first", "second"})
     assert (moved, stays) == ("second", "second")
-    assert names.find("legal-qa@nothing") is None
+    with pytest.raises(AdapterNotFound):
+        names.find("legal-qa@nothing")
     assert [row["id"] for row in names.listing()["data"]] == ["base-7b", "first", "second", "legal-qa@prod"]
 
 
@@ -286,19 +295,15 @@ def test_an_alias_moves_among_the_adapters_that_were_loaded(library: Library, ad
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A front with two tenants, and its audit log."""
     folder = tmp_path_factory.mktemp("gated")
-    (folder / "echo.py").write_text(ECHO)
     (folder / "tenants.toml").write_text(
         f'[tenants.one]\nkeys = ["{digest_of(b"key-one")}"]\nadapters = ["legal-qa"]\nrequests-per-minute = 1000\n'
         f'[tenants.two]\nkeys = ["{digest_of(b"key-two")}"]\nadapters = ["summarize"]\nbase = false\n'
         f'[tenants.slow]\nkeys = ["{digest_of(b"key-slow")}"]\nadapters = []\nrequests-per-minute = 1\n'
     )
-    engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
+    port = free_port("127.0.0.1")
     gate = Gate(folder / "tenants.toml", str(folder / "audit"))
-    command = [sys.executable, str(folder / "echo.py"), "--port", str(engine)]
-    with EngineProcess(command, {}, output=None) as process:
-        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=120)
-        with front("127.0.0.1", port, engine, NAMES, gate):
-            yield f"http://127.0.0.1:{port}", folder / "audit"
+    with started() as engine, front("127.0.0.1", port, engine, NAMES, gate):
+        yield f"http://127.0.0.1:{port}", folder / "audit"
 
 
 def status_of(url: str, method: str, path: str, value: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -342,7 +347,9 @@ def test_a_tenant_of_the_front_sees_its_own_models_and_no_other_route(gated: tup
 
 def test_a_quota_of_the_front_says_when_to_come_back(gated: tuple[str, Path]) -> None:
     told = [
-        status_of(gated[0], "POST", "/v1/completions", {"model": "base-7b"}, Authorization="Bearer key-slow")
+        status_of(
+            gated[0], "POST", "/v1/completions", {"model": "base-7b", "prompt": "a"}, Authorization="Bearer key-slow"
+        )
         for _ in range(2)
     ]
 
@@ -362,7 +369,8 @@ def test_each_request_to_the_front_has_a_line(gated: tuple[str, Path]) -> None:
     assert (found[0]["tenant"], found[0]["model"], found[0]["adapter"], found[0]["status"]) == (
         "one", "legal-qa", "legal-qa==1.2.0", 200
     )  # fmt: skip
-    assert found[0]["prompt_tokens"] is None  # the stand-in tells no usage
+    assert (found[0]["prompt_tokens"], found[0]["completion_tokens"]) == (5, 3)
+    assert b'"usage"' not in data  # which the client did not ask for
     assert "secret" not in audit.read_text()
 
 

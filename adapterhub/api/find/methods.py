@@ -6,20 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
-from adapterhub.core.arguments import Cosine, Rank, StrPath, Top, parsed, path_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import RankRange
-from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.find.routing import CheckedRoute, Routed
     from adapterhub.api.steps.find.tried import Tried
     from adapterhub.formats.route import Route
+    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
-@parsed
 class WithFinding(OpenedLibrary):
     """Search, then prove; and which adapter a text is for."""
 
@@ -29,11 +27,11 @@ class WithFinding(OpenedLibrary):
         *text: str,
         base: BaseLike,
         examples: StrPath,
-        top: Top = 8,
+        top: int = 8,
         task: str = "",
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
         method: str = "",
         remote: str | None = None,
         token: str | None = None,
@@ -80,7 +78,7 @@ class WithFinding(OpenedLibrary):
         words = " ".join(text)
         query = {"text": words, "task": task, "ranks": ranks, "method": method}
         found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)
-        where = path_of(examples)
+        where = Path(examples).expanduser()
         return try_candidates(self.session, words, on, found, where, left_out=lost, agree=agree, bars=self.reports)
 
     def route(
@@ -112,7 +110,7 @@ class WithFinding(OpenedLibrary):
         *,
         base: BaseLike,
         over: Sequence[SpecLike] = (),
-        threshold: Cosine | None = None,
+        threshold: float | None = None,
         accept: bool = False,
     ) -> CheckedRoute:
         """Write a routing file for `adapt serve --route`.
@@ -175,7 +173,7 @@ class WithFinding(OpenedLibrary):
         from adapterhub.api.steps.find.exporting import export_router
         from adapterhub.formats.route import read_route
 
-        return export_router(self, read_route(path_of(file)), Path(output), url=url)
+        return export_router(self, read_route(Path(file).expanduser()), Path(output), url=url)
 
     def _route(self, base: BaseLike | None, over: Sequence[SpecLike], file: StrPath | None) -> Route:
         from adapterhub.api.steps.find.routing import make_route
@@ -183,7 +181,7 @@ class WithFinding(OpenedLibrary):
 
         on = base_of(base)
         if file is not None and on is None and not over:
-            return read_route(path_of(file))
+            return read_route(Path(file).expanduser())
         if file is not None or on is None:
             raise UsageProblem("routing takes a routing file or a base")
         return make_route(self.session, on, [spec_of(one) for one in over], bars=self.reports)

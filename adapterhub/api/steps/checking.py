@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
     AdapterHubError,
     RefusedAdapter,
@@ -58,7 +57,7 @@ def reports_of(
         yield from _everything(opened(), record, progress, find_source)
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
+            folder = Path(text).expanduser()
             report = verify_folder(
                 folder,
                 base_tensors=record.tensors if record else None,
@@ -87,7 +86,7 @@ def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> in
 
     def folder_of(text: str) -> Path:
         if names_folder(text):
-            return path_of(text)
+            return Path(text).expanduser()
         from adapterhub.distribution.choosing import look_up
 
         library, spec = opened(), AdapterSpec.parse(text)
@@ -291,7 +290,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     requested = []
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
+            folder = Path(text).expanduser()
             report = verify_folder(
                 folder,
                 base_tensors=named.tensors if named else None,
@@ -369,7 +368,7 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
         yield from map(subject_of_build, installed)
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
+            folder = Path(text).expanduser()
             if not folder.is_dir():
                 raise UsageProblem(f"no folder `{text}`")
             yield subject_of_folder(folder, text)

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import needing
-from adapterhub.core.arguments import LoadIn, LoadPrecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,13 +19,13 @@ def loading_options(command: F) -> F:
     for option in (
         click.option(
             "--load-in",
-            type=kind_of(LoadIn),
+            type=click.Choice(["4bit", "8bit"]),
             callback=needing("quantized"),
             help="Quantise the base's linear layers.",
         ),
         click.option(
             "--dtype",
-            type=kind_of(LoadPrecision),
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             default="auto",
             show_default=True,
             help="Load the base in this precision.",

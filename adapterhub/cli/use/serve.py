@@ -180,7 +180,7 @@ def serve(
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.front import free_port
-    from adapterhub.inference.serving.vllm import option_in
+    from adapterhub.inference.serving.vllm import option_in, without_option
 
     if token is not None:
         raise UsageProblem(
@@ -214,8 +214,11 @@ def serve(
         tested=test,
         route=route,
     )
-    gate = Gate(tenants, None if dry_run else audit_log)
-    has_key = bool(os.environ.get("VLLM_API_KEY") or option_in(split_args, "--api-key"))
+    key = option_in(split_args, "--api-key") or os.environ.get("VLLM_API_KEY", "")
+    has_key = bool(key)
+    if engine == "llama.cpp":  # its front asks for the key
+        split_args = without_option(split_args, "--api-key")
+    gate = Gate(tenants, None if dry_run else audit_log, key if engine == "llama.cpp" else "")
     if tenants is not None and has_key:
         raise UsageProblem("`--tenants` has the keys of this server; unset VLLM_API_KEY and `--api-key`")
     args = ServeArgs(
@@ -283,11 +286,14 @@ def _serve_vllm(
     slots: int | None,
     cpu_slots: int | None,
 ) -> None:
+    from adapterhub.inference.serving.refusal import ensure_unlike_base
     from adapterhub.inference.serving.vllm import VllmOptions, command_of, ensure_room, find_vllm
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
     with checked(session, args, f"vllm@{vllm.version}") as found:
         args, handed = found.args, found.handed
+        for spec, one in zip(args.specs, handed, strict=True):
+            ensure_unlike_base(served_name, str(spec), one.label)
         max_rank = max_rank_for(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
         shares = tenants.loaded if (tenants := args.gate.tenants) else int(bool(args.settings.pins))

@@ -33,42 +33,51 @@ def serve_llama(
 
     Nothing proves that `gguf` holds the base, since it may be quantised; llama.cpp compares architecture and shapes.
     """
+    require("export", "`--engine llama.cpp`")
     from adapterhub.inference.serving import UnreachableRemotes
     from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.auto import Auto
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
-    from adapterhub.inference.serving.front import free_port
-    from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
+    from adapterhub.inference.serving.llama_cpp.engine import address, command_of, environ_of, find_llama_server
+    from adapterhub.inference.serving.llama_cpp.names import Names, Served
+    from adapterhub.inference.serving.llama_cpp.server import front
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
             "`--engine llama.cpp` needs `--gguf` with the base as a GGUF file",
             hint="llama.cpp's `convert_hf_to_gguf.py` makes one from the base's folder",
         )
-    if not args.dry_run:
-        require("export", "`--engine llama.cpp`")
     program = find_llama_server(llama_server)
-    engine_port = free_port("127.0.0.1")
-    extra = ["--parallel", str(slots or _SLOTS), *args.extra]
-    with session.library.store.intent("serve llama.cpp") as intent:
+    slots = slots or _SLOTS
+    with address(program) as where, session.library.store.intent("serve llama.cpp") as intent:
         with checked(session, args, ENGINE) as found:
             args, handed, aliases = found.args, found.handed, found.aliases
-            files = [intent.folder / f"{at}-{one.digest[7:19]}.gguf" for at, one in enumerate(handed)]
+            loaded = {one.digest: one for one in handed}  # two names may mean one build
+            files = [intent.folder / f"{at}-{digest[7:19]}.gguf" for at, digest in enumerate(loaded)]
             if not args.dry_run:
-                _write(session, args, handed, files)
-        command = command_of(program, gguf.absolute(), files, engine_port, extra)
+                _write(session, args, [*loaded.values()], files)
+        command = command_of(program, gguf.absolute(), files, where.words, slots, args.extra)
         document = document_of(args, served_name, handed, command) | {"engine": ENGINE}
         if args.dry_run:
             session.out.result(document, lambda: say_dry(session, document))
             return
-        builds = [(one.label, one.digest) for one in handed]
         moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
         served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
         said = [one["calling"] for one in document["adapters"]]
         digest = args.record.fingerprint.weights
-        names = Names(served_name, served, builds, said, args.denied, digest, moving=moving, aliases=aliases)
-        labels = {digest: label for label, digest in builds}
+        names = Names(
+            served_name,
+            [
+                Served(name=name, label=one.label, digest=one.digest, calling=calling)
+                for name, one, calling in zip(served, handed, said, strict=True)
+            ],
+            base_digest=digest,
+            denied=args.denied,
+            moving=moving,
+            aliases=aliases,
+        )
+        labels = {one.digest: one.label for one in handed}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
         file = args.settings.route
@@ -82,12 +91,13 @@ def serve_llama(
             heard = Reactions(served=labels.keys, look_for_yanks=look, refresh_aliases=names.refresh)
             return Followers(lambda: places, lambda place: feed_of(session.place_source(place)), heard, remotes)
 
-        with started(session, args, command, dict(os.environ)) as engine:
-            engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
+        with started(session, args, command, environ_of(os.environ, where)) as engine:
+            engine.wait_until_ready(where.answers, within_s=args.start_timeout_s)
             try:
                 upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
                 following = follow() if args.settings.follow else contextlib.nullcontext()
-                with upkeep, following, front(args.host, args.port, engine_port, names, args.gate, auto) as server:
+                open_front = front(args.host, args.port, where, names, args.gate, auto, slots=slots)
+                with upkeep, following, open_front as server:
                     stay(
                         session,
                         engine,

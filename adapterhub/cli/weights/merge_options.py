@@ -8,8 +8,6 @@ import click
 
 from adapterhub.api.steps.merge_choice import AUTO, AUTO_ENERGY, CHOICE_FLAGS
 from adapterhub.cli.options.cutting import energy_option, max_error_option
-from adapterhub.cli.options.kinds import kind_of
-from adapterhub.core.arguments import MergeSeed, Precision, Rank, Share
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -55,8 +53,7 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
         """A whole number of at least 1, or `auto`."""
         if value == AUTO:
             return AUTO
-        rank: int = kind_of(Rank).convert(value, param, ctx)
-        return rank
+        return click.IntRange(min=1).convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The word `auto`."""
@@ -70,7 +67,7 @@ def choice_options(command: F) -> F:
     for option in (
         click.option(
             "--dtype",
-            type=kind_of(Precision),
+            type=click.Choice(["float32", "bfloat16", "float16"]),
             help="Precision of the result [default: float32, which keeps the sum exact].",
         ),
         click.option(
@@ -84,13 +81,13 @@ def choice_options(command: F) -> F:
         ),
         click.option(
             "--seed",
-            type=kind_of(MergeSeed),
+            type=click.IntRange(0, (1 << 53) - 1),
             metavar="N",
             help="Seed for methods that drop numbers at random [default: 0].",
         ),
         click.option(
             "--density",
-            type=kind_of(Share),
+            type=click.FloatRange(0, 1, min_open=True),
             metavar="D",
             help="Share of the numbers that a pruning method keeps [default: 0.5].",
         ),

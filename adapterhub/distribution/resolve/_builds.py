@@ -23,8 +23,7 @@ class Candidate:
     `verdict` and `differences` compare its base with the requested one, and are ignored when none is requested.
     `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
     be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
-    `repository` is that of a server, which a spec may name instead of the adapter; "" without one. `base` is the digest
-    of the weights that it was made for; None if it declares none.
+    `repository` is that of a server, which a spec may name instead of the adapter; "" without one.
     """
 
     namespace: str | None
@@ -42,7 +41,6 @@ class Candidate:
     license: str | None = None
     published_at: float | None = None
     repository: str = ""
-    base: Digest | None = None
 
     @property
     def full_name(self) -> str:

@@ -62,8 +62,10 @@ class EngineProcess:
         """Its process id, which is also the id of its group."""
         return self._process.pid
 
-    def wait_until_ready(self, url: str, *, within_s: float, while_waiting: Callable[[], None] = lambda: None) -> None:
-        """Return when a GET of `url` answers 200.
+    def wait_until_ready(
+        self, ready: str | Callable[[], bool], *, within_s: float, while_waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """Return when a GET of the URL `ready` answers 200, or the function `ready` says so.
 
         Raises:
             EngineFailed: the engine ended, or did not answer within `within_s` seconds.
@@ -73,12 +75,12 @@ class EngineProcess:
             code = self._process.poll()
             if code is not None:
                 raise EngineFailed(f"the engine {_ended(code)} before it was ready", hint=self._reason)
-            if _answers(url):
+            if _answers(ready) if isinstance(ready, str) else ready():
                 return
             while_waiting()
             time.sleep(_POLL_S)
         raise EngineFailed(
-            f"the engine did not answer `{url}` within {within_s:g} s and was stopped",
+            f"the engine did not answer within {within_s:g} s and was stopped",
             hint="a large model may need longer: `--start-timeout SECONDS`",
         )
 

@@ -53,6 +53,19 @@ class Refusal:
     message: str
 
 
+def ensure_unlike_base(base: str, name: str, label: str) -> None:
+    """Refuse to serve the adapter `label` under `name` beside a base of the same name: a request could mean either.
+
+    Raises:
+        UsageProblem: it has the name of the base.
+    """
+    if base in {name, label, label.partition("==")[0]}:
+        raise UsageProblem(
+            f"the adapter `{shown(label, 200)}` has the name of the base, `{shown(base, 200)}`",
+            hint="`--name NAME` serves the base under another name",
+        )
+
+
 def refusal_of(error: AdapterHubError, name: str = "") -> Refusal:
     """The status and the message for a client, without hints, folders and addresses, which are for the operator.
 

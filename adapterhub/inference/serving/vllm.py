@@ -18,6 +18,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 PLUGIN: Final = "adapterhub"
 GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"
 _PROBE_S: Final = 120
+_SEQUENCES: Final = 256
 _HEAD: Final = "lm_head.weight"
 _EMBEDDING: Final = "embed_tokens.weight"
 _LINEAR: Final = (".weight", "experts.gate_up_proj", "experts.down_proj")
@@ -154,10 +155,22 @@ def option_in(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
+def without_option(argv: Sequence[str], name: str) -> tuple[str, ...]:
+    """The words of a command line without an option and its value."""
+    kept = [word for at, word in enumerate(argv) if name not in {word, argv[at - 1] if at else ""}]
+    return tuple(word for word in kept if not word.startswith(f"{name}="))
+
+
 def engine_room(argv: Sequence[str]) -> int:
     """How many adapters the vLLM of that command line keeps in memory."""
     texts = [option_in(argv, name) for name in ("--max-cpu-loras", "--max-loras")]
     return next((int(text) for text in texts if text and text.isascii() and text.isdigit()), 1)
+
+
+def sequences_in(argv: Sequence[str]) -> int:
+    """How many sequences the vLLM of that command line has in one batch."""
+    text = option_in(argv, "--max-num-seqs")
+    return int(text) if text and text.isascii() and text.isdigit() and int(text) else _SEQUENCES
 
 
 def ensure_room(room: int, shares: int, pinned: int) -> None:

@@ -14,7 +14,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import Root
@@ -81,7 +80,6 @@ class SigningKey:
         return cls(key, name)
 
 
-@parsed
 class KeyFolder:
     """The user's own keys, below the library's root."""
 

@@ -27,9 +27,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from adapterhub.inference.serving.chain.asgi import App, Message, Receive, Send
 from adapterhub.inference.serving.vllm import GUARD
 from adapterhub.vllm_plugin import guard
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.inference.engines.__main__ import vllm_python
 from tests.inference.engines.bench_vllm import SLOTS

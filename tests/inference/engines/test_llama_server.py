@@ -50,4 +50,4 @@ def test_an_unknown_name_and_the_engines_own_switch_are_refused(llama: Server) -
         "/v1/chat/completions", {"model": "plain", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     )
 
-    assert (unknown.status, switch.status, known.status) == (404, 403, 200)
+    assert (unknown.status, switch.status, known.status) == (404, 404, 200)

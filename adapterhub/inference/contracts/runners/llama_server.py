@@ -13,13 +13,14 @@ from typing import Final
 
 from adapterhub.core.errors import EngineFailed, shown
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp import command_of
+from adapterhub.inference.serving.llama_cpp.engine import command_of
 from adapterhub.inference.serving.process import EngineProcess
 
 _START_S: Final = 600.0
 _ANSWER_S: Final = 600.0
 _MOST_BYTES: Final = 16 << 20
 _LINES_SHOWN: Final = 8
+_ONE: Final = [{"id": 0, "scale": 1.0}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class LlamaServer:
             EngineFailed: the server does not answer, or in words that cannot be read.
         """
         asked = {"prompt": list(prompt), "n_predict": new, "temperature": 0, "top_k": 1, "stop": list(stop)}
-        body = json.dumps({**asked, "return_tokens": True, "cache_prompt": False})
+        body = json.dumps({**asked, "return_tokens": True, "cache_prompt": False, "lora": _ONE})
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_S)
         try:
             with contextlib.closing(connection):
@@ -66,7 +67,8 @@ def serving(program: str, base: Path, adapter: Path, environ: Mapping[str, str])
         EngineFailed: it does not start; with its last lines.
     """
     port = free_port("127.0.0.1")
-    command = command_of(program, base.absolute(), [adapter.absolute()], port, ["--parallel", "1"])
+    words = ["--host", "127.0.0.1", "--port", str(port)]
+    command = command_of(program, base.absolute(), [adapter.absolute()], words, 1)
     with tempfile.TemporaryFile() as log:
         try:
             with EngineProcess(command, environ, output=log) as engine:

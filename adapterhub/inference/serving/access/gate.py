@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import itertools
 import secrets
 import time
@@ -12,10 +13,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.errors import shown
 from adapterhub.inference.serving.access.audit_log import AuditLog, stamp
-from adapterhub.inference.serving.access.quotas import Quotas
+from adapterhub.inference.serving.access.quotas import Demand, Quotas
 from adapterhub.inference.serving.access.refused import RequestRefused
-from adapterhub.inference.serving.access.tenants import Tenant, Tenants
+from adapterhub.inference.serving.access.tenants import Tenant, Tenants, bearer_key
 from adapterhub.inference.serving.access.watched import WatchedFile
 from adapterhub.inference.serving.answers import Usage, kind_in
 
@@ -30,6 +32,7 @@ INFERENCE_ROUTES: Final = frozenset({
 """Routes whose JSON body has the `model`: the only ones, with the list of models, that a tenant may use."""
 
 _ID_CHARACTERS: Final = 128
+_ROUTE_CHARACTERS: Final = 200
 _BYTES_A_TOKEN: Final = 4
 _PROCESS: Final = secrets.token_hex(8)
 _NUMBERS: Final = itertools.count(1)
@@ -58,6 +61,8 @@ class Asked:
     """Whether the server chose the adapter, or the base, itself."""
     is_engaged: bool = False
     """Whether the engine got the request."""
+    reserved: int = 0
+    """The tokens that count against the quota until the answer has ended."""
 
     def begins(self, body_bytes: int) -> None:
         """Note that the engine gets the request."""
@@ -92,7 +97,7 @@ class Asked:
             "time": stamp(self.began_at),
             "request_id": self.request_id,
             "tenant": self.tenant.name if self.tenant else None,
-            "route": self.route,
+            "route": shown(self.route, _ROUTE_CHARACTERS),
             "model": self.model,
             "adapter": self.adapter,
             "digest": self.digest,
@@ -106,14 +111,15 @@ class Asked:
 
 
 class Gate:
-    """The entrance of one server. Without tenants everybody may enter; without an audit log nothing is written.
+    """The entrance of one server. Without tenants and `key` all may enter; without an audit log nothing is written.
 
     Raises:
         NotFound, Malformed: the file of the tenants.
         NotAllowed: the audit log.
     """
 
-    def __init__(self, tenants: Path | None = None, audit_log: str | None = None) -> None:
+    def __init__(self, tenants: Path | None = None, audit_log: str | None = None, key: str = "") -> None:
+        self._key = key.encode()
         self._tenants = None if tenants is None else WatchedFile(tenants, Tenants.parse)
         self._audit = None if audit_log is None else AuditLog(audit_log)
         self._quotas = Quotas()
@@ -122,6 +128,11 @@ class Gate:
     def tenants(self) -> Tenants | None:
         """The tenants now; None if there are none, and every client may use everything."""
         return self._tenants.value if self._tenants else None
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether a request needs a key."""
+        return self._tenants is not None or bool(self._key)
 
     @property
     def is_needed(self) -> bool:
@@ -145,6 +156,20 @@ class Gate:
         with self._audit or contextlib.nullcontext():
             yield
 
+    def reserve(self, asked: Asked, demand: Demand) -> None:
+        """Count what the request of a tenant may use, before the engine gets it.
+
+        Raises:
+            RequestRefused: 429, for a quota.
+        """
+        if asked.tenant is not None:
+            self._quotas.reserve(asked.tenant, demand)
+            asked.reserved = demand.tokens
+
+    def _ensure_key(self, authorization: bytes) -> None:
+        if self._key and not hmac.compare_digest(bearer_key(authorization), self._key):
+            raise RequestRefused(401, "this key is not known to this server")
+
     @contextlib.contextmanager
     def passing(self, asked: Asked, authorization: bytes) -> Iterator[None]:
         """Let a request in for the time of the block, and write its line afterwards.
@@ -154,6 +179,7 @@ class Gate:
         """
         entered: Tenant | None = None
         try:
+            self._ensure_key(authorization)
             if self._tenants is not None:
                 asked.tenant = self._tenants.value.of(authorization)
                 self._quotas.enter(asked.tenant)
@@ -164,7 +190,7 @@ class Gate:
             raise
         finally:
             if entered is not None:
-                self._quotas.leave(entered, asked.tokens)
+                self._quotas.leave(entered, asked.tokens, asked.reserved)
             if self._audit is not None:
                 self._audit.write(asked.record())
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.access.tenants import Tenant
 
 _MINUTE_S: Final = 60.0
+
+
+class Demand(NamedTuple):
+    """What a request may cost: how many answers it has, and an estimate of its tokens."""
+
+    answers: int
+    tokens: int
 
 
 class _Allowance:
@@ -52,9 +59,6 @@ class Quotas:
     def enter(self, tenant: Tenant) -> None:
         """Count a request that begins.
 
-        Tokens are counted when an answer ends. So a tenant may overdraw them by what it has running, and waits longer
-        for its next request.
-
         Raises:
             RequestRefused: 429, with the seconds after which the quota allows one.
         """
@@ -74,9 +78,31 @@ class Quotas:
                 use.requests.take(1)
             use.running += 1
 
-    def leave(self, tenant: Tenant, tokens: int) -> None:
-        """Count the end of a request that `enter` counted, and what it used."""
+    def reserve(self, tenant: Tenant, demand: Demand) -> None:
+        """Count what a request that `enter` counted may use: each further answer as a request, and its tokens.
+
+        A request that needs more than a whole minute's number waits for that number and overdraws it.
+
+        Raises:
+            RequestRefused: 429, with the seconds after which the quota allows it.
+        """
+        with self._lock:
+            use, now, more = self._uses[tenant.name], self._clock(), demand.answers - 1
+            tokens, requests = tenant.tokens_per_minute, tenant.requests_per_minute
+            for allowance, a_minute, least, most, what in (
+                (use.tokens, tokens, demand.tokens, tokens or 0, "tokens"),
+                (use.requests, requests, more, (requests or 1) - 1, "requests"),  # `enter` took one
+            ):
+                wait = 0.0 if a_minute is None else allowance.wait_s(a_minute, now, min(least, most))
+                if wait:
+                    words = f"this request may need {least} {what}, and this key has {a_minute} a minute"
+                    raise RequestRefused(429, words, wait)
+            use.tokens.take(demand.tokens)
+            use.requests.take(more)
+
+    def leave(self, tenant: Tenant, tokens: int, reserved: int = 0) -> None:
+        """Count the end of a request that `enter` counted, and what it used of what it had reserved."""
         with self._lock:
             use = self._uses[tenant.name]
             use.running -= 1
-            use.tokens.take(tokens)
+            use.tokens.take(tokens - reserved)

@@ -32,19 +32,23 @@ MOST_LOADED: Final = 4
 
 _LARGEST: Final = 10**12
 _KEYS: Final = (
-    "keys", "adapters", "base", "max-loaded", "max-requests", "requests-per-minute", "tokens-per-minute",
+    "keys", "adapters", "base", "grammars", "max-loaded", "max-requests", "requests-per-minute", "tokens-per-minute",
 )  # fmt: skip
 _ANY: Final = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One tenant. A limit of None is no limit. `adapters` holds `*`, `acme/*`, `acme/legal-qa` or `legal-qa`."""
+    """One tenant. A limit of None is no limit. `adapters` holds `*`, `acme/*`, `acme/legal-qa` or `legal-qa`.
+
+    `grammars`: its requests may hold a grammar, which can take an engine's whole time.
+    """
 
     name: str
     keys: tuple[Digest, ...]
     adapters: frozenset[str]
     base: bool = True
+    grammars: bool = False
     max_loaded: int = MOST_LOADED
     max_requests: int | None = None
     requests_per_minute: int | None = None
@@ -145,15 +149,24 @@ class Tenants:
         Raises:
             RequestRefused: 401, without a key or with an unknown one.
         """
-        scheme, _, key = authorization.strip().partition(b" ")
-        if scheme.lower() != b"bearer" or not key.strip():
-            raise RequestRefused(401, "this server needs a key: send `Authorization: Bearer KEY`")
-        digest = digest_of(key.strip())
+        digest = digest_of(bearer_key(authorization))
         # The digest of a guess says nothing about a key, so that the time of this lookup says nothing either.
         tenant = self._by_key.get(digest)
         if tenant is None or not any(hmac.compare_digest(digest, one) for one in tenant.keys):
             raise RequestRefused(401, "this key is not known to this server")
         return tenant
+
+
+def bearer_key(authorization: bytes) -> bytes:
+    """Read the key of the header `Authorization: Bearer KEY`.
+
+    Raises:
+        RequestRefused: 401, without a key.
+    """
+    scheme, _, key = authorization.strip().partition(b" ")
+    if scheme.lower() != b"bearer" or not key.strip():
+        raise RequestRefused(401, "this server needs a key: send `Authorization: Bearer KEY`")
+    return key.strip()
 
 
 def new_key() -> tuple[str, Digest]:
@@ -197,6 +210,7 @@ class _Reader(DocumentReader):
             keys=tuple(Digest(key) for key in keys),
             adapters=frozenset(self.texts(table, "adapters", path, _allowed, required=True)),
             base=base is not False,
+            grammars=self.take(table, "grammars", bool, path) is True,
             max_loaded=self._limit(table, "max-loaded", path) or MOST_LOADED,
             max_requests=self._limit(table, "max-requests", path),
             requests_per_minute=self._limit(table, "requests-per-minute", path),

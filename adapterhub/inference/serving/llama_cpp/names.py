@@ -1,70 +1,99 @@
-"""What the front of llama.cpp's server makes of the names in requests."""
+"""What the front of llama.cpp's server makes of the names in requests: one digest, or the base."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, SpecError
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.access.tenants import Tenant
 from adapterhub.inference.serving.aliases import ServedAliases
+from adapterhub.inference.serving.refusal import ensure_unlike_base
+
+_LOOK_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """An adapter that the engine has loaded, under the name that lists show; `label` is such as `legal-qa==1.2.0`.
+
+    `calling` says how to ask it, for the list of models.
+    """
+
+    name: str
+    label: str
+    digest: Digest
+    calling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Names:
-    """Translates names for the engine.
+    """Leads each name of a request to the digest of one loaded adapter, or to the base.
 
-    `adapters` are in the order in which the engine loaded them; `builds` has the full name with version and the digest
-    of each, such as `("acme/legal-qa==1.2.0", "sha256:…")`, so that other spellings find them, too. `callings` say how
-    to ask each, for the list of models. `moving` are the
-    aliases of the start; `aliases` says what these and others mean, among the adapters that were loaded.
+    `served` are in the order in which the engine loaded them, each digest once. `moving` are the aliases of the start;
+    `aliases` says what these and others mean, among the adapters that were loaded.
+
+    Raises:
+        UsageProblem: an adapter has the name of the base.
     """
 
     def __init__(
         self,
         base: str,
-        adapters: Sequence[str],
-        builds: Sequence[tuple[str, Digest]] = (),
-        callings: Sequence[Mapping[str, Any]] = (),
-        denied: Denied | None = None,
-        base_digest: str = "",
+        served: Sequence[Served] = (),
         *,
+        base_digest: str = "",
+        denied: Denied | None = None,
         moving: Sequence[str] = (),
         aliases: ServedAliases | None = None,
     ) -> None:
-        self.base = base
-        self.base_digest = base_digest
-        self._callings = dict(zip(adapters, callings, strict=False))
-        self.adapters = tuple(adapters)
-        self.builds = dict(zip(adapters, builds, strict=False))
+        self.base, self.base_digest = base, base_digest
+        self.served: dict[Digest, Served] = {}
+        for one in served:
+            self.served.setdefault(one.digest, one)
+        self._by_name = {one.name: one for one in served}
         self.denied = denied or Denied()
         self._moving, self._aliases = tuple(moving), aliases
-        self._looking = threading.Lock()
+        self._looking: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+        for one in served:
+            ensure_unlike_base(base, one.name, one.label)
 
-    def find(self, name: str, key: str | None = None) -> str | None:
-        """The served name that `name` means: itself, or the newest adapter that fits it as a spec; None for neither.
+    # ------------------------------------------------------------ names
+    def find(self, name: str, key: str | None = None) -> Served | None:
+        """The adapter that `name` means: by its served name, or the newest that fits it as a spec; None for the base.
 
-        `key` chooses between the targets of an alias.
+        `key` chooses between the targets of an alias. May wait for a server that knows an alias.
 
         Raises:
+            AdapterNotFound: it means neither.
             AdapterDenied: it means an adapter that is not served any more.
         """
+        if name == self.base:
+            return None
         if self._aliases is not None and "@" in name:
             name = self._meant(self._aliases, name, key)
-        fitting = [name] if name == self.base or name in self.adapters else self._fitting(name)
-        allowed = [one for one in fitting if one not in self.builds or self.denied.reason(*self.builds[one]) is None]
+        fitting = [self._by_name[name]] if name in self._by_name else self._fitting(name)
+        allowed = [one for one in fitting if self.denied.reason(one.label, one.digest) is None]
         if fitting and not allowed:
-            self.denied.ensure_allowed(*self.builds[fitting[0]])
-        return allowed[0] if allowed else None
+            self.denied.ensure_allowed(fitting[0].label, fitting[0].digest)
+        if not allowed:
+            raise AdapterNotFound(f"no adapter `{shown(name)}` is served; GET /v1/models lists them")
+        return allowed[0]
 
-    def _fitting(self, name: str) -> list[str]:
-        """The served names of the adapters that fit `name` as a spec, the newest first."""
+    def may_wait(self, name: str) -> bool:
+        """Whether `find` may wait for a server that knows the alias `name`."""
+        return self._aliases is not None and "@" in name and self._aliases.is_due(name)
+
+    def _fitting(self, name: str) -> list[Served]:
+        """The adapters that fit `name` as a spec, the newest first."""
         try:
             spec = AdapterSpec.parse(name)
         except SpecError:
@@ -72,12 +101,17 @@ class Names:
         if spec.base is not None and spec.base.text != self.base:
             return []
         fitting = []
-        for at, (served, (label, digest)) in enumerate(self.builds.items()):
-            full_name, version = label.rsplit("==", 1)
-            if full_name == spec.full_name and spec.matches(version) and digest.startswith(spec.digest_prefix or ""):
-                fitting.append((Version(version), at, served))
-        return [served for *_, served in sorted(fitting, reverse=True)]
+        for at, one in enumerate(self.served.values()):
+            full_name, version = one.label.rsplit("==", 1)
+            if (
+                full_name == spec.full_name
+                and spec.matches(version)
+                and one.digest.startswith(spec.digest_prefix or "")
+            ):
+                fitting.append((Version(version), at, one))
+        return [one for *_, one in sorted(fitting, key=lambda found: found[:2], reverse=True)]
 
+    # ------------------------------------------------------------ aliases
     def refresh(self) -> bool:
         """Look every alias up again at its next request."""
         if self._aliases is not None:
@@ -85,39 +119,51 @@ class Names:
         return self._aliases is not None
 
     def _meant(self, aliases: ServedAliases, name: str, key: str | None) -> str:
-        """The exact spec that an alias means; other names unchanged. One request at a time looks it up."""
-        if aliases.is_due(name) and self._looking.acquire(blocking=False):
-            try:
-                with contextlib.suppress(AdapterHubError):
-                    aliases.look_up(name, self._ensure_loaded)
-            finally:
-                self._looking.release()
+        """The exact spec that an alias means; other names unchanged.
+
+        One request looks it up. Those that come meanwhile take its old meaning, and wait only where it has none.
+        """
+        if aliases.is_due(name):
+            with self._lock:
+                looking = self._looking.get(name)
+                is_ours = looking is None
+                if looking is None:
+                    looking = self._looking[name] = threading.Event()
+            if is_ours:
+                try:
+                    with contextlib.suppress(AdapterHubError):
+                        aliases.look_up(name, self._ensure_loaded)
+                finally:
+                    with self._lock:
+                        del self._looking[name]
+                    looking.set()
+            elif aliases.chosen(name, key) is None:
+                looking.wait(_LOOK_S)
         return aliases.chosen(name, key) or name
 
     def _ensure_loaded(self, specs: Sequence[str]) -> None:
         for spec in map(AdapterSpec.parse, specs):
-            if all(digest != spec.digest_prefix for _, digest in self.builds.values()):
+            if spec.digest_prefix not in self.served:
                 raise AdapterNotFound(f"{spec.full_name}{spec.specifiers} was not loaded when the server started")
 
-    def scales(self, name: str) -> list[dict[str, float]]:
-        """The number and scale of each adapter for requests that mean `name`, which `find` returned."""
-        return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
+    # ------------------------------------------------------------ what the engine and the client get
+    def scales(self, served: Served | None) -> list[dict[str, float]]:
+        """The number and scale of each loaded adapter: 1 for `served`, 0 for every other."""
+        chosen = None if served is None else served.digest
+        return [{"id": at, "scale": float(digest == chosen)} for at, digest in enumerate(self.served)]
 
-    def label(self, name: str) -> str | None:
-        """The name and version of a served adapter; None for the base."""
-        return None if name == self.base else self.builds[name][0] if name in self.builds else name
-
-    def may_use(self, tenant: Tenant, name: str) -> bool:
-        """Whether a tenant may use the adapter, or the base, of that served name."""
-        label = self.label(name)
-        return tenant.base if label is None else tenant.allows(label.partition("==")[0].partition("@")[0])
+    def may_use(self, tenant: Tenant, served: Served | None) -> bool:
+        """Whether a tenant may use the adapter, or the base."""
+        return tenant.base if served is None else tenant.allows(served.label.partition("==")[0])
 
     def listing(self, tenant: Tenant | None = None, others: Sequence[str] = ()) -> dict[str, Any]:
         """The answer to GET /v1/models; `others` are names that every client may use."""
-        served = (self.base, *self.adapters, *self._moving)
-        names = [*(name for name in served if tenant is None or self.may_use(tenant, name)), *others]
-        rows: list[dict[str, Any]] = [{"id": name, "object": "model", "owned_by": "adapterhub"} for name in names]
-        for row in rows:
-            if row["id"] in self._callings:
-                row["calling"] = self._callings[row["id"]]
-        return {"object": "list", "data": rows}
+        rows = [(self.base, None), *((one.name, one) for one in self._by_name.values())]
+        names = [name for name, one in rows if tenant is None or self.may_use(tenant, one)]
+        names += [name for name in self._moving if tenant is None or tenant.allows(name.partition("@")[0])]
+        made: list[dict[str, Any]] = []
+        for name in dict.fromkeys((*names, *others)):
+            calling = self._by_name[name].calling if name in self._by_name else None
+            row = {"id": name, "object": "model", "owned_by": "adapterhub"}
+            made.append(row | {"calling": calling} if calling else row)
+        return {"object": "list", "data": made}

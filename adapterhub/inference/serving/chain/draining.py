@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from adapterhub.inference.serving.chain.asgi import App, Message, Receive, Send, answer, header_of, refuse
 from adapterhub.inference.serving.control import CONTROL_HEADER, DRAIN_PATH, REFUSED_WHILE_DRAINING, is_key
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, answer, header_of, refuse
 
 
 class Draining:
-    """ASGI middleware before all others. `adapt serve`, which alone knows `key`, asks it to drain."""
+    """ASGI middleware before the engine. `adapt serve`, which alone knows `key`, asks it to drain; "" asks nothing."""
 
-    def __init__(self, app: App, key: str) -> None:
+    def __init__(self, app: App, key: str = "") -> None:
         self._app = app
         self._key = key
         self._running = 0
@@ -25,7 +25,7 @@ class Draining:
         elif scope["method"] == "POST" and scope["path"] == DRAIN_PATH:
             allowed = is_key(header_of(scope, CONTROL_HEADER), self._key)
             if allowed:
-                await self._drain()
+                await self.drain()
             await answer(send, 200 if allowed else 403, {"drained": allowed})
         elif self._drains:
             await refuse(send, 503, REFUSED_WHILE_DRAINING, "ServiceUnavailable", (b"connection", b"close"))
@@ -41,7 +41,8 @@ class Draining:
             async with self._is_idle:
                 self._is_idle.notify_all()
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Refuse new requests, and return when those that run have ended."""
         self._drains = True
         async with self._is_idle:
             await self._is_idle.wait_for(lambda: not self._running)

@@ -7,8 +7,17 @@ from typing import Final
 
 from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.chain.asgi import (
+    App,
+    Message,
+    Receive,
+    Send,
+    header_of,
+    is_json,
+    is_stream,
+    refuse_request,
+)
 from adapterhub.inference.serving.control import DRAIN_PATH
-from adapterhub.vllm_plugin.asgi import App, Message, Receive, Send, header_of, is_json, is_stream, refuse_request
 
 ASKED: Final = "adapterhub.asked"
 """The key in a request's scope, where the middleware inside finds the `Asked`."""
@@ -30,7 +39,10 @@ class Access:
         path = str(scope.get("path", "")).removeprefix(scope.get("root_path", "")).rstrip("/")
         # Browsers send OPTIONS without a key, before a request to another origin.
         if scope["type"] != "http" or scope["method"] == "OPTIONS" or path in OPEN_ROUTES or path == DRAIN_PATH:
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            except RequestRefused as refusal:
+                await refuse_request(send, refusal)
             return
         asked = Asked(route=path, request_id=request_id(header_of(scope, "x-request-id").decode("latin-1")))
         exchange = _Exchange(asked, send)

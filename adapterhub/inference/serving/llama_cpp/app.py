@@ -1,0 +1,427 @@
+"""The application in front of llama.cpp's server: a name becomes a digest, a body is written anew, a slot is held.
+
+`llama-server` numbers its adapters. The application sends the scale of each with every request, so that an answer uses
+exactly the adapter that the request names, or none, and only on routes where that was proved (`proof`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from adapterhub.core.errors import AdapterHubError, shown
+from adapterhub.formats.route import AUTO
+from adapterhub.inference.serving.access.gate import Asked, Gate
+from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
+from adapterhub.inference.serving.answers import Usage, described, refusal_body, says_only_usage, with_field
+from adapterhub.inference.serving.auto import HEADER, Auto, label_of
+from adapterhub.inference.serving.chain.asgi import Message, Receive, Send, header_of, is_json
+from adapterhub.inference.serving.chain.bodies import MOST_BYTES, choices_of, demand_of, parsed
+from adapterhub.inference.serving.chain.entrance import ASKED
+from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
+from adapterhub.inference.serving.llama_cpp.engine import Engine
+from adapterhub.inference.serving.llama_cpp.names import Names, Served
+from adapterhub.inference.serving.llama_cpp.routes import ROUTES, Route
+from adapterhub.inference.serving.metrics import Measured, ServingMetrics, exposition
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+BODY_S: Final = 60.0
+"""How long a client may take to send a body."""
+
+_PARSED_HERE: Final = 1 << 16
+_LOOK_UPS: Final = 8
+_MODELS: Final = ("/v1/models", "/models")
+_HEALTH: Final = frozenset({"/health", "/v1/health", "/ping"})
+_DATA: Final = b"data: "
+_NO_ROUTE: Final = "this server does not pass on this route; GET /v1/models lists what it serves"
+_OWN_FIELDS: Final = frozenset({"model", "user", "n", "cache_prompt", "stream_options"})
+_COUNTS: Final = ("prompt_tokens", "completion_tokens")
+_T = TypeVar("_T")
+
+
+class App:
+    """An ASGI application for the routes of `ROUTES`, the list of models, health and figures.
+
+    `proved` are the paths of the engine that read the choice of an adapter. It stands behind `Access`, which puts the
+    `Asked` of a request into its scope.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        names: Names,
+        slots: Slots,
+        *,
+        proved: frozenset[str],
+        gate: Gate,
+        metrics: ServingMetrics,
+        registry: CollectorRegistry | None = None,
+        auto: Auto | None = None,
+    ) -> None:
+        self._engine, self._names, self._slots = engine, names, slots
+        self._proved, self._gate, self._metrics = proved, gate, metrics
+        self._registry, self._auto = registry, auto
+        self._waiting = ThreadPoolExecutor(_LOOK_UPS, "adapterhub-names")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request.
+
+        Raises:
+            RequestRefused: it is not served.
+        """
+        path, method = str(scope["path"]).rstrip("/"), scope["method"]
+        if method in {"GET", "HEAD"}:
+            await self._get(path, scope, send)
+            return
+        route = ROUTES.get(path)
+        if method != "POST" or route is None:
+            raise RequestRefused(404, _NO_ROUTE)
+        if not is_json(scope):
+            raise RequestRefused(415, "expected a body of the type `application/json`")
+        body = await _body(scope, receive)
+        await _unless_gone(self._post(route, body, scope, send), receive)
+
+    # ------------------------------------------------------------ what needs no engine
+    async def _get(self, path: str, scope: Message, send: Send) -> None:
+        if path in _HEALTH:
+            await _send(send, HTTPStatus.OK, json.dumps({"status": "ok"}).encode())
+        elif path == "/metrics" and self._registry is not None:
+            data, kind = exposition(self._registry)
+            await _send(send, HTTPStatus.OK, data + await self._engine.metrics(), kind)
+        elif path in _MODELS or path.startswith("/v1/models/"):
+            asked: Asked = scope[ASKED]
+            listed = self._names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
+            name = "" if path in _MODELS else path.removeprefix("/v1/models/")
+            found = next((row for row in listed["data"] if row["id"] == name), None)
+            if name and found is None:
+                raise RequestRefused(404, f"no adapter `{shown(name, 200)}` is served; GET /v1/models lists them")
+            await _send(send, HTTPStatus.OK, json.dumps(found or listed).encode())
+        else:
+            raise RequestRefused(404, _NO_ROUTE)
+
+    # ------------------------------------------------------------ requests
+    async def _post(self, route: Route, data: bytes, scope: Message, send: Send) -> None:
+        asked: Asked = scope[ASKED]
+        measured = Measured(self._metrics)
+        grammars = asked.tenant is None or asked.tenant.grammars
+        if len(data) > _PARSED_HERE:
+            value = await asyncio.to_thread(parsed, route.body, data, may_write_grammars=grammars)
+        else:
+            value = parsed(route.body, data, may_write_grammars=grammars)
+        served = await self._named(value, route, asked, measured, header_of(scope, KEY_HEADER).decode("latin-1"))
+        is_stream, count = value.get("stream") is True, choices_of(value)
+        if is_stream and route.parts != "whole" and count > 1:
+            raise RequestRefused(400, "a stream has one prompt and one choice; send several without `stream`")
+        self._gate.reserve(asked, demand_of(value, len(data)))
+        asked.begins(len(data))
+        owner = (None if asked.tenant is None else asked.tenant.name, None if served is None else served.digest)
+        call = _Call(self, route, value, served, owner, asked, measured)
+        try:
+            if is_stream:
+                await call.stream(send)
+            else:
+                await call.answer(send)
+        finally:
+            measured.end()
+
+    async def _named(
+        self, value: Mapping[str, Any], route: Route, asked: Asked, measured: Measured, key: str
+    ) -> Served | None:
+        """Find the adapter of a request, which is counted; None for the base.
+
+        Raises:
+            RequestRefused: there is none, this client may not use it, or the engine ignores it on this route.
+        """
+        try:
+            served = await self._looked_up(value, route, asked, key)
+            self._ensure_proved(served, route)
+        except RequestRefused:
+            self._metrics.looked_up("refused")
+            raise
+        if served is not None:
+            measured.adapter, measured.found = served.label, "hit"
+            asked.is_for(served.label, served.digest, self._names.base_digest)
+            self._metrics.looked_up("hit")
+        return served
+
+    def _ensure_proved(self, served: Served | None, route: Route) -> None:
+        if served is not None and route.probe is not None and route.path not in self._proved:
+            other = "/v1/chat/completions"
+            raise RequestRefused(404, f"this llama.cpp ignores adapters at {route.path}; {other} applies them")
+
+    async def _looked_up(self, value: Mapping[str, Any], route: Route, asked: Asked, key: str) -> Served | None:
+        model = value.get("model", "")
+        if model != AUTO and not self._names.may_wait(model):
+            return self._admitted(value, route, asked, key)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._waiting, self._admitted, value, route, asked, key)
+
+    def _admitted(self, value: Mapping[str, Any], route: Route, asked: Asked, key: str) -> Served | None:
+        """Find the adapter that the `model` of a request means for this client. May wait for a server."""
+        names, tenant = self._names, asked.tenant
+        model = value.get("model", names.base)
+        asked.model = shown(model, 300)
+        if model == AUTO and self._auto is not None:
+            return self._routed(self._auto, value, route, asked)
+        if tenant is not None and model == names.base:
+            tenant.ensure_may_use_base()
+        try:
+            spelled = tenant.name_for(model) if tenant is not None and model != names.base else model
+            served = names.find(spelled, request_key(key, value))
+        except AdapterHubError as error:
+            raise RequestRefused.of(error) from None
+        if tenant is not None and not names.may_use(tenant, served):
+            raise RequestRefused(404, f"no adapter `{shown(model)}` is served; GET /v1/models lists them")
+        return served
+
+    def _routed(self, auto: Auto, value: Mapping[str, Any], route: Route, asked: Asked) -> Served | None:
+        """Find the adapter that the text of a request is for; None for the base."""
+        names, tenant = self._names, asked.tenant
+        asked.is_routed = True
+        chosen = auto.model_for(
+            route.path,
+            value,
+            lambda one: (
+                (tenant is None or tenant.allows(one.name)) and names.denied.reason(one.label, one.digest) is None
+            ),
+        )
+        if chosen is not None:
+            with contextlib.suppress(AdapterHubError):
+                return names.find(chosen.model)
+        if tenant is not None:
+            tenant.ensure_may_use_base()
+        return None
+
+
+class _Call:
+    """One request to the engine, or one for each of its prompts and choices, and the answer."""
+
+    def __init__(
+        self,
+        app: App,
+        route: Route,
+        value: dict[str, Any],
+        served: Served | None,
+        owner: Owner,
+        asked: Asked,
+        measured: Measured,
+    ) -> None:
+        self._engine, self._names, self._slots = app._engine, app._names, app._slots  # noqa: SLF001 - of this file
+        self._route, self._value, self._served = route, value, served
+        self._owner, self._asked, self._measured = owner, asked, measured
+        self._name = app._names.base if served is None else served.name  # noqa: SLF001 - as above
+
+    def _written(self, value: Mapping[str, Any], slot: Slot) -> dict[str, Any]:
+        """Write the body for the engine."""
+        body = {key: one for key, one in value.items() if key not in _OWN_FIELDS}
+        if self._route.probe is None:
+            return body
+        reuses = not slot.is_fresh and value.get("cache_prompt") is not False
+        body |= {"lora": self._names.scales(self._served), "id_slot": slot.number, "cache_prompt": reuses}
+        if value.get("stream") and self._route.parts == "choices":
+            body["stream_options"] = {"include_usage": True}
+        return body
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """Split the request into one for each prompt and choice."""
+        if self._route.parts == "whole":
+            return [self._value]
+        prompt, count = self._value.get("prompt"), self._value.get("n", 1)
+        prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else None
+        each = [self._value] if prompts is None else [self._value | {"prompt": one} for one in prompts]
+        seed = self._value.get("seed")
+        return [one | ({} if seed is None else {"seed": seed + at}) for one in each for at in range(count)]
+
+    # ------------------------------------------------------------ whole answers
+    async def answer(self, send: Send) -> None:
+        """Send the whole answer."""
+        tasks = [asyncio.create_task(self._one(value)) for value in self._parts()]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            await _cancelled(tasks)
+        status, whole = next((one for one in answers if one[0] != HTTPStatus.OK), (200, self._joined(answers)))
+        data = json.dumps(_renamed(whole, self._name)).encode()
+        if status == HTTPStatus.OK:
+            self._measured.take(data)
+            if isinstance(whole, list):
+                usages = [one.get("usage", {}) for one in map(_with_usage, whole)]
+                self._measured.usage = Usage(*(sum(one.get(key, 0) for one in usages) for key in _COUNTS))
+            self._asked.usage = self._measured.usage
+        await _send(send, status, data, headers=self._who())
+
+    async def _one(self, value: Mapping[str, Any]) -> tuple[int, Any]:
+        async with self._slots.taken(self._owner) as slot:
+            found = await self._engine.ask(self._route.path, self._written(value, slot))
+            slot.is_fresh = slot.is_fresh and found[0] != HTTPStatus.OK
+            return found
+
+    def _joined(self, answers: list[tuple[int, Any]]) -> Any:  # noqa: ANN401 - JSON
+        values = [value for _, value in answers]
+        if len(values) == 1:
+            return values[0]
+        if self._route.parts == "answers":
+            return values
+        choices = [choice for value in values for choice in value.get("choices", ())]
+        usages = [value.get("usage") or {} for value in values]
+        keys = {key for usage in usages for key, count in usage.items() if type(count) is int}
+        return values[0] | {
+            "choices": [choice | {"index": at} for at, choice in enumerate(choices)],
+            "usage": {key: sum(usage.get(key, 0) for usage in usages) for key in sorted(keys)},
+        }
+
+    # ------------------------------------------------------------ streams
+    async def stream(self, send: Send) -> None:
+        """Send the answer as it comes."""
+        shows_usage = bool((self._value.get("stream_options") or {}).get("include_usage"))
+        async with (
+            self._slots.taken(self._owner) as slot,
+            self._engine.stream(self._route.path, self._written(self._parts()[0], slot)) as (status, events),
+        ):
+            if status != HTTPStatus.OK:
+                data = b"".join([event async for event in events])
+                await _send(send, status, _renamed_text(data, self._name), headers=self._who())
+                return
+            slot.is_fresh = False
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *self._who()]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            try:
+                async for event in self._told(events, shows_usage=shows_usage):
+                    await send({"type": "http.response.body", "body": event + b"\n\n", "more_body": True})
+            except RequestRefused as refusal:  # the engine ended; the answer has begun
+                self._asked.refused(refusal)
+                told = json.dumps(refusal_body(refusal.status, refusal.message, refusal.kind)).encode()
+                await send({"type": "http.response.body", "body": _DATA + told + b"\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _told(self, events: AsyncIterator[bytes], *, shows_usage: bool) -> AsyncIterator[bytes]:
+        """The events for the client: under the name of the adapter, and without a usage that it did not ask for."""
+        field = (
+            b"" if self._served is None else described(self._served.label, self._served.digest, self._names.base_digest)
+        )
+        async for event in events:
+            told = b"\n".join(
+                _DATA + _renamed_text(line[len(_DATA) :], self._name) if line.startswith(_DATA) else line
+                for line in event.split(b"\n")
+            )
+            self._measured.take(told)
+            self._asked.usage = self._measured.usage
+            if self._route.parts == "choices" and not shows_usage and says_only_usage(event):
+                continue
+            if field and (described_too := with_field(told, field)):
+                told, field = described_too, b""
+            yield told
+
+    def _who(self) -> list[tuple[bytes, bytes]]:
+        """The headers that tell who answers."""
+        asked = self._asked
+        found = {HEADER: label_of(asked.adapter)} if asked.is_routed else {}
+        if asked.adapter is not None:
+            found |= {
+                "x-adapter-name": asked.adapter,
+                "x-adapter-digest": asked.digest or "",
+                "x-base-digest": asked.base or "",
+            }
+        return [(name.encode(), text.encode("ascii", "replace")) for name, text in found.items()]
+
+
+# ---------------------------------------------------------------- ASGI
+async def _body(scope: Message, receive: Receive) -> bytes:
+    """Read a body of at most `MOST_BYTES`.
+
+    Raises:
+        RequestRefused: 413 for a longer one, 408 for a slow one, 400 where the client left.
+    """
+    length = header_of(scope, "content-length")
+    if length and (len(length) > 12 or int(length) > MOST_BYTES):  # noqa: PLR2004 - more digits are beyond any limit
+        raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
+    pieces: list[bytes] = []
+    try:
+        size = 0
+        end = asyncio.get_running_loop().time() + BODY_S
+        while True:
+            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
+            if message["type"] == "http.disconnect":
+                raise RequestRefused(400, "the client left before the end of the body")
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > MOST_BYTES:
+                raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+    except asyncio.TimeoutError:
+        raise RequestRefused(408, f"the body did not arrive within {BODY_S:g} s") from None
+
+
+async def _unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Do `work`; end it when the client leaves, so that the engine stops, too."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+    finally:
+        await _cancelled([task, gone])
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(tasks: list[asyncio.Task[_T]]) -> None:
+    """Cancel what still runs, and wait until it has ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _send(
+    send: Send,
+    status: int,
+    data: bytes,
+    kind: str = "application/json",
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    made = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode()), *(headers or [])]
+    await send({"type": "http.response.start", "status": int(status), "headers": made})
+    await send({"type": "http.response.body", "body": data})
+
+
+# ---------------------------------------------------------------- names in answers
+def _renamed(value: Any, name: str) -> Any:  # noqa: ANN401 - JSON
+    """A JSON answer with `name` where the engine names the file of its model, and with its usage in OpenAI's words."""
+    if isinstance(value, list):
+        return [_renamed(one, name) for one in value]
+    if not isinstance(value, dict):
+        return value
+    paths = {"model", "model_path"} & value.keys()
+    return _with_usage(value | dict.fromkeys(paths, name) if paths else value)
+
+
+def _with_usage(value: dict[str, Any]) -> dict[str, Any]:
+    """An answer of llama.cpp's own form with the member `usage`."""
+    if "usage" in value or not (value.get("stop") is True or "generation_settings" in value):
+        return value
+    counts = [value.get(key) for key in ("tokens_evaluated", "tokens_predicted")]
+    return (
+        value | {"usage": dict(zip(_COUNTS, counts, strict=True))} if all(type(one) is int for one in counts) else value
+    )
+
+
+def _renamed_text(data: bytes, name: str) -> bytes:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    renamed = _renamed(value, name)
+    return data if renamed is value else json.dumps(renamed).encode()

@@ -1,0 +1,165 @@
+"""Runs the front of llama.cpp's server: the chain of its parts, on uvicorn, in a thread with an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as NotInTime
+from typing import Final
+
+import uvicorn
+
+from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.auto import Auto
+from adapterhub.inference.serving.chain.draining import Draining
+from adapterhub.inference.serving.chain.entrance import Access
+from adapterhub.inference.serving.chain.origins import Origins
+from adapterhub.inference.serving.chain.slots import Slots
+from adapterhub.inference.serving.llama_cpp.app import App
+from adapterhub.inference.serving.llama_cpp.engine import Address, Engine
+from adapterhub.inference.serving.llama_cpp.names import Names
+from adapterhub.inference.serving.llama_cpp.proof import proved_routes
+from adapterhub.inference.serving.metrics import own_metrics
+from adapterhub.pages.wire import StrictProtocol
+
+_BACKLOG: Final = 2048
+_KEEP_ALIVE_S: Final = 30
+_MOST_CONNECTIONS: Final = 4096
+_READY_S: Final = 600.0
+_STOP_S: Final = 2
+
+
+class Front:
+    """The front's server, which runs in a thread of its own."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        engine: Address,
+        names: Names,
+        gate: Gate,
+        *,
+        slots: int,
+        auto: Auto | None = None,
+    ) -> None:
+        self._listener, self._where, self._names, self._gate = listener, engine, names, gate
+        self._count, self._auto = slots, auto
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._draining: Draining | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread = threading.Thread(target=self._run, name="adapt serve", daemon=True)
+
+    def start(self) -> None:
+        """Return when requests are answered.
+
+        Raises:
+            RequestRefused: the engine does not answer the first questions.
+        """
+        self._thread.start()
+        self._ready.wait(_READY_S)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End the server and what still runs."""
+        if self._server is not None:
+            self._server.should_exit = True
+        self._thread.join()
+
+    def drain(self, within_s: float) -> bool:
+        """Refuse new requests and wait for those that run; False if some still run after `within_s` seconds."""
+        assert self._loop is not None  # it is ready
+        assert self._draining is not None
+        try:
+            asyncio.run_coroutine_threadsafe(self._draining.drain(), self._loop).result(within_s)
+        except NotInTime:
+            return False
+        return True
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - `start` raises it
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        registry, metrics = own_metrics()
+        async with Engine(self._where) as engine:
+            proved = await proved_routes(engine, self._names)
+            app = App(
+                engine,
+                self._names,
+                Slots(self._count, self._most()),
+                proved=proved,
+                gate=self._gate,
+                metrics=metrics,
+                registry=registry,
+                auto=self._auto,
+            )
+            self._draining = Draining(app)
+            inner = Access(self._draining, self._gate, metrics.refused)
+            self._server = uvicorn.Server(
+                uvicorn.Config(
+                    Origins(inner, has_keys=self._gate.has_keys),
+                    http=StrictProtocol,
+                    ws="none",
+                    lifespan="off",
+                    log_level="error",
+                    access_log=False,
+                    proxy_headers=False,
+                    server_header=False,
+                    backlog=_BACKLOG,
+                    limit_concurrency=_MOST_CONNECTIONS,
+                    timeout_keep_alive=_KEEP_ALIVE_S,
+                    timeout_graceful_shutdown=_STOP_S,
+                )
+            )
+            self._ready.set()  # the listener queues what comes until it is served
+            await self._server.serve([self._listener])
+
+    def _most(self) -> int | None:
+        """The slots that one tenant may hold: half, so that a long answer of one leaves room for the others."""
+        tenants = self._gate.tenants
+        return None if tenants is None or len(tenants.by_name) < 2 else self._count // 2  # noqa: PLR2004 - one needs no share
+
+
+@contextlib.contextmanager
+def front(
+    host: str,
+    port: int,
+    engine: Address,
+    names: Names,
+    gate: Gate | None = None,
+    auto: Auto | None = None,
+    *,
+    slots: int = 4,
+) -> Iterator[Front]:
+    """Answer requests on `host` and `port` while the block runs; `auto` answers the model name `auto`.
+
+    Raises:
+        OSError: the port is taken.
+        RequestRefused: the engine does not answer.
+    """
+    gate = gate or Gate()
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        with gate.open():
+            server = Front(listener, engine, names, gate, slots=slots, auto=auto)
+            server.start()
+            try:
+                yield server
+            finally:
+                server.stop()
+    finally:
+        listener.close()
