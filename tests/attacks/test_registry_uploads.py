@@ -123,3 +123,29 @@ def test_an_upload_that_ends_does_not_touch_another_of_the_same_bytes(place: Run
 
     assert [*ends, completed(other, *theirs)] == [200, 200]
     assert completed(one, *mine) == 200  # asks again, as its answer was lost
+
+
+# ------------------------------------------------------------ who was removed
+def test_links_and_tokens_of_an_upload_end_with_their_user(place: Running) -> None:
+    server, content = place, os.urandom(9 * MEBIBYTE)
+    leaver = server.registry.tokens.create("leaver", "write")
+    server.post("/api/repos/create", {"organization": "leaver", "name": "x"}, token=leaver)
+    whole = {"oid": "0" * 64, "size": 1}
+    objects = [whole, {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]
+    body = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": objects, "hash_algo": "sha256"}
+    batch = server.post("/leaver/x.git/info/lfs/objects/batch", body, token=leaver).json()["objects"]
+    one, parts = (answer["actions"]["upload"] for answer in batch)
+    links = [link for link in (one["href"], parts["header"]["1"]) if link.startswith(server.url)]
+    xet = server.get("/api/models/leaver/x/xet-write-token/main", token=leaver).json()
+
+    server.registry.tokens.revoke_user("leaver")
+
+    answers = [httpx.put(link, content=b"x") for link in links]
+    answers.append(httpx.post(parts["href"], json={"parts": []}))
+    for route in (f"/v1/xorbs/default/{'0' * 64}", "/v1/shards"):
+        head = {"Authorization": f"Bearer {xet['accessToken']}"}
+        answers.append(httpx.post(xet["casUrl"] + route, content=b"x", headers=head))
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.json()["error"].partition(";")[0] for answer in answers} == {
+        "the token for which this was signed is revoked or has expired"
+    }

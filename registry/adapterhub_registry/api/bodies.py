@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.core.digests import strict_json
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry, caller_of, user_of
-from adapterhub_registry.errors import bad_request, forbidden, too_large, too_many
+from adapterhub_registry.errors import bad_request, forbidden, too_large, too_many, unauthorized
 from adapterhub_registry.names import known_repo_id
 
 BLOCK_BYTES = 1 << 20
@@ -58,6 +58,17 @@ def _check_repo(registry: Registry, caller: Caller, namespace: str, name: str) -
 async def user(request: Request, registry: Registry) -> None:
     """A caller with any token."""
     user_of(await caller_of(request, registry))
+
+
+async def check_signer(registry: Registry, token_id: int | None) -> None:
+    """Let a signed link or token end with the token for which it was signed.
+
+    Raises:
+        Refusal: 401 when that one is revoked or has expired.
+    """
+    caller = None if token_id is None else await run_in_threadpool(registry.tokens.caller_numbered, token_id)
+    if caller is None:
+        raise unauthorized("the token for which this was signed is revoked or has expired; start the upload again")
 
 
 async def anyone(request: Request, registry: Registry) -> int:

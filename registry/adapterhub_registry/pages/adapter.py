@@ -76,7 +76,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         contract = contract_of(registry, tree) if reads else None
         rule = rule_of(connection, row.namespace)
         tested = results_on(connection, row, facts.digest, rule) if reads and facts is not None else []
-        signed = _signed(registry, tree, rule)
+        signed = _signed(registry, tree, rule, reads=reads)
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
     return AdapterPage(
         repo=name,
@@ -149,13 +149,13 @@ def _badges(
             yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
 
 
-def _signed(registry: Registry, tree: Tree, rule: NamespaceRule) -> Badge:
+def _signed(registry: Registry, tree: Tree, rule: NamespaceRule, *, reads: bool) -> Badge:
     """Whether the build is signed, and by whom where the namespace knows the key."""
     entry = tree.find(SIGNATURE_FILE)
     if entry is None:
         return Badge(text="no signature")
     name = None
-    if rule.keys and entry.size <= SIGNATURE_LIMIT_BYTES:
+    if reads and rule.keys and entry.size <= SIGNATURE_LIMIT_BYTES:
         found = {path: found.sha256 for path in COVERED if (found := tree.find(path)) is not None}
         name = signer_of(b"".join(registry.blobs.open(entry.sha256)), found, rule)
     return Badge(text="signed", detail=f"by {name}", tone="good") if name else Badge(text="signature attached")

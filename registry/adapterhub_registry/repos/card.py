@@ -22,6 +22,21 @@ MAX_TAGS = 500
 MAX_TAG_CHARACTERS = 256
 
 
+OPEN_MEMBERS = frozenset(
+    {
+        *("tags", "library_name", "pipeline_tag", "license", "license_name", "license_link", "datasets", "language"),
+        *("base_model", "base_model_relation"),
+        *(f"extra_gated_{what}" for what in ("prompt", "fields", "heading", "description", "button_content")),
+    }
+)
+"""The members of a card that label a gated repository: most give its tags, and the last ones ask for access."""
+
+
+def open_part(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What everyone who sees a gated repository may know of its card: the rest is a file behind the gate."""
+    return {name: value for name, value in card.items() if name in OPEN_MEMBERS}
+
+
 def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     """The front matter at one commit (`files`: path to sha256); empty when it is unreadable."""
     raw = _small_file(blobs, files.get(CARD), MAX_CARD_BYTES)

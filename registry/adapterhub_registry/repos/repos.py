@@ -119,10 +119,14 @@ class Repos:
                 return seen[0]
         raise repo_not_found(repo_id)
 
+    def reads(self, connection: Connection, caller: Caller, row: RepoRow) -> bool:
+        """Whether a caller who sees a repository may read its files, and what is derived from them."""
+        return not row.gated or self._may_pass(connection, caller, row.id, row.full_name)
+
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository whose files `caller` may read; a gated one accepted the user, or the token covers it."""
         row = self.find(connection, caller, repo_id)
-        if row.gated and not self._may_pass(connection, caller, row.id, row.full_name):
+        if not self.reads(connection, caller, row):
             raise gated(row.full_name)
         return row
 

@@ -32,7 +32,7 @@ from adapterhub_registry.api.hub import model_info
 from adapterhub_registry.database.trees.nodes import read_node, unpack
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT, RepoId, known_repo_id
-from adapterhub_registry.repos import adapters, commits
+from adapterhub_registry.repos import adapters, card, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import MAX_PAGE, SORTS, Listing, list_repos
 
@@ -113,7 +113,11 @@ def list_models(request: Request) -> Response:
             files = accumulate(one.files if one is not None else 0 for one in found)
             page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
         sees = partial(registry.repos.sees, caller)
-        wanted = model_info.Wanted(registry.blobs, sees, members, outlines)
+
+        def reads(connection: Connection, row: Row[Any]) -> bool:
+            return registry.repos.reads(connection, caller, row)
+
+        wanted = model_info.Wanted(registry.blobs, sees, reads, members, outlines)
         first, *others = model_info.runs_of(connection, page.ids)
         told = model_info.told(connection, first, wanted)
     answer = model_info.listed(registry.db, told, others, wanted)
@@ -147,6 +151,8 @@ def repo_info(request: Request) -> Response:
         tags = model_info.tags_of(connection, [row.id])[row.id]
         info = model_info.at_head(row, tags) | model_info.documents_of(row)
         info |= model_info.at_commit(connection, registry.blobs, row, at.commit_id)
+        if not registry.repos.reads(connection, caller, row):
+            info["cardData"] = card.open_part(info["cardData"])
     if query.expand:
         # leaves out unknown members (such as past likes) instead of refusing them
         info = {name: info[name] for name in info if name in query.expand or name in model_info.ALWAYS}

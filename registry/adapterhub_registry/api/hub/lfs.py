@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 
 from adapterhub_registry.access.signing import BadSignature, check, sign
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import Sender, hub_router, in_slot, receive_with, sent_by
+from adapterhub_registry.api.bodies import Sender, check_signer, hub_router, in_slot, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden
 from adapterhub_registry.names import RepoId, parse_sha256
@@ -166,10 +166,10 @@ def _sent(claims: Mapping[str, Any]) -> str:
 
 
 def _holder(purpose: str) -> Sender:
-    """Whoever holds a signed link of this purpose."""
+    """Whoever holds a signed link of this purpose, while the token works for which it was signed."""
 
     async def check_link(request: Request, registry: Registry) -> None:
-        _claims(registry, request.path_params["token"], purpose)
+        await check_signer(registry, _claims(registry, request.path_params["token"], purpose)["token"])
 
     return check_link
 

@@ -98,6 +98,7 @@ class Wanted:
 
     blobs: BlobStore
     sees: Callable[[Row[Any]], bool]
+    reads: Callable[[Connection, Row[Any]], bool]
     members: AbstractSet[str]
     outlines: Mapping[tuple[int, str], Outline]
 
@@ -112,7 +113,7 @@ def told(connection: Connection, ids: Sequence[int], wanted: Wanted) -> list[Tol
     tags = tags_of(connection, rows) if "tags" in wanted.members else {}
     found: list[Told] = []
     for row in (rows[number] for number in ids if number in rows):
-        info = _chosen(connection, wanted.blobs, row, wanted.members, tags.get(row.id, []))
+        info = _chosen(connection, wanted, row, tags.get(row.id, []))
         outline = wanted.outlines.get((row.id, row.head))
         root = None
         if outline is not None and outline.paths is not None:
@@ -137,17 +138,15 @@ def listed(database: Database, first: list[Told], runs: Sequence[Sequence[int]],
     yield b"[]" if before == b"[" else b"]"
 
 
-def _chosen(
-    connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
-) -> dict[str, Any]:
+def _chosen(connection: Connection, wanted: Wanted, row: Row[Any], tags: list[str]) -> dict[str, Any]:
     info = at_head(row, tags)
-    if "cardData" in wanted:
-        info["cardData"] = _document(row.card)
-    if "config" in wanted:
-        info["config"] = _document(row.config)
-    if wanted & {"safetensors", "baseModels", "adapt"}:
-        info |= at_commit(connection, blobs, row, row.head)
-    for name in info.keys() - wanted:
+    if wanted.members & {"cardData", "config"}:
+        info |= documents_of(row)
+        if not wanted.reads(connection, row):
+            info["cardData"] = card.open_part(info["cardData"])
+    if wanted.members & {"safetensors", "baseModels", "adapt"}:
+        info |= at_commit(connection, wanted.blobs, row, row.head)
+    for name in info.keys() - wanted.members:
         if name not in ALWAYS:
             del info[name]
     return info

@@ -21,7 +21,7 @@ from sqlalchemy import Row, select
 
 from adapterhub.core.errors import DigestMismatch, DiskFull
 from adapterhub_registry.access import signing
-from adapterhub_registry.api.bodies import hub_router, receive_with, sent_by
+from adapterhub_registry.api.bodies import check_signer, hub_router, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
 from adapterhub_registry.database.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
@@ -92,8 +92,9 @@ SpaceOf = Annotated[Space, Depends(space_of)]
 
 
 async def holder(request: Request, registry: Registry) -> None:
-    """Whoever holds the token of an upload space."""
-    space_of(request, registry, request.path_params["scope"], request.path_params["epoch"])
+    """Whoever holds the token of an upload space, while the token works for which it was signed."""
+    space = space_of(request, registry, request.path_params["scope"], request.path_params["epoch"])
+    await check_signer(registry, space.token_id)
 
 
 def xorbs_of(registry: RegistryOf) -> XorbStore:
