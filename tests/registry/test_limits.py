@@ -263,7 +263,11 @@ def test_a_push_beyond_a_quota_is_one_sentence_and_publishes_nothing(tmp_path: P
 
         assert "quota reached: `acme` has 0 B of 1.0 kB; " in said
         assert said.count("\n") == 2  # the error and its hint
-        assert paths(server, "acme/qa") == [".gitattributes"]
+        assert server.get("/api/models/acme/qa").status_code == 404  # nor does an empty repository count
+
+        server.post("/api/repos/create", {"organization": "acme", "name": "own"})
+        adapt.fails(14, "push", "qa", "--to", "acme/own", "--remote", server.url, "--token", server.token)
+        assert paths(server, "acme/own") == [".gitattributes"]  # which was there before
 
 
 def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:

@@ -27,7 +27,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
-from adapterhub.core.errors import AdapterHubError, BlobNotFound, DigestMismatch, Malformed, NotFound, UsageProblem
+from adapterhub.core.errors import (
+    AdapterHubError,
+    BlobNotFound,
+    Conflict,
+    DigestMismatch,
+    Malformed,
+    NotFound,
+    UsageProblem,
+)
 from adapterhub.core.lookalike import fold
 
 SECRET = b"s" * 32
@@ -154,6 +162,21 @@ def test_a_part_that_comes_while_another_is_on_its_way_has_a_file_of_its_own(blo
     assert late != held[2]
     assert blobs.complete(UPLOAD, [one, *held.items()], HELLO, 5).size == 5
     assert b"".join(blobs.open(HELLO)) == b"hello"
+
+
+def test_the_uploads_of_one_object_keep_a_bounded_number_of_parts(blobs: DiskBlobs, tmp_path: Path) -> None:
+    def begin(number: int) -> str:
+        return blobs.put_part(UploadId(UPLOAD.object, f"owner-{number:02}"), 1, [b"hel"], 3, 5)
+
+    for number in range(8):
+        begin(number)
+    with pytest.raises(Conflict, match="8 uploads of this file are under way"):
+        begin(8)
+    for folder in list((tmp_path / "uploads" / "parts").iterdir())[:2]:
+        os.utime(folder, (0, 0))  # their links ended
+    begin(8)
+
+    assert len(list((tmp_path / "uploads" / "parts").iterdir())) == 7
 
 
 def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import (
+    AdapterHubError,
     Conflict,
     DigestMismatch,
     Malformed,
@@ -27,7 +29,7 @@ from adapterhub.core.errors import (
     problem_list,
 )
 from adapterhub.core.specs import version_of
-from adapterhub.distribution.http.wire import Wire, file_path
+from adapterhub.distribution.http.wire import HttpError, Wire, file_path
 from adapterhub.distribution.hub._ahead import look_at
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._results import RegistryResults
@@ -196,9 +198,10 @@ class HubRepository:
             self._tests.ensure_may_publish(repo, manifest, results, is_new=not self._exists)
         message = f"{manifest.name} {manifest.version}"
         with contextlib.ExitStack() as files, self._wire.plainly(f"push to `{repo}`"):
-            if not self._exists:
-                api.create_repo(repo, private=self._private or None, exist_ok=True)
+            is_new = not self._exists and self._created()
             head = api.model_info(repo)
+            if is_new:
+                files.push(partial(self._undo, head.sha))
             if self._private and head.private is False:
                 raise NotAllowed(f"`{repo}` exists and is public; only a new repository can be made private")
             before = {item.rfilename for item in head.siblings or []}
@@ -229,6 +232,26 @@ class HubRepository:
             if not self._has(manifest):
                 raise
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{commit}"
+
+    def _created(self) -> bool:
+        """Create the repository; False when it exists."""
+        try:
+            self._api.create_repo(self.repo, private=self._private or None, exist_ok=False)
+        except HfHubHTTPError as error:
+            if error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+            return False
+        return True
+
+    def _undo(self, first: str | None, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Remove the repository that this push created, at its commit `first`, when the server refused what it is for.
+
+        After a fault of the network it stays, and the next push goes on.
+        """
+        if isinstance(error, AdapterHubError) and not isinstance(error, RemoteUnreachable):
+            with contextlib.suppress(HfHubHTTPError, HttpError, OSError):
+                if self._api.model_info(self.repo).sha == first:
+                    self._api.delete_repo(self.repo)
 
     def send_results(self, manifest: Manifest, results: Sequence[bytes]) -> int:
         """Send signed results of tests on a version; returns how many the server has taken.

@@ -171,6 +171,18 @@ uploads = Table(
     Index("uploads_by_token", "token_id", "created_at"),
 )
 
+reservations = Table(
+    "reservations",
+    metadata,
+    # what a client announced for a repository and has not sent: it counts until its links end
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("token_id", Integer),
+    Column("ends_at", BigInteger, nullable=False),
+    Index("reservations_by_token", "token_id"),
+)
+
 xet_use = Table(
     "xet_use",
     metadata,

@@ -1,24 +1,100 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
-Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one. Every refusal is 400
+What a client announces counts at once, until it was sent or its links end; what counts is decided in one order for each
+namespace. So uploads at the same time never exceed a quota together. Every refusal is 400
 QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.display import size_text
-from adapterhub_registry.database.db import blobs, insert_new, now_ms, places, repos, slices, uploads, xet_use
+from adapterhub_registry.database.db import (
+    blobs,
+    insert_new,
+    lock_name,
+    now_ms,
+    places,
+    repos,
+    reservations,
+    slices,
+    uploads,
+    xet_use,
+)
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits
+from adapterhub_registry.storage.blobs import StoredBlob
 
 DAY_MS = 86_400_000
+
+
+def reserve(
+    connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, sizes: Mapping[str, int]
+) -> None:
+    """Let the files of `sizes` (sha256: size) count from now on, until they are recorded or their links end.
+
+    Raises:
+        Refusal: 400 QuotaExceeded; then none of them counts.
+    """
+    if not is_limited(limits) or not sizes:
+        return
+    lock_name(connection, f"quota of {repo.namespace}")
+    connection.execute(delete(reservations).where(reservations.c.ends_at < now_ms()))
+    release(connection, repo.id, sizes)
+    check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=sum(sizes.values()))
+    ends_at = now_ms() + 1000 * limits.href_ttl_s
+    mine = {"repo_id": repo.id, "token_id": token_id, "ends_at": ends_at}
+    connection.execute(insert(reservations), [{**mine, "sha256": oid, "size": size} for oid, size in sizes.items()])
+
+
+def release(connection: Connection, repo_id: int, digests: Iterable[str]) -> None:
+    """Let announced files no longer count as such."""
+    for some in slices(list(digests)):
+        mine = (reservations.c.repo_id == repo_id) & reservations.c.sha256.in_(some)
+        connection.execute(delete(reservations).where(mine))
+
+
+def take(connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, blob: StoredBlob) -> None:
+    """Count a file that has arrived, in the transaction that records it.
+
+    Raises:
+        Refusal: 400 QuotaExceeded, where it was not announced, or a limit is lower by now.
+    """
+    if not is_limited(limits):
+        return
+    lock_name(connection, f"quota of {repo.namespace}")
+    release(connection, repo.id, [blob.sha256])
+    committed = (places.c.repo_id == repo.id) & (places.c.sha256 == blob.sha256)
+    if connection.scalar(select(places.c.sha256).where(committed).limit(1)) is not None:
+        return
+    if not sent_before(connection, repo.id, [blob.sha256]):
+        check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=blob.size)
+
+
+def is_limited(limits: Limits) -> bool:
+    """Whether bytes have a quota here."""
+    return bool(limits.namespace_bytes or limits.token_upload_bytes_per_day)
+
+
+def check_chunks(connection: Connection, limits: Limits, user: str, epoch: int) -> None:
+    """Let the chunks that a user sent in an epoch, and that are no file yet, take as much as a quota at most.
+
+    They may become a file that counts already, so that the other files do not count against them.
+
+    Raises:
+        Refusal: 400 QuotaExceeded.
+    """
+    most = min(filter(None, (limits.namespace_bytes, limits.token_upload_bytes_per_day)), default=0)
+    row = connection.execute(select(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch == epoch)).one_or_none()
+    waiting = 0 if row is None else row.sent_bytes - row.unpacked_bytes
+    if most and waiting > most:
+        raise Refusal(400, "QuotaExceeded", f"quota reached: {size_text(waiting)} of your chunks are no file yet")
 
 
 def check_upload(
@@ -30,11 +106,11 @@ def check_upload(
         Refusal: 400 QuotaExceeded.
     """
     if limits.namespace_bytes:
-        used = bytes_of(connection, namespace)
+        used = bytes_of(connection, namespace) + _announced(connection, repos.c.namespace == namespace)
         if used + more_bytes > limits.namespace_bytes:
             raise _exceeded(f"`{namespace}` has {_of(used, limits.namespace_bytes)}", more_bytes)
     if limits.token_upload_bytes_per_day and token_id is not None:
-        sent = _sent_today(connection, token_id)
+        sent = _sent_today(connection, token_id) + _announced(connection, reservations.c.token_id == token_id)
         if sent + more_bytes > limits.token_upload_bytes_per_day:
             raise _exceeded(f"this token sent {_of(sent, limits.token_upload_bytes_per_day)} in a day", more_bytes)
 
@@ -44,16 +120,26 @@ def check_announced(
 ) -> None:
     """Raise as `check_upload` when files of these sizes cannot fit; a Xet client shows no later refusal to its user.
 
-    Their digests are still unknown. A file that has the size of one that counts already may be that file, so it passes.
+    Their digests are still unknown. A file of the size of one that counts already, or is announced, may be that file,
+    so it passes.
     """
-    if not (limits.namespace_bytes or limits.token_upload_bytes_per_day) or not sizes:
+    if not is_limited(limits) or not sizes:
         return
     committed = select(places.c.sha256).where(places.c.repo_id == repo.id)
     both = committed.union(select(uploads.c.sha256).where(uploads.c.repo_id == repo.id))
     known = set(connection.scalars(select(blobs.c.size).where(blobs.c.size.in_(set(sizes)), blobs.c.sha256.in_(both))))
+    mine = (reservations.c.repo_id == repo.id) & reservations.c.size.in_(set(sizes))
+    known |= set(connection.scalars(select(reservations.c.size).where(mine)))
     more = sum(size for size in sizes if size not in known)
     if more:
         check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=more)
+
+
+def _announced(connection: Connection, which: ColumnElement[bool]) -> int:
+    """The bytes of those announced files that do not count by themselves yet."""
+    sent = exists().where(uploads.c.repo_id == reservations.c.repo_id, uploads.c.sha256 == reservations.c.sha256)
+    total = select(func.coalesce(func.sum(reservations.c.size), 0)).join(repos, repos.c.id == reservations.c.repo_id)
+    return int(connection.scalar(total.where(which, reservations.c.ends_at >= now_ms(), ~sent)) or 0)
 
 
 def _exceeded(state: str, more_bytes: int) -> Refusal:

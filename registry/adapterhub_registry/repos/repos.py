@@ -119,9 +119,9 @@ class Repos:
                 return seen[0]
         raise repo_not_found(repo_id)
 
-    def reads(self, connection: Connection, caller: Caller, row: RepoRow) -> bool:
+    def reads(self, connection: Connection, caller: Caller, row: RepoRow | Row[Any, Any, Any]) -> bool:
         """Whether a caller who sees a repository may read its files, and what is derived from them."""
-        return not row.gated or self._may_pass(connection, caller, row.id, row.full_name)
+        return not row.gated or caller.reaches(row.full_name) or gates.is_accepted(connection, row.id, caller.user)
 
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository whose files `caller` may read; a gated one accepted the user, or the token covers it."""
@@ -141,7 +141,7 @@ class Repos:
         self.check_may_read(caller)
         top = commits.top_at(connection, repo_id, revision)
         if top is not None and (not top.private or caller.reaches(top.full_name)):
-            if top.gated and not self._may_pass(connection, caller, top.id, top.full_name):
+            if not self.reads(connection, caller, top):
                 raise gated(top.full_name)
             return commits.file_below(connection, top, path)
         row = self.find_files(connection, caller, repo_id)
@@ -156,11 +156,6 @@ class Repos:
         if top is None or ((top.private or top.gated) and not caller.reaches(top.full_name)):
             return None
         return commits.file_in(top, path)
-
-    @staticmethod
-    def _may_pass(connection: Connection, caller: Caller, number: int, full_name: str) -> bool:
-        """Whether a gated repository lets the caller read its files."""
-        return caller.reaches(full_name) or gates.is_accepted(connection, number, caller.user)
 
     def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository that `caller` may change; 403 when the caller may only see it, 401 without a token."""
@@ -380,11 +375,13 @@ class Repos:
         """Record an upload to a repository; commits to it may then name the blob.
 
         Raises:
-            Refusal: 404 when the repository is gone; 503 when `gc` removed the same bytes a moment ago.
+            Refusal: 404 without the repository; 400 beyond a quota; 503 when `gc` removed the bytes a moment ago.
         """
         lock_space(connection)
-        if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
+        repo = connection.execute(select(repos).where(repos.c.id == repo_id)).one_or_none()
+        if repo is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
+        quotas.take(connection, self._limits, repo, token_id=token_id, blob=blob)
         if not self._blobs.holds({blob.sha256: blob.size}):
             raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         now = now_ms()
@@ -435,8 +432,7 @@ class Repos:
             .where(places.c.sha256 == sha256, self.visible(caller))
             .distinct()
         )
-        rows = connection.execute(holders).all()
-        return any(not row.gated or self._may_pass(connection, caller, row.id, row.full_name) for row in rows)
+        return any(self.reads(connection, caller, row) for row in connection.execute(holders).all())
 
 
 def _spellings(repo_id: RepoId) -> Iterator[ColumnElement[bool]]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from adapterhub.core.disk.files import sync_folder
-from adapterhub.core.errors import BlobNotFound, Malformed
+from adapterhub.core.errors import BlobNotFound, Conflict, Malformed
+from adapterhub_registry.access.signing import LONGEST_TTL_S
 from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
     ETAG,
@@ -41,6 +42,8 @@ from adapterhub_registry.storage.blobs import (
 
 ETAG_DIGITS = 32
 MOST_RUNS = 1000
+MOST_UPLOADS = 8
+"""How many uploads of one object to one repository by one user may have parts here at the same time."""
 _NO_SUCH_PART = "the list of parts names a part that the server has not received"
 
 
@@ -111,6 +114,8 @@ class DiskBlobs:
     def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
         """Keep one part: behind the parts before it where these came in order, else in a file of its own."""
         folder = self._part_folder(upload)
+        if not folder.is_dir():
+            self._check_others(upload)
         with raising_disk_full():
             folder.mkdir(exist_ok=True)
         if number == 1:
@@ -129,6 +134,22 @@ class DiskBlobs:
             etag = hasher.hexdigest()[:ETAG_DIGITS]
             temporary.replace(folder / f"{number}-{etag}")
         return etag
+
+    def _check_others(self, upload: UploadId) -> None:
+        """Remove the parts of one object whose links have ended; each upload keeps its own, so their number is bounded.
+
+        Raises:
+            Conflict: too many uploads of the object are under way.
+        """
+        under_way = 0
+        for other in self._parts.glob(f"{upload.checked().object}-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if other.stat().st_mtime < time.time() - LONGEST_TTL_S:
+                    shutil.rmtree(other, ignore_errors=True)
+                else:
+                    under_way += 1
+        if under_way >= MOST_UPLOADS:
+            raise Conflict(f"{under_way} uploads of this file are under way; try again in an hour at the latest")
 
     @contextlib.contextmanager
     def _held_run(self, upload: UploadId, *, waits: bool) -> Iterator[_Run | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any, Final
@@ -12,11 +14,13 @@ from typing import Any, Final
 from anyio import from_thread
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy import select
 
 from adapterhub_registry.access.signing import BadSignature, check, sign
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.bodies import Sender, check_signer, hub_router, in_slot, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
+from adapterhub_registry.database.db import blobs, lock_space, slices
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden
 from adapterhub_registry.names import RepoId, parse_sha256
 from adapterhub_registry.repos import quotas
@@ -31,6 +35,7 @@ MAX_LINKS: Final = 4000
 """The most parts of all objects in one batch: the more bytes a batch announces, the larger its parts."""
 DIRECT_BYTES: Final = 5 << 30  # the largest PUT of S3
 LARGEST_NUMBER: Final = (1 << 53) - 1  # the largest integer that every JSON reader represents exactly
+_CLOCKS_DIFFER_S: Final = 3600
 _LOOK_EVERY: Final = 32  # objects between two checks that the client is still connected
 
 
@@ -68,13 +73,11 @@ def lfs_batch(
             answer["actions"] = {}
         objects.append(answer)
     sent = [answer for answer in objects if "actions" in answer]
-    with registry.db.read() as connection:
-        counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
-        wanting = sum(answer["size"] for answer in sent if answer["oid"] not in counted)
-        if wanting:
-            quotas.check_upload(
-                connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
-            )
+    if quotas.is_limited(limits):
+        with registry.db.begin() as connection:
+            counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
+            sizes = {answer["oid"]: answer["size"] for answer in sent if answer["oid"] not in counted}
+            quotas.reserve(connection, limits, row, token_id=caller.token_id, sizes=sizes)
     part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
     for number, answer in enumerate(sent):
         if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
@@ -219,8 +222,23 @@ async def complete(request: Request, registry: RegistryOf, token: str, body: Jso
     return JSONResponse({"success": True})
 
 
+@contextlib.contextmanager
+def dropping_refused(registry: Registry, digests: Iterable[str]) -> Iterator[None]:
+    """Remove these stored bytes when what would name them is refused, unless something else names them."""
+    try:
+        yield
+    except Refusal:
+        with registry.db.begin() as connection:
+            lock_space(connection, shared=False)  # whoever else sends them finds them gone, and sends them again
+            unnamed = set(digests)
+            for some in slices(sorted(unnamed)):
+                unnamed -= set(connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some))))
+            registry.blobs.remove(sorted(unnamed), time.time() + _CLOCKS_DIFFER_S)
+        raise
+
+
 def _record(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
-    with registry.db.begin() as connection:
+    with dropping_refused(registry, [blob.sha256]), registry.db.begin() as connection:
         registry.repos.record_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
 
 

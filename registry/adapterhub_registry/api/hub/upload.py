@@ -29,8 +29,8 @@ from adapterhub_registry.api.context import (
     RevisionOf,
 )
 from adapterhub_registry.api.hub.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
-from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
-from adapterhub_registry.database.db import lock_space
+from adapterhub_registry.api.hub.lfs import dropping_refused, record_sent, usable_blobs
+from adapterhub_registry.database.db import lock_name, lock_space
 from adapterhub_registry.errors import Refusal, bad_request, busy, not_offered, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
@@ -159,9 +159,10 @@ async def make_commit(
 
     def work(chunks: Iterator[bytes]) -> str:
         draft = _Draft(registry, caller, repo_id)
-        for line in _lines(chunks, limit_bytes=_line_limit(registry)):
-            draft.take(line)
-        return draft.commit(branch)
+        with dropping_refused(registry, draft.regular):
+            for line in _lines(chunks, limit_bytes=_line_limit(registry)):
+                draft.take(line)
+            return draft.commit(branch)
 
     made = await receive_with(request, caller.token_id, work)
     return JSONResponse({"success": True, "commitOid": made, "commitUrl": f"{base}/{repo_id}/commit/{made}"})
@@ -194,8 +195,8 @@ class _Draft:
         self._registry, self._caller, self._repo_id = registry, caller, repo_id
         self._header: JsonObject | None = None
         self._operations: list[Operation] = []
-        self._regular_bytes = 0
-        self._regular: dict[str, int] = {}  # the sizes of the files that came with the lines, by sha256
+        self._regular_bytes = self._checked_bytes = 0
+        self.regular: dict[str, int] = {}  # the sizes of the files that came with the lines, by sha256
         self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
@@ -238,8 +239,9 @@ class _Draft:
                 raise bad_request(f"content: expected at most {most} characters, got {len(encoded)}")
             data = _base64(encoded or content.text("content", limit=most), f"content of {path}")
             self._regular_bytes += len(data)
+            self._check_quota()
             blob = self._registry.blobs.put([data], size=len(data))
-            self._regular[blob.sha256] = blob.size
+            self.regular[blob.sha256] = blob.size
             return Put(path=path, blob=blob, lfs=False)
         if key == "lfsFile":
             if content.text("algo", "sha256") != "sha256":
@@ -252,6 +254,17 @@ class _Draft:
         if key == "deletedFolder":
             return DeleteFolder(path=path)
         raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
+
+    def _check_quota(self) -> None:
+        """Refuse early what cannot fit: before the first file is stored, and whenever twice as much has come."""
+        limits = self._registry.settings.limits
+        if not limits.namespace_bytes or self._regular_bytes < 2 * self._checked_bytes:
+            return
+        with self._registry.db.read() as connection:
+            row = self._registry.repos.find_writable(connection, self._caller, self._repo_id)
+            namespace, more = row.namespace, self._regular_bytes
+            quotas.check_upload(connection, limits, namespace=namespace, token_id=None, more_bytes=more)
+        self._checked_bytes = self._regular_bytes
 
     def _take_unchecked(self) -> None:
         """Find the stored LFS files; check those that the caller sent to a bucket without calling `verify`."""
@@ -278,7 +291,8 @@ class _Draft:
         with registry.db.begin() as connection:
             lock_space(connection)
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
-            if set(self._regular) - registry.blobs.holds(self._regular):
+            lock_name(connection, f"quota of {row.namespace}")
+            if set(self.regular) - registry.blobs.holds(self.regular):
                 raise busy("the server removed an unused file with the same bytes at this moment; commit again")
             quotas.check_upload(
                 connection,
@@ -294,7 +308,7 @@ class _Draft:
                 if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: LFS object {oid} is missing or has another size; upload it again")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
-            damage.unmark(connection, list(self._regular))
+            damage.unmark(connection, list(self.regular))
             proposal = Proposal(
                 branch=branch,
                 title=header.text("summary", "", limit=10_000) or "commit",

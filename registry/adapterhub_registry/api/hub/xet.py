@@ -18,11 +18,13 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
+from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import DigestMismatch, DiskFull
 from adapterhub_registry.access import signing
 from adapterhub_registry.api.bodies import check_signer, hub_router, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
+from adapterhub_registry.api.hub.lfs import dropping_refused
 from adapterhub_registry.database.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.repos import damage, quotas
@@ -175,6 +177,14 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
     check_room(registry.blobs, _announced(request) or 1)
     place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
 
+    def is_known() -> bool:
+        with registry.db.read() as connection:
+            quotas.check_chunks(connection, registry.settings.limits, space.user, space.epoch)
+        return xorbs.chunks(place) is not None
+
+    # chunks that came before take no more room, so that no quota counts them again
+    counts = not (quotas.is_limited(registry.settings.limits) and await run_in_threadpool(is_known))
+
     def keep(blocks: Iterator[bytes]) -> None:
         size = 0
         with xorbs.writer(place) as writer:
@@ -182,8 +192,9 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
                 writer.write(block)
                 size += len(block)
             writer.keep()
-        with registry.db.begin() as connection:
-            quotas.record_chunks(connection, space.user, space.epoch, size)
+        if counts:
+            with registry.db.begin() as connection:
+                quotas.record_chunks(connection, space.user, space.epoch, size)
 
     await receive_with(request, space.token_id, keep)
     return JSONResponse({"was_inserted": True})
@@ -236,7 +247,8 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
         )
 
     def on_stored(blob: StoredBlob) -> None:
-        with registry.db.begin() as connection:
+        named = dropping_refused(registry, [blob.sha256])
+        with named, registry.db.begin() as connection:
             # someone may have removed the repository meanwhile, and a new one may have its number
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
             if row is None or _repository(row) != space.repository:
