@@ -18,6 +18,7 @@ from sqlalchemy import (
     create_engine,
     text,
 )
+from sqlalchemy.engine import Connection
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 
@@ -35,6 +36,15 @@ def make(url: str, revision: str) -> None:
             connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
             connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": revision})
     engine.dispose()
+
+
+def undo_newest(connection: Connection) -> None:
+    """Take what the revisions from 0021 on added out of a new database: the keys of versions, and reservations."""
+    connection.execute(text("DROP TABLE reservations"))
+    for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):
+        connection.execute(text(f"DROP INDEX {index}"))
+    for table in ("releases", "tombstones"):
+        connection.execute(text(f"ALTER TABLE {table} DROP COLUMN version_key"))
 
 
 def _first(op: Operations) -> None:

@@ -28,7 +28,7 @@ from adapterhub_registry.database.trees.nodes import FileEntry, Totals
 from adapterhub_registry.repos.commits import tree_of
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, delete, func, insert, inspect, select, text
+from sqlalchemy import create_engine, delete, func, insert, inspect, select, text
 
 from adapterhub.core.errors import UsageProblem
 from tests.registry import older_schemas
@@ -103,14 +103,6 @@ def test_a_database_of_an_unreleased_schema_keeps_what_it_holds(new_database: Ca
     database.close()
 
 
-def undo_keys(connection: Connection) -> None:
-    """Take the keys of versions out again."""
-    for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):
-        connection.execute(text(f"DROP INDEX {index}"))
-    for table in ("releases", "tombstones"):
-        connection.execute(text(f"ALTER TABLE {table} DROP COLUMN version_key"))
-
-
 def test_of_versions_that_were_one_all_along_the_first_stays_and_the_others_are_yanked(
     new_database: Callable[[], str],
 ) -> None:
@@ -120,7 +112,7 @@ def test_of_versions_that_were_one_all_along_the_first_stays_and_the_others_are_
     about = {"private": False, "created_by": "ann", "created_at": NOW, "modified_at": NOW, "head": "0" * 40}
     with first.begin() as connection:
         connection.execute(insert(repos).values(id=3, **named, **about))
-        undo_keys(connection)
+        older_schemas.undo_newest(connection)
         for at, version in enumerate(["1.0.0+first", "1.0.0", "1", "1.0", "1.1"]):
             row = {"repo": 3, "version": version, "digest": str(at) * 64, "at": at, "commit": str(at) * 40}
             columns = "repo_id, version, tag, commit_id, digest, created_at"
@@ -151,7 +143,7 @@ def test_a_database_of_the_schema_before_this_one_gets_the_new_tables(new_databa
     url = new_database()
     first = Database(url)
     with first.begin() as connection:
-        undo_keys(connection)
+        older_schemas.undo_newest(connection)
         newer = (
             "wordings",
             "texts",

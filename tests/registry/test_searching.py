@@ -23,6 +23,7 @@ from adapterhub_registry.repos.search import Listing, Sort, list_repos
 from sqlalchemy import delete, select, text, true, update
 
 from adapterhub.formats.meaning.model import take_model
+from tests.registry import older_schemas
 from tests.registry.shared_servers import Postgres
 from tests.support.real_encoder import minilm_base
 
@@ -81,6 +82,7 @@ def test_what_an_earlier_database_holds_is_found(url: str) -> None:
         connection.execute(text("ALTER TABLE repo_tags DROP COLUMN modified_at"))
         connection.execute(text("INSERT INTO repo_tags (repo_id, tag) VALUES (5, 'peft'), (4, 'peft')"))
         connection.execute(text("UPDATE repos SET pipeline_tag = 'chat' WHERE id IN (4, 7)"))
+        older_schemas.undo_newest(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '0012'"))
     first.close()
 
@@ -215,6 +217,7 @@ def test_sqlite_counts_what_it_holds(tmp_path: Path) -> None:
         wanted |= {"blobs": 4, "blob_bytes": 6}
         assert counted(connection) == wanted
 
+        older_schemas.undo_newest(connection)
         for text_ in ("UPDATE alembic_version SET version_num = '0013'", "DROP TABLE name_trigrams"):
             connection.execute(text(text_))
         connection.execute(text("UPDATE counts SET value = 0"))
@@ -249,6 +252,7 @@ def test_sqlite_keeps_who_has_a_tag(tmp_path: Path) -> None:
         connection.execute(text("DROP TABLE tag_sets"))
         for change in ("insert", "delete"):
             connection.execute(text(f"DROP TRIGGER tag_sets_{change}"))
+        older_schemas.undo_newest(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '0018'"))
     database.close()
     database = Database(url)  # the migration makes the same sets
