@@ -44,6 +44,18 @@ def adapt(pipeline: Any, tmp_path: Path) -> Adapt:
     return typed
 
 
+def test_every_command_narrows_a_pipeline_to_the_component_of_an_adapter(adapt: Adapt) -> None:
+    adapt.ok("verify", "./narrow", "--base", "x")
+    adapt.ok("verify", "./wide", "--base", "x")
+    adapt.ok("verify", "narrow@x")
+    for spec in ("narrow@x", "wide@x"):
+        adapt.ok("export", spec, "--format", "peft", "--output", spec.partition("@")[0] + "-out")
+    adapt.ok("export", "./narrow", "--base", "x", "--format", "peft", "--output", "folder-out")
+
+    [build] = adapt.library.builds_named(parse_name("narrow"))
+    assert build.base.fingerprint == adapt.library.bases.get("x").part("unet").fingerprint
+
+
 def test_a_merge_of_several_components_equals_the_weighted_sum(adapt: Adapt, pipeline: Any) -> None:
     wide = save(adapt.folder / "w", modules_of(pipeline, SEVERAL), seed=1)
     other = save(adapt.folder / "o", modules_of(pipeline, {"unet": ("to_q",), "text_encoder": ("fc1",)}), seed=3)

@@ -51,19 +51,12 @@ def reports_of(
     without it, what was seen before counts. `opened` gives the library, which takes most of the start of a check and
     which an unsigned folder does not need.
     """
-    from adapterhub.trust.verify import verify_folder
-
     if not adapters:
         yield from _everything(opened(), record, progress, find_source)
     for text in adapters:
         if names_folder(text):
             folder = Path(text).expanduser()
-            report = verify_folder(
-                folder,
-                base_tensors=record.tensors if record else None,
-                base_fingerprint=record.fingerprint if record else None,
-                progress=progress,
-            )
+            report = _folder_report(folder, record, progress)
             yield text, _with_signature(opened, folder, report)
         else:
             from adapterhub.distribution.choosing import look_up
@@ -270,11 +263,21 @@ class Checked:
         }
 
 
+def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress | None = None) -> Report:
+    """What `verify` finds in a folder; `record` is its base, or the pipeline that has its base."""
+    from adapterhub.library.bases.subjects import beside
+    from adapterhub.trust.verify import Report, open_subject, verify
+
+    subject, findings = open_subject(folder, progress=progress)
+    if subject is None:
+        return Report.of(findings)
+    return verify(beside(subject, record) if record is not None else subject, seen=findings)
+
+
 def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
     """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
     from adapterhub.distribution.choosing import look_up
     from adapterhub.library.library import Library as Local
-    from adapterhub.trust.verify import verify_folder
 
     named = library.bases.find(base) if base is not None else None
 
@@ -291,11 +294,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     for text in adapters:
         if names_folder(text):
             folder = Path(text).expanduser()
-            report = verify_folder(
-                folder,
-                base_tensors=named.tensors if named else None,
-                base_fingerprint=named.fingerprint if named else None,
-            )
+            report = _folder_report(folder, named)
             requested.append(Subject(label=text, folder=folder, report=report, record=named))
         else:
             spec = AdapterSpec.parse(text)

@@ -25,6 +25,7 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_config, base_facts
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.bases.subjects import beside, part_for
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
 from adapterhub.weights.fuse import WrittenCheck
@@ -118,7 +119,7 @@ class Job:
         )
         found = finder.find(self.what, 1.0)
         record = self._record(found, needed=needs_base, guesses=guesses_base)
-        subject, warnings = self._checked(found, record)
+        subject, record, warnings = self._checked(found, record)
         config = base_config(record)
         if config is None and needs_base:
             what = f"`config.json` of base `{shown(record.label if record else '')}`"
@@ -170,15 +171,14 @@ class Job:
             raise BaseNotFound(f"`{shown(found.label, 200)}` does not declare its base", hint=hint)
         return record
 
-    def _checked(self, found: FoundAdapter, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
-        """Verify the files, with the base if it is known; returns the verified files and the warnings."""
-        subject, findings = open_subject(
-            found.folder,
-            manifest=found.build.manifest if found.build else None,
-            base_tensors=record.tensors if record else None,
-            base_fingerprint=record.fingerprint if record else None,
-            base_named=True,
-        )
+    def _checked(
+        self, found: FoundAdapter, record: BaseRecord | None
+    ) -> tuple[Subject, BaseRecord | None, tuple[str, ...]]:
+        """Verify the files, with the base if it is known; returns the verified files, their base and the warnings."""
+        manifest = found.build.manifest if found.build else None
+        subject, findings = open_subject(found.folder, manifest=manifest, base_named=True)
+        if subject is not None and record is not None:
+            subject, record = beside(subject, record), part_for(subject, record)
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
@@ -189,7 +189,7 @@ class Job:
         allowed = "exported anyway, because a base mismatch is allowed"
         overridden = (f"`{label}` {other.message}: {allowed}",) if other is not None else ()
         assert subject is not None  # else there is an error
-        return subject, (*overridden, *(f.text for f in report.warnings))
+        return subject, record, (*overridden, *(f.text for f in report.warnings))
 
     def _is_overridden(self, found: FoundAdapter, record: BaseRecord | None) -> bool:
         if self.allow_base_mismatch:

@@ -88,12 +88,22 @@ class BaseRecord:
         """Every component of a pipeline; nothing for a base that is one model."""
         return tuple(self.part(component) for component in self.components)
 
-    def narrowed(self, modules: Iterable[str], annotations: Mapping[str, Any]) -> BaseRecord:
-        """The component of a pipeline that an adapter is for: as its `annotations` state, else by its `modules`.
+    def narrowed(
+        self,
+        modules: Iterable[str] = (),
+        annotations: Mapping[str, Any] | None = None,
+        *,
+        declared: BaseFingerprint | None = None,
+    ) -> BaseRecord:
+        """The component of a pipeline that an adapter is for.
 
-        The record itself where several components, or none, have all of them.
+        It is the one that the adapter has `declared` as its base, else as its `annotations` state, else by its
+        `modules`. The record itself where several components, or none, have all of them.
         """
-        stated = stated_component(annotations)
+        for part in self.parts():
+            if declared is not None and part.fingerprint.weights == declared.weights:
+                return part
+        stated = stated_component(annotations or {})
         if stated in self.components:
             return self.part(stated)
         wanted = list(modules)

@@ -78,11 +78,6 @@ class Bases:
             )
         return found
 
-    def part_for(self, record: BaseRecord, declared: BaseFingerprint | None) -> BaseRecord:
-        """The component of a pipeline that an adapter declares as its base; `record` itself for any other base."""
-        weights = declared.weights if declared is not None else None
-        return next((part for part in record.parts() if part.fingerprint.weights == weights), record)
-
     def aliases(self) -> tuple[str, ...]:
         """The registered aliases, sorted; no record is read."""
         return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))

@@ -79,7 +79,7 @@ class _Bases:
         record = next((each for each in bases.list() if each.fingerprint.weights == weights), None)
         if record is None:
             return AskedBase(weights=weights) if weights is not None else None
-        record = bases.part_for(record, declared)
+        record = record.narrowed(declared=declared)
         if record.label not in self._read:
             self._read[record.label] = AskedBase.of(self._library, record)
         return self._read[record.label]

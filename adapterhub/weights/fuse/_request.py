@@ -118,9 +118,8 @@ def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
 
 def _component(record: BaseRecord, adapters: Sequence[FoundAdapter]) -> BaseRecord:
     """The component of a pipeline that all adapters were made for; the record itself for another base."""
-    declared = {one.base.fingerprint.weights for one in adapters if one.base.fingerprint is not None}
-    parts = [part for part in record.parts() if declared == {part.fingerprint.weights}]
-    return parts[0] if parts else record
+    parts = {part.fingerprint: part for part in (record.narrowed(declared=one.base.fingerprint) for one in adapters)}
+    return next(iter(parts.values())) if len(parts) == 1 else record
 
 
 def _only_base(library: Library) -> BaseRecord | None:

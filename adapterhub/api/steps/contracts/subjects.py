@@ -137,7 +137,7 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
     if on is None and declared is None:
         record = find_base(library, [{subject.label: 1.0}], None)
     elif on is not None:
-        record = library.bases.part_for(library.bases.find(on), declared)
+        record = library.bases.find(on).narrowed(declared=declared)
     else:
         assert declared is not None  # the base that only the user could know was found above
         record = library.bases.by_fingerprint(declared)
