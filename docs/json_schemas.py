@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
+import click
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import is_typeddict  # that of typing knows only its own before 3.12
+
+from adapterhub.cli import cli
 
 Schema = dict[str, Any]
 
@@ -138,7 +141,7 @@ def _command(name: str) -> str:
         return "every command that refuses, on stderr"
     if variant and variant not in VARIANTS:
         raise ValueError(f"{name}: `{variant}` has no sentence in {__name__}")
-    return f"`adapt {words.replace('-', ' ')}`" + (f" {VARIANTS[variant]}" if variant else "")
+    return f"`adapt {_typed(words)}`" + (f" {VARIANTS[variant]}" if variant else "")
 
 
 def _table(kind: Schema) -> str:
@@ -176,3 +179,15 @@ def _text(schema: Schema) -> str:
     if kind == "object" and isinstance(inner := schema["additionalProperties"], dict):
         return f"object of {_text(inner)}"
     return _WORDS.get(kind, kind)
+
+
+def _typed(words: str) -> str:
+    """The words of a command as they are typed: `base export-record` for `base-export-record`."""
+    typed, left = list[str](), words.split("-")
+    group: click.Command | None = cli
+    while left and isinstance(group, click.Group):
+        names = group.list_commands(click.Context(group))
+        most = next((n for n in range(len(left), 0, -1) if "-".join(left[:n]) in names), len(left))
+        typed.append("-".join(left[:most]))
+        left, group = left[most:], group.get_command(click.Context(group), typed[-1])
+    return " ".join(typed + left)

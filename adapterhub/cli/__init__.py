@@ -11,7 +11,9 @@ import gc
 
 gc.set_threshold(100_000)  # about what a start makes: to look for garbage in it takes a tenth; see `_keep_start`
 
+import codecs
 import importlib
+import io
 import os
 import signal
 import sys
@@ -229,6 +231,7 @@ def main() -> NoReturn:
     # A stream is None when the caller closed it.
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as above
+    _escape_what_terminals_lack()
     try:
         code = _run()
     finally:  # `verify` leaves by SystemExit
@@ -239,6 +242,22 @@ def main() -> NoReturn:
         except OSError:  # a full disk, for example; otherwise Python tries again and exits with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _escape_what_terminals_lack() -> None:
+    r"""Where stdout or stderr is no UTF-8, write other characters as `\u2026`, which keeps a JSON document whole."""
+    codecs.register_error("adapterhub", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="adapterhub")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    import json
+
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _keep_start(_phase: str, facts: dict[str, int]) -> None:

@@ -81,6 +81,16 @@ def test_verbose_names_the_library_and_leaves_stdout_alone(adapt, words):
         ("upload", "did you mean `adapt push`?"),
         ("version", "did you mean `adapt --version`?"),
         ("lst", "did you mean `adapt list`?"),
+        ("auth", "did you mean `adapt remote login`?"),  # by spelling it would be `audit`
+        ("history", "did you mean `adapt info`?"),
+        ("reset", "did you mean `adapt rollback`?"),
+        ("undo", "did you mean `adapt rollback`?"),
+        ("deploy", "did you mean `adapt serve`?"),
+        ("repo", "did you mean `adapt registry`?"),
+        ("status", "did you mean `adapt outdated`?"),
+        ("eval", "did you mean `adapt test`?"),
+        ("convert", "did you mean `adapt export`?"),
+        ("tag", "did you mean `adapt alias`?"),
     ],
 )
 def test_the_command_of_another_tool_leads_to_ours(adapt, typed, said):

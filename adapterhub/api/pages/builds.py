@@ -223,7 +223,7 @@ def _snippets(build: Installed) -> tuple[Snippet, ...]:
         Snippet(program="Python", text=f'adapterhub.attach(model, "{spec}")'),
         Snippet(program="PEFT", text=f'PeftModel.from_pretrained(base, "{build.folder}")'),
         Snippet(program="vLLM", text=f"adapt serve --base {build.base_name or 'BASE'} '{spec}'"),
-        Snippet(program="llama.cpp", text=f"adapt export {spec} --format gguf --out {build.manifest.name}.gguf"),
+        Snippet(program="llama.cpp", text=f"adapt export {spec} --format gguf -o {build.manifest.name}.gguf"),
     )
 
 
