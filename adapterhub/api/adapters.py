@@ -375,6 +375,7 @@ class WithAdapters(OpenedLibrary):
         max_rank: int | None = None,
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
+        accept_repository: str = "",
         exclude_newer: str | None = None,
         test: Testing | None = None,
         signatures: SignaturePolicy | None = None,
@@ -392,6 +393,7 @@ class WithAdapters(OpenedLibrary):
             max_rank: this rank or a lower one.
             places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
             allow_base_mismatch: take a build for other weights of the same shapes; recorded.
+            accept_repository: a repository that may supply it though its name came from another.
             exclude_newer: take no release newer than a day (`2026-01-31`), a time or an age (`7d`).
             test: `keep` it only if it answers as its contract records on your base, or only `warn`.
             signatures: `require`, `warn` or `off` for this call.
@@ -408,9 +410,10 @@ class WithAdapters(OpenedLibrary):
         """
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        plan = self._plan(
-            spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
-        )
+        with self.accepting([accept_repository]):
+            plan = self._plan(
+                spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
+            )
         name = plan.release.full_name
         gate = contract_gate(self, test, bars=self.reports, out=self.reports)
         (added,) = installing.install_all(

@@ -15,6 +15,7 @@ from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission.repositories import strangers
 from adapterhub.library.aliasing import alias_of, build_under, without_alias
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.installed import InstalledRelease
@@ -27,6 +28,7 @@ def candidates_of(
     library: Library, releases: Sequence[Release], wanted: RequestedBase | None, source: str
 ) -> list[Candidate]:
     """The releases as the resolver sees them; an installed build counts as made for the base that it is pinned to."""
+    strange = strangers(library, releases)
     judged: dict[BaseRef, tuple[Comparison, str]] = {}  # a name may have thousands of builds, for few bases
     found = []
     for release in releases:
@@ -34,11 +36,11 @@ def candidates_of(
         if base not in judged:
             verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
             judged[base] = verdict, library.base_label(base)
-        found.append(_candidate(release, *judged[base], source))
+        found.append(_candidate(release, *judged[base], source, strange.get(release.digest, "")))
     return found
 
 
-def _candidate(release: Release, comparison: Comparison, base_label: str, source: str) -> Candidate:
+def _candidate(release: Release, comparison: Comparison, base_label: str, source: str, strange: str) -> Candidate:
     facts = release.facts
     return Candidate(
         namespace=release.namespace,
@@ -56,6 +58,7 @@ def _candidate(release: Release, comparison: Comparison, base_label: str, source
         license=facts.license,
         published_at=release.published_at,
         repository=release.repository,
+        strange=strange,
     )
 
 

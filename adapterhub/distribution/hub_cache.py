@@ -85,6 +85,7 @@ class HubCache:
                     origin=f"{repo} at {commit[:12]} in {self.label}",
                     published_at=release.published_at,
                     repository=repo,
+                    claimed_at=self.place,
                 )
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:

@@ -25,6 +25,7 @@ from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
+from adapterhub.library.admission.repositories import Repositories
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.installed import InstalledRelease
@@ -175,6 +176,8 @@ def run_install(
         if added or library.origins.of(build.manifest.digest) is None:
             library.note_origin(build, plan.source.place)
         offered.take(library, build)
+        if plan.release.claimed_at:
+            Repositories(library.root).bind(plan.release.claimed_at, build.full_name, plan.release.repository)
     if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
         library.allow_mismatch(build, record)
     if plan.followed is not None:

@@ -17,7 +17,8 @@ class Release:
     `published_at` is the Unix time of publication as the place knows it: the release in a registry, the date of the
     commit on another hub, the writing of the manifest in a directory, the arrival in a library. `base_hub_id` is the
     Hub id of the base, where the place knows it and the manifest need not. `repository` is the repository of a server
-    that holds it, such as `acme/legal-qa-base-7b`; users may name the build by it.
+    that holds it, such as `acme/legal-qa-base-7b`; users may name the build by it. `claimed_at` is a server that
+    keeps no names: any repository there may claim the name of this build.
     """
 
     manifest: Manifest
@@ -27,6 +28,7 @@ class Release:
     published_at: float | None = None
     base_hub_id: str = ""
     repository: str = ""
+    claimed_at: str = ""
 
     @property
     def facts(self) -> Facts | Manifest:
@@ -69,7 +71,7 @@ class UnreadRelease(Release):
             "namespace": namespace,
             "origin": origin,
         }
-        told |= {"yanked": None, "published_at": published_at, "base_hub_id": "", "repository": ""}
+        told |= {"yanked": None, "published_at": published_at, "base_hub_id": "", "repository": "", "claimed_at": ""}
         for name, value in told.items():
             object.__setattr__(self, name, value)
 

@@ -44,6 +44,8 @@ class InstalledBuilds:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.accepted: frozenset[str] = frozenset()
+        """Repositories that the user lets supply a name that came from another; for the present call only."""
         self.store = Store(root)
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
@@ -61,6 +63,15 @@ class InstalledBuilds:
     def place(self) -> str:
         """The absolute path of the root."""
         return absolute(self.root)
+
+    @contextlib.contextmanager
+    def accepting(self, repositories: Iterable[str]) -> Iterator[None]:
+        """Let these repositories supply names that came from others, while the block runs."""
+        before, self.accepted = self.accepted, frozenset(repositories)
+        try:
+            yield
+        finally:
+            self.accepted = before
 
     def installed(self, *names: str) -> Iterator[Installed]:
         """Every installed build, read from the folders; `broken` lists those that cannot be read.

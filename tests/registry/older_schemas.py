@@ -39,8 +39,9 @@ def make(url: str, revision: str) -> None:
 
 
 def undo_newest(connection: Connection) -> None:
-    """Take what the revisions from 0021 on added out of a new database: the keys of versions, and reservations."""
-    connection.execute(text("DROP TABLE reservations"))
+    """Take what the revisions from 0021 on added out of a new database: the keys of versions, reservations, names."""
+    for table in ("reservations", "adapter_names"):
+        connection.execute(text(f"DROP TABLE {table}"))
     for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):
         connection.execute(text(f"DROP INDEX {index}"))
     for table in ("releases", "tombstones"):

@@ -63,10 +63,10 @@ class AdapterCache:
         self.count += 1
         commit = f"{self.count:040x}"
         stored = {path: self.blobs.put([data]).sha256 for path, data in files.items()}
-        tags = index_commit(self.connection, self.blobs, repo, commit, stored)
+        tags = index_commit(self.connection, self.blobs, repo, commit, stored, writes=lambda _: True)
         if tag is not None:
             self.tag(full_name, commit, tag)
-            index_commit(self.connection, self.blobs, repo, commit, stored, tag=tag)
+            index_commit(self.connection, self.blobs, repo, commit, stored, tag=tag, writes=lambda _: True)
         return tags
 
     def tag(self, full_name: str, commit: str, tag: str) -> None:

@@ -239,6 +239,7 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
     w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
     key = w.folder / "home" / "keys" / "ann.pub"
+    w.says("registry-names", "registry", "names", TEAM, *here)
     w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")

@@ -60,6 +60,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept a build made for other weights of the same shapes (a fine-tune), and record that.",
 )
+@click.option(
+    "--accept-repository",
+    "accepted",
+    multiple=True,
+    metavar="ORG/REPO",
+    help="Let this repository supply an adapter whose name came from another one; may be repeated.",
+)
 @exclude_newer_option
 @install_test_options
 @save_options
@@ -79,6 +86,7 @@ def install(
     max_rank: int | None,
     dry_run: bool,
     allow_base_mismatch: bool,
+    accepted: tuple[str, ...],
     exclude_newer: str | None,
     test: bool,
     test_warn: bool,
@@ -123,6 +131,7 @@ def install(
         raise UsageProblem(
             "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
         )
+    session.library.accepted = frozenset(accepted)
     objection = objection_from(session, exclude_newer)
     to_save_in = project_to_save_in(
         session, save=save, no_sync=no_sync, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch

@@ -210,6 +210,14 @@ class Token(TypedDict):
     revoked: str | None
 
 
+class HeldName(TypedDict):
+    """The name of an adapter in a namespace, and a repository that may release it."""
+
+    name: str
+    repo: str
+    granted: Annotated[bool, "by someone who may write the repository of that name; otherwise it only was the first"]
+
+
 class User(TypedDict):
     """A user of a registry, and how many of the user's tokens work; the time is RFC 3339."""
 
@@ -360,6 +368,7 @@ REGISTRY: dict[str, Any] = {
     "registry-webhook-test": Delivery,
     "registry-webhook-deliveries": list[Delivery],
     "registry-tests": NamespaceRule,
+    "registry-names": list[HeldName],
     "registry-gc": FreedSpace,
     "registry-worker": MadeRecords,
     "registry-meaning": MeaningModel,

@@ -30,7 +30,7 @@ from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._ahead import look_ahead
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
-from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
+from adapterhub.distribution.hub._listing import Kinds, dates_of, refs_of, repositories_of
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
 from adapterhub.distribution.hub._plain import plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
@@ -179,11 +179,11 @@ class Hub:
         found: dict[str, Release] = {}
         seen: set[str] = set()
         unfinished: list[str] = []
-        for repo in self._repositories(spec):
+        for repo, of in repositories_of(self._wire, spec, keeps_names=not self._claimed_at):
             if repo in seen:
                 continue
             seen.add(repo)
-            for release in self._of_repository(repo, spec, unfinished):
+            for release in self._of_repository(repo, spec, of, unfinished):
                 found.setdefault(release.digest, release)
         if unfinished and not found:
             raise AdapterNotFound(
@@ -193,21 +193,13 @@ class Hub:
             )
         return list(found.values())
 
-    def _repositories(self, spec: AdapterSpec) -> Iterator[str]:
-        # Request the repository before the listing: that call fails at once for an unreachable server, while the
-        # client tries a listing five times.
-        yield spec.full_name
-        if spec.base is not None and spec.base.kind == "alias":
-            yield f"{spec.full_name}-{spec.base.text}"
-        with self._wire.plainly(f"list adapters of `{spec.namespace}`"):
-            tagged = repositories_tagged(self._wire, spec.namespace or "", f"adapter-name:{spec.name}")
-        yield from tagged
-
-    def _of_repository(self, repo: str, spec: AdapterSpec, unfinished: list[str]) -> Iterator[Release]:
+    def _of_repository(self, repo: str, spec: AdapterSpec, of: Kinds, unfinished: list[str]) -> Iterator[Release]:
         for place, manifest in self._with_manifests(self._places_in(repo)):
             if manifest is not None and place.version is None:
                 # Our push tags last: without a tag, the build is not published.
                 unfinished.append(repo)
+                continue
+            if of != "any" and (of == "plain") != (manifest is None):
                 continue
             release = self._release(place, manifest, spec)
             if release is not None:
@@ -256,12 +248,19 @@ class Hub:
                 yanked=place.yanked,
                 published_at=place.released_at,
                 repository=place.repo,
+                claimed_at=self._claimed_at,
             )
             return release if manifest.name == spec.name or place.repo == spec.full_name else None
         plain = plain_release(self._wire, place.repo, place.commit, spec, version=place.version)
         if plain is None:
             return None
-        return replace(plain, yanked=place.yanked, published_at=place.released_at, repository=place.repo)
+        dated = replace(plain, yanked=place.yanked, published_at=place.released_at)
+        return replace(dated, repository=place.repo, claimed_at=self._claimed_at)
+
+    @property
+    def _claimed_at(self) -> str:
+        """This server, unless it keeps the names of adapters itself."""
+        return "" if "names" in self.features else self.endpoint
 
     def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
         """The build at one commit, if it has the name in `spec`; `spec` also gives the version if its files do not.
@@ -345,7 +344,7 @@ class Hub:
 
     def _reason_of(self, digest: Digest, spec: AdapterSpec) -> str | None:
         """Why a build of this version is yanked in one of the repositories that may have it."""
-        for repo in dict.fromkeys(self._repositories(spec)):
+        for repo in dict(repositories_of(self._wire, spec, keeps_names=False)):
             for place in self._places_in(repo):
                 if place.yanked is None or place.version is None or not spec.matches(place.version):
                     continue

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.plain import ListedFile
 from adapterhub.distribution.http.wire import HttpError, Wire
 
@@ -24,6 +25,9 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _MOST_REPOSITORIES: Final = 1000
 _COMMITS_AT_ONCE: Final = 200
+
+Kinds = Literal["any", "manifests", "plain"]
+"""The builds of a repository: those with a manifest, which names them, and those of plain folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,22 @@ def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
     names = [item.get("id") for item in listed if isinstance(item, dict)]
     prefix = f"{namespace}/"
     return [name for name in names if isinstance(name, str) and name.startswith(prefix) and is_hub_id(name)]
+
+
+def repositories_of(wire: Wire, spec: AdapterSpec, *, keeps_names: bool) -> Iterator[tuple[str, Kinds]]:
+    """The repositories that may have an adapter, and the kinds of builds that count there as ones of the name.
+
+    `org/name` may have any. A tag says that a manifest has the name; the tag of a plain folder's card says nothing, as
+    anyone may write it. `org/name-<base>` may have any, but where the server keeps names, it tags those that have this.
+    """
+    # before the listing: this request fails at once for an unreachable server
+    yield spec.full_name, "any"
+    with wire.plainly(f"list adapters of `{spec.namespace}`"):
+        tagged = repositories_tagged(wire, spec.namespace or "", f"adapter-name:{spec.name}")
+    if spec.base is not None and spec.base.kind == "alias":
+        for_base = f"{spec.full_name}-{spec.base.text}"
+        yield for_base, "plain" if keeps_names and for_base not in tagged else "any"
+    yield from ((repo, "manifests") for repo in tagged)
 
 
 def refs_of(wire: Wire, repo: str) -> Refs:

@@ -123,8 +123,11 @@ class OciRegistry:
         names = [spec.full_name]
         if spec.base is not None and spec.base.kind == "alias":
             names.append(f"{spec.full_name}-{spec.base.text}")
-        paths = (f"{self._prefix}/{name}".lower().strip("/") for name in names)
+        paths = map(self._path_of, names)
         return [path for path in dict.fromkeys(paths) if is_oci_path(path)]
+
+    def _path_of(self, name: str) -> str:
+        return f"{self._prefix}/{name}".lower().strip("/")
 
     def _in_repository(self, repository: str, spec: AdapterSpec) -> Iterator[Release]:
         with self._wire.plainly(f"`{repository}`"):
@@ -195,7 +198,9 @@ class OciRegistry:
         if release.manifest.name != spec.name and not repository.endswith(spec.full_name.lower()):
             return None
         self._places[release.digest] = place
-        return replace(release, published_at=place.image.created_at, repository=spec.full_name)
+        own = repository == self._path_of(spec.full_name)
+        named = spec.full_name if own else repository[len(self._prefix) :].strip("/")
+        return replace(release, published_at=place.image.created_at, repository=named, claimed_at=self.place)
 
     @staticmethod
     def _check(entries: tuple[FileEntry, ...], place: _Place, origin: str) -> None:

@@ -23,7 +23,8 @@ class Candidate:
     `verdict` and `differences` compare its base with the requested one, and are ignored when none is requested.
     `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
     be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
-    `repository` is that of a server, which a spec may name instead of the adapter; "" without one.
+    `repository` is that of a server, which a spec may name instead of the adapter; "" without one. `strange` is the
+    reason why that repository may not supply the name; "" where it may.
     """
 
     namespace: str | None
@@ -41,6 +42,7 @@ class Candidate:
     license: str | None = None
     published_at: float | None = None
     repository: str = ""
+    strange: str = ""
 
     @property
     def full_name(self) -> str:
@@ -103,7 +105,9 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
             that holds several adapters.
     """
     there = [c for c in candidates if spec.namespace in {None, c.namespace}]
-    named = [c for c in there if c.name == spec.name] or _in_repository(spec, there)
+    named = [c for c in there if c.name == spec.name]
+    if not named or (spec.digest_prefix is None and all(c.strange for c in named)):
+        named = _in_repository(spec, there) or named
     namespaces = {c.namespace for c in named}
     if spec.namespace is None and len(namespaces) > 1:
         # Taking the newest of all would let a stranger's 99.0 stand in for the user's own adapter.

@@ -19,6 +19,8 @@ def objections(request: Request, build: Build) -> Iterator[str]:
     spec, candidate = request.spec, build.candidate
     if spec.digest_prefix is not None and not candidate.digest.startswith(spec.digest_prefix):
         yield f"digest {candidate.digest[:SHORT_DIGEST_CHARACTERS]}…, {spec.digest_prefix} asked"
+    elif spec.digest_prefix is None and candidate.strange:
+        yield candidate.strange
     try:
         if not spec.matches(candidate.version):
             yield f"version {candidate.version} is outside {spec.specifiers}"

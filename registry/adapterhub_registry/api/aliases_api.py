@@ -1,21 +1,25 @@
-"""The routes of aliases: names that move between the released versions of a repository."""
+"""The routes of aliases, which move between the versions of a repository, and of names, which repositories hold."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import Path
-from pydantic import Field
-from sqlalchemy import Row
+from pydantic import Field, StringConstraints
+from sqlalchemy import ColumnElement, Row
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.aliases import MOST_MOVES, MOST_TARGETS, Alias, Move
+from adapterhub.core.specs import parse_name
+from adapterhub_registry.access import adapter_names
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem, Question
 from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.context import CallerOf, RegistryOf
+from adapterhub_registry.api.context import CallerOf, RegistryOf, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.names import known_repo_id
+from adapterhub_registry.errors import forbidden
+from adapterhub_registry.names import PART, known_repo_id
 from adapterhub_registry.repos import aliases
 from adapterhub_registry.repos.aliases import MOST_ALIASES
 
@@ -32,6 +36,7 @@ _WRITING: Final[dict[int | str, dict[str, Any]]] = {
 router = adapt_router()
 
 NamePart = Annotated[str, Path(pattern=NAME)]
+FullName = Annotated[str, StringConstraints(max_length=200, pattern=rf"^{PART.pattern}/{PART.pattern}$")]
 Version = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -95,6 +100,52 @@ class RollbackRequest(Question):
     """The move to go back to, counted from 1; without it, one step."""
 
     to: Annotated[int, Field(ge=1, le=MOST_MOVES)] | None = None
+
+
+class NameFacts(Answer):
+    """The name of an adapter, and a repository that may release it; one that is not `granted` only was the first."""
+
+    name: str
+    repo: str
+    granted: bool
+
+
+class NameList(Answer):
+    """The names of a namespace, each with its repositories that the caller sees."""
+
+    namespace: str
+    names: list[NameFacts]
+
+
+class NameRequest(Question):
+    """The name of an adapter, and the repository of its namespace that it moves to."""
+
+    name: Annotated[str, Field(min_length=1, max_length=96)]
+    repo: FullName
+
+
+@router.get("/namespaces/{namespace}/names", responses=_PROBLEMS)
+def list_names(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> NameList:
+    """Which repositories may release the adapter names of a namespace."""
+    registry.repos.check_may_read(caller)
+    with registry.db.read() as connection:
+        return _names(connection, namespace, registry.repos.visible(caller))
+
+
+@router.post("/namespaces/{namespace}/names", responses=_WRITING)
+def move_name(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: NameRequest) -> NameList:
+    """Give a name to one repository alone; this needs a token that may write all of the namespace."""
+    user_of(caller)
+    if not caller.owns(namespace):
+        raise forbidden(f"this needs a token that may write all of `{namespace}`")
+    with registry.db.begin() as connection:
+        adapter_names.move(connection, namespace, parse_name(wanted.name), wanted.repo)
+        return _names(connection, namespace, registry.repos.visible(caller))
+
+
+def _names(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> NameList:
+    held = adapter_names.held_in(connection, namespace, visible)
+    return NameList(namespace=namespace, names=[NameFacts(**asdict(one)) for one in held])
 
 
 @router.get("/aliases/{namespace}/{name}/{alias}", responses=_PROBLEMS)

@@ -42,6 +42,7 @@ from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
     derived_tables,
     event_tables,
     meaning_tables,
+    name_tables,
     refusal_tables,
     result_tables,
     schema,

@@ -23,6 +23,7 @@ from adapterhub_registry.derived.worker import rebuild, work
 from adapterhub_registry.meaning import vectors
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
+from adapterhub_registry.operations.name_commands import names
 from adapterhub_registry.operations.options import (
     JSON,
     check_holds_registry,
@@ -247,6 +248,7 @@ registry.add_command(token)
 registry.add_command(user)
 registry.add_command(webhook)
 registry.add_command(tests)
+registry.add_command(names)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:

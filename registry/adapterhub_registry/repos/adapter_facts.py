@@ -34,6 +34,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
+from adapterhub_registry.access.adapter_names import TAG
 from adapterhub_registry.repos.card import card_text, read_card
 from adapterhub_registry.storage.blobs import BlobStore
 
@@ -243,12 +244,15 @@ def tags_of_adapter(adapter: AdapterFacts) -> list[str]:
 
 
 def without_contradictions(card_tags: Iterable[str], adapter_tags: Iterable[str]) -> list[str]:
-    """The tags of a card, without those about base, rank, task or name where the adapter's files have their own."""
-    known = tuple(kind for kind in _FACTS if any(tag.startswith(kind) for tag in adapter_tags))
-    return [tag for tag in card_tags if not (known and tag.startswith(known))]
+    """The tags of a card, without those about base, rank or task where the adapter's files have their own.
+
+    A card never gives a name: clients find by it the repositories that may release the name.
+    """
+    known = (TAG, *(kind for kind in _FACTS if any(tag.startswith(kind) for tag in adapter_tags)))
+    return [tag for tag in card_tags if not tag.startswith(known)]
 
 
-_FACTS = ("base-sha256:", "lora-rank:", "adapter-task:", "adapter-name:")
+_FACTS = ("base-sha256:", "lora-rank:", "adapter-task:")
 
 
 def _rank(value: object) -> int | None:

@@ -19,6 +19,8 @@ from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_released, parse_version, version_key
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
+from adapterhub_registry.access import adapter_names
+from adapterhub_registry.access.adapter_names import Writes, nobody
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.prepared import Prepared
@@ -47,15 +49,17 @@ def index_commit(
     files: Mapping[str, str],
     *,
     tag: str | None = None,
+    writes: Writes = nobody,
 ) -> list[str]:
     """Index the adapter of a commit and return its tags; `files` is the whole tree (path to sha256).
 
     Without `tag`, the commit is the new head of `main`. With `tag`, the tag now names the commit, and a version tag
-    releases it. Call it in the transaction of the commit or tag, after writing the ref. An unreadable file is not an
-    error; its facts stay unknown.
+    releases it. `writes` are the rights of the sender. Call it in the transaction of the commit or tag, after writing
+    the ref. An unreadable file is not an error; its facts stay unknown.
 
     Raises:
-        Refusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace.
+        Refusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace, 403
+            when the name of the adapter belongs to another repository.
     """
     adapter = facts_of(files, blobs)
     if adapter is not None and repo.gated and adapter.version is None:
@@ -65,8 +69,9 @@ def index_commit(
     if adapter is not None:
         _put(connection, repo, commit_id, adapter, is_head=tag is None)
         if tag is not None:
-            _release(connection, blobs, repo, commit_id, adapter, files, tag)
-        elif adapter.version is not None:
+            _release(connection, blobs, repo, commit_id, adapter, files, tag, writes)
+        elif adapter.version is not None and adapter.name is not None:
+            adapter_names.check(connection, repo, adapter.name, writes)
             _check_release(connection, repo, adapter.version, adapter)
     elif tag is not None:
         _check_tag_without_adapter(connection, repo, tag)
@@ -269,6 +274,7 @@ def _release(
     adapter: AdapterFacts,
     files: Mapping[str, str],
     tag: str,
+    writes: Writes,
 ) -> None:
     version = version_of(tag)
     if version is None:
@@ -277,6 +283,9 @@ def _release(
     first = select(repos.c.id).where(repos.c.namespace == repo.namespace).order_by(repos.c.id).limit(1)
     # without its key: a plain FOR UPDATE and an insert that refers to the row would wait for each other
     connection.execute(first.with_for_update(key_share=True)).all()
+    mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == version_key(version))
+    if adapter.name is not None and connection.scalar(select(releases.c.version).where(mine)) is None:
+        adapter_names.claim(connection, repo, adapter.name, writes)
     if adapter.version is not None and version_key(adapter.version) != version_key(version):
         raise conflict(
             f"the tag `{tag}` is on a build whose manifest says version {adapter.version}; nothing was released"
@@ -295,8 +304,7 @@ def _release(
     insert_new(connection, releases, [row])
     # Another transaction may have been faster, or the same bytes were tagged again: the stored row decides.
     _check_release(connection, repo, version, adapter)
-    key = (releases.c.repo_id == repo.id) & (releases.c.version_key == version_key(version))
-    connection.execute(update(releases).where(key).values(tag=tag, commit_id=commit_id))
+    connection.execute(update(releases).where(mine).values(tag=tag, commit_id=commit_id))
 
 
 def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:

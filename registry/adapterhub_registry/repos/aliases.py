@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.aliases import Alias, Move, Target, check_targets, earlier, parse_alias
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub_registry.access import adapter_names
 from adapterhub_registry.database.alias_tables import alias_moves
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, refs, releases, repos
 from adapterhub_registry.errors import Refusal, bad_request, conflict
@@ -102,12 +103,11 @@ def all_of(connection: Connection, repo: Row[Any]) -> list[Alias]:
 def named(
     connection: Connection, namespace: str, adapter: str, name: str, visible: ColumnElement[bool]
 ) -> list[tuple[Row[Any], Alias]]:
-    """The repositories with an alias of that name: the repository `adapter` alone, else those of that adapter."""
-    of_adapter = select(adapters.c.repo_id).where(adapters.c.name == adapter)
+    """The repositories with an alias of that name: the repository `adapter` alone, else those with that name."""
     wanted = select(repos).where(
         repos.c.namespace == namespace,
         visible,
-        or_(repos.c.full_name == f"{namespace}/{adapter}", repos.c.id.in_(of_adapter)),
+        or_(repos.c.full_name == f"{namespace}/{adapter}", repos.c.id.in_(adapter_names.held(adapter, namespace))),
     )
     found = []
     for repo in connection.execute(wanted.order_by(repos.c.full_name)).all():

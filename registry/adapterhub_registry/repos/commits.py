@@ -15,6 +15,8 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import Integer, Row, String, bindparam, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub_registry.access import adapter_names
+from adapterhub_registry.access.adapter_names import Writes, nobody
 from adapterhub_registry.access.tokens import BY_DIGEST
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
@@ -59,7 +61,10 @@ HISTORY_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A commit that a client requests. With `parent` (7 hex digits or more), the branch must still be there."""
+    """A commit that a client requests. With `parent` (7 hex digits or more), the branch must still be there.
+
+    `writes` are the rights of the client.
+    """
 
     branch: str
     title: str
@@ -67,6 +72,7 @@ class Proposal:
     author: str
     parent: str | None
     operations: tuple[Operation, ...]
+    writes: Writes = nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +290,7 @@ def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: P
     if not moved.rowcount:
         raise stale_parent(head, "another commit now")
     if proposal.branch == "main":
-        describe(connection, blobs, repo, made)
+        describe(connection, blobs, repo, made, proposal.writes)
     return made
 
 
@@ -344,12 +350,12 @@ def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
     )
 
 
-def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str) -> None:
+def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str, writes: Writes = nobody) -> None:
     """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
     digests = Digests(tree)
     front_matter, config = card.read_card(blobs, digests), card.read_config(blobs, digests)
-    earned = adapters.index_commit(connection, blobs, repo, head, digests)
+    earned = adapters.index_commit(connection, blobs, repo, head, digests, writes=writes)
     card_tags = adapter_facts.without_contradictions(card.tags_of(front_matter, config, digests), earned)
     task = connection.scalar(
         select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
@@ -369,7 +375,8 @@ def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str
             config=json.dumps(config),
         )
     )
-    tags = {*card_tags, *earned, *([pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else [])}
+    names = {f"{adapter_names.TAG}{name}" for name in adapter_names.names_of(connection, repo.id)}
+    tags = {*card_tags, *earned, *names, *([pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else [])}
     connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
     insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag, "modified_at": now} for tag in sorted(tags)])
 

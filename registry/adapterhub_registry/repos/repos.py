@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, delete, false, func, insert, or_, sel
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.lookalike import fold
-from adapterhub_registry.access import gates
+from adapterhub_registry.access import adapter_names, gates
 from adapterhub_registry.access.tokens import Caller, reached_names, seen_with
 from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import blobs as blobs_table
@@ -205,6 +205,7 @@ class Repos:
         )
         number = inserted_id(made)
         connection.execute(delete(redirects).where(redirects.c.full_name == repo_id))
+        adapter_names.free(connection, repo_id)
         head = commits.first_commit(connection, self._blobs, number, repo_id, author=str(caller.user))
         connection.execute(
             insert(refs).values(repo_id=number, kind="branch", name=MAIN, commit_id=head, created_at=now)
@@ -253,7 +254,7 @@ class Repos:
 
         Raises:
             Refusal: 409 when the new id exists, or has a released version with other bytes; 422 when a version does
-                not meet the rule of the new namespace; else as `create`.
+                not meet the rule of the new namespace; 403 when a name belongs to another there; else as `create`.
         """
         row = self._find_own(connection, caller, source)
         self._check_may_write(caller, target)
@@ -265,11 +266,9 @@ class Repos:
         namespace = target.partition("/")[0]
         if namespace != row.namespace:
             adapters.check_arrival(connection, self._blobs, row, namespace)
-        connection.execute(
-            update(repos)
-            .where(repos.c.id == row.id)
-            .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
-        )
+        named = {"full_name": target, "namespace": namespace, "folded": folded, "folded_namespace": fold(namespace)}
+        connection.execute(update(repos).where(repos.c.id == row.id).values(**named))
+        adapter_names.follow(connection, row, caller.writes)
         adapters.write_words(connection, row.id)
         connection.execute(delete(redirects).where(redirects.c.full_name.in_([row.full_name, target])))
         if row.full_name != target:
@@ -341,7 +340,7 @@ class Repos:
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
         digests = Digests(commits.tree_of(connection, row.id, commit))
-        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
+        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name, writes=caller.writes)
         adapters.record_release(connection, row, "version.published", tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:

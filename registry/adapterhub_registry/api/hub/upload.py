@@ -316,6 +316,7 @@ class _Draft:
                 author=str(self._caller.user),
                 parent=parent,
                 operations=tuple(self._operations),
+                writes=self._caller.writes,
             )
             return commits.commit(connection, registry.blobs, row, proposal, max_files=registry.settings.limits.files)
 

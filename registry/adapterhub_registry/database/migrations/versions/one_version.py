@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alembic import op
-from sqlalchemy import Column, MetaData, String, Table, select, update
+from sqlalchemy import Column, MetaData, String, Table, inspect, select, update
 
 from adapterhub.core.specs import version_key, version_of
 from adapterhub_registry.database.db import now_ms
@@ -14,6 +14,8 @@ down_revision = "0020"
 
 def upgrade() -> None:
     """Add the keys. Of equal versions in a repository the first keeps its key, and the others are yanked."""
+    if "version_key" in {column["name"] for column in inspect(op.get_bind()).get_columns("releases")}:
+        return
     for table in ("releases", "tombstones"):
         op.add_column(table, Column("version_key", String(200), nullable=False, server_default=""))
         op.drop_index(f"{table}_by_version", table, if_exists=True)
