@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.errors import SpecError, shown
+from adapterhub.core.errors import AdapterNotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec, parse_namespace, version_key
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
-    from adapterhub.distribution.hub import Hub, Published
+    from adapterhub.distribution.hub import Hub, Published, PublishedVersion
 
 
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_.*?\[\]!-]{1,96}")
@@ -104,8 +105,12 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
 
 def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
     """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each."""
-    there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
-    for one in source.versions(repo):
+    yanked = [one for one in source.versions(repo) if one.yanked is not None]
+    there: dict[str, PublishedVersion] = {}
+    if yanked:
+        with contextlib.suppress(AdapterNotFound):  # a preview, before the first copy
+            there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
+    for one in yanked:
         if one.version is None or one.yanked is None:
             continue
         copy = there.get(version_key(one.version))
