@@ -24,12 +24,13 @@ from adapterhub.formats.manifest import Manifest
 from tests.attacks.raw_http import head_of, line_to
 from tests.attacks.test_registry_trees import Memory
 from tests.registry.conftest import Served, serving
+from tests.registry.pushing import CONFIG
 from tests.registry.running import Running, running
 
 MEGABYTE = 1_000_000
 MOST_MEMORY = 50 << 20
 """What the documentation promises of a request."""
-OPEN = {"/api/models/{namespace}/{name}/paths-info/{rev}"}
+OPEN = {"/api/models/{namespace}/{name}/paths-info/{rev}", "/api/validate-yaml"}
 """The routes whose bodies everyone may send who may read."""
 UNREAD = {404, 405, 501}
 """The answers of routes that read no body at all."""
@@ -82,9 +83,8 @@ def test_no_route_reads_a_body_that_its_sender_may_not_send(server: Running, tmp
 
 def test_no_route_reads_a_body_of_a_token_that_only_reads(server: Running, tmp_path: Path) -> None:
     token = server.registry.tokens.create("bob", "read")
-    may_send = {  # as every user may: to ask for access, to check a card, to send a signed result
+    may_send = {  # as every user may: to ask for access, to send a signed result
         "/{namespace}/{name}/ask-access",
-        "/api/validate-yaml",
         "/api/adapt/v1/adapters/{namespace}/{name}/tests/{version}",
     }
     answers = {
@@ -121,6 +121,11 @@ def test_an_open_route_takes_less(server: Running) -> None:
 
     assert httpx.post(place, content=body, headers={"Content-Type": "application/json"}).status_code == 413
     assert httpx.post(place, json={"paths": [".gitattributes"]}).status_code == 200
+
+    card = {"repoType": "model", "content": "---\nlicense: mit\n---\n"}  # as `RepoCard.validate`, without a token
+    assert httpx.post(f"{server.url}/api/validate-yaml", json=card).status_code == 200
+    card["content"] += "x" * OPEN_BODY_BYTES
+    assert httpx.post(f"{server.url}/api/validate-yaml", json=card).status_code == 413
 
 
 @pytest.mark.parametrize("values", [b"{}", b"[]", b"1", b'""', b'{"a":1}', b"[1,1]"])
@@ -160,6 +165,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served"), ()) as server:
         head = {"Authorization": f"Bearer {server.token}"}
         httpx.post(f"{server.url}/api/repos/create", json={"organization": "acme", "name": "x"}, headers=head)
+        config = commit_of("adapter_config.json", json.dumps(CONFIG).encode())  # so that a manifest is read
+        httpx.post(f"{server.url}/api/models/acme/x/commit/main", content=config, headers=head).raise_for_status()
         yield server
 
 

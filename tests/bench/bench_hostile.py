@@ -24,6 +24,7 @@ import httpx
 
 from tests.attacks.test_registry_trees import Memory
 from tests.registry.conftest import Served, serving
+from tests.registry.pushing import CONFIG
 
 JSON_BYTES = 4 << 20
 FILE_BYTES = 9_900_000
@@ -120,6 +121,8 @@ def measured(attack: Callable[[Served], list[int]]) -> str:
         server = stack.enter_context(serving(folder, (), "--webhook-network", "127.0.0.0/8"))
         head = {"Authorization": f"Bearer {server.token}"}
         httpx.post(f"{server.url}{CREATED}", json={"organization": "acme", "name": "x"}, headers=head)
+        config = line_of("adapter_config.json", json.dumps(CONFIG).encode())  # so that a manifest is read
+        httpx.post(f"{server.url}/api/models/acme/x/commit/main", content=config, headers=head).raise_for_status()
         memory, statuses = Memory(server.pid), list[int]()
         with asking_health(server.url) as waits:
             peak = memory.peak_of(lambda: statuses.extend(attack(server)))

@@ -17,7 +17,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import hub_router, receive_with, sent_by, user
+from adapterhub_registry.api.bodies import anyone, hub_router, receive_with, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -59,7 +59,7 @@ _CONTENT: Final = re.compile(rb'"content"\s*:\s*"([A-Za-z0-9+/]*={0,2})"')
 
 # ------------------------------------------------------------ before the bytes
 @router.post("/api/validate-yaml")
-@sent_by(user)
+@sent_by(anyone)
 def validate_yaml(body: JsonBody) -> JSONResponse:
     """Check the metadata of a README as the Hub does; 400 when it has errors."""
     try:
