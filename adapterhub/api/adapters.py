@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of
 from adapterhub.api.reporting import report_card, report_likeness
 from adapterhub.api.results import Listing
 from adapterhub.api.steps import installing
-from adapterhub.api.steps.contracts.gating import contract_gate
+from adapterhub.api.steps.contracts.gating import Testing, contract_gate
 from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
 from adapterhub.api.steps.searching import (
     COLUMNS,
@@ -24,6 +24,8 @@ from adapterhub.api.steps.searching import (
     search_server,
     searchable,
 )
+from adapterhub.core.arguments import Count, Namespace, Rank, Sort, StrPath, parsed, path_of
+from adapterhub.core.digests import Progress
 from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
@@ -33,17 +35,16 @@ from adapterhub.library.intake.foreign import peft_folder
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.places import SpecSources, objection_from, project_base
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
-    from adapterhub.core.digests import Progress
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.store.rows import BuildRow
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
+@parsed
 class WithAdapters(OpenedLibrary):
     """A library as a collection: iterate over it, `len` it, ask `"legal-qa@base-7b" in library`."""
 
@@ -81,9 +82,9 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
     ) -> Installed:
         """The one installed build that `spec` means; `library["legal-qa"]` is the same.
 
@@ -94,7 +95,7 @@ class WithAdapters(OpenedLibrary):
         return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
 
     def path(
-        self, spec: SpecLike, *, rank: int | None = None, min_rank: int | None = None, max_rank: int | None = None
+        self, spec: SpecLike, *, rank: Rank | None = None, min_rank: Rank | None = None, max_rank: Rank | None = None
     ) -> Path:
         """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
 
@@ -110,10 +111,10 @@ class WithAdapters(OpenedLibrary):
         *names: str,
         base: BaseLike | None = None,
         task: str = "",
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
-        sort: str = "name",
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
+        sort: Sort = "name",
         reverse: bool = False,
     ) -> Listing[Installed]:
         """The installed adapters, all or those that match. An adapter is read when it is taken.
@@ -144,7 +145,7 @@ class WithAdapters(OpenedLibrary):
         signed: bool = ...,
         tested: bool = ...,
         remote: None = ...,
-        limit: int | None = ...,
+        limit: Count | None = ...,
         all_words: bool = ...,
         by: By = ...,
         far: bool = ...,
@@ -164,7 +165,7 @@ class WithAdapters(OpenedLibrary):
         tested: bool = ...,
         remote: str,
         token: str | None = ...,
-        limit: int | None = ...,
+        limit: Count | None = ...,
         all_words: bool = ...,
         by: By = ...,
     ) -> Listing[SearchHit]: ...
@@ -173,16 +174,16 @@ class WithAdapters(OpenedLibrary):
         *text: str,
         base: BaseLike | None = None,
         task: str = "",
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         method: str = "",
         license: str = "",  # noqa: A002 - the field's own word
         signed: bool = False,
         tested: bool = False,
         remote: str | None = None,
         token: str | None = None,
-        limit: int | None = None,
+        limit: Count | None = None,
         all_words: bool = False,
         by: By = "auto",
         far: bool = False,
@@ -243,7 +244,7 @@ class WithAdapters(OpenedLibrary):
         prompt: PromptForm | None = None,
         base: BaseLike | None = None,
         guess_base: bool = True,
-        namespace: str | None = None,
+        namespace: Namespace | None = None,
         metrics: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> Added:
@@ -281,7 +282,7 @@ class WithAdapters(OpenedLibrary):
             <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
         """
         check_naming(bump, variant=variant, version=version)
-        folder, record, found = Path(folder).expanduser(), self.record_of(base), None
+        folder, record, found = path_of(folder), self.record_of(base), None
         if not any((description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics)):
             taken = installing.add_described(self.session, folder, base_of(base), progress=progress)
             if taken is not None:
@@ -327,9 +328,9 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
         exclude_newer: str | None = None,
@@ -370,9 +371,9 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
         accept_repository: str = "",

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.aliases.projects import set_project_alias
 from adapterhub.api.library import Library
-from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
 from adapterhub.api.steps.installing import install_all, plan_one
 from adapterhub.api.steps.projects import save_installed
 from adapterhub.api.steps.upgrades.projects import Preview, preview_rollback, roll_back
+from adapterhub.core.arguments import Rank, StrPath, parsed
 from adapterhub.core.ranks import RankRange
 from adapterhub.projects import saving
 from adapterhub.projects.places import ProjectSources, SpecSources, objection_from, project_base
 from adapterhub.projects.project import read_project
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
     from adapterhub.core.specs import AdapterName
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects import values
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
+@parsed
 class WithEdits:
     """Everything that changes what a project asks for or goes back to."""
 
@@ -62,9 +64,9 @@ class WithEdits:
         group: str | None = None,
         sync: bool = True,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         places: StrPath | Iterable[StrPath] = (),
         exclude_newer: str | None = None,
         signatures: SignaturePolicy | None = None,

@@ -42,6 +42,7 @@ def health(
         *(entry_point(argv0) if argv0 else ()),
         *_home(session.root),
         *folders(session.root, session.project_folder),
+        *_settings(session.root),
         *_index(session),
         *_records(session.root),
         *project_files(session),
@@ -232,6 +233,38 @@ def _home(root: Path) -> Iterator[Line]:
         )
 
 
+def _settings(root: Path) -> Iterator[Line]:
+    """Read every setting of the library; one that cannot be meant has the strictest meaning until it is mended."""
+    from adapterhub.library.own_settings import OwnSettings
+    from adapterhub.library.remotes import Remotes
+    from adapterhub.trust.signing.trust import TrustFile
+
+    trust, remotes, own = TrustFile(root), Remotes(root), OwnSettings(root)
+
+    def policies() -> list[str]:
+        return [f"`{trust.path}`: {problem}" for problem in trust.read().problems]
+
+    def servers() -> list[str]:
+        remotes.all()
+        return remotes.problems()
+
+    def tests() -> list[str]:
+        own.read()
+        return []
+
+    lines = []
+    for read, hint in (
+        (policies, "`adapt key policy POLICY [--namespace NAMESPACE]` sets one"),
+        (servers, "`adapt remote set NAME --signatures POLICY` sets one"),
+        (tests, ""),
+    ):
+        try:
+            lines += [Line("settings", "failed", problem, hint) for problem in read()]
+        except AdapterHubError as error:
+            lines.append(Line("settings", "failed", error.message, error.hint))
+    yield from lines or [Line("settings", "ok", "keys, servers and tests")]
+
+
 def _index(session: Session) -> Iterator[Line]:
     from adapterhub.library.library import Library
     from adapterhub.library.store.index import IndexNewer
@@ -277,8 +310,8 @@ def _records(root: Path) -> Iterator[Line]:
 def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
     if offline:
         return Line("hub", "skipped", "--offline")
-    server: Any = session.named_source(session.remote(remote), remote, token=token, offline=False)
     try:
+        server: Any = session.named_source(session.remote(remote), remote, token=token, offline=False)
         who = server.who()
     except RemoteUnreachable as error:
         return Line(

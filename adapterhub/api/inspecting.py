@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of, text_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
 from adapterhub.api.results import Reports
 from adapterhub.api.steps.checking import (
     audited,
@@ -18,6 +17,8 @@ from adapterhub.api.steps.checking import (
 )
 from adapterhub.api.steps.finding import build_or_folder, find_build, lineage_of, meant_by
 from adapterhub.api.steps.sides import sides_of
+from adapterhub.core.arguments import Cosine, Rank, StrPath, parsed, path_of
+from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -27,7 +28,6 @@ from adapterhub.library.store.catalog import Installed
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
-    from adapterhub.core.digests import Progress
     from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.audit import Audited
     from adapterhub.library.find.likeness import Group, Likeness
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from adapterhub.weights.compare.difference import Difference
 
 
+@parsed
 class WithInspection(OpenedLibrary):
     """Everything that looks at adapters and changes nothing."""
 
@@ -138,7 +139,7 @@ class WithInspection(OpenedLibrary):
         from adapterhub.library.identify import identify
 
         with self.reports.progress("identify", None) as progress:
-            return identify(self, Path(path).expanduser(), progress)
+            return identify(self, path_of(path), progress)
 
     def identify_files(self, *paths: StrPath) -> LoraFiles:
         """What each of many LoRA files is, from its header: program, family, rank, triggers, duplicates.
@@ -158,7 +159,7 @@ class WithInspection(OpenedLibrary):
             return identify_files(self, paths_of(paths), progress)
 
     @extra_named("`Library.similar`")
-    def similar(self, adapter: AdapterLike, *, above: float = 0.5, parents: bool = True) -> Likeness:
+    def similar(self, adapter: AdapterLike, *, above: Cosine = 0.5, parents: bool = True) -> Likeness:
         """The installed adapters whose update is like that of one, and those that it is a sum of.
 
         Args:
@@ -179,7 +180,7 @@ class WithInspection(OpenedLibrary):
         with self.reports.progress("sketch", None, unit="adapters") as progress:
             return similar_to(self, subject, above=above, with_parents=parents, progress=progress)
 
-    def similar_on(self, spec: SpecLike, remote: str, *, above: float = 0.9, token: str | None = None) -> AlikeThere:
+    def similar_on(self, spec: SpecLike, remote: str, *, above: Cosine = 0.9, token: str | None = None) -> AlikeThere:
         """The builds on a registry whose update is like that of a release there, as the server estimates it.
 
         Args:
@@ -195,7 +196,7 @@ class WithInspection(OpenedLibrary):
         return self.session.named_hub(remote, token=token, offline=False).similar(spec_of(spec), above)
 
     @extra_named("`Library.similar_groups`")
-    def similar_groups(self, *, above: float = 0.99) -> Sequence[Group]:
+    def similar_groups(self, *, above: Cosine = 0.99) -> Sequence[Group]:
         """The installed adapters that have another one with a cosine of at least `above`, in groups.
 
         Raises:
@@ -245,9 +246,9 @@ class WithInspection(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,

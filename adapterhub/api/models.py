@@ -7,9 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, StrPath, base_of, folder_text, shares, text_of
+from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, base_of, folder_text, shares, text_of
 from adapterhub.api.steps.combining import ingredient
 from adapterhub.api.steps.finding import find_base
+from adapterhub.core.arguments import (
+    Count,
+    ExportFormat,
+    Guidance,
+    LoadIn,
+    LoadPrecision,
+    Precision,
+    Seed,
+    Share,
+    Steps,
+    StrPath,
+    Temperature,
+    parsed,
+    path_of,
+)
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, with_weights
@@ -28,6 +43,7 @@ if TYPE_CHECKING:
     from adapterhub.weights.fuse import Fused
 
 
+@parsed
 class WithModels(OpenedLibrary):
     """Everything that puts adapters into a model, on a model, or into another program's files."""
 
@@ -39,7 +55,7 @@ class WithModels(OpenedLibrary):
         into: StrPath,
         weights: Sequence[float] | None = None,
         base: BaseLike | None = None,
-        dtype: str | None = None,
+        dtype: Precision | None = None,
         allow_base_mismatch: bool = False,
         test: bool = False,
     ) -> Fused:
@@ -68,7 +84,7 @@ class WithModels(OpenedLibrary):
         with self.reports.progress("fingerprint", None) as reading:
             fusion = prepare(
                 adapters,
-                Path(into).expanduser(),
+                path_of(into),
                 library=self,
                 base=base_of(base),
                 weights=weights,
@@ -90,8 +106,8 @@ class WithModels(OpenedLibrary):
         examples: StrPath,
         *,
         on: BaseLike | None = None,
-        budget: int | None = None,
-        seed: int = 0,
+        budget: Count | None = None,
+        seed: Seed = 0,
         base: BaseLike | None = None,
     ) -> Tuned:
         """Find the weights of a sum of adapters that answer examples best, by trying them on the base.
@@ -112,7 +128,7 @@ class WithModels(OpenedLibrary):
 
         spec = base_of(base)
         ingredients = [ingredient(self, text_of(adapter), 1.0, spec) for adapter in adapters]
-        path = Path(examples).expanduser()
+        path = path_of(examples)
         found = tuned(self.session, self, ingredients, path, base_of(on), budget=budget, seed=seed, bars=self.reports)
         return found.result
 
@@ -122,9 +138,9 @@ class WithModels(OpenedLibrary):
         adapter: AdapterLike,
         output: StrPath,
         *,
-        format: str,  # noqa: A002 - the option's name
+        format: ExportFormat,  # noqa: A002 - the option's name
         base: BaseLike | None = None,
-        dtype: str | None = None,
+        dtype: Precision | None = None,
         ollama_base: str | None = None,
         allow_base_mismatch: bool = False,
         test: bool = False,
@@ -162,7 +178,7 @@ class WithModels(OpenedLibrary):
         with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
             exported = export(
                 adapter,
-                Path(output).expanduser(),
+                path_of(output),
                 form=format,
                 library=self,
                 base=base_of(base),
@@ -203,8 +219,8 @@ class WithModels(OpenedLibrary):
         model: nn.Module,
         *,
         base: BaseLike | None = None,
-        max_resident: int | None = None,
-        max_resident_bytes: int | None = None,
+        max_resident: Count | None = None,
+        max_resident_bytes: Count | None = None,
         dtype: torch.dtype | str | None = None,
         allow_base_mismatch: bool = False,
     ) -> AdapterBank:
@@ -227,8 +243,8 @@ class WithModels(OpenedLibrary):
         base: BaseLike | None = None,
         *,
         bounds: Bounds | None = None,
-        dtype: str = "auto",
-        load_in: str | None = None,
+        dtype: LoadPrecision = "auto",
+        load_in: LoadIn | None = None,
         allow_base_mismatch: bool = False,
     ) -> Playground:
         """A base on which up to four choices of adapters answer a prompt side by side, token by token.
@@ -266,12 +282,12 @@ class WithModels(OpenedLibrary):
         system: str | None = None,
         chat: bool | None = None,
         template: str | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        dtype: str = "auto",
-        load_in: str | None = None,
+        max_new_tokens: Count | None = None,
+        temperature: Temperature = 0.0,
+        top_p: Share = 1.0,
+        seed: Seed = 0,
+        dtype: LoadPrecision = "auto",
+        load_in: LoadIn | None = None,
         allow_base_mismatch: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Sequence[Answer]:
@@ -341,11 +357,11 @@ class WithModels(OpenedLibrary):
         prompt: str,
         *,
         base: BaseLike | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
+        steps: Steps | None = None,
+        guidance: Guidance | None = None,
         size: tuple[int, int] | None = None,
-        seed: int = 0,
-        dtype: str = "auto",
+        seed: Seed = 0,
+        dtype: LoadPrecision = "auto",
         allow_base_mismatch: bool = False,
     ) -> Drawn:
         """Load a pipeline, draw one image with an adapter on it, and let go of both. Needs the extra `diffusion`.

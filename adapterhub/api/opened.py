@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.reporting import OnProgress, Reports
+from adapterhub.core.arguments import StrPath, parsed, path_of
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.distribution.finding import AdapterLike
@@ -31,8 +32,6 @@ SpecLike = str | AdapterSpec | Installed
 
 Adapters = AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float]
 """One adapter, several, or several with a weight each."""
-
-StrPath = str | os.PathLike[str]
 
 
 def spec_of(adapter: SpecLike) -> AdapterSpec:
@@ -69,7 +68,7 @@ def folder_text(path: os.PathLike[str]) -> str:
 def paths_of(places: StrPath | Iterable[StrPath]) -> tuple[Path, ...]:
     """One place or several, as paths."""
     several = [places] if isinstance(places, str | os.PathLike) else places
-    return tuple(Path(place).expanduser() for place in several)
+    return tuple(path_of(place) for place in several)
 
 
 def shares(adapters: Adapters, weights: Sequence[float] | None) -> Sequence[float] | None:
@@ -111,11 +110,12 @@ class PythonSession(Session):
         return found
 
 
+@parsed
 class OpenedLibrary(local.Library):
     """What every part of `adapterhub.Library` starts from."""
 
     def __init__(self, root: StrPath, *, on_progress: OnProgress | None = None) -> None:
-        super().__init__(Path(root).expanduser())
+        super().__init__(path_of(root).absolute())
         self.reports = Reports(on_progress)
         self.note_choice = self.reports.note
         self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.editing import WithEdits
 from adapterhub.api.library import Library
-from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
+from adapterhub.api.steps.contracts.gating import Testing
 from adapterhub.api.steps.describing import bill_of_lock
 from adapterhub.api.steps.finding import lineage_of, meant_by
 from adapterhub.api.steps.projects import (
@@ -21,6 +22,7 @@ from adapterhub.api.steps.projects import (
     trust_project,
 )
 from adapterhub.api.steps.upgrades.projects import Preview, preview_upgrade, upgrade_project
+from adapterhub.core.arguments import StrPath, parsed, path_of
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import NotFound
@@ -30,18 +32,18 @@ from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.places import ProjectSources, base_to_write
 from adapterhub.projects.project import find_project
 from adapterhub.projects.trusted import TrustedProjects
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.distribution.outdated import Offer
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects import values
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.trusted import TrustedProject
     from adapterhub.projects.uses import Use
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
+@parsed
 class Project(WithEdits):
     """The project in a folder: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
 
@@ -62,7 +64,7 @@ class Project(WithEdits):
             NotFound: the folder has no `adapters.toml`.
             Malformed: it cannot be used; every problem with its place.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = path_of(folder)
         self._read()
         opened = Library.default() if library is None else library
         self.library = opened if isinstance(opened, Library) else Library(opened)
@@ -90,7 +92,7 @@ class Project(WithEdits):
             NotFound: neither `start` nor a folder above it has one.
             Malformed: it cannot be used.
         """
-        folder = find_project(Path(start).expanduser())
+        folder = find_project(path_of(start))
         if folder is None:
             raise NotFound(
                 f"no project: neither `{Path(start).absolute()}` nor a folder above it has an `adapters.toml`",
@@ -107,7 +109,7 @@ class Project(WithEdits):
         Raises:
             Conflict: it has one.
         """
-        place, spec = Path(folder).expanduser(), base_of(base)
+        place, spec = path_of(folder), base_of(base)
         create_project(place, base_to_write(spec, place) if spec is not None else None)
         return cls(place, library=library)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
 from adapterhub.api.results import Sent
-from adapterhub.api.steps.contracts.gating import contract_gate
+from adapterhub.api.steps.contracts.gating import Testing, contract_gate
 from adapterhub.api.steps.finding import find_build
 from adapterhub.api.steps.keys import login_to, public_key, sign_build, sign_made, signing_key, trust_key
 from adapterhub.api.steps.publishing import (
@@ -17,20 +17,21 @@ from adapterhub.api.steps.publishing import (
     push_build,
     push_results,
 )
+from adapterhub.core.arguments import Namespace, Rank, StrPath, parsed, path_of
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_namespace
 from adapterhub.distribution.mirroring import RepositoryPattern, parse_repositories
 from adapterhub.projects.places import objection_from
 from adapterhub.trust.signing.keys import KeyFolder
+from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.formats.signed import PublicKey
-    from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import TrustedKey
 
 
+@parsed
 class WithPublishing(OpenedLibrary):
     """Everything that leaves the library, and who may be believed about what comes in."""
 
@@ -39,9 +40,9 @@ class WithPublishing(OpenedLibrary):
         spec: SpecLike,
         *,
         to: StrPath,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         sign: bool = False,
         key: str | None = None,
         password: str | None = None,
@@ -109,9 +110,9 @@ class WithPublishing(OpenedLibrary):
         spec: SpecLike,
         *,
         to: str,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -146,9 +147,9 @@ class WithPublishing(OpenedLibrary):
         folder: StrPath,
         *,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         exclude_newer: str | None = None,
         signatures: SignaturePolicy | None = None,
         remote: str | None = None,
@@ -160,7 +161,7 @@ class WithPublishing(OpenedLibrary):
         The library is asked first, then the servers; with `remote` only that server. Arguments and errors are those
         of `install`.
         """
-        place = Path(folder).expanduser()
+        place = path_of(folder)
         pulled = pull_release(
             self.session,
             spec_of(spec),
@@ -190,11 +191,11 @@ class WithPublishing(OpenedLibrary):
         *specs: SpecLike | RepositoryPattern,
         origin: str,
         target: str,
-        namespace: str | None = None,
+        namespace: Namespace | None = None,
         base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         private: bool = False,
         tests: bool = False,
         dry_run: bool = False,
@@ -250,11 +251,11 @@ class WithPublishing(OpenedLibrary):
         *,
         key: str | None = None,
         password: str | None = None,
-        namespace: str | None = None,
+        namespace: Namespace | None = None,
         statement: bool = False,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
     ) -> Mapping[str, Any]:
         """Sign an installed adapter: `model.sig` beside its files.
 
@@ -319,7 +320,7 @@ class WithPublishing(OpenedLibrary):
             replace: overwrite the key of that name.
             accept: globs of adapters that it takes over from another key.
         """
-        path = Path(file).expanduser() if file is not None else None
+        path = path_of(file) if file is not None else None
         return trust_key(
             self.session,
             name,

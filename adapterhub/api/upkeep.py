@@ -7,35 +7,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.health import Line, health
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, folder_text, paths_of, spec_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.results import Listing
 from adapterhub.api.steps.find.model import set_up_search
 from adapterhub.api.steps.installing import Upgraded, upgrade_library
 from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
+from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.core.extras import extra_named
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
+from adapterhub.formats.contract.standards import TestsPolicy
 from adapterhub.library.bases.families import Families, Family
 from adapterhub.library.find.meaning import refresh
 from adapterhub.library.own_settings import OwnSettings, set_own_tests
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
-    from adapterhub.formats.contract.standards import Standards, TestsPolicy
+    from adapterhub.formats.contract.standards import Standards
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Swept
     from adapterhub.library.upkeep.repair import Step
     from adapterhub.library.upkeep.space import Space
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
+@parsed
 class WithUpkeep(OpenedLibrary):
     """The bases of a library, and what keeps it sound and small."""
 
@@ -72,7 +75,7 @@ class WithUpkeep(OpenedLibrary):
         place: StrPath,
         name: str | None = None,
         *,
-        threads: int | None = None,
+        threads: Count | None = None,
         hub_id: str | None = None,
         revision: str | None = None,
         remote: str | None = None,
@@ -204,7 +207,7 @@ class WithUpkeep(OpenedLibrary):
         return unused_builds(self)
 
     def gc(
-        self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0, unused: bool = False
+        self, *, grace_s: Seconds = GRACE_S, dry_run: bool = False, wait_s: Seconds = 30.0, unused: bool = False
     ) -> Swept:
         """Delete objects that no installed adapter, project or process uses.
 
@@ -226,7 +229,7 @@ class WithUpkeep(OpenedLibrary):
 
     # ------------------------------------------------------------ pages
     @extra_named("`Library.ui`")
-    def ui(self, *, port: int = 0, project: Project | None = None) -> Ui:
+    def ui(self, *, port: Port = 0, project: Project | None = None) -> Ui:
         """Serve the pages of `adapt ui` on 127.0.0.1 until `close`, or the end of a `with` block.
 
         Args:

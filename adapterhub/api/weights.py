@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.api.opened import (
     Adapters,
     BaseLike,
     OpenedLibrary,
-    StrPath,
     base_of,
     folder_text,
     paths_of,
@@ -31,6 +30,7 @@ from adapterhub.api.steps.combining import (
 )
 from adapterhub.api.steps.contracts.gating import merge_test, same_adapter_test
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
+from adapterhub.core.arguments import Count, MergeSeed, Precision, Rank, RelativeError, Share, StrPath, parsed, path_of
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
@@ -67,6 +67,7 @@ class Extracted:
         return f"<Extracted {what}, error {self.error:.2g}>"
 
 
+@parsed
 class WithWeights(OpenedLibrary):
     """Everything that computes with the numbers of adapters; torch is imported by the first call."""
 
@@ -79,12 +80,12 @@ class WithWeights(OpenedLibrary):
         output: StrPath | None = None,
         weights: Sequence[float] | None = None,
         method: str | None = None,
-        rank: int | str | None = None,
-        energy: float | None = None,
-        max_error: float | None = None,
-        density: float | None = None,
-        seed: int | None = None,
-        dtype: str | None = None,
+        rank: Rank | Literal["auto"] | None = None,
+        energy: Share | None = None,
+        max_error: RelativeError | None = None,
+        density: Share | None = None,
+        seed: MergeSeed | None = None,
+        dtype: Precision | None = None,
         options: Mapping[str, object] | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
@@ -99,7 +100,7 @@ class WithWeights(OpenedLibrary):
         force: bool = False,
         tune: StrPath | None = None,
         on: BaseLike | None = None,
-        tune_budget: int | None = None,
+        tune_budget: Count | None = None,
         test: bool = False,
     ) -> Merged:
         """Merge adapters into one: the weighted sum of their updates, exact by default, with the error measured.
@@ -151,7 +152,7 @@ class WithWeights(OpenedLibrary):
                 raise UsageProblem("`recipe` says everything about how to merge; give nothing else of it")
             more = paths_of(places)
             return self._merge_recipe(
-                Path(recipe).expanduser(),
+                path_of(recipe),
                 target,
                 said,
                 more,
@@ -175,7 +176,7 @@ class WithWeights(OpenedLibrary):
         )
 
         target = target or default_name([each.label for each in ingredients])
-        about = Path(target).expanduser() if names_folder(target) else description_from(target, said)
+        about = path_of(target) if names_folder(target) else description_from(target, said)
         ensure_named(about, bump, variant=variant)
         tuning: Mapping[str, Any] = {}
         if tune is not None:
@@ -188,7 +189,7 @@ class WithWeights(OpenedLibrary):
                 self.session,
                 self,
                 ingredients,
-                Path(tune).expanduser(),
+                path_of(tune),
                 base_of(on),
                 budget=tune_budget,
                 seed=seed or 0,
@@ -270,7 +271,7 @@ class WithWeights(OpenedLibrary):
         *adapters: AdapterLike,
         weights: Sequence[float] | None = None,
         base: BaseLike | None = None,
-        dtype: str = "float32",
+        dtype: Precision = "float32",
     ) -> Comparison:
         """How alike adapters are, module by module, and what their merge would be; nothing is merged.
 
@@ -288,10 +289,10 @@ class WithWeights(OpenedLibrary):
         *,
         name: str | None = None,
         output: StrPath | None = None,
-        rank: int | None = None,
-        energy: float | None = None,
-        max_error: float | None = None,
-        dtype: str | None = None,
+        rank: Rank | None = None,
+        energy: Share | None = None,
+        max_error: RelativeError | None = None,
+        dtype: Precision | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
         bump: Bump | None = None,
@@ -334,10 +335,10 @@ class WithWeights(OpenedLibrary):
         tuned: BaseLike,
         name: str | None = None,
         output: StrPath | None = None,
-        rank: int | None = None,
-        energy: float | None = None,
-        max_error: float | None = None,
-        dtype: str | None = None,
+        rank: Rank | None = None,
+        energy: Share | None = None,
+        max_error: RelativeError | None = None,
+        dtype: Precision | None = None,
         save_rest: bool = False,
         skip_unequal: bool = False,
         version: str | None = None,
@@ -395,7 +396,7 @@ class WithWeights(OpenedLibrary):
         added = None
         with self.reports.steps("extract", unit="weights") as steps:
             if about is None:
-                result = extract(first, second, Path(target).expanduser(), options, progress=steps)
+                result = extract(first, second, path_of(target), options, progress=steps)
             else:
                 added, result = extract_into_library(
                     self, first, second, about, options, bump=bump, variant=variant, progress=steps

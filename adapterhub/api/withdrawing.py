@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import OpenedLibrary, SpecLike, spec_of
 from adapterhub.api.steps.publishing import server_of
+from adapterhub.core.arguments import parsed
 from adapterhub.distribution import withdrawal
 from adapterhub.distribution.withdrawal import Withdrawn
 from adapterhub.projects.session import wanted_from
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.requested import RequestedBase
 
 
+@parsed
 class WithWithdrawal(OpenedLibrary):
     """Everything that takes back what was published."""
 

@@ -24,9 +24,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NewType, NoReturn
 
 from adapterhub.core.errors import SpecError, shown
+from adapterhub.core.versions.ranges import lies_in
 
 if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
 AdapterName = NewType("AdapterName", str)
@@ -227,14 +227,7 @@ class AdapterSpec:
         pinned = self.pinned_version if asked.local is not None else None
         if pinned is not None and version_of(pinned) != asked:
             return False
-        return _specifier_set(self.specifiers).contains(asked, prereleases=True)
-
-
-@lru_cache(maxsize=64)
-def _specifier_set(specifiers: str) -> SpecifierSet:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(specifiers)
+        return lies_in(asked, self.specifiers)
 
 
 def hint_for_unknown_base(spec: AdapterSpec) -> str:

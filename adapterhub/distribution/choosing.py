@@ -36,11 +36,13 @@ def candidates_of(
         if base not in judged:
             verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
             judged[base] = verdict, library.base_label(base)
-        found.append(_candidate(release, *judged[base], source, strange.get(release.digest, "")))
+        found.append(_candidate(release, base, *judged[base], source, strange.get(release.digest, "")))
     return found
 
 
-def _candidate(release: Release, comparison: Comparison, base_label: str, source: str, strange: str) -> Candidate:
+def _candidate(
+    release: Release, base: BaseRef, comparison: Comparison, base_label: str, source: str, strange: str
+) -> Candidate:
     facts = release.facts
     return Candidate(
         namespace=release.namespace,
@@ -50,6 +52,7 @@ def _candidate(release: Release, comparison: Comparison, base_label: str, source
         verdict=comparison.verdict,
         differences=comparison.differences,
         base_label=base_label,
+        base=base.fingerprint.weights if base.fingerprint else None,
         rank=facts.rank,
         method=",".join(facts.method),
         yanked=release.yanked,

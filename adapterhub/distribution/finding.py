@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
     AdapterNotFound,
     AmbiguousSpec,
@@ -209,9 +210,9 @@ class Finder:
 def folder_in(what: AdapterLike) -> Path | None:
     """The folder that `what` names; None when `what` is a spec or an installed build."""
     if isinstance(what, os.PathLike):
-        return Path(what).expanduser()
+        return path_of(what)
     if isinstance(what, str) and names_folder(what):
-        return Path(what).expanduser()
+        return path_of(what)
     return None
 
 
@@ -219,7 +220,7 @@ def _parse_spec(text: str) -> AdapterSpec:
     try:
         return AdapterSpec.parse(text)
     except SpecError as error:
-        if not error.hint and Path(text).is_dir():
+        if not error.hint and os.path.isdir(text):  # noqa: PTH112 - false for a text that can be no path
             raise reworded(error, hint=f"a folder is written `./{shown(text)}`") from None
         raise
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.disk.inside import is_own
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, SpecError
@@ -112,6 +113,6 @@ def cache_folder(variables: Mapping[str, str]) -> Path:
     """Where the Hub's client keeps what it downloads, by the environment variables that it reads."""
     given = variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE")
     if given:
-        return Path(given).expanduser()
+        return path_of(given)
     caches = variables.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(variables.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
+    return path_of(variables.get("HF_HOME") or f"{caches}/huggingface") / "hub"

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import Malformed, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
@@ -20,6 +21,7 @@ MOST_BYTES: Final = 4 << 20
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*$")
 
 
+@parsed
 def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
     """The specs in a file, in order; `-` reads stdin.
 

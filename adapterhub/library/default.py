@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from adapterhub.core.arguments import path_of
 from adapterhub.library.library import Library
 
 LibraryLike = Library | str | os.PathLike[str] | None
@@ -16,7 +16,7 @@ def open_library(library: LibraryLike) -> Library:
     if isinstance(library, Library):
         return library
     if library is not None:
-        return Library(Path(library))
+        return Library(path_of(library).absolute())
     import adapterhub  # the front door, which alone reads the environment
 
     return adapterhub.default_library()

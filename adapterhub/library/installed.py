@@ -11,8 +11,8 @@ from typing import IO, TypeVar
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import AdapterNotFound, MalformedManifest, shown
-from adapterhub.core.specs import ADD_FIRST, AdapterSpec
+from adapterhub.core.errors import AdapterNotFound, MalformedManifest, SpecError, shown
+from adapterhub.core.specs import ADD_FIRST, AdapterSpec, parse_namespace
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
@@ -184,9 +184,18 @@ class InstalledBuilds:
         return record.alias if record else base.fingerprint.weights[:19]
 
     def read_build(self, folder: Path) -> Installed:
-        """The build in an installed folder."""
+        """The build in an installed folder.
+
+        Raises:
+            MalformedManifest: the manifest cannot be used, or the folder's name holds what is no namespace.
+        """
         manifest = Manifest.read(folder / MANIFEST_FILE)
         namespace, _, _name = folder.parent.name.rpartition("--")
+        if namespace:
+            try:
+                parse_namespace(namespace)
+            except SpecError as error:
+                raise MalformedManifest(str(folder), [f"the name of its folder: {error.message}"]) from None
         return Installed(
             manifest=manifest,
             namespace=namespace or None,
@@ -197,7 +206,13 @@ class InstalledBuilds:
         )
 
     def folder_for(self, manifest: Manifest, namespace: str | None) -> Path:
-        """Where a build is or would be installed; versions that are equal share a folder."""
+        """Where a build is or would be installed; versions that are equal share a folder.
+
+        Raises:
+            SpecError: `namespace` is none; it would lead out of the library.
+        """
+        if namespace is not None:
+            parse_namespace(namespace)
         fingerprint = manifest.base.fingerprint
         base = hex_of(fingerprint.weights)[:12] if fingerprint else UNKNOWN_BASE
         name = f"{namespace}--{manifest.name}" if namespace else manifest.name

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import canonical_json, strict_json
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
-from adapterhub.trust.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
+from adapterhub.trust.signing.policy import SignaturePolicy, strict_policy
 
 HUB_NAME = "hub"
 HUB_URL = "https://huggingface.co"
@@ -176,6 +177,7 @@ def parse_remote_name(text: str) -> str:
     return text
 
 
+@parsed
 class Remotes:
     """The named servers of the library under `root`. Cheap to make; files are read when needed."""
 
@@ -295,6 +297,14 @@ class Remotes:
                 self._write_tokens({url: t for url, t in self._tokens().items() if url != gone.url})
         return gone
 
+    def problems(self) -> list[str]:
+        """The signature policies in the file that are none, and count as `require`."""
+        return [
+            f"`{self._path}`: remotes[{index}].signatures: {problem}"
+            for index, item in enumerate(self._json(self._path).get("remotes", []))
+            if (stored := item.get("signatures")) is not None and (problem := strict_policy(stored)[1])
+        ]
+
     # ------------------------------------------------------------ tokens
     def token(self, url: str) -> str | None:
         """The token stored for exactly this URL.
@@ -364,8 +374,6 @@ class Remotes:
         if not isinstance(namespaces, list) or not all(isinstance(n, str) for n in namespaces):
             raise self._malformed(self._path, f"{where}.namespaces: expected a list of texts")
         signatures = item.get("signatures")
-        if signatures is not None and signatures not in SIGNATURE_POLICIES:
-            raise self._malformed(self._path, f"{where}.signatures: expected one of {', '.join(SIGNATURE_POLICIES)}")
         try:
             return Remote(
                 name=parse_remote_name(item["name"]),
@@ -373,7 +381,7 @@ class Remotes:
                 kind=kind,
                 namespaces=tuple(parse_namespace(n) for n in namespaces),
                 is_default=item["name"] == default,
-                signatures=signatures,
+                signatures=None if signatures is None else strict_policy(signatures)[0],
             )
         except UsageProblem as error:
             raise self._malformed(self._path, f"{where}: {error.message}") from None

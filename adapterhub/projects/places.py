@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.distribution.kind import Access
 from adapterhub.distribution.remote_kinds import kind_named
@@ -312,7 +313,7 @@ def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
     """A base as the project file in `folder` writes it: paths become relative to that folder."""
     from adapterhub.core.specs import BaseSpec
 
-    if base.kind != "path" or Path(base.text).expanduser().is_absolute():
+    if base.kind != "path" or path_of(base.text).is_absolute():
         return base
     path = Path(os.path.relpath(base.text, os.path.realpath(folder))).as_posix()
     return BaseSpec.parse(path if path.startswith("..") else f"./{path}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from adapterhub.core import errors
+from adapterhub.core.arguments import parsed
 from adapterhub.core.errors import NotFound, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import near_name, toml_of
@@ -56,6 +57,7 @@ def first_line(thing: type[Exception]) -> str:
     return (thing.__doc__ or "").strip().split("\n")[0]
 
 
+@parsed
 def explain(code: str | int) -> Explanation:
     """What a code of a finding (in any case), an exit code or an error class means, and what to do.
 

@@ -13,6 +13,7 @@ import os
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _providers: dict[tuple[Path, str, int | None, bool], AdapterProvider] = {}
 _ids: dict[int, Digest] = {}
 
 
+@parsed
 def lora_request(
     adapter: AdapterSpec | str,
     llm: Any = None,  # noqa: ANN401 - vLLM's LLM or AsyncLLM

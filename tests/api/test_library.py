@@ -200,7 +200,7 @@ def test_the_default_library_is_that_of_the_command_line(folder):
     library = ah.default_library()
 
     assert isinstance(library, ah.Library)
-    assert (library.root, ah.Library.default().root) == (Path("home"), Path("home"))
+    assert (library.root, ah.Library.default().root) == (folder / "home", folder / "home")
 
 
 def test_the_default_library_works_in_the_project_around_it_and_another_does_not(folder, monkeypatch):

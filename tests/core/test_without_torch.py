@@ -289,7 +289,7 @@ def test_a_merge_is_synced_where_it_is_and_refused_where_it_would_be_made(adapt:
 @pytest.mark.parametrize(
     "name",
     [
-        "AdapterBank", "Attached", "MergeInput", "merge_adapters", "attach(None, 'x')", "Library('x').attach(None, 'x')",
+        "AdapterBank", "Attached", "MergeInput", "merge_adapters", "attach(None, 'x')", "Library('x').attach(type('Module', (), {})(), 'x')",
         "Library('x').merge(['a', 'b'])", "Library('x').compare('a', 'b')",
     ],
 )  # fmt: skip

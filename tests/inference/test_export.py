@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.register_assert_rewrite("tests.contracts.export")
 
-from adapterhub.cli.use.export import FORMATS  # noqa: E402
+from adapterhub.core.arguments import ExportFormat  # noqa: E402
 from adapterhub.core.errors import (  # noqa: E402
     BaseNotFound,
     Conflict,
@@ -41,7 +42,7 @@ class TestFormats(ExportContract):
 
 
 def test_the_command_knows_every_format() -> None:
-    assert forms() == FORMATS
+    assert forms() == get_args(ExportFormat)
 
 
 def test_formats_are_listed_without_being_imported() -> None:

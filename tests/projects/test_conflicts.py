@@ -12,9 +12,11 @@ from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import digest_of
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
+from adapterhub.distribution.choosing import candidates_of
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from adapterhub.projects.lock.conflicts import (
@@ -32,7 +34,7 @@ from adapterhub.projects.lock.conflicts import (
 from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, LockedSource, Policy, Project
 from tests.distribution.test_resolve import build
 from tests.support.command_line import Adapt, Done
-from tests.support.tiny import make_base
+from tests.support.tiny import make_adapter, make_base
 
 NOW, DAY = parse_time("2026-06-15T12:00:00Z"), 86_400.0
 
@@ -235,6 +237,23 @@ def test_a_mirror_another_rank_a_lagging_remote_and_a_named_one_are_no_conflict(
     torn = {"ours": [new], "theirs": [build("1.2.0", digest="sha256:" + "e" * 64)]}
     assert in_two_remotes(wanted("acme/poem", remote="ours"), torn) is None
     assert in_two_remotes(wanted("bob/poem"), torn) is None
+
+
+def test_builds_for_a_base_and_for_its_copy_of_another_precision_are_two_releases(tmp_path, add, library):
+    half = make_base(tmp_path / "half", dtype="f2")
+    other = Library(tmp_path / "other")
+    one = add("poem", seed=1).build
+    made = make_adapter(tmp_path / "made-for-half", seed=2)
+    about = Description(name=parse_name("poem"), version=one.manifest.version)
+    copy_of = other.add(made, about, base=other.bases.add(half, "half")).build
+    releases = [Release(manifest=each.manifest, namespace=None, origin="there") for each in (one, copy_of)]
+
+    both = candidates_of(library, releases, None, "remote")
+
+    assert len({each.base_label for each in both}) == 1
+    assert in_two_remotes(wanted("poem"), {"ours": both, "mirror": both}) is None
+    torn = replace(both[1], digest="sha256:" + "e" * 64)
+    assert in_two_remotes(wanted("poem"), {"ours": both, "theirs": [both[0], torn]}) is not None
 
 
 def test_a_remote_that_would_give_another_build_is_noticed_with_how_to_take_it():

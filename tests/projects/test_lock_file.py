@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import Malformed, NotFound
+from adapterhub.core.errors import Malformed, NotAllowed, NotFound
 from adapterhub.core.specs import parse_name
 from adapterhub.projects.file.reading import parse_project
+from adapterhub.projects.lock import lockfile
 from adapterhub.projects.lock._lines import value_of
 from adapterhub.projects.lock._usual import usual_adapters
 from adapterhub.projects.lock.lockfile import (
+    MOST_ENTRIES,
     _closely,
     _quickly,
     lock_text,
@@ -38,6 +41,7 @@ from adapterhub.projects.values import (
     Project,
 )
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from tests.support.hostile_child import slowness
 from tests.support.locks import in_directory, on_hub
 
 if sys.version_info >= (3, 11):
@@ -557,3 +561,23 @@ def test_a_remote_that_moved_makes_what_came_from_it_stale():
     assert lock_problems(project(), lock) == [
         "`legal-qa` is locked from remote `ours`, which the project does not name"
     ]
+
+
+def test_a_lock_of_too_many_entries_is_refused_before_it_is_read(tmp_path):
+    """200,000 entries, each with something wrong, took half a minute."""
+    entry = '[[adapter]]\nkey = "a"\n\n'
+    (tmp_path / "adapters.lock").write_text(f'schema = "adapterhub-lock/1"\n\n{entry * 200_000}')
+    started = time.process_time()
+
+    with pytest.raises(Malformed, match=f"has 200,000 entries, at most {MOST_ENTRIES:,} are read"):
+        read_lock(tmp_path)
+
+    assert time.process_time() - started < 1 * slowness()
+
+
+def test_a_lock_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(lockfile, "MOST_ENTRIES", 1)
+    with pytest.raises(NotAllowed, match="the lock would have 2 entries"):
+        write_lock(tmp_path, LOCK)
+
+    assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,6 @@ from adapterhub.trust.signing.trust import (
     clock,
     day_text,
     parse_day,
-    parse_policy,
 )
 from tests.support.signed_offers import ANN, BEN, key, manifest, release, signed, statement
 
@@ -652,7 +651,6 @@ TRUSTED = {"name": "ann", "key": "PEM"}
         ({}, "keys: expected a list"),
         ({"keys": {}}, "keys: expected a list"),
         ({"keys": [], "policies": []}, "policies: expected an object"),
-        ({"keys": [], "policies": {"acme": "maybe"}}, "expected require, warn, off, got maybe"),
         ({"keys": [TRUSTED, 1]}, "keys[1]: expected the texts `name` and `key`"),
         ({"keys": [{"name": "ann"}]}, "keys[0]: expected the texts `name` and `key`"),
         ({"keys": [{"key": "PEM"}]}, "keys[0]: expected the texts `name` and `key`"),
@@ -828,12 +826,9 @@ def test_a_day_lasts_to_its_last_second_and_a_moment_is_one(text: str, expected:
     assert parse_day(day_text(expected)) == expected
 
 
-def test_what_is_no_day_or_policy_is_refused() -> None:
+def test_what_is_no_day_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^expected a day as in 2027-01-31, got soon$"):
         parse_day("soon")
-    with pytest.raises(ValueError, match=r"^expected require, warn, off, got on$"):
-        parse_policy("on")
-    assert [parse_policy(p) for p in ("require", "warn", "off")] == ["require", "warn", "off"]
 
 
 def test_the_clock_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

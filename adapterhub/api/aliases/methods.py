@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.aliases import steps
 from adapterhub.api.opened import OpenedLibrary, SpecLike, spec_of
+from adapterhub.core.arguments import parsed
 
 if TYPE_CHECKING:
     from adapterhub.api.aliases.servers import Server
     from adapterhub.core.aliases import Alias, Move
 
 
+@parsed
 class WithAliases(OpenedLibrary):
     """Moving names of adapters: `legal-qa@prod`."""
 

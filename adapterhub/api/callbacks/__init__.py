@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import TrainerCallback  # noqa: TID253 - its class is what a callback derives from
 
 from adapterhub.api.library import Library
+from adapterhub.api.opened import BaseLike
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.disk.files import digest_of_file, read_json, write_durably
 from adapterhub.core.errors import NotFound
 from adapterhub.core.specs import parse_name, parse_namespace, parse_released
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.library.intake.clashes import Namesakes, check_naming
+from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming
 from adapterhub.library.intake.description import Description, check_description
 
 if TYPE_CHECKING:
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from adapterhub.api.opened import BaseLike
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.store.catalog import Installed
 
 __all__ = ["AddOnSave"]
@@ -42,6 +42,7 @@ _RUN_SCHEMA: Final = "adapterhub/run/1"
 _SPEED: Final = ("_runtime", "_per_second", "_time")
 
 
+@parsed
 class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Adds every checkpoint of a training run to the library, as the next version of one adapter.
 
@@ -94,8 +95,8 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
             UsageProblem: `bump`, or a fact about the adapter, is what `Library.add` refuses.
         """
         self._full_name = name
-        self._namespace, _, self._name = name.rpartition("/")
-        if self._namespace:
+        self._namespace, has_namespace, self._name = name.rpartition("/")
+        if has_namespace:
             parse_namespace(self._namespace)
         check_naming(bump, variant=False)
         check_description(
@@ -106,7 +107,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 description=description,
                 license=license,
                 prompt=prompt,
-                examples=examples,  # type: ignore[arg-type]  # any sequence is as good
+                examples=tuple(examples),
             )
         )
         self.library = library if isinstance(library, Library) else Library(library) if library else Library.default()

@@ -7,7 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, StrPath, base_of, text_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, base_of, text_of
+from adapterhub.core.arguments import (
+    Budget,
+    GoldenCount,
+    GoldenTokens,
+    LoadIn,
+    LoadPrecision,
+    Margin,
+    RunnerName,
+    StrPath,
+    parsed,
+    path_of,
+)
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.distribution.finding import AdapterLike
@@ -22,6 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.prompts.form import PromptForm
 
 
+@parsed
 class WithContracts(OpenedLibrary):
     """Everything about behaviour contracts."""
 
@@ -31,18 +44,18 @@ class WithContracts(OpenedLibrary):
         adapter: AdapterLike,
         *,
         on: BaseLike | None = None,
-        dtype: str = "auto",
-        load_in: str | None = None,
+        dtype: LoadPrecision = "auto",
+        load_in: LoadIn | None = None,
         tests: Contract | StrPath | None = None,
         rules: StrPath | None = None,
         bounds: Mapping[str, float] | None = None,
         base_alone: bool = False,
-        budget: float = 120.0,
+        budget: Budget = 120.0,
         again: bool = False,
         sign: bool = False,
         key: str | None = None,
         password: str | None = None,
-        runner: str | None = None,
+        runner: RunnerName | None = None,
         task: StrPath | None = None,
     ) -> Tested:
         """Test whether an adapter still answers as its contract records.
@@ -82,7 +95,7 @@ class WithContracts(OpenedLibrary):
 
         question = _question(on, dtype, load_in, tests, bounds, base_alone=base_alone, budget=budget, again=again)
         if rules is not None:
-            question = replace(question, rules=read_rules(Path(rules).expanduser()))
+            question = replace(question, rules=read_rules(path_of(rules)))
         subject = subject_of(self, text_of(adapter))
         if runner is not None:
             from adapterhub.api.steps.contracts.running import Runner, run_on
@@ -144,16 +157,16 @@ class WithContracts(OpenedLibrary):
         from adapterhub.api.steps.contracts.subjects import subject_of
 
         subject = subject_of(self, text_of(adapter))
-        return emit_task(self, subject, Path(folder).expanduser(), contract=_contract(tests), on=base_of(on))
+        return emit_task(self, subject, path_of(folder), contract=_contract(tests), on=base_of(on))
 
     @extra_named("`Library.test_all`")
     def test_all(
         self,
         *,
         on: BaseLike | None = None,
-        dtype: str = "auto",
-        load_in: str | None = None,
-        budget: float = 120.0,
+        dtype: LoadPrecision = "auto",
+        load_in: LoadIn | None = None,
+        budget: Budget = 120.0,
         again: bool = False,
     ) -> Sequence[Tested]:
         """Test every installed build that has a contract; a base is loaded once for all its builds.
@@ -181,14 +194,14 @@ class WithContracts(OpenedLibrary):
         examples: StrPath | None = None,
         tests: StrPath | None = None,
         prompt: PromptForm | None = None,
-        count: int = 20,
-        max_new_tokens: int | None = None,
-        margin: float = 0.05,
+        count: GoldenCount = 20,
+        max_new_tokens: GoldenTokens | None = None,
+        margin: Margin = 0.05,
         digests: bool = False,
         vectors: bool = False,
         allow_secrets: bool = False,
         on: BaseLike | None = None,
-        dtype: str = "auto",
+        dtype: LoadPrecision = "auto",
         into: StrPath | None = None,
     ) -> RecordedContract:
         """Ask an adapter, and record what it answers: in a new build, or in the folder that `adapter` is.
@@ -235,32 +248,32 @@ class WithContracts(OpenedLibrary):
 
 
 def _path(place: StrPath | None) -> Path | None:
-    return None if place is None else Path(place).expanduser()
+    return None if place is None else path_of(place)
 
 
 def _contract(tests: Contract | StrPath | None) -> Contract | None:
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.reading import read_contract
 
-    return tests if tests is None or isinstance(tests, Contract) else read_contract(Path(tests).expanduser())
+    return tests if tests is None or isinstance(tests, Contract) else read_contract(path_of(tests))
 
 
 def _question(
     on: BaseLike | None,
     dtype: str,
-    load_in: str | None,
+    load_in: LoadIn | None,
     tests: Contract | StrPath | None,
     bounds: Mapping[str, float] | None,
     *,
     base_alone: bool,
-    budget: float,
+    budget: Budget,
     again: bool,
 ) -> Question:
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.reading import read_contract
 
-    contract = tests if tests is None or isinstance(tests, Contract) else read_contract(Path(tests).expanduser())
+    contract = tests if tests is None or isinstance(tests, Contract) else read_contract(path_of(tests))
     return Question(
         on=base_of(on),
         dtype=dtype,

@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
+from adapterhub.core.arguments import Cosine, Rank, StrPath, Top, parsed, path_of
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import RankRange
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.find.routing import CheckedRoute, Routed
     from adapterhub.api.steps.find.tried import Tried
     from adapterhub.formats.route import Route
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
+@parsed
 class WithFinding(OpenedLibrary):
     """Search, then prove; and which adapter a text is for."""
 
@@ -27,11 +29,11 @@ class WithFinding(OpenedLibrary):
         *text: str,
         base: BaseLike,
         examples: StrPath,
-        top: int = 8,
+        top: Top = 8,
         task: str = "",
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
+        rank: Rank | None = None,
+        min_rank: Rank | None = None,
+        max_rank: Rank | None = None,
         method: str = "",
         remote: str | None = None,
         token: str | None = None,
@@ -78,7 +80,7 @@ class WithFinding(OpenedLibrary):
         words = " ".join(text)
         query = {"text": words, "task": task, "ranks": ranks, "method": method}
         found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)
-        where = Path(examples).expanduser()
+        where = path_of(examples)
         return try_candidates(self.session, words, on, found, where, left_out=lost, agree=agree, bars=self.reports)
 
     def route(
@@ -110,7 +112,7 @@ class WithFinding(OpenedLibrary):
         *,
         base: BaseLike,
         over: Sequence[SpecLike] = (),
-        threshold: float | None = None,
+        threshold: Cosine | None = None,
         accept: bool = False,
     ) -> CheckedRoute:
         """Write a routing file for `adapt serve --route`.
@@ -173,7 +175,7 @@ class WithFinding(OpenedLibrary):
         from adapterhub.api.steps.find.exporting import export_router
         from adapterhub.formats.route import read_route
 
-        return export_router(self, read_route(Path(file).expanduser()), Path(output), url=url)
+        return export_router(self, read_route(path_of(file)), Path(output), url=url)
 
     def _route(self, base: BaseLike | None, over: Sequence[SpecLike], file: StrPath | None) -> Route:
         from adapterhub.api.steps.find.routing import make_route
@@ -181,7 +183,7 @@ class WithFinding(OpenedLibrary):
 
         on = base_of(base)
         if file is not None and on is None and not over:
-            return read_route(Path(file).expanduser())
+            return read_route(path_of(file))
         if file is not None or on is None:
             raise UsageProblem("routing takes a routing file or a base")
         return make_route(self.session, on, [spec_of(one) for one in over], bars=self.reports)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import HTTPException
 
-from adapterhub.api.pages.addresses import address_of
+from adapterhub.api.pages.addresses import address_of, number_in
 from adapterhub.api.steps.searching import search_installed
 from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -118,7 +118,7 @@ class Playing:
 
     def _saved(self, page: PlaygroundPage, form: Mapping[str, str], number: str) -> PlaygroundPage:
         """Merge the adapters of a column with its weights, under the name of its field."""
-        choice = self._wish({**form, "prompt": "-"}).choices.get(int(number) if number.isdigit() else 0, {})
+        choice = self._wish({**form, "prompt": "-"}).choices.get(number_in(number) or 0, {})
         name = form.get(f"name-{number}", "").strip()
         if not choice or not name:
             raise UsageProblem("a merge needs adapters and a name", hint="choose adapters, and fill in the name")
@@ -171,7 +171,7 @@ class Playing:
             prompt=form.get("prompt", "")[: self._bounds.prompt_characters],
             most_characters=self._bounds.prompt_characters,
             forms=tuple(Option(value=v, text=text, chosen=v == form.get("form")) for v, text in _FORMS.items()),
-            tokens=int(number) if (number := form.get("tokens", "")).isdecimal() and len(number) < 6 else NEW_TOKENS,  # noqa: PLR2004 - digits
+            tokens=NEW_TOKENS if (number := number_in(form.get("tokens", ""))) is None else number,
             most_tokens=self._bounds.new_tokens,
             temperature=form.get("temperature", "0")[:8],
             columns=tuple(_column(form, at, picks) for at in range(1, COLUMNS + 1)),
@@ -208,9 +208,9 @@ class Playing:
                 raise UsageProblem(f"`{shown(others[0], 200)}` is no build for the base `{shown(base, 200)}`")
             if terms:
                 choices[column] = {pick: weight for pick, weight in terms.items() if pick != BASE_ALONE}
-        tokens = form.get("tokens", str(NEW_TOKENS))
-        if not (tokens.isascii() and tokens.isdigit() and len(tokens) < 10):  # noqa: PLR2004 - digits
-            raise UsageProblem(f"`{shown(tokens, 40)}` new tokens, expected a whole number")
+        asked = form.get("tokens", str(NEW_TOKENS))
+        if (tokens := number_in(asked)) is None:
+            raise UsageProblem(f"`{shown(asked, 40)}` new tokens, expected a whole number")
         temperature = _float(form.get("temperature", "0"), "temperature")
         if not 0 <= temperature <= 2:  # noqa: PLR2004 - as the form says
             raise UsageProblem(f"temperature {temperature:g}, expected 0 to 2")
@@ -219,7 +219,7 @@ class Playing:
             prompt=form.get("prompt", ""),
             choices=choices,
             form=form.get("form", "own"),
-            tokens=int(tokens),
+            tokens=tokens,
             temperature=temperature,
         )
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adapterhub.api.pages.playing import Playing
 from adapterhub.api.pages.source import LibrarySource
@@ -27,6 +28,7 @@ from adapterhub.pages.guarding import HEADERS
 from adapterhub.pages.site import Home, refusal_page, routes
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
 
     from typing_extensions import Self
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
 HOST: Final = "127.0.0.1"
 _TOKEN_BYTES: Final = 24
-_MOST_CONNECTIONS: Final = 64
+_MOST_REQUESTS: Final = 64
+"""At the same time."""
+_MOST_CONNECTIONS: Final = 256
+_FIRST_BYTES_IN_S: Final = 10
 _STOPS_IN_S: Final = 5
 _COME_IN: Final = (
     '<!doctype html><html lang="en"><title>adapt ui</title><meta http-equiv="refresh" content="0; url=/">'
@@ -66,12 +71,17 @@ class _Gate:
         self._token = token
         self._cookie = f"adapt_ui_{port}"
         self._pass = secrets.token_urlsafe(_TOKEN_BYTES)
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         refusal = self._refusal(Request(scope))
-        await (self._app if refusal is None else refusal)(scope, receive, send)
+        self._running += 1
+        try:
+            await (self._app if refusal is None else refusal)(scope, receive, send)
+        finally:
+            self._running -= 1
 
     def _refusal(self, request: Request) -> Response | None:
         """What to answer instead of a page; None lets the request through."""
@@ -84,7 +94,38 @@ class _Gate:
             return response
         if not _same(request.cookies.get(self._cookie, ""), self._pass):
             return PlainTextResponse("open the address that `adapt ui` printed: its token lets you in", 403, HEADERS)
+        if self._running >= _MOST_REQUESTS:
+            return PlainTextResponse("too many requests at once", 503, {**HEADERS, "Retry-After": "1"})
         return None
+
+
+class _Prompt(H11Protocol):
+    """A connection that has to bring its request soon, and makes room for a newer one where there are too many.
+
+    Anyone on the machine can open connections, and an idle one holds a file of the process.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self.opened_at = self.loop.time()
+        self._deadline = self.loop.call_later(_FIRST_BYTES_IN_S, self._end_if_idle)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            others = [one for one in self.connections if isinstance(one, _Prompt) and one is not self]
+            oldest = min((one for one in others if one.is_idle), key=lambda one: one.opened_at, default=self)
+            oldest.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _end_if_idle(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 def _same(given: str, expected: str) -> bool:
@@ -116,14 +157,13 @@ class Ui:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 _Gate(app, self.port, token),
-                http="h11",  # it refuses a second Host
+                http=_Prompt,  # h11 refuses a second Host
                 ws="none",
                 lifespan="off",
                 log_level="error",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=_MOST_CONNECTIONS,
                 timeout_graceful_shutdown=_STOPS_IN_S,
             )
         )

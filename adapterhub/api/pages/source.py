@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
-from adapterhub.api.pages.addresses import address_of
+from adapterhub.api.pages.addresses import address_of, number_in
 from adapterhub.api.pages.weights import WithFigures
 from adapterhub.api.steps.finding import ask
 from adapterhub.api.steps.searching import SORTS, search_installed
@@ -74,7 +74,7 @@ class LibrarySource(WithFigures):
             )
         except AdapterHubError as error:
             note = error.message
-        start = max(_number(query.get("from", "")) or 0, 0)
+        start = max(number_in(query.get("from", "")) or 0, 0)
         more = {**{name: text for name, text in query.items() if text}, "from": str(start + _AT_ONCE)}
         return SearchPage(
             words=words,
@@ -195,12 +195,8 @@ def _base_of(config: bytes) -> tuple[str, str]:
     return found, f"Adapters for the base {found}." if found else "The file names no base."
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None  # noqa: PLR2004 - digits
-
-
 def _ranks(query: Mapping[str, str]) -> RankRange:
-    return RankRange(rank=_number(query.get("rank", "")) or None)
+    return RankRange(rank=number_in(query.get("rank", "")) or None)
 
 
 def _choice(name: str, label: str, query: Mapping[str, str], values: list[str]) -> Facet:

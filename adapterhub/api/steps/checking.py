@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
     AdapterHubError,
     RefusedAdapter,
@@ -55,7 +56,7 @@ def reports_of(
         yield from _everything(opened(), record, progress, find_source)
     for text in adapters:
         if names_folder(text):
-            folder = Path(text).expanduser()
+            folder = path_of(text)
             report = _folder_report(folder, record, progress)
             yield text, _with_signature(opened, folder, report)
         else:
@@ -79,7 +80,7 @@ def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> in
 
     def folder_of(text: str) -> Path:
         if names_folder(text):
-            return Path(text).expanduser()
+            return path_of(text)
         from adapterhub.distribution.choosing import look_up
 
         library, spec = opened(), AdapterSpec.parse(text)
@@ -293,7 +294,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     requested = []
     for text in adapters:
         if names_folder(text):
-            folder = Path(text).expanduser()
+            folder = path_of(text)
             report = _folder_report(folder, named)
             requested.append(Subject(label=text, folder=folder, report=report, record=named))
         else:
@@ -367,7 +368,7 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
         yield from map(subject_of_build, installed)
     for text in adapters:
         if names_folder(text):
-            folder = Path(text).expanduser()
+            folder = path_of(text)
             if not folder.is_dir():
                 raise UsageProblem(f"no folder `{text}`")
             yield subject_of_folder(folder, text)

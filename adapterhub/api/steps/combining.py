@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem, shown
 from adapterhub.core.specs import names_folder, parse_name
 from adapterhub.distribution.choosing import find_installed
@@ -82,8 +83,8 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     from adapterhub.weights.recipes.combination import Ingredient
 
     if names_folder(text):
-        ensure_no_file(Path(text).expanduser())
-        return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
+        ensure_no_file(path_of(text))
+        return Ingredient(folder=path_of(text), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
     ensure_manifest_unchanged(library, build)
@@ -232,7 +233,7 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
 def name_of_label(label: str) -> str:
     """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
     if names_folder(label):
-        return Path(label).expanduser().resolve().name.lower()
+        return path_of(label).resolve().name.lower()
     return label.partition("==")[0].rpartition("/")[2].lower()
 
 
@@ -298,7 +299,7 @@ def plan_resize(
         combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     if names_folder(output):
-        return Resizing(combination=combination, target=Path(output).expanduser(), before=before)
+        return Resizing(combination=combination, target=path_of(output), before=before)
     words = _words_of(library, parent) | {key: text for key, text in said.items() if text is not None}
     return Resizing(combination=combination, target=description_from(output, words), before=before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -89,14 +90,12 @@ def build_or_folder(session: Session, text: str) -> Installed | Path:
     Raises:
         AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits; or there is no such folder.
     """
-    from pathlib import Path
-
     from adapterhub.core.ranks import ANY_RANK
     from adapterhub.core.specs import AdapterSpec, names_folder
 
     if not names_folder(text):
         return find_build(session, AdapterSpec.parse(text), ANY_RANK, to="show")
-    folder = Path(text).expanduser()
+    folder = path_of(text)
     if not folder.is_dir():
         raise AdapterNotFound(f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path")
     return folder

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from adapterhub.api.steps.contracts.stating import contract_line, sign_results
 from adapterhub.api.steps.finding import choose_release
 from adapterhub.api.steps.keys import sign_build
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.core.specs import names_folder, parse_namespace
+from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder, parse_namespace
 from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
@@ -25,7 +26,6 @@ from adapterhub.projects.session import hub_of, wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import ContractGate
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.resolve import Objection
     from adapterhub.formats.cards.card import Card
@@ -170,7 +170,7 @@ def place_for(
     if names_folder(to):
         from adapterhub.library.directory import PublishedDirectory
 
-        return PublishedDirectory(Path(to).expanduser())
+        return PublishedDirectory(path_of(to))
     there, repository = _registry_of(session, to, remote) if is_url(to) else (_remote_for(session, to, remote), to)
     opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
     if there.kind == OCI:

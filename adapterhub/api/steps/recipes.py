@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.combining import description_from
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import Conflict, UsageProblem, shown
 from adapterhub.projects.session import sources_from
 
@@ -80,7 +81,7 @@ def plan_recipe(
     for warning in warnings:
         session.out.warn(warning)
     if about is None:
-        return RecipePlan(combination=combination, target=Path(target).expanduser(), expected=None)
+        return RecipePlan(combination=combination, target=path_of(target), expected=None)
     expected = recipe.digest if about.name == recipe.name and words == own else None
     return RecipePlan(combination=combination, target=replace(about, metrics=recipe.metrics), expected=expected)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec, names_folder
 from adapterhub.projects.session import wanted_from
@@ -75,7 +76,7 @@ def side_of(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.weights.compare.difference import Side, side_of_folder
 
     if names_folder(text):
-        folder = Path(text).expanduser()
+        folder = path_of(text)
         if not folder.is_dir():
             raise AdapterNotFound(
                 f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import BaseSpec, names_folder
@@ -44,7 +45,7 @@ def add_base(
         Conflict: `alias` is the alias of an adapter.
     """
     _ensure_no_alias(session, alias)
-    folder = Path(place).expanduser()
+    folder = path_of(place)
     hub_id = hub_id if hub_id is None else parse_base_id(hub_id)
     if folder.suffix == ".json" and folder.is_file():
         record = session.library.bases.add_record(folder, alias)

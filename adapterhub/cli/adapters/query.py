@@ -11,7 +11,6 @@ import click
 from adapterhub.api.steps.finding import aliases_by_build, ask, find_build
 from adapterhub.api.steps.searching import (
     COLUMNS,
-    SORTS,
     base_name,
     cells_of,
     found_document,
@@ -19,7 +18,9 @@ from adapterhub.api.steps.searching import (
     search_installed,
     why_text,
 )
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
+from adapterhub.core.arguments import Sort
 from adapterhub.core.ranks import ANY_RANK, RankRange
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @rank_options
 @click.option(
     "--sort",
-    type=click.Choice(list(SORTS)),
+    type=kind_of(Sort),
     default="name",
     show_default=True,
     help="Sort by this: the highest rank, the largest and the newest come first.",

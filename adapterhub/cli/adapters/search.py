@@ -13,7 +13,9 @@ from adapterhub.api.steps.searching import SHOWN_BEST, check_ways, find_installe
 from adapterhub.cli.adapters.query import show
 from adapterhub.cli.adapters.search_try import TryOptions, filter_options, search_and_try, try_options
 from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common, rank_options
+from adapterhub.core.arguments import Count
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import RankRange
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--far", is_flag=True, help="By meaning: also show adapters that have little to do with TEXT.")
 @click.option("--setup", is_flag=True, help="Get the model for search by meaning into the library, once (84 MB).")
 @click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
+    "--limit", type=kind_of(Count), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
 )
 @try_options
 @common

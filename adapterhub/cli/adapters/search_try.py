@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from adapterhub.cli.completion.completing import complete_license
+from adapterhub.cli.options.kinds import kind_of
+from adapterhub.core.arguments import Top
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def try_options(command: F) -> F:
     path = click.Path(dir_okay=False, path_type=Path)
     for option in (
         click.option("--yes", "-y", is_flag=True, help="With --try: fetch more than 200 MB without a prompt."),
-        click.option("--top", type=click.IntRange(1, 32), metavar="N", help="With --try: try N of them [default: 8]."),
+        click.option("--top", type=kind_of(Top), metavar="N", help="With --try: try N of them [default: 8]."),
         click.option(
             "--try",
             "examples",

@@ -10,7 +10,9 @@ import click
 
 from adapterhub.cli.completion.completing import complete_alias, complete_remote
 from adapterhub.cli.groups import Group
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import SPEC, Session, common, project_option, trust_option
+from adapterhub.core.arguments import Count
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ def history(session: Session, spec: AdapterSpec, server: Server | None) -> None:
 
 @alias.command("rollback")
 @alias_argument
-@click.option("--to", type=click.IntRange(min=1), metavar="N", help="Go back to move N of `adapt alias history`.")
+@click.option("--to", type=kind_of(Count), metavar="N", help="Go back to move N of `adapt alias history`.")
 @common
 @server_options
 def rollback(session: Session, spec: AdapterSpec, to: int | None, server: Server | None) -> None:

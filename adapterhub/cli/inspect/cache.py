@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.output import listed, size_text
+from adapterhub.core.arguments import Count, Seconds
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ _COLUMNS = ("holder", "kind", "objects", "size", "alone")
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show N rows.")
+@click.option("--limit", type=kind_of(Count), default=20, show_default=True, metavar="N", help="Show N rows.")
 @common
 def cache(session: Session, limit: int) -> None:
     """Show what uses the library's disk space: adapters, projects and processes, the largest first.
@@ -70,7 +72,7 @@ def _say(session: Session, space: Space, limit: int) -> None:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=kind_of(Seconds),
     metavar="SECONDS",
     help="Keep objects younger than this [default: 3600].",
 )
@@ -81,7 +83,7 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
     """Delete objects that no installed adapter, project or running process uses.
 
     A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused, an adapter
-    stays only if a project's lock file, a running process or a needed merge uses it.
+    stays only if a project's lock file, an alias, a running process or a needed merge uses it.
 
     \b
     Examples:

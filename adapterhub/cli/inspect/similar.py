@@ -8,7 +8,9 @@ import click
 
 from adapterhub.api.steps.finding import build_or_folder
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common, remote_options
+from adapterhub.core.arguments import Cosine
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import AdapterSpec
@@ -29,7 +31,7 @@ _ON_A_SERVER: float = 0.9
 @click.option("--all", "is_all", is_flag=True, help="Group every installed adapter instead.")
 @click.option(
     "--above",
-    type=click.FloatRange(0, 1),
+    type=kind_of(Cosine),
     metavar="COSINE",
     help=f"List cosines from here on [default: {_SHOWN}; {_GROUPED} with --all, {_ON_A_SERVER} with --remote].",
 )

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key, complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.loading import loading_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.options.prompting import FORMS
+from adapterhub.core.arguments import Budget, GoldenCount, GoldenTokens, Margin, RunnerName
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -41,13 +43,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--base-alone", is_flag=True, help="Also ask the base alone, and compare it with the recording.")
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=kind_of(Budget),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
     help="CPU seconds that one verdict may take.",
 )
-@click.option("--runner", type=click.Choice(["lm-eval", "pytest"]), help="Let this installed tool test.")
+@click.option("--runner", type=kind_of(RunnerName), help="Let this installed tool test.")
 @click.option(
     "--task",
     type=click.Path(path_type=Path),
@@ -77,7 +79,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs of a recording from JSON Lines.")
 @click.option(
     "--count",
-    type=click.IntRange(4, 200),
+    type=kind_of(GoldenCount),
     default=20,
     show_default=True,
     metavar="N",
@@ -88,13 +90,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--system", metavar="TEXT", help="Put TEXT before the input in the chat template; implies chat.")
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1, 512),
+    type=kind_of(GoldenTokens),
     metavar="N",
     help="Stop an answer after N tokens [default: that of the prompt form, else 64].",
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(0, 10),
+    type=kind_of(Margin),
     default=0.05,
     show_default=True,
     metavar="X",

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
+from adapterhub.core.arguments import Precision, Rank, RelativeError, Share
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -14,13 +17,13 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 energy_option = click.option(
     "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=kind_of(Share),
     metavar="E",
     help="Keep the smallest rank in each module that holds this share of the squared norm.",
 )
 max_error_option = click.option(
     "--max-error",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=kind_of(RelativeError),
     metavar="E",
     help="Keep the smallest rank in each module whose relative error is at most E.",
 )
@@ -29,12 +32,12 @@ max_error_option = click.option(
 def cut_options(own_dtype: str) -> Callable[[F], F]:
     """`--rank`, `--energy`, `--max-error` and `--dtype`; `own_dtype` describes the default of `--dtype`."""
     options = (
-        click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Keep at most rank N in every module."),
+        click.option("--rank", type=kind_of(Rank), metavar="N", help="Keep at most rank N in every module."),
         energy_option,
         max_error_option,
         click.option(
             "--dtype",
-            type=click.Choice(["float32", "bfloat16", "float16"]),
+            type=kind_of(Precision),
             help=f"Precision of the result [default: {own_dtype}].",
         ),
     )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import needing
+from adapterhub.core.arguments import LoadIn, LoadPrecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +21,13 @@ def loading_options(command: F) -> F:
     for option in (
         click.option(
             "--load-in",
-            type=click.Choice(["4bit", "8bit"]),
+            type=kind_of(LoadIn),
             callback=needing("quantized"),
             help="Quantise the base's linear layers.",
         ),
         click.option(
             "--dtype",
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            type=kind_of(LoadPrecision),
             default="auto",
             show_default=True,
             help="Load the base in this precision.",

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
+from adapterhub.library.intake.clashes import Bump
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -16,7 +19,7 @@ def naming_options(command: F) -> F:
         click.option("--variant", is_flag=True, help="Add a build of another rank to a version that exists."),
         click.option(
             "--bump",
-            type=click.Choice(["patch", "minor", "major"]),
+            type=kind_of(Bump),
             help="Take the next free version where the name exists for this base.",
         ),
     ):

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.output import Output
+from adapterhub.core.arguments import Rank
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
 from adapterhub.projects import session as library_session
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -146,7 +149,7 @@ BASE = BaseType()
 
 def rank_options(command: F) -> F:
     """Add `--rank`, `--min-rank` and `--max-rank`."""
-    positive = click.IntRange(min=1)
+    positive = kind_of(Rank)
     for option in (
         click.option("--max-rank", type=positive, metavar="N", help="Accept builds of at most rank N."),
         click.option("--min-rank", type=positive, metavar="N", help="Accept builds of at least rank N."),
@@ -194,7 +197,7 @@ def remote_options(command: F) -> F:
 def signatures_option(command: F) -> F:
     """Add `--signatures`, the signature policy for one run."""
     text = "Signature policy for this run [default: that of the namespace, else of the remote, else the general one]."
-    return click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help=text)(command)
+    return click.option("--signatures", type=kind_of(SignaturePolicy), help=text)(command)
 
 
 def needing(extra: str) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import needing
+from adapterhub.core.arguments import LoadIn, Precision
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -24,13 +26,13 @@ def install_test_options(command: F) -> F:
     for option in (
         click.option(
             "--test-load-in",
-            type=click.Choice(["4bit", "8bit"]),
+            type=kind_of(LoadIn),
             callback=needing("quantized"),
             help="With --test: quantise the base's linear layers.",
         ),
         click.option(
             "--test-dtype",
-            type=click.Choice(["float32", "bfloat16", "float16"]),
+            type=kind_of(Precision),
             help="With --test: load the base in this precision.",
         ),
         click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn."),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.groups import Group
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
 from adapterhub.core.errors import UsageProblem
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.trust.signing.keys import KeyFolder
@@ -182,10 +184,10 @@ def untrust(session: Session, name: str) -> None:
 
 
 @key.command("policy")
-@click.argument("policy", required=False, type=click.Choice(["require", "warn", "off", "default"]))
+@click.argument("policy", required=False, type=kind_of(SignaturePolicy, "default"))
 @click.option("--namespace", metavar="NAMESPACE", help="Set the policy of this namespace only.")
 @common
-def policy(session: Session, policy: str | None, namespace: str | None) -> None:
+def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None, namespace: str | None) -> None:
     """Set the signature policy, in general or of one namespace; without an argument, show all policies.
 
     `require`: accept only adapters that a trusted key signed. `warn`: accept others with a warning. `off`: accept
@@ -197,11 +199,11 @@ def policy(session: Session, policy: str | None, namespace: str | None) -> None:
       adapt key policy require --namespace acme
       adapt key policy
     """
-    from adapterhub.trust.signing.trust import GENERAL, parse_policy
+    from adapterhub.trust.signing.trust import GENERAL
 
     file = _trust(session)
     if policy is not None:
-        file.set_policy(namespace, None if policy == "default" else parse_policy(policy))
+        file.set_policy(namespace, None if policy == "default" else policy)
     elif namespace is not None:
         raise UsageProblem("`--namespace` needs a policy", hint="`adapt key policy` shows all policies")
     policies = {GENERAL: "default", **file.read().policies}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.groups import Group
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
 from adapterhub.core.errors import UsageProblem
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.library.remotes import Remote, Remotes
-    from adapterhub.trust.signing.policy import SignaturePolicy
 
 
 @click.group(cls=Group)
@@ -32,7 +33,7 @@ def remote() -> None:
 @click.argument("url")
 @click.option("--namespaces", default="", metavar="A,B", help="Look up these namespaces on this server only.")
 @click.option("--default", "default", is_flag=True, help="Use this server when nothing else names one.")
-@click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help="Signature policy for this server.")
+@click.option("--signatures", type=kind_of(SignaturePolicy), help="Signature policy for this server.")
 @common
 def add(
     session: Session,
@@ -63,22 +64,20 @@ def add(
 @click.argument("name", shell_complete=complete_remote)
 @click.option(
     "--signatures",
-    type=click.Choice(["require", "warn", "off", "default"]),
+    type=kind_of(SignaturePolicy, "default"),
     required=True,
     help="Signature policy for this server; `default` uses that of `adapt key policy`.",
 )
 @common
-def set_(session: Session, name: str, signatures: str) -> None:
+def set_(session: Session, name: str, signatures: SignaturePolicy | Literal["default"]) -> None:
     """Set the signature policy of a server.
 
     \b
     Example:
       adapt remote set ours --signatures require
     """
-    from adapterhub.trust.signing.trust import parse_policy
-
     remotes = session.remotes
-    made = remotes.set_signatures(name, None if signatures == "default" else parse_policy(signatures))
+    made = remotes.set_signatures(name, None if signatures == "default" else signatures)
     session.out.result(
         _document(made, remotes), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
     )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.groups import Group
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
+from adapterhub.core.arguments import Count
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def base() -> None:
 @base.command("add")
 @click.argument("place", metavar="PATH|HUB_ID|RECORD")
 @click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hash with N threads [default: one per core].")
+@click.option("--threads", type=kind_of(Count), metavar="N", help="Hash with N threads [default: one per core].")
 @click.option("--hub-id", metavar="ORG/NAME", help="Id of this model on the Hub, for the cards of its adapters.")
 @click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
 @remote_options

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli.groups import Group
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
+from adapterhub.formats.contract.standards import TestsPolicy
 
 
 @click.group(cls=Group)
@@ -19,7 +21,7 @@ def config() -> None:
 
 
 @config.command("tests")
-@click.argument("policy", required=False, type=click.Choice(["off", "warn", "require"]))
+@click.argument("policy", required=False, type=kind_of(TestsPolicy))
 @click.option("--bound", "bounds", multiple=True, metavar="NAME=X", help="Let no test have a looser bound; repeatable.")
 @click.option("--max-age", metavar="AGE", help="Let a signed result count for so long, such as 90d.")
 @click.option("--reset", is_flag=True, help="Forget what was set before.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.core.arguments import path_of
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.errors import BaseNotFound
 
@@ -56,6 +57,6 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
             session.out.warn(f"{error.message} is registered yet")
             session.out.hint(f"`adapt base add PATH --as {base.text}` registers it")
             return
-    if base is not None and base.kind == "path" and not (folder / Path(base.text).expanduser()).is_dir():
+    if base is not None and base.kind == "path" and not (folder / path_of(base.text)).is_dir():
         session.out.warn(f"no folder `{base.text}` in `{folder}` yet")
     session.out.hint("`adapt install NAME --save` adds an adapter; `adapt lock` chooses all versions")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common, project_option
+from adapterhub.core.arguments import Port
 from adapterhub.core.extras import require
 
 
 @click.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Listen on port N [default: a free one]."
-)
+@click.option("--port", type=kind_of(Port), default=0, metavar="N", help="Listen on port N [default: a free one].")
 @click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
 @project_option
 @common

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.completion.completing import complete_group, complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common, project_option
+from adapterhub.core.arguments import ExportFormat, Precision, path_of
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
 
-FORMATS = ("comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "peft", "vllm")
-"""The modules of `adapterhub/inference/export/`, repeated so that `--help` needs no torch; a test compares them."""
-
 
 @click.command()
 @click.argument("adapter", metavar="[SPEC|FOLDER]", required=False, shell_complete=complete_spec_or_folder)
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Write the adapter in this format.")
+@click.option("--format", "form", type=kind_of(ExportFormat), help="Write the adapter in this format.")
 @click.option("--requirements", is_flag=True, help="Write a plain list, one `name==version#sha256:digest` per line.")
 @click.option(
     "-o",
@@ -32,7 +31,7 @@ FORMATS = ("comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "
 @click.option("--base", type=BASE, help="Use this base (alias or folder) if the spec names none.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=kind_of(Precision),
     help="Precision of the output [default: exact; for merged, that of the base].",
 )
 @click.option("--ollama-base", metavar="NAME", help="For ollama: the base's name in Ollama, or its GGUF file.")
@@ -134,7 +133,7 @@ def export(
     request = ExportRequest(
         adapter=adapter,
         form=form,
-        output=output.expanduser(),
+        output=path_of(output),
         base=base,
         dtype=dtype,
         ollama_base=ollama_base,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.completion.completing import complete_spec
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common
+from adapterhub.core.arguments import Cosine
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Show how well the texts tell the adapters apart.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=kind_of(Cosine),
     metavar="T",
     help="Leave texts below this cosine to the base [default: what keeps 95 % of the adapters' own prompts].",
 )

@@ -11,9 +11,11 @@ import click
 
 from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.loading import loading_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.use.run_image import ImageOptions, draw_image, ensure_alone
+from adapterhub.core.arguments import Count, Guidance, Seed, Share, Steps, Temperature
 from adapterhub.core.errors import UsageProblem
 from adapterhub.inference.answering import (
     Choice,
@@ -57,15 +59,13 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
 @click.option("--template", metavar="TEXT", help="Ask with TEXT, in which the prompt replaces `{input}`.")
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1),
+    type=kind_of(Count),
     metavar="N",
     help="Stop after N tokens [default: as the build states, else 64].",
 )
-@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Sample at T; 0 is greedy [default: 0].")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Sample from the most likely share P."
-)
-@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), metavar="N", help="Make sampling repeatable.")
+@click.option("--temperature", type=kind_of(Temperature), metavar="T", help="Sample at T; 0 is greedy [default: 0].")
+@click.option("--top-p", type=kind_of(Share), metavar="P", help="Sample from the most likely share P.")
+@click.option("--seed", type=kind_of(Seed), metavar="N", help="Make sampling repeatable.")
 @click.option(
     "--batch",
     type=click.Path(path_type=Path, allow_dash=True),
@@ -82,8 +82,8 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
     help="Rows at once.",
 )
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw PROMPT and write the image.")
-@click.option("--steps", type=click.IntRange(1, 1000), metavar="N", help="Draw in N steps [default: the pipeline's].")
-@click.option("--guidance", type=click.FloatRange(0, 100), metavar="G", help="How strongly the prompt leads the image.")
+@click.option("--steps", type=kind_of(Steps), metavar="N", help="Draw in N steps [default: the pipeline's].")
+@click.option("--guidance", type=kind_of(Guidance), metavar="G", help="How strongly the prompt leads the image.")
 @click.option("--size", metavar="WxH", help="Size of the image in pixels [default: the pipeline's].")
 @loading_options
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
@@ -244,6 +244,8 @@ def _prompt(word: str) -> str:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UsageProblem(f"the prompt on stdin is not {error.encoding} text") from None
+    if not text.strip():
+        raise UsageProblem("no prompt given: stdin is empty", hint=_QUOTES)
     return text.removesuffix("\n")
 
 

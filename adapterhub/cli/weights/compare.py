@@ -10,8 +10,10 @@ import click
 
 from adapterhub.api.steps.combining import compared, ingredient, weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.cli.output import count_text, size_text
+from adapterhub.core.arguments import Precision
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _FEW = 5
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=kind_of(Precision),
     default="float32",
     show_default=True,
     help="Precision of the predicted files.",

@@ -14,6 +14,7 @@ from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import shown
 from adapterhub.formats.documented import json_value
 
@@ -84,7 +85,7 @@ def extract(
     check_naming(bump, variant=variant, version=version)
     if names_folder(output):
         ensure_named(None, bump, variant=variant)
-        folder = Path(output).expanduser()
+        folder = path_of(output)
         records = _model(session, library, base), _model(session, library, tuned)
         _to_folder(session, *records, folder, options)
         return
@@ -107,7 +108,7 @@ def _model(session: Session, library: Library, spec: BaseSpec) -> BaseRecord:
     from adapterhub.weights.extract import model_record
 
     is_folder = spec.kind == "path"
-    size = sum(p.stat().st_size for p in weight_files(Path(spec.text).expanduser())) if is_folder else None
+    size = sum(p.stat().st_size for p in weight_files(path_of(spec.text))) if is_folder else None
     with session.out.progress(f"fingerprint {spec}", size) as progress:
         return model_record(library.bases, spec, progress=progress)
 

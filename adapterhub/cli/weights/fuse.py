@@ -9,9 +9,11 @@ import click
 
 from adapterhub.api.steps.combining import weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
+from adapterhub.core.arguments import Precision, path_of
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import BaseSpec
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=BASE, help="Use this base (alias or folder) for specs that name none.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=kind_of(Precision),
     help="Precision of the model [default: that of each tensor in the base].",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
@@ -77,7 +79,7 @@ def fuse(
     with out.progress("fingerprint", None) as reading:
         fusion = prepare(
             adapters,
-            into.expanduser(),
+            path_of(into),
             library=session.project_library,
             base=base,
             weights=numbers,

@@ -19,10 +19,12 @@ from adapterhub.api.steps.combining import (
 )
 from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
 from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
 from adapterhub.cli.weights.merge_result import merge_to
+from adapterhub.core.arguments import Count, path_of
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ FLAGS: Final = {
     metavar="BASE",
     help="With --tune or --test: ask on this base [default: the adapters'].",
 )
-@click.option("--tune-budget", type=click.IntRange(min=1), metavar="N", help="With --tune: try at most N weight sets.")
+@click.option("--tune-budget", type=kind_of(Count), metavar="N", help="With --tune: try at most N weight sets.")
 @click.option(
     "--statement",
     is_flag=True,
@@ -229,7 +231,7 @@ def merge(
         session,
         library,
         combination,
-        about or Path(output).expanduser(),
+        about or path_of(output),
         extra,
         bump=bump,
         variant=variant,

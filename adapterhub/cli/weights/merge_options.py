@@ -8,6 +8,8 @@ import click
 
 from adapterhub.api.steps.merge_choice import AUTO, AUTO_ENERGY, CHOICE_FLAGS
 from adapterhub.cli.options.cutting import energy_option, max_error_option
+from adapterhub.cli.options.kinds import kind_of
+from adapterhub.core.arguments import MergeSeed, Precision, Rank, Share
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
         """A whole number of at least 1, or `auto`."""
         if value == AUTO:
             return AUTO
-        return click.IntRange(min=1).convert(value, param, ctx)
+        rank: int = kind_of(Rank).convert(value, param, ctx)
+        return rank
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The word `auto`."""
@@ -67,7 +70,7 @@ def choice_options(command: F) -> F:
     for option in (
         click.option(
             "--dtype",
-            type=click.Choice(["float32", "bfloat16", "float16"]),
+            type=kind_of(Precision),
             help="Precision of the result [default: float32, which keeps the sum exact].",
         ),
         click.option(
@@ -81,13 +84,13 @@ def choice_options(command: F) -> F:
         ),
         click.option(
             "--seed",
-            type=click.IntRange(0, (1 << 53) - 1),
+            type=kind_of(MergeSeed),
             metavar="N",
             help="Seed for methods that drop numbers at random [default: 0].",
         ),
         click.option(
             "--density",
-            type=click.FloatRange(0, 1, min_open=True),
+            type=kind_of(Share),
             metavar="D",
             help="Share of the numbers that a pruning method keeps [default: 0.5].",
         ),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from adapterhub.core.arguments import path_of
+
 FOLDERS: Final = (
     "adapters", "aliases", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "cache/meaning",
     "cache/tests", "cache/tried", "history", "intents", "keys", "leases", "locks", "manifests", "manifests/sha256",
@@ -23,7 +25,7 @@ def default_root(environ: Mapping[str, str]) -> Path:
     """`ADAPTERHUB_HOME` of `environ`, else the platform's data folder of the user."""
     home = environ.get("ADAPTERHUB_HOME")
     if home:
-        return Path(home).expanduser()
+        return path_of(home)
     from platformdirs import user_data_dir
 
     return Path(user_data_dir("adapterhub", appauthor=False))

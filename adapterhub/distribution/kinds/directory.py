@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
 from adapterhub.distribution.kind import Access, Kind
 from adapterhub.library.store.origins import is_url
@@ -32,7 +33,7 @@ class DirectoryKind(Kind):
         """The directory, read once: a lock asks it for many names."""
         from adapterhub.library.directory import PublishedDirectory, open_source
 
-        place = access.folder / Path(address).expanduser()
+        place = access.folder / path_of(address)
         if not place.is_dir():
             raise AdapterNotFound(
                 f"the project looks for adapters in `{address}`, but `{place}` is not a folder",
@@ -51,7 +52,7 @@ class DirectoryKind(Kind):
 
     def is_at(self, address: str, place: str, folder: Path) -> bool:
         """Whether both are one folder, links resolved."""
-        there = folder / Path(address).expanduser()
+        there = folder / path_of(address)
         return self.claims(place) and os.path.realpath(there) == os.path.realpath(place)
 
     def address_of(self, place: str, folder: Path) -> str:

@@ -24,7 +24,8 @@ class Candidate:
     `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
     be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
     `repository` is that of a server, which a spec may name instead of the adapter; "" without one. `strange` is the
-    reason why that repository may not supply the name; "" where it may.
+    reason why that repository may not supply the name; "" where it may. `base` is the digest of the
+    weights that it was made for; None if it declares none.
     """
 
     namespace: str | None
@@ -43,6 +44,7 @@ class Candidate:
     published_at: float | None = None
     repository: str = ""
     strange: str = ""
+    base: Digest | None = None
 
     @property
     def full_name(self) -> str:

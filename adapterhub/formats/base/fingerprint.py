@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Json, canonical_json, digest_of
 from adapterhub.core.errors import shown
 from adapterhub.formats.base.hints import BaseHints, digest_at
@@ -200,6 +201,7 @@ class Comparison(Documented, keys="verdict allows_attach=verdict.allows_attach d
     differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
 
 
+@parsed
 def compare(
     a: BaseFingerprint | None,
     b: BaseFingerprint | None,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors, is_buffer
@@ -20,6 +21,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
 
 
+@parsed
 def fingerprint_folder(
     folder: str | os.PathLike[str],
     *,

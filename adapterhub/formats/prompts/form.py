@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypedDict, get_args
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Json, digest_of, parse_digest
 from adapterhub.core.errors import DigestMismatch, Malformed, UsageProblem, problem_list, shown
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
@@ -127,6 +128,7 @@ class PromptForm:
         return form
 
     @classmethod
+    @parsed
     def typed(
         cls,
         form: str | None,

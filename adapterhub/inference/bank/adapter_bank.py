@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
+from adapterhub.core.arguments import Count, parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.memory import keep_none
 from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
@@ -61,14 +62,15 @@ class AdapterBank:
         CouldNotTell: some of its parameters are not in memory.
     """
 
+    @parsed
     def __init__(
         self,
         model: nn.Module,
         *,
         library: LibraryLike = None,
         base: BaseSpec | str | None = None,
-        max_resident: int | None = None,
-        max_resident_bytes: int | None = None,
+        max_resident: Count | None = None,
+        max_resident_bytes: Count | None = None,
         dtype: torch.dtype | str | None = None,
         allow_base_mismatch: bool = False,
     ) -> None:
@@ -115,6 +117,7 @@ class AdapterBank:
         """Hits, misses, loads and evictions since the bank was made, and the number and size of adapters in memory."""
         return self._cache.stats
 
+    @parsed
     def explain(self, name: str) -> str:
         """The facts about an adapter in lines for people: its engine and why, base, scales, warnings.
 
@@ -127,6 +130,7 @@ class AdapterBank:
             self._cache.get(name)
         return self._cache.origin(name).explain()
 
+    @parsed
     def facts(self, name: str) -> AttachedAdapter:
         """The facts about an adapter for programs: label, method, comparison of the base, scales, warnings.
 
@@ -136,6 +140,7 @@ class AdapterBank:
         return self._cache.origin(name).facts
 
     # ------------------------------------------------------------ load and unload
+    @parsed
     def load(self, what: AdapterLike, name: str | None = None, *, pin: bool | None = None) -> str:
         """Bring an adapter into memory; returns its name, which is the adapter's own unless `name` is given.
 
@@ -157,6 +162,7 @@ class AdapterBank:
             self._cache.pin(chosen, is_pinned=pin)
         return chosen
 
+    @parsed
     def unload(self, name: str) -> None:
         """Remove an adapter from the bank. Choices that hold it keep it; the last one to end frees its memory.
 
@@ -168,6 +174,7 @@ class AdapterBank:
         self._cache.unload(name)
 
     # ------------------------------------------------------------ choose
+    @parsed
     def use(self, choice: Choice) -> Using:
         """Use an adapter, a weighted sum of several, or the plain base (None) from now on in this context.
 
@@ -196,6 +203,7 @@ class AdapterBank:
         check_terms(terms)
         return Using(current, Whole(terms) if terms else None, before)
 
+    @parsed
     def rows(self, choices: Sequence[Choice]) -> Using:
         """As `use`, with one choice for each row of the batch.
 
@@ -238,6 +246,7 @@ class AdapterBank:
         """
         return self._frozen.check()
 
+    @parsed
     def export(self, name: str, folder: str | Path) -> Path:
         """Copy the PEFT folder from which an adapter was loaded to `folder`, byte for byte.
 

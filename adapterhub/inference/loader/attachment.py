@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
@@ -75,6 +76,7 @@ class Attached:
         """
         return self._base.digest()
 
+    @parsed
     def weigh(self, weights: Sequence[float]) -> None:
         """Give the adapters new weights, in the order of `adapters`. Attaches nothing again; takes milliseconds.
 
@@ -119,6 +121,7 @@ class Attached:
         self.detach()
 
 
+@parsed
 def attach(
     model: nn.Module,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],

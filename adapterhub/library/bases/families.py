@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root
@@ -47,6 +48,7 @@ class Family(Documented, keys="name members"):
         return any(member.weights == weights for member in self.members)
 
 
+@parsed
 class Families:
     """The families of the library whose bases are `bases`."""
 

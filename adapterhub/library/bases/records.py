@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.core import arguments
+from adapterhub.core.arguments import Count, path_of
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root, absolute
@@ -82,6 +84,7 @@ class Bases:
         """The registered aliases, sorted; no record is read."""
         return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))
 
+    @arguments.parsed
     def get(self, alias: str) -> BaseRecord:
         """The base registered as `alias`, or the component of a pipeline, as in `sdxl/unet`.
 
@@ -129,7 +132,10 @@ class Bases:
         record = None if base.hints.hub_id else self.of(base)
         return base.hints.hub_id or (record.hub if record else None) or ""
 
-    def find(self, base: BaseSpec | str, *, threads: int | None = None, progress: Progress | None = None) -> BaseRecord:
+    @arguments.parsed
+    def find(
+        self, base: BaseSpec | str, *, threads: Count | None = None, progress: Progress | None = None
+    ) -> BaseRecord:
         """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
 
         A folder is fingerprinted again, at no cost while its files are unchanged. It counts as the registered base only
@@ -142,7 +148,7 @@ class Bases:
         """
         spec = base if isinstance(base, BaseSpec) else BaseSpec.parse(base)
         if spec.kind == "path":
-            return self._at(self.look(Path(spec.text).expanduser(), threads=threads, progress=progress))
+            return self._at(self.look(path_of(spec.text), threads=threads, progress=progress))
         whole, _, component = spec.text.partition("/")
         if spec.kind == "alias" or (component in COMPONENTS and whole in self.aliases()):
             return self.get(spec.text)
@@ -160,13 +166,14 @@ class Bases:
             )
         return found[0]
 
+    @arguments.parsed
     def look(
         self,
         path: Path,
         *,
         hub_id: str | None = None,
         commit: str | None = None,
-        threads: int | None = None,
+        threads: Count | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
         """The base in the folder or file `path` now, without registering it; see `look_at`."""
@@ -238,6 +245,7 @@ class Bases:
         return seen
 
     # ------------------------------------------------------------ write
+    @arguments.parsed
     def add(
         self,
         path: Path,
@@ -245,7 +253,7 @@ class Bases:
         *,
         hub_id: str | None = None,
         commit: str | None = None,
-        threads: int | None = None,
+        threads: Count | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
         """Register the model or pipeline at `path`, by default under the name of its Hub repository or folder.
@@ -267,6 +275,7 @@ class Bases:
         named = replace(seen, alias=alias)
         return self.put(_with_hub_id(named, known.hub, known.hints.commit) if known and known.hub else named)
 
+    @arguments.parsed
     def set_hub_id(self, alias: str, hub_id: str) -> BaseRecord:
         """Record under which id the Hub has the base `alias`. Nothing is downloaded to compare.
 
@@ -275,6 +284,7 @@ class Bases:
         """
         return self.put(_with_hub_id(self.get(alias), hub_id, None))
 
+    @arguments.parsed
     def add_record(self, path: Path, alias: str | None = None) -> BaseRecord:
         """Register the base of an exported record, whose weights need not be on this machine.
 
@@ -311,6 +321,7 @@ class Bases:
             self._root.write(self._path(record.alias), record.to_bytes())
         return record
 
+    @arguments.parsed
     def remove(self, alias: str) -> None:
         """Delete the record of the base `alias`, even a damaged one; the folder of the base does not change.
 

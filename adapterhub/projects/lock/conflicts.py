@@ -262,7 +262,8 @@ def other_remotes_notice(
 
 
 def _identity(one: Candidate) -> tuple[object, ...]:
-    return one.namespace, one.version, one.rank, one.base_label
+    # a base and its copy of another precision have one label
+    return one.namespace, one.version, one.rank, one.base or one.base_label
 
 
 def _entry(wanted: AdapterRequirement, remote: str) -> str:

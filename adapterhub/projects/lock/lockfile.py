@@ -35,7 +35,9 @@ from adapterhub.weights.recipes.toml import step_table
 from adapterhub.weights.recipes.toml.values import Step
 
 SCHEMA: Final = "adapterhub-lock/1"
-LIMIT_BYTES: Final = 64 << 20
+LIMIT_BYTES: Final = 16 << 20
+MOST_ENTRIES: Final = 10_000
+"""Reading takes 0.3 ms an entry where something is wrong with the file."""
 PROBLEMS_SHOWN: Final = 20
 
 _HEAD: Final = f"# Written by `adapt lock` from {PROJECT_FILE}, which is the file to edit.\n"
@@ -83,9 +85,15 @@ def write_lock(folder: Path, lock: Lock) -> bool:
     """Write the lock of the project in `folder` atomically. Returns whether the file changed.
 
     Raises:
-        NotAllowed: it cannot be written; the old file stays.
+        NotAllowed: it cannot be written, or would be too large to be read; the old file stays.
     """
     path, data = folder / LOCK_FILE, lock_text(lock).encode()
+    if len(lock.entries) > MOST_ENTRIES or len(data) > LIMIT_BYTES:
+        raise NotAllowed(
+            f"the lock would have {len(lock.entries):,} entries and {len(data):,} bytes; `{LOCK_FILE}` has at most "
+            f"{MOST_ENTRIES:,} and {LIMIT_BYTES:,}. It is unchanged",
+            hint="make several projects of it",
+        )
     try:
         if read_plain(path, 2 * len(data)).replace(b"\r\n", b"\n") == data:
             return False
@@ -205,6 +213,9 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     if told := both_sides(text):
         hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then run `adapt lock`"
         raise _damaged(where, [told], hint)
+    count = text.count("\n[[")
+    if count > MOST_ENTRIES:
+        raise _damaged(where, [f"has {count:,} entries, at most {MOST_ENTRIES:,} are read"])
     return _quickly(text) or _closely(text, where)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterHubError, BaseNotFound
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
@@ -79,7 +80,7 @@ def in_project(base: BaseSpec, folder: Path) -> BaseSpec:
     """A base as the project in `folder` means it: paths are relative to that folder."""
     if base.kind != "path":
         return base
-    return BaseSpec(kind="path", text=str(folder / Path(base.text).expanduser()))
+    return BaseSpec(kind="path", text=str(folder / path_of(base.text)))
 
 
 def weights_of(library: Library, project: Project, base: BaseSpec) -> str | None:

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import Root
@@ -80,6 +81,7 @@ class SigningKey:
         return cls(key, name)
 
 
+@parsed
 class KeyFolder:
     """The user's own keys, below the library's root."""
 

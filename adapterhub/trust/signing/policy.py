@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from adapterhub.core.errors import shown
+
 SignaturePolicy = Literal["require", "warn", "off"]
 
 
 SIGNATURE_POLICIES: tuple[SignaturePolicy, ...] = get_args(SignaturePolicy)
+
+
+def strict_policy(stored: object) -> tuple[SignaturePolicy, str]:
+    """The policy that a setting stands for, and what is wrong with it: what is no policy counts as `require`."""
+    for policy in SIGNATURE_POLICIES:
+        if stored == policy:
+            return policy, ""
+    return "require", f"`{shown(stored)}` counts as `require`; expected one of {', '.join(SIGNATURE_POLICIES)}"

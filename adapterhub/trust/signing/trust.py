@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.arguments import parse
 from adapterhub.core.digests import Digest, canonical_json, strict_json
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
@@ -23,10 +24,9 @@ from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, Us
 from adapterhub.core.specs import parse_namespace
 from adapterhub.formats.signed import PublicKey
 from adapterhub.trust.signing.keys import parse_key_name
-from adapterhub.trust.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
+from adapterhub.trust.signing.policy import SignaturePolicy, strict_policy
 
 Policy = SignaturePolicy
-POLICIES: Final = SIGNATURE_POLICIES
 GENERAL: Final = "*"
 """The key of the policy that holds where no namespace and no remote has one."""
 
@@ -109,8 +109,14 @@ class EffectivePolicy:
 
     @classmethod
     def of(cls, given: EffectivePolicy | Policy | None) -> EffectivePolicy | None:
-        """The policy of one run; a policy alone counts as given by the option `--signatures`."""
-        return cls(policy=given, where="the option `--signatures`") if isinstance(given, str) else given
+        """The policy of one run; a policy alone counts as given by the option `--signatures`.
+
+        Raises:
+            UsageProblem: it is no policy.
+        """
+        if given is None or isinstance(given, cls):
+            return given
+        return cls(policy=parse(Policy, given, "`signatures`"), where="the option `--signatures`")
 
 
 GivenPolicy = EffectivePolicy | Policy | None
@@ -125,10 +131,11 @@ def _matches(full_name: str, globs: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """The content of the trust file."""
+    """The content of the trust file; `problems` are the policies that are none, which count as `require`."""
 
     keys: tuple[TrustedKey, ...] = ()
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     def key_of(self, fingerprint: str) -> TrustedKey | None:
         """The trusted key with that fingerprint."""
@@ -219,7 +226,12 @@ class TrustFile:
         return gone
 
     def set_policy(self, namespace: str | None, policy: Policy | None) -> None:
-        """Set the policy of `namespace`, or the general one; None removes it."""
+        """Set the policy of `namespace`, or the general one; None removes it.
+
+        Raises:
+            UsageProblem: it is no policy, or `namespace` no namespace.
+        """
+        policy = parse(Policy | None, policy, "`policy`")
         place = GENERAL if namespace is None else parse_namespace(namespace)
         with self._changing() as trust:
             kept = {name: p for name, p in trust.policies.items() if name != place}
@@ -236,17 +248,6 @@ class TrustFile:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
             raise Root(self._root).explain(error) from error
-
-
-def parse_policy(text: str) -> Policy:
-    """`require`, `warn` or `off`.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if text not in POLICIES:
-        raise ValueError(f"expected {', '.join(POLICIES)}, got {shown(text)}")
-    return text
 
 
 def parse_day(text: str) -> int:
@@ -283,7 +284,12 @@ def _trust(value: object) -> Trust:
     keys = tuple(_key(item, f"keys[{n}]") for n, item in enumerate(value["keys"]))
     if len({key.name for key in keys}) != len(keys):
         raise ValueError("keys: a name is given twice")
-    return Trust(keys=keys, policies={name: parse_policy(policy) for name, policy in policies.items()})
+    strict: dict[str, Policy] = {}
+    problems = []
+    for name, policy in policies.items():
+        strict[name], problem = strict_policy(policy)
+        problems += [f"policies.{shown(name)}: {problem}"] if problem else []
+    return Trust(keys=keys, policies=strict, problems=tuple(problems))
 
 
 def _key(item: object, where: str) -> TrustedKey:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import DigestMismatch, Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
@@ -253,6 +254,7 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = (), with_facts: bool =
     return Report.of([*seen, *(finding for of_check in found.values() for finding in of_check)], facts)
 
 
+@parsed
 def verify_folder(
     folder: str | os.PathLike[str],
     *,

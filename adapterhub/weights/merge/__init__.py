@@ -41,6 +41,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from adapterhub.core.arguments import Rank, RelativeError, Share, parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
@@ -67,6 +68,7 @@ MergeProgress = Callable[[int, int], None]
 method_names = names
 
 
+@parsed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeInput:
     """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0 leaves it out).
@@ -110,14 +112,15 @@ class MergeResult:
     recipe: dict[str, object]
 
 
+@parsed
 def merge(
     inputs: Sequence[MergeInput],
     out_folder: Path,
     *,
     method: str = "cat",
-    rank: int | None = None,
-    max_error: float | None = None,
-    energy: float | None = None,
+    rank: Rank | None = None,
+    max_error: RelativeError | None = None,
+    energy: Share | None = None,
     dtype: str | None = None,
     progress: MergeProgress | None = None,
     **options: object,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.errors import (
     AdapterNotFound,
@@ -114,7 +115,7 @@ class _Search:
             )
 
     def in_folder(self, leaf: Leaf, where: str) -> Ingredient | None:
-        folder = self.folder / Path(leaf.spec).expanduser()
+        folder = self.folder / path_of(leaf.spec)
         if not folder.is_dir():
             self.missing.append(f"{where}: no folder `{shown(str(folder), 200)}`")
             return None

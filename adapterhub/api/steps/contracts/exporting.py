@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.contracts.gating import WrittenTest, name_of, row_of
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
     BaseNotFound,
     BehaviourChanged,
@@ -130,7 +131,7 @@ def export_test(
             raise UsageProblem(
                 "a test of a GGUF file needs the base as a GGUF file, too", hint="name it with `--gguf FILE`"
             )
-        return LlamaTest(library, bars, gguf.expanduser(), llama_server, on)
+        return LlamaTest(library, bars, path_of(gguf), llama_server, on)
     if gguf is not None or llama_server is not None:
         raise UsageProblem("`--gguf` and `--llama-server` are for `--format gguf --test`")
     return WrittenTest(library, bars, is_model=form == "merged", on=on)

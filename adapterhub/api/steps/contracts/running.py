@@ -16,6 +16,7 @@ from adapterhub.api.steps.checking import checked_by, subjects_to_check
 from adapterhub.api.steps.contracts.emitting import contract_of, task_named
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
 from adapterhub.api.steps.contracts.testing import kept_or_measured, what_decides
+from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
@@ -123,7 +124,7 @@ def digest_of_task(task: Path) -> Digest | None:
 
     None for more than a thousand files or 64 MB, and where one cannot be read or there is none.
     """
-    named = task.expanduser().absolute()
+    named = path_of(task).absolute()
     top, size = named if named.is_dir() else named.parent, 0
     found: list[list[str]] = []
     for folder, folders, names in os.walk(top):

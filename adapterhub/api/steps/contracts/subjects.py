@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.finding import find_base
+from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import BaseNotFound, DigestMismatch, NotFound, UsageProblem
@@ -111,7 +112,7 @@ def subject_of(library: Library, text: str) -> ContractSubject:
         NotFound: there is no such folder.
     """
     if names_folder(text):
-        folder = Path(text).expanduser()
+        folder = path_of(text)
         if not folder.is_dir():
             raise NotFound(f"no folder `{text}`")
         return ContractSubject(folder=folder, label=text, manifest=manifest_in(folder))

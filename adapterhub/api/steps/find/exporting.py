@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from adapterhub.api.steps.find.routing import prompts_of
+from adapterhub.core.arguments import path_of
 from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import CouldNotTell, UsageProblem, problem_list, shown
 
@@ -35,7 +36,7 @@ def export_router(library: Library, route: Route, path: Path, *, url: str = DEFA
     import yaml
 
     text = yaml.safe_dump(semantic_router(library, route, url=url), sort_keys=False, allow_unicode=True, width=120)
-    return write_output(path.expanduser(), text.encode())
+    return write_output(path_of(path), text.encode())
 
 
 def semantic_router(library: Library, route: Route, *, url: str = DEFAULT_URL) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.searching import search_installed
+from adapterhub.core.arguments import path_of
 from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec
@@ -273,7 +274,7 @@ def write_route(route: Route, path: Path, result: CheckedRoute) -> CheckedRoute:
     Raises:
         NotAllowed: the place cannot be written.
     """
-    return replace(result, path=str(write_output(path.expanduser(), route.to_bytes())))
+    return replace(result, path=str(write_output(path_of(path), route.to_bytes())))
 
 
 # ---------------------------------------------------------------- route

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import EngineFailed, UsageProblem, shown
 from adapterhub.inference.contracts.runners.tools import MAX_REPORT_BYTES, Ran, find_tool, run_tool
 
@@ -51,7 +52,7 @@ def task_place(task: Path) -> tuple[Path, str]:
     Raises:
         UsageProblem: there is no such task, or the tool would take its name for several.
     """
-    named = task.expanduser().absolute()
+    named = path_of(task).absolute()
     where = shown(str(task), 200)
     if named.is_dir():
         if not any(named.glob("*.yaml")):

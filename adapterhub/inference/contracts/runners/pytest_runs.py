@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import EngineFailed, UsageProblem, shown
 from adapterhub.formats.contract.results import TestedCase, Verdict
 from adapterhub.inference.contracts.runners.tools import MAX_REPORT_BYTES, Ran, run_tool
@@ -53,7 +54,7 @@ def run_pytest(task: Path, work: Path, environ: Mapping[str, str], *, budget_s: 
         EngineFailed: pytest ended without a report, or could not collect the tests.
         UsageProblem: there are no such tests.
     """
-    named = task.expanduser().absolute()
+    named = path_of(task).absolute()
     if not named.exists():
         raise UsageProblem(f"`--task {shown(str(task), 200)}`: there is no such file or folder")
     report = work / "report.xml"

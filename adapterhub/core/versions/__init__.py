@@ -1,0 +1,1 @@
+"""What versions mean, apart from their text."""
