@@ -131,9 +131,7 @@ def test_what_is_no_folder_is_told_by_what_it_is(tmp_path: Path) -> None:
     assert errors(tmp_path / "pipe") == [error("E_KIND", "pipe", "is neither a folder nor a file")]
     missing = "cannot be inspected: No such file or directory"
     assert errors(tmp_path / "gone") == [error("E_KIND", "gone", missing)]
-    assert errors(tmp_path / "a\0b")[0].message.startswith(
-        "cannot be inspected: embedded null"
-    )  # each Python has its words
+    assert errors(tmp_path / "a\0b")[0].message == "cannot be inspected: no file can have this name"
 
 
 def test_names_that_are_one_file_elsewhere_are_refused(folder: Path) -> None:

@@ -101,7 +101,7 @@ def list_folder(folder: Path) -> Listing:
     try:
         facts = folder.stat()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else "no file can have this name"  # Pythons differ here
         return _refused(folder, "E_KIND", f"cannot be inspected: {shown(reason)}")
     if not stat.S_ISDIR(facts.st_mode):
         return _not_a_folder(folder, is_regular=stat.S_ISREG(facts.st_mode))
