@@ -10,7 +10,9 @@ Names are found on first use (PEP 562), so that importing the package costs noth
 
 from __future__ import annotations
 
+import copyreg
 import importlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,6 +106,14 @@ _MODULES = {
 }
 _MODULES_WHOLE = {"callbacks": "api.callbacks", "vllm": "vllm_plugin.in_process"}
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
+
+
+def _read_only(items: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(items)
+
+
+# what functions return holds such mappings, and may be copied or go to another process
+copyreg.pickle(MappingProxyType, lambda items: (_read_only, (dict(items),)))
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

@@ -221,7 +221,7 @@ class WithAdapters(OpenedLibrary):
             (one, (one.repo, one.name, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))
             for one, fits in found
         ]
-        return Listing("adapter", SERVER_COLUMNS, rows, lambda one: one)
+        return Listing("adapter", SERVER_COLUMNS, rows, _itself)
 
     def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
         aliases = ask(self.session, lambda index: index.aliases())
@@ -444,3 +444,7 @@ class WithAdapters(OpenedLibrary):
     def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
         """Remove one adapter or several, as `uninstall` does."""
         self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
+
+
+def _itself(hit: SearchHit) -> SearchHit:
+    return hit

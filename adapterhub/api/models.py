@@ -16,6 +16,7 @@ from adapterhub.core.arguments import (
     Guidance,
     LoadIn,
     LoadPrecision,
+    ModelLike,
     Precision,
     Seed,
     Share,
@@ -31,7 +32,6 @@ from adapterhub.distribution.finding import AdapterLike, with_weights
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.export import Exported
@@ -194,7 +194,7 @@ class WithModels(OpenedLibrary):
     @extra_named("`Library.attach`")
     def attach(
         self,
-        model: nn.Module,
+        model: ModelLike,
         adapter: Adapters,
         *,
         base: BaseLike | None = None,
@@ -216,7 +216,7 @@ class WithModels(OpenedLibrary):
     @extra_named("`Library.bank`")
     def bank(
         self,
-        model: nn.Module,
+        model: ModelLike,
         *,
         base: BaseLike | None = None,
         max_resident: Count | None = None,

@@ -121,6 +121,11 @@ class OpenedLibrary(local.Library):
         self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
         self.warn_of_choice = self.session.warn_once
         self.project_bounds = self.session.project_bounds
+        self._start: Path | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process as the library of the same folder and project, without `on_progress`."""
+        return _reopened, (type(self), self.root, self._start)
 
     @classmethod
     def default(cls, *, on_progress: OnProgress | None = None) -> Self:
@@ -129,16 +134,21 @@ class OpenedLibrary(local.Library):
         Below a folder with an `adapters.toml`, a bare name of that project is the build that its lock file names, and
         `install` takes the project's base, remotes and policy, as `adapt install` does.
         """
+        library = cls(default_root(os.environ), on_progress=on_progress)
+        library._follow(Path.cwd())
+        return library
+
+    def _follow(self, start: Path) -> None:
+        """Work in the project around the working directory; names are those of the one around `start`."""
         from adapterhub.projects.builds import ProjectNames
 
-        library = cls(default_root(os.environ), on_progress=on_progress)
-        library.session = PythonSession(
-            root=library.root, out=library.reports, variables=os.environ, opened=library, follows_folder=True
+        self._start = start
+        self.session = PythonSession(
+            root=self.root, out=self.reports, variables=os.environ, opened=self, follows_folder=True
         )
-        names = ProjectNames(Path.cwd())
-        library.resolve_name, library.project_alias = names.build, names.alias
-        library.project_rules, library.project_bounds = library.session.project_rules, library.session.project_bounds
-        return library
+        names = ProjectNames(start)
+        self.resolve_name, self.project_alias = names.build, names.alias
+        self.project_rules, self.project_bounds = self.session.project_rules, self.session.project_bounds
 
     @property
     def remotes(self) -> Remotes:
@@ -156,3 +166,10 @@ class OpenedLibrary(local.Library):
         spec = base_of(base)
         assert spec is not None  # `base` is not None
         return self.bases.find(spec)
+
+
+def _reopened(kind: type[OpenedLibrary], root: Path, start: Path | None) -> OpenedLibrary:
+    library = kind(root)
+    if start is not None:
+        library._follow(start)  # noqa: SLF001 - of this module
+    return library

@@ -54,7 +54,7 @@ class Project(WithEdits):
         >>> import adapterhub
         >>> project = adapterhub.Project.create("assistant", base="base-7b")
         >>> project
-        <Project assistant, base base-7b, 0 adapters>
+        <Project .../assistant, base base-7b, 0 adapters>
     """
 
     def __init__(self, folder: StrPath, *, library: Library | StrPath | None = None, trust: bool = False) -> None:
@@ -64,7 +64,7 @@ class Project(WithEdits):
             NotFound: the folder has no `adapters.toml`.
             Malformed: it cannot be used; every problem with its place.
         """
-        self.folder = path_of(folder)
+        self.folder = path_of(folder).absolute()
         self._read()
         opened = Library.default() if library is None else library
         self.library = opened if isinstance(opened, Library) else Library(opened)
@@ -82,6 +82,13 @@ class Project(WithEdits):
         if library is None:
             self.library.project_rules = self._session.project_rules
             self.library.project_bounds = self._session.project_bounds
+
+        self._has_own_library = library is not None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process as the project of the same folder, with the same library and trust."""
+        library = self.library if self._has_own_library else None
+        return _reopened, (self.folder, library, self._session.trusts_project)
 
     # ------------------------------------------------------------ make and read
     @classmethod
@@ -405,3 +412,7 @@ class Project(WithEdits):
     def lock_file(self) -> Path:
         """Where the lock is or will be."""
         return self.folder / LOCK_FILE
+
+
+def _reopened(folder: Path, library: Library | None, trust: bool) -> Project:  # noqa: FBT001 - called by its place
+    return Project(folder, library=library, trust=trust)

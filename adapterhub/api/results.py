@@ -110,7 +110,7 @@ class Merged:
     combination: Combination
     added: Added | None = None
     as_recorded: bool | None = None
-    tuning: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tests: Sequence[Tested] = ()
 
     @property

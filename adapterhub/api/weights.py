@@ -30,7 +30,18 @@ from adapterhub.api.steps.combining import (
 )
 from adapterhub.api.steps.contracts.gating import merge_test, same_adapter_test
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
-from adapterhub.core.arguments import Count, MergeSeed, Precision, Rank, RelativeError, Share, StrPath, parsed, path_of
+from adapterhub.core.arguments import (
+    AdapterWord,
+    Count,
+    MergeSeed,
+    Precision,
+    Rank,
+    RelativeError,
+    Share,
+    StrPath,
+    parsed,
+    path_of,
+)
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
@@ -76,7 +87,7 @@ class WithWeights(OpenedLibrary):
         self,
         adapters: Adapters = (),
         *,
-        name: str | None = None,
+        name: AdapterWord | None = None,
         output: StrPath | None = None,
         weights: Sequence[float] | None = None,
         method: str | None = None,
@@ -287,7 +298,7 @@ class WithWeights(OpenedLibrary):
         self,
         adapter: AdapterLike,
         *,
-        name: str | None = None,
+        name: AdapterWord | None = None,
         output: StrPath | None = None,
         rank: Rank | None = None,
         energy: Share | None = None,
@@ -333,7 +344,7 @@ class WithWeights(OpenedLibrary):
         *,
         base: BaseLike,
         tuned: BaseLike,
-        name: str | None = None,
+        name: AdapterWord | None = None,
         output: StrPath | None = None,
         rank: Rank | None = None,
         energy: Share | None = None,

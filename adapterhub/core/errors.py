@@ -40,7 +40,7 @@ Exit codes 0 (done), 1 (our bug) and 130 (interrupted) belong to no class; 3 als
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 from adapterhub.core.redaction import without_secrets
@@ -89,18 +89,26 @@ class AdapterHubError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process, and come out of a copy, with every fact; the arguments of `__init__` are gone."""
+        return _remade, (type(self), self.args, dict(self.__dict__))
+
 
 _E = TypeVar("_E", bound=AdapterHubError)
 
 
+def _remade(kind: type[_E], args: tuple[object, ...], facts: Mapping[str, object]) -> _E:
+    made = kind.__new__(kind)
+    made.args = args
+    made.__dict__ |= facts
+    return made
+
+
 def reworded(error: _E, message: str | None = None, *, hint: str | None = None) -> _E:
     """A copy of `error` with another message or hint; its class and facts stay."""
-    made = type(error).__new__(type(error))
-    made.__dict__ |= error.__dict__
-    made.message = error.message if message is None else message
-    made.hint = error.hint if hint is None else hint
-    made.args = (made.message,)
-    return made
+    text = error.message if message is None else message
+    facts = error.__dict__ | {"message": text, "hint": error.hint if hint is None else hint}
+    return _remade(type(error), (text,), facts)
 
 
 class UsageProblem(AdapterHubError):

@@ -115,12 +115,12 @@ class Manifest:
     dtype: str = ""
     parameters: int = 0
     parents: tuple[Parent, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=_empty)
-    behaviour: Mapping[str, Any] = field(default_factory=_empty)
-    metrics: Mapping[str, Any] = field(default_factory=_empty)
-    annotations: Mapping[str, Any] = field(default_factory=_empty)
+    recipe: Mapping[str, Any] = field(default_factory=_empty, hash=False)
+    behaviour: Mapping[str, Any] = field(default_factory=_empty, hash=False)
+    metrics: Mapping[str, Any] = field(default_factory=_empty, hash=False)
+    annotations: Mapping[str, Any] = field(default_factory=_empty, hash=False)
     card: str = ""
-    extra: Mapping[str, Any] = field(default_factory=_empty)
+    extra: Mapping[str, Any] = field(default_factory=_empty, hash=False)
 
     @cached_property
     def digest(self) -> Digest:

@@ -85,6 +85,10 @@ class Library(InstalledBuilds):
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
         self.warn_of_choice: Callable[[str], None] = lambda _text: None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Go to another process as the library of the same folder."""
+        return type(self), (self.root,)
+
     # ------------------------------------------------------------ add
     def add(
         self,

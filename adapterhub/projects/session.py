@@ -41,6 +41,9 @@ class LogReporter:
         import logging
 
         self._log = logging.getLogger(name)
+        ours = logging.getLogger("adapterhub")
+        if not ours.handlers:  # without any, Python prints warnings to stderr
+            ours.addHandler(logging.NullHandler())
 
     def note(self, text: str) -> None:
         """Log at level INFO."""

@@ -151,7 +151,7 @@ class LockedSource:
     remote: str = ""
     kind: str = ""
     address: str = ""
-    pin: Mapping[str, str] = field(default_factory=dict)
+    pin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def is_library(self) -> bool:

@@ -163,6 +163,8 @@ def test_detaching_twice_gives_the_model_and_an_end_to_use(tmp_path: Path, libra
     assert given == (model, model)
     with pytest.raises(UsageProblem, match="was detached"):
         _ = attached.model
+    with pytest.raises(UsageProblem, match="was detached"), attached:
+        pytest.fail("a second block would run without the adapter")
 
 
 def test_what_is_no_model_is_refused(library: Library) -> None:

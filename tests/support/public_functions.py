@@ -25,8 +25,11 @@ from adapterhub.trust.signing.keys import KeyFolder
 MADE_BY_US = {
     "Bases.put", "Bases.current", "Bases.state", "Bases.part", "Bases.of", "Bases.hub_id_of", "Bases.by_fingerprint", "Bases.part_for", "Bases.whole",
     "Bases.pipeline_of", "Bases.look_again",
+} | {
+    "AdapterBank.use", "AdapterBank.rows",
 }  # fmt: skip
-"""Functions that take only what the library itself made, which python.md does not list."""
+"""Functions that take only what the library itself made, which python.md does not list; and the two that are called for each
+token, whose choices `inference.bank.selection` checks (`test_bank_choice.py`)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import parse_name, parse_namespace
@@ -78,6 +78,9 @@ GoldenCount = Annotated[int, Between(4, 200)]
 GoldenTokens = Annotated[int, Between(1, 512)]
 Margin = Annotated[float, Between(0, 10)]
 Top = Annotated[int, Between(1, 32)]
+ModelLike: TypeAlias = Any
+"""A torch module or a pipeline of diffusers; `inference` says in its own words what is neither."""
+
 Precision = Literal["float32", "bfloat16", "float16"]
 LoadPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 LoadIn = Literal["4bit", "8bit"]

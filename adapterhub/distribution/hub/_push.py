@@ -26,8 +26,11 @@ from adapterhub.core.errors import (
     NotAllowed,
     ReleaseExists,
     RemoteUnreachable,
+    UsageProblem,
     problem_list,
+    shown,
 )
+from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.specs import version_of
 from adapterhub.distribution.http.wire import HttpError, Wire, file_path
 from adapterhub.distribution.hub._ahead import look_at
@@ -74,6 +77,13 @@ class HubRepository:
         mends: bool = False,
         tests: RegistryResults | None = None,
     ) -> None:
+        """`repo` names its owner; a single word would be a folder to some users.
+
+        Raises:
+            UsageProblem: it is no `org/repo`.
+        """
+        if "/" not in repo or not is_hub_id(repo):
+            raise UsageProblem(f"`{shown(repo)}` is no repository `org/repo`", hint="a folder is written `./folder`")
         self.repo = repo
         self.commit_url = ""
         self.refused_results: list[str] = []

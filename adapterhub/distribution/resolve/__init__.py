@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from adapterhub.core.digests import Digest
@@ -54,8 +54,8 @@ class Resolution:
     """
 
     chosen: Candidate
-    builds: Sequence[Build]
-    reasons: Mapping[Digest, str]
+    builds: Sequence[Build] = field(hash=False)
+    reasons: Mapping[Digest, str] = field(hash=False)
     warnings: tuple[str, ...]
     variants: tuple[Candidate, ...] = ()
 

@@ -93,9 +93,9 @@ class Tested:
     cosine: float | None = None
     effect: float | None = None
     goldens: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     cases: Sequence[TestedCase] = ()
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
     broken: Sequence[str] = ()
     warnings: Sequence[str] = ()
     cpu_seconds: float = 0.0

@@ -26,7 +26,7 @@ class Standards:
     policy: TestsPolicy = "off"
     by: tuple[str, ...] = ()
     max_age: str | None = None
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def and_own(self, own: Standards) -> Standards:
         """The stricter of both in each part; a user's `own` say nothing of `by`, which trusted keys decide."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Annotated, Final
 
@@ -79,7 +79,7 @@ class Comparison(Documented, keys="adapters pairs forecast obstacles unlike part
     adapters: tuple[AdapterFigures, ...]
     pairs: tuple[Pair, ...]
     modules: tuple[ModuleComparison, ...]
-    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"]
+    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"] = field(hash=False)
     obstacles: Annotated[tuple[str, ...], "why they cannot be merged"]
     forecast: Annotated[Forecast | None, "null if they cannot be merged"]
     sampled: Annotated[int, "maximal number of rows and columns sampled for signs"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated
 
@@ -46,7 +46,7 @@ class Verdict(Documented, keys="target engine version ok reasons notes settings 
     reasons: tuple[Reason, ...]
     steps: tuple[str, ...]
     notes: Annotated[tuple[str, ...], "what was not judged, and what is worth knowing"]
-    settings: Annotated[Settings, "options that a server needs, by name; a number is a minimum"]
+    settings: Annotated[Settings, "options that a server needs, by name; a number is a minimum"] = field(hash=False)
     flags: Annotated[tuple[str, ...], "`settings` as words of a command line"]
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from adapterhub.core.arguments import Count, parsed
+from adapterhub.core.arguments import Count, ModelLike, parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.memory import keep_none
 from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
@@ -65,7 +65,7 @@ class AdapterBank:
     @parsed
     def __init__(
         self,
-        model: nn.Module,
+        model: ModelLike,
         *,
         library: LibraryLike = None,
         base: BaseSpec | str | None = None,
@@ -174,7 +174,6 @@ class AdapterBank:
         self._cache.unload(name)
 
     # ------------------------------------------------------------ choose
-    @parsed
     def use(self, choice: Choice) -> Using:
         """Use an adapter, a weighted sum of several, or the plain base (None) from now on in this context.
 
@@ -203,7 +202,6 @@ class AdapterBank:
         check_terms(terms)
         return Using(current, Whole(terms) if terms else None, before)
 
-    @parsed
     def rows(self, choices: Sequence[Choice]) -> Using:
         """As `use`, with one choice for each row of the batch.
 

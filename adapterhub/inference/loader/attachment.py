@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from adapterhub.core.arguments import parsed
+from adapterhub.core.arguments import ModelLike, parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
@@ -113,6 +113,12 @@ class Attached:
         return as_given(self._base.model)
 
     def __enter__(self) -> Self:
+        """Go on with the attached adapters.
+
+        Raises:
+            UsageProblem: they were detached; a second block would run without them.
+        """
+        _ = self.model  # raises once they are detached
         return self
 
     def __exit__(
@@ -123,7 +129,7 @@ class Attached:
 
 @parsed
 def attach(
-    model: nn.Module,
+    model: ModelLike,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     *,
     library: LibraryLike = None,

@@ -37,7 +37,7 @@ class BaseRecord:
     fingerprint: BaseFingerprint
     hints: BaseHints
     tensors: tuple[TensorFacts, ...]
-    components: Mapping[str, BaseHints] = field(default_factory=dict)
+    components: Mapping[str, BaseHints] = field(default_factory=dict, hash=False)
     component: str = ""
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -89,7 +89,7 @@ class Likeness(Documented):
     unexplained: Annotated[float | None, "norm of what the parents leave, relative to the whole; null without parents"]
     turned: Annotated[bool, "true: a parent has a higher rank, and may rather be made from the adapter"]
     compared: Annotated[int, "builds that the adapter was compared with"]
-    without: Annotated[dict[str, str], "builds that have no sketch, with the reason"]
+    without: Annotated[dict[str, str], "builds that have no sketch, with the reason"] = field(hash=False)
 
     @property
     def is_plain_sum(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +35,7 @@ class Identity(Documented, keys="path files lora hashes matches notes", title="I
     """
 
     path: Annotated[Path, "a path on this machine"]
-    files: Annotated[Mapping[str, Digest], "digest of each file"]
+    files: Annotated[Mapping[str, Digest], "digest of each file"] = field(hash=False)
     notes: Annotated[tuple[str, ...], "remarks, as text"]
     matches: Annotated[tuple[Match, ...], "most certain first"]
     lora: Annotated[LoraFile | None, "null for PEFT's own files"] = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -122,7 +122,7 @@ class SyncPlan:
     """
 
     target: Target
-    ours: Mapping[str, Placed]
+    ours: Mapping[str, Placed] = field(hash=False)
     steps: tuple[SyncStep, ...]
     left: tuple[Path, ...]
     foreign: tuple[Path, ...]

@@ -39,7 +39,7 @@ class Placed:
 
     digest: str
     inode: int = 0
-    files: dict[str, Stamp] = field(default_factory=dict)
+    files: dict[str, Stamp] = field(default_factory=dict, hash=False)
 
 
 def read_state(store: Store, project: Path) -> dict[str, Placed]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -62,8 +62,8 @@ class Field(Documented, keys="field=name first second", title="FieldDifference")
     """A setting that differs. A missing value is `ABSENT`."""
 
     name: str
-    first: Any
-    second: Any
+    first: Any = field(hash=False)
+    second: Any = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Weights(
     whole: Distance
     modules: Annotated[tuple[Distance, ...], "largest difference first"]
     others: Annotated[tuple[Distance, ...], "differing tensors that are not factors"]
-    unlike: Annotated[Mapping[str, str], "modules that cannot be compared, with the reason"]
+    unlike: Annotated[Mapping[str, str], "modules that cannot be compared, with the reason"] = field(hash=False)
     caveats: Annotated[tuple[str, ...], "what the numbers leave out, such as magnitudes of DoRA"]
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -60,12 +60,12 @@ class ExtractResult:
     worst_error: float
     worst_module: str
     missing_share: float
-    ranks: Mapping[int, int]
+    ranks: Mapping[int, int] = field(hash=False)
     dtype: str
     unchanged: int
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
-    recipe: dict[str, object]
+    recipe: dict[str, object] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -105,11 +105,11 @@ class MergeResult:
     worst_error: float
     worst_module: str
     truncation_error: float | None
-    ranks: Mapping[int, int]
+    ranks: Mapping[int, int] = field(hash=False)
     dtype: str
     is_copy: bool
     warnings: tuple[str, ...]
-    recipe: dict[str, object]
+    recipe: dict[str, object] = field(hash=False)
 
 
 @parsed

@@ -47,7 +47,7 @@ class Ingredient(MergeInput):
 
     base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
-    files: Mapping[str, Digest | None] = field(default_factory=empty_mapping)
+    files: Mapping[str, Digest | None] = field(default_factory=empty_mapping, hash=False)
 
     def pinned(self) -> Ingredient:
         """This ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
@@ -94,7 +94,7 @@ class Made:
     result: MergeResult
     inner: tuple[MergeResult, ...]
     warnings: tuple[str, ...]
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

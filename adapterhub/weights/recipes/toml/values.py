@@ -88,7 +88,7 @@ class Step(Generic[_Item]):
 
     inputs: tuple[_Item | Inner[_Item], ...]
     method: str = "cat"
-    options: Mapping[str, object] = field(default_factory=empty_mapping)
+    options: Mapping[str, object] = field(default_factory=empty_mapping, hash=False)
     dtype: str | None = None
     seed: int | None = None
 
