@@ -77,6 +77,11 @@ def test_a_strange_repository_never_releases_a_name_that_has_an_owner(
     empty = Library(tmp_path / "empty")
     assert {chosen(server, empty, text) for text in ("acme/legal", "acme/legal==1.0.0", "acme/legal>=1")} == {mine}
     assert names(server) == [("legal", "acme/legal", True)]
+    got(server, empty, "acme/legal")
+    assert [offer.has_newer for offer in offers(empty, [request_for(server, empty)])] == [False]
+    following = push("legal", "acme/legal", version="1.0.1")  # a version that the stranger tried
+    assert [offer.has_allowed for offer in offers(empty, [request_for(server, empty)])] == [True]
+    assert got(server, empty, "acme/legal") == following
 
 
 def test_who_was_only_first_loses_a_name_to_its_owner(server: Running, push: Push, tmp_path: Path) -> None:

@@ -255,6 +255,8 @@ REFUSALS = [
     ("registry webhook remove 1 --root ./nowhere", 10),
     ("registry webhook test 1 --url nothing", 2),
     ("registry webhook deliveries 1 --root ./nowhere", 10),
+    ("registry names acme --root ./nowhere", 10),
+    ("registry names acme legal --root ./registry", 2),
     ("registry tests acme --root ./nowhere", 10),
     ("registry tests acme --trust nothing --root ./registry", 2),
     ("registry token revoke 99 --root ./registry", 10),
