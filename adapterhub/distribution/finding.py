@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.core.arguments import path_of
+from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import (
     AdapterNotFound,
     AmbiguousSpec,
@@ -40,13 +41,14 @@ MAX_WEIGHT = 1e6
 """Weights of mixtures are near 1; anything beyond this is a mistake."""
 
 
-def ensure_no_file(path: Path) -> None:
-    """Raise for a file, such as a LoRA of another program, where the folder of an adapter is expected.
+def ensure_folder(path: Path) -> None:
+    """Raise where nothing is at `path`, and for a file, such as a LoRA of another program.
 
     Raises:
-        AdapterNotFound: the hint says how the file becomes an adapter.
+        AdapterNotFound: the hint offers the nearest path, or says how the file becomes an adapter.
     """
-    if path.is_file():
+    ensure_there(path, hint="`adapt list` shows adapters that need no path")
+    if not path.is_dir():
         raise AdapterNotFound(f"`{shown(str(path), 200)}` is a file; an adapter is a folder", hint=ADD_FIRST)
 
 
@@ -186,11 +188,7 @@ class Finder:
         )
 
     def _in_folder(self, folder: Path, weight: float) -> FoundAdapter:
-        ensure_no_file(folder)
-        if not folder.is_dir():
-            raise AdapterNotFound(
-                f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
-            )
+        ensure_folder(folder)
         manifest = manifest_in(folder)
         label = str(folder)
         subject, warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)

@@ -14,7 +14,8 @@ from typing import Final
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, SpecError, shown
+from adapterhub.core.disk.nearest import ensure_there
+from adapterhub.core.errors import Malformed, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 
 MOST_BYTES: Final = 4 << 20
@@ -29,6 +30,8 @@ def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
         Malformed: the message lists every line that is not a spec, with its number.
     """
     where = "stdin" if str(path) == "-" else str(path)
+    if where != "stdin":
+        ensure_there(Path(path), NotFound)
     try:
         raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(Path(path), MOST_BYTES)
     except OSError as error:

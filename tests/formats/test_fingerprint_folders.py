@@ -238,7 +238,7 @@ def test_what_is_no_folder_is_refused(base: Path, tmp_path: Path) -> None:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
 
-    with pytest.raises(BaseNotFound, match="no folder"):
+    with pytest.raises(BaseNotFound, match="no such folder"):
         fingerprint(tmp_path / "nowhere")
     with pytest.raises(Malformed, match="is a GGUF file"):
         fingerprint(gguf)

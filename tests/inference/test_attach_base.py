@@ -277,7 +277,7 @@ def test_what_is_not_there_is_told_with_what_would_help(
 
     with pytest.raises(AdapterNotFound) as misspelt:
         attach(llama(), "legal-qx", library=library)
-    with pytest.raises(AdapterNotFound, match="no folder"):
+    with pytest.raises(AdapterNotFound, match="no such folder"):
         attach(llama(), tmp_path / "nothing", library=library)
     with pytest.raises(SpecError) as folder:
         attach(llama(), "My Folder", library=library)

@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_adapter_is_told_with_the_findings_of_verify(home):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
     assert codes(home, "./downloads/pickled") == ["E_BESIDE_PICKLE", "E_PICKLE"]
-    assert "no folder `./nowhere`" in home.fails(2, "audit", "./nowhere")
+    assert "no such folder: `nowhere`" in home.fails(10, "audit", "./nowhere")
 
 
 # ---------------------------------------------------------------- signatures

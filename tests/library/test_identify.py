@@ -261,7 +261,7 @@ def test_what_nobody_knows_is_exit_code_10(adapt, tmp_path):
 
     assert "`notes.txt` matches no adapter" in adapt("identify", "notes.txt").stderr
     assert adapt("identify", "notes.txt").exit_code == 10
-    assert "is not there" in adapt.fails(10, "identify", "./nowhere")
+    assert "no such folder" in adapt.fails(10, "identify", "./nowhere")
 
 
 def test_a_file_of_another_program_is_named(adapt, tmp_path):

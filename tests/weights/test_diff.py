@@ -224,7 +224,7 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["base", "./1.0"], 10, "hint: write `./base` to name the folder"),
-    (["./nowhere", "./1.0"], 10, "no folder `./nowhere`"),
+    (["./nowhere", "./1.0"], 10, "no such folder: `nowhere`"),
     (["nothing", "./1.0"], 10, "no adapter `nothing`"),
     (["./base", "./1.0"], 16, "adapter_config.json"),
 ])  # fmt: skip

@@ -56,7 +56,7 @@ def reports_of(
         yield from _everything(opened(), record, progress, find_source)
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
+            folder = _there(text)
             report = _folder_report(folder, record, progress)
             yield text, _with_signature(opened, folder, report)
         else:
@@ -80,7 +80,7 @@ def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> in
 
     def folder_of(text: str) -> Path:
         if names_folder(text):
-            return path_of(text)
+            return _there(text)
         from adapterhub.distribution.choosing import look_up
 
         library, spec = opened(), AdapterSpec.parse(text)
@@ -93,6 +93,19 @@ def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> in
     library = opened()
     builds = list(library.installed())
     return sum(_weights_bytes(build.folder) for build in builds) + unhashed_bytes(library, builds)
+
+
+def _there(text: str) -> Path:
+    """The path that the user typed.
+
+    Raises:
+        AdapterNotFound: nothing is there; the hint offers the nearest path.
+    """
+    from adapterhub.core.disk.nearest import ensure_there
+
+    path = path_of(text)
+    ensure_there(path, hint="`adapt list` shows adapters that need no path")
+    return path
 
 
 def _weights_bytes(folder: Path) -> int:
@@ -294,7 +307,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     requested = []
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
+            folder = _there(text)
             report = _folder_report(folder, named)
             requested.append(Subject(label=text, folder=folder, report=report, record=named))
         else:
@@ -368,9 +381,7 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
         yield from map(subject_of_build, installed)
     for text in adapters:
         if names_folder(text):
-            folder = path_of(text)
-            if not folder.is_dir():
-                raise UsageProblem(f"no folder `{text}`")
+            folder = _there(text)
             yield subject_of_folder(folder, text)
         else:
             yield from map(subject_of_build, _builds(library, text))

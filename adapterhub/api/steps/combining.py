@@ -77,13 +77,13 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.finding import ensure_no_file
+    from adapterhub.distribution.finding import ensure_folder
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.projects.session import wanted_from
     from adapterhub.weights.recipes.combination import Ingredient
 
     if names_folder(text):
-        ensure_no_file(path_of(text))
+        ensure_folder(path_of(text))
         return Ingredient(folder=path_of(text), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))

@@ -95,9 +95,10 @@ def build_or_folder(session: Session, text: str) -> Installed | Path:
 
     if not names_folder(text):
         return find_build(session, AdapterSpec.parse(text), ANY_RANK, to="show")
+    from adapterhub.distribution.finding import ensure_folder
+
     folder = path_of(text)
-    if not folder.is_dir():
-        raise AdapterNotFound(f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path")
+    ensure_folder(folder)
     return folder
 
 
@@ -213,6 +214,7 @@ def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: Ba
 def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
     """The base that a spec or `base` names."""
     from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.finding import ensure_folder
     from adapterhub.library.bases.requested import requested_base
     from adapterhub.projects.session import wanted_from
 
@@ -220,6 +222,7 @@ def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -
     by = ""
     for name in names:
         if names_folder(name):
+            ensure_folder(path_of(name))  # before a base is loaded
             continue
         wanted = wanted_from(library, AdapterSpec.parse(name), base)
         if wanted is None:

@@ -126,8 +126,10 @@ def trust_key(
 
 def _read(path: Path) -> bytes:
     from adapterhub.core.disk.files import read_plain
+    from adapterhub.core.disk.nearest import ensure_there
     from adapterhub.formats.signed import KEY_LIMIT_BYTES
 
+    ensure_there(path, NotFound)
     try:
         return read_plain(path, KEY_LIMIT_BYTES)
     except OSError as error:

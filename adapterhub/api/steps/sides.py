@@ -72,15 +72,13 @@ def side_of(library: Library, text: str, base: BaseSpec | None) -> Side:
         AdapterNotFound: there is none; the hint tells how a folder is written.
     """
     from adapterhub.distribution.choosing import look_up
+    from adapterhub.distribution.finding import ensure_folder
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.weights.compare.difference import Side, side_of_folder
 
     if names_folder(text):
         folder = path_of(text)
-        if not folder.is_dir():
-            raise AdapterNotFound(
-                f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path"
-            )
+        ensure_folder(folder)
         return side_of_folder(folder, text)
     spec = AdapterSpec.parse(text)
     try:

@@ -159,11 +159,28 @@ def rank_options(command: F) -> F:
     return command
 
 
+class ExistingPath(click.Path):
+    """A path where something is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path.
+
+        Raises:
+            NotFound: nothing is there; the hint offers the nearest path.
+        """
+        from adapterhub.core.disk.nearest import ensure_there
+        from adapterhub.core.errors import NotFound
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        ensure_there(path, NotFound)
+        return path
+
+
 def places_option(
     text: str = "Also look in this directory; may be repeated [default: ADAPTERHUB_SOURCES].",
 ) -> Callable[[F], F]:
     """Add `--from DIR`, which may be repeated; `text` is its help."""
-    folder = click.Path(path_type=Path, exists=True)
+    folder = ExistingPath(path_type=Path)
     return click.option("--from", "places", multiple=True, type=folder, metavar="DIR", help=text)
 
 

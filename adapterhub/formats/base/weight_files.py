@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
+from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.safetensors.kinds import POINTER, is_pointer
 
@@ -164,8 +165,9 @@ def _refuse_missing(folder: Path, names: list[str], reason: str) -> NoReturn:
 
 
 def _refuse_what_is_no_folder(folder: Path) -> NoReturn:
+    ensure_there(folder, BaseNotFound, hint="`adapt base list` lists the registered bases")
     if not folder.exists():
-        raise BaseNotFound(f"no folder `{folder}`", hint="`adapt base list` lists the registered bases")
+        raise BaseNotFound(f"`{shown(str(folder), 200)}` is a link that leads nowhere", hint="give the model's folder")
     if folder.suffix == ".gguf":
         raise Malformed(
             f"`{folder}` is a GGUF file, expected the folder of a model in safetensors",

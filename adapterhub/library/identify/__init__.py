@@ -19,6 +19,7 @@ from typing import Any
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.disk.inside import is_own
+from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import AdapterNotFound, CouldNotTell, Malformed, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES
@@ -159,5 +160,5 @@ def _files(path: Path) -> dict[str, Path]:
         return {path.name: path}
     if path.is_file():
         raise Malformed(f"`{shown(str(path), 200)}` is a link out of its folder", hint="give the file that it leads to")
-    what = "is no plain file" if os.path.lexists(path) else "is not there"
-    raise AdapterNotFound(f"`{shown(str(path), 200)}` {what}", hint="give a file or a folder")
+    ensure_there(path, hint="give a file or a folder")
+    raise AdapterNotFound(f"`{shown(str(path), 200)}` is no plain file", hint="give a file or a folder")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress
+from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import AdapterHubError, MalformedTensorFile, reworded, shown
 from adapterhub.formats.foreign.foreign_file import Foreign, foreign, foreign_path
 from adapterhub.formats.foreign.metadata import Header
@@ -61,8 +62,10 @@ def peft_folder(
     `base` says where flattened names belong. `progress` gets the number of bytes that were converted.
 
     Raises:
+        AdapterNotFound: nothing is at `path`.
         RefusedAdapter: a foreign file that is damaged, of a kind that is not taken, or no adapter as a whole.
     """
+    ensure_there(path, hint="give a folder that PEFT's `save_pretrained` wrote, or a LoRA file")
     try:
         weights = foreign_path(path)
         if weights is None:

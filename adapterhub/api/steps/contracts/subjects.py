@@ -12,9 +12,10 @@ from adapterhub.api.steps.finding import find_base
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
-from adapterhub.core.errors import BaseNotFound, DigestMismatch, NotFound, UsageProblem
+from adapterhub.core.errors import BaseNotFound, DigestMismatch, UsageProblem
 from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
+from adapterhub.distribution.finding import ensure_folder
 from adapterhub.formats.contract.contract import IMAGE, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import contract_in
@@ -113,8 +114,7 @@ def subject_of(library: Library, text: str) -> ContractSubject:
     """
     if names_folder(text):
         folder = path_of(text)
-        if not folder.is_dir():
-            raise NotFound(f"no folder `{text}`")
+        ensure_folder(folder)
         return ContractSubject(folder=folder, label=text, manifest=manifest_in(folder))
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None))
