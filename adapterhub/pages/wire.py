@@ -6,7 +6,7 @@ connection and for the end of a head. It accepts a request whose end two servers
 past a proxy. After its response, it reads the rest of a body as long as the client sends. It waits forever for a
 client that reads nothing.
 
-The registry and the front of an inference engine use it.
+The registry, the front of an inference engine and `adapt ui` use it.
 """
 
 from __future__ import annotations

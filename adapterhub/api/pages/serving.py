@@ -19,13 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adapterhub.api.pages.playing import Playing
 from adapterhub.api.pages.source import LibrarySource
 from adapterhub.core.errors import NotAllowed
 from adapterhub.pages.guarding import HEADERS
 from adapterhub.pages.site import Home, refusal_page, routes
+from adapterhub.pages.wire import StrictProtocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,7 +41,6 @@ _TOKEN_BYTES: Final = 24
 _MOST_REQUESTS: Final = 64
 """At the same time."""
 _MOST_CONNECTIONS: Final = 256
-_FIRST_BYTES_IN_S: Final = 10
 _STOPS_IN_S: Final = 5
 _COME_IN: Final = (
     '<!doctype html><html lang="en"><title>adapt ui</title><meta http-equiv="refresh" content="0; url=/">'
@@ -99,8 +98,8 @@ class _Gate:
         return None
 
 
-class _Prompt(H11Protocol):
-    """A connection that has to bring its request soon, and makes room for a newer one where there are too many.
+class _MakesRoom(StrictProtocol):
+    """Where there are too many connections, the oldest idle one ends for a newer one.
 
     Anyone on the machine can open connections, and an idle one holds a file of the process.
     """
@@ -108,24 +107,15 @@ class _Prompt(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self.opened_at = self.loop.time()
-        self._deadline = self.loop.call_later(_FIRST_BYTES_IN_S, self._end_if_idle)
         if len(self.connections) > _MOST_CONNECTIONS:
-            others = [one for one in self.connections if isinstance(one, _Prompt) and one is not self]
+            others = [one for one in self.connections if isinstance(one, _MakesRoom) and one is not self]
             oldest = min((one for one in others if one.is_idle), key=lambda one: one.opened_at, default=self)
             oldest.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
-        super().connection_lost(exc)
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
-
-    def _end_if_idle(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
 
 
 def _same(given: str, expected: str) -> bool:
@@ -157,7 +147,7 @@ class Ui:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 _Gate(app, self.port, token),
-                http=_Prompt,  # h11 refuses a second Host
+                http=_MakesRoom,  # h11 refuses a second Host
                 ws="none",
                 lifespan="off",
                 log_level="error",

@@ -39,6 +39,9 @@ def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
     return AdapterConfig.parse(raw, where)
 
 
+_BASE_HINT: Final = "`adapt base add PATH --as NAME` registers the folder it was trained from; `--base NAME` names it"
+
+
 def check(subject: Subject) -> Iterator[Finding]:
     """The notes of the reader, and a base path that exists only on its author's machine."""
     declares = subject.manifest is not None and subject.manifest.base.fingerprint is not None
@@ -53,7 +56,7 @@ def check(subject: Subject) -> Iterator[Finding]:
                 where=CONFIG_FILE,
                 message=text,
                 expected="a hub id such as org/model",
-                hint="name the base yourself with `--base`",
+                hint=_BASE_HINT,
             )
             continue
         yield Finding(code=code, severity=severity, where=CONFIG_FILE, message=text)
