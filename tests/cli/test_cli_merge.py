@@ -335,6 +335,22 @@ def test_tuned_weights_are_merged_and_their_losses_shown_and_recorded(answering)
 
 
 @pytest.mark.filterwarnings("ignore")  # as above
+def test_shares_stay_equal_where_nothing_does_better_and_that_is_said(answering):
+    adapt, told = Adapt(answering), []
+    for seed in range(6):
+        done = adapt(
+            "merge", "first", "second", "--tune", "examples.jsonl", "--tune-budget", "6", "--seed", seed, "-o",
+            f"seed-{seed}", "--json",
+        )  # fmt: skip
+        found = json.loads(done.stdout)["tuning"]
+        told.append("no weights did better than equal shares" in done.stderr)
+        assert told[-1] is not found["is_better"]
+        assert found["loss_after"] < found["loss_before"] or found["weights"] == [0.5, 0.5]
+
+    assert True in told
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
 def test_the_recipe_of_a_tuned_merge_gives_it_again_without_base_or_examples(answering):
     adapt = Adapt(answering)
     tuned = adapt.json("merge", "first", "second", "--tune", "examples.jsonl", "--tune-budget", "6", "-o", "again")

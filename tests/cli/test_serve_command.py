@@ -21,15 +21,18 @@ import pytest
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.display import size_text
+from adapterhub.core.specs import parse_name
 from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from tests.inference.test_serving import publish
 from tests.support.command_line import Adapt
 from tests.support.results import measured, with_contract
 from tests.support.standin_vllm import make_standin
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -205,6 +208,27 @@ def test_under_a_policy_of_tests_only_what_has_a_pass_on_the_served_base_is_serv
     assert adapt.ok(*command)
     without = adapt.fails(14, *[one.replace("==1.0.1", "==1.0.0") if isinstance(one, str) else one for one in command])
     assert "is not served: has no contract" in without
+
+
+def test_the_base_is_inferred_where_only_one_fits(adapt: Adapt, python: Path) -> None:
+    dry = ("--python", python, "--dry-run")
+    library = adapt.library
+    library.bases.add(library.bases.get("base-7b").path, "again")  # type: ignore[arg-type]  # another name of one base
+    assert "base: again, the only one that fits" in adapt("serve", "legal-qa", *dry).stderr
+    library.bases.remove("again")
+    library.catalog.put_base(library.bases.add(make_base(adapt.folder / "other", seed=5), "other"))
+    adapt.json("serve", "legal-qa", *dry)
+    adapt.json("serve", "legal-qa@base-7b", *dry)
+    adapt.ok("alias", "set", "prod", "legal-qa==1.0.0")
+    adapt.json("serve", "legal-qa@prod", *dry)
+
+    assert "2 bases are registered: `base-7b`, `other`" in adapt.fails(2, "serve", *dry)
+    assert "`nothing` fits 2 bases: `base-7b`, `other`" in adapt.fails(2, "serve", "nothing", *dry)
+    assert "`legal-qa`, `legal-qa@other` fits none" in adapt.fails(2, "serve", "legal-qa", "legal-qa@other", *dry)
+    folder = make_adapter(adapt.folder / "made" / "second", seed=9)
+    library.add(folder, Description(name=parse_name("legal-qa"), version="1.0.0"), base=library.bases.get("other"))
+    assert "`legal-qa` fits 2 bases: `base-7b`, `other`" in adapt.fails(2, "serve", "legal-qa", *dry)
+    adapt.json("serve", "legal-qa@base-7b", *dry)
 
 
 def test_the_rank_is_that_of_what_is_installed(adapt: Adapt, python: Path, add: Add) -> None:

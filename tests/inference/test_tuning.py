@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adapterhub.core.errors import Malformed, MergeRefused, NotFound, UsageProblem
+from adapterhub.inference.contracts.inputs import plan_of_examples
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.inference.tuning import Example, Turn, read_examples, tune
 from adapterhub.inference.tuning._losses import BATCH_TOKENS, Encoded, Losses, encode
@@ -75,6 +76,19 @@ def test_three_forms_are_read(tmp_path: Path) -> None:
         Example(prompt=(Turn("system", ""), Turn("user", "q")), completion="a", line=3),
         Example(prompt=None, completion="t", line=4),
     )
+
+
+def test_a_recording_takes_prompts_alone(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, QUESTION]
+    lines = ({"prompt": "p"}, {"prompt": "p", "completion": "c"}, {"messages": turns}, {"messages": [QUESTION]})
+    plan = plan_of_examples(written(tmp_path, *lines))
+
+    assert [one.completion for one in plan.goldens] == [None, "c", None, None]
+    assert [one.asked for one in plan.goldens][:2] == ["p", "p"]
+    assert len(plan.goldens[2].asked) == 2
+    for wrong in ({"prompt": "p", "completion": ""}, {"messages": []}, {"messages": [turns[0]]}, {"text": "t"}):
+        with pytest.raises(Malformed, match="line 1"):
+            plan_of_examples(written(tmp_path, wrong))
 
 
 QUESTION = {"role": "user", "content": "q"}
@@ -293,7 +307,7 @@ def test_the_search_keeps_what_it_promises(folders: list[Path], library: Library
 def test_the_same_seed_gives_the_same_weights(folders: list[Path], library: Library) -> None:
     def found(seed: int, state: int) -> Any:
         np.random.seed(state)  # noqa: NPY002 - which must not matter
-        return tune(llama(), tiny_tokenizer(), folders, EXAMPLES, budget=20, seed=seed, library=library)
+        return tune(llama(), tiny_tokenizer(), folders, EXAMPLES[:5], budget=20, seed=seed, library=library)
 
     assert found(3, 0) == found(3, 1)
     assert found(3, 0).weights != found(4, 0).weights
@@ -313,6 +327,17 @@ def test_a_penalty_that_outweighs_all_finds_small_weights(folders: list[Path], l
     tuned = tune(llama(), tiny_tokenizer(), folders[:2], EXAMPLES[:5], budget=60, l1=100.0, library=library)
 
     assert sum(map(abs, tuned.weights)) < 0.5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_found_is_never_worse_than_equal_weights_where_it_is_reported(
+    folders: list[Path], library: Library, seed: int
+) -> None:
+    tuned = tune(llama(), tiny_tokenizer(), folders, EXAMPLES, budget=20, seed=seed, l1=0.0, library=library)
+
+    assert tuned.is_held_out
+    assert tuned.is_better is (tuned.loss_after < tuned.loss_before)
+    assert tuned.is_better or (tuned.weights, tuned.loss_after) == ((0.3333,) * 3, tuned.loss_before)
 
 
 @pytest.mark.parametrize(

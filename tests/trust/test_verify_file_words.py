@@ -418,7 +418,9 @@ def test_opened_files_are_held_to_their_digests(folder: Path) -> None:
 
 
 # ------------------------------------------------------------ the base
-FORCE = "get the adapter that was made for this base; `--allow-base-mismatch` overrides where shapes agree"
+FORCE = (
+    "get the adapter that was made for this base; `adapt install --allow-base-mismatch` overrides where shapes agree"
+)
 
 
 def test_without_a_base_nothing_is_compared(folder: Path) -> None:

@@ -208,7 +208,7 @@ class WithContracts(OpenedLibrary):
 
         Args:
             adapter: a spec, a build or a folder.
-            examples: inputs as JSON Lines, `{"prompt": …, "completion": …}` each.
+            examples: inputs as JSON Lines, `{"prompt": …}` each, with a `completion` where you know what you want.
             tests: inputs and demands as a `tests.toml`; one of the two is needed.
             prompt: the prompt form; default: that of the plan, else of the build, else `raw`.
             count: how many answers to keep.

@@ -211,6 +211,49 @@ def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: Ba
     return record
 
 
+def fitting_base(library: Library, specs: Sequence[AdapterSpec]) -> BaseRecord:
+    """The only registered base, with its folder on this machine, for which all of these have an installed build.
+
+    A spec that nothing installed has fits any base.
+
+    Raises:
+        UsageProblem: several bases fit, or none.
+        BaseNotFound: a spec names a base that is not known.
+    """
+    records = [one for one in library.bases.list() if not one.component and one.path is not None and one.path.is_dir()]
+    if not records:
+        hint = "`adapt base add PATH --as NAME` registers one"
+        raise UsageProblem("no base with its folder on this machine is registered", hint=hint)
+    unlike = {record.fingerprint.weights: record for record in reversed(records)}  # two names of one base are one
+    fitting = [record for record in unlike.values() if all(_has_build(library, spec, record) for spec in specs)]
+    if len(fitting) == 1:
+        return fitting[0]
+    what = ", ".join(f"`{shown(str(spec))}`" for spec in specs)
+    found = ", ".join(f"`{record.alias}`" for record in sorted(fitting or unlike.values(), key=lambda one: one.alias))
+    fits = f"{what} fits {len(fitting)} bases" if fitting else f"{what} fits none of the registered bases"
+    if not specs:
+        fits = f"{len(fitting)} bases are registered"
+    raise UsageProblem(f"{fits}: {found}", hint="name one with `--base`")
+
+
+def _has_build(library: Library, spec: AdapterSpec, record: BaseRecord) -> bool:
+    """Whether an installed build that the spec means is for this base, or none has its name."""
+    from adapterhub.core.errors import NoCompatibleRelease
+    from adapterhub.core.ranks import ANY_RANK
+    from adapterhub.distribution.choosing import first_fitting
+    from adapterhub.library.bases.requested import RequestedBase
+    from adapterhub.projects.session import wanted_from
+
+    named = wanted_from(library, spec, None)
+    if named is not None:
+        return named.record is not None and named.record.fingerprint.weights == record.fingerprint.weights
+    try:
+        first_fitting(library, spec, [library], RequestedBase(text=record.label, record=record), ANY_RANK)
+    except NoCompatibleRelease:
+        return False
+    return True
+
+
 def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
     """The base that a spec or `base` names."""
     from adapterhub.core.specs import AdapterSpec, names_folder

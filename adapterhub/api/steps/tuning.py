@@ -83,6 +83,11 @@ def tuned(
             base=BaseSpec.parse(record.alias or str(folder)),
             progress=progress,
         )
+    if not result.is_better:
+        where = "examples that the search did not use" if result.is_held_out else "the examples"
+        are_equal = len(set(result.weights)) == 1
+        ending = "so the shares stay equal" if are_equal else "but the tuned weights are smaller"
+        session.out.warn(f"no weights did better than equal shares on {where}, {ending}")
     losses = {"base": result.base_loss, "before": result.loss_before, "after": result.loss_after}
     metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
     metrics |= {"tune_examples": source or digest_of_file(examples)[0], "tune_evaluations": result.evaluations}

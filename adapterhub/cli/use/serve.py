@@ -35,7 +35,11 @@ _CPU_SLOTS: Final = 32
 
 @click.command()
 @click.argument("specs", nargs=-1, type=SPEC, metavar="[SPEC...]")
-@click.option("--base", type=BASE, required=True, help="Serve this base: alias, Hub id, digest or folder.")
+@click.option(
+    "--base",
+    type=BASE,
+    help="Serve this base: alias, Hub id, digest or folder [default: that of --route, else the only one that fits].",
+)
 @click.option(
     "--engine", type=click.Choice(["vllm", "llama.cpp"]), default="vllm", show_default=True, help="Run this engine."
 )
@@ -118,7 +122,7 @@ _CPU_SLOTS: Final = 32
 def serve(
     session: Session,
     specs: tuple[AdapterSpec, ...],
-    base: BaseSpec,
+    base: BaseSpec | None,
     engine: str,
     host: str,
     port: int,
@@ -167,6 +171,7 @@ def serve(
 
     \b
     Examples:
+      adapt serve legal-qa
       adapt serve --base base-7b
       adapt serve legal-qa 'summarize>=1.2' --base base-7b --port 8000
       adapt serve legal-qa@prod --base base-7b --alias-ttl 2
@@ -189,7 +194,7 @@ def serve(
         )
     split_args = tuple(_split(engine_args))
     library = session.library
-    record = library.bases.find(base)
+    record = _base_of(session, base, [*specs, *pins], route)
     if record.path is None or not record.path.is_dir():
         raise UsageProblem(
             f"base `{record.label}` is registered without an existing folder",
@@ -254,6 +259,21 @@ def serve(
     if gguf is not None or llama_server is not None:
         raise UsageProblem("`--gguf` and `--llama-server` need `--engine llama.cpp`")
     _serve_vllm(session, args, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
+
+
+def _base_of(session: Session, base: BaseSpec | None, specs: Sequence[AdapterSpec], route: Path | None) -> BaseRecord:
+    """The base that was named, else that of the routing file, else the only one that fits."""
+    from adapterhub.api.steps.finding import fitting_base
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.formats.route import read_route
+
+    if base is None and route is not None:
+        base = BaseSpec.parse(read_route(route).base)
+    if base is not None:
+        return session.library.bases.find(base)
+    record = fitting_base(session.library, specs)
+    session.out.note(f"base: {record.label}, the only one that fits")
+    return record
 
 
 def _test_of(

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def plan_of_examples(path: Path) -> Plan:
-    """The prompts of a file of examples as inputs; their completions are what the author wants.
+    """The prompts of a file of examples as inputs; their completions, where they have any, are what the author wants.
 
     Raises:
         NotFound, Malformed: as `read_examples`, and where an example has no prompt.
     """
     goldens, problems = [], []
-    for number, example in enumerate(read_examples(path), 1):
+    for number, example in enumerate(read_examples(path, takes_prompts=True), 1):
         if example.prompt is None:
             problems.append(f"line {example.line}: `text` alone says not where the prompt ends")
             continue
@@ -35,10 +35,10 @@ def plan_of_examples(path: Path) -> Plan:
             asked = example.prompt
         else:
             asked = tuple(Turn(role=turn.role, content=turn.content) for turn in example.prompt)
-        goldens.append(Wanted(id=f"golden-{number}", asked=asked, completion=example.completion))
+        goldens.append(Wanted(id=f"golden-{number}", asked=asked, completion=example.completion or None))
     if problems:
         title = f"{shown(str(path), 200)}: some lines have no prompt"
-        raise Malformed(problem_list(title, problems), hint='write {"prompt": …, "completion": …}')
+        raise Malformed(problem_list(title, problems), hint='write {"prompt": …}, with a `completion` if you like')
     return Plan(goldens=tuple(goldens))
 
 

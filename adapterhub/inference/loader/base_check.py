@@ -108,7 +108,7 @@ class BaseCheck:
             return [f"{claim}, this model is {this}: attached anyway, because a base mismatch is allowed"]
         hint = "load the base that it was made for"
         if verdict is BaseVerdict.SAME_SHAPES:
-            hint += "; `--allow-base-mismatch` (allow_base_mismatch=True) attaches it anyway"
+            hint += f"; {_way_around(found, actual)} (in Python, allow_base_mismatch=True)"
         elif actual:
             hint += f"; `adapt search --base {actual.label}` lists adapters for this one"
         lines = [
@@ -122,6 +122,14 @@ class BaseCheck:
         if self.allow_base_mismatch or found.build is None or actual is None:
             return self.allow_base_mismatch
         return self.library.mismatch_allowed(found.build, actual.fingerprint)
+
+
+def _way_around(found: FoundAdapter, actual: BaseRecord | None) -> str:
+    """How to put an adapter on another base on purpose, whichever command refused it."""
+    if found.build is None or actual is None:
+        return "`adapt run --allow-base-mismatch` attaches it anyway"
+    command = f"adapt install {shown(found.label, 200)} --base {actual.label} --allow-base-mismatch"
+    return f"`{command}` allows this base for it"
 
 
 def pin(library: Library, found: FoundAdapter, known_base: Callable[[], BaseRecord | None]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ TuneProgress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(
     Documented,
-    keys="weights base_loss single_losses loss_before loss_after evaluations searched reported is_held_out",
+    keys="weights base_loss single_losses loss_before loss_after evaluations searched reported is_held_out is_better",
     title="Tuning",
 ):
     """The best weights, and losses (mean cross entropy of a target token, in nats) on the reported examples.
@@ -61,7 +61,8 @@ class Tuned(
     `loss_before` is the loss with equal weights that sum to 1, `loss_after` the loss with `weights`. `single_losses`
     are those of each adapter alone with weight 1, `base_loss` is that of the base. With `is_held_out`, the `reported`
     examples differ from the `searched` ones; without it, there were too few examples to split, and all losses are on
-    the examples of the search. `evaluations` is the number of trials.
+    the examples of the search. `evaluations` is the number of trials. `is_better` says whether `weights` have a lower
+    loss than equal ones, which they are where the search found nothing better.
     """
 
     weights: tuple[float, ...]
@@ -73,6 +74,7 @@ class Tuned(
     searched: Annotated[int, "number of examples used in the search"]
     reported: Annotated[int, "number of examples that the losses are measured on"]
     is_held_out: Annotated[bool, "whether the losses are on examples that the search did not use"]
+    is_better: Annotated[bool, "whether the loss with `weights` is lower than with equal weights"]
 
 
 def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
@@ -92,8 +94,9 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
 
     `model` is a causal language model without adapter, in evaluation mode; it is unchanged afterwards. The search
     minimises the loss plus `l1` times the mean size of a weight, with at most `budget` trials. It tries equal weights
-    and each adapter alone first, and continues from the best of these; so on its examples the result is never worse.
-    The same seed gives the same weights on the same machine. `library` and `base` are as for `attach`.
+    and each adapter alone first, and continues from the best of these. Unless what it found has a lower such value than
+    equal weights on the reported examples, the result is equal weights. The same seed gives the same weights on the
+    same machine. `library` and `base` are as for `attach`.
 
     Raises:
         UsageProblem: there are fewer than two adapters, an option is out of range, or the model is of another kind.
@@ -125,16 +128,19 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
 
         with attached.model.disable_adapter():
             base_loss = held_out.mean(attached.model)
+        before, after = loss(equal), loss(trials.best)
+        keeps = after + _penalty(trials.best, l1) < before + _penalty(equal, l1)
         return Tuned(
-            weights=trials.best,
-            loss_before=loss(equal),
-            loss_after=loss(trials.best),
+            weights=trials.best if keeps else equal,
+            loss_before=before,
+            loss_after=after if keeps else before,
             single_losses=tuple(loss(weights) for weights in singles),
             base_loss=base_loss,
             evaluations=trials.done,
             searched=len(searched),
             reported=len(reported or searched),
             is_held_out=bool(reported),
+            is_better=keeps and after < before,
         )
 
 
@@ -157,12 +163,17 @@ class _Trials:
         """The value to minimise, at these weights after rounding."""
         tried = tuple(round(float(w), _DECIMALS) + 0.0 for w in weights)  # no -0.0
         self._attached.weigh(tried)
-        value = self._losses.mean(self._attached.model) + self._l1 * sum(map(abs, tried)) / len(tried)
+        value = self._losses.mean(self._attached.model) + _penalty(tried, self._l1)
         if not self.best or value < self.least:
             self.best, self.least = tried, value
         self.done += 1
         self._progress(self.done, self.budget)
         return value
+
+
+def _penalty(weights: Sequence[float], l1: float) -> float:
+    """What the size of the weights adds to the loss."""
+    return l1 * sum(map(abs, weights)) / len(weights)
 
 
 def _optimiser() -> Callable[[_Trials, int], None]:

@@ -34,7 +34,7 @@ class Example:
     """A prompt and its wanted completion; the loss is that of the completion.
 
     `prompt` is plain text, or the turns before the answer of an assistant, or None if the whole text is the
-    completion. `line` is its line in the file, 0 if there is no file.
+    completion, which is empty for a prompt alone. `line` is its line in the file, 0 if there is no file.
     """
 
     prompt: str | tuple[Turn, ...] | None
@@ -42,8 +42,12 @@ class Example:
     line: int = 0
 
 
-def read_examples(path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = MAX_EXAMPLES) -> tuple[Example, ...]:
+def read_examples(
+    path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = MAX_EXAMPLES, takes_prompts: bool = False
+) -> tuple[Example, ...]:
     """The examples in a file of JSON Lines; skips empty lines. `answer` is another name of `completion`.
+
+    With `takes_prompts`, a line may be a `prompt` alone, or `messages` that end with the user's.
 
     Raises:
         NotFound: there is no such file.
@@ -62,7 +66,8 @@ def read_examples(path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = 
         if not line.strip():
             continue
         try:
-            examples.append(_example(strict_json(line, limit_bytes=MAX_LINE_BYTES), number))
+            value = strict_json(line, limit_bytes=MAX_LINE_BYTES)
+            examples.append(_example(value, number, takes_prompts=takes_prompts))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
@@ -76,7 +81,7 @@ def read_examples(path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = 
     return tuple(examples)
 
 
-def _example(value: object, line: int) -> Example:
+def _example(value: object, line: int, *, takes_prompts: bool) -> Example:
     """The example on one line.
 
     Raises:
@@ -88,18 +93,24 @@ def _example(value: object, line: int) -> Example:
     for answer in _ANSWERS:
         if keys == {"prompt", answer}:
             return Example(prompt=_text(value, "prompt"), completion=_filled(value, answer), line=line)
+    if takes_prompts and keys == {"prompt"}:
+        return Example(prompt=_text(value, "prompt"), completion="", line=line)
     if keys == {"text"}:
         return Example(prompt=None, completion=_filled(value, "text"), line=line)
     if keys == {"messages"}:
-        turns = _turns(value["messages"])
+        turns = _turns(value["messages"], fewest=2 - takes_prompts)
+        if takes_prompts and turns[-1].role == "user":
+            return Example(prompt=turns, completion="", line=line)
+        if len(turns) < 2 or turns[-1].role != "assistant" or not turns[-1].content:  # noqa: PLR2004 - as below
+            raise ValueError("`messages` does not end with the assistant's answer")
         return Example(prompt=turns[:-1], completion=turns[-1].content, line=line)
     named = ", ".join(f"`{shown(key, 40)}`" for key in value) or "nothing"
     raise ValueError(f"has {shown(named, 200)}, expected `prompt` and `completion`, or `messages`, or `text`")
 
 
-def _turns(value: object) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or len(value) < 2:  # noqa: PLR2004 - a question and its answer
-        raise ValueError("`messages` is not a list of at least two turns")
+def _turns(value: object, *, fewest: int) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or len(value) < fewest:  # a question and its answer
+        raise ValueError(f"`messages` is not a list of at least {'two turns' if fewest > 1 else 'one turn'}")
     turns = []
     for position, turn in enumerate(value):
         if not isinstance(turn, dict) or frozenset(turn) != {"role", "content"} or turn["role"] not in _ROLES:
@@ -107,8 +118,6 @@ def _turns(value: object) -> tuple[Turn, ...]:
                 f"`messages[{position}]` is {shown(turn, 60)}, expected a `role` of {', '.join(_ROLES)} and a `content`"
             )
         turns.append(Turn(turn["role"], _text(turn, "content")))
-    if turns[-1].role != "assistant" or not turns[-1].content:
-        raise ValueError("`messages` does not end with the assistant's answer")
     return tuple(turns)
 
 

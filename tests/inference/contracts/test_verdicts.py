@@ -76,6 +76,16 @@ def test_recording_again_gives_the_same_build(adapt: Adapt) -> None:
     assert build(adapt, "a==1.0.0").manifest.file(CONTRACT_FILE) is None
 
 
+def test_prompts_alone_are_recorded_with_what_the_adapter_answers(own: Adapt) -> None:
+    before = contract_in(build(own, "a").folder)
+    lines = [json.loads(line) for line in (own.folder / "examples.jsonl").read_text().splitlines()]
+    (own.folder / "examples.jsonl").write_text("".join(json.dumps({"prompt": one["prompt"]}) + "\n" for one in lines))
+    done = own(*RECORD)
+
+    assert (done.exit_code, "your examples want" in done.stderr) == (0, False)
+    assert contract_in(build(own, "a").folder) == before
+
+
 def test_a_zeroed_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
     folder = tmp_path / "zeroed"
     shutil.copytree(build(adapt, "a").folder, folder)
@@ -114,6 +124,17 @@ def test_a_base_of_another_shape_is_refused(own: Adapt) -> None:
 
     assert own("test", "a", "--on", "narrow").exit_code == 11
     assert own("test", "a", "--on", "nowhere").exit_code == 10
+
+
+def test_the_hint_for_another_base_is_a_command_that_works(own: Adapt) -> None:
+    write_base(own.folder / "near", seed=5)
+    own.ok("base", "add", "./near", "--as", "near")
+    hint = own.fails(11, "test", "a", "--on", "near").splitlines()[-1]
+    command = hint.split("`")[1].split()
+    own.ok(*command[1:])
+
+    assert command == ["adapt", "install", "a==1.0.1", "--base", "near", "--allow-base-mismatch"]
+    assert result_of(own, 3, "a", "--on", "near")["verdict"] == "CHANGED"
 
 
 def with_begin_token(base: Path) -> None:

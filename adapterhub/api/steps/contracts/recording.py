@@ -90,7 +90,7 @@ def plan_from(examples: Path | None, tests: Path | None) -> Plan:
     if (examples is None) == (tests is None):
         raise UsageProblem(
             "recording needs inputs: `--examples FILE` or `--tests tests.toml`, one of the two",
-            hint='examples are JSON Lines such as {"prompt": "…", "completion": "…"}',
+            hint='examples are JSON Lines such as {"prompt": "…"}, with the "completion" that you want if you know it',
         )
     if tests is not None:
         return read_plan(tests)

@@ -16,7 +16,9 @@ from adapterhub.trust.verify.subject import Subject
 CLAIM_KEYS: Final = ("base_model_hash", "base_model_sha256", "base_sha256")
 """Settings in which some trainers record the hash of their base; no PEFT release reads them."""
 
-_FORCE: Final = "get the adapter that was made for this base; `--allow-base-mismatch` overrides where shapes agree"
+_FORCE: Final = (
+    "get the adapter that was made for this base; `adapt install --allow-base-mismatch` overrides where shapes agree"
+)
 
 
 def claims_base(config: AdapterConfig) -> bool:
