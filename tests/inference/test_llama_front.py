@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -381,3 +382,32 @@ def test_a_front_that_ends_has_no_thread_left(engine: Address) -> None:
         pass
 
     assert not {one for one in set(threading.enumerate()) - before if not one.name.startswith("asyncio")}
+
+
+def resident_bytes() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's memory there")
+def test_half_requests_without_a_key_hold_little_memory(shared: str) -> None:
+    host, port = shared.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {8 << 20}\r\n\r\n"
+    ).encode()
+    clients = [socket.create_connection((host, int(port)), timeout=30) for _ in range(500)]
+    before = resident_bytes()
+    try:
+        for client in clients:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                client.send(head + b"x" * (1 << 20))
+        status = ask(shared, {"prompt": "a"}, Authorization="Bearer key-acme").status_code
+        grown = resident_bytes() - before
+    finally:
+        for client in clients:
+            client.close()
+
+    assert status == 200
+    assert grown < 60 << 20

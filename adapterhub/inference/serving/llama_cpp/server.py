@@ -26,10 +26,20 @@ from adapterhub.inference.serving.metrics import own_metrics
 from adapterhub.pages.wire import StrictProtocol
 
 _BACKLOG: Final = 2048
+_READ_BYTES: Final = 1 << 14
 _KEEP_ALIVE_S: Final = 30
 _MOST_CONNECTIONS: Final = 4096
 _READY_S: Final = 600.0
 _STOP_S: Final = 2
+
+
+class _Protocol(StrictProtocol):
+    """Reads little at a time: what a client without a key sends is kept until it is refused."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Wait for the first request."""
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio's own, and without effect elsewhere
+        super().connection_made(transport)
 
 
 class Front:
@@ -109,7 +119,7 @@ class Front:
             self._server = uvicorn.Server(
                 uvicorn.Config(
                     Origins(inner, has_keys=self._gate.has_keys),
-                    http=StrictProtocol,
+                    http=_Protocol,
                     ws="none",
                     lifespan="off",
                     log_level="error",
