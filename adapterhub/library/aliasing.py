@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,28 @@ def alias_of(library: Library, spec: AdapterSpec) -> Alias | None:
 
     Raises:
         AmbiguousSpec: adapters of several namespaces have such an alias.
+        Conflict: an alias of the project has the name of a base.
         Malformed: its file is damaged.
     """
     if spec.base is None or spec.base.kind != "alias":
         return None
-    return library.project_alias(spec) or library.aliases.meant(spec)
+    found = library.project_alias(spec)
+    if found is not None:
+        ensure_no_base(library, found.name, found.adapter)
+    return found or library.aliases.meant(spec)
+
+
+def ensure_no_base(library: Library, name: str, adapter: str, built_for: Collection[str] = ()) -> None:
+    """Raise if an alias of an adapter would have the name of a base, registered or in `built_for`.
+
+    Raises:
+        Conflict: it would.
+    """
+    if name in library.bases.aliases() or name in built_for:
+        raise Conflict(
+            f"`{name}` is a base, so `{adapter}@{name}` already means something. Nothing was changed",
+            hint="choose another name for the alias; `adapt base list` shows the bases",
+        )
 
 
 def exact(spec: AdapterSpec, alias: Alias, target: Target) -> AdapterSpec:
@@ -108,11 +125,7 @@ def point(library: Library, name: str, targets: Sequence[tuple[Installed, float]
             f"an alias belongs to one adapter, and these are {', '.join(names)}. Nothing was changed",
             hint="set it for each adapter by itself",
         )
-    if name in library.bases.aliases() or any(name == build.base_name for build, _ in targets):
-        raise Conflict(
-            f"`{name}` is a base, so `{names[0]}@{name}` already means something. Nothing was changed",
-            hint="choose another name for the alias; `adapt base list` shows the bases",
-        )
+    ensure_no_base(library, name, names[0], [build.base_name for build, _ in targets])
     made = [
         Target(version=build.manifest.version, digest=build.manifest.digest, weight=weight) for build, weight in targets
     ]

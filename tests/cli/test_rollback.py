@@ -128,3 +128,19 @@ def test_python_rolls_back_as_the_command_does(upgraded, tmp_path):
 
     assert {path.name for path in done.folders} == {"both", "legal-qa"}
     assert read_lock(tmp_path).entries["legal-qa"].version == "1.0"
+
+
+def test_the_hint_of_a_rollback_says_what_really_goes_forward(project, tmp_path):  # noqa: F811
+    toml = tmp_path / "adapters.toml"
+    toml.write_text(toml.read_text().replace('"<2"', '"==1.0"'))
+    project.user.ok("sync")
+    project.publish("legal-qa", "1.5", seed=4)
+    project.user.ok("install", "legal-qa>=1.5,<2", "--from", "./published", "--save")
+
+    said = project.user("rollback", "legal-qa")
+
+    assert versions(tmp_path)["legal-qa"] == "1.0"
+    assert "`adapt upgrade` goes forward again" not in said.stderr
+    assert "asks for `legal-qa==1.0`: change that to go forward to 1.5 again" in said.stderr
+    project.user.ok("upgrade")
+    assert versions(tmp_path)["legal-qa"] == "1.0"

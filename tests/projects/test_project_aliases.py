@@ -9,6 +9,7 @@ from adapterhub.library.aliasing import point
 from adapterhub.projects.file.editing import project_of
 from adapterhub.projects.lock.lockfile import lock_text, parse_lock, read_lock
 from tests.support.command_line import Adapt
+from tests.support.tiny import make_base
 
 HEAD = '[project]\nbase = "base-7b"\n\n[adapters]\nlegal-qa = ">=1.0"\n'
 
@@ -108,3 +109,27 @@ def test_what_is_no_alias_is_named_with_its_place(tmp_path, text, said):
         project_of(f"{HEAD}\n{text}\n" if text[0] == "[" else f"{text}\n{HEAD}", tmp_path)
 
     assert said in caught.value.message
+
+
+def test_an_alias_with_the_name_of_a_base_is_refused(adapt, tmp_path, library):
+    """`legal-qa@base-7b` means the build for that base."""
+    toml = tmp_path / "adapters.toml"
+    whole = toml.read_text()
+    adapt.ok("sync")
+
+    toml.write_text(whole.replace('prod = "1.2"', 'base-7b = "1.2"'))
+    for command in (("lock",), ("sync",)):
+        assert "`base-7b` is a base, so `legal-qa@base-7b` already means something" in adapt.fails(16, *command)
+
+    toml.write_text(whole.replace('prod = "1.2"', 'other = "1.2"'))
+    adapt.ok("base", "add", make_base(tmp_path / "other", seed=9), "--as", "other")
+    before = (tmp_path / "adapters.lock").read_bytes()
+    assert "`other` is a base, so `legal-qa@other` already means something" in adapt.fails(15, "lock")
+    assert (tmp_path / "adapters.lock").read_bytes() == before
+
+
+def test_a_base_that_takes_the_name_of_an_alias_later_makes_its_use_a_refusal(adapt, tmp_path):
+    adapt.ok("sync")
+    adapt.ok("base", "add", make_base(tmp_path / "other", seed=9), "--as", "prod")
+
+    assert "`prod` is a base" in adapt.fails(15, "path", "legal-qa@prod")

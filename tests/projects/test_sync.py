@@ -21,6 +21,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.roots import KnownProjects, synced_path
 from adapterhub.projects.sync import opened, syncing, wanted_entries
+from adapterhub.projects.sync._bringing import _all_of
 from adapterhub.projects.values import Lock, LockedAdapter, digests_of
 from adapterhub.trust.verify import verify_folder
 from tests.support.locks import entry_of, lock_of, nowhere, planned, sync
@@ -477,3 +478,12 @@ def test_a_place_that_cannot_be_opened_is_told(library, project, add, tmp_path):
         )
 
     assert "nobody has `tables`" in refused.value.message
+
+
+def test_one_reason_for_several_builds_is_told_once_and_line_by_line():
+    """It was printed once for each build, the second time with a literal `\\n`."""
+    same = [AdapterNotFound("`legal-qa` is not available:\n  it is gone", hint="sync again") for _ in range(3)]
+
+    error = _all_of([*same, AdapterNotFound("`other` is gone")])
+
+    assert error.message == "`legal-qa` is not available:\n  it is gone\nalso: `other` is gone"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from adapterhub.cli.completion.completing import complete_key
 from adapterhub.cli.options.params import Session, common, project_option, trust_option
+from adapterhub.core.disk.home import PROJECT_FILE
+
+if TYPE_CHECKING:
+    from adapterhub.projects.locking import LockOutcome
 
 
 @click.command()
@@ -41,4 +47,16 @@ def rollback(session: Session, names: tuple[str, ...], dry_run: bool, offline: b
         return
     outcome, synced = roll_back(session, project, names, sources, bars=session.out)
     tell_outcome(session, project, outcome, synced)
-    session.out.hint("`adapt upgrade` goes forward again")
+    session.out.hint(_way_forward(session, outcome))
+
+
+def _way_forward(session: Session, outcome: LockOutcome) -> str:
+    """What takes the newer builds again: an upgrade, unless the project file asks for other versions now."""
+    asked = {wanted.key: wanted.spec for wanted in session.need_project().adapters}
+    for change in outcome.changes:
+        left, spec = change.before, asked.get(change.key) if change.key else None
+        if left is not None and spec is not None and not spec.matches(left.version):
+            return f"`{PROJECT_FILE}` asks for `{spec}`: change that to go forward to {left.version} again"
+        if left is not None and session.library.yanks.places(left.digest):
+            return f"{left.version} was yanked; only `=={left.version}` in `{PROJECT_FILE}` goes forward to it again"
+    return "`adapt upgrade` goes forward again"

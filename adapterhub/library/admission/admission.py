@@ -255,7 +255,9 @@ class Admission:
                 refused.append(error)
         if not refused:
             return
-        first, rest = refused[0], "".join(f"\nalso: {error.message}" for error in refused[1:])
+        first = refused[0]
+        others = [message for message in dict.fromkeys(e.message for e in refused) if message != first.message]
+        rest = "".join(f"\nalso: {message}" for message in others)
         if isinstance(first, SignatureRefused):
             what, clause, ending = first.what, first.clause, _KEPT + rest
             raise SignatureRefused(what, clause, reason=first.reason, hint=first.hint, ending=ending)

@@ -179,10 +179,11 @@ class _Reader(DocumentReader):
             if self.parsed(group, parse_name, f"groups.{group}") is not None:
                 wanted = self.take(groups, group, dict, "groups.") or {}
                 adapters += self.adapters(wanted, group, f"groups.{group}.")
-        adapters += self.aliases(self.take(top, "aliases", dict, "") or {}, adapters)
+        base = self.checked(head, "base", BaseSpec.parse, "project.")
+        adapters += self.aliases(self.take(top, "aliases", dict, "") or {}, adapters, base)
         project = Project(
             folder=folder,
-            base=self.checked(head, "base", BaseSpec.parse, "project."),
+            base=base,
             remotes=tuple(r for name in remotes if (r := self.remote(remotes, name)) is not None),
             adapters=tuple(adapters),
             merges=tuple(m for key in merges if (m := self.merge(merges, key)) is not None),
@@ -246,7 +247,9 @@ class _Reader(DocumentReader):
             self.say(path, "no rank satisfies `rank`, `min-rank` and `max-rank` together")
         return RankRange(rank=exact, min_rank=low, max_rank=high)
 
-    def aliases(self, holder: Mapping[str, Any], adapters: Sequence[AdapterRequirement]) -> list[AdapterRequirement]:
+    def aliases(
+        self, holder: Mapping[str, Any], adapters: Sequence[AdapterRequirement], base: BaseSpec | None
+    ) -> list[AdapterRequirement]:
         found: list[AdapterRequirement] = []
         known = {wanted.key: wanted for wanted in adapters}
         for key in holder:
@@ -259,6 +262,10 @@ class _Reader(DocumentReader):
             for name, value in table.items():
                 path = f"aliases.{key}.{name}"
                 alias = self.parsed(name, parse_alias, path)
+                if name == str(base):
+                    self.say(
+                        path, f"`{shown(name)}` is a base, so `{shown(key)}@{shown(name)}` already means something"
+                    )
                 weights = self.parsed("", functools.partial(_weights, value), path)
                 if alias is not None and weights is not None:
                     found += targets_wanted(wanted, alias, weights)

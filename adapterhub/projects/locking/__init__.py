@@ -30,8 +30,10 @@ from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.install import looking_ahead
 from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
+from adapterhub.library.aliasing import ensure_no_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import AT_ONCE, Source, together
+from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import label_of
 from adapterhub.projects.file.policy import objection_of
 from adapterhub.projects.lock.conflicts import built_for_several_bases, conflict, conflicts_in
@@ -110,8 +112,11 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
         ProjectConflict: bases, ranks or remotes contradict each other; names all contradictions.
         RemoteUnreachable: a place that could decide does not answer.
         NotAllowed: the policy requires a contract, and a build has none.
+        Conflict: an alias has the name of a base.
     """
     _check_names(project, upgrade)
+    for key in (wanted.key for wanted in project.adapters if is_alias_key(wanted.key)):
+        ensure_no_base(library, key.split("@")[1], adapter_of(key))
     if found := conflicts_in(project, lambda named: weights_of(library, project, named)):
         raise conflict(found)
     base = base_choice(library, project, previous, takes_new=upgrade == ALL)

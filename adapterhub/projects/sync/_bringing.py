@@ -22,7 +22,6 @@ from adapterhub.core.errors import (
     NotFound,
     RemoteUnreachable,
     reworded,
-    shown,
 )
 from adapterhub.distribution.install import Admitted, Beside, Expecting, admit
 from adapterhub.distribution.remote_kinds import kind_named
@@ -244,4 +243,5 @@ def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
     order = {DigestMismatch: 0, NotFound: 1}
     ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
     first = ranked[0]
-    return reworded(first, "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])]))
+    others = [message for message in dict.fromkeys(e.message for e in ranked) if message != first.message]
+    return reworded(first, "\n".join([first.message, *(f"also: {message}" for message in others)]))

@@ -19,10 +19,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
-from adapterhub.core.disk.files import sync_folder
-from adapterhub.core.errors import BlobNotFound, Conflict, Malformed
+from adapterhub.core.disk.files import open_plain, sync_folder
+from adapterhub.core.errors import BlobNotFound, Conflict, Malformed, shown
 from adapterhub_registry.access.signing import LONGEST_TTL_S
 from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
@@ -89,10 +89,15 @@ class DiskBlobs:
 
     def file(self, sha256: str, /) -> BinaryIO:
         """The blob as an open file."""
+        path = self._path(sha256)
         try:
-            return self._path(sha256).open("rb")
+            return cast("BinaryIO", open_plain(path))
         except FileNotFoundError:
             raise BlobNotFound(f"no blob {sha256}") from None
+        except OSError as error:
+            if error.errno:
+                raise
+            raise BlobNotFound(f"no blob {sha256}: `{shown(str(path), 200)}` is not a regular file") from None
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks` in constant memory. Nothing is kept after an error.

@@ -1,0 +1,61 @@
+"""A pipe in the folder of a registry: nothing that reads its blobs waits for a writer that never comes."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from adapterhub_registry.operations.move import BlobsDamaged, _copy_blobs
+from adapterhub_registry.storage.blobs import digest_of
+from adapterhub_registry.storage.disk_blobs import DiskBlobs
+
+from adapterhub.core.errors import BlobNotFound
+
+
+@pytest.fixture
+def piped(tmp_path) -> tuple[DiskBlobs, str]:
+    """A store in which a pipe has the name of a blob."""
+    blobs = DiskBlobs(tmp_path / "root")
+    name = blobs.put([b"whole"]).sha256
+    path = blobs._path(name)
+    path.unlink()
+    os.mkfifo(path)
+    return blobs, name
+
+
+def in_time(call) -> BaseException | None:
+    """What a call raises; a call that waits for ever fails the test."""
+    found: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            found.append(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found, "it waits for the pipe"
+    return found[0]
+
+
+def test_a_pipe_is_no_blob(piped):
+    blobs, name = piped
+
+    for call in (lambda: b"".join(blobs.open(name)), lambda: blobs.file(name), lambda: digest_of(blobs.open(name))):
+        error = in_time(call)
+        assert isinstance(error, BlobNotFound)
+        assert "is not a regular file" in error.message
+
+
+def test_a_move_names_the_pipe_and_writes_no_row(piped, tmp_path):
+    blobs, name = piped
+
+    error = in_time(lambda: _copy_blobs(blobs, DiskBlobs(tmp_path / "target"), {name: 5}))
+
+    assert isinstance(error, BlobsDamaged)
+    assert name in error.problems[0]
+    assert "is not a regular file" in error.problems[0]
