@@ -25,7 +25,7 @@ _OF_OTHERS: Final = re.compile(
     r"(?i:x-[a-z]+-(?:[a-z]+-)?(?:signature|credential|token)|signature|sig|policy|key-pair-id|awsaccesskeyid"
     r"|googleaccessid|jwt|password|secret|api[_-]?key|(?:[a-z]+[_-])*token)(?:=|%3[Dd])[^&\s\"'<>]+"
     r"|(?<=://)[^/@\s?#]+(?=@)"  # user and password of a URL
-    r"|eyJ[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]+)*"  # signed claims, which are base64 of JSON
+    r"|eyJ[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]+)*|gAAAAA[A-Za-z0-9_-]{40,}"  # signed or sealed claims
     rf"|\b(?i:bearer|basic)\s+(?=[A-Za-z._~+/%-]*[0-9=]){_CREDENTIAL}{{8,}}"
 )
 _own: dict[str, re.Pattern[str]] = {}

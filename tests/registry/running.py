@@ -21,6 +21,7 @@ from adapterhub_registry.app import create_app
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.server import config_of
 from adapterhub_registry.settings import load_settings
+from fastapi import FastAPI
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Running:
     token: str
     root: Path
     registry: Registry
+    app: FastAPI
 
     def send(self, method: str, path: str, body: Any = None, *, token: str | None = "") -> httpx.Response:
         """As the admin; with `token` as another, with None as nobody."""
@@ -58,13 +60,13 @@ def _new_database() -> bytes:
 
 
 @contextmanager
-def running(root: Path, **settings: Any) -> Iterator[Running]:
+def running(root: Path, *, port: int = 0, **settings: Any) -> Iterator[Running]:
     given, file = load_settings(root, **settings), root / "registry.db"
     if root.is_dir() and not file.exists() and given.database == f"sqlite:///{file}":
         file.write_bytes(_new_database())
     app = create_app(given)
     config = config_of(app)  # as `serve` runs it
-    config.port = 0
+    config.port = port
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -74,7 +76,7 @@ def running(root: Path, **settings: Any) -> Iterator[Running]:
     port = server.servers[0].sockets[0].getsockname()[1]
     registry: Registry = app.state.registry
     try:
-        yield Running(f"http://127.0.0.1:{port}", registry.tokens.create("ann", "admin"), root, registry)
+        yield Running(f"http://127.0.0.1:{port}", registry.tokens.create("ann", "admin"), root, registry, app)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -200,7 +200,7 @@ def test_a_namespace_has_a_bounded_number_of_webhooks(tmp_path: Path) -> None:
             server.post("/api/adapt/v1/webhooks", body | {"scope": scope})
             for scope in ("acme", "acme/x", "acme/y", "b")
         ]
-        server.send("DELETE", "/api/adapt/v1/webhooks/1")
+        server.send("DELETE", f"/api/adapt/v1/webhooks/{answers[0].json()['webhook']['id']}")
         again = server.post("/api/adapt/v1/webhooks", body)
 
     assert [answer.status_code for answer in answers] == [201, 201, 409, 201]

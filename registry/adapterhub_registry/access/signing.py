@@ -1,13 +1,12 @@
-"""Signs short-lived claims: the content of a link or a Xet token, bound to one user, repository and object.
+"""Seals short-lived claims: the content of a link or a Xet token, bound to one user, repository and object.
 
-A token is `<base64url of JSON claims>.<base64url of HMAC-SHA256>`. Its holder can read the claims but not change them.
+Its holder can neither read nor change the claims: they hold numbers, from which one could count what is hidden.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import json
 import time
 from collections.abc import Mapping
@@ -18,10 +17,12 @@ if TYPE_CHECKING:
 
 MAX_TOKEN_CHARACTERS = 4096
 LONGEST_TTL_S = 3600
+_STEP_CHARACTERS = 64
+"""The length of what is sealed is a multiple, so that the length of a token counts nothing either."""
 
 
 class BadSignature(Exception):
-    """This server did not sign the token, someone changed it, or it has expired; the text says which."""
+    """This server did not make the token, someone changed it, or it has expired; the text says which."""
 
 
 def sign(claims: Mapping[str, Any], secret: bytes, ttl_s: int) -> str:
@@ -32,22 +33,24 @@ def sign(claims: Mapping[str, Any], secret: bytes, ttl_s: int) -> str:
     """
     if not 1 <= ttl_s <= LONGEST_TTL_S:
         raise ValueError(f"a signed token lives 1 to {LONGEST_TTL_S} seconds, not {ttl_s}")
-    body = _encode(json.dumps({**claims, "exp": int(time.time()) + ttl_s}, separators=(",", ":")).encode())
-    return f"{body}.{_encode(_mac(body, secret))}"
+    text = json.dumps({**claims, "exp": int(time.time()) + ttl_s}, separators=(",", ":"))
+    return seal(text.ljust(-len(text) // _STEP_CHARACTERS * -_STEP_CHARACTERS), secret).rstrip("=")
 
 
 def check(token: str, secret: bytes, *, purpose: str | None = None) -> dict[str, Any]:
     """The claims of a valid token; with `purpose`, the claim `purpose` must match.
 
     Raises:
-        BadSignature: the token is not signed with `secret`, changed, expired, or has another purpose.
+        BadSignature: the token was not made with `secret`, changed, expired, or has another purpose.
     """
     if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
         raise BadSignature("the signature is not valid")
-    body, _, mac = token.partition(".")
-    if not hmac.compare_digest(_encode(_mac(body, secret)), mac):
-        raise BadSignature("the signature is not valid")
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    sealed = token + "=" * (-len(token) % 4)
+    try:
+        is_exact = base64.urlsafe_b64encode(base64.urlsafe_b64decode(sealed)).decode().rstrip("=") == token
+        claims: dict[str, Any] = json.loads(unseal(sealed if is_exact else "", secret))
+    except (BadSignature, ValueError):
+        raise BadSignature("the signature is not valid") from None
     if claims["exp"] < time.time():
         raise BadSignature("the link has expired")
     if purpose is not None and claims.get("purpose") != purpose:
@@ -78,11 +81,3 @@ def _box(secret: bytes) -> Fernet:
     from cryptography.fernet import Fernet
 
     return Fernet(base64.urlsafe_b64encode(hashlib.sha256(b"sealed by a registry " + secret).digest()))
-
-
-def _mac(body: str, secret: bytes) -> bytes:
-    return hmac.new(secret, body.encode("ascii"), hashlib.sha256).digest()
-
-
-def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")

@@ -13,6 +13,7 @@ from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import RegistryOf, SeekerOf
 from adapterhub_registry.database.db import adapters, releases, repos, slices
 from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.derived import seen
 from adapterhub_registry.derived.alike import FLOOR
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id
@@ -75,18 +76,18 @@ def similar(
         mine = next((row for row in rows if row.released_as == version.removeprefix("v")), None)
         if mine is None:
             raise Refusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
-        near = registry.sketches.near(connection, mine.digest, query.above)
+        is_seen = seen.is_seen(connection, mine.created_at)
+        near = registry.sketches.near(connection, mine.digest, query.above) if is_seen else None
         if near is None:
             state = connection.scalar(select(derived.c.state).where(derived.c.digest == mine.digest))
-            return SimilarBuilds(
-                digest=f"sha256:{mine.digest}", state="waiting" if state == "waiting" else "none", similar=[]
-            )
+            waits = not is_seen or state == "waiting"
+            return SimilarBuilds(digest=f"sha256:{mine.digest}", state="waiting" if waits else "none", similar=[])
         of_a_release = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
         wanted = (
             select(adapters, repos.c.full_name, releases.c.version.label("released_as"))
             .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
             .outerjoin(releases, of_a_release)
-            .where(registry.repos.readable(caller), adapters.c.is_listed | releases.c.version.is_not(None))
+            .where(registry.repos.readable(caller), seen.SEEN, adapters.c.is_listed | releases.c.version.is_not(None))
         )
         near[mine.digest] = 1.0  # the same build in other repositories
         found = {

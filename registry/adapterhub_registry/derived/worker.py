@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Event
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
@@ -27,7 +27,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub_registry.database.db import Database, adapters, now_ms
 from adapterhub_registry.database.derived_tables import derived, parents, sketches
-from adapterhub_registry.derived import keys
+from adapterhub_registry.derived import keys, seen
 from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
@@ -54,6 +54,14 @@ class Opened:
     weights_sha256: str
 
 
+class _Claim(NamedTuple):
+    """A build, the number of the attempt, and when it was due."""
+
+    digest: str
+    attempt: int
+    due_at: int
+
+
 class _Stopped(Exception):
     """The worker ends."""
 
@@ -77,16 +85,27 @@ def work(database: Database, blob_store: BlobStore, *, stopped: Event | None = N
     if find_spec("numpy") is None:  # the builds wait for a worker that has it
         return 0
     while not stopped.is_set():
+        began = now_ms()
         claimed = _claim(database)
         if claimed is None:
+            _note(database, began)
             break
-        _make(database, blob_store, *claimed, stopped)
+        _make(database, blob_store, claimed, stopped)
         done += 1
     return done
 
 
-def _claim(database: Database) -> tuple[str, int] | None:
-    """The digest of the next build that waits, now the caller's for `CLAIM_MS`, and the number of the attempt."""
+def _note(database: Database, until_ms: int) -> None:
+    """Note that nothing waits, where a build was pushed again that has its record: a write only if it changes much."""
+    with database.read() as connection:
+        is_behind = seen.is_behind(connection)
+    if is_behind:
+        with database.begin() as connection:
+            seen.note(connection, until_ms)
+
+
+def _claim(database: Database) -> _Claim | None:
+    """The next build that waits, which is now the caller's for `CLAIM_MS`."""
     due = (derived.c.state == "waiting") & (derived.c.due_at <= now_ms())
     wanted = select(derived.c.digest, derived.c.attempts, derived.c.due_at).where(due).order_by(derived.c.due_at)
     while True:
@@ -98,10 +117,11 @@ def _claim(database: Database) -> tuple[str, int] | None:
         moved = {"attempts": found.attempts + 1, "due_at": now_ms() + CLAIM_MS}
         with database.begin() as connection:
             if connection.execute(update(derived).where(same).values(**moved)).rowcount:
-                return found.digest, found.attempts + 1
+                return _Claim(found.digest, found.attempts + 1, found.due_at)
 
 
-def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, stopped: Event) -> None:
+def _make(database: Database, blob_store: BlobStore, claim: _Claim, stopped: Event) -> None:
+    digest, attempt = claim.digest, claim.attempt
     values: dict[str, Any]
     mine: list[dict[str, Any]] = []
     key, sketch = keys.sketch_key(database), b""
@@ -121,6 +141,8 @@ def _make(database: Database, blob_store: BlobStore, digest: str, attempt: int, 
             connection.execute(delete(parents).where(parents.c.digest == digest))
             connection.execute(insert(parents), mine)
         if "state" in values:
+            values["due_at"] = claim.due_at
+            seen.note(connection, claim.due_at)
             connection.execute(delete(sketches).where(sketches.c.digest == digest))
         if sketch:
             made = {"digest": digest, "key_id": keys.id_of(key), "made_at": now_ms(), "sketch": sketch}

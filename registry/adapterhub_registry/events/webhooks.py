@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,8 @@ from adapterhub_registry.names import parse_repo_id
 from adapterhub_registry.settings import Limits, Network
 
 MOST_DELIVERIES: Final = 200
+_LEAST_NUMBER: Final = 100_000_000
+"""Webhooks get random numbers of nine digits: counted from 1, they would count those of hidden repositories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class NewWebhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRecord:
-    """A delivery of one event. `state` is waiting, delivered, failed, or withheld: its owner may not know the event.
+    """A delivery of the event numbered `id`. `state` is waiting, delivered, failed, or withheld from its owner.
 
     `due_at` is the time of the next attempt while it waits. Times in milliseconds since 1970.
     """
@@ -124,6 +127,7 @@ class Webhooks:
                     hint="remove one that has no reader: `adapt registry webhook list`",
                 )
             row: dict[str, object] = {
+                "id": _LEAST_NUMBER + secrets.randbelow(9 * _LEAST_NUMBER),
                 "scope": scope,
                 "url": url,
                 "secret": secret,
@@ -136,7 +140,7 @@ class Webhooks:
     def records(self) -> list[WebhookRecord]:
         """Every webhook, oldest first."""
         with self._db.read() as connection:
-            rows = connection.execute(select(webhooks).order_by(webhooks.c.id)).all()
+            rows = connection.execute(select(webhooks).order_by(webhooks.c.created_at, webhooks.c.id)).all()
             return [_record(connection, row) for row in rows if self._owns(row)]
 
     def remove(self, number: int) -> WebhookRecord:
@@ -148,8 +152,9 @@ class Webhooks:
 
     def deliveries(self, number: int, *, limit: int = 50) -> list[DeliveryRecord]:
         """The last deliveries of a webhook, newest first; raises NotFound."""
-        with self._db.read() as connection:
+        with self._db.begin() as connection:
             self._row(connection, number)
+            outbox.number_events(connection)
             wanted = _DELIVERIES.where(deliveries.c.webhook_id == number).order_by(deliveries.c.id.desc())
             return [_delivery(row) for row in connection.execute(wanted.limit(min(limit, MOST_DELIVERIES)))]
 
@@ -186,7 +191,12 @@ class Webhooks:
 
 
 _DELIVERIES = select(
-    deliveries, events.c.public_id, events.c.type, events.c.repo, events.c.created_at.label("happened_at")
+    deliveries,
+    events.c.number,
+    events.c.public_id,
+    events.c.type,
+    events.c.repo,
+    events.c.created_at.label("happened_at"),
 ).join(events, events.c.id == deliveries.c.event_id)
 
 
@@ -218,7 +228,7 @@ def _record(connection: Connection, row: Row[Any]) -> WebhookRecord:
 
 def _delivery(row: Row[Any]) -> DeliveryRecord:
     return DeliveryRecord(
-        id=row.id,
+        id=row.number,
         event=row.public_id,
         type=row.type,
         repo=row.repo,

@@ -16,6 +16,7 @@ from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.derived_tables import sketches
 from adapterhub_registry.derived.alike import DIGITS
+from adapterhub_registry.derived.seen import SEEN
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.search import lines
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
@@ -78,7 +79,7 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
     newest = (
         select(repos.c.full_name, adapters.c.digest, adapters.c.created_at)
         .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
-        .where(mine)
+        .where(mine, SEEN)
         .order_by(adapters.c.created_at.desc())
         .limit(MOST_READ)
         .subquery()

@@ -20,6 +20,7 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry.derived.seen import is_seen
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of
@@ -72,9 +73,11 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     return Build(repo=found, version=version or "main", row=row, is_release=False)
 
 
-def record_of(connection: Connection, digest: str) -> tuple[str, str, DerivedRecord | None]:
-    """The state of the record of a build, why it has no figures, and the record."""
-    row = connection.execute(select(derived).where(derived.c.digest == digest)).one_or_none()
+def record_of(connection: Connection, build: Row[Any]) -> tuple[str, str, DerivedRecord | None]:
+    """The state of the record of a build, a row of `adapters`, why it has no figures, and the record."""
+    if not is_seen(connection, build.created_at):
+        return "waiting", "", None
+    row = connection.execute(select(derived).where(derived.c.digest == build.digest)).one_or_none()
     if row is None or row.record is None:
         return ("waiting", "", None) if row is None or row.state == "waiting" else (row.state, row.reason or "", None)
     try:
@@ -120,7 +123,7 @@ def build_page(registry: Registry, caller: Caller, repo: str, version: str) -> B
     """The figures of one build."""
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, repo, version)
-        state, reason, record = record_of(connection, build.row.digest)
+        state, reason, record = record_of(connection, build.row)
     base = build.row.base_sha256
     links = [
         Link(text="Lineage", url=f"/lineage/{build.repo.full_name}?{urlencode({'version': build.version})}"),

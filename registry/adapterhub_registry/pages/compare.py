@@ -45,7 +45,7 @@ def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePag
         trees = [commits.tree_of(connection, build.repo.id, build.row.commit_id) for build in builds]
         configs = [config_of(registry, tree.find(CONFIG_FILE)) for tree in trees]
         contracts = [_contract(registry, tree) for tree in trees]
-        records = [record_of(connection, build.row.digest)[2] for build in builds]
+        records = [record_of(connection, build.row)[2] for build in builds]
     page = ComparePage(
         a=named[0],
         b=named[1],

@@ -13,6 +13,7 @@ from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, places, releases, repos, slices
 from adapterhub_registry.database.derived_tables import parents
 from adapterhub_registry.derived.alike import FLOOR
+from adapterhub_registry.derived.seen import SEEN, is_seen
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
 
 MOST_ANCESTORS: Final = 64
@@ -80,8 +81,9 @@ class _Seen:
 
     def alike(self, row: Row[Any]) -> list[Relative]:
         """The newest builds for the same base whose update has nearly the same direction, by their sketches."""
-        near = self._registry.sketches.near(self._connection, row.digest, FLOOR) or {}
-        others = (adapters.c.base_sha256 == row.base_sha256) & adapters.c.is_listed
+        comes = is_seen(self._connection, row.created_at)
+        near = (self._registry.sketches.near(self._connection, row.digest, FLOOR) if comes else None) or {}
+        others = (adapters.c.base_sha256 == row.base_sha256) & adapters.c.is_listed & SEEN
         others &= adapters.c.weights_sha256 != row.weights_sha256
         builds = [build for some in slices(list(near)) for build in self.builds(others, adapters.c.digest.in_(some))]
         return [

@@ -27,6 +27,7 @@ from adapterhub_registry.database.prepared import Prepared
 from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.search_tables import put_text
 from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.derived import seen
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.events import outbox
 from adapterhub_registry.events.outbox import EventType
@@ -264,6 +265,7 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     connection.execute(insert(adapters).values(**values, **key))
     # the weights are read later, by a worker
     insert_new(connection, derived, [{"digest": adapter.digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}])
+    seen.push_again(connection, adapter.digest)
 
 
 def _release(

@@ -256,10 +256,9 @@ _LENGTH: Final = _length()
 
 def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, full_name: str, *, author: str) -> str:
     """Make the first commit of a repository, with the file that tells git which files go by LFS."""
-    # includes the repository's number, so that two repositories never share a commit id
-    message = f"{full_name} {repo_number}"
     put = Put(path=GIT_ATTRIBUTES, blob=blobs.put([_ATTRIBUTES], size=len(_ATTRIBUTES)), lfs=False)
-    words = ("initial commit", message, author)
+    # with the name, so that two repositories of one moment do not share a commit id; a number would count hidden ones
+    words = ("initial commit", full_name, author)
     return write(connection, Tree(connection, repo_number, EMPTY), None, {put.path: put}, words)
 
 

@@ -8,6 +8,8 @@ user and the repository.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 import time
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ from adapterhub_registry.storage.xorbs import XorbPlace, XorbStore, epoch_at, is
 
 PURPOSE: Final = "xet"
 SPACE: Final = "/_xet/{scope}/{epoch}"
-_SCOPE = re.compile(r"([0-9]+-[0-9]+)(-[0-9]{1,20})?")
+_SCOPE = re.compile(r"([0-9a-f]{32})(-[0-9]{1,20})?")
 _EPOCH = re.compile(r"[0-9]{1,9}")
 
 router = hub_router()
@@ -76,14 +78,14 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
     except signing.BadSignature as error:
         raise unauthorized(f"{error}: request a new xet-write-token") from None
     found = _SCOPE.fullmatch(scope)
-    if found is None or claims["scope"] != found[1]:
+    if found is None or _named(registry, claims["scope"]) != found[1]:
         raise forbidden("this token is for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return Space(
         repo_id=claims["repo"],
-        repository=found[1],
-        scope=scope,
+        repository=claims["scope"],
+        scope=f"{claims['scope']}{found[2] or ''}",
         epoch=int(epoch),
         user=claims["user"],
         token_id=claims.get("token"),
@@ -110,6 +112,11 @@ XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
 def _repository(repo: Row[Any]) -> str:
     # a database may reuse the number of a removed repository; together with the time it stays unique
     return f"{repo.id}-{repo.created_at}"
+
+
+def _named(registry: Registry, repository: str) -> str:
+    """A repository in addresses, where its number would count the others."""
+    return hmac.new(registry.settings.secret, f"xet {repository}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _lost(repo_id: int) -> str:
@@ -145,7 +152,8 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         "token": caller.token_id,
     }
     token = signing.sign(claims, registry.settings.secret, ttl_s)
-    scope = f"{_repository(repo)}-{lost}" if lost else _repository(repo)
+    named = _named(registry, _repository(repo))
+    scope = f"{named}-{lost}" if lost else named
     address = f"{base}/_xet/{scope}/{epoch_at(now)}"
     expires = int(now) + ttl_s
     headers = {
