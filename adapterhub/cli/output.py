@@ -52,7 +52,7 @@ class Output:
             return
         import shutil
 
-        from adapterhub.cli.tables import table_lines
+        from adapterhub.core.display import table_lines
 
         cells = [[without_own_secrets(cell) for cell in row] for row in cells]
         head, body = table_lines(columns, cells, right=right, width=shutil.get_terminal_size().columns)

@@ -83,6 +83,9 @@ class PageSource:
         """The session of a token; None for a token that is not valid."""
         no_such_page()
 
+    def sign_out(self) -> None:
+        """End the session of the sender, so that its cookie opens nothing any more."""
+
     # ------------------------------------------------------------ a local library
     def library(self) -> LibraryPage:
         """The library as a whole."""

@@ -142,7 +142,14 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     threaded = [ThreadedRoute(path, answer, app.state.threads) for path, answer in soon.items()]
     app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), *threaded]
     app.state.pages = add_pages(app, registry)
+    registry.repos.reserved |= _first_words(app)
     return app
+
+
+def _first_words(app: FastAPI) -> frozenset[str]:
+    """What the paths of the routes begin with, which no namespace may be called."""
+    paths = [str(getattr(route, "path", "")) for route in app.router.routes]
+    return frozenset(word for path in paths if "{" not in (word := path.split("/")[1].lower()))
 
 
 @contextlib.asynccontextmanager

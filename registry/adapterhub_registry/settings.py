@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -137,6 +138,7 @@ def load_settings(
     secret = b""
     if serves:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        close_to_others(root)
         secret = _read_secret(secret_file) if secret_file else _secret(root / "secret")
     return Settings(
         root=root,
@@ -145,6 +147,18 @@ def load_settings(
         limits=limits or Limits(),
         **more,
     )
+
+
+def close_to_others(root: Path) -> None:
+    """Take from other users of the machine what earlier versions, or `mkdir`, left them in the folder of a registry.
+
+    What belongs to somebody else stays: a volume that its platform mounts has the rights that it was given.
+    """
+    for path in (root, *root.iterdir()):
+        is_link, mode = path.is_symlink(), path.lstat().st_mode & 0o777
+        if not is_link and mode & 0o077:
+            with contextlib.suppress(PermissionError):
+                path.chmod(mode & 0o700)
 
 
 def parse_s3(url: str, *, endpoint: str | None, public_endpoint: str | None, region: str, link_ttl_s: int) -> S3Place:

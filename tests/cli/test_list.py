@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub import Library
 from adapterhub.api.steps.searching import method_text
-from adapterhub.cli.tables import table_lines
+from adapterhub.core.display import table_lines
 from adapterhub.core.specs import BaseSpec, parse_name
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt

@@ -41,6 +41,19 @@ def test_only_an_administrator_sees_them(world, path):
     assert httpx.get(f"{world.url}/api/whoami-v2", cookies=dict(reader.cookies)).status_code == 401
 
 
+def test_all_tokens_of_a_user_are_revoked_only_after_the_name_is_typed(world):
+    tokens = world.server.registry.tokens
+    boss, made = tokens.create("boss2", "admin"), tokens.create("dirk", "read")
+    with httpx.Client(base_url=world.url, headers=HTML) as page:
+        form = re.search(r'name="form_token" value="(\w+)"', page.get("/sign-in").text)[1]
+        page.post("/sign-in", data={"form_token": form, "token": boss})
+        asked = {"do": "revoke-user", "user": "dirk"}
+        for typed, works in (("", True), ("dir", True), ("dirk", False)):
+            form = re.search(r'name="form_token" value="(\w+)"', page.get("/admin").text)[1]
+            page.post("/admin", data={**asked, "form_token": form, "confirmed": typed})
+            assert (tokens.authenticate(made) is not None) == works
+
+
 def test_an_administrator_works_in_a_browser_without_scripts(browser, world):
     tokens = world.server.registry.tokens
     boss = tokens.create("boss", "admin")
@@ -59,7 +72,12 @@ def test_an_administrator_works_in_a_browser_without_scripts(browser, world):
         page.get_by_role("button", name="Create the token").click()
         assert "expected 1 to 96 letters" in page.get_by_role("alert").inner_text()
 
-        page.get_by_role("button", name="Revoke all tokens of dora").click()
+        row = page.get_by_role("row", name="dora")
+        for typed in ("dor", "dora"):
+            assert world.server.get("/api/whoami-v2", token=made).status_code == 200
+            page.get_by_text("Revoke all tokens", exact=True).and_(row.locator("summary")).first.click()
+            row.get_by_role("textbox").first.fill(typed)
+            row.get_by_role("button", name="Revoke all tokens of dora").click()
         assert world.server.get("/api/whoami-v2", token=made).status_code == 401
         assert "revoke" in page.get_by_role("region", name="Log").inner_text()
 

@@ -42,6 +42,20 @@ def test_a_token_pasted_once_opens_private_adapters_until_it_is_revoked(world, v
     assert {visitor.get(path).status_code for path in HIDDEN} == {404}
 
 
+def test_a_copy_of_the_cookie_opens_nothing_after_signing_out(world, visitor):
+    with httpx.Client(base_url=world.url, headers=HTML) as elsewhere:
+        assert sign_in(elsewhere, world.reader).status_code == 303
+        sign_in(visitor, world.reader)
+        copied = dict(visitor.cookies)
+        assert httpx.get(f"{world.url}/acme/hidden", headers=HTML, cookies=copied).status_code == 200
+
+        form = re.findall(r'name="form_token" value="(\w+)"', visitor.get("/").text)[0]
+        assert visitor.post("/sign-out", data={"form_token": form}).status_code == 303
+
+        assert httpx.get(f"{world.url}/acme/hidden", headers=HTML, cookies=copied).status_code == 404
+        assert elsewhere.get("/acme/hidden").status_code == 200
+
+
 @pytest.mark.parametrize("page", ["/", "/acme/missing"])
 def test_signing_out_ends_the_session(world, visitor, page):
     sign_in(visitor, world.reader)

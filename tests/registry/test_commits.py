@@ -131,7 +131,7 @@ def test_the_first_commit_tells_git_which_files_go_by_lfs_and_is_of_its_reposito
     assert (x.repo_id, x.parent, x.title) == (desk.row().id, None, "initial commit")
     assert (file.path, file.size, file.lfs, desk.row().used_bytes) == (".gitattributes", 1519, False, 1519)
     assert "*.safetensors filter=lfs diff=lfs merge=lfs -text\n" in text
-    assert (x.message, x.author, x.created_at) == (f"ann/x {desk.row().id}", "ann", NOW)
+    assert (x.message, x.author, x.created_at) == ("ann/x", "ann", NOW)
 
 
 def test_a_commit_keeps_its_parent_words_author_and_time(desk: Desk) -> None:

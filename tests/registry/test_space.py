@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.app import open_registry
-from adapterhub_registry.database.db import blobs, commits, uploads
+from adapterhub_registry.database.db import blobs, commits, repos, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import S3Place, load_settings
@@ -28,7 +28,7 @@ from adapterhub_registry.storage.xorbs import EPOCH_S, XorbPlace, epoch_at
 from adapterhub_registry.upkeep import space
 from adapterhub_registry.upkeep.retention import Policy, parse_policy
 from adapterhub_registry.upkeep.space import KEEP_UPLOADS_S, free_space
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from adapterhub.core.errors import UsageProblem
 from tests.registry.conftest import ROOT
@@ -308,8 +308,9 @@ def test_a_policy_that_is_no_number_is_refused(text: str) -> None:
 # ------------------------------------------------------------ xorbs
 def test_xorbs_of_closed_epochs_and_of_removed_repositories_go(server: Running) -> None:
     push(server, "acme/x", b"x" * 5000)
-    token = server.get("/api/models/acme/x/xet-write-token/main").json()
-    scope = token["casUrl"].split("/")[-2]
+    with server.registry.db.read() as connection:
+        repo = connection.execute(select(repos).where(repos.c.full_name == "acme/x")).one()
+    scope = f"{repo.id}-{repo.created_at}"
     chunks = [(b"chunk" * 100, 0)]
     now = epoch_at(time.time())
     places = [

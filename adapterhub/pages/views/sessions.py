@@ -35,7 +35,8 @@ def _to_first(_source: PageSource, _asked: Asked) -> object:
     return Elsewhere(url="/")
 
 
-def _sign_out(_source: PageSource, _asked: Asked) -> object:
+def _sign_out(source: PageSource, _asked: Asked) -> object:
+    source.sign_out()
     return Elsewhere(url="/", signs_out=True)
 
 

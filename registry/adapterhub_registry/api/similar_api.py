@@ -11,9 +11,9 @@ from sqlalchemy import select
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import RegistryOf, SeekerOf
+from adapterhub_registry.database import seen
 from adapterhub_registry.database.db import adapters, releases, repos, slices
 from adapterhub_registry.database.derived_tables import derived
-from adapterhub_registry.derived import seen
 from adapterhub_registry.derived.alike import FLOOR
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -10,13 +12,15 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.display import table_lines
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.far import FarRegistry
 from adapterhub_registry.operations.options import check_holds_registry, option, place_options, settings_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Far = TypeVar("Far", bound=FarRegistry)
+_CELL_CHARACTERS = 400
 _LOCAL_PLACES = ("root", "database")
 
 
@@ -71,13 +75,16 @@ def local_database(given: Mapping[str, Any]) -> Database:
 
 
 def show_rows(rows: list[dict[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    """Print rows as JSON, or as columns between tabs."""
+    """Print rows as JSON, as a table on a terminal, or as columns between tabs."""
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    click.echo("\t".join(columns))
-    for row in rows:
-        click.echo("\t".join("" if row[name] is None else str(row[name]) for name in columns))
+    cells = [["" if row[name] is None else shown(str(row[name]), _CELL_CHARACTERS) for name in columns] for row in rows]
+    if sys.stdout.isatty():
+        head, body = table_lines(columns, cells, width=shutil.get_terminal_size().columns)
+        click.echo("\n".join([*head, *body]))
+    else:
+        click.echo("\n".join("\t".join(row) for row in (columns, *cells)))
 
 
 def time_text(milliseconds: int | None) -> str | None:

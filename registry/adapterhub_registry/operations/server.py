@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from adapterhub_registry.settings import Settings
 KEEP_ALIVE_S = 75
 BACKLOG = 512
 LOCK_FILE = "serving.lock"
+PLACE_FILE = "place"
+_PLACE_CHARACTERS = 64
 M_ARENA_MAX = -8  # `mallopt(3)`
 
 
@@ -43,14 +46,16 @@ def serve(
     Raises:
         Conflict: another server serves the database in the folder.
         NotAllowed: the server cannot bind the address.
-        UsageProblem: another server of the same database has another secret.
+        UsageProblem: another server of the same database has another secret, or keeps its files in another folder.
     """
+    os.umask(0o077)  # other users of the machine read nothing that this process writes
     keep_one_heap()
     if settings.log_requests:
         log_as_json()
     with _alone_in(settings):
         registry = open_registry(settings)
         _check_secret(registry, replace=replace_secret)
+        _check_place(registry)
         listener = _bind(host, port)
         token = registry.tokens.create_first()
         shown_host = f"[{host}]" if ":" in host else host
@@ -135,6 +140,20 @@ def _check_secret(registry: Registry, *, replace: bool) -> None:
         raise UsageProblem(
             "the servers of this database use another secret",
             hint="give all of them the same `--secret-file`; to change it, start one with `--replace-secret`",
+        )
+
+
+def _check_place(registry: Registry) -> None:
+    """Raise when the files of this database lie in another folder: each server would miss what the other one stored."""
+    if registry.settings.s3 is not None:
+        return
+    mark = registry.settings.root / PLACE_FILE
+    with contextlib.suppress(FileExistsError), mark.open("x") as file:  # the folder may move, and keeps its mark
+        file.write(secrets.token_hex(16))
+    if not registry.db.agree("folder of the files", mark.read_text()[:_PLACE_CHARACTERS]):
+        raise UsageProblem(
+            f"the files of this database lie in another folder than `{shown(str(registry.settings.root))}`",
+            hint=f"give `--root` that folder, or a copy of it with its file `{PLACE_FILE}`",
         )
 
 

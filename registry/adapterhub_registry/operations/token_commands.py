@@ -150,7 +150,8 @@ def revoke_user(name: str, as_json: bool, **given: object) -> None:
       adapt registry user revoke ana --root ./registry-data
     """
     records = [_document(record) for record in _tokens(given).revoke_user(name)]
-    click.echo(json.dumps(records, indent=1) if as_json else f"revoked all {len(records)} tokens of {name}")
+    number = "the only token" if len(records) == 1 else f"all {len(records)} tokens"
+    click.echo(json.dumps(records, indent=1) if as_json else f"revoked {number} of {name}")
 
 
 def _tokens(given: Mapping[str, Any]) -> Tokens | FarTokens:

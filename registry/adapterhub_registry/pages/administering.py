@@ -91,6 +91,8 @@ def change_tokens(registry: Registry, caller: Caller, asked: Asked) -> UsersPage
             case "revoke":
                 tokens.revoke(_number(form.get("number", ""), "number"))
             case "revoke-user":
+                if form.get("confirmed", "").strip() != form.get("user"):
+                    return users_page(registry, caller, problem="the name differs; no token was revoked")
                 tokens.revoke_user(form.get("user", ""))
     except AdapterHubError as error:
         return users_page(registry, caller, problem=error.message)

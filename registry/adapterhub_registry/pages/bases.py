@@ -15,8 +15,8 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.derived_tables import sketches
+from adapterhub_registry.database.seen import SEEN
 from adapterhub_registry.derived.alike import DIGITS
-from adapterhub_registry.derived.seen import SEEN
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.search import lines
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN

@@ -20,7 +20,7 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.derived_tables import derived
-from adapterhub_registry.derived.seen import is_seen
+from adapterhub_registry.database.seen import is_seen
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from urllib.parse import unquote
 
 from fastapi import FastAPI, Request
@@ -13,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.pages.rendering import read_templates
 from adapterhub.pages.site import Home, refusal_page, routes, wants_page
-from adapterhub_registry.access.signing import BadSignature, unseal
+from adapterhub_registry.access.sessions import BrowserSession, session_of
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller
 from adapterhub_registry.api.context import Registry, admitted, base_url, caller_of
 from adapterhub_registry.errors import Refusal, refusal_of
@@ -35,12 +34,12 @@ class RegistryHome(Home):
     async def source_of(self, request: Request) -> RegistrySource:
         """The registry as the sender may see it: a token of the header counts, else the cookie of a session."""
         if "authorization" in request.headers:
-            caller = await caller_of(request, self._registry)
+            caller, session = await caller_of(request, self._registry), None
         else:
-            sealed = request.cookies.get(self.cookies.session, "")
-            caller = await run_in_threadpool(self._caller_of, sealed)
+            cookie = request.cookies.get(self.cookies.session, "")
+            caller, session = await run_in_threadpool(self._caller_of, cookie)
             admitted(request, self._registry, caller)
-        return RegistrySource(self._registry, caller, await self.address_of(request))
+        return RegistrySource(self._registry, caller, await self.address_of(request), session)
 
     async def address_of(self, request: Request) -> str:
         """The address as the API gives it to clients."""
@@ -62,17 +61,11 @@ class RegistryHome(Home):
             return None
         return await refusal_page(self, request, error)
 
-    def _caller_of(self, sealed: str) -> Caller:
-        """The caller of a session; anonymous when there is none, it is over, or its token is expired or revoked."""
-        try:
-            purpose, token_id, ends_s = unseal(
-                f"{sealed}{'=' * (-len(sealed) % 4)}", self._registry.settings.secret
-            ).split(" ")
-        except (BadSignature, ValueError):
-            return ANONYMOUS
-        if purpose != "session" or float(ends_s) < time.time():
-            return ANONYMOUS
-        return self._registry.tokens.caller_numbered(int(token_id)) or ANONYMOUS
+    def _caller_of(self, cookie: str) -> tuple[Caller, BrowserSession | None]:
+        """The caller of a session, anonymous where its token is expired or revoked, and the session."""
+        session = session_of(cookie, self._registry.settings.secret, self._registry.db) if cookie else None
+        caller = None if session is None else self._registry.tokens.caller_numbered(session.token_id)
+        return caller or ANONYMOUS, session
 
 
 def add_pages(app: FastAPI, registry: Registry) -> RegistryHome:

@@ -12,8 +12,8 @@ from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, places, releases, repos, slices
 from adapterhub_registry.database.derived_tables import parents
+from adapterhub_registry.database.seen import SEEN, is_seen
 from adapterhub_registry.derived.alike import FLOOR
-from adapterhub_registry.derived.seen import SEEN, is_seen
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
 
 MOST_ANCESTORS: Final = 64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Final
 from urllib.parse import urlencode
@@ -15,7 +14,8 @@ from adapterhub.pages.values.common import Link, Viewer
 from adapterhub.pages.values.files import BlobPage, CommitPage, RawFile, TreePage
 from adapterhub.pages.values.sessions import Session
 from adapterhub.pages.values.weights import BasePage, BuildPage, ComparePage, LineagePage
-from adapterhub_registry.access.signing import seal
+from adapterhub_registry.access import sessions
+from adapterhub_registry.access.sessions import BrowserSession
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.pages import (
@@ -37,8 +37,8 @@ SESSION_S: Final = 12 * 3600
 class RegistrySource(PageSource):
     """What one caller may see of a registry that clients reach at `address`."""
 
-    def __init__(self, registry: Registry, caller: Caller, address: str) -> None:
-        self.registry, self.caller, self.address = registry, caller, address
+    def __init__(self, registry: Registry, caller: Caller, address: str, session: BrowserSession | None = None) -> None:
+        self.registry, self.caller, self.address, self._session = registry, caller, address, session
         self.viewer = Viewer(name=caller.user, is_admin=caller.is_admin)
 
     def menu(self) -> tuple[Link, ...]:
@@ -99,9 +99,13 @@ class RegistrySource(PageSource):
         caller = self.registry.tokens.authenticate(token)
         if caller is None:
             return None
-        claims = f"session {caller.token_id} {int(time.time()) + SESSION_S}"
-        sealed = seal(claims, self.registry.settings.secret).rstrip("=")  # which clients would quote
-        return Session(cookie=sealed, lasts_s=SESSION_S)
+        cookie = sessions.cookie_for(caller.token_id, self.registry.settings.secret, lasts_s=SESSION_S)
+        return Session(cookie=cookie, lasts_s=SESSION_S)
+
+    def sign_out(self) -> None:
+        """As `PageSource`."""
+        if self._session is not None:
+            sessions.end(self.registry.db, self._session)
 
     # ------------------------------------------------------------ administration
     def users(self) -> UsersPage:

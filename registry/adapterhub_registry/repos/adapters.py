@@ -21,13 +21,13 @@ from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry.access import adapter_names
 from adapterhub_registry.access.adapter_names import Writes, nobody
+from adapterhub_registry.database import seen
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.prepared import Prepared
 from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.search_tables import put_text
 from adapterhub_registry.database.trees.trees import Tree
-from adapterhub_registry.derived import seen
 from adapterhub_registry.errors import Refusal, conflict
 from adapterhub_registry.events import outbox
 from adapterhub_registry.events.outbox import EventType

@@ -43,7 +43,7 @@ from adapterhub_registry.errors import (
     unauthorized,
 )
 from adapterhub_registry.events import outbox
-from adapterhub_registry.names import RepoId
+from adapterhub_registry.names import RESERVED_NAMESPACES, RepoId
 from adapterhub_registry.repos import adapters, commits, damage, quotas, ref_names, tombstones
 from adapterhub_registry.repos.ref_names import Kind
 from adapterhub_registry.settings import Limits
@@ -66,9 +66,8 @@ class Repos:
     """The repositories of one registry."""
 
     def __init__(self, blobs: BlobStore, *, anonymous_read: bool, limits: Limits) -> None:
-        self._blobs = blobs
-        self._limits = limits
-        self._anonymous_read = anonymous_read
+        self._blobs, self._limits, self._anonymous_read = blobs, limits, anonymous_read
+        self.reserved = RESERVED_NAMESPACES  # in lower case; the application adds what its routes begin with
 
     # ------------------------------------------------------------ access
     def visible(self, caller: Caller) -> ColumnElement[bool]:
@@ -207,9 +206,8 @@ class Repos:
         connection.execute(delete(redirects).where(redirects.c.full_name == repo_id))
         adapter_names.free(connection, repo_id)
         head = commits.first_commit(connection, self._blobs, number, repo_id, author=str(caller.user))
-        connection.execute(
-            insert(refs).values(repo_id=number, kind="branch", name=MAIN, commit_id=head, created_at=now)
-        )
+        branch = {"repo_id": number, "kind": "branch", "name": MAIN, "commit_id": head, "created_at": now}
+        connection.execute(insert(refs).values(branch))
         used = commits.tree_of(connection, number, head).totals().bytes
         connection.execute(update(repos).where(repos.c.id == number).values(head=head, used_bytes=used))
         return connection.execute(select(repos).where(repos.c.id == number)).one()
@@ -220,6 +218,8 @@ class Repos:
         Private names are not compared, as a refusal would disclose them; they are compared when they become public.
         """
         namespace = repo_id.partition("/")[0]
+        if namespace.lower() in self.reserved:
+            raise bad_request(f"repository `{repo_id}`: the namespace `{namespace}` is reserved")
         lock_name(connection, f"namespace {fold(namespace)}")
         others = repos.c.id != (besides or 0)
         if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
