@@ -99,6 +99,7 @@ class RegistrySource(PageSource):
         caller = self.registry.tokens.authenticate(token)
         if caller is None:
             return None
+        assert caller.token_id is not None  # of a token
         cookie = sessions.cookie_for(caller.token_id, self.registry.settings.secret, lasts_s=SESSION_S)
         return Session(cookie=cookie, lasts_s=SESSION_S)
 
