@@ -1,4 +1,4 @@
-"""The grammar of Hub repository ids, for every id that comes from a file or a server."""
+"""The grammar of Hub repository ids, for every id that comes from a file or a server, and the header of a download."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Final
 from adapterhub.core.errors import shown
 
 _PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+COUNTER: Final = "x-hf-download-counter"
+"""The header with which clients of the Hub say that a request belongs to a download."""
+COUNTED: Final = "weights"
+"""Its value where this very request stands for one download, as `adapt` sends it once a build."""
 _HUB_ID: Final = re.compile(rf"(?:{_PART}/)?{_PART}")
 
 

@@ -199,6 +199,19 @@ def upload_plain(server: Running, repo: str, folder: Path, tag: str | None = Non
         api.create_tag(repo, tag=tag)
 
 
+def test_an_install_counts_as_one_download(server, library, far, add, team):
+    repo = f"{team}/counted"
+    push(library, add("counted"), hub_of(server, server.token), repo)
+
+    def downloads() -> int:
+        server.registry.downloads.flush()
+        return int(server.get(f"/api/models/{repo}").json()["downloads"])
+
+    assert downloads() == 0
+    install(far, f"{team}/counted", hub_of(server).within(team))
+    assert downloads() == 1
+
+
 def test_a_plain_peft_repository_installs_without_a_manifest(server, proxy, far, base, tmp_path, team):
     folder = make_adapter(tmp_path / "plain", rank=8)
     upload_plain(server, f"{team}/summarize", folder)

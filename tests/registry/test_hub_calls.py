@@ -330,6 +330,21 @@ def test_an_owner_grants_access_to_a_user_who_did_not_ask(server: Running, repo:
     assert handle(server, repo, "accepted").status_code == 404  # is accepted
 
 
+def test_a_listed_request_has_an_id_that_answers_it(server: Running, repo: str, bob: str) -> None:
+    gate(server, repo, "manual")
+    server.post(f"/{repo}/ask-access", {}, token=bob)
+    place = f"/api/models/{repo}/user-access-request"
+
+    (listed,) = server.get(f"{place}/pending").json()
+    answers = [
+        server.post(f"{place}/handle", {"requestId": number, "status": "accepted"}).status_code
+        for number in ("zz", "6e6f626f6479", listed["requestId"])
+    ]
+
+    assert answers == [400, 404, 200]
+    assert reads(server, repo, bob) == 200
+
+
 def test_only_who_writes_to_a_repository_answers_and_lists_its_requests(server: Running, repo: str, bob: str) -> None:
     gate(server, repo, "manual")
     server.post(f"/{repo}/ask-access", {}, token=bob)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -35,8 +35,12 @@ class RemoteFile(io.RawIOBase):
         DigestMismatch: the server's file has another size, or changed since the connection broke.
     """
 
-    def __init__(self, wire: Wire, path: str, *, size_bytes: int, what: str) -> None:
+    def __init__(
+        self, wire: Wire, path: str, *, size_bytes: int, what: str, first: Mapping[str, str] | None = None
+    ) -> None:
+        """`first`: headers of the first request, which later ones lack that go on where it ended."""
         super().__init__()
+        self._first = dict(first or {})
         self._wire, self._path, self._what = wire, path, what
         self._size = size_bytes
         self._at = 0
@@ -109,7 +113,8 @@ class RemoteFile(io.RawIOBase):
         return chunk
 
     def _connect(self) -> None:
-        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        headers = {"Range": f"bytes={self._at}-"} if self._at else self._first
+        self._first = {}
         self._answer = answer = self._wire.open(f"{self._wire.endpoint}/{self._path}", headers)
         if answer.status in PASSING:
             time.sleep(answer.pause_s)

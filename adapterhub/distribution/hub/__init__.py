@@ -22,6 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
+from adapterhub.core.hub_ids import COUNTED, COUNTER
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.plain import Contents, read_contents
 from adapterhub.distribution.http.session import bound_client, bounded_client
@@ -54,7 +55,7 @@ from adapterhub.distribution.hub._versions import (
     yanked_on_registry,
 )
 from adapterhub.distribution.hub._withdrawal import Withdrawal
-from adapterhub.formats.manifest import MANIFEST_FILE, FileEntry, Manifest
+from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import HUB_URL
 
@@ -292,7 +293,9 @@ class Hub:
         if (told := self._wire.ahead.told(path)) is not None:
             return io.BytesIO(told)
         what = f"`{entry.path}` of `{place.repo}`"
-        return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
+        counted = {COUNTER: COUNTED} if entry.path == WEIGHTS_FILE and not self.is_public_hub else None
+        file = RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what, first=counted)
+        return cast("IO[bytes]", file)
 
     def provenance(self, release: Release) -> Provenance:
         """The signature at the commit of a build; other files of the repository are ignored."""

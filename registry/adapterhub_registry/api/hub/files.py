@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
+from adapterhub.core.hub_ids import COUNTED, COUNTER
 from adapterhub_registry.api import conditions
 from adapterhub_registry.api.bodies import anyone, hub_router, sent_by
 from adapterhub_registry.api.context import (
@@ -215,8 +216,8 @@ def resolve(request: Request) -> Response:
     if found is None:
         with registry.db.read() as connection:
             found = registry.repos.find_file(connection, caller, repo_id, revision, path)
-    counts = request.method == "GET" and "x-hf-download-counter" in request.headers
-    counts = counts and _stands_for_download(registry.db, found, path)
+    counter = request.headers.get(COUNTER) if request.method == "GET" else None
+    counts = counter is not None and _stands_for_download(registry.db, found, path, counter)
     entry, commit_id, warning = found.entry, found.commit_id, found.warning
     etag = f'"{entry.etag}"'
     headers = {"X-Repo-Commit": commit_id, "ETag": etag}
@@ -292,8 +293,13 @@ class FilesRoute(ThreadedRoute):
         return found, inner
 
 
-def _stands_for_download(database: Database, found: commits.FoundFile, path: str) -> bool:
-    """Whether to count a repository download: of all its files, only the configuration counts."""
+def _stands_for_download(database: Database, found: commits.FoundFile, path: str, counter: str) -> bool:
+    """Whether to count a repository download: of all its files, only the configuration counts.
+
+    `adapt` says which request stands for its download: it may have the configuration from another answer.
+    """
+    if counter == COUNTED:
+        return True
     if path != CONFIG:
         return path == ADAPTER_CONFIG
     try:

@@ -18,6 +18,7 @@ from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
     JsonBody,
+    JsonObject,
     RegistryOf,
     RepoOf,
     json_object,
@@ -82,7 +83,7 @@ def handle(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBo
     status = _status(body.text("status"))
     with registry.db.begin() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        gates.answer(connection, row, body.text("user"), status, reason)
+        gates.answer(connection, row, _user_in(body), status, reason)
     return JSONResponse({})
 
 
@@ -107,8 +108,20 @@ def list_requests(
     return JSONResponse([_described(one) for one in page], headers=headers)
 
 
+def _user_in(body: JsonObject) -> str:
+    """The user whose request a body names: by the user's name, or by the id that the list gives a request."""
+    number = body.text_or_none("requestId")
+    if number is None:
+        return body.text("user")
+    try:
+        return bytes.fromhex(number).decode()
+    except ValueError:
+        raise bad_request("requestId: expected one from the list of requests") from None
+
+
 def _described(row: Row[Any]) -> dict[str, Any]:
     found = {
+        "requestId": row.user_name.encode().hex(),
         "user": {"user": row.user_name, "fullname": row.user_name},
         "status": row.status,
         "timestamp": iso_time(row.created_at),
