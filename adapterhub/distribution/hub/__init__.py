@@ -294,8 +294,7 @@ class Hub:
             return io.BytesIO(told)
         what = f"`{entry.path}` of `{place.repo}`"
         counted = {COUNTER: COUNTED} if entry.path == WEIGHTS_FILE and not self.is_public_hub else None
-        file = RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what, first=counted)
-        return cast("IO[bytes]", file)
+        return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what, first=counted))
 
     def provenance(self, release: Release) -> Provenance:
         """The signature at the commit of a build; other files of the repository are ignored."""

@@ -8,10 +8,10 @@ from fastapi import Path, Query
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
+from adapterhub_registry.access import seen
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import RegistryOf, SeekerOf
-from adapterhub_registry.database import seen
 from adapterhub_registry.database.db import adapters, releases, repos, slices
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.derived.alike import FLOOR

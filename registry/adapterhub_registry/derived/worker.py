@@ -25,7 +25,7 @@ from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub_registry.database import seen
+from adapterhub_registry.access import seen
 from adapterhub_registry.database.db import Database, adapters, now_ms
 from adapterhub_registry.database.derived_tables import derived, parents, sketches
 from adapterhub_registry.derived import keys

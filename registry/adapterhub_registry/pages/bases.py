@@ -11,11 +11,11 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
 from adapterhub.pages.values.weights import BasePage, MapPoint, RelatedBase
+from adapterhub_registry.access.seen import SEEN
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.derived_tables import sketches
-from adapterhub_registry.database.seen import SEEN
 from adapterhub_registry.derived.alike import DIGITS
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.search import lines

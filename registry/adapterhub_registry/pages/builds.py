@@ -16,11 +16,11 @@ from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.pages.figures import engine_lines, heats_of, lines_of, spectra_of
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub.pages.values.weights import BuildPage
+from adapterhub_registry.access.seen import is_seen
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.derived_tables import derived
-from adapterhub_registry.database.seen import is_seen
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of

@@ -8,11 +8,11 @@ from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.pages.values.weights import LineagePage, Relative
+from adapterhub_registry.access.seen import SEEN, is_seen
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, places, releases, repos, slices
 from adapterhub_registry.database.derived_tables import parents
-from adapterhub_registry.database.seen import SEEN, is_seen
 from adapterhub_registry.derived.alike import FLOOR
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
 

@@ -19,9 +19,8 @@ from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_released, parse_version, version_key
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
-from adapterhub_registry.access import adapter_names
+from adapterhub_registry.access import adapter_names, seen
 from adapterhub_registry.access.adapter_names import Writes, nobody
-from adapterhub_registry.database import seen
 from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
 from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.database.prepared import Prepared
