@@ -24,9 +24,10 @@ QUOTA = 1_000_000
 LARGE = 900_000
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    with running(tmp_path, limits=Limits(namespace_bytes=QUOTA)) as server:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
+    more = {"database_url": request.getfixturevalue("pg").new_database()} if request.param == "postgresql" else {}
+    with running(tmp_path, limits=Limits(namespace_bytes=QUOTA), **more) as server:
         server.post("/api/repos/create", {"organization": "acme", "name": "x"}).raise_for_status()
         yield server
 
