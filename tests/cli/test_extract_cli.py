@@ -59,6 +59,21 @@ def test_extract_installs_an_adapter_of_the_base(adapt):
     assert "ok" in adapt.ok("verify", "legal")
 
 
+def test_tensors_left_out_for_one_reason_share_a_line(adapt):
+    for name, by in (("base", 0), ("tuned", 1)):
+        path = adapt.folder / name / "model.safetensors"
+        norms = {f"model.layers.{i}.norm.weight": torch.ones(8) + by for i in range(60)}
+        save_file(load_file(path) | norms, path)
+
+    said = adapt.ok("extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", "./legal")
+
+    assert "    model.layers.0.norm.weight and 60 more  488  a vector" in said.splitlines()
+    assert len(said.splitlines()) < 10
+    path = adapt.folder / "again"
+    document = adapt.json("extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", str(path))
+    assert len(document["left_out"]) == 61
+
+
 def test_the_hint_of_the_rest_works_as_typed(adapt):
     arguments = ["extract", "--base", "base-7b", "--tuned", "./tuned", "--energy", "0.999", "-o", "./out"]
     hinted = adapt(*arguments[:-1], "./first").stderr

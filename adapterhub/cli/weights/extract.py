@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.extract import ExtractOptions, ExtractResult, LeftOut
 
-LISTED = 20
-"""Tensors listed in the text; `--json` lists all."""
-
 
 @click.command()
 @click.option("--base", type=BASE, required=True, help="The original model: an alias, a Hub id or `./folder`.")
@@ -162,10 +159,12 @@ def _list(session: Session, head: str, left_out: list[LeftOut]) -> None:
         return
     numbers = sum(one.elements for one in left_out)
     session.out.line(f"  {head}: {len(left_out)} tensor{'s' * (len(left_out) != 1)}, {numbers:,} numbers")
-    for one in left_out[:LISTED]:
-        session.out.line(f"    {shown(one.name)}  {one.elements:,}  {one.reason}")
-    if len(left_out) > LISTED:
-        session.out.line(f"    and {len(left_out) - LISTED} more; `--json` lists all")
+    by_reason: dict[str, list[LeftOut]] = {}
+    for one in left_out:
+        by_reason.setdefault(one.reason, []).append(one)
+    for reason, alike in by_reason.items():
+        more = f" and {len(alike) - 1} more" if alike[1:] else ""
+        session.out.line(f"    {shown(alike[0].name)}{more}  {sum(one.elements for one in alike):,}  {reason}")
 
 
 def _document(result: ExtractResult) -> dict[str, Any]:
