@@ -127,7 +127,7 @@ def test_a_wrong_name_or_base_is_refused_before_the_training(tmp_path: Path) -> 
         {"description": 5},
         {"license": 5},
         {"task": "x" * 300},
-        {"examples": "one text"},
+        {"examples": ["x" * 600]},
         {"examples": [5]},
         {"bump": "huge"},
         {"version": "one"},
