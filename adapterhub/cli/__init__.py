@@ -25,7 +25,14 @@ import click
 
 from adapterhub.cli.groups import HELP, Group
 from adapterhub.cli.output import report_failure, report_traceback
-from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
+from adapterhub.core.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    AdapterHubError,
+    MissingExtra,
+    NotAllowed,
+    UsageProblem,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -136,6 +143,17 @@ EXIT_TERMINATED = 143
 _NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
 
 
+def _without_extra(name: str, missing: MissingExtra) -> click.Command:
+    """What stands for a command whose extra is not installed: its help says what it is for and what it needs."""
+
+    def refuse() -> NoReturn:
+        raise missing
+
+    help_text = f"{COMMANDS[name][1]}.\n\n{missing.message[0].upper()}{missing.message[1:]}: {missing.hint}."
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, callback=refuse, help=help_text, context_settings=anything)
+
+
 class LazyGroup(Group):
     """A group that imports a command only when it is used and prints its help from the table."""
 
@@ -153,8 +171,11 @@ class LazyGroup(Group):
         except ModuleNotFoundError:
             from adapterhub.core.extras import extra_named
 
-            with extra_named(f"`adapt {cmd_name}`"):
-                raise
+            try:
+                with extra_named(f"`adapt {cmd_name}`"):
+                    raise
+            except MissingExtra as missing:
+                return _without_extra(cmd_name, missing)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command

@@ -54,8 +54,10 @@ def require(extra: str, what: str) -> None:
 
 
 @contextmanager
-def extra_named(what: str) -> Iterator[None]:
+def extra_named(what: str, first: str = "") -> Iterator[None]:
     """Within, an import that fails for want of an extra says which one; `what` is the subject of the message.
+
+    `first` is the extra to name where several bring the package.
 
     Raises:
         MissingExtra: a module of an extra was not found.
@@ -64,7 +66,7 @@ def extra_named(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        for extra, names in EXTRAS.items():
-            if package in names:
+        for extra in (*filter(None, [first]), *EXTRAS):
+            if package in EXTRAS[extra]:
                 raise MissingExtra(what, (package,), extra) from None
         raise

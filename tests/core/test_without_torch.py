@@ -315,6 +315,15 @@ def test_a_registry_on_several_servers_names_its_extra(adapt: Run, package: str,
     assert "`pip install 'adapterhub[scale]'` installs it" in done.stderr
 
 
+@pytest.mark.parametrize("typed", [("registry", "--help"), ("help", "registry"), ("registry", "serve", "--help")])
+def test_the_help_of_a_command_without_its_extra_says_what_it_needs(adapt: Run, typed: tuple[str, ...]) -> None:
+    done = adapt(*typed, TESTS_WITHOUT="sqlalchemy")
+
+    assert "Run and administer a self-hosted registry." in done.stdout
+    assert "`pip install 'adapterhub[registry]'` installs it" in " ".join(done.stdout.split())
+    assert "`sqlalchemy`" in adapt("registry", "serve", "--root", "x", code=2, TESTS_WITHOUT="sqlalchemy").stderr
+
+
 def test_an_import_that_no_extra_would_mend_stays_what_it_is(environment: Mapping[str, str]) -> None:
     code = (
         "from adapterhub.core.extras import extra_named\n"
@@ -330,6 +339,7 @@ def test_comparing_updates_needs_numpy_and_adding_does_not(adapt: Run) -> None:
     done = adapt("similar", "legal-qa", code=2)
 
     assert "`adapt similar` needs the package `numpy`" in done.stderr
+    assert "`pip install 'adapterhub[find]'` installs it" in done.stderr
     assert "W_COPY" not in adapt("audit", "--offline").stdout
 
 

@@ -75,7 +75,7 @@ def similar(
         there = hub.similar(AdapterSpec.parse(adapter), _ON_A_SERVER if above is None else above)
         session.out.result(there.to_json(), lambda: _say_there(session, there))
         return
-    with extra_named("`adapt similar`"):
+    with extra_named("`adapt similar`", "find"):
         from adapterhub.library.find.likeness import similar_groups, similar_to
 
         with session.out.progress("sketch", None, unit="adapters") as progress:

@@ -89,6 +89,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}": ({"targets": [{"version": "1.0.0"}]},),
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": ({"to": 1},),
     "/api/adapt/v1/namespaces/{namespace}/tests": ({"asks": "nothing"},),
+    "/api/adapt/v1/namespaces/{namespace}/names": ({"name": "secret", "repo": "NAMESPACE/NAME"},),
     "/api/repos/create": (_REPO, _REPO | {"visibility": "private"}),
     "/api/repos/delete": (_REPO,),
     "/api/repos/move": (
