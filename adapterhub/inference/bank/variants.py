@@ -18,7 +18,7 @@ _PLACEHOLDERS: Final = ("image", "video", "vision", "audio", "speech", "modal")
 def changed_arguments(
     model: nn.Module, given: Mapping[str, Any], inputs: Mapping[str, Tensor], versions: Sequence[int]
 ) -> dict[str, Any]:
-    """The arguments with the rows in these versions; 0 is a row as it is. Caches are copied, which calls write to."""
+    """The arguments with the rows in these versions; 0 is the row itself. Caches are copied, which calls write to."""
     changed: dict[str, Any] = {}
     short = [row for row, version in enumerate(versions) if version == SHORT]
     for name, value in given.items():
