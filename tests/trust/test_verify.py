@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
+from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import fingerprint_tensors
 from adapterhub.formats.base.hints import BaseHints
@@ -290,9 +291,10 @@ def test_a_file_in_place_of_a_folder_is_refused_by_its_kind(tmp_path: Path, star
     assert codes(verify_folder(tmp_path / name)) == [code]
 
 
-def test_a_missing_or_odd_path_is_a_finding(tmp_path: Path) -> None:
+def test_a_missing_path_is_a_finding_and_what_is_no_path_is_refused(tmp_path: Path) -> None:
     assert codes(verify_folder(tmp_path / "nothing")) == ["E_KIND"]
-    assert codes(verify_folder(Path("a\0b"))) == ["E_KIND"]
+    with pytest.raises(UsageProblem, match="`folder`"):
+        verify_folder(Path("a\0b"))
 
 
 @pytest.mark.parametrize(

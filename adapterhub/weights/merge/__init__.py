@@ -41,7 +41,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from adapterhub.core.arguments import Rank, RelativeError, Share, parsed
+from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
@@ -118,9 +118,9 @@ def merge(
     out_folder: Path,
     *,
     method: str = "cat",
-    rank: Rank | None = None,
-    max_error: RelativeError | None = None,
-    energy: Share | None = None,
+    rank: int | None = None,
+    max_error: float | None = None,
+    energy: float | None = None,
     dtype: str | None = None,
     progress: MergeProgress | None = None,
     **options: object,
