@@ -20,6 +20,7 @@ from adapterhub.core.errors import StoreLocked
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import guard, residency
+from adapterhub.vllm_plugin.model_names import MOST_LOOK_UPS
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.support.standin_vllm import make_standin
 
@@ -120,10 +121,11 @@ class Engine:
         if isinstance(value, dict) and path in USUAL:
             value = USUAL[path] | value
         body = json.dumps(value).encode()
+        client = headers.pop("client", "10.0.0.1")
         sent = {"content-type": "application/json", **KEY, **{k.replace("_", "-"): v for k, v in headers.items()}}
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-            "scheme": "http", "http_version": "1.1", "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
+            "scheme": "http", "http_version": "1.1", "client": (client, 1), "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
         }  # fmt: skip
         parts = [body[:5], body[5:]]
         answer: list[Any] = []
@@ -265,6 +267,75 @@ def test_the_list_of_models_shows_no_path(engine: Engine, add: Add) -> None:
         ("base-7b", "base-7b", None), (name, name, "base-7b")
     ]  # fmt: skip
     assert [(status, body.get("id")) for status, _, body in one] == [(200, name), (200, "base-7b"), (404, None)]
+
+
+# ---------------------------------------------------------------- what is passed on
+@pytest.mark.parametrize(
+    ("path", "value", "status", "told"),
+    [
+        ("/v1/completions", {"cache_salt": "theirs"}, 400, "`cache_salt`: is not a field"),
+        ("/v1/completions", {"priority": -(10**9)}, 400, "`priority`: is not a field"),
+        ("/v1/completions", {"kv_transfer_params": {}}, 400, "`kv_transfer_params`: is not a field"),
+        ("/v1/completions", {"n": 10_000}, 400, "`n`"),
+        ("/v1/completions", {"prompt": ["a"] * 257}, 400, "`prompt`"),
+        ("/v1/completions", {"structured_outputs": {"regex": "a" * 10_000}}, 400, "`structured_outputs.regex`"),
+        ("/v1/completions", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"pattern": "a"}}}},
+         400, "`pattern`"),
+        ("/v1/chat/completions", {"chat_template": "{{ 1 }}"}, 400, "`chat_template`: is not a field"),
+        ("/v1/responses", {"input": "a", "store": True}, 400, "`store`"),
+        ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 400, "`previous_response_id`"),
+        ("/v1/audio/transcriptions", {}, 404, "does not pass on this route"),
+        ("/collective_rpc", {}, 404, "does not pass on this route"),
+        ("/sleep", {}, 404, "does not pass on this route"),
+    ],
+)  # fmt: skip
+def test_the_engine_gets_only_routes_and_fields_that_are_known(
+    engine: Engine, path: str, value: dict[str, Any], status: int, told: str
+) -> None:
+    async def read(request: Request) -> JSONResponse:
+        return JSONResponse(await request.json())
+
+    engine.app.post("/v1/{rest:path}")(read)
+    answer = asyncio.run(engine.send("POST", path, {"model": "base-7b", **value}))
+
+    assert (answer[0], told in answer[2]["error"]["message"]) == (status, True), answer
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/server_info", "/load", "/v1/responses/resp_1"])
+def test_what_shows_the_inside_of_the_engine_is_closed(engine: Engine, path: str) -> None:
+    assert asyncio.run(engine.send("GET", path))[0] == 404
+
+
+def test_one_client_does_not_fill_the_line_of_look_ups(
+    engine: Engine, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("legal-qa")
+    held, look_up = asyncio.Event(), engine.resolver._look_up
+
+    async def slow(base: str, name: str) -> Any:
+        if name.startswith("unknown"):
+            await held.wait()
+        return await look_up(base, name)
+
+    monkeypatch.setattr(engine.resolver, "_look_up", slow)
+
+    async def run() -> tuple[list[int], int]:
+        asked = [
+            asyncio.create_task(engine.send("POST", "/v1/completions", {"model": f"unknown-{at}"}))
+            for at in range(MOST_LOOK_UPS + 10)
+        ]
+        await asyncio.sleep(0.5)
+        refused = [task.result()[0] for task in asked if task.done()]
+        scope = await engine.send("POST", "/v1/completions", {"model": "legal-qa"}, client="10.0.0.2")
+        held.set()
+        await asyncio.gather(*asked)
+        return refused, scope[0]
+
+    refused, other = asyncio.run(run())
+
+    assert refused == [429] * 10
+    assert other == 200
 
 
 # ---------------------------------------------------------------- unload

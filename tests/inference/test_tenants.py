@@ -284,6 +284,30 @@ def test_another_tenants_name_and_a_name_that_nobody_has_get_one_answer(make: Ca
     assert told[2].replace("other", "nothing") == told[3]
 
 
+def test_cached_prompts_belong_to_one_tenant(make: Callable[..., Engine], add: Add) -> None:
+    add("shared")
+    engine = make()
+
+    async def run() -> None:
+        for name in ("acme", "acme", "beta"):
+            assert (await ask(engine, name, "shared"))[0] == 200
+
+    asyncio.run(run())
+
+    salts = [body["cache_salt"] for body in engine.bodies]
+    assert salts[0] == salts[1] != salts[2]
+
+
+def test_each_prompt_and_choice_counts_against_a_quota(make: Callable[..., Engine], file: Path) -> None:
+    file.write_text(FILE.replace("max-requests = 2", "requests-per-minute = 10\ntokens-per-minute = 1000"))
+    engine = make()
+
+    async def run() -> list[int]:
+        return [(await ask(engine, "acme", "base-7b", prompt=["a"] * 5, max_tokens=1))[0] for _ in range(3)]
+
+    assert asyncio.run(run()) == [200, 200, 429]
+
+
 def test_a_tenant_sees_its_own_models_alone(make: Callable[..., Engine], add: Add) -> None:
     add("legal-qa", namespace="acme")
     add("beta-qa", seed=1)
