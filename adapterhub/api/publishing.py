@@ -10,7 +10,15 @@ from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, sp
 from adapterhub.api.results import Sent
 from adapterhub.api.steps.contracts.gating import Testing, contract_gate
 from adapterhub.api.steps.finding import find_build
-from adapterhub.api.steps.keys import login_to, public_key, sign_build, sign_made, signing_key, trust_key
+from adapterhub.api.steps.keys import (
+    login_to,
+    public_key,
+    revoke_key,
+    sign_build,
+    sign_made,
+    signing_key,
+    trust_key,
+)
 from adapterhub.api.steps.publishing import (
     mirror_releases,
     pull_release,
@@ -28,7 +36,7 @@ from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
     from adapterhub.formats.signed import PublicKey
-    from adapterhub.trust.signing.trust import TrustedKey
+    from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
 
 
 @parsed
@@ -335,6 +343,20 @@ class WithPublishing(OpenedLibrary):
     def untrust_key(self, name: str) -> TrustedKey:
         """Trust a key no longer, and return it. What it signed and is installed stays."""
         return TrustFile(self.root).untrust(name)
+
+    def revoke_key(self, name: str, file: StrPath | None = None, *, reason: str = "") -> RevokedKey:
+        """Refuse whatever a key signed, whenever it did, under every policy: it was stolen or lost.
+
+        Args:
+            name: of your own key or of a trusted one; with `file`, what to call it.
+            file: a PEM file.
+            reason: what refusals say.
+
+        Raises:
+            NotFound: no key is known by that name.
+        """
+        path = path_of(file) if file is not None else None
+        return revoke_key(self.session, name, path, reason=reason)
 
     def signature_policies(self) -> Mapping[str, SignaturePolicy | None]:
         """The policies by namespace; `*` is the general one, None stands for the default."""

@@ -167,6 +167,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "key show": {"Library.public_key": f"{_STEPS}.keys:public_key"},
     "key trust": {"Library.trust_key": f"{_STEPS}.keys:trust_key"},
     "key untrust": {"Library.untrust_key": f"{_TRUST}.untrust"},
+    "key revoke": {"Library.revoke_key": f"{_STEPS}.keys:revoke_key"},
     "key policy": {
         "Library.set_signature_policy": f"{_TRUST}.set_policy",
         "Library.signature_policies": f"{_TRUST}.read",

@@ -200,6 +200,8 @@ def _keys(w: World) -> None:
     w.says("key-policy", "key", "policy", "warn", "--namespace", "acme")
     w.says("sign", "sign", LEGAL)
     w.says("key-untrust", "key", "untrust", "ann")
+    w.adapt.ok("key", "new", "gone", "--unencrypted", "--root", "./elsewhere")
+    w.says("key-revoke", "key", "revoke", "gone", "./elsewhere/keys/gone.pub", "--reason", "stolen")
 
 
 def _remotes(w: World) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
-    from adapterhub.trust.signing.trust import TrustedKey
+    from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
 
 
 def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def signing_key(
     password = password if password is not None else session.variables.get("ADAPTERHUB_PASSWORD")
     given = session.variables.get("ADAPTERHUB_KEY")
     if name is None and given:
-        return SigningKey.parse(given.encode(), password, name="ADAPTERHUB_KEY", where="ADAPTERHUB_KEY")
+        parsed = SigningKey.parse(given.encode(), password, name="ADAPTERHUB_KEY", where="ADAPTERHUB_KEY")
+        return _not_revoked(session, parsed)
     keys = KeyFolder(session.root)
     names = keys.names()
     if name is None and len(names) != 1:
@@ -97,7 +98,32 @@ def signing_key(
     chosen = name or names[0]
     if password is None and ask is not None and keys.is_encrypted(chosen):
         password = ask(chosen)
-    return keys.open(chosen, password)
+    return _not_revoked(session, keys.open(chosen, password))
+
+
+def _not_revoked(session: Session, signer: SigningKey) -> SigningKey:
+    from adapterhub.trust.signing.trust import TrustFile
+
+    if (gone := TrustFile(session.root).read().revoked_of(signer.public.fingerprint)) is not None:
+        why = f": {gone.reason}" if gone.reason else ""
+        raise NotAllowed(
+            f"the key `{signer.name}` was revoked here{why}. Nothing was signed",
+            hint="`adapt key new NAME` makes another; `--key NAME` signs with it",
+        )
+    return signer
+
+
+def revoke_key(session: Session, name: str, file: Path | None = None, *, reason: str = "") -> RevokedKey:
+    """Refuse whatever a key signed: that in a PEM file, or the one that is known by that name.
+
+    Raises:
+        NotFound: no key is known by that name.
+    """
+    from adapterhub.formats.signed import PublicKey
+    from adapterhub.trust.signing.trust import TrustFile
+
+    found = PublicKey.parse(_read(file), str(file)) if file else public_key(session, name)
+    return TrustFile(session.root).revoke(name, found, reason)
 
 
 def trust_key(

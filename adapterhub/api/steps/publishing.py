@@ -17,6 +17,7 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder, parse_nam
 from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
 from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.release import Release
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.intake.statements import files_in
 from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.results import ResultFiles, results_at
@@ -75,7 +76,7 @@ def push_build(
         SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
         BehaviourChanged, CouldNotTell: `gate` does not let it out; nothing was sent.
     """
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.distribution.hub import HubRepository
 
     library = session.library
     release = publishable(release_of(library, build))
@@ -84,6 +85,8 @@ def push_build(
     Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
+    if signer is not None and isinstance(place, HubRepository):
+        place.signs_again = True
     for note in card_at(place, release, build.folder).notes:
         session.out.note(note)
     if gate is not None:
@@ -336,9 +339,8 @@ def mirror_releases(
 ) -> Iterator[Mirrored]:
     """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
 
-    A pattern copies every released version that the target lacks and that is not yanked. A copy whose original is
-    yanked is yanked, too; aliases stay behind, and a note says so. With `tests`, the signed results of tests go along,
-    also those on versions that the target has.
+    A pattern copies every released version that the target lacks and that is not yanked. A copy of what is yanked is
+    yanked, too; aliases stay behind. With `tests`, signed results go along, also on versions that the target has.
 
     Raises:
         UsageProblem: both are one server, or a pattern comes with a base or rank.
@@ -441,8 +443,6 @@ def _check_bindings(
     Raises:
         NamespaceBound: the message names both servers.
     """
-    from adapterhub.library.admission.admission import Admission
-
     admission = Admission(library)
     hint = "`--ignore-bindings` copies it anyway"
     for spec in specs:

@@ -31,11 +31,12 @@ class TrustedKey(TypedDict):
 
 
 class ListedKey(TypedDict):
-    """One of your keys or a trusted key; fields after `fingerprint` are present for trusted keys."""
+    """One of your keys, a trusted or a revoked one; fields after `reason` are present for trusted keys."""
 
     name: str
-    kind: Annotated[str, "`own` or `trusted`"]
+    kind: Annotated[str, "`own`, `trusted` or `revoked`"]
     fingerprint: Digest
+    reason: NotRequired[Annotated[str, "why it was revoked"]]
     adapters: NotRequired[list[str]]
     remotes: NotRequired[list[str]]
     not_after: NotRequired[str | None]
@@ -49,6 +50,15 @@ class PublicKey(TypedDict):
     name: str
     fingerprint: Digest
     pem: Annotated[str, "the key in PEM format"]
+
+
+class Revoked(TypedDict):
+    """A key whose signatures are refused."""
+
+    name: str
+    fingerprint: Digest
+    revoked: Annotated[bool, "true"]
+    reason: Annotated[str, "why"]
 
 
 class Untrusted(TypedDict):
@@ -86,6 +96,7 @@ KEYS = {
     "key-show": PublicKey,
     "key-trust": TrustedKey,
     "key-untrust": Untrusted,
+    "key-revoke": Revoked,
     "key-policy": list[Policy],
     "sign": Signed,
 }

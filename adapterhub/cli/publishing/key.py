@@ -93,6 +93,9 @@ def list_(session: Session) -> None:
         found = keys.public(name)
         rows.append({"name": name, "kind": "own", "fingerprint": found.fingerprint})
     rows += [_trusted_document(trusted) for trusted in trust.keys]
+    rows += [
+        {"name": k.name, "kind": "revoked", "fingerprint": k.fingerprint, "reason": k.reason} for k in trust.revoked
+    ]
     columns = ("name", "kind", "fingerprint", "adapters", "remotes", "not after")
     cells = [
         (
@@ -181,6 +184,31 @@ def untrust(session: Session, name: str) -> None:
         {"name": gone.name, "fingerprint": gone.fingerprint, "trusted": False},
         lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is no longer trusted"),
     )
+
+
+@key.command("revoke")
+@click.argument("name")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--reason", default="", metavar="TEXT", help="Why; refusals say it.")
+@common
+def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
+    """Refuse whatever a key signed, whenever it did: it was stolen or lost. No policy lets it in.
+
+    Without FILE, revokes the key that is trusted by that name, else your own. `install`, every command that uses a
+    build, `verify` and `audit` then refuse its signatures with the reason, and `sign` refuses to use it. To go on with
+    a new key, run `adapt key new`, and `adapt push --sign --key NEW` for each published version, which replaces its
+    signature; others run `adapt key trust NAME FILE --replace`.
+
+    \b
+    Examples:
+      adapt key revoke ben --reason "stolen on 2026-11-30"
+      adapt key revoke old-ci ./old-ci.pub
+    """
+    from adapterhub.api.steps.keys import revoke_key
+
+    gone = revoke_key(session, name, file, reason=reason)
+    document = {"name": gone.name, "fingerprint": gone.fingerprint, "revoked": True, "reason": gone.reason}
+    session.out.result(document, lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is revoked"))
 
 
 @key.command("policy")

@@ -87,6 +87,7 @@ class HubRepository:
         self.repo = repo
         self.commit_url = ""
         self.refused_results: list[str] = []
+        self.signs_again = False  # a signature may take the place of that of a published version
         self._api, self._wire, self._tests = api, wire, tests
         self._private, self._by_xet, self._mends = private, by_xet, mends
         self._exists = False
@@ -139,20 +140,47 @@ class HubRepository:
             hint="push it under a new version or to its own repository",
         )
 
-    def ensure_same_signature(self, manifest: Manifest, signature: bytes) -> None:
-        """Raise unless the published version has this signature. Call it only if the version exists.
+    def needs_signature(self, manifest: Manifest, signature: bytes) -> bool:
+        """Whether the published version has another signature or none. Call it only if the version exists.
 
         Raises:
-            ReleaseExists: the version has no signature or another one; a published version never changes.
+            ReleaseExists: it has, and nobody asked to sign it again.
         """
         assert self._commit is not None  # `_has` found it
         there = signature_at(self._wire, self.repo, self._commit)
-        if there != signature:
+        if there != signature and not self.signs_again:
             how = "without a signature" if there is None else "with another signature"
             raise ReleaseExists(
-                f"`{self.repo}` has {manifest.version} {how}; a published version never changes. Nothing was sent",
-                hint="sign before the first push, or publish a new version",
+                f"`{self.repo}` has {manifest.version} {how}. Nothing was sent",
+                hint="`adapt push --sign` puts your signature there; the bytes of the build stay",
             )
+        return there != signature
+
+    def add_signature(self, manifest: Manifest, signature: bytes) -> None:
+        """Give a published version this signature: its tag moves to a commit with the same build.
+
+        Locks keep the commit that they name. An interrupt may leave the version without its tag; a second push goes on.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        assert self._commit is not None  # `_has` found it
+        api, repo, tag = self._api, self.repo, version_tag(manifest)
+        with self._wire.plainly(f"signature of `{repo}`"):
+            branches = refs_of(self._wire, repo).branches
+            is_newest = branches.get(_MAIN) == self._commit
+            branch = _MAIN if is_newest else f"signature-of-{tag}"
+            if not is_newest:
+                if branch in branches:  # left by an interrupt
+                    api.delete_branch(repo, branch=branch)
+                api.create_branch(repo, branch=branch, revision=self._commit)
+            added = [CommitOperationAdd(SIGNATURE_FILE, io.BytesIO(signature))]
+            message = f"Sign {manifest.name} {manifest.version}"
+            made = api.create_commit(repo, added, commit_message=message, revision=branch, parent_commit=self._commit)
+            api.delete_tag(repo, tag=tag)
+            api.create_tag(repo, tag=tag, revision=made.oid)
+            if not is_newest:
+                api.delete_branch(repo, branch=branch)
+        self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{made.oid}"
 
     def card_of(self, release: Release, contract: Contract | None = None) -> Card:
         """The card as this repository shows it, with examples from the build's contract.
@@ -310,24 +338,27 @@ class _Upload:
         """Take the signature.
 
         Raises:
-            ReleaseExists: the version exists with another signature or without one.
+            ReleaseExists: the version exists with another signature or without one, and keeps it.
         """
-        if self._is_there:
-            self._place.ensure_same_signature(self._release.manifest, signature)
-        self._signature = signature
-        return not self._is_there
+        is_needed = not self._is_there or self._place.needs_signature(self._release.manifest, signature)
+        self._signature = signature if is_needed else None
+        return is_needed
 
     def take_results(self, results: Sequence[bytes]) -> None:
         """Take signed results of tests."""
         self._results = results
 
     def publish(self) -> None:
-        """Create one commit with all files, then the version tag; an existing version gets the results alone."""
+        """Create one commit with all files, then the version tag; an existing version gets the rest alone."""
         if self._is_there:
+            if self._signature is not None:
+                self._place.add_signature(self._release.manifest, self._signature)
             self._place.send_results(self._release.manifest, self._results)
         else:
             self._place.publish(self._release, self._folder, self._signature, self._results, self._weights)
 
+
+_MAIN: Final = "main"
 
 _OPENED: Final = "/proc/self/fd/{}"
 """The path of an open file, on Linux: the upload by Xet takes a path."""

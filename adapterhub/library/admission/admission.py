@@ -154,7 +154,7 @@ class Admission:
 
     def restricts(self, namespace: str | None, given: GivenPolicy = None) -> bool:
         """Whether a build of a namespace needs a known origin or a signature to be used."""
-        return bool(self.owners(namespace)) or self.may_require(namespace, given)
+        return bool(self.owners(namespace) or self._trust.revoked) or self.may_require(namespace, given)
 
     def needs_proof(self, adapter: Digest, full_name: str, given: GivenPolicy) -> bool:
         """Whether a build of which only the objects are left has to come with its origin or signature again."""
@@ -218,21 +218,26 @@ class Admission:
         Raises:
             AdapterNotFound: it is not installed any more.
             NamespaceBound: its namespace belongs to a server that it did not come from.
-            SignatureRefused: a policy requires a signature, and the build has none that counts.
+            SignatureRefused: a policy requires a signature, and the build has none that counts; or its key was revoked.
         """
         if place is None:
             self.ensure_own_origin(build)
-        if not self.may_require(build.namespace, given):
+        if not self.may_require(build.namespace, given) and not self._trust.revoked:
             return  # without reading the record of origin
         place = place or self._place_of(build)
-        if not _requires(self.policy_for(build.namespace, place, given)):
+        is_required = _requires(self.policy_for(build.namespace, place, given))
+        if not is_required and not self._trust.revoked:
             return
         release = Release(manifest=build.manifest, namespace=build.namespace, origin=self._library.label)
         try:
-            self.decide(release, provenance_of(build.folder), place, given).ensure_allowed(release)
+            decision = self.decide(release, provenance_of(build.folder), place, given)
+            if is_required:
+                decision.ensure_allowed(release)
         except FileNotFoundError:  # another process removed it since it was found
             raise self._library.not_installed(build.full_name) from None
         except SignatureRefused as error:
+            if not is_required and error.reason != "revoked":
+                return
             hint = error.hint
             if error.reason == "unsigned":
                 hint = (

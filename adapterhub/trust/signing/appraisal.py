@@ -63,6 +63,8 @@ def examine(
         bundle = Bundle.parse(provenance.signature)
     except ValueError as error:
         raise _refusal(offered, f"`{SIGNATURE_FILE}` {shown(str(error), 200)}", "broken") from None
+    if (revoked := trust.revoked_of(bundle.hint)) is not None:
+        raise _refusal(offered, f"it {revoked.clause}", "revoked")
     key = trust.key_of(bundle.hint)
     if key is not None and not _is_genuine(key, bundle):
         raise _refusal(

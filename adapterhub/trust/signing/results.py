@@ -110,6 +110,8 @@ def opened(
         bundle = Bundle.parse(raw)
     except ValueError as error:
         raise refused(f"it {shown(str(error), 200)}", "broken") from None
+    if (revoked := trust.revoked_of(bundle.hint)) is not None:
+        raise refused(f"it {revoked.clause}", "revoked")
     key = trust.key_of(bundle.hint)
     if key is not None:
         parsed = key.key.parse(key.key.pem.encode(), f"trusted key {key.name}")

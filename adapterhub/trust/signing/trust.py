@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.arguments import parse
-from adapterhub.core.digests import Digest, canonical_json, strict_json
+from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
@@ -31,6 +31,7 @@ GENERAL: Final = "*"
 """The key of the policy that holds where no namespace and no remote has one."""
 
 _LIMIT_BYTES: Final = 4 << 20
+_MOST_REASON: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -77,6 +78,20 @@ class TrustedKey:
         lists = {"adapters": self.adapters, "remotes": self.remotes, "accepts": self.accepts, "replaces": self.replaces}
         value |= {name: list(items) for name, items in lists.items() if items}
         return value | ({"not_after": day_text(self.not_after)} if self.not_after is not None else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokedKey:
+    """A key that signs nothing any more, whenever it signed; `name` is what it was called here."""
+
+    name: str
+    fingerprint: Digest
+    reason: str = ""
+
+    @property
+    def clause(self) -> str:
+        """What a refusal says of it."""
+        return f"is signed by `{self.name}`, a key that was revoked" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +151,11 @@ class Trust:
     keys: tuple[TrustedKey, ...] = ()
     policies: Mapping[str, Policy] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    revoked: tuple[RevokedKey, ...] = ()
+
+    def revoked_of(self, fingerprint: str) -> RevokedKey | None:
+        """The revoked key with that fingerprint."""
+        return next((key for key in self.revoked if key.fingerprint == fingerprint), None)
 
     def key_of(self, fingerprint: str) -> TrustedKey | None:
         """The trusted key with that fingerprint."""
@@ -195,6 +215,11 @@ class TrustFile:
         """
         parse_key_name(name)
         with self._changing() as trust:
+            if (gone := trust.revoked_of(key.fingerprint)) is not None:
+                raise Conflict(
+                    f"this key was revoked as `{gone.name}`; nothing was changed",
+                    hint=f"trust the new key of its owner; a mistake is taken back in `revoked` of {self.path}",
+                )
             known = next((k for k in trust.keys if k.name == name), None)
             same = trust.key_of(key.fingerprint)
             if same is not None and same.name != name:
@@ -225,6 +250,21 @@ class TrustFile:
             self._write(replace(trust, keys=tuple(key for key in trust.keys if key.name != name)))
         return gone
 
+    def revoke(self, name: str, key: PublicKey, reason: str = "") -> RevokedKey:
+        """Refuse whatever a key signed or signs, under every policy, and stop trusting it.
+
+        Raises:
+            UsageProblem: the reason is longer than 500 characters, or holds control characters.
+        """
+        if len(reason) > _MOST_REASON or not reason.isprintable():
+            raise UsageProblem(f"a reason has at most {_MOST_REASON} printable characters, in one line")
+        made = RevokedKey(name=parse_key_name(name), fingerprint=key.fingerprint, reason=reason)
+        with self._changing() as trust:
+            keys = tuple(one for one in trust.keys if one.fingerprint != made.fingerprint)
+            others = tuple(one for one in trust.revoked if one.fingerprint != made.fingerprint)
+            self._write(replace(trust, keys=keys, revoked=(*others, made)))
+        return made
+
     def set_policy(self, namespace: str | None, policy: Policy | None) -> None:
         """Set the policy of `namespace`, or the general one; None removes it.
 
@@ -243,7 +283,9 @@ class TrustFile:
             yield self.read()
 
     def _write(self, trust: Trust) -> None:
-        value = {"keys": [key.to_json() for key in trust.keys], "policies": dict(trust.policies)}
+        value: dict[str, Any] = {"keys": [key.to_json() for key in trust.keys], "policies": dict(trust.policies)}
+        if trust.revoked:
+            value["revoked"] = [asdict(key) for key in trust.revoked]
         try:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
@@ -289,7 +331,20 @@ def _trust(value: object) -> Trust:
     for name, policy in policies.items():
         strict[name], problem = strict_policy(policy)
         problems += [f"policies.{shown(name)}: {problem}"] if problem else []
-    return Trust(keys=keys, policies=strict, problems=tuple(problems))
+    return Trust(
+        keys=keys, policies=strict, problems=tuple(problems), revoked=tuple(_revoked(value.get("revoked", [])))
+    )
+
+
+def _revoked(items: object) -> Iterator[RevokedKey]:
+    names = ("name", "fingerprint", "reason")
+    if not isinstance(items, list):
+        raise ValueError("revoked: expected a list")  # noqa: TRY004 - as above
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or not all(isinstance(item.get(name), str) for name in names):
+            raise ValueError(f"revoked[{number}]: expected the texts {', '.join(names)}")
+        fingerprint = parse_digest(item["fingerprint"])
+        yield RevokedKey(name=parse_key_name(item["name"]), fingerprint=fingerprint, reason=shown(item["reason"], 500))
 
 
 def _key(item: object, where: str) -> TrustedKey:
