@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
+from adapterhub_registry.database.db import Database
 from adapterhub_registry.database.derived_tables import derived, sketches
 from adapterhub_registry.derived import worker
+from adapterhub_registry.derived.alike import KnownSketches
 from adapterhub_registry.settings import Limits
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load, save
-from sqlalchemy import select
+from sqlalchemy import delete, insert, select
 
 from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.sketch import Sketch, cosines
+from adapterhub.formats.derived.sketch import NUMBERS, Sketch, cosines
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.test_derived import weights
@@ -44,6 +49,36 @@ def push(server: Running, repo: str, content: bytes, *, private: bool = False) -
 
 def work(server: Running) -> None:
     worker.work(server.registry.db, server.registry.blobs)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    return Database(f"sqlite:///{tmp_path_factory.mktemp('held')}/registry.db")
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 3)), max_size=12))
+def test_what_is_held_follows_each_change_of_the_table(database: Database, steps: list[tuple[int, int, int]]) -> None:
+    held, now = KnownSketches(), 0
+    with database.begin() as connection:
+        connection.execute(delete(sketches))
+    for which, what, later in steps:
+        digest, now = f"{which:064x}", now + later
+        row = {
+            "key_id": f"k{which % 2}",
+            "made_at": now,
+            "sketch": np.random.default_rng(which).bytes(NUMBERS),
+        }  # the digest decides it
+        with database.begin() as connection:
+            if what:
+                connection.execute(delete(sketches).where(sketches.c.digest == digest))
+            if what < 2 and not connection.scalar(select(sketches.c.digest).where(sketches.c.digest == digest)):
+                connection.execute(insert(sketches).values(digest=digest, **row))
+        with database.read() as connection:
+            held.near(connection, digest, 0.9)
+            held._read(connection)
+            mine = {d: s for one in held._of_key.values() for d, s in zip(one.digests, one.packed.numbers, strict=True)}
+            rows = connection.execute(select(sketches)).all()
+        assert {d: s.tobytes() for d, s in mine.items()} == {row.digest: row.sketch for row in rows}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -80,6 +80,19 @@ def sketch_of(updates: AdapterUpdates, key: str = "") -> Sketch:
     return sketch
 
 
+class _Room:
+    """Memory for sketches, and whose rows are the last in it: only these may get more behind them."""
+
+    def __init__(self, numbers: NDArray[np.int8]) -> None:
+        self.numbers, self.owner = numbers, cast("Sketches | None", None)
+
+
+def _lengths(numbers: NDArray[np.int8]) -> NDArray[np.float32]:
+    wide = numbers.astype("f4")
+    lengths: NDArray[np.float32] = np.maximum(np.sqrt(np.einsum("ij,ij->i", wide, wide)), 1)
+    return lengths
+
+
 class Sketches:
     """Many packed sketches to compare one with: 12 ms for 100,000, then 6 ms, because their lengths are kept."""
 
@@ -87,9 +100,24 @@ class Sketches:
         raw = packed if isinstance(packed, bytes) else b"".join(packed)
         self.numbers: NDArray[np.int8] = np.frombuffer(raw, np.int8).reshape(-1, NUMBERS)
         self._lengths: NDArray[np.float32] | None = None
+        self._room: _Room | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def with_more(self, packed: Sequence[bytes]) -> Sketches:
+        """These and some more. Both share their memory, which grows by an eighth where it is full."""
+        before, after = len(self), len(self) + len(packed)
+        room = self._room
+        if room is None or room.owner is not self or len(room.numbers) < after:
+            room = _Room(np.empty((after + after // 8 + _BLOCK, NUMBERS), np.int8))
+            room.numbers[:before] = self.numbers
+        room.numbers[before:after] = np.frombuffer(b"".join(packed), np.int8).reshape(-1, NUMBERS)
+        made = Sketches(b"")
+        made.numbers, made._room, room.owner = room.numbers[:after], room, made
+        if self._lengths is not None:
+            made._lengths = np.concatenate([self._lengths, _lengths(made.numbers[before:])])
+        return made
 
     def cosines(self, packed: bytes) -> NDArray[np.float32]:
         """The estimated cosine of each with one, [n]."""

@@ -7,10 +7,11 @@ answer nor its length.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Row, func, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.derived_tables import sketches
@@ -31,10 +32,12 @@ class _Known:
 
 @dataclass(slots=True)
 class KnownSketches:
-    """The sketches of a database, read again when one was added or is gone."""
+    """The sketches of a database: new ones are added to those in memory; all are read again when one is gone."""
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _generation: tuple[object, ...] = ()
+    _count: int = 0
+    _last_ms: int = 0
+    _at_last: set[str] = field(default_factory=set)
     _of_key: dict[str, _Known] = field(default_factory=dict)
 
     def near(self, connection: Connection, digest: str, above: float) -> dict[str, float] | None:
@@ -55,17 +58,35 @@ class KnownSketches:
         return {known.digests[at]: round(float(found[at]), DIGITS) for at in near if known.digests[at] != digest}
 
     def _read(self, connection: Connection) -> dict[str, _Known]:
-        generation = tuple(connection.execute(select(func.count(), func.max(sketches.c.made_at))).one())
+        count, last_ms = connection.execute(select(func.count(), func.max(sketches.c.made_at))).one()
         with self._lock:
-            if generation != self._generation:
-                self._of_key, self._generation = _read_all(connection), generation
+            if (count, last_ms or 0) == (self._count, self._last_ms):
+                return self._of_key
+            since = _rows(connection, sketches.c.made_at >= self._last_ms)
+            new = [row for row in since if row.digest not in self._at_last]
+            if self._count + len(new) != count:  # some are gone, or were made again
+                self._of_key, new = {}, _rows(connection, true())
+            self._of_key = _with(self._of_key, new)
+            self._count, self._last_ms = count, last_ms or 0
+            self._at_last = {row.digest for row in (*since, *new) if row.made_at == self._last_ms}
             return self._of_key
 
 
-def _read_all(connection: Connection) -> dict[str, _Known]:
+def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
+    return list(connection.execute(select(sketches).where(which)).all())
+
+
+def _with(before: Mapping[str, _Known], rows: Sequence[Row[Any]]) -> dict[str, _Known]:
     from adapterhub.formats.derived.sketch import Sketches  # noqa: PLC0415 - numpy, for these answers alone
 
-    rows: dict[str, list[tuple[str, bytes]]] = {}
-    for digest, key_id, sketch in connection.execute(select(sketches.c.digest, sketches.c.key_id, sketches.c.sketch)):
-        rows.setdefault(key_id, []).append((digest, sketch))
-    return {key: _Known([one for one, _ in pairs], Sketches([one for _, one in pairs])) for key, pairs in rows.items()}
+    after = dict(before)
+    for key in {row.key_id for row in rows}:
+        mine = [row for row in rows if row.key_id == key]
+        found, packed = after.get(key), [row.sketch for row in mine]
+        digests = [row.digest for row in mine]
+        after[key] = (
+            _Known(digests, Sketches(packed))
+            if found is None
+            else _Known([*found.digests, *digests], found.packed.with_more(packed))
+        )
+    return after
