@@ -51,7 +51,7 @@ NEVER_AT_MODULE_LEVEL = {
 NUMPY_ALONE = {PACKAGE / "formats" / "derived", PACKAGE / "formats" / "meaning"}
 TRAINING = PACKAGE / "api" / "callbacks"  # its class derives from one of transformers, and only a training imports it
 THE_REGISTRY_IMPORTS = {"core", "formats", "pages"}
-LONGEST_FILE_LINES = 450
+LONGEST_FILE_LINES = 800  # a file is a subject; at 450, one in six was cut for its length only
 MOST_IN_A_FOLDER = 14
 LISTED_FOLDERS = {
     PACKAGE / "weights" / "merge" / "methods",  # one file a method
