@@ -40,7 +40,7 @@ def keep_secret(*texts: str | None) -> None:
 
 
 def without_own_secrets(text: str) -> str:
-    """`text` without what `keep_secret` got: as it is, percent-encoded, escaped, in hex and in base64."""
+    """`text` without what `keep_secret` got: unchanged, percent-encoded, escaped, in hex and in base64."""
     for pattern in _own.values():
         text = pattern.sub(REMOVED, text)
     return text

@@ -71,7 +71,7 @@ class Offer(
 
     @property
     def has_replaced(self) -> bool:
-        """Whether what an upgrade would take in the place of a yanked build is here."""
+        """Whether what an upgrade would take instead of a yanked build is here."""
         return self.yanked is not None and self.allowed is not None and self.allowed.digest in self.request.here
 
     @property

@@ -105,7 +105,7 @@ class ModelNames:
             raise exchange.refusal  # `Access` notes it
 
     async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
-        """Write the body anew: the fields of its route, and the adapter's one name. `exchange` gets the adapter.
+        """Rebuild the body: the fields of its route, and the adapter's one name. `exchange` gets the adapter.
 
         Raises:
             AdapterDenied: the adapter is not served any more.

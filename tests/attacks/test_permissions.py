@@ -6,6 +6,7 @@ Modes and owners are compared, so that the tests say the same when root runs the
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -199,6 +200,10 @@ def test_what_was_seen_of_signatures_is_not_believed_when_others_may_write_it(tm
 def test_doctor_says_that_others_may_write_in_the_library(decided, tmp_path):
     (tmp_path / "home").chmod(0o775)
 
-    [line] = [line for line in decided.json("doctor", "--offline") if line["check"] == "permissions"]
+    done = decided("doctor", "--offline", "--json")
 
+    lines = json.loads(done.stdout)
+    [line] = [line for line in lines if line["check"] == "permissions"]
     assert (line["state"], "chmod -R go-w" in line["hint"]) == ("warning", True)
+    assert done.exit_code == 3, "what decides lies there, so it is not read"
+    assert {line["check"] for line in lines if line["state"] == "failed"} == {"settings", "records"}

@@ -120,6 +120,12 @@ def remember(root: Path, version: str = "1.0.0", by: str | None = None, **build:
     FirstUseFile(root).remember("acme/legal-qa", FirstUseBuild(version=version, **value), by or ANN.public.fingerprint)  # type: ignore[arg-type]
 
 
+def let_in(root: Path, offered: Release, provenance: Provenance, asked: InstallRequest = ASKED, **more: Any) -> None:
+    """Admit a build and record it, as an install does."""
+    gate = Admission(Library(root))
+    gate.remember(offered, gate.admit(offered, provenance, PLACE, asked, **more), asked)
+
+
 def refusal(root: Path, offered: Release, provenance: Provenance, **more: Any) -> SignatureRefused:
     with pytest.raises(SignatureRefused) as told:
         Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, **more)
@@ -173,7 +179,7 @@ def test_a_key_that_was_accepted_takes_a_name_over(root: Path, accept: str) -> N
     TrustFile(root).trust("ben", BEN.public, Terms(accepts=(accept,)))
     remember(root)
 
-    Admission(Library(root)).admit(release(), signed(release(), BEN), PLACE, ASKED)
+    let_in(root, release(), signed(release(), BEN))
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -204,7 +210,7 @@ def test_off_takes_what_contradicts_and_does_not_remember_another_signer(root: P
     TrustFile(root).trust("ben", BEN.public, Terms())
     remember(root, "2.0.0")
 
-    Admission(Library(root)).admit(release(), signed(release(), BEN), PLACE, ASKED, "off")
+    let_in(root, release(), signed(release(), BEN), given="off")
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -217,7 +223,7 @@ def test_off_remembers_a_first_signer_and_the_same_one(root: Path, known: bool) 
     if known:
         remember(root)
 
-    Admission(Library(root)).admit(release("3.0.0"), signed(release("3.0.0")), PLACE, ASKED, "off")
+    let_in(root, release("3.0.0"), signed(release("3.0.0")), given="off")
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -227,9 +233,17 @@ def test_off_remembers_a_first_signer_and_the_same_one(root: Path, known: bool) 
     )
 
 
+def test_a_decision_remembers_nothing(root: Path) -> None:
+    TrustFile(root).trust("ann", ANN.public, Terms())
+
+    Admission(Library(root)).admit(release(), signed(release()), PLACE, ASKED)
+
+    assert FirstUseFile(root).of("acme/legal-qa") is None
+
+
 def test_only_a_trusted_signature_is_remembered(root: Path) -> None:
     for standing in ("unsigned", "unknown_key", "out_of_scope"):
-        Admission(Library(root)).admit(*offer(standing, root), PLACE, ASKED)
+        let_in(root, *offer(standing, root))
 
         assert FirstUseFile(root).of("acme/legal-qa") is None
 
@@ -238,7 +252,7 @@ def test_what_is_remembered_is_the_first_base_the_rank_and_the_version(root: Pat
     TrustFile(root).trust("ann", ANN.public, Terms())
     asked = InstallRequest(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
 
-    Admission(Library(root)).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
+    let_in(root, release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), asked)
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None

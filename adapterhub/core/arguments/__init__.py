@@ -211,7 +211,7 @@ def path_of(place: StrPath) -> Path:
     """The path that a text or a path object names; `~` is the home of the user.
 
     Raises:
-        UsageProblem: it is empty or longer than a path can be, or names the home of nobody.
+        UsageProblem: it is empty or longer than a path can be, or names the home of an unknown user.
     """
     text = os.fspath(place)
     if not text:
@@ -220,7 +220,7 @@ def path_of(place: StrPath) -> Path:
         path = Path(text).expanduser()
         longest = max(map(len, map(os.fsencode, path.parts)), default=0)
     except RuntimeError:
-        raise UsageProblem(f"`{shown(text)}` begins with the home of nobody here") from None
+        raise UsageProblem(f"`{shown(text)}` begins with the home of a user who is unknown here") from None
     except UnicodeEncodeError:
         raise UsageProblem(f"`{shown(text)}` holds half a character") from None
     if "\0" in text or longest > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:

@@ -144,7 +144,7 @@ class HubRepository:
         """Whether the published version has another signature or none. Call it only if the version exists.
 
         Raises:
-            ReleaseExists: it has, and nobody asked to sign it again.
+            ReleaseExists: it has, and no one asked to sign it again.
         """
         assert self._commit is not None  # `_has` found it
         there = signature_at(self._wire, self.repo, self._commit)

@@ -58,7 +58,7 @@ def _of(version: int, row: int) -> torch.Generator:
 
 
 def _numbers(model: nn.Module, tensor: Tensor, versions: Sequence[int]) -> Tensor:
-    """Token ids with others in the place of ordinary ones; those that stand for images and the like stay."""
+    """Token ids with others instead of ordinary ones; those that stand for images and the like stay."""
     if tensor.dtype == torch.bool:
         return tensor.clone()
     special, held = _special(getattr(model, "config", None))

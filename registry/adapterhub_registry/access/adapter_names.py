@@ -125,7 +125,7 @@ class Held:
 
 
 def held_in(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> list[Held]:
-    """The names of a namespace with their repositories, as far as they are visible."""
+    """The names of a namespace with their visible repositories."""
     wanted = select(adapter_names.c.name, repos.c.full_name, adapter_names.c.granted).join(repos)
     wanted = wanted.where(adapter_names.c.namespace == namespace, visible)
     rows = connection.execute(wanted.order_by(adapter_names.c.name, repos.c.full_name)).all()

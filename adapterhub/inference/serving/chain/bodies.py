@@ -1,4 +1,4 @@
-"""The bodies that the routes of a server take: an allow-list, from which each request to the engine is written anew.
+"""The bodies that the routes of a server take: an allow-list, from which each request to the engine is rebuilt.
 
 A field that no model here has is refused by its name, so that a field which a new version of an engine reads cannot
 reach it unseen. Bounds keep one request from costing more than its tenant's share.

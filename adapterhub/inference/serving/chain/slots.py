@@ -1,6 +1,6 @@
 """Shares the engine's slots among tenants: each slot holds the keys and values of one tenant and one adapter at a time.
 
-The engine would choose a slot by the likeness of prompts, whoever sent them, and wait in one line for all. Here a
+The engine would choose a slot by the likeness of prompts, of any tenant, and wait in one line for all. Here a
 request waits in the line of its tenant, and a slot that is free goes to the tenant that has the fewest.
 """
 

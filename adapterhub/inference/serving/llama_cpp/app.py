@@ -1,4 +1,4 @@
-"""The application in front of llama.cpp's server: a name becomes a digest, a body is written anew, a slot is held.
+"""The application in front of llama.cpp's server: a name becomes a digest, a body is rebuilt, a slot is held.
 
 `llama-server` numbers its adapters. The application sends the scale of each with every request, so that an answer uses
 exactly the adapter that the request names, or none, and only on routes where that was proved (`proof`).

@@ -169,7 +169,7 @@ def _sent(claims: Mapping[str, Any]) -> str:
 
 
 def _holder(purpose: str) -> Sender:
-    """Whoever holds a signed link of this purpose, while the token works for which it was signed."""
+    """The holder of a signed link of this purpose, while the token works for which it was signed."""
 
     async def check_link(request: Request, registry: Registry) -> None:
         await check_signer(registry, _claims(registry, request.path_params["token"], purpose)["token"])
@@ -229,7 +229,7 @@ def dropping_refused(registry: Registry, digests: Iterable[str]) -> Iterator[Non
         yield
     except Refusal:
         with registry.db.begin() as connection:
-            lock_space(connection, shared=False)  # whoever else sends them finds them gone, and sends them again
+            lock_space(connection, shared=False)  # another sender finds them gone, and sends them again
             unnamed = set(digests)
             for some in slices(sorted(unnamed)):
                 unnamed -= set(connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some))))

@@ -96,7 +96,7 @@ SpaceOf = Annotated[Space, Depends(space_of)]
 
 
 async def holder(request: Request, registry: Registry) -> None:
-    """Whoever holds the token of an upload space, while the token works for which it was signed."""
+    """The holder of the token of an upload space, while the token works for which it was signed."""
     space = space_of(request, registry, request.path_params["scope"], request.path_params["epoch"])
     await check_signer(registry, space.token_id)
 
