@@ -89,7 +89,7 @@ class WithAdapters(OpenedLibrary):
         """The one installed build that `spec` means; `library["legal-qa"]` is the same.
 
         Raises:
-            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+            AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: none that fits is installed, or no such base.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
@@ -123,7 +123,7 @@ class WithAdapters(OpenedLibrary):
         `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest.
 
         Raises:
-            UsageProblem: there is no such order.
+            BaseNotFound, Malformed: the base is not known here, or cannot be read.
         """
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         rows = search_installed(
@@ -198,7 +198,7 @@ class WithAdapters(OpenedLibrary):
         words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
 
         Raises:
-            BaseNotFound: `base` is not known here.
+            BaseNotFound, Malformed: `base` is not known here, or cannot be read.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
             NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
             UsageProblem: these options do not go together.
@@ -272,8 +272,8 @@ class WithAdapters(OpenedLibrary):
             `.build` is the installed adapter, `.report` its checks; `.created` is False when it was there already.
 
         Raises:
-            RefusedAdapter: damaged or hostile files, NaN, tensors that do not pair; nothing was stored.
-            BaseMismatch: it does not fit `base`.
+            RefusedAdapter, AdapterNotFound: damaged or hostile files, NaN, no pairs, no folder; nothing was stored.
+            BaseMismatch, BaseNotFound, Malformed: it does not fit `base`, which is not known here, or cannot be read.
             ReleaseExists: the name and version exist for this base with other bytes or at another rank.
             UsageProblem: no name can be made of the folder's, or arguments exclude each other.
 
@@ -338,7 +338,7 @@ class WithAdapters(OpenedLibrary):
         token: str | None = None,
         offline: bool = False,
     ) -> InstallPlan:
-        """What `install` would do, with the same arguments: `.release`, `.copy_bytes`, `.missing`. Copies nothing."""
+        """What `install` does: `.release`, `.copy_bytes`, `.missing`. Arguments and errors are those of `install`."""
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return self._plan(
@@ -403,7 +403,7 @@ class WithAdapters(OpenedLibrary):
             offline: open no connection.
 
         Raises:
-            AdapterNotFound: no place has it.
+            AdapterNotFound, BaseNotFound, NotFound, Malformed: no place has it; no such base, place or remote.
             NoCompatibleRelease: releases exist, none fits; `.refusals` holds a reason for each.
             SignatureRefused, NamespaceBound: a policy forbids it; nothing was fetched.
             DigestMismatch, RemoteUnreachable: it could not be fetched whole; nothing was installed.

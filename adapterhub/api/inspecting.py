@@ -64,6 +64,7 @@ class WithInspection(OpenedLibrary):
             A report: `.status` is `ok`, `failed` or `unknown`; `.errors`, `.warnings`, `.unknowns`, `.notes`.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
         """
         record = self.record_of(base)
@@ -79,7 +80,11 @@ class WithInspection(OpenedLibrary):
         return strictly(report) if strict else report
 
     def verify_all(self, *, base: BaseLike | None = None, strict: bool = False, offline: bool = False) -> Reports:
-        """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`."""
+        """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+        """
         find_source = None if offline else self.session.place_source
         with self.reports.progress("verify", None) as progress:
             found = dict(reports_of(lambda: self, (), self.record_of(base), progress, find_source=find_source))
@@ -96,7 +101,8 @@ class WithInspection(OpenedLibrary):
             base: stands in where an adapter declares no base.
 
         Raises:
-            RefusedAdapter: the files of one cannot be judged.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            RefusedAdapter, AdapterNotFound: the files of one cannot be judged, or are not here.
             UsageProblem: no such engine.
         """
         from adapterhub.formats.engines import names, parse_target
@@ -120,6 +126,9 @@ class WithInspection(OpenedLibrary):
 
         Returns:
             For each adapter `.target` and `.report`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: one is not here.
         """
         texts = [text_of(one) for one in adapters]
         return list(audited(self.session, texts, ignore, with_bytes=verify, offline=offline, bars=self.reports))
@@ -135,7 +144,11 @@ class WithInspection(OpenedLibrary):
         return bill_of_adapters(self.session, [str(spec_of(spec)) for spec in specs])
 
     def identify(self, path: StrPath) -> Identity:
-        """Find out what a file or folder is; each of `.matches` is `proven`, `likely` or `possible`."""
+        """Find out what a file or folder is; each of `.matches` is `proven`, `likely` or `possible`.
+
+        Raises:
+            AdapterNotFound: there is no such file or folder.
+        """
         from adapterhub.library.identify import identify
 
         with self.reports.progress("identify", None) as progress:
@@ -171,6 +184,7 @@ class WithInspection(OpenedLibrary):
             `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`.
 
         Raises:
+            MalformedConfig, MalformedTensorFile: the files of a folder cannot be read.
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
             UnsupportedAdapter: it has no update to compare: another method, or zeros.
         """
@@ -190,6 +204,7 @@ class WithInspection(OpenedLibrary):
             token: access token for it.
 
         Raises:
+            NotFound: no remote has that name.
             AdapterNotFound: the server has no such release, or not for you.
             UsageProblem: it does not compare updates, or `above` is out of bounds.
         """
@@ -226,6 +241,8 @@ class WithInspection(OpenedLibrary):
             `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            NotFound: no remote has that name.
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
         """
         from adapterhub.weights.compare.difference import differ
@@ -256,6 +273,8 @@ class WithInspection(OpenedLibrary):
         """Everything about one adapter, as `adapt info --json` prints it; looked up on a server if it is not installed.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            NotFound: no remote has that name.
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
             RemoteUnreachable: it is not here, and `offline` forbids to ask.
         """

@@ -75,6 +75,10 @@ class WithModels(OpenedLibrary):
             `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.tests`, `.warnings`.
 
         Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            RefusedAdapter, DigestMismatch: its files are not sound.
+            Conflict: the folder exists.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
         """
         from adapterhub.api.steps.contracts.gating import WrittenTest
@@ -123,6 +127,10 @@ class WithModels(OpenedLibrary):
 
         Returns:
             `.weights`, `.base_loss`, `.loss_before`, `.loss_after`. `merge(…, tune=examples)` also merges with them.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
         from adapterhub.api.steps.tuning import tuned
 
@@ -165,6 +173,10 @@ class WithModels(OpenedLibrary):
             `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
 
         Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            RefusedAdapter, DigestMismatch: its files are not sound.
+            Conflict: the output exists.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
         """
@@ -264,6 +276,7 @@ class WithModels(OpenedLibrary):
             A `Playground`; `ask` gives an `Answering` to iterate over, which yields `Begun`, `Piece` and `Ended`.
 
         Raises:
+            Malformed: its folder cannot be read.
             BaseNotFound: the base is unknown, or its weights are not on this machine.
         """
         from adapterhub.inference.answering import Loading
@@ -315,6 +328,11 @@ class WithModels(OpenedLibrary):
         Returns:
             One answer for each prompt: `.text`, `.tokens`, `.seconds`; from a classifier (SEQ_CLS) also `.label` and
             `.probabilities`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            Incompatible: the base or the adapter cannot answer.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
         from adapterhub.inference.asking import Typed, wish_of
         from adapterhub.inference.classification import classify, kinds_of
@@ -383,6 +401,8 @@ class WithModels(OpenedLibrary):
             `.image` (of Pillow), `.adapters`, `.seconds`.
 
         Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             MissingExtra: diffusers is not installed.
             Incompatible: the base is no pipeline in a folder, or cannot draw this.
         """

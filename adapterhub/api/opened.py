@@ -159,6 +159,7 @@ class OpenedLibrary(local.Library):
         """The record of a base, None for None.
 
         Raises:
+            Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
         if base is None or isinstance(base, BaseRecord):

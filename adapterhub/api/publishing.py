@@ -168,6 +168,11 @@ class WithPublishing(OpenedLibrary):
 
         The library is asked first, then the servers; with `remote` only that server. Arguments and errors are those
         of `install`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            NotFound: no remote has that name.
         """
         place = path_of(folder)
         pulled = pull_release(
@@ -224,6 +229,11 @@ class WithPublishing(OpenedLibrary):
             tests: copy the signed results of tests, too.
             dry_run: send nothing.
             ignore_bindings: copy although another remote of yours has the namespace.
+
+        Raises:
+            NotFound: no remote has that name.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
         found = mirror_releases(
             self.session,
@@ -279,6 +289,9 @@ class WithPublishing(OpenedLibrary):
 
         Returns:
             As `adapt sign --json` prints it; `created` is False when it was signed so already.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
@@ -327,6 +340,10 @@ class WithPublishing(OpenedLibrary):
             not_after: the last day it is trusted, such as `2027-01-31`.
             replace: overwrite the key of that name.
             accept: globs of adapters that it takes over from another key.
+
+        Raises:
+            NotFound: there is no such file, nor a key of that name.
+            Conflict: the name belongs to another key.
         """
         path = path_of(file) if file is not None else None
         return trust_key(
@@ -341,7 +358,11 @@ class WithPublishing(OpenedLibrary):
         )
 
     def untrust_key(self, name: str) -> TrustedKey:
-        """Trust a key no longer, and return it. What it signed and is installed stays."""
+        """Trust a key no longer, and return it. What it signed and is installed stays.
+
+        Raises:
+            NotFound: no trusted key has that name.
+        """
         return TrustFile(self.root).untrust(name)
 
     def revoke_key(self, name: str, file: StrPath | None = None, *, reason: str = "") -> RevokedKey:
@@ -372,6 +393,7 @@ class WithPublishing(OpenedLibrary):
         `library.remotes` has the servers themselves: `add`, `all`, `remove`, `set_signatures`, `logout`.
 
         Raises:
+            NotFound: no remote has that name.
             NotAllowed: the server does not take the token; nothing was kept.
         """
         return login_to(self.session, self.remotes.get(remote), token)

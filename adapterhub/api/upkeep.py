@@ -127,6 +127,7 @@ class WithUpkeep(OpenedLibrary):
         """Record the id of a registered base on the Hub, and return its new record.
 
         Raises:
+            Malformed: its folder cannot be read.
             BaseNotFound: no such base.
             UsageProblem: `hub_id` is no id of a repository.
         """
@@ -140,6 +141,7 @@ class WithUpkeep(OpenedLibrary):
         It holds the names, shapes, digests and a few numbers of the tensors, about 350 bytes for each, and no weights.
 
         Raises:
+            Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
         record = self.record_of(base)
@@ -150,6 +152,7 @@ class WithUpkeep(OpenedLibrary):
         """Forget a base, and return its record. Its files and the adapters made for it stay.
 
         Raises:
+            Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
         spec = base_of(base)
@@ -160,6 +163,7 @@ class WithUpkeep(OpenedLibrary):
         """How two bases relate: `.verdict` (`.allows_attach` tells whether adapters may move) and `.differences`.
 
         Raises:
+            Malformed: the folder of one cannot be read.
             BaseNotFound: one is not known.
         """
         a, b = self.record_of(first), self.record_of(second)
@@ -177,6 +181,7 @@ class WithUpkeep(OpenedLibrary):
         """Let adapters of each of these bases run on the others, which have the same shapes.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             UsageProblem: the name is no word, or fewer than two registered bases are given.
             BaseMismatch: two of them do not have the same shapes.
         """
@@ -187,6 +192,7 @@ class WithUpkeep(OpenedLibrary):
         """Record which base an adapter without a fingerprint was made for.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             BaseMismatch: it declares another base, or its tensors do not fit this one.
         """
         record = self.record_of(base)
@@ -261,6 +267,9 @@ class WithUpkeep(OpenedLibrary):
 
         Returns:
             What was done, each with `.action`, `.path` and `.is_mended`; empty if nothing is damaged.
+
+        Raises:
+            AdapterNotFound: one of `places` is no folder of adapters.
         """
         return repair_store(
             self.session, paths_of(places), remote=remote, token=token, dry_run=dry_run, offline=offline
@@ -307,7 +316,11 @@ class WithUpkeep(OpenedLibrary):
         token: str | None = None,
         offline: bool = False,
     ) -> Sequence[Offer]:
-        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`."""
+        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`.
+
+        Raises:
+            AdapterNotFound: one of `places` is no folder of adapters.
+        """
         from adapterhub.distribution.outdated import offers
         from adapterhub.projects.upgrades import library_requests
 
@@ -338,6 +351,9 @@ class WithUpkeep(OpenedLibrary):
 
         With `test`, a release must pass the contract of the one that is installed; `.tested` says how it did.
         `accept_changes` takes one that does not.
+
+        Raises:
+            AdapterNotFound: one of `places` is no folder of adapters.
         """
         return upgrade_library(
             self.session,

@@ -149,6 +149,7 @@ class WithWeights(OpenedLibrary):
             `.error`, `.parents`, `.adapter` (or `.folder`), `.ranks`, `.recipe`, `.warnings`.
 
         Raises:
+            NotFound: there is no such recipe.
             MergeRefused: they cannot be added up; every reason is listed.
             BaseMismatch: they were made for different bases.
             ReleaseExists, Conflict: the name and version exist for this base, or the folder does; nothing was merged.

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import pytest
 
 import adapterhub as ah
+from adapterhub.core import errors
 from adapterhub.core.arguments import ByName
 from adapterhub.core.errors import AdapterHubError, SignatureRefused, SpecError, UsageProblem
 from adapterhub.core.specs import parse_name
@@ -146,20 +148,31 @@ def test_a_hostile_text_ends_in_our_error_or_inside_the_library(name: str, world
 
     before = outside()
     failed = []
+    seen: set[type[AdapterHubError]] = set()
 
     for parameter, text in hostile_calls(function):
         args, kwargs = function.with_one(parameter, text)
         kwargs |= {"offline": True} if "offline" in function.kinds and parameter not in WITH_SERVERS else {}
         try:
             getattr(library, name)(*args, **kwargs)
-        except AdapterHubError:
-            continue
+        except AdapterHubError as error:
+            seen.add(type(error))
         except Exception as error:  # noqa: BLE001 - each counts
             failed.append(f"{parameter}={text[:30]!r}: {type(error).__name__}: {str(error)[:100]}")
 
     assert failed == []
     assert outside() == before
+    assert {kind.__name__ for kind in seen if not issubclass(kind, (UsageProblem, *documented(name)))} == set()
     assert not Path("/etc/outside").exists()
+
+
+def documented(name: str) -> tuple[type[AdapterHubError], ...]:
+    """The errors that the docstring of a function names, with those of the function that it refers to."""
+    text = inspect.getdoc(getattr(ah.Library, name)) or ""
+    words = re.findall(r"\b[A-Z]\w+", text.partition("Raises:")[2])
+    found = [getattr(errors, word) for word in words if isinstance(getattr(errors, word, None), type)]
+    other = re.search(r"errors are those of `(?:Library\.)?(\w+)`", text)
+    return (*found, *(documented(other.group(1)) if other else ()))
 
 
 # ---------------------------------------------------------------- policies

@@ -37,6 +37,7 @@ class WithAliases(OpenedLibrary):
             offline: refuse to open a connection.
 
         Raises:
+            NotFound: no remote has that name.
             AdapterNotFound, NoCompatibleRelease, AmbiguousSpec: a target is not one installed build.
             SignatureRefused, NamespaceBound: a policy forbids the use of a target.
             Conflict: a base has that name.

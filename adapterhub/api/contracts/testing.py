@@ -82,6 +82,7 @@ class WithContracts(OpenedLibrary):
             `.cases`.
 
         Raises:
+            NotFound: the adapter, the base or a file is not here.
             DigestMismatch, Malformed: the contract is damaged.
             BaseMismatch: the adapter does not fit the base.
             UsageProblem: the runner is not installed, or has no such task.
@@ -121,6 +122,9 @@ class WithContracts(OpenedLibrary):
         Returns:
             `.results`, the latest first, with `.result`, `.signer` and `.standing`; `.refusals` of files that do not
             count.
+
+        Raises:
+            NotFound: the adapter is not here.
         """
         from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
         from adapterhub.api.steps.contracts.subjects import subject_of
@@ -150,6 +154,7 @@ class WithContracts(OpenedLibrary):
             `.task` is the name, `.files` are the paths, `.command` runs the task in that folder.
 
         Raises:
+            NotFound: the adapter, or the file of a contract, is not here.
             CouldNotTell: there is no contract.
             Incompatible: the tool cannot ask these goldens.
         """
@@ -225,6 +230,7 @@ class WithContracts(OpenedLibrary):
             `.contract`, `.build` (the new one), `.left_out`, `.warnings`, `.path`.
 
         Raises:
+            NotFound: there is no such file.
             Incompatible: adapter and base answer alike, or too few answers are left.
             NotAllowed: a text looks private.
         """

@@ -128,6 +128,7 @@ class WithFinding(OpenedLibrary):
             As `check_route`.
 
         Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             CouldNotTell: it confuses too many; nothing was written.
             UsageProblem: an adapter has too few prompts.
         """
@@ -153,6 +154,10 @@ class WithFinding(OpenedLibrary):
 
         Returns:
             `.accuracy`, `.confused`, and `.adapters` with the prompts that are right or fall to the base.
+
+        Raises:
+            NotFound: there is no such file.
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
         from adapterhub.api.steps.find.routing import check_route
 
@@ -170,6 +175,7 @@ class WithFinding(OpenedLibrary):
             The path.
 
         Raises:
+            NotFound: there is no such file.
             CouldNotTell: a build of the file is not installed here.
         """
         from adapterhub.api.steps.find.exporting import export_router
