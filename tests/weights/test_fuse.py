@@ -18,12 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import adapterhub
 from adapterhub.core.errors import (
     MergeRefused,
 )
 from adapterhub.core.specs import parse_name
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.weights.extract import ExtractOptions, extract
 from adapterhub.weights.fuse import Fused, _shards, fuse, prepare
 from tests.support.adapter_folders import updates_in, write_folder
 from tests.support.fuse_models import (
@@ -45,8 +47,9 @@ from tests.support.fuse_models import (
     tied,
     untied,
 )
+from tests.support.model_pairs import changed, low_rank, saved
 from tests.support.renamed_families import FAMILIES, PIXELS
-from tests.support.tiny_models import bert, convnet, gpt2, logits
+from tests.support.tiny_models import VOCABULARY, bert, convnet, gpt2, logits
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +408,56 @@ def test_an_embedding_that_is_saved_with_its_tied_head_is_replaced(tmp_path: Pat
 
     attached = PeftModel.from_pretrained(tied(), adapter).eval()
     assert torch.allclose(logits(loaded(tmp_path / "out", tied)), logits(attached), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["llama", "gpt2", "copied head", "resized", "bfloat16"])
+def test_what_extract_makes_of_a_tied_model_fuses_back_into_it(form: str, tmp_path: Path) -> None:
+    make = gpt2 if form == "gpt2" else tied
+    table = "transformer.wte.weight" if form == "gpt2" else "model.embed_tokens.weight"
+    changes = {table: low_rank(VOCABULARY, 32, 2)}
+    folders = saved(make(), tmp_path / "base"), saved(changed(make(), changes), tmp_path / "tuned")
+    for folder in folders if form == "copied head" else ():
+        tensors = tensors_in(folder)
+        save_file(tensors | {"lm_head.weight": tensors[table].clone()}, folder / "model.safetensors")
+    library = Library(tmp_path / "home")
+    base, tuned = map(library.bases.look, folders)
+    options = ExtractOptions(rank=4, dtype="bfloat16" if form == "bfloat16" else None)
+    extract(base, tuned, tmp_path / "adapter", options)
+    adapter = tmp_path / "adapter"
+    if form == "resized":
+        adapter = tmp_path / "small"
+        adapterhub.Library(tmp_path / "home").resize(tmp_path / "adapter", output=adapter, rank=3)
+
+    fuse(adapter, tmp_path / "out", library=library, base=str(folders[0]))
+
+    found, wanted = tensors_in(tmp_path / "out"), tensors_in(folders[1])
+    assert found.keys() == wanted.keys()
+    close = 4e-3 if form == "bfloat16" else 1e-6
+    assert all(torch.allclose(found[name], wanted[name], atol=close) for name in wanted)
+    assert not torch.allclose(found[table], tensors_in(folders[0])[table], atol=1e-2)
+    if form == "copied head":
+        assert torch.equal(found["lm_head.weight"], found[table])
+    assert torch.allclose(
+        logits(loaded(tmp_path / "out", make)),
+        logits(changed(make(), changes)),
+        atol=0.1 if form == "bfloat16" else 1e-4,
+    )
+
+
+def test_the_pairs_of_tied_places_add_up_for_several_adapters(tmp_path: Path) -> None:
+    library, table = Library(tmp_path / "home"), "model.embed_tokens.weight"
+    folder = saved(tied(), tmp_path / "base")
+    updates = [low_rank(VOCABULARY, 32, 2, seed) for seed in (1, 2)]
+    adapters = []
+    for number, update in enumerate(updates):
+        tuned = saved(changed(tied(), {table: update}), tmp_path / f"tuned{number}")
+        adapters.append(tmp_path / f"adapter{number}")
+        extract(library.bases.look(folder), library.bases.look(tuned), adapters[-1], ExtractOptions(rank=2))
+
+    fuse(adapters, tmp_path / "out", library=library, base=str(folder), weights=[0.5, -2.0])
+
+    wanted = tensors_in(folder)[table] + 0.5 * updates[0] - 2.0 * updates[1]
+    assert torch.allclose(tensors_in(tmp_path / "out")[table], wanted, atol=1e-5)
 
 
 def test_a_base_that_was_saved_untied_takes_what_was_made_for_the_tied_one(tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def changed_config(**values: object) -> dict[str, object]:
 
 REFUSED: dict[str, tuple[Make, dict[str, Any], Callable[[Path], None], list[str]]] = {
     "tied head": (tied, {"target_modules": ["lm_head", "q_proj"]}, nothing, ["`lm_head` is tied to `model.embed_tokens.weight`"]),
+    "tied pair with two updates": (
+        tied, {"target_modules": ["lm_head", "embed_tokens"]}, nothing, ["but the adapter changes each in another way"]
+    ),
+    "tied pair with two updates, head in the file": (
+        tied, {"target_modules": ["lm_head", "embed_tokens"]}, copied_head, ["but the adapter changes each in another way"]
+    ),
+    "rows of a tied embedding, and a pair for its head": (
+        tied, {"target_modules": ["lm_head"], "trainable_token_indices": [1, 2]}, nothing, ["but the adapter changes each in another way"]
+    ),
+    "DoRA on a tied pair": (
+        tied, {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True}, nothing, ["but the adapter changes each in another way"]
+    ),
     "tied head of GPT-2": (gpt2, {"target_modules": ["lm_head", "c_attn"]}, nothing, ["`lm_head` is tied to `transformer.wte.weight`"]),
     "tied embedding": (tied, {"target_modules": ["embed_tokens", "q_proj"]}, nothing, ["`model.embed_tokens.weight` is tied to a second place"]),
     "tied embedding, head in the file": (

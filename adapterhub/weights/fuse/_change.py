@@ -133,7 +133,7 @@ class Arithmetic:
 def load(change: Change) -> Arithmetic:
     """The arithmetic of a change; reads the adapter's factors, but not a tensor that replaces a whole one."""
     turned = [update.is_turned for update in change.updates]
-    parts = [_blocks(update) for update in change.updates] + [_column(offset) for offset in change.offsets]
+    parts = [update.blocks() for update in change.updates] + [_column(offset) for offset in change.offsets]
     blocks = tuple(stack(deltas, [1.0] * len(deltas)) for deltas in zip(*parts, strict=True)) if parts else ()
     none = torch.empty(0, dtype=torch.int64)
     return Arithmetic(
@@ -173,16 +173,6 @@ def _count(one: Tensor, other: Tensor, room: Tensor) -> int:
     import numpy as np
 
     return int(np.count_nonzero(np.not_equal(one.numpy(), other.numpy(), out=room.numpy())))
-
-
-def _blocks(update: Update) -> tuple[LowRank, ...]:
-    """The update of each block of rows in the base's layout, weight and scale in `b`."""
-    weight = update.source.weight
-    parts = []
-    for part in update.source.factors.parts(update.module):
-        a, b = part.a.double(), part.b.double() * (part.scale * weight)
-        parts.append(LowRank(a=b.T.contiguous(), b=a.T.contiguous()) if update.is_turned else LowRank(a=a, b=b))
-    return tuple(parts)
 
 
 def _column(offset: Update) -> tuple[LowRank]:

@@ -21,9 +21,13 @@ from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
 from adapterhub.weights.fuse._source import FuseAdapter
+from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.lowrank.errors import difference_norms
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base; PEFT then adds it at run time"
+_ALIKE: Final = 1e-6
+"""The most by which two updates of one tied tensor differ, of their size: a few times the rounding of float32."""
 _UNTIE: Final = "; tied tensors can be fused into a copy of the base that was saved untied (tie_word_embeddings false)"
 
 
@@ -33,6 +37,14 @@ class Update(NamedTuple):
     source: FuseAdapter
     module: str
     is_turned: bool
+
+    def blocks(self) -> tuple[LowRank, ...]:
+        """The update of each block of rows in the base's layout: float64, scale 1, with the adapter's weight in `b`."""
+        parts = []
+        for part in self.source.factors.parts(self.module):
+            a, b = part.a.double(), part.b.double() * (part.scale * self.source.weight)
+            parts.append(LowRank(a=b.T.contiguous(), b=a.T.contiguous()) if self.is_turned else LowRank(a=a, b=b))
+        return tuple(parts)
 
 
 class AdapterTensor(NamedTuple):
@@ -57,6 +69,11 @@ class Change:
     updates: list[Update] = field(default_factory=list)
     offsets: list[Update] = field(default_factory=list)
     magnitude: AdapterTensor | None = None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether updates are added to it, and nothing else changes it."""
+        return bool(self.updates) and not (self.whole or self.rows or self.offsets or self.magnitude)
 
 
 def plan_changes(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
@@ -85,6 +102,8 @@ class _Planner:
         self.misfits: list[str] = []
         self.copies: dict[str, list[AdapterTensor]] = {}
         """An adapter's tensors for places that are not in the base's files, by the tensor that the place shares."""
+        self.shared: dict[str, list[Update]] = {}
+        """The updates of such places."""
         self.source: FuseAdapter
         self.magnitudes: Mapping[str, TensorSpec | None] = {}
         self.names: BaseNames
@@ -116,11 +135,14 @@ class _Planner:
     def _take_pair(self, module: str, factors: Factors) -> None:
         base_module = self.names.here(owner(module))
         weight = self.model.facts.get(f"{base_module}.weight")
+        shape = (factors.layout.out, factors.layout.width)
+        shape = shape[::-1] if factors.layout.kind == "embedding" else shape
+        twin = "" if weight else self.model.twin_of_absent(base_module, shape)
+        weight = weight or self.model.facts.get(twin)
         if NESTED in module.split(".") or f"{base_module}.in_proj_weight" in self.model.facts:
             self._note(module, "is part of torch's MultiheadAttention, to which PEFT applies updates in another way")
         elif weight is None:
-            shape = (factors.layout.out, factors.layout.width)
-            self._note_absent(module, base_module, shape[::-1] if factors.layout.kind == "embedding" else shape)
+            self._note_absent(module, base_module, shape)
         elif self._is_plain(module, weight):
             config = self.source.config
             try:
@@ -131,9 +153,13 @@ class _Planner:
             except Unclear as problem:
                 self._note(module, str(problem))
                 return
-            change = self._change(weight)
-            change.updates.append(Update(self.source, module, turned))
-            self._take_magnitude(module, change)
+            update = Update(self.source, module, turned)
+            if twin:
+                self.shared.setdefault(twin, []).append(update)
+            else:
+                change = self._change(weight)
+                change.updates.append(update)
+                self._take_magnitude(module, change)
             if factors.bias is not None:
                 self._take_offset(module, base_module)
 
@@ -245,32 +271,48 @@ class _Planner:
         """Note changes to a tensor that the loaded model uses in two places, unless both change alike."""
         for name, change in self.changes.items():
             twins = self.model.twins(name)
-            reason = ""
-            if twins and not self._all_alike([change, *(self.changes.get(twin) for twin in twins)]):
-                reason = f"is tied to `{shown(twins[0])}` in this base (tie_word_embeddings)"
-            elif not twins and self.model.is_used_twice(name) and not self._changes_both(change):
-                reason = "is tied to a second place in this base (tie_word_embeddings)"
-            if reason:
+            others = [self.changes.get(twin) for twin in twins]
+            is_tied = bool(twins) or name in self.shared or self.model.is_used_twice(name)
+            if is_tied and not (self._all_alike(change, others) if twins else self._changes_both(change)):
+                place = f"`{shown(twins[0])}`" if twins else "a second place"
+                is_both = name in self.copies or name in self.shared or (bool(others) and None not in others)
+                adapter = "each in another way" if is_both else "one"
                 self.reasons.append(
-                    f"`{shown(name)}` {reason}: fusing would change both places, but the adapter changes one"
+                    f"`{shown(name)}` is tied to {place} in this base (tie_word_embeddings): fusing would change both "
+                    f"places, but the adapter changes {adapter}"
                 )
+            for other in others:
+                if other is not None:
+                    other.updates = change.updates  # to the same bits, so that the result is tied, too
 
-    def _all_alike(self, changes: Sequence[Change | None]) -> bool:
-        """Whether the same numbers replace all of them."""
-        tensors = [change.whole for change in changes if change is not None and change.whole is not None]
-        return len(tensors) == len(changes) and all(_same_bytes(tensors[0], other) for other in tensors[1:])
+    def _all_alike(self, change: Change, others: Sequence[Change | None]) -> bool:
+        """Whether the same numbers replace all of them, or the same updates are added to all."""
+        if change.tensor.name in self.shared or None in others:
+            return False
+        if change.whole is not None:
+            return all(other and other.whole and _same_bytes(change.whole, other.whole) for other in others)
+        return all(
+            other and other.is_sum and change.is_sum and _same_updates(change.updates, other.updates)
+            for other in others
+        )
 
     def _changes_both(self, change: Change) -> bool:
         """Whether PEFT makes this change in every place that shares the tensor."""
+        name = change.tensor.name
+        copies, shared = self.copies.get(name, []), self.shared.get(name, [])
+        if shared:  # nothing is known of a third place, or of one in a model without a head
+            is_pair = self.model.is_used_twice(name) and not self.model.is_shared_by_encoder(name)
+            return is_pair and change.is_sum and not copies and _same_updates(change.updates, shared)
         if change.rows is not None:  # PEFT ties the rows of a head to those of its embedding
-            is_head = self.model.is_head(change.tensor.name.removesuffix(".weight"))
-            return not is_head and not self.model.is_shared_by_encoder(change.tensor.name)
-        copies = self.copies.get(change.tensor.name, [])
+            return not self.model.is_head(name.removesuffix(".weight")) and not self.model.is_shared_by_encoder(name)
         return change.whole is not None and bool(copies) and all(_same_bytes(change.whole, c) for c in copies)
 
     # ------------------------------------------------------------ reasons
     def check(self, sources: Sequence[FuseAdapter]) -> None:
         """Raise unless everything has a place."""
+        for twin in sorted(self.shared.keys() - self.changes.keys()):
+            for update in self.shared[twin]:
+                self._note_tied(update.module, twin)
         for twin in sorted(self.copies.keys() - self.changes.keys()):
             self.reasons.append(f"`{shown(twin)}` is tied to a head, of which the adapter replaces only the head")
         label = " + ".join(f"`{shown(source.label)}`" for source in sources)
@@ -295,11 +337,14 @@ class _Planner:
     def _note(self, name: str, reason: str) -> None:
         self.reasons.append(f"`{shown(name)}` {reason}")
 
+    def _note_tied(self, module: str, twin: str) -> None:
+        self._note(module, f"is tied to `{shown(twin)}`, which this base's files contain once")
+
     def _note_absent(self, module: str, base_module: str, shape: tuple[int, int] | None) -> None:
         """Note a module without its own weight: tied, stored in another form, or missing."""
         twin = self.model.twin_of_absent(base_module, shape)
         if twin:
-            self._note(module, f"is tied to `{shown(twin)}`, which this base's files contain once")
+            self._note_tied(module, twin)
         elif base_module in self.model.modules:
             other = min(name for name in self.model.facts if name.rpartition(".")[0] == base_module)
             self._note(module, f"is stored as `{shown(other)}`, not as a plain weight: the base is quantised")
@@ -320,6 +365,17 @@ class _Planner:
 
     def _change(self, facts: TensorFacts) -> Change:
         return self.changes.setdefault(facts.name, Change(tensor=facts))
+
+
+def _same_updates(updates: Sequence[Update], others: Sequence[Update]) -> bool:
+    """Whether each adapter adds the same numbers to both places of a tied tensor, but for the rounding of factors."""
+    pairs = [(one, other) for one in updates for other in others if one.source is other.source]
+    return len(pairs) == len(updates) == len(others) and all(
+        error <= _ALIKE * norm
+        for one, other in pairs
+        for first, second in zip(one.blocks(), other.blocks(), strict=True)
+        for error, norm in (difference_norms([first], [1.0], second),)
+    )
 
 
 def _same_bytes(one: AdapterTensor, other: AdapterTensor) -> bool:
