@@ -3,11 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from adapterhub.formats.base.weight_reader import BUFFER_BYTES, read_facts
 from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
 from adapterhub.formats.safetensors.file import header_bytes, read_header
 from adapterhub.formats.safetensors.header import TensorSpec
+from tests.support.disk_looks import looks
 
 SPECS = (
     TensorSpec.planned("large", "F32", (700, 1000)),  # 2.8 MB: several buffers
@@ -28,29 +26,6 @@ SPECS = (
     TensorSpec.planned("packed", "F4", (10,)),
     TensorSpec.planned("empty", "F32", (0, 4)),
 )
-
-opened: list[str] = []
-listening = threading.Event()
-
-
-def note_open(event: str, arguments: tuple[object, ...]) -> None:
-    # a number is a descriptor, of a file that is open already
-    if event == "open" and listening.is_set() and not isinstance(arguments[0], int):
-        opened.append(str(arguments[0]))
-
-
-sys.addaudithook(note_open)  # cannot be taken back, so it listens only inside `opens`
-
-
-@contextmanager
-def opens() -> Iterator[list[str]]:
-    """The paths of all files that this process opens inside the block, by whatever call."""
-    opened.clear()
-    listening.set()
-    try:
-        yield opened
-    finally:
-        listening.clear()
 
 
 def write_weights(path: Path, seed: int = 0) -> bytes:
@@ -102,14 +77,14 @@ def test_samples_are_spread_over_the_whole_tensor() -> None:
 def test_a_second_look_opens_no_weight_file(tmp_path: Path) -> None:
     path, cache = tmp_path / "model.safetensors", tmp_path / "cache"
     write_weights(path)
-    with opens() as first:
+    with looks() as first:
         before = read_facts([path], cache_folder=cache)
-        assert str(path) in first
+        assert ("open", str(path)) in first
 
-    with opens() as second:
+    with looks() as second:
         after = read_facts([path], cache_folder=cache)
 
-        assert str(path) not in second
+        assert ("open", str(path)) not in second
         assert len(second) == 1  # the cache file
     assert before == after
 
@@ -177,10 +152,10 @@ def test_links_to_one_file_share_the_cache(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(blob)
     read_facts([tmp_path / "a"], cache_folder=cache)
 
-    with opens() as files:
+    with looks() as files:
         facts = read_facts([tmp_path / "b"], cache_folder=cache)
 
-        assert str(blob) not in files
+        assert ("open", str(blob)) not in files
     assert facts[tmp_path / "b"] == expected_facts(blob)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.app import open_registry
-from adapterhub_registry.database.db import blobs, commits, repos, uploads
+from adapterhub_registry.database.db import blobs, commits, places, repos, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import S3Place, load_settings
@@ -28,7 +28,7 @@ from adapterhub_registry.storage.xorbs import EPOCH_S, XorbPlace, epoch_at
 from adapterhub_registry.upkeep import space
 from adapterhub_registry.upkeep.retention import Policy, parse_policy
 from adapterhub_registry.upkeep.space import KEEP_UPLOADS_S, free_space
-from sqlalchemy import select, update
+from sqlalchemy import event, insert, select, update
 
 from adapterhub.core.errors import UsageProblem
 from tests.registry.conftest import ROOT
@@ -240,6 +240,41 @@ def test_the_bytes_of_rewritten_histories_go_and_what_is_left_stays_whole(alone:
     assert json.loads(registry("check", "--root", alone.root, "--bytes", "--json").stdout)["problems"] == []
 
 
+def _statements_over(root: Path, count: int) -> int:
+    """The statements of a dry run over `count` blobs, of which half are named, each by a repository with a commit."""
+    registry = open_registry(load_settings(root))
+    old_s = time.time() - OLD_S
+    digests = [f"{number % 16:x}{hashlib.sha256(b'%d' % number).hexdigest()[1:]}" for number in range(count)]
+    for digest in digests:
+        path = root / "blobs" / "sha256" / digest[:2] / digest[2:4] / digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"b")
+        os.utime(path, (old_s, old_s))
+    with registry.db.begin() as connection:
+        for number, digest in enumerate(digests[::2], 1):
+            name, at_ms = f"acme/r{number}", int(old_s * 1000)
+            repo = {"id": number, "full_name": name, "namespace": "acme", "folded": name, "folded_namespace": "acme"}
+            times = {"created_at": at_ms, "modified_at": at_ms}
+            connection.execute(insert(repos).values(private=False, created_by="ann", head="0" * 40, **repo, **times))
+            named = {"repo_id": number, "sha256": digest}
+            connection.execute(insert(places).values(path="f", commit_id="0" * 40, **named))
+            connection.execute(insert(uploads).values(user_name="ann", created_at=at_ms, **named))
+            one = {"repo_id": number, "id": "0" * 40, "root": "", "title": "", "message": "", "author": "ann"}
+            connection.execute(insert(commits).values(created_at=at_ms, **one))
+    asked: list[str] = []
+    event.listen(registry.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    freed = free_space(registry, policy=Policy(others=5), dry_run=True)
+
+    registry.db.close()
+    assert freed.blobs.number == count // 2
+    return len(asked)
+
+
+def test_a_dry_run_over_ten_times_the_blobs_makes_no_more_statements(tmp_path: Path) -> None:
+    assert _statements_over(tmp_path / "few", 32) == _statements_over(tmp_path / "many", 320)
+
+
 # ------------------------------------------------------------ retention
 def write(server: Running, repo: str, path: str, content: str) -> str:
     file = {"path": path, "content": base64.b64encode(content.encode()).decode(), "encoding": "base64"}
@@ -313,10 +348,10 @@ def test_xorbs_of_closed_epochs_and_of_removed_repositories_go(server: Running) 
     scope = f"{repo.id}-{repo.created_at}"
     chunks = [(b"chunk" * 100, 0)]
     now = epoch_at(time.time())
-    places = [
+    kept_at = [
         XorbPlace(scope=scope, epoch=epoch, hash=parse_xet_hash(xorb_name(chunks))) for epoch in (now, now - 3)
     ] + [XorbPlace(scope="999-1", epoch=now, hash=parse_xet_hash(xorb_name(chunks)))]
-    for place in places:
+    for place in kept_at:
         with server.registry.xorbs.writer(place) as writer:
             writer.write(xorb_bytes(chunks))
             writer.keep()
@@ -326,7 +361,7 @@ def test_xorbs_of_closed_epochs_and_of_removed_repositories_go(server: Running) 
 
     assert planned == freed
     assert freed.xorbs == Freed(2, 2 * len(xorb_bytes(chunks)))
-    assert [server.registry.xorbs.chunks(place) is not None for place in places] == [True, False, False]
+    assert [server.registry.xorbs.chunks(place) is not None for place in kept_at] == [True, False, False]
 
 
 def test_a_server_sweeps_closed_epochs_by_itself(tmp_path: Path) -> None:

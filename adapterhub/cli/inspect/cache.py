@@ -109,9 +109,8 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
         for build in builds:
             verb = "would remove" if dry_run else "removed"
             session.out.line(f"{verb} {build.full_name} {build.manifest.label}")
-        if dry_run:
-            for path, size_bytes in swept.gone:
-                session.out.line(f"{size_bytes}\t{path}")
+        if dry_run and swept.gone:
+            session.out.line("\n".join(f"{size_bytes}\t{path}" for path, size_bytes in swept.gone))
         verb = "would free" if dry_run else "freed"
         session.out.line(f"{verb} {size_text(gone)} in {len(swept.gone)} objects")
 

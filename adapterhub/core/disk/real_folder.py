@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, final
@@ -35,7 +36,7 @@ class RealFolder:
         self._around, self._name = around, name
         self.handle = handle
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Its path, for messages; made when it is wanted, because thousands never are."""
         around = self._around.path if isinstance(self._around, RealFolder) else self._around

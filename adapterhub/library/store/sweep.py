@@ -33,19 +33,19 @@ def sweep(
     writer, at any age. Returns the deleted and the spared files with their sizes in bytes.
     """
     names = {hex_of(d) for d in keep}
-    now = time.time()
+    now, temporary = time.time(), store.root / "tmp"
     gone: list[tuple[Path, int]] = []
     spared: list[tuple[Path, int]] = []
     for folder, name, age_s in _sweepable(store.root, grace_s):
+        if name.split(".")[0] in names or folder.path.name in names:  # results lie in a folder of their manifest
+            continue
         try:
             facts = folder.facts(name)
         except FileNotFoundError:
             continue
-        path = folder.path / name
-        if not names.isdisjoint((name.split(".")[0], folder.path.name)):  # results lie in a folder of their manifest
-            continue
-        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and folder.path != store.root / "tmp":
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and folder.path != temporary:
             continue  # some folder still shares these bytes, even one that cannot say so; deleting frees nothing
+        path = folder.path / name
         if age_s and facts.st_mtime > now - age_s:
             spared.append((path, facts.st_size))
             continue

@@ -64,17 +64,23 @@ def holders_of(library: Library) -> list[Holder]:
     Raises:
         StoreLocked: a process holds objects, and its claim cannot be read.
     """
-    found = [
+    builds = [
         Holder(kind="installed", name=f"{build.full_name} {build.manifest.label}", digests=frozenset(objects_of(build)))
         for build in library.installed()
     ]
-    found += [
+    return builds + _users_of(library)
+
+
+def _users_of(library: Library) -> list[Holder]:
+    """The holders that are no builds: projects, then processes at work."""
+    found = [
         Holder(kind="project", name=str(project.folder), digests=project.digests)
         for project in KnownProjects(library.root).all()
     ]
-    for claim in (*living(library.root / "intents"), *living(library.root / "leases")):
-        found.append(Holder(kind="process", name=f"{claim.what}: {claim.holder}", digests=claim.digests))
-    return found
+    claims = (*living(library.root / "intents"), *living(library.root / "leases"))
+    return found + [
+        Holder(kind="process", name=f"{claim.what}: {claim.holder}", digests=claim.digests) for claim in claims
+    ]
 
 
 def objects_of(build: Installed) -> list[Digest]:
@@ -144,7 +150,7 @@ def unused_builds(library: Library) -> list[Installed]:
     builds = {build.manifest.digest: build for build in installed}
     needed: set[str] = set()
     KnownProjects(library.root).all(strict=True)
-    todo = [digest for holder in holders_of(library) if holder.kind != "installed" for digest in holder.digests]
+    todo = [digest for holder in _users_of(library) for digest in holder.digests]
     todo += [Digest(digest) for _, digest in library.aliases.by_build(strict=True)]
     while todo:
         digest = todo.pop()

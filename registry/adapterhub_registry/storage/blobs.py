@@ -127,7 +127,7 @@ class BlobStore(Protocol):
         ...
 
     def kept(self) -> Iterator[Kept]:
-        """Every blob in the store, whether the database names it or not."""
+        """Every blob in the store, whether the database names it or not; those with one first digit come together."""
         ...
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:

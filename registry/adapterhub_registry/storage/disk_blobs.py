@@ -276,11 +276,14 @@ class DiskBlobs:
                     path.unlink()
 
     def kept(self) -> Iterator[Kept]:
-        """Every blob in the folder."""
-        for path in self._blobs.glob("??/??/*"):
-            with contextlib.suppress(FileNotFoundError):
-                facts = path.stat()
-                yield Kept(path.name, facts.st_size, facts.st_mtime)
+        """Every blob in the folder, sorted by the first four digits."""
+        for folder in sorted(self._blobs.glob("??/??")):
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    facts = entry.stat()
+                    yield Kept(entry.name, facts.st_size, facts.st_mtime)
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
         """Remove blobs; those that were uploaded since `before_s` stay."""
