@@ -78,7 +78,11 @@ class InstalledBuilds:
 
         `names` are patterns for the names of folders, such as `acme--*`.
         """
-        for folder in build_folders(self.root, *names):
+        yield from self.readable_in(build_folders(self.root, *names))
+
+    def readable_in(self, folders: Iterable[Path]) -> Iterator[Installed]:
+        """The builds in these folders that can be read."""
+        for folder in folders:
             with contextlib.suppress(MalformedManifest):
                 yield from self.still_in([folder])
 
@@ -132,7 +136,11 @@ class InstalledBuilds:
 
     def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
         """The installed builds under that full name for that base."""
-        return Namesakes.among(self.installed(f"{namespace}--{name}" if namespace else name), namespace, base)
+        return Namesakes.among(self.readable_in(self.folders_named(name, namespace)), namespace, base)
+
+    def folders_named(self, name: str, namespace: str | None) -> list[Path]:
+        """The folders of the builds under that full name, found without a look at other names."""
+        return build_folders(self.root, f"{namespace}--{name}" if namespace else name)
 
     def releases(self, spec: AdapterSpec) -> list[InstalledRelease]:
         """The builds with a name, as releases: this library as a source."""

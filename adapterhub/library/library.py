@@ -30,7 +30,7 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, M
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import InstalledBuilds
-from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
+from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
 from adapterhub.library.intake.description import Description, base_declared, check_description, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
 from adapterhub.library.intake.staging import Staging, stage_files
@@ -125,7 +125,8 @@ class Library(InstalledBuilds):
         fingerprint, rank = base_declared(subject.config, description, base).fingerprint, subject.facts.rank
         is_made_here = Path(absolute(folder)).is_relative_to(self.place)  # a merge, in a folder that goes at once
         what = ("the result" if is_made_here else f"`{shown(str(folder), 200)}`") + (f" (rank {rank})" if rank else "")
-        there = self.namesakes(description.name, namespace, fingerprint)
+        folders = self.folders_named(description.name, namespace)
+        there = Namesakes.among(self.readable_in(folders), namespace, fingerprint)
         if bump is None:
             there.ensure_room(description.version, what, rank=rank, variant=variant)
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
@@ -138,8 +139,9 @@ class Library(InstalledBuilds):
             there.ensure_is_new(manifest, what, variant=variant)  # the checks of the numbers take longer
 
             def ensure_still_new() -> None:
-                now = self.namesakes(manifest.name, namespace, fingerprint)
-                now.ensure_is_new(manifest, what, variant=variant)
+                if self.folders_named(manifest.name, namespace) != folders:
+                    now = self.namesakes(manifest.name, namespace, fingerprint)
+                    now.ensure_is_new(manifest, what, variant=variant)
 
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
             added = self.publish_staged(intent, release, base, findings, ensure_still_new, scanned=subject)

@@ -10,14 +10,16 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.contract.results import Tested
-from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.contracting import add_contract
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.results import KeptResults, ResultFiles
 from adapterhub.library.store.catalog import folder_below
 from adapterhub.library.store.rows import Filters
+from adapterhub.library.upkeep.space import space_of, unused_builds
 from tests.support.contracts import small_contract
+from tests.support.disk_looks import looks
 from tests.support.tiny import make_adapter, make_base
 
 
@@ -265,6 +267,58 @@ def test_gc_dry_run_deletes_nothing_and_grace_spares_the_young(library, add):
     assert len(dry.gone) >= 3
     assert (young.gone, len(young.spared)) == ((), len(dry.gone))
     assert library.store.has_manifest(build.manifest.digest)
+
+
+def test_an_add_looks_at_the_disk_as_often_in_a_library_of_ten_times_the_builds(tmp_path, library, base, add):
+    first = add("model-0").build
+
+    def looked(count):
+        for number in range(count):
+            folder = library.root / "adapters" / first.folder.parent.parent.name / f"model-{count}-{number}"
+            (folder / first.folder.name).mkdir(parents=True)
+            (folder / first.folder.name / MANIFEST_FILE).hardlink_to(first.folder / MANIFEST_FILE)
+        library.catalog.rebuild()
+        adapter = make_adapter(tmp_path / f"new-{count}", seed=count)
+        with looks() as seen:
+            added = library.add(adapter, Description(name=f"new-{count}", version="1.0.0"), base=base)
+        assert added.created
+        listed = [path for event, path in seen if event == "os.scandir"]
+        assert str(first.folder.parent.parent) not in listed
+        return len(seen), sum(path == str(library.bases.folder / "base-7b.json") for _, path in seen)
+
+    add("other")  # what the first one imports
+
+    assert looked(20) == looked(200)
+
+
+def test_a_base_record_is_read_again_when_it_has_changed(library, base):
+    assert library.bases.get("base-7b") is library.bases.get("base-7b")
+
+    library.bases.set_hub_id("base-7b", "acme/other")
+
+    assert library.bases.get("base-7b").hub == "acme/other"
+    assert [record.hub for record in library.bases.list()] == ["acme/other"]
+
+
+def test_gc_looks_at_the_disk_as_often_for_ten_times_the_objects_and_reads_a_manifest_once(library, add):
+    builds = [add("legal-qa", seed=1).build, add("summarize", seed=2).build]
+
+    def looked(count):
+        for number in range(count):
+            path = library.store.blob_path(f"sha256:aa{number:062x}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"unused")
+        with looks() as seen:
+            swept = library.gc(grace_s=0, dry_run=True)
+            space_of(library)
+            unused_builds(library)
+        assert len(swept.gone) == count
+        return [what for what in seen if "fdinfo" not in what[1]]
+
+    few, many = looked(20), looked(200)
+
+    assert len(few) == len(many)
+    assert [sum(str(build.folder / MANIFEST_FILE) == path for _, path in many) for build in builds] == [3, 3]
 
 
 def test_gc_takes_the_results_of_what_it_takes(library, add):

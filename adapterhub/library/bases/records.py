@@ -36,6 +36,7 @@ class Bases:
         self.cache_folder = cache_folder
         self._root = Root(folder.parent)
         self.passes_over_damage = False  # a check of everything goes on with the others
+        self._read: dict[str, tuple[tuple[int, ...], BaseRecord]] = {}
 
     # ------------------------------------------------------------ read
     def list(self) -> tuple[BaseRecord, ...]:
@@ -47,7 +48,9 @@ class Bases:
         found: list[BaseRecord] = []
         for alias in self.aliases():
             try:
-                whole = self.get(alias)
+                whole = self._record_of(alias)
+            except BaseNotFound:  # removed since it was listed
+                continue
             except (Malformed, NotAllowed):
                 if not self.passes_over_damage:
                     raise
@@ -97,9 +100,18 @@ class Bases:
             return self.get(whole).part(component)
         if alias not in self.aliases():
             raise self._not_found(alias)
+        return self._record_of(alias)
+
+    def _record_of(self, alias: str) -> BaseRecord:
+        """The record of an alias that was listed. Its file is read once, and again when it has changed."""
         path = self._path(alias)
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+                if (known := self._read.get(alias)) is not None and known[0] == key:
+                    return known[1]
+                raw = file.read()
         except FileNotFoundError:  # removed since it was listed
             raise self._not_found(alias) from None
         except OSError as error:
@@ -107,6 +119,7 @@ class Bases:
         record = parsed(raw, str(path))
         if record.alias != alias:
             raise Malformed(f"{path}: holds the base `{shown(record.alias)}`, expected `{alias}`")
+        self._read[alias] = key, record
         return record
 
     def by_fingerprint(self, fingerprint: BaseFingerprint) -> BaseRecord | None:

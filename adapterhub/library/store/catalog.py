@@ -184,11 +184,15 @@ class Catalog:
 
     def put(self, build: Installed, sketches: Iterable[SketchRow] = ()) -> None:
         """Index a build, the registered bases that match its base, and its sketch where that is known."""
-        fingerprint = build.base.fingerprint
-        pairs: list[tuple[str, str]] = []
-        if fingerprint is not None:
-            pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
-        self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs, sketches))
+
+        def write() -> None:
+            fingerprint = build.base.fingerprint
+            pairs: list[tuple[str, str]] = []
+            if fingerprint is not None and not self.index.declares(fingerprint.weights):
+                pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
+            self.index.upsert_builds([row_of(build, self._store.root)], pairs, sketches)
+
+        self._write(write)
 
     def forget(self, builds: Iterable[Installed]) -> None:
         """Remove builds from the index."""
@@ -291,16 +295,14 @@ class Catalog:
 def build_folders(root: Path, *names: str, links: bool = False) -> list[Path]:
     """The folders of builds in the library `root`, sorted; `names` are patterns that limit them to some names.
 
-    Links are not followed; with `links`, the links themselves are returned instead. `glob` is not used, because it
-    fails when a folder disappears while it lists.
+    Links are not followed; with `links`, the links themselves are returned instead. Whole names list no other names,
+    however many builds there are. `glob` is not used, because it fails when a folder disappears while it lists.
     """
     found, strange = [root / "adapters"], []
     for level in range(3):
-        entries = [entry for folder in found for entry in _inside(folder)]
-        if level == 1 and names:
-            entries = [entry for entry in entries if any(fnmatchcase(entry.name, name) for name in names)]
-        strange += [Path(entry.path) for entry in entries if entry.is_symlink()]
-        found = [Path(entry.path) for entry in entries if not entry.is_symlink()]
+        entries = [entry for folder in found for entry in _inside(folder, names if level == 1 else ())]
+        strange += [path for path, is_link in entries if is_link]
+        found = [path for path, is_link in entries if not is_link]
     return sorted(strange) if links else sorted(found)
 
 
@@ -311,21 +313,27 @@ def folder_of_version(parent: Path, version: str, rank: int | None) -> Path:
     if os.path.lexists(own):
         return own
     key = version_key(version)
-    for name in sorted(entry.name for entry in _inside(parent)):
+    for name in sorted(path.name for path, _ in _inside(parent)):
         with contextlib.suppress(SpecError):  # no folder of a build
             if name.endswith(tail) and version_key(name.removesuffix(tail)) == key:
                 return parent / name
     return own
 
 
-def _inside(folder: Path) -> list[os.DirEntry[str]]:
+def _inside(folder: Path, names: Sequence[str] = ()) -> list[tuple[Path, bool]]:
+    """What is in a folder, each with whether it is a link; `names` are patterns that limit it."""
+    if names and not any("*" in name for name in names):
+        there = [folder / name for name in names if os.path.lexists(folder / name)]
+        return [(path, path.is_symlink()) for path in there]
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        with os.scandir(folder) as listed:
+            entries = list(listed)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return []
         raise
+    wanted = (e for e in entries if not names or any(fnmatchcase(e.name, name) for name in names))
+    return [(Path(entry.path), entry.is_symlink()) for entry in wanted]
 
 
 def objects_of(manifest: Manifest) -> list[Digest]:

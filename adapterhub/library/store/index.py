@@ -164,6 +164,14 @@ class Index:
             sql = "SELECT base_weights, min(digest) FROM builds WHERE base_weights != '' GROUP BY base_weights"
             return dict(connection.execute(sql).fetchall())
 
+    def declares(self, weights: str) -> bool:
+        """Whether a build declares the base `weights`; the bases that match it are then indexed."""
+        if not self.path.exists():
+            return False
+        with self._reading() as connection:
+            sql = "SELECT 1 FROM builds WHERE base_weights = ? LIMIT 1"
+            return connection.execute(sql, (weights,)).fetchone() is not None
+
     def sketches(self) -> list[SketchRow]:
         """Every sketch that was made, and the builds that have none."""
         with self._reading() as connection:
