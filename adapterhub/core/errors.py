@@ -40,6 +40,8 @@ Exit codes 0 (done), 1 (our bug) and 130 (interrupted) belong to no class; 3 als
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
@@ -51,6 +53,8 @@ EXIT_INTERRUPTED = 130
 
 SHOWN_CHARACTERS = 80
 PROBLEMS_SHOWN = 50
+_LISTED_WHOLE = 5
+_QUOTED = re.compile(r"`[^`]*`")
 _READ_BEYOND = 4096  # a secret that the cut would halve is removed before
 
 
@@ -72,6 +76,20 @@ def first_lines(lines: Sequence[str], most: int = PROBLEMS_SHOWN) -> list[str]:
     """The first `most` of the lines, and a line that counts the rest."""
     rest = len(lines) - most
     return [*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+
+
+def alike_once(lines: Sequence[str]) -> list[str]:
+    """The lines, but of more than a few that differ in one `quoted` name only the first, which counts the others.
+
+    A problem of a model has a line for each of its modules, which may be sixty thousand.
+    """
+    forms = [[line[: name.start()] + "``" + line[name.end() :] for name in _QUOTED.finditer(line)] for line in lines]
+    counts = Counter(form for line in forms for form in line)
+    kinds: dict[str, list[str]] = {}
+    for line, own in zip(lines, forms, strict=True):
+        form = max(own, key=counts.__getitem__, default=line)
+        kinds.setdefault(form if counts[form] > _LISTED_WHOLE else line, []).append(line)
+    return [first if not rest else f"{first}; and {len(rest):,} more like it" for first, *rest in kinds.values()]
 
 
 def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
@@ -195,10 +213,13 @@ class UnsupportedAdapter(Incompatible):
 
 
 class MergeRefused(Incompatible):
-    """The adapters cannot be added up; `reasons` names each module or feature that prevents it."""
+    """The adapters cannot be added up; `reasons` names each module or feature that prevents it.
+
+    The message has a line for each kind of reason.
+    """
 
     def __init__(self, message: str, reasons: Sequence[str] = (), *, hint: str = "") -> None:
-        super().__init__("\n".join([message, *(f"  {r}" for r in reasons)]), hint=hint)
+        super().__init__(problem_list(message, alike_once(reasons)), hint=hint)
         self.reasons = tuple(reasons)
 
 

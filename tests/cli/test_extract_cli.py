@@ -74,6 +74,33 @@ def test_tensors_left_out_for_one_reason_share_a_line(adapt):
     assert len(document["left_out"]) == 61
 
 
+@pytest.mark.parametrize("fault", ["only one model has them", "other shapes", "NaN", "vectors", "quantised"])
+def test_a_fault_of_many_tensors_is_told_in_a_line(adapt, fault):
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(80)]
+    if fault == "vectors":
+        names = [f"model.layers.{i}.norm.weight" for i in range(80)]
+    start = {name: torch.ones(8) if fault == "vectors" else torch.ones(8, 8) for name in names}
+    changes = {
+        "only one model has them": {},
+        "other shapes": {name: torch.ones(8, 4) for name in names},
+        "NaN": {
+            name: torch.eye(8).fill_diagonal_(i).index_fill(0, torch.tensor(7), torch.nan)
+            for i, name in enumerate(names)
+        },
+        "vectors": {name: torch.zeros(8) for name in names},
+        "quantised": {name: torch.ones(8, 8, dtype=torch.int8) for name in names},
+    }
+    for folder, tensors in (("base", start), ("tuned", changes[fault])):
+        kept = load_file(adapt.folder / "base" / "model.safetensors")
+        kept = {name: kept[name] for name in kept if name not in start}
+        save_file(kept | tensors, adapt.folder / folder / "model.safetensors")
+
+    told = adapt.fails(11, "extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", "./out")
+
+    assert len(told.splitlines()) < 6
+    assert " more like it" in told
+
+
 def test_the_hint_of_the_rest_works_as_typed(adapt):
     arguments = ["extract", "--base", "base-7b", "--tuned", "./tuned", "--energy", "0.999", "-o", "./out"]
     hinted = adapt(*arguments[:-1], "./first").stderr

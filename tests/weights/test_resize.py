@@ -36,6 +36,21 @@ def best_error(folder, rank: int) -> float:
     return float((sum(v[rank:].square().sum() for v in values) / sum(v.square().sum() for v in values)) ** 0.5)
 
 
+@pytest.mark.parametrize("fault", ["too large for float16", "tensors of no LoRA"])
+def test_a_fault_of_many_modules_is_told_in_a_line(adapt, fault):
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(80)]
+    is_strange = fault == "tensors of no LoRA"
+    extra = {f"base_model.model.{name}.lora_strange": torch.ones(2) for name in names} if is_strange else {}
+    folder = write_folder(adapt.folder / "large", dict.fromkeys(names, (8, 8)), extra=extra)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor * 1e6 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+    told = adapt.fails(11, "resize", "./large", "--rank", "2", "--dtype", "float16", "-o", "./small")
+
+    assert len(told.splitlines()) < 6
+    assert "; and 79 more like it" in told
+
+
 def test_rank_gives_the_closest_adapter_of_that_rank(adapt):
     parent = adapt.folder / "legal-qa"
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import new_folder
-from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, problem_list, shown
+from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, alike_once, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.bases.records import BaseRecord, Bases
@@ -30,7 +30,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import NEW_HEADS, Other, Pairing, kept_whole, pair, unit_of
 from adapterhub.weights.extract._reading import WeightReader
-from adapterhub.weights.extract._run import MOST_LISTED, ExtractProgress, ExtractRun, LeftOut
+from adapterhub.weights.extract._run import ExtractProgress, ExtractRun, LeftOut
 from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
 from adapterhub.weights.merge import DEFAULT_DTYPE, DTYPES
 
@@ -269,12 +269,12 @@ def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Ot
                 "`--save-rest` carries a small new head whole; `--skip-unequal` leaves out tensors that do not pair up"
             )
         raise BaseMismatch(
-            problem_list(head, [f"`{shown(o.name)}`: {o.reason}" for o in unequal], MOST_LISTED), hint=hint
+            problem_list(head, alike_once([f"`{shown(o.name)}`: {o.reason}" for o in unequal])), hint=hint
         )
     if pairing.unreadable:
         head = "some weights are not stored as plain floating point numbers"
         raise Incompatible(
-            problem_list(head, pairing.unreadable, MOST_LISTED), hint="use the models from before quantisation"
+            problem_list(head, alike_once(pairing.unreadable)), hint="use the models from before quantisation"
         )
 
 

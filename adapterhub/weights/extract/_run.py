@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import torch
 
-from adapterhub.core.errors import Incompatible, problem_list, shown
+from adapterhub.core.errors import Incompatible, alike_once, problem_list, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.layouts import PEFT_PREFIX
@@ -29,9 +29,6 @@ from adapterhub.weights.lowrank.randomized import closest
 
 ExtractProgress = Callable[[int, int], None]
 """Called with the weights done and the weights that differ."""
-
-MOST_LISTED: Final = 200
-"""The most tensors in one message; a model has a few hundred, one with experts up to sixty thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,13 +143,13 @@ class ExtractRun:
         """Raise unless every number is finite and there is something to extract."""
         if self.refusals:
             raise Incompatible(
-                problem_list("the difference of these weights cannot be extracted", self.refusals, MOST_LISTED)
+                problem_list("the difference of these weights cannot be extracted", alike_once(self.refusals))
             )
         if not self.ranks:
             names = [f"`{shown(one.name)}`: {one.reason}" for one in self.left_out]
             reason = "a LoRA cannot hold what differs" if names else "the models differ only by rounding"
             raise Incompatible(
-                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", names, MOST_LISTED)
+                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", alike_once(names))
             )
 
     def _uneven_experts(self) -> bool:

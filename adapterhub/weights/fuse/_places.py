@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from adapterhub.core.errors import BaseMismatch, MergeRefused, first_lines, shown
+from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.layouts import NESTED
@@ -24,7 +24,6 @@ from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.errors import difference_norms
 
-LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base; PEFT then adds it at run time"
 _ALIKE: Final = 1e-6
 """The most by which two updates of one tied tensor differ, of their size: a few times the rounding of float32."""
@@ -320,11 +319,11 @@ class _Planner:
         if self.reasons:
             listed = [*self.reasons, *self.misfits, *self._lacking()]
             hint = _KEEP + (_UNTIE if any("tied" in reason for reason in self.reasons) else "")
-            raise MergeRefused(f"{label} cannot be fused into {base}", first_lines(listed, LISTED), hint=hint)
+            raise MergeRefused(f"{label} cannot be fused into {base}", listed, hint=hint)
         if self.misfits or self.lacking:
             lines = [
                 f"{label} was made for another base than {base}",
-                *first_lines([*self._lacking(), *self.misfits], LISTED),
+                *first_lines([*self._lacking(), *alike_once(self.misfits)]),
             ]
             raise BaseMismatch("\n  ".join(lines), hint="name the base it was trained on with `--base`")
 

@@ -6,15 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from adapterhub.core.errors import MergeRefused, first_lines, shown
+from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.peft.layouts import PEFT_PREFIX
 from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, METHODS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge._carried import recognised
-
-MODULES_SHOWN = 200
-"""The most reasons in one message; a model has a few hundred modules, a hostile file up to sixty thousand."""
 
 _LORA: Final = ".lora_"
 _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
@@ -37,7 +34,7 @@ def raise_for(reasons: Sequence[str], hint: str = "") -> None:
         MergeRefused: lists the reasons.
     """
     if reasons:
-        raise MergeRefused("these adapters cannot be merged", first_lines(reasons, MODULES_SHOWN), hint=hint)
+        raise MergeRefused("these adapters cannot be merged", reasons, hint=hint)
 
 
 def foreign(adapter: WeightedAdapter) -> Iterator[str]:
