@@ -28,6 +28,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
+from tests.support import without_torch
 from tests.support.outside import Recording
 from tests.support.speed import is_slow, is_slow_file
 from tests.support.tiny import make_adapter, make_base
@@ -63,6 +64,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Which tests ask for what lies outside the repository is known."""
     config.pluginmanager.register(Recording())
+    if without_torch.IS_NEEDED:
+        config.pluginmanager.register(without_torch.WithoutTorch())
 
 
 @pytest.hookimpl(optionalhook=True)
