@@ -330,12 +330,12 @@ def test_a_tenant_sees_its_own_models_alone(make: Callable[..., Engine], add: Ad
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/v1/audio/transcriptions", 403),
-        ("POST", "/invocations", 403),
-        ("POST", "/sleep", 403),
-        ("GET", "/v1/responses/resp_1", 403),
-        ("GET", "/docs", 403),
-        ("POST", "//v1/completions", 403),
+        ("POST", "/v1/audio/transcriptions", 404),
+        ("POST", "/invocations", 404),
+        ("POST", "/sleep", 404),
+        ("GET", "/v1/responses/resp_1", 404),
+        ("GET", "/docs", 404),
+        ("POST", "//v1/completions", 404),
         ("POST", "/v1/load_lora_adapter", 403),
         ("POST", "/v1/unload_lora_adapter", 403),
         ("GET", "/v1/models", 200),

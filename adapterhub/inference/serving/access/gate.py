@@ -24,13 +24,6 @@ from adapterhub.inference.serving.answers import Usage, kind_in
 OPEN_ROUTES: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
 """Routes that need no key and have no line in the audit log."""
 
-INFERENCE_ROUTES: Final = frozenset({
-    "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank", "/pooling",
-    "/classify", "/tokenize", "/detokenize", "/inference/v1/generate",
-})  # fmt: skip
-"""Routes whose JSON body has the `model`: the only ones, with the list of models, that a tenant may use."""
-
 _ID_CHARACTERS: Final = 128
 _ROUTE_CHARACTERS: Final = 200
 _BYTES_A_TOKEN: Final = 4
@@ -198,17 +191,3 @@ class Gate:
 def request_id(given: str) -> str:
     """The id that the client gave its request, if it is printable and short; else a new one."""
     return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else f"{_PROCESS}-{next(_NUMBERS)}"
-
-
-def ensure_for_tenants(method: str, route: str, *, is_json: bool) -> None:
-    """Refuse what is not for tenants: routes whose body does not tell the adapter, and those that change the server.
-
-    Raises:
-        RequestRefused: 403 for the route, 415 for a body that is not JSON.
-    """
-    if method == "GET" and (route == "/v1/models" or route.startswith("/v1/models/")):
-        return
-    if method != "POST" or route not in INFERENCE_ROUTES:
-        raise RequestRefused(403, "this route is closed on a server with tenants")
-    if not is_json:
-        raise RequestRefused(415, "expected a body of the type `application/json`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, ensure_for_tenants, request_id
+from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, request_id
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.chain.asgi import (
     App,
@@ -13,7 +13,6 @@ from adapterhub.inference.serving.chain.asgi import (
     Receive,
     Send,
     header_of,
-    is_json,
     is_stream,
     refuse_request,
 )
@@ -32,7 +31,7 @@ class Access:
         self._count_refusal = count_refusal
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request of a tenant on; refuse every other one, and routes that are not for tenants."""
+        """Pass a request with a key on; refuse every other one."""
         if scope["type"] == "websocket" and self._gate.tenants is not None:
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -48,8 +47,6 @@ class Access:
         exchange = _Exchange(asked, send)
         try:
             with self._gate.passing(asked, header_of(scope, "authorization")):
-                if asked.tenant is not None:
-                    ensure_for_tenants(scope["method"], path, is_json=is_json(scope))
                 await self._app(_with(scope, asked), receive, exchange.send)
         except RequestRefused as refusal:
             self._count_refusal(refusal.status)
