@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 
 MODELS: Final = "/v1/models"
 UNLOAD: Final = "/v1/unload_lora_adapter"
+HEADERS: Final = frozenset({
+    b"accept", b"authorization", b"content-length", b"content-type", b"host", b"origin", b"traceparent", b"tracestate",
+    b"user-agent", b"x-request-id",
+})  # fmt: skip
+"""The headers of a client that vLLM gets."""
+
 MOST_LOOK_UPS: Final = 16
 """How many names of one client are looked up at once."""
 
@@ -92,7 +98,7 @@ class ModelNames:
             raise RequestRefused(415, "expected a body of the type `application/json`")
         exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(_with_known_headers(scope), exchange.receive, exchange.send)
         except Exception:
             if exchange.refusal is None:
                 raise
@@ -368,6 +374,11 @@ class _Exchange:
             elif self._field and (event := with_field(body, self._field)):
                 message["body"], self._field = event, b""
         await self._send(message)
+
+
+def _with_known_headers(scope: Message) -> Message:
+    """The scope without headers that could steer the engine, such as those that choose a replica or a session."""
+    return {**scope, "headers": [(name, text) for name, text in scope["headers"] if name.lower() in HEADERS]}
 
 
 def _models(scope: Message) -> Models:

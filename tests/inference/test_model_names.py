@@ -302,6 +302,21 @@ def test_the_engine_gets_only_routes_and_fields_that_are_known(
     assert engine.bodies == []
 
 
+def test_the_engine_gets_no_header_that_could_steer_it(engine: Engine) -> None:
+    got: dict[str, str] = {}
+
+    async def read(request: Request) -> JSONResponse:
+        got.update(request.headers)
+        return JSONResponse(await request.json())
+
+    engine.app.post("/v1/{rest:path}")(read)
+    sent = {"x_data_parallel_rank": "1", "x_session_id": "theirs", "cookie": "a=b", "x_request_id": "mine"}
+    asyncio.run(engine.send("POST", "/v1/chat/completions", {"model": "base-7b"}, **sent))
+
+    assert got["x-request-id"] == "mine"
+    assert not got.keys() & {"x-data-parallel-rank", "x-session-id", "cookie"}
+
+
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/server_info", "/load", "/v1/responses/resp_1"])
 def test_what_shows_the_inside_of_the_engine_is_closed(engine: Engine, path: str) -> None:
     assert asyncio.run(engine.send("GET", path))[0] == 404
