@@ -23,6 +23,7 @@ import jinja2
 import pytest
 from hypothesis import HealthCheck, settings
 
+from adapterhub.core import redaction
 from adapterhub.core.limits import use_limits
 from adapterhub.core.specs import parse_name
 from adapterhub.library.bases.records import BaseRecord
@@ -137,6 +138,13 @@ def _limits_as_built_in() -> Iterator[None]:
     """A command that a test runs in this process may set them, and they hold for all that follows."""
     yield
     use_limits()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_secrets_of_other_files() -> Iterator[None]:
+    """What a process has kept secret is taken out of every text that follows, also of other tests' expectations."""
+    yield
+    redaction._own = {}  # a program never forgets a secret
 
 
 @pytest.fixture

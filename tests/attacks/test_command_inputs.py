@@ -65,6 +65,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("install", "--from"): ("adapter", "install NEW --from {} --base corpus-base"),
     ("install", "--project"): ("project", "install NEW --from ./good --save --project {}"),
     ("install", "--requirements"): ("file", "install -r {}"),
+    ("key revoke", "file"): ("file", "key revoke NEW {}"),
     ("key trust", "file"): ("file", "key trust NEW {}"),
     ("list", "--base"): ("base", "list --base {}"),
     ("list", "--project"): ("project", "list --project {}"),

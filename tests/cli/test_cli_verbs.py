@@ -502,7 +502,7 @@ def test_a_list_with_wrong_lines_installs_nothing_and_names_them_all(world, tmp_
     assert [number for number in range(1, 5) if f"line {number}:" in said] == [2, 4]
     assert world.user.json("list") == []
     assert "give at least one adapter to install" in world.user.fails(2, "install")
-    assert "cannot read" in world.user.fails(16, "install", "-r", "nowhere.txt")
+    assert "no such file: `nowhere.txt`" in world.user.fails(10, "install", "-r", "nowhere.txt")
 
 
 # ---------------------------------------------------------------- doctor

@@ -89,7 +89,7 @@ def test_options_that_do_not_go_together_are_refused(adapt: Adapt, line: tuple[s
 
 
 def test_python_refuses_the_same(adapt: Adapt) -> None:
-    with pytest.raises(UsageProblem, match="expected one of auto, words, meaning"):
+    with pytest.raises(UsageProblem, match="expected one of `auto`, `words`, `meaning`"):
         Library(adapt.library.root).search("a", "b", by="likeness")  # type: ignore[call-overload]
 
 

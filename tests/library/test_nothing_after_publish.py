@@ -28,7 +28,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "a number as metrics": {"metrics": 5},
     "a number as key": {"metrics": {5: 1}},
     "a huge number": {"metrics": {"a": 2**60}},
-    "a text as examples": {"examples": "abc"},
+    "a long example": {"examples": "x" * 600},
     "a number as example": {"examples": [5]},
     "a number as prompt": {"prompt": 5},
 }

@@ -172,7 +172,7 @@ def test_a_trust_file_that_others_may_write_is_not_believed(homes):
     assert "others may write it" in homes.ben.fails(14, *homes.install())
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"keys": [{"name": "x"}]}', '{"keys": [], "policies": {"*": "no"}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"keys": [{"name": "x"}]}'])
 def test_a_broken_trust_file_is_told_and_trusts_nobody(homes, text):
     path = homes.folder / "ben" / "trusted_keys.json"
     path.write_text(text)
@@ -180,6 +180,16 @@ def test_a_broken_trust_file_is_told_and_trusts_nobody(homes, text):
     homes.publish("1.0.0")
 
     assert str(path.name) in homes.ben.fails(16, *homes.install())
+    assert not homes.is_installed()
+
+
+def test_a_policy_that_cannot_be_meant_counts_as_require(homes):
+    path = homes.folder / "ben" / "trusted_keys.json"
+    path.write_text('{"keys": [], "policies": {"*": "no"}}')
+    path.chmod(0o600)
+    homes.publish("1.0.0")
+
+    assert "requires a signature" in homes.ben.fails(14, *homes.install())
     assert not homes.is_installed()
 
 
