@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -69,6 +70,11 @@ def quantised(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def without_head(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["LlamaModel"]}))
+
+
 def nothing(folder: Path) -> None:
     """The base as it is."""
 
@@ -90,6 +96,12 @@ REFUSED: dict[str, tuple[Make, dict[str, Any], Callable[[Path], None], list[str]
     ),
     "DoRA on a tied pair": (
         tied, {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True}, nothing, ["but the adapter changes each in another way"]
+    ),
+    "tied pair, in a base without a head": (
+        tied, {"target_modules": ["lm_head", "embed_tokens"]}, without_head, ["`lm_head` is tied to `model.embed_tokens.weight`"]
+    ),
+    "tied pair of an encoder and a decoder": (
+        t5, {"target_modules": ["lm_head", "shared"]}, nothing, ["`lm_head` is tied to `shared.weight`", "`shared.weight` is tied to a second place"]
     ),
     "tied head of GPT-2": (gpt2, {"target_modules": ["lm_head", "c_attn"]}, nothing, ["`lm_head` is tied to `transformer.wte.weight`"]),
     "tied embedding": (tied, {"target_modules": ["embed_tokens", "q_proj"]}, nothing, ["`model.embed_tokens.weight` is tied to a second place"]),

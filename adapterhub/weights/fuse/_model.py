@@ -157,6 +157,12 @@ class Model:
             return ""
         return next((name for name in self.vocabulary if shape in (None, self.facts[name].shape)), "")
 
+    def sharer_of_absent(self, module: str, shape: tuple[int, ...]) -> str:
+        """`twin_of_absent`, where these two are known to be all places that use the tensor; otherwise ""."""
+        twin = self.twin_of_absent(module, shape)
+        is_pair = twin and self.is_used_twice(twin) and not self.is_shared_by_encoder(twin)
+        return twin if is_pair else ""
+
     def is_head(self, module: str) -> bool:
         """Whether the name of a module is that of an output head."""
         return module.rpartition(".")[2] in _HEADS

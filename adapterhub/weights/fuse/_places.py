@@ -136,7 +136,7 @@ class _Planner:
         weight = self.model.facts.get(f"{base_module}.weight")
         shape = (factors.layout.out, factors.layout.width)
         shape = shape[::-1] if factors.layout.kind == "embedding" else shape
-        twin = "" if weight else self.model.twin_of_absent(base_module, shape)
+        twin = "" if weight else self.model.sharer_of_absent(base_module, shape)
         weight = weight or self.model.facts.get(twin)
         if NESTED in module.split(".") or f"{base_module}.in_proj_weight" in self.model.facts:
             self._note(module, "is part of torch's MultiheadAttention, to which PEFT applies updates in another way")
@@ -271,7 +271,7 @@ class _Planner:
         for name, change in self.changes.items():
             twins = self.model.twins(name)
             others = [self.changes.get(twin) for twin in twins]
-            is_tied = bool(twins) or name in self.shared or self.model.is_used_twice(name)
+            is_tied = bool(twins) or self.model.is_used_twice(name)
             if is_tied and not (self._all_alike(change, others) if twins else self._changes_both(change)):
                 place = f"`{shown(twins[0])}`" if twins else "a second place"
                 is_both = name in self.copies or name in self.shared or (bool(others) and None not in others)
@@ -286,8 +286,6 @@ class _Planner:
 
     def _all_alike(self, change: Change, others: Sequence[Change | None]) -> bool:
         """Whether the same numbers replace all of them, or the same updates are added to all."""
-        if change.tensor.name in self.shared or None in others:
-            return False
         if change.whole is not None:
             return all(other and other.whole and _same_bytes(change.whole, other.whole) for other in others)
         return all(
@@ -299,9 +297,8 @@ class _Planner:
         """Whether PEFT makes this change in every place that shares the tensor."""
         name = change.tensor.name
         copies, shared = self.copies.get(name, []), self.shared.get(name, [])
-        if shared:  # nothing is known of a third place, or of one in a model without a head
-            is_pair = self.model.is_used_twice(name) and not self.model.is_shared_by_encoder(name)
-            return is_pair and change.is_sum and not copies and _same_updates(change.updates, shared)
+        if shared:
+            return change.is_sum and not copies and _same_updates(change.updates, shared)
         if change.rows is not None:  # PEFT ties the rows of a head to those of its embedding
             return not self.model.is_head(name.removesuffix(".weight")) and not self.model.is_shared_by_encoder(name)
         return change.whole is not None and bool(copies) and all(_same_bytes(change.whole, c) for c in copies)
