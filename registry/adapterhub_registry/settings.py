@@ -213,7 +213,10 @@ def _secret(path: Path) -> bytes:
             pass
         finally:
             temporary.unlink()
-    secret = path.read_bytes()
+    try:
+        secret = read_plain(path, _SECRET_LIMIT_BYTES)
+    except OSError as error:
+        raise UsageProblem(f"`{shown(str(path))}`: {error.strerror}") from None
     if len(secret) != SECRET_BYTES:
         raise UsageProblem(
             f"`{shown(str(path))}`: expected {SECRET_BYTES} bytes, found {len(secret)}",

@@ -6,11 +6,14 @@ import os
 import threading
 
 import pytest
+from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.move import BlobsDamaged, _copy_blobs
+from adapterhub_registry.operations.options import check_holds_registry
+from adapterhub_registry.settings import load_settings
 from adapterhub_registry.storage.blobs import digest_of
 from adapterhub_registry.storage.disk_blobs import DiskBlobs
 
-from adapterhub.core.errors import BlobNotFound
+from adapterhub.core.errors import BlobNotFound, Malformed, UsageProblem
 
 
 @pytest.fixture
@@ -59,3 +62,27 @@ def test_a_move_names_the_pipe_and_writes_no_row(piped, tmp_path):
     assert isinstance(error, BlobsDamaged)
     assert name in error.problems[0]
     assert "is not a regular file" in error.problems[0]
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["registry.db", "registry.db-wal", "registry.db-shm", "registry.db-journal"])
+def test_a_pipe_is_no_file_of_the_database(tmp_path, name, put):
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    Database(url).close()
+    (tmp_path / name).unlink(missing_ok=True)
+    put(tmp_path / name)
+
+    check_holds_registry(tmp_path)
+    error = in_time(lambda: Database(url))
+
+    assert isinstance(error, Malformed)
+    assert f"{tmp_path / name}` is not a regular file" in error.message
+
+
+def test_a_pipe_is_no_secret(tmp_path):
+    os.mkfifo(tmp_path / "secret")
+
+    error = in_time(lambda: load_settings(tmp_path))
+
+    assert isinstance(error, UsageProblem)
+    assert f"{tmp_path / 'secret'}`: is not a regular file" in error.message

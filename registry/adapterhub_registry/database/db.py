@@ -384,7 +384,7 @@ class Database:
         except ImportError:
             hint = "for PostgreSQL: `pip install 'adapterhub[scale]'`"
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
-        with schema.readable(parsed.database), self.begin() as connection:
+        with schema.readable(None if self.is_shared else parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
             schema.bring_up_to_date(connection)
 

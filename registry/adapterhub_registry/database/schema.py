@@ -30,9 +30,23 @@ metadata: Final = MetaData()
 _version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 
 
+_BESIDE: Final = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
+
+
 @contextlib.contextmanager
-def readable(place: object) -> Iterator[None]:
-    """Turn SQLite's errors about a damaged file, or one that is not a database, into `Malformed`."""
+def readable(place: str | None) -> Iterator[None]:
+    """Turn SQLite's errors about a damaged file, or one that is not a database, into `Malformed`.
+
+    `place` is the path of the file, None for a database on a server.
+    """
+    for path in (Path(f"{place}{end}") for end in _BESIDE if place):
+        # SQLite waits for ever for a pipe in place of its journal
+        if path.exists() and not path.is_file():
+            raise Malformed(
+                f"`{shown(str(path), 200)}` is not a regular file; no row was read or written",
+                hint="move it away, and restore the database from a backup where it is the database itself",
+            )
     try:
         yield
     except (sqlite3.DatabaseError, DatabaseError) as error:

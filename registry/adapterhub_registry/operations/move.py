@@ -66,7 +66,7 @@ def move_registry(root: Path, target: Registry) -> Moved:
             "the target is the database in the folder; a move needs another one",
             hint="name the target with `--database postgresql://user@host/name` and `--blobs s3://bucket`",
         )
-    with readable(root / "registry.db"):
+    with readable(str(root / "registry.db")):
         _check_stopped(root)
         return _move(url, root, target)
 

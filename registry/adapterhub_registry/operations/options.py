@@ -105,7 +105,7 @@ def check_holds_registry(root: Path) -> None:
     Raises:
         NotFound: it is not; nothing was created.
     """
-    if not (root / "registry.db").is_file():
+    if not (root / "registry.db").exists():
         raise NotFound(
             f"`{root}` is not a registry; nothing was created", hint=f"create one: `adapt registry serve --root {root}`"
         )
