@@ -83,6 +83,7 @@ def test_a_published_version_is_signed_again_and_keeps_its_bytes(tmp_path, serve
         world.publish("1.1.0")
     before = server.get(f"/api/adapt/v1/adapters/{name}/versions").json()["versions"]
     world.ann.ok("sign", "legal-qa==1.0.0", "--key", "new", "--namespace", world.team)
+    since = server.get("/api/adapt/v1/events").json()["next"]
 
     assert "`adapt push --sign`" in world.ann.fails(15, "push", "legal-qa==1.0.0", "--to", name)
     world.ann.ok("push", "legal-qa==1.0.0", "--to", name, "--sign", "--key", "new")
@@ -95,5 +96,7 @@ def test_a_published_version_is_signed_again_and_keeps_its_bytes(tmp_path, serve
     [old] = [one["commit"] for one in before if one["version"] == "1.0.0"]
     raw = server.get(f"/{name}/resolve/{old}/adapterhub.json")
     assert raw.is_success  # what is locked goes on
+    seen = server.get(f"/api/adapt/v1/events?since={since}").json()["events"]
+    assert [one["type"] for one in seen if one["data"]["repo"] == name] == ["version.published"]
     refs = server.get(f"/api/models/{name}/refs").json()
     assert [one["name"] for one in refs["branches"]] == ["main"]

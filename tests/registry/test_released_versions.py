@@ -458,6 +458,25 @@ def test_the_tag_of_a_version_comes_back_on_its_own_bytes_only(connection: Conne
     desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
 
 
+def test_the_tag_of_a_version_moves_in_one_step_to_its_own_bytes_only(connection: Connection, desk: Repos) -> None:
+    create(connection, desk)
+    x = RepoId("ann/x")
+    first = push(connection, desk, 8)
+    desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
+    other, again = push(connection, desk, 4), push(connection, desk, 8)
+    named = select(refs.c.commit_id).where(refs.c.kind == "tag")
+
+    with pytest.raises(Refusal, match=r"already exists in `ann/x`"):
+        desk.create_tag(connection, ANN, x, "v1.0.0", at=again, message=None)
+    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` exists"), connection.begin_nested():
+        desk.create_tag(connection, ANN, x, "v1.0.0", at=other, message=None, overwrites=True)
+    assert list(connection.scalars(named)) == [first]
+    desk.create_tag(connection, ANN, x, "v1.0.0", at=again, message=None, overwrites=True)
+    assert list(connection.scalars(named)) == list(connection.scalars(select(releases.c.commit_id))) == [again]
+    desk.create_tag(connection, ANN, x, "new", at=first, message=None, overwrites=True)
+    assert set(connection.scalars(named)) == {again, first}
+
+
 def test_a_commit_whose_adapter_was_removed_is_no_released_version(connection: Connection, desk: Repos) -> None:
     row = create(connection, desk)
     push(connection, desk, 8)

@@ -34,7 +34,7 @@ from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage
 from adapterhub.distribution.hub._listing import Kinds, dates_of, refs_of, repositories_of
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
 from adapterhub.distribution.hub._plain import plain_release
-from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
+from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._results import FEATURE as RESULTS
 from adapterhub.distribution.hub._results import RegistryResults
 from adapterhub.distribution.hub._search import (
@@ -442,8 +442,16 @@ class Hub:
 
     def to(self, repo: str, *, private: bool = False, mends: bool = False) -> HubRepository:
         """One repository as a destination; `private` applies only if it is created. For `mends`, see there."""
-        by_xet = self.is_public_hub
-        return HubRepository(self._api, self._wire, repo, private=private, by_xet=by_xet, mends=mends, tests=self.tests)
+        return HubRepository(
+            self._api,
+            self._wire,
+            repo,
+            private=private,
+            by_xet=self.is_public_hub,
+            mends=mends,
+            moves_tags=lambda: MOVING_TAGS in self.features,
+            tests=self.tests,
+        )
 
 
 def _origin(place: PublishedVersion) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -63,7 +64,8 @@ class HubRepository:
     """One model repository that builds are published to.
 
     `by_xet`: it is on the Hugging Face Hub, which stores large files by Xet only. `mends`: metadata of an author's card
-    that the server would refuse is left out, where it otherwise stops the push.
+    that the server would refuse is left out, where it otherwise stops the push. `moves_tags`: whether it moves a tag in
+    one step.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class HubRepository:
         private: bool,
         by_xet: bool,
         mends: bool = False,
+        moves_tags: Callable[[], bool] = lambda: False,
         tests: RegistryResults | None = None,
     ) -> None:
         """`repo` names its owner; a single word would be a folder to some users.
@@ -89,7 +92,7 @@ class HubRepository:
         self.refused_results: list[str] = []
         self.signs_again = False  # a signature may take the place of that of a published version
         self._api, self._wire, self._tests = api, wire, tests
-        self._private, self._by_xet, self._mends = private, by_xet, mends
+        self._private, self._by_xet, self._mends, self._moves_tags = private, by_xet, mends, moves_tags
         self._exists = False
         self._commit: str | None = None
 
@@ -159,7 +162,8 @@ class HubRepository:
     def add_signature(self, manifest: Manifest, signature: bytes) -> None:
         """Give a published version this signature: its tag moves to a commit with the same build.
 
-        Locks keep the commit that they name. An interrupt may leave the version without its tag; a second push goes on.
+        Locks keep the commit that they name. Our registry moves the tag in one step. An interrupt on another server may
+        leave the version without its tag; a second push goes on.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -176,8 +180,12 @@ class HubRepository:
             added = [CommitOperationAdd(SIGNATURE_FILE, io.BytesIO(signature))]
             message = f"Sign {manifest.name} {manifest.version}"
             made = api.create_commit(repo, added, commit_message=message, revision=branch, parent_commit=self._commit)
-            api.delete_tag(repo, tag=tag)
-            api.create_tag(repo, tag=tag, revision=made.oid)
+            if self._moves_tags():
+                moved = json.dumps({"tag": tag, "overwrite": True}).encode()
+                self._wire.json(f"api/models/{repo}/tag/{made.oid}", form=moved)
+            else:
+                api.delete_tag(repo, tag=tag)
+                api.create_tag(repo, tag=tag, revision=made.oid)
             if not is_newest:
                 api.delete_branch(repo, branch=branch)
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{made.oid}"
@@ -357,6 +365,9 @@ class _Upload:
         else:
             self._place.publish(self._release, self._folder, self._signature, self._results, self._weights)
 
+
+MOVING_TAGS: Final = "moving-tags"
+"""The feature of a server that moves a tag in one step."""
 
 _MAIN: Final = "main"
 

@@ -37,7 +37,7 @@ from adapterhub_registry.repos.search import MAX_PAGE, Listing, list_repos
 
 FEATURES: Final = (
     *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
-    *("events", "webhooks", "tests", "similar", "filters", "ahead", "names"),
+    *("events", "webhooks", "tests", "similar", "filters", "ahead", "names", "moving-tags"),
 )
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 MOST_AHEAD: Final = 50

@@ -332,13 +332,29 @@ class Repos:
         self._delete_ref(connection, self.find_writable(connection, caller, repo_id), "branch", name)
 
     def create_tag(
-        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
+        self,
+        connection: Connection,
+        caller: Caller,
+        repo_id: RepoId,
+        name: str,
+        *,
+        at: str,
+        message: str | None,
+        overwrites: bool = False,
     ) -> None:
-        """Create a tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        """Create a tag at a revision. A version tag on an adapter releases that version.
+
+        When it exists, `overwrites` moves it; the tag of a released version moves only to a commit with the same build.
+
+        Raises:
+            Refusal: 409 when it exists, or the version has other bytes.
+        """
         lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
-        self._create_ref(connection, row, "tag", name, commit, message)
+        mine = (refs.c.repo_id == row.id) & (refs.c.kind == "tag") & (refs.c.name == name)
+        if not (overwrites and connection.execute(update(refs).where(mine).values(commit_id=commit)).rowcount):
+            self._create_ref(connection, row, "tag", name, commit, message)
         digests = Digests(commits.tree_of(connection, row.id, commit))
         adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name, writes=caller.writes)
         adapters.record_release(connection, row, "version.published", tag=name)

@@ -201,10 +201,11 @@ def branches_and_tags(connection: Connection, repo_number: int) -> dict[str, Any
 def create_tag(
     registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, body: JsonBody
 ) -> JSONResponse:
-    """Create a tag at a revision."""
+    """Create a tag at a revision; with `overwrite`, an existing one moves there, and readers see one or the other."""
     tag, message = body.text("tag"), body.text_or_none("message", limit=100_000)
+    overwrites = body.flag_or_none("overwrite") is True
     with registry.db.begin() as connection:
-        registry.repos.create_tag(connection, caller, repo_id, tag, at=revision, message=message)
+        registry.repos.create_tag(connection, caller, repo_id, tag, at=revision, message=message, overwrites=overwrites)
     return JSONResponse({})
 
 
