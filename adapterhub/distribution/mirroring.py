@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -104,12 +104,16 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
 
 
 def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
-    """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each."""
+    """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each.
+
+    Where the owner of a copy took a yank for the same reason back, it stays.
+    """
     yanked = [one for one in source.versions(repo) if one.yanked is not None]
     there: dict[str, PublishedVersion] = {}
     if yanked:
         with contextlib.suppress(AdapterNotFound):  # a preview, before the first copy
             there = {version_key(one.version): one for one in target.versions(to) if one.version is not None}
+    taken_back: Mapping[str, str] | None = None
     for one in yanked:
         if one.version is None or one.yanked is None:
             continue
@@ -117,6 +121,10 @@ def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[st
         if copy is None or copy.yanked is not None:
             continue
         if None not in (one.digest, copy.digest) and one.digest != copy.digest:
+            continue
+        taken_back = target.withdrawal.taken_back(to) if taken_back is None else taken_back
+        if taken_back.get(version_key(one.version)) == one.yanked:
+            tell(f"left {to} {one.version} on {target.endpoint} as it is: its owner took the same yank back there")
             continue
         if not dry_run:
             target.withdrawal.yank(to, one.version, one.yanked)

@@ -76,6 +76,18 @@ def test_a_yanked_version_is_passed_over_until_it_is_unyanked(world, kind):
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.1.0"]
 
 
+def test_a_server_keeps_the_reason_of_a_yank_that_was_taken_back(world, server, kind):
+    name = f"{world.team}/legal-qa"
+    hub = Hub(endpoint=server.url, token=server.token)
+    seen = []
+    for verb, *more in (("yank", "--reason", "leaked"), ("unyank",), ("yank", "--reason", "worse"), ("unyank",)):
+        world.ann.ok(verb, f"{name}==1.1.0", *more)
+        newest = hub.versions(name)[0]
+        seen.append((newest.yanked, dict(hub.withdrawal.taken_back(name))))
+
+    assert seen == [("leaked", {}), (None, {"1.1": "leaked"}), ("worse", {}), (None, {"1.1": "worse"})]
+
+
 def test_a_yank_outlives_the_next_push_to_a_plain_hub(world, monkeypatch):
     monkeypatch.setattr(Hub, "features", frozenset())
     name = f"{world.team}/legal-qa"

@@ -125,6 +125,24 @@ def test_other_bytes_under_a_version_are_not_yanked_by_a_mirror(world: World) ->
     assert yanks(world.theirs) == {"1.0.0": None}
 
 
+@pytest.mark.parametrize("reason", ["leaked labels", "x" * 300])
+def test_a_yank_that_the_owner_of_the_copy_took_back_is_carried_once(world: World, reason: str) -> None:
+    world.push("qa", "1.0.0", 1)
+    world.mirror("acme/*")
+    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": reason}).raise_for_status()
+    world.mirror("acme/*")
+    world.theirs.post("/api/adapt/v1/adapters/acme/qa/unyank", {"version": "1"}).raise_for_status()
+
+    again = world.adapt("mirror", "acme/*", "--from", "ours", "--to", "theirs")
+    before = yanks(world.theirs)
+    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "worse"}).raise_for_status()
+    world.mirror("acme/qa==1.0.0")
+
+    assert before == {"1.0.0": None}
+    assert "its owner took the same yank back there" in again.stderr
+    assert yanks(world.theirs) == {"1.0.0": "worse"}
+
+
 def yanks(server: Running) -> dict[str, str | None]:
     listed = server.get("/api/adapt/v1/adapters/acme/qa/versions").json()["versions"]
     return {one["version"]: one["yanked"] and one["yanked"]["reason"] for one in listed}

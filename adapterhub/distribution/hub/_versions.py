@@ -33,14 +33,15 @@ _MOST_PAGES: Final = 1000
 class PublishedVersion:
     """A commit that may hold a build; `version` is None for the head of a repository without versions.
 
-    `yanked` is the reason, or None. `digest` comes from the registry, None without one; `released_at` otherwise is the
-    commit's date.
+    `yanked` is the reason, or None; `unyanked` that of a yank that a registry has taken back. `digest` comes from the
+    registry, None without one; `released_at` otherwise is the commit's date.
     """
 
     repo: str
     commit: str
     version: str | None
     yanked: str | None = None
+    unyanked: str | None = None
     digest: Digest | None = None
     released_at: float | None = None
 
@@ -99,12 +100,13 @@ def _listed(wire: Wire, repo: str) -> Iterator[PublishedVersion]:
             return
     try:
         for item in told["versions"]:
-            yanked, released = item.get("yanked"), item.get("released_at")
+            yanked, released, unyanked = (item.get(name) for name in ("yanked", "released_at", "unyanked"))
             yield PublishedVersion(
                 repo=repo,
                 commit=commit_in(item["commit"]),
                 version=parse_version(item["version"]),
                 yanked=None if yanked is None else shown(str(yanked["reason"]), SHOWN_REASON_CHARACTERS),
+                unyanked=None if unyanked is None else shown(str(unyanked), SHOWN_REASON_CHARACTERS),
                 digest=parse_digest(item["digest"]),
                 released_at=None if released is None else parse_time(released),
             )
@@ -179,11 +181,12 @@ def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> dict
     return found
 
 
-def reasons_at(wire: Wire, repo: str, commit: str) -> dict[str, str]:
-    """The reasons at one commit, by version; none if the file is missing or cannot be read."""
+def reasons_at(wire: Wire, repo: str, commit: str, *, taken_back: bool = False) -> dict[str, str]:
+    """The reasons at one commit, by version, or those `taken_back`; none if the file is missing or cannot be read."""
     with contextlib.suppress(EntryNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         versions = strict_json(wire.get(file_path(repo, commit, YANKED_FILE)))["versions"]
-        return {str(v): shown(str(one["reason"]), SHOWN_REASON_CHARACTERS) for v, one in versions.items()}
+        meant = {v: one for v, one in versions.items() if (one.get("taken_back") is True) is taken_back}
+        return {str(v): shown(str(one["reason"]), SHOWN_REASON_CHARACTERS) for v, one in meant.items()}
     return {}
 
 

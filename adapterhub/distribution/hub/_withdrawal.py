@@ -6,13 +6,17 @@ and then the tag `yanked-v<version>` on that commit, which is the mark.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from adapterhub.core.errors import SpecError
+from adapterhub.core.specs import version_key
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._listing import refs_of
-from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, reasons_at, yank_tags
+from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, places_in, reasons_at, yank_tags
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -32,18 +36,33 @@ class Withdrawal:
             if self.is_registry:
                 self._post(f"api/adapt/v1/adapters/{repo}/yank", version=version, reason=reason)
                 return
-            commit = self._write(repo, version, reason, f"Yank {version}: {reason}")
+            commit = self._write(repo, version, f"Yank {version}: {reason}", reason)
             self._delete_mark(repo, version)
             self._api.create_tag(repo, tag=f"{YANKED_TAG}{version}", revision=commit)
 
     def unyank(self, repo: str, version: str) -> None:
-        """Take a yank back. The tag goes first: without it, the version is not yanked."""
+        """Take a yank back, and keep its reason. An interrupted call leaves the yank; a second call goes on."""
         with self._wire.plainly(f"unyank of `{repo}` {version}"):
             if self.is_registry:
                 self._post(f"api/adapt/v1/adapters/{repo}/unyank", version=version)
                 return
+            self._write(repo, version, f"Take back the yank of {version}")
             self._delete_mark(repo, version)
-            self._write(repo, version, None, f"Take back the yank of {version}")
+
+    def taken_back(self, repo: str) -> Mapping[str, str]:
+        """The reason of each yank that was taken back, by the version as it is compared."""
+        if self.is_registry:
+            told = places_in(self._wire, repo, lists_versions=True)
+            found = {one.version: one.unyanked for one in told if one.version and one.unyanked is not None}
+        else:
+            with self._wire.plainly(f"yanks of `{repo}`"):
+                head = refs_of(self._wire, repo).branches.get("main")
+                found = reasons_at(self._wire, repo, head, taken_back=True) if head else {}
+        keys: dict[str, str] = {}
+        for text, why in found.items():
+            with contextlib.suppress(SpecError):  # a server may write anything there
+                keys[version_key(text)] = why
+        return keys
 
     def delete_version(self, repo: str, version: str) -> None:
         """Delete the tag of a version, and then the mark of its yank."""
@@ -64,14 +83,20 @@ class Withdrawal:
         for tag in yank_tags(refs_of(self._wire, repo).tags, version):
             self._api.delete_tag(repo, tag=tag)
 
-    def _write(self, repo: str, version: str, reason: str | None, message: str) -> str:
-        """Commit the reason of a version to `main`, or take it out; returns the commit that says so."""
+    def _write(self, repo: str, version: str, message: str, reason: str | None = None) -> str:
+        """Commit the reason of a version to `main`, or that it was taken back; returns the commit that says so."""
         head = refs_of(self._wire, repo).branches["main"]
-        before = reasons_at(self._wire, repo, head)
-        reasons = {v: why for v, why in before.items() if v != version} | ({} if reason is None else {version: reason})
-        if reasons == before:
+        before = {back: reasons_at(self._wire, repo, head, taken_back=back) for back in (False, True)}
+        known = before[False].get(version) or before[True].get(version, "")
+        after = {back: {v: why for v, why in found.items() if v != version} for back, found in before.items()}
+        after[reason is None][version] = known if reason is None else reason
+        if after == before:
             return head
-        value = {"schema": SCHEMA, "versions": {v: {"reason": why} for v, why in reasons.items()}}
+        live = {v: {"reason": why} for v, why in after[False].items()}
+        value = {
+            "schema": SCHEMA,
+            "versions": live | {v: {"reason": why, "taken_back": True} for v, why in after[True].items()},
+        }
         data = json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
         from huggingface_hub import CommitOperationAdd
 

@@ -140,12 +140,13 @@ class Yanked(Answer):
 
 
 class Release(Facts):
-    """One version of an adapter; `version` comes from its tag."""
+    """One version of an adapter; `version` comes from its tag. `unyanked`: why it was yanked before that was undone."""
 
     tag: str
     commit: str
     released_at: str
     yanked: Yanked | None
+    unyanked: str | None = None
 
 
 class Releases(Answer):

@@ -69,7 +69,14 @@ def releases_of(connection: Connection, repo: Row[Any]) -> Releases:
 def _release(row: Row[Any]) -> Release:
     facts = index.facts_json(row) | {"version": row.released_as}
     why = None if row.yanked_at is None else why_yanked(row)
-    return Release(**facts, tag=row.tag, commit=row.commit_id, released_at=iso_time(row.released_at), yanked=why)
+    return Release(
+        **facts,
+        tag=row.tag,
+        commit=row.commit_id,
+        released_at=iso_time(row.released_at),
+        yanked=why,
+        unyanked=row.yanked_reason if why is None else None,
+    )
 
 
 def why_yanked(row: Row[Any]) -> Yanked:

@@ -178,8 +178,8 @@ def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, b
 
 
 def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
-    """Undo `yank`; raises the same errors."""
-    version = _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
+    """Undo `yank`; raises the same errors. The reason stays: a mirror that brought it does not bring it again."""
+    version = _mark(connection, repo, version, yanked_at=None)
     record_release(connection, repo, "version.unyanked", tag=f"v{version}")
 
 
