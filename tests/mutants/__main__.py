@@ -68,6 +68,8 @@ TARGETS = {
             "tests/attacks/test_admission.py",
             "tests/attacks/test_permissions.py",
             "tests/attacks/test_unsigned_extras.py",
+            "tests/attacks/test_revoked_keys.py::test_what_a_revoked_key_signed_is_refused_under_every_policy_with_the_reason",
+            "tests/attacks/test_revoked_keys.py::test_a_revoked_key_is_not_trusted_again_and_signs_nothing",
         ),
     ),
     "verify": Target(
@@ -82,7 +84,7 @@ TARGETS = {
         ),
     ),
     "hub": Target(
-        modules=tuple(f"adapterhub/distribution/hub/_{name}.py" for name in ("wire", "etag", "session")),
+        modules=tuple(f"adapterhub/distribution/http/{name}.py" for name in ("wire", "etag", "session")),
         tests=(
             "tests/distribution/test_wire_words.py",
             "tests/distribution/test_network_faults.py",
@@ -93,7 +95,14 @@ TARGETS = {
     "registry": Target(
         modules=tuple(
             f"adapterhub_registry/{name}.py"
-            for name in ("tokens", "signing", "commits", "tombstones", "ref_names", "repos")
+            for name in (
+                "access/tokens",
+                "access/signing",
+                "repos/commits",
+                "repos/tombstones",
+                "repos/ref_names",
+                "repos/repos",
+            )
         ),
         package="adapterhub_registry",
         tests=(
