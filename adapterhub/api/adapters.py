@@ -263,7 +263,8 @@ class WithAdapters(OpenedLibrary):
             license: an SPDX expression; default: the one that the folder's README names.
             prompt: how the adapter wants to be asked; default: what the folder says for certain, such as a Modelfile.
             base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
-            guess_base: False leaves the base unknown, until `pin`, where none is given.
+            guess_base: False leaves the base unknown, until `pin`, where none is given; also that of a folder trained
+                from a local path.
             namespace: as in `acme/legal-qa`.
             metrics: figures of its training or evaluation, such as `{"eval_loss": 0.41}`; JSON values.
             progress: called with the bytes that were read since the last call.
@@ -315,6 +316,7 @@ class WithAdapters(OpenedLibrary):
                 namespace=namespace,
                 bump=bump,
                 variant=variant,
+                without_base=not guess_base,
                 progress=progress,
             )
         for note in (*ready.notes, *(found.notes if found else ())) if added.created else ():

@@ -101,6 +101,29 @@ def test_what_fits_none_says_what_to_type(adapt, tmp_path):
     assert "`adapt base add PATH` registers one, and `adapt base pin wide BASE` records it" in said
 
 
+@pytest.mark.parametrize("trained_from", ["./llama", "/home/ana/models/llama", "C:\\models\\llama", "~/llama"])
+def test_no_base_takes_a_folder_trained_from_a_local_path_and_later_checks_do_too(adapt, tmp_path, trained_from):
+    make_adapter(tmp_path / "qa", base=trained_from)
+    make_adapter(tmp_path / "py", base=trained_from, seed=2)
+    adapt.ok("base", "remove", "base-7b")
+
+    refused = adapt("add", "qa")
+    adapt.ok("add", "qa", "--no-base")
+    build = adapterhub.Library(tmp_path / "home").add(tmp_path / "py", guess_base=False).build
+
+    assert (refused.exit_code, "`add --no-base` leaves it unknown" in refused.stderr) == (16, True)
+    assert build.manifest.base.hints.hub_id is None
+    for checks in (("verify", "qa"), ("verify", "--all"), ("audit", "qa")):
+        said = adapt(*checks).stdout
+        assert ("[W_BASE_PATH]" in said or checks[0] == "audit", "[E_" in said) == (True, False), said
+    adapt.ok("push", "qa", "--to", "./share")
+    adapt.ok("remove", "qa", "--yes")
+    adapt.ok("install", "qa", "--from", "./share")
+    adapt.ok("base", "add", "./base", "--as", "base-7b")
+    adapt.ok("base", "pin", "qa", "base-7b")
+    assert base_of(adapt, "qa") == "base-7b"
+
+
 def test_without_any_base_and_with_no_base_nothing_is_guessed(adapt, tmp_path):
     make_adapter(tmp_path / "qa")
     make_adapter(tmp_path / "qb", seed=2)

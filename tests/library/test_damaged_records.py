@@ -56,6 +56,7 @@ PLACES: dict[str, str] = {
     "the remotes": "remotes.json",
     "the trusted keys": "trusted_keys.json",
 }
+SETTINGS = ("config.json", "remotes.json", "trusted_keys.json")
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "of another kind": lambda path: path.write_bytes(b"[5]"),
@@ -80,6 +81,23 @@ def test_it_is_named_with_its_remedy_and_the_other_checks_go_on(
     assert f"{path}: " in doctor.stdout
     assert "hint: " in doctor.stderr
     assert all(name in verified.stdout for name in ("one 1.0.0", "two 1.0.0"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_repair_goes_past_it_and_names_it(adapt: Adapt, tmp_path: Path, place: str) -> None:
+    path = next((tmp_path / "home").glob(PLACES[place]))
+    path.chmod(0o600)
+    path.write_bytes(b"{")
+    (tmp_path / "home" / "index.db").unlink()
+
+    planned, done = adapt("doctor", "--repair", "--dry-run"), adapt("doctor", "--repair", "--offline")
+
+    assert (planned.exit_code, done.exit_code) == (SOME_FAILED, SOME_FAILED)
+    assert f"not mended\t{path}\t" in planned.stdout
+    assert f"not mended\t{path}\t" in done.stdout
+    assert any(f"; {remedy}" in done.stdout for remedy in ("delete it", "mend the file")) or path.name in SETTINGS
+    assert "index rebuilt" in done.stdout
+    assert {"one", "two"} <= {row["name"] for row in adapt.json("list")}
 
 
 def test_a_sound_library_has_no_damaged_record(adapt: Adapt) -> None:

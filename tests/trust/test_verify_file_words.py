@@ -284,7 +284,8 @@ def test_notes_of_the_config_have_their_severity(folder: Path) -> None:
     assert (found["W_CONFIG_UNKNOWN_KEY"].severity, found["W_CONFIG_TYPE"].severity) == ("note", "note")
     assert (found["W_CONFIG_DEFAULT"].severity, found["W_CONFIG_DEFAULT"].where) == ("warning", CONFIG_FILE)
     path = "`base_model_name_or_path` is /home/x/base, a folder of its author's machine"
-    hint = "`adapt base add PATH --as NAME` registers the folder it was trained from; `--base NAME` names it"
+    hint = "`adapt base add PATH --as NAME` registers the folder it was trained from; `--base NAME` names it, "
+    hint += "and `add --no-base` leaves it unknown"
     assert found["E_CONFIG"] == error("E_CONFIG", CONFIG_FILE, path, "a hub id such as org/model", hint)
     named = {f.code: f for f in say("config", made, base_named=True)}
     assert "E_CONFIG" not in named

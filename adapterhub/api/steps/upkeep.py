@@ -123,8 +123,12 @@ def repair_store(
     dry_run: bool = False,
     offline: bool = False,
 ) -> list[Step]:
-    """Mend the store with bytes from where each adapter came from, from `places` and from servers."""
-    from adapterhub.library.upkeep.repair import repair
+    """Mend the store with bytes from where each adapter came from, from `places` and from servers.
+
+    Small records cannot be mended; the last steps name those that are damaged.
+    """
+    from adapterhub.api.steps.checking import record_findings
+    from adapterhub.library.upkeep.repair import Step, repair
 
     def find_source(origin: Origin) -> Source:
         if origin.is_server:
@@ -133,4 +137,8 @@ def repair_store(
             return session.place_source(origin.place, token=token)
         return open_source(Path(origin.place))
 
-    return repair(session.library, find_source, sources_from(session, tuple(places)), dry_run=dry_run)
+    steps = repair(session.library, find_source, sources_from(session, tuple(places)), dry_run=dry_run)
+    return steps + [
+        Step(action="not mended", path=session.root / one.where, detail=f"{one.message}; {one.hint}", is_mended=False)
+        for one in (record_findings(session.root) if session.root.exists() else ())
+    ]

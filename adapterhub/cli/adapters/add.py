@@ -127,7 +127,15 @@ def add(
                 base_sha256=ready.header.base_sha256,
             )
             own, about = found.about.name, ready.described(found.about)
-            added = library.add(ready.folder, about, base=found.record, bump=bump, variant=variant, progress=progress)
+            added = library.add(
+                ready.folder,
+                about,
+                base=found.record,
+                bump=bump,
+                variant=variant,
+                without_base=no_base,
+                progress=progress,
+            )
         for note in (*ready.notes, *found.notes) if added.created else ():
             session.out.note(note)
         if added.created and no_base:

@@ -49,10 +49,12 @@ def repair(
 ) -> list[Step]:
     """Mend what can be mended and return the steps; with `dry_run`, change nothing.
 
-    `sources` are tried after the place that offered a build.
+    `sources` are tried after the place that offered a build. Damaged records of bases are passed over.
     """
     if not library.root.exists():
         return []
+    library = Library(library.root)
+    library.bases.passes_over_damage = True
     if dry_run:
         return list(_Repair(library, find_source, sources, None).steps())
     with library.store.intent("doctor --repair") as intent:

@@ -72,7 +72,7 @@ def open_subject(
     """The adapter in `folder`, and findings; never raises for the content of the folder.
 
     Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
-    not read. `base_named`: the caller knows the base; its tensors or a manifest with a fingerprint imply it. `progress`
+    not read. `base_named`: the caller knows the base, or leaves it open; its tensors or a manifest imply it. `progress`
     gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, or those that fit
     into a given memory: later changes to the file have no effect, and `verify` does its other checks while they are
     hashed. `scanned` is an adapter whose numbers were read: if the weights in `folder` are the file that it holds open,
@@ -106,7 +106,8 @@ def open_subject(
         return None, [*findings, *differing(listing, manifest)]
     if base_tensors is not None and not isinstance(base_tensors, Mapping):
         base_tensors = {facts.name: facts for facts in base_tensors}
-    declares = manifest is not None and manifest.base.fingerprint is not None
+    # whoever made a manifest has chosen the base or left it open; while one is being made, `scanned` tells
+    is_told = manifest is not None and (scanned is None or scanned.base_named or manifest.base.fingerprint is not None)
     return Subject(
         folder=folder,
         listing=listing,
@@ -115,7 +116,7 @@ def open_subject(
         base_tensors=base_tensors,
         base_fingerprint=base_fingerprint,
         manifest=manifest,
-        base_named=base_named or base_tensors is not None or declares,
+        base_named=base_named or base_tensors is not None or is_told,
         progress=progress,
         _known=known,
     ), findings

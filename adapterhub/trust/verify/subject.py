@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Subject:
     """An adapter folder whose config and header could be read. `base_tensors` are by name, None when no base is given.
 
-    `base_named`: the caller knows the base, so a base path in the config does no harm. Digests and numbers, which take
-    time, are read once, when a check first needs them.
+    `base_named`: the caller knows the base or leaves it open, so a base path in the config does no harm. Digests and
+    numbers, which take time, are read once, when a check first needs them.
     """
 
     folder: Path

@@ -39,7 +39,10 @@ def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
     return AdapterConfig.parse(raw, where)
 
 
-_BASE_HINT: Final = "`adapt base add PATH --as NAME` registers the folder it was trained from; `--base NAME` names it"
+_BASE_HINT: Final = (
+    "`adapt base add PATH --as NAME` registers the folder it was trained from; `--base NAME` names it, and "
+    "`add --no-base` leaves it unknown"
+)
 
 
 def check(subject: Subject) -> Iterator[Finding]:
