@@ -86,7 +86,7 @@ def test_the_card_of_a_push_passes_the_check_and_names_the_base_by_its_id(server
     tags = api(server).model_info(f"{team}/qa-smol").tags
     assert (there.data.base_model, there.data.license, there.data.license_name) == ("org/model", "other", "asdf")
     assert "# My words" in there.text
-    assert f"adapt install {team}/qa-smol --remote {server.url}" in there.text
+    assert f"adapt install {team}/qa-smol==1.0.0 --remote {server.url}" in there.text  # the release that it describes
     assert {"base_model:org/model", "base_model:adapter:org/model"} <= set(tags)
     assert not any("/home/ann" in tag for tag in tags)
     upload(server, team, there.content)

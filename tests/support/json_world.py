@@ -53,11 +53,11 @@ _FACTS_OF = {
     "sbom": {"version"},
     "registry-move": {"bytes"},
     "registry-token-log": {"at", "actor"},
-    "registry-webhook-add": {"secret", "url"},
-    "registry-webhook-list": {"url"},
-    "registry-webhook-remove": {"url"},
-    "registry-webhook-test": {"event", "ended"},
-    "registry-webhook-deliveries": {"event", "ended"},
+    "registry-webhook-add": {"id", "secret", "url"},
+    "registry-webhook-list": {"id", "url"},
+    "registry-webhook-remove": {"id", "url"},
+    "registry-webhook-test": {"id", "event", "ended"},
+    "registry-webhook-deliveries": {"id", "event", "ended"},
     "export.router": {"threshold"},
     "route": {"cosine", "threshold"},
     "route.check": {"threshold"},
@@ -235,11 +235,11 @@ def _registry(w: World) -> None:
     w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
     with receiver() as got:
         network = ("--webhook-network", "127.0.0.0/8")
-        w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here, *network)
-        w.says("registry-webhook-test", "registry", "webhook", "test", "1", *here, *network)
+        hook = w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here, *network)["id"]
+        w.says("registry-webhook-test", "registry", "webhook", "test", hook, *here, *network)
     w.says("registry-webhook-list", "registry", "webhook", "list", *here)
-    w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", "1", *here)
-    w.says("registry-webhook-remove", "registry", "webhook", "remove", "1", *here)
+    w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", hook, *here)
+    w.says("registry-webhook-remove", "registry", "webhook", "remove", hook, *here)
     key = w.folder / "home" / "keys" / "ann.pub"
     w.says("registry-names", "registry", "names", TEAM, *here)
     w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
