@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import Digest, Json, parse_digest, strict_json
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, NotFound, SpecError, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import Malformed, SpecError, problem_list, shown
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.formats.meaning.model import MODEL, SIZE
 
@@ -103,10 +103,7 @@ def read_route(path: Path) -> Route:
     """
     where = shown(str(path), 200)
     hint = "`adapt route --base BASE --over NAME … -o FILE` makes one"
-    try:
-        raw = read_plain(path, MAX_BYTES)
-    except OSError as error:
-        raise NotFound(f"no routing file `{where}`: {error.strerror}", hint=hint) from None
+    raw = read_typed(path, MAX_BYTES, hint=hint)
     try:
         value = strict_json(raw, limit_bytes=MAX_BYTES)
     except ValueError as error:

@@ -150,13 +150,16 @@ class Session:
             NotFound: `project_dir` holds no project.
         """
         from adapterhub.core.disk.home import PROJECT_FILE
+        from adapterhub.core.disk.nearest import ensure_there
         from adapterhub.projects.project import find_project
 
         named = self.project_dir
         if named is None:
             return find_project(Path.cwd())
+        hint = f"`adapt init {named}` creates one"
+        ensure_there(named, NotFound, what="folder", hint=hint)
         if not (named / PROJECT_FILE).is_file():
-            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` creates one")
+            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=hint)
         return named
 
     @property

@@ -23,6 +23,15 @@ BASES = [
     ("base", "add"), ("base", "compare", "base-7b"), ("base", "show"), ("base", "export-record"),
     ("extract", "--base", "base-7b", "--rank", "2", "-o", "./x", "--tuned"), ("search", "x", "--base"),
 ]  # fmt: skip
+ROWS, RECIPE = "./data/row.jsonl", "./data/recip.toml"
+FILES = [
+    ("route", "--file", "./data/rout.json", "hi"), ("test", "legal-qa", "--tests", "./data/test.jsonl"),
+    ("run", "legal-qa", "--base", "base-7b", "--batch", ROWS), ("merge", "--recipe", RECIPE, "-o", "./x"),
+    ("test", "legal-qa", "--record", "--examples", ROWS),
+    ("merge", "legal-qa", "legal-qa", "--tune", ROWS), ("search", "--try", ROWS, "--base", "base-7b"),
+    ("serve", "--route", "./data/rout.json"),
+]  # fmt: skip
+PROJECTS = [("lock", "--project"), ("sync", "--project"), ("trust",)]
 FROM = [("install", "summarize"), ("upgrade", "summarize"), ("doctor", "--repair")]
 
 
@@ -30,6 +39,9 @@ FROM = [("install", "summarize"), ("upgrade", "summarize"), ("doctor", "--repair
 def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     folder = tmp_path_factory.mktemp("paths")
     make_sandbox(folder, filled=True)
+    (folder / "data").mkdir()
+    for name in ("route.json", "tests.jsonl", "rows.jsonl", "recipe.toml"):
+        (folder / "data" / name).touch()
     return Adapt(folder)
 
 
@@ -61,6 +73,25 @@ def test_a_file(adapt: Adapt) -> None:
     assert "did you mean `./loras/ink.safetensors`?" in said
     assert "no such file" in adapt.fails(NOT_FOUND, "install", "-r", "./nope.txt")
     assert "no such file" in adapt.fails(NOT_FOUND, "key", "trust", "x", "./nope.pub")
+
+
+@pytest.mark.parametrize("command", FILES, ids=" ".join)
+def test_a_file_that_an_option_names(adapt: Adapt, command: tuple[str, ...]) -> None:
+    [wrong] = [word for word in command if word.startswith("./data/")]
+    [right] = [path.name for path in (adapt.folder / "data").iterdir() if path.name.startswith(Path(wrong).stem)]
+
+    said = adapt.fails(NOT_FOUND, *command)
+
+    assert f"no such file: `{wrong.removeprefix('./')}`" in said
+    assert f"did you mean `./data/{right}`?" in said
+
+
+@pytest.mark.parametrize("command", PROJECTS, ids=" ".join)
+def test_a_folder_of_a_project(adapt: Adapt, command: tuple[str, ...]) -> None:
+    said = adapt.fails(NOT_FOUND, *command, "./dat")
+
+    assert "no such folder" in said
+    assert "did you mean `./data`?" in said
 
 
 def test_of_several_folders_the_others_are_added(adapt: Adapt) -> None:

@@ -520,7 +520,7 @@ def test_what_is_pinned_is_loaded_before_any_request_and_stays(make: Callable[..
     ("settings", "room", "told"),
     [
         ({"PRELOAD": "nothing"}, 4, "no adapter `nothing`"),
-        ({"TENANTS": "/nowhere"}, 4, "cannot read `/nowhere`"),
+        ({"TENANTS": "/nowhere"}, 4, "no such file: `/nowhere`"),
         ({"AUDIT_LOG": "/nowhere/log"}, 4, "cannot write the audit log"),
         ({"DENY": "../x"}, 4, "--deny"),
         ({}, 2, "tenants may have 3 adapters in memory together"),

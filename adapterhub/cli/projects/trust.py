@@ -9,6 +9,7 @@ import click
 
 from adapterhub.cli.options.params import Session, common
 from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import NotFound, UsageProblem
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def _project_folder(session: Session, folder: Path | None, *, revoke: bool) -> P
             session.need_project()  # raises NotFound
         assert found is not None
         return found
+    hint = f"`adapt init {folder}` creates a project there"
+    if not revoke:
+        ensure_there(folder, NotFound, what="folder", hint=hint)
     if not revoke and not (folder / PROJECT_FILE).is_file():
-        raise NotFound(f"`{folder}` has no `{PROJECT_FILE}`", hint=f"`adapt init {folder}` creates a project there")
+        raise NotFound(f"`{folder}` has no `{PROJECT_FILE}`", hint=hint)
     return folder

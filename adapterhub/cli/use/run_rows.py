@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import strict_json
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import AdapterHubError, Malformed, problem_list, shown
 from adapterhub.inference.answering import Choice, choice_from
 
 MAX_FILE_BYTES: Final = 256 << 20
@@ -98,12 +98,7 @@ def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
     if is_stdin:
         raw = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     else:
-        try:
-            raw = read_plain(path, MAX_FILE_BYTES)
-        except OSError as error:
-            raise NotFound(
-                f"cannot read `{where}`: {error.strerror}", hint=f"name a file with one JSON object per line: {_FORM}"
-            ) from None
+        raw = read_typed(path, MAX_FILE_BYTES, hint=f"name a file with one JSON object per line: {_FORM}")
     if len(raw) > MAX_FILE_BYTES:
         raise Malformed(f"{where}: larger than {MAX_FILE_BYTES >> 20} MB", hint="split the file")
     return raw

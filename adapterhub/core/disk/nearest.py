@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from adapterhub.core.errors import AdapterNotFound, shown
-
-if TYPE_CHECKING:
-    from adapterhub.core.errors import NotFound
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.errors import AdapterNotFound, NotFound, shown
 
 _MOST_LOOKED_AT: Final = 10_000
 _FILES: Final = (".safetensors", ".gguf", ".json", ".jsonl", ".pub", ".txt", ".toml")
 
 
-def ensure_there(path: Path, kind: type[NotFound] = AdapterNotFound, *, hint: str = "") -> None:
-    """Raise if nothing is at `path`; `hint` is for where nothing has a like name.
+def read_typed(path: Path, limit_bytes: int, *, hint: str = "") -> bytes:
+    """At most `limit_bytes + 1` bytes of a file that the user named, so that the caller can tell when it is too large.
+
+    Raises:
+        NotFound: there is no such file, or it is not a regular one that can be read.
+    """
+    ensure_there(path, NotFound, what="file", hint=hint)
+    try:
+        return read_plain(path, limit_bytes)
+    except OSError as error:
+        raise NotFound(f"cannot read `{shown(str(path), 200)}`: {error.strerror}", hint=hint) from None
+
+
+def ensure_there(path: Path, kind: type[NotFound] = AdapterNotFound, *, what: str = "", hint: str = "") -> None:
+    """Raise if nothing is at `path`, a file or folder; `hint` is for where nothing has a like name.
 
     Raises:
         NotFound: of the class `kind`; the hint offers the nearest path.
@@ -25,7 +36,7 @@ def ensure_there(path: Path, kind: type[NotFound] = AdapterNotFound, *, hint: st
     if os.path.lexists(path):
         return
     near = nearest(path)
-    what = "file" if path.suffix in _FILES else "folder"
+    what = what or ("file" if path.suffix in _FILES else "folder")
     raise kind(
         f"no such {what}: `{shown(str(path), 200)}`", hint=f"did you mean `{shown(near, 200)}`?" if near else hint
     )

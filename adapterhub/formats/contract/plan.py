@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import Malformed, problem_list, shown
 from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS, Bounds
 from adapterhub.formats.contract.contract import DEFAULT_RISE, Asked, Expect, LeaveAlone
 from adapterhub.formats.contract.demands import KEYS
@@ -63,10 +63,7 @@ def read_plan(path: Path) -> Plan:
         Malformed: it is no TOML, or breaks the form; names every problem with its place.
     """
     where = shown(str(path), 200)
-    try:
-        raw = read_plain(path, MAX_PLAN_BYTES)
-    except OSError as error:
-        raise NotFound(f"no file `{where}` with tests: {error.strerror}") from None
+    raw = read_typed(path, MAX_PLAN_BYTES)
     if len(raw) > MAX_PLAN_BYTES:
         raise Malformed(f"{where}: more than {MAX_PLAN_BYTES >> 20} MB of tests")
     try:

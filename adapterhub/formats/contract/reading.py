@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from adapterhub.core.digests import canonical_json, strict_json
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import CouldNotTell, Malformed, NotFound, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import CouldNotTell, Malformed, problem_list, shown
 from adapterhub.formats.contract.contract import FAMILY, SCHEMAS, Contract
 from adapterhub.formats.contract.reader import MAX_BYTES, MAX_DEPTH, MAX_LINE_BYTES, MAX_LINES, ContractReader
 from adapterhub.formats.documents import JSON_KINDS
@@ -68,11 +69,7 @@ def read_contract(path: Path) -> Contract:
         NotFound: there is no such file.
         Malformed, CouldNotTell: as `parse_contract`.
     """
-    try:
-        raw = read_plain(path, MAX_BYTES)
-    except OSError as error:
-        raise NotFound(f"no contract `{shown(str(path), 200)}`: {error.strerror}") from None
-    return parse_contract(raw, str(path))
+    return parse_contract(read_typed(path, MAX_BYTES), str(path))
 
 
 def contract_in(folder: Path) -> Contract | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_json
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import Malformed, problem_list, shown
 from adapterhub.formats.contract.contract import WRITERS, Contract, Expect, LeaveAlone
 from adapterhub.formats.contract.reader import MAX_BYTES, MAX_LINE_BYTES, MAX_LINES, ContractReader
 
@@ -50,11 +50,7 @@ def read_rules(path: Path) -> Rules:
         NotFound: there is no such file.
         Malformed: every problem with its line.
     """
-    try:
-        raw = read_plain(path, MAX_BYTES)
-    except OSError as error:
-        hint = "the policy `tests-never` of the project names it"
-        raise NotFound(f"no rules `{shown(str(path), 200)}`: {error.strerror}", hint=hint) from None
+    raw = read_typed(path, MAX_BYTES, hint="the policy `tests-never` of the project names it")
     reader, lines = ContractReader(), raw.split(b"\n")
     if len(raw) > MAX_BYTES or len(lines) > MAX_LINES:
         reader.say("the file", f"expected at most {MAX_BYTES >> 10} KiB and {MAX_LINES} lines")

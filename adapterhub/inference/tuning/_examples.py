@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from adapterhub.core.digests import strict_json
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import Malformed, problem_list, shown
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_LINE_BYTES: Final = 1 << 20
@@ -54,11 +54,7 @@ def read_examples(
         Malformed: it is too large, has no examples, or has invalid lines; names each line.
     """
     where = shown(str(path), 200)
-    try:
-        raw = read_plain(path, limit_bytes)
-    except OSError as error:
-        reason = f"no file `{where}` with examples: {error.strerror}"
-        raise NotFound(reason, hint=f"one JSON object a line: {_FORMS}") from None
+    raw = read_typed(path, limit_bytes, hint=f"examples are one JSON object a line: {_FORMS}")
     if len(raw) > limit_bytes:
         raise Malformed(f"{where}: more than {limit_bytes >> 20} MB of examples; a few dozen examples are enough")
     examples, problems = [], []

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import AdapterHubError, Malformed, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,10 +58,7 @@ class WatchedFile(Generic[_T]):
         return True
 
     def _read(self) -> _T:
-        try:
-            data = read_plain(self.path, LIMIT_BYTES)
-        except OSError as error:
-            raise NotFound(f"cannot read `{shown(str(self.path), 200)}`: {error.strerror}") from None
+        data = read_typed(self.path, LIMIT_BYTES)
         if len(data) > LIMIT_BYTES:
             raise Malformed(f"`{shown(str(self.path), 200)}` is larger than {LIMIT_BYTES:,} bytes")
         value = self._parse(data, self.path)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import NotFound, shown
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import NotFound
 from adapterhub.formats.documents import toml_of
 from adapterhub.formats.manifest import Manifest
 from adapterhub.weights.recipes.toml._reading import FORMAT, malformed, recipe_from, step_from
@@ -30,13 +30,7 @@ def read_recipe(path: Path) -> Recipe:
         NotFound: no such plain file.
         Malformed: not a recipe; lists every problem with its path.
     """
-    try:
-        raw = read_plain(path, LIMIT_BYTES)
-    except OSError as error:
-        raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}",
-            hint="`adapt show NAME --recipe` prints the recipe of a merge",
-        ) from None
+    raw = read_typed(path, LIMIT_BYTES, hint="`adapt show NAME --recipe` prints the recipe of a merge")
     return parse_recipe(raw, str(path))
 
 
