@@ -316,7 +316,7 @@ class WithAdapters(OpenedLibrary):
                 namespace=namespace,
                 bump=bump,
                 variant=variant,
-                without_base=not guess_base,
+                guess_base=guess_base,
                 progress=progress,
             )
         for note in (*ready.notes, *(found.notes if found else ())) if added.created else ():

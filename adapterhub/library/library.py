@@ -99,15 +99,15 @@ class Library(InstalledBuilds):
         namespace: str | None = None,
         bump: Bump | None = None,
         variant: bool = False,
-        without_base: bool = False,
+        guess_base: bool = True,
         progress: Progress | None = None,
     ) -> Added:
         """Install a PEFT output folder under the name and version in `description`.
 
         The manifest records the fingerprint of `base`. Without `base` it keeps the base that the config names as a
-        hint, and the fingerprint stays unknown until it is pinned; a config that names a folder needs `without_base`.
-        With `bump`, a name that has builds for this base gets its next version. With `variant`, a build of another rank
-        joins the version.
+        hint, and the fingerprint stays unknown until it is pinned; a config that names a folder is then refused, unless
+        `guess_base` is False: the caller leaves the base unknown. With `bump`, a name that has builds for this base
+        gets its next version. With `variant`, a build of another rank joins the version.
 
         Raises:
             RefusedAdapter: the findings give the reasons; nothing was stored.
@@ -120,7 +120,7 @@ class Library(InstalledBuilds):
         check_naming(bump, variant=variant)
         check_description(description)
         tensors = base.tensors if base else None
-        subject, findings = open_subject(folder, base_tensors=tensors, base_named=without_base, progress=progress)
+        subject, findings = open_subject(folder, base_tensors=tensors, base_named=not guess_base, progress=progress)
         if subject is None:
             raise refused(str(folder), findings)
         ensure_no_errors(str(folder), findings)

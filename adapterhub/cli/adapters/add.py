@@ -133,7 +133,7 @@ def add(
                 base=found.record,
                 bump=bump,
                 variant=variant,
-                without_base=no_base,
+                guess_base=not no_base,
                 progress=progress,
             )
         for note in (*ready.notes, *found.notes) if added.created else ():
