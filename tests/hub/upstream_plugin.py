@@ -15,15 +15,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
-import httpx
+import huggingface_hub
 import pytest
-from huggingface_hub import HfApi, constants, set_client_factory
-from huggingface_hub.utils import _detect_agent
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http
 
 GIVEN = json.loads(os.environ["UPSTREAM_SUITE"])
-OURS = httpx.URL(GIVEN["ENDPOINT_STAGING"])
+OURS = GIVEN["ENDPOINT_STAGING"]
 MARKERS = ("xet", "no_xet", "inference", "production", "deprecated", "git_lfs")
 PLACES = {
     "HF_HOME": "",
@@ -47,19 +47,41 @@ HOSTS = ("huggingface.co", "hub-ci.huggingface.co")
 """What some functions and tests name whatever the settings say."""
 
 
-def _to_our_registry(request: httpx.Request) -> None:
-    if request.url.host in HOSTS:
-        request.url = request.url.copy_with(scheme=OURS.scheme, host=OURS.host, port=OURS.port)
-        request.headers["Host"] = OURS.netloc.decode()
+def _at_ours(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(scheme="http", netloc=urlsplit(OURS).netloc)) if parts.hostname in HOSTS else url
 
 
-def _client() -> httpx.Client:
-    client = default_client_factory()
-    client.event_hooks["request"].append(_to_our_registry)
+def _client() -> Any:
+    """A client that sends to our registry what names another hub, of httpx2 or httpx."""
+    client = _http.default_client_factory()
+
+    def redirect(request: Any) -> None:
+        if request.url.host in HOSTS:
+            request.url = type(request.url)(_at_ours(str(request.url)))
+            request.headers["Host"] = request.url.netloc.decode()
+
+    client.event_hooks["request"].append(redirect)
     return client
 
 
-set_client_factory(_client)
+def _session() -> Any:
+    """The same, of requests."""
+    session = _http._default_backend_factory()
+    send = session.send
+
+    def redirected(request: Any, **options: Any) -> Any:
+        request.url = _at_ours(request.url)
+        return send(request, **options)
+
+    session.send = redirected
+    return session
+
+
+if hasattr(huggingface_hub, "set_client_factory"):
+    huggingface_hub.set_client_factory(_client)
+else:  # before 1.0
+    huggingface_hub.configure_http_backend(_session)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,7 +96,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name, below in PLACES.items():
         monkeypatch.setattr(constants, name, str(home / below) if below else str(home))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_EXPERIMENTAL_WARNING", True)
-    monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
+    with contextlib.suppress(ImportError):  # of some versions
+        detect = importlib.import_module("huggingface_hub.utils._detect_agent")
+        monkeypatch.setattr(detect, "_registry", detect._EMPTY_REGISTRY)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     with contextlib.suppress(ImportError, AttributeError):
@@ -108,6 +132,18 @@ def api() -> HfApi:
     return HfApi(endpoint=GIVEN["ENDPOINT_STAGING"], token=GIVEN["TOKEN"])
 
 
+def _new_name(repo_type: str) -> str:
+    return f"{repo_type}-{uuid.uuid4().hex[:6]}-{time.time_ns() // 100_000}"
+
+
+@pytest.fixture
+def new_repo_id(api: HfApi) -> Iterator[str]:
+    """The name of a model repository that a test makes, and that is removed after it."""
+    repo_id = f"{GIVEN['USER']}/{_new_name('model')}"
+    yield repo_id
+    api.delete_repo(repo_id, missing_ok=True)
+
+
 @pytest.fixture
 def repo_factory(api: HfApi) -> Iterator[RepoFactory]:
     """Makes repositories, and removes them after the test."""
@@ -116,8 +152,8 @@ def repo_factory(api: HfApi) -> Iterator[RepoFactory]:
     def make(repo_type: str = "model", **options: Any) -> Any:
         if repo_type == "space":
             options.setdefault("space_sdk", "gradio")
-        name = f"{repo_type}-{uuid.uuid4().hex[:6]}-{time.time_ns() // 100_000}"
-        url = api.create_repo(repo_id=name, repo_type=repo_type, **options)
+        options.setdefault("repo_id", _new_name(repo_type))
+        url = api.create_repo(repo_type=repo_type, **options)
         made.append((url.repo_id, repo_type))
         return url
 

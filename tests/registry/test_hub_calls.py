@@ -320,6 +320,22 @@ def test_a_repository_that_accepts_by_itself_gives_its_files_to_who_asks(server:
     assert reads(server, repo, bob) == 403
 
 
+@pytest.mark.usefixtures("online")
+def test_the_client_lists_and_answers_those_who_ask(server: Running, repo: str, bob: str) -> None:
+    from huggingface_hub import HfApi
+
+    gate(server, repo, "manual")
+    server.post(f"/{repo}/ask-access", {"why": "research"}, token=bob).raise_for_status()
+    api = HfApi(endpoint=server.url, token=server.token)
+
+    [request] = api.list_pending_access_requests(repo)
+    api.accept_access_request(repo, request.username)
+
+    assert (request.username, request.status, request.fields) == ("bob", "pending", {"why": "research"})
+    assert [one.username for one in api.list_accepted_access_requests(repo)] == ["bob"]
+    assert (list(api.list_pending_access_requests(repo)), reads(server, repo, bob)) == ([], 200)
+
+
 def test_an_owner_grants_access_to_a_user_who_did_not_ask(server: Running, repo: str, bob: str) -> None:
     gate(server, repo, "manual")
     path = f"/api/models/{repo}/user-access-request/grant"
