@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 from adapterhub_registry.database import conditions
+from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.counting import counted, tagged
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import GLANCED
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.meaning.vectors import make, model_place
+from adapterhub_registry.pages import search as search_page
 from adapterhub_registry.repos import search
-from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
+from adapterhub_registry.repos.adapter_search import AdapterQuery, ranked, search_adapters
 from adapterhub_registry.repos.adapters import follow_gate, write_words
 from adapterhub_registry.repos.search import Listing, Sort, list_repos
-from sqlalchemy import delete, select, text, true, update
+from sqlalchemy import delete, event, insert, select, text, true, update
 
 from adapterhub.formats.meaning.model import take_model
 from tests.registry import older_schemas
@@ -508,3 +510,34 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypa
     assert (without.rows, without.fits) == (page.rows, page.fits)
     assert narrow.rows == page.rows[:1]  # the nearest one that it looks at first is not for this caller
     database.close()
+
+
+@pytest.mark.parametrize(
+    "given", [{"sort": "newest"}, {"sort": "changed"}, {"sort": "downloads"}, {"q": "adapter number"}]
+)
+@pytest.mark.parametrize("yanked", [0, 3, conditions.FEW + 50])
+def test_a_list_of_what_was_yanked_begins_at_the_yanks(tmp_path: Path, given: dict[str, str], yanked: int) -> None:
+    database, read = Database(f"sqlite:///{tmp_path / 'registry.db'}"), []
+    fill(database, conditions.FEW + 100)
+    with database.begin() as connection:
+        named = {"version": "1.0", "version_key": "1", "tag": "v1.0", "commit_id": "", "digest": "", "created_at": 1}
+        yanks = [{"repo_id": n, "yanked_at": 5} for n in range(1, yanked + 1)]
+        connection.execute(insert(releases), [named | one for one in yanks] or [named | {"repo_id": 1}])
+        connection.execute(update(adapters).where(adapters.c.repo_id == 2).values(is_listed=False))
+        for number in range(1, 20):
+            write_words(connection, number)
+    with database.read() as connection:
+        event.listen(database.engine, "before_cursor_execute", lambda *told: read.append((told[2], told[3])))
+        asked = search_page._Wanted(given={"yanked": "yes"} | given)
+        page = search_page._page(connection, asked, Met([], {}), None, ranked)
+        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", told).all() for sql, told in list(read)]
+    database.close()
+
+    steps = [step[-1] for plan in plans for step in plan]
+    assert [
+        step for step in steps if step.startswith(("SCAN adapters", "SCAN repos", "SCAN wordings", "SCAN text"))
+    ] == []
+    names = {row.full_name for row in page.rows}
+    assert len(names) == min(yanked, 25 if "q" not in given else 19)  # of so many the words are known
+    if yanked == 3:
+        assert names == {"acme/a-1", "acme/a-2", "acme/a-3"}

@@ -74,11 +74,17 @@ class _Wanted:
         return self.given.get(name, "").strip()
 
     @property
+    def is_yanked(self) -> bool:
+        """Whether only adapters with a yanked version are wanted."""
+        return self.get("yanked") == "yes"
+
+    @property
     def order(self) -> Order:
         text = self.get("sort")
-        several = len(question_words(self.get("q"))) > 1
         if text == "relevance" or text not in get_args(Order):
-            return "relevance" if several else "newest"
+            # a list of what was yanked begins there: a ranking would go through all that has the words
+            several = len(question_words(self.get("q"))) > 1
+            return "relevance" if several and not self.is_yanked else "newest"
         return cast("Order", text)
 
     def url(self, **changed: str) -> str:
@@ -97,7 +103,7 @@ def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes 
     at = opened_cursor(registry, wanted.get("cursor") or None)
     with registry.db.read() as connection:
         visible = registry.repos.sight(caller)
-        is_meant = wanted.get("yanked") != "yes" and registry.nearest.serves(wanted.get("q"), "auto")
+        is_meant = wanted.order == "relevance" and registry.nearest.serves(wanted.get("q"), "auto")
         page = _page(connection, wanted, visible, at, registry.nearest.ranked if is_meant else ranked)
         found = lines(connection, page.rows, page.fits)
     position = page.next_cursor
@@ -144,7 +150,8 @@ def _rows(connection: Connection, wanted: _Wanted, visible: Met, at: str | None)
     is_newest = order.table is adapters
     narrow = narrowed(connection, conditions, is_ordered=is_newest)
     # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
-    same = repos.c.id if is_newest or narrow.is_few else Unindexed(repos.c.id)
+    is_few = narrow.is_few or wanted.is_yanked
+    same = repos.c.id if is_newest or is_few else Unindexed(repos.c.id)
     query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id)
     query = query.where(*visible.filters, _listed(wanted), *narrow.filters)
     if at is not None:
@@ -188,8 +195,8 @@ def _states(wanted: _Wanted) -> list[Condition]:
     verdict = {"passed": "PASS", "changed": "CHANGED"}.get(wanted.get("tested"))
     if verdict is not None:
         found.append(_tested(verdict))
-    if wanted.get("yanked") in {"yes", "no"}:
-        found.append(holding(releases, _YANKED, has=wanted.get("yanked") == "yes"))
+    if wanted.get("yanked") == "no":
+        found.append(holding(releases, _YANKED, has=False))
     return found
 
 
@@ -207,13 +214,16 @@ def _tested(verdict: str) -> Condition:
 
 
 def _listed(wanted: _Wanted) -> ColumnElement[bool]:
-    """The rows that a search shows; of those with a yanked version also ones without any other."""
-    return _WITH_OTHERS if wanted.get("yanked") == "yes" else adapters.c.is_listed
+    """The rows that a search shows; of those with a yanked version also ones without any other, which few have."""
+    return _WITH_YANKED if wanted.is_yanked else adapters.c.is_listed
 
 
 _other = adapters.alias()
 _LISTED: Final = exists().where(_other.c.repo_id == adapters.c.repo_id, _other.c.is_listed)
-_WITH_OTHERS: Final = or_(adapters.c.is_listed, and_(adapters.c.is_head, ~_LISTED))
+_WITH_YANKED: Final = and_(
+    adapters.c.repo_id.in_(select(releases.c.repo_id).where(_YANKED)),
+    or_(adapters.c.is_listed, and_(adapters.c.is_head, ~_LISTED)),
+)
 
 
 def _facets(wanted: _Wanted) -> tuple[Facet, ...]:
