@@ -9,16 +9,20 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
+import numpy as np
 import pytest
-from adapterhub_registry.database.db import adapters, repos
+from adapterhub_registry.database.db import Database, adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
 from adapterhub_registry.meaning import vectors
+from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.operations.commands import registry
 from click.testing import CliRunner
-from sqlalchemy import delete, func, select, update
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import delete, event, func, insert, select, update
 
 from adapterhub.distribution.hub import Hub, Search
-from adapterhub.formats.meaning.model import MODEL
+from adapterhub.formats.meaning.model import MODEL, SIZE
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.test_derived import weights
@@ -89,6 +93,67 @@ def test_vectors_go_with_their_builds(server: Running, tmp_path: Path) -> None:
         with other.registry.db.begin() as connection:
             vectors.forget_unnamed(connection)
         assert count(other) == 0
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('held')}/registry.db")
+    named = {"private": False, "created_by": "a", "created_at": 1, "modified_at": 1, "head": "0" * 40}
+    with database.begin() as connection:
+        for number in range(1, 5):
+            name = {"full_name": f"a/{number}", "namespace": "a", "folded": f"a/{number}", "folded_namespace": "a"}
+            connection.execute(insert(repos).values(id=number, **name, **named))
+    return database
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 1), st.booleans(), st.booleans()), max_size=12))
+def test_the_vectors_in_memory_follow_each_change_of_the_table(
+    database: Database, steps: list[tuple[int, int, bool, bool]]
+) -> None:
+    nearest = Nearest(Path())
+    with database.begin() as connection:
+        connection.execute(delete(meaning))
+    for repo, commit, comes, compares in steps:
+        build = {"repo_id": repo, "commit_id": f"{commit:040x}"}
+        vectors = np.random.default_rng(repo * 2 + commit).integers(-90, 90, (repo, SIZE), np.int8).tobytes()
+        with database.begin() as connection:
+            same = (meaning.c.repo_id == repo) & (meaning.c.commit_id == build["commit_id"])
+            connection.execute(delete(meaning).where(same))
+            if comes:
+                connection.execute(insert(meaning).values(**build, model=MODEL, vectors=vectors))
+        if compares:
+            nearest._compared_at = -1e9
+        with database.read() as connection:
+            builds, block = nearest._read(connection)
+            rows = connection.execute(select(meaning).order_by(meaning.c.id)).all()
+        starts = [*block._starts.tolist(), len(block._rows)]
+        held = [(build, block._rows[starts[at] : starts[at + 1]].tobytes()) for at, build in enumerate(builds)]
+        there = [((row.repo_id, row.commit_id), row.vectors) for row in rows]
+        live = [one for one in held if one[0] != (0, "")]
+        # what is gone may stay until they are compared; it is no build that anyone may see
+        assert live == there if compares else [one for one in live if one in there] == there
+        assert all(not any(data) for build, data in held if build == (0, ""))
+
+
+def test_a_new_build_has_no_other_vectors_read_again(database: Database) -> None:
+    nearest, read = Nearest(Path()), []
+    row = {"model": MODEL, "vectors": bytes(SIZE)}
+    with database.begin() as connection:
+        connection.execute(delete(meaning))
+        connection.execute(insert(meaning), [row | {"repo_id": n, "commit_id": "a" * 40} for n in (1, 2, 3)])
+    with database.read() as connection:
+        before = nearest._read(connection)[1]
+    with database.begin() as connection:
+        connection.execute(insert(meaning).values(**row, repo_id=4, commit_id="a" * 40))
+    with database.read() as connection:
+        event.listen(database.engine, "before_cursor_execute", lambda *told: read.append((told[2], told[3])))
+        builds, block = nearest._read(connection)
+        nearest._read(connection)
+        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given).all() for sql, given in list(read)]
+
+    assert [number for number, _ in builds] == [1, 2, 3, 4]
+    assert np.shares_memory(before._rows, block._rows)
+    assert not any(step[-1].startswith("SCAN") for plan in plans for step in plan)
 
 
 def asked(server: Running, q: str, *, token: str | None = None, **query: str) -> httpx.Response:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from adapterhub.formats.derived.algebra import Floats, Update
+from adapterhub.formats.derived.rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,13 +81,6 @@ def sketch_of(updates: AdapterUpdates, key: str = "") -> Sketch:
     return sketch
 
 
-class _Room:
-    """Memory for sketches, and whose rows are the last in it: only these may get more behind them."""
-
-    def __init__(self, numbers: NDArray[np.int8]) -> None:
-        self.numbers, self.owner = numbers, cast("Sketches | None", None)
-
-
 def _lengths(numbers: NDArray[np.int8]) -> NDArray[np.float32]:
     wide = numbers.astype("f4")
     lengths: NDArray[np.float32] = np.maximum(np.sqrt(np.einsum("ij,ij->i", wide, wide)), 1)
@@ -98,25 +92,23 @@ class Sketches:
 
     def __init__(self, packed: Sequence[bytes] | bytes) -> None:
         raw = packed if isinstance(packed, bytes) else b"".join(packed)
-        self.numbers: NDArray[np.int8] = np.frombuffer(raw, np.int8).reshape(-1, NUMBERS)
+        self._rows = Rows(np.frombuffer(raw, np.int8).reshape(-1, NUMBERS))
         self._lengths: NDArray[np.float32] | None = None
-        self._room: _Room | None = None
+
+    @property
+    def numbers(self) -> NDArray[np.int8]:
+        """The sketches as rows, [n, NUMBERS]."""
+        return self._rows.numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def with_more(self, packed: Sequence[bytes]) -> Sketches:
-        """These and some more. Both share their memory, which grows by an eighth where it is full."""
-        before, after = len(self), len(self) + len(packed)
-        room = self._room
-        if room is None or room.owner is not self or len(room.numbers) < after:
-            room = _Room(np.empty((after + after // 8 + _BLOCK, NUMBERS), np.int8))
-            room.numbers[:before] = self.numbers
-        room.numbers[before:after] = np.frombuffer(b"".join(packed), np.int8).reshape(-1, NUMBERS)
-        made = Sketches(b"")
-        made.numbers, made._room, room.owner = room.numbers[:after], room, made
+        """These and some more, in the same memory."""
+        made, more = Sketches(b""), Sketches(packed).numbers
+        made._rows = self._rows.with_more(more)
         if self._lengths is not None:
-            made._lengths = np.concatenate([self._lengths, _lengths(made.numbers[before:])])
+            made._lengths = np.concatenate([self._lengths, _lengths(more)])
         return made
 
     def cosines(self, packed: bytes) -> NDArray[np.float32]:

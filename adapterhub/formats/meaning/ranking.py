@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from adapterhub.formats.derived.rows import Rows
 from adapterhub.formats.meaning.model import SIZE
 
 if TYPE_CHECKING:
@@ -51,9 +52,28 @@ class Block:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
+        self._kept = Rows(np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE))
         self._counts = np.fromiter(map(len, kept), np.int64, len(kept)) // SIZE
         self._starts = np.cumsum(self._counts) - self._counts
-        self._rows = np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE)
+
+    @property
+    def _rows(self) -> NDArray[np.int8]:
+        return self._kept.numbers
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def with_more(self, kept: Sequence[bytes], room_for: int = 0) -> Block:
+        """These and some more, in the same memory; new memory has room for so many builds."""
+        made, more = Block([]), Block(kept)
+        made._kept = self._kept.with_more(more._rows, room_for * len(more._rows) // max(1, len(more)))
+        made._counts = np.concatenate([self._counts, more._counts])
+        made._starts = np.concatenate([self._starts, more._starts + len(self._rows)])
+        return made
+
+    def forget(self, at: int) -> None:
+        """Let the build at a place be far from every question; only a block from `with_more` can forget."""
+        self._rows[self._starts[at] : self._starts[at] + self._counts[at]] = 0
 
     def scores(self, question: NDArray[Any]) -> NDArray[Any]:
         """The nearness of each part of each build to a unit vector, one behind the other."""

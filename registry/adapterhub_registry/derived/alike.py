@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Row, func, select, true
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FLOOR: Final = 0.9
 """The least cosine in an answer. Below, sketches err too much, and each answer would tell more of their key."""
 DIGITS: Final = 2
+_COUNTED_S: Final = 60.0
+"""Sketches are counted when there is a later one, and this often: some go, and one may be of the same millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class KnownSketches:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _count: int = 0
     _last_ms: int = 0
+    _counted_at: float = -_COUNTED_S
     _at_last: set[str] = field(default_factory=set)
     _of_key: dict[str, _Known] = field(default_factory=dict)
 
@@ -58,16 +62,20 @@ class KnownSketches:
         return {known.digests[at]: round(float(found[at]), DIGITS) for at in near if known.digests[at] != digest}
 
     def _read(self, connection: Connection) -> dict[str, _Known]:
-        count, last_ms = connection.execute(select(func.count(), func.max(sketches.c.made_at))).one()
+        last_ms = connection.scalar(select(func.max(sketches.c.made_at))) or 0
         with self._lock:
-            if (count, last_ms or 0) == (self._count, self._last_ms):
+            if last_ms == self._last_ms and monotonic() < self._counted_at + _COUNTED_S:
+                return self._of_key
+            count = connection.scalar(select(func.count()).select_from(sketches)) or 0
+            self._counted_at = monotonic()
+            if (count, last_ms) == (self._count, self._last_ms):
                 return self._of_key
             since = _rows(connection, sketches.c.made_at >= self._last_ms)
             new = [row for row in since if row.digest not in self._at_last]
             if self._count + len(new) != count:  # some are gone, or were made again
                 self._of_key, new = {}, _rows(connection, true())
             self._of_key = _with(self._of_key, new)
-            self._count, self._last_ms = count, last_ms or 0
+            self._count, self._last_ms = count, last_ms
             self._at_last = {row.digest for row in (*since, *new) if row.made_at == self._last_ms}
             return self._of_key
 

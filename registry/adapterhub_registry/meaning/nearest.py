@@ -7,13 +7,12 @@ order.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import ColumnElement, Row, func, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.meaning.model import MODEL
@@ -22,6 +21,7 @@ from adapterhub.formats.relevance import MAX_QUESTION, MOST_RANKED, Matched
 from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.meaning_tables import meaning
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.meaning.vectors import has_model, model_place, parts
 from adapterhub_registry.repos.adapter_search import SHOWN, AdapterPage, Fit, start_of
@@ -32,16 +32,60 @@ if TYPE_CHECKING:
 
 _LOOKED_AT: Final = 8
 """So many times the builds that are needed are looked at first."""
+_AT_ONCE: Final = 2000
+"""So many rows are read at once, so that all of them are in memory once."""
+_COMPARED_S: Final = 60.0
+"""So often the rows in memory are compared with those of the table: some go, and one may come late."""
+_MINE: Final = meaning.c.model == MODEL
+_GONE: Final = (0, "")
 
 
-@dataclass(frozen=True, slots=True)
 class _Held:
-    """What was read of the table: up to which row, how many rows, which build is where, and all vectors."""
+    """The rows of the table that are in memory, the build and the vectors of each; only `block` is ever replaced.
 
-    last: int
-    count: int
-    builds: list[tuple[int, str]]
-    block: Block
+    A row that is gone stays in its place, as `_GONE`. Until that is known, it is no build that a caller may see.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.builds: list[tuple[int, str]] = []
+        self.last = 0
+        self._ids: list[int] = []
+        self._place_of: dict[tuple[int, str], int] = {}
+
+    def add(self, connection: Connection, which: ColumnElement[bool], room_for: int = 0) -> None:
+        """Read some rows, the first time with room for all."""
+        wanted = select(meaning).where(_MINE, which).order_by(meaning.c.id).execution_options(yield_per=_AT_ONCE)
+        for rows in connection.execute(wanted).partitions():
+            new, first = [(row.repo_id, row.commit_id) for row in rows], len(self.builds)
+            for build in self._place_of.keys() & new:  # made again
+                self._drop(build)
+            self._place_of |= {build: at for at, build in enumerate(new, first)}
+            self.block = self.block.with_more([row.vectors for row in rows], room_for)
+            self.builds += new
+            self._ids += [row.id for row in rows]
+            self.last = max(self.last, rows[-1].id)
+
+    def compare(self, connection: Connection) -> None:
+        """Drop the rows that the table no longer has, and read those that came late."""
+        there = set(connection.scalars(select(meaning.c.id).where(_MINE)))
+        for build, at in list(self._place_of.items()):
+            if self._ids[at] in there:
+                there.remove(self._ids[at])
+            else:
+                self._drop(build)
+        if there:
+            self.add(connection, among(meaning.c.id, there))
+
+    def _drop(self, build: tuple[int, str]) -> None:
+        at = self._place_of.pop(build)
+        self.builds[at] = _GONE
+        self.block.forget(at)
+
+    @property
+    def count(self) -> int:
+        """How many rows are there, as far as it is known."""
+        return len(self._place_of)
 
 
 class Nearest:
@@ -51,6 +95,7 @@ class Nearest:
         self._root = root
         self._lock = threading.Lock()
         self._held: _Held | None = None
+        self._compared_at = 0.0
 
     def serves(self, text: str | None, by: str) -> bool:
         """Whether to search for `text` by meaning: on demand, else for several words where this server has the model.
@@ -106,23 +151,23 @@ class Nearest:
 
         It looks at the nearest of all first. When too few of them are permitted, it looks at every one.
         """
-        held = self._read(connection)
-        scores = held.block.scores(self._encoder.vectors([text[:MAX_QUESTION]])[0])
+        builds, block = self._read(connection)
+        scores = block.scores(self._encoder.vectors([text[:MAX_QUESTION]])[0])
         permitted = select(adapters.c.repo_id, adapters.c.commit_id, repos.c.gated)
         permitted = permitted.join(repos, repos.c.id == adapters.c.repo_id).where(*wanted.filters)
         hits: list[tuple[int, float, int]] = []
-        for most in (_LOOKED_AT * needed, len(held.builds)):
-            every = most >= len(held.builds)
-            best = held.block.best(scores, most)
-            some = adapters.c.repo_id.in_([held.builds[at][0] for at, _, _ in best[: _LOOKED_AT * needed]])
+        for most in (_LOOKED_AT * needed, len(block)):
+            every = most >= len(block)
+            best = block.best(scores, most)
+            some = adapters.c.repo_id.in_([builds[at][0] for at, _, _ in best[: _LOOKED_AT * needed]])
             rows = connection.execute(permitted if every else permitted.where(some), wanted.given).all()
             gated = {(row.repo_id, row.commit_id): row.gated is not None for row in rows}
             hits = []
             for at, score, part in best:
-                build = held.builds[at]
+                build = builds[at]
                 if build in gated:
                     # a caller without access to the files behind a gate learns nothing of the examples in them
-                    fit = (held.block.of_description(scores, at), 0) if gated[build] else (score, part)
+                    fit = (block.of_description(scores, at), 0) if gated[build] else (score, part)
                     hits.append((build[0], *fit))
             hits.sort(key=lambda one: (-one[1], one[0]))
             # of the builds that it did not look at, none is nearer than the last one
@@ -132,21 +177,31 @@ class Nearest:
                 break
         return hits
 
-    def _read(self, connection: Connection) -> _Held:
-        """The vectors, read again when the table has others; new ones are added to those that are there."""
+    def _read(self, connection: Connection) -> tuple[list[tuple[int, str]], Block]:
+        """The builds and their vectors: rows that are new since the last time come behind those in memory."""
+        with self._lock:
+            if self._held is not None and (connection.scalar(_LAST) or 0) > self._held.last:
+                self._held.add(connection, meaning.c.id > self._held.last)
+            if self._held is None or monotonic() > self._compared_at + _COMPARED_S:
+                self._held = self._compared(connection, self._held)
+                self._compared_at = monotonic()
+            return self._held.builds, self._held.block
+
+    @staticmethod
+    def _compared(connection: Connection, held: _Held | None) -> _Held:
         from adapterhub.formats.meaning.ranking import Block  # noqa: PLC0415 - numpy, only for this search
 
-        mine = meaning.c.model == MODEL
-        state = select(func.coalesce(func.max(meaning.c.id), 0), func.count()).where(mine)
-        with self._lock:
-            last, count = connection.execute(state).one()
-            held = self._held
-            if held is not None and (held.last, held.count) == (last, count):
-                return held
-            rows: Sequence[Any] = connection.execute(select(meaning).where(mine).order_by(meaning.c.id)).all()
-            builds = [(row.repo_id, row.commit_id) for row in rows]
-            self._held = _Held(last, count, builds, Block([row.vectors for row in rows]))
-            return self._held
+        count = connection.scalar(_COUNT) or 0
+        if held is not None and held.count != count:
+            held.compare(connection)
+        if held is None or len(held.builds) > 2 * max(count, _AT_ONCE):  # most rows are gone
+            held = _Held(Block([]))
+            held.add(connection, true(), count)
+        return held
+
+
+_LAST: Final = select(func.max(meaning.c.id)).where(_MINE)
+_COUNT: Final = select(func.count()).where(_MINE)
 
 
 def _matched(row: Row[Any], part: int) -> Matched:
