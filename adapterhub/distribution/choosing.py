@@ -36,7 +36,8 @@ def candidates_of(
         if base not in judged:
             verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
             judged[base] = verdict, library.base_label(base)
-        found.append(_candidate(release, base, *judged[base], source, strange.get(release.digest, "")))
+        reason = strange.get((release.digest, release.repository), "")
+        found.append(_candidate(release, base, *judged[base], source, reason))
     return found
 
 
@@ -92,7 +93,7 @@ def first_fitting(
     for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
         releases = source.releases(spec)
         if source is not library:
-            library.yanks.saw(source.place, releases)
+            library.saw_yanks(source.place, releases)
         if source is library and admission.binds_any:
             installed = library.releases(spec)
             foreign = [one.build for one in installed if not admission.is_ours(one.build)]
@@ -107,7 +108,8 @@ def first_fitting(
             )
         except NoCompatibleRelease:
             continue
-        return next(r for r in releases if r.digest == resolution.chosen.digest), source, resolution
+        chosen = resolution.chosen.digest, resolution.chosen.repository
+        return next(r for r in releases if (r.digest, r.repository) == chosen), source, resolution
     if not everything:
         for build in foreign:
             admission.ensure_own_origin(build)

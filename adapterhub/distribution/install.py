@@ -161,7 +161,7 @@ def run_install(
             gate(plan.present.folder, plan.release)
         offered = Beside.at(source, plan.release) if source else None  # the last that a server may refuse
         if admitted is not None:
-            vouch(library, plan.present, plan.source.place, admitted)
+            vouch(library, plan.present, plan.source.place, plan.release.repository, admitted)
     else:
         admitted = admit(library, plan.release, plan.source, plan.asked, signatures)
         offered = Beside.at(source, plan.release) if source else None
@@ -174,7 +174,7 @@ def run_install(
     build = plan.present or (added.build if added else None)
     if build and offered is not None:
         if added or library.origins.of(build.manifest.digest) is None:
-            library.note_origin(build, plan.source.place)
+            library.note_origin(build, plan.source.place, plan.release.repository)
         offered.take(library, build)
         if plan.release.claimed_at:
             Repositories(library.root).bind(plan.release.claimed_at, build.full_name, plan.release.repository)
@@ -285,11 +285,11 @@ def vouched(library: Library, plan: InstallPlan, policy: GivenPolicy) -> Admitte
     return admitted
 
 
-def vouch(library: Library, build: Installed, place: str, admitted: Admitted) -> None:
-    """Record that `place` also offers an installed build, and keep its signature."""
+def vouch(library: Library, build: Installed, place: str, repository: str, admitted: Admitted) -> None:
+    """Record that a repository of `place` also offers an installed build, and keep its signature."""
     if admitted.signature is not None and read_signature(build.folder / SIGNATURE_FILE) is None:
         attach_signature(library.store, build.folder, admitted.signature)
-    library.note_origin(build, place)
+    library.note_origin(build, place, repository)
     admitted.remember()
 
 

@@ -125,7 +125,7 @@ def _of(library: Library, request: UpgradeRequest) -> Iterable[Offer]:
         except AdapterHubError as error:
             yield Offer(request=request, place=source.label, problem=error.message)
             continue
-        library.yanks.saw(source.place, releases)
+        library.saw_yanks(source.place, releases)
         if not releases:
             continue
         candidates = candidates_of(library, releases, request.wanted, source.label)

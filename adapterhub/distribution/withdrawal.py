@@ -149,7 +149,7 @@ def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: Requeste
         releases = [one for one in releases if one.digest.startswith(spec.digest_prefix)]
     if spec.base is not None and releases:
         chosen = choose(spec, candidates_of(library, releases, wanted, hub.label), wanted, ANY_RANK).chosen
-        releases = [one for one in releases if one.digest == chosen.digest]
+        releases = [one for one in releases if (one.digest, one.repository) == (chosen.digest, chosen.repository)]
     places = dict.fromkeys(hub.repository_of(release) for release in releases)
     if len(places) > 1:
         version = releases[0].manifest.version

@@ -13,6 +13,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.origins import address_in
 from adapterhub.library.transfer import Source
 
 _SERVERS_AT_ONCE: Final = 8
@@ -20,11 +21,17 @@ _SERVERS_AT_ONCE: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """A build that this library has from a server."""
+    """A build that this library has from a server; `repository` is "" where it is not known."""
 
     digest: Digest
     spec: AdapterSpec
     place: str
+    repository: str = ""
+
+    @property
+    def address(self) -> str:
+        """Whose word on the build counts."""
+        return address_in(self.place, self.repository)
 
 
 FindSource = Callable[[str], "Source | None"]
@@ -40,7 +47,8 @@ def withdrawn_builds(
         origin = library.origins.under(build.manifest.digest, build.full_name)
         if origin is not None and origin.is_server:
             spec = AdapterSpec.parse(f"{build.full_name}=={build.manifest.version}")
-            here.append(Here(digest=build.manifest.digest, spec=spec, place=origin.place))
+            digest, repository = build.manifest.digest, origin.repository
+            here.append(Here(digest=digest, spec=spec, place=origin.place, repository=repository))
     return withdrawn(library, here, find_source)
 
 
@@ -59,8 +67,9 @@ def withdrawn(
     """The reason of each of `builds` that its server has yanked, by its digest.
 
     Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
-    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it. `call` makes
-    the requests to the server at a URL, or leaves them out by raising an `AdapterHubError`.
+    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it, and there
+    only the repository that a build came from. `call` makes the requests to the server at a URL, or leaves them out by
+    raising an `AdapterHubError`.
     """
     by_place: dict[str, list[Here]] = {}
     admission = Admission(library)
@@ -78,9 +87,10 @@ def withdrawn(
         if not isinstance(hub, Hub):
             return
         here = by_place[place]
-        told = hub.hurried().yanked({one.digest: one.spec for one in here})
+        came_from = {one.digest: one.repository for one in here if one.repository}
+        told = hub.hurried().yanked({one.digest: one.spec for one in here}, came_from)
         for one in here:
-            library.yanks.note(one.digest, place, told.get(one.digest))
+            library.yanks.note(one.digest, one.address, told.get(one.digest))
 
     def ask_quietly(place: str) -> None:
         try:
@@ -91,5 +101,5 @@ def withdrawn(
     if by_place and find_source is not None:
         with ThreadPoolExecutor(_SERVERS_AT_ONCE) as pool:
             list(pool.map(ask_quietly, by_place))
-    found = {one.digest: library.yanks.reason(one.digest, one.place) for some in by_place.values() for one in some}
+    found = {one.digest: library.yanks.reason(one.digest, one.address) for some in by_place.values() for one in some}
     return {digest: reason for digest, reason in found.items() if reason is not None}

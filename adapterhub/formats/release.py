@@ -18,7 +18,8 @@ class Release:
     commit on another hub, the writing of the manifest in a directory, the arrival in a library. `base_hub_id` is the
     Hub id of the base, where the place knows it and the manifest need not. `repository` is the repository of a server
     that holds it, such as `acme/legal-qa-base-7b`; users may name the build by it. `claimed_at` is a server that
-    keeps no names: any repository there may claim the name of this build.
+    keeps no names: any repository there may claim the name of this build. `lost_name`: the server keeps names, and
+    lets other repositories release this one.
     """
 
     manifest: Manifest
@@ -29,6 +30,7 @@ class Release:
     base_hub_id: str = ""
     repository: str = ""
     claimed_at: str = ""
+    lost_name: bool = False
 
     @property
     def facts(self) -> Facts | Manifest:
@@ -72,6 +74,7 @@ class UnreadRelease(Release):
             "origin": origin,
         }
         told |= {"yanked": None, "published_at": published_at, "base_hub_id": "", "repository": "", "claimed_at": ""}
+        told["lost_name"] = False
         for name, value in told.items():
             object.__setattr__(self, name, value)
 

@@ -22,7 +22,7 @@ from adapterhub.library.intake.clashes import Namesakes
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_folders, folder_of_version
-from adapterhub.library.store.origins import Origins
+from adapterhub.library.store.origins import Origins, address_in
 from adapterhub.library.store.rows import BuildRow
 from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
@@ -158,10 +158,21 @@ class InstalledBuilds:
         )
 
     def yanked(self, build: Installed) -> str | None:
-        """Why the place that a build came from has yanked it, as far as was seen; None if it has not."""
+        """Why the repository that a build came from has yanked it, as far as was seen; None if it has not."""
         digest = build.manifest.digest
         said = self.yanks.places(digest)
-        return said.get(self.origins.place_of(digest, build.full_name)) if said else None
+        origin = self.origins.under(digest, build.full_name) if said else None
+        return said.get(origin.address) if origin else None
+
+    def saw_yanks(self, place: str, releases: Iterable[Release]) -> None:
+        """Remember what the repositories of `place` say of the builds that the library has."""
+        noted = self.yanks.noted()
+        for release in releases:
+            if release.yanked is not None or release.digest in noted:
+                origin = self.origins.under(release.digest, release.full_name)
+                # a build of an earlier version, of which only the place is known
+                repository = "" if origin is not None and not origin.repository else release.repository
+                self.yanks.note(release.digest, address_in(place, repository), release.yanked)
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """Open one file of a build."""

@@ -169,13 +169,14 @@ class Library(InstalledBuilds):
             checked_against = declared or base
             yield Staging(self.store, intent, release, lambda: self.publish_staged(intent, release, checked_against))
 
-    def note_origin(self, build: Installed, place: str) -> None:
-        """Record that `place`, a URL or an absolute path, offers `build`."""
+    def note_origin(self, build: Installed, place: str, repository: str = "") -> None:
+        """Record that `place`, a URL or an absolute path, offers `build`, and in which repository of a server."""
         with contextlib.suppress(NotAllowed):  # optional: an install that changes nothing also works read-only
             if Path(place).is_relative_to(self.place):  # a merge, whose folder is deleted at once
                 self.origins.record_made_here(build.manifest.digest, build.full_name)
                 return
-            self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
+            digest, name = build.manifest.digest, build.full_name
+            self.origins.record(Origin(adapter=digest, name=name, place=place, repository=repository))
 
     def publish_staged(
         self,

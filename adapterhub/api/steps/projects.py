@@ -164,7 +164,10 @@ def yanked_notices(library: Library, entries: Sequence[Locked], sources: Project
         return []
     from adapterhub.distribution.withdrawn import Here, withdrawn
 
-    here = [Here(digest=e.digest, spec=exact_spec(e), place=e.source.address) for e in locked]
+    here = [
+        Here(digest=e.digest, spec=exact_spec(e), place=e.source.address, repository=e.source.pin.get("repo", ""))
+        for e in locked
+    ]
     reasons = withdrawn(library, here, sources.server_at)
     return [yanked_notice(e.key, e.name, e.version, reasons[e.digest]) for e in locked if e.digest in reasons]
 

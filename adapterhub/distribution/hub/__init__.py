@@ -15,13 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, cast
 
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, strict_json
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    DigestMismatch,
+    NotAllowed,
+    RemoteUnreachable,
+    shown,
+)
 from adapterhub.core.hub_ids import COUNTED, COUNTER
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.plain import Contents, read_contents
@@ -31,7 +39,7 @@ from adapterhub.distribution.http.wire import Wire, file_path, is_missing
 from adapterhub.distribution.hub._ahead import look_ahead
 from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
 from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
-from adapterhub.distribution.hub._listing import Kinds, dates_of, refs_of, repositories_of
+from adapterhub.distribution.hub._listing import Kinds, dates_of, refs_of, repositories_of, repositories_tagged
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
 from adapterhub.distribution.hub._plain import plain_release
 from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag
@@ -106,7 +114,7 @@ class Hub:
         self._token, self._version = token or None, version or None
         self._wire = Wire(self.endpoint, self._token, version=self._version, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
-        self._places: dict[str, PublishedVersion] = {}
+        self._places: dict[tuple[Digest, str], PublishedVersion] = {}
         self._features: frozenset[str] | None = None
         self._feed: Wire | None = None
 
@@ -177,7 +185,7 @@ class Hub:
         """
         if spec.namespace is None:
             return []
-        found: dict[str, Release] = {}
+        found: dict[tuple[Digest, str], Release] = {}  # a copy has a signature and a yank of its own
         seen: set[str] = set()
         unfinished: list[str] = []
         for repo, of in repositories_of(self._wire, spec, keeps_names=not self._claimed_at):
@@ -185,7 +193,7 @@ class Hub:
                 continue
             seen.add(repo)
             for release in self._of_repository(repo, spec, of, unfinished):
-                found.setdefault(release.digest, release)
+                found.setdefault((release.digest, repo), release)
         if unfinished and not found:
             raise AdapterNotFound(
                 f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted, or "
@@ -195,6 +203,7 @@ class Hub:
         return list(found.values())
 
     def _of_repository(self, repo: str, spec: AdapterSpec, of: Kinds, unfinished: list[str]) -> Iterator[Release]:
+        has: dict[str, bool] = {}
         for place, manifest in self._with_manifests(self._places_in(repo)):
             if manifest is not None and place.version is None:
                 # Our push tags last: without a tag, the build is not published.
@@ -204,8 +213,19 @@ class Hub:
                 continue
             release = self._release(place, manifest, spec)
             if release is not None:
-                self._places.setdefault(release.digest, place)
-                yield release
+                self._places.setdefault((release.digest, repo), place)
+                name = release.manifest.name
+                if name not in has:
+                    has[name] = name == spec.name or self._may_release(repo, name)
+                yield replace(release, lost_name=not has[name])
+
+    def _may_release(self, repo: str, name: str) -> bool:
+        """Whether a repository may release an adapter of that name, as far as the server keeps names."""
+        namespace, _, own = repo.partition("/")
+        if own == name or self._claimed_at:
+            return True
+        with self._wire.plainly(f"list adapters of `{namespace}`"):
+            return repo in repositories_tagged(self._wire, namespace, f"adapter-name:{name}")
 
     def _places_in(self, repo: str) -> list[PublishedVersion]:
         return places_in(self._wire, repo, lists_versions="versions" in self.features)
@@ -275,7 +295,7 @@ class Hub:
         place = replace(told or PublishedVersion(repo=repo, commit=commit, version=None), version=spec.pinned_version)
         release = self._release(place, self._manifest(place), spec)
         if release is not None:
-            self._places[release.digest] = place
+            self._places[release.digest, repo] = place
         return release
 
     def published(self, namespace: str) -> list[Published]:
@@ -288,7 +308,7 @@ class Hub:
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build from `releases`, streamed from the server."""
-        place = self._places[release.digest]
+        place = self._place_of(release)
         path = file_path(place.repo, place.commit, entry.path)
         if (told := self._wire.ahead.told(path)) is not None:
             return io.BytesIO(told)
@@ -298,7 +318,7 @@ class Hub:
 
     def provenance(self, release: Release) -> Provenance:
         """The signature at the commit of a build; other files of the repository are ignored."""
-        place = self._places[release.digest]
+        place = self._place_of(release)
         return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
 
     @property
@@ -313,7 +333,7 @@ class Hub:
 
     def results(self, release: Release) -> list[bytes]:
         """The signed results on a build, unverified; none where the server does not answer, as no build needs them."""
-        place = self._places[release.digest]
+        place = self._place_of(release)
         if place.version is None:  # results are of versions
             return []
         with contextlib.suppress(AdapterHubError):
@@ -333,20 +353,30 @@ class Hub:
                 refs_of(self._wire, repo)
         return sorted((place for place in places if place.version is not None), key=newest_last, reverse=True)
 
-    def yanked(self, builds: Mapping[Digest, AdapterSpec]) -> dict[Digest, str]:
+    def yanked(
+        self, builds: Mapping[Digest, AdapterSpec], came_from: Mapping[Digest, str] = MappingProxyType({})
+    ) -> dict[Digest, str]:
         """The reason of each build that this server has yanked, by its digest; `builds` gives the name and version.
 
-        Our registry answers for 50 builds in one request; on other servers, each name takes a few.
+        Only the repository that a build came from has a say in it. Where `came_from` lacks it, each that may supply
+        the name has. Our registry answers for 50 builds in one request; on other servers, each name takes a few.
         """
+        found: dict[Digest, str] = {}
+        asked = builds
         if "yanked" in self.features:
-            return yanked_on_registry(self._wire, builds)
+            told = list(yanked_on_registry(self._wire, builds))
+            found = {digest: reason for digest, repo, reason in told if came_from.get(digest) == repo}
+            # its repository has another name now, or is not known, or a stranger holds the same bytes
+            asked = {digest: builds[digest] for digest, *_ in told if digest not in found}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            reasons = pool.map(self._reason_of, builds, builds.values())
-        return {digest: reason for digest, reason in zip(builds, reasons, strict=True) if reason is not None}
+            reasons = pool.map(lambda digest: self._reason_of(digest, asked[digest], came_from.get(digest)), asked)
+            found |= {digest: reason for digest, reason in zip(asked, reasons, strict=True) if reason is not None}
+        return found
 
-    def _reason_of(self, digest: Digest, spec: AdapterSpec) -> str | None:
-        """Why a build of this version is yanked in one of the repositories that may have it."""
-        for repo in dict(repositories_of(self._wire, spec, keeps_names=False)):
+    def _reason_of(self, digest: Digest, spec: AdapterSpec, repository: str | None) -> str | None:
+        """Why a build of this version is yanked in its repository, or in one of those that may have it."""
+        named = () if repository else repositories_of(self._wire, spec, keeps_names=not self._claimed_at)
+        for repo in dict(named) or [repository or spec.full_name]:
             for place in self._places_in(repo):
                 if place.yanked is None or place.version is None or not spec.matches(place.version):
                     continue
@@ -368,7 +398,15 @@ class Hub:
     def alias(self, spec: AdapterSpec) -> Alias | None:
         """The alias that the `@word` of a spec is here; see `moving.HasAliases`."""
         found = self.aliases.find(spec)
-        return found.alias if found else None
+        if found is None:
+            return None
+        adapter = found.alias.adapter
+        if adapter != spec.full_name and not self._may_release(found.repo, adapter.partition("/")[2]):
+            raise NotAllowed(
+                f"`{spec}`: `{found.repo}` may not release `{adapter}` on {self.endpoint} any more",
+                hint=f"`adapt install {adapter}` takes it from where it is now; a digest names the old build",
+            )
+        return found.alias
 
     def hurried(self) -> Hub:
         """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
@@ -387,9 +425,12 @@ class Hub:
         return events_since(self._feed, since, wait_s)
 
     # ------------------------------------------------------------ other
+    def _place_of(self, release: Release) -> PublishedVersion:
+        return self._places[release.digest, release.repository]
+
     def repository_of(self, release: Release) -> tuple[str, str]:
         """Repository and commit of a build from `releases`."""
-        place = self._places[release.digest]
+        place = self._place_of(release)
         return place.repo, place.commit
 
     def contents(self, release: Release) -> Contents:

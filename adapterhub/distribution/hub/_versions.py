@@ -163,9 +163,12 @@ def _published(item: dict[str, Any], namespace: str) -> Published:
     )
 
 
-def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> dict[Digest, str]:
-    """The reason of each of `builds` that a registry has yanked in the namespace of its name; 50 in one request."""
-    digests, found = list(builds), {}
+def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> Iterator[tuple[Digest, str, str]]:
+    """Each of `builds` that a registry has yanked in the namespace of its name, with repository and reason.
+
+    It answers for 50 builds in one request.
+    """
+    digests = list(builds)
     for start in range(0, len(digests), _ASKED_AT_ONCE):
         asked = [hex_of(digest) for digest in digests[start : start + _ASKED_AT_ONCE]]
         with wire.plainly("list of yanked releases"):
@@ -174,11 +177,10 @@ def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> dict
             for one in told["releases"]:
                 digest, repo, reason = parse_digest(one["digest"]), str(one["repo"]), str(one["yanked"]["reason"])
                 if digest in builds and builds[digest].namespace == repo.partition("/")[0]:
-                    found[digest] = shown(reason, SHOWN_REASON_CHARACTERS)
+                    yield digest, repo, shown(reason, SHOWN_REASON_CHARACTERS)
         except (KeyError, TypeError, ValueError) as error:
             text = shown(repr(error), 160)
             raise RemoteUnreachable(f"{wire.endpoint} sent no list of yanked releases: {text}") from None
-    return found
 
 
 def reasons_at(wire: Wire, repo: str, commit: str, *, taken_back: bool = False) -> dict[str, str]:

@@ -137,7 +137,11 @@ def _in_repository(spec: AdapterSpec, candidates: Sequence[Candidate]) -> list[C
 
 
 def _merged(copies: Sequence[Candidate]) -> Candidate:
-    """One candidate for copies of the same bytes; known bases, yanks and earlier dates win."""
+    """One candidate for copies of the same bytes; known bases, yanks and earlier dates win.
+
+    A copy in a repository that may not supply the name says nothing, unless all are in such ones.
+    """
+    copies = [copy for copy in copies if not copy.strange] or copies
     if len(copies) == 1:
         return copies[0]
     best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))

@@ -7,7 +7,7 @@ consent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -80,11 +80,19 @@ def _places(value: object) -> _Places:
     return places
 
 
-def strangers(library: Library, releases: Iterable[Release]) -> dict[Digest, str]:
-    """The reason against each of `releases` that comes from another repository than its name does."""
+def strangers(library: Library, releases: Sequence[Release]) -> dict[tuple[Digest, str], str]:
+    """The reason against each of `releases` from another repository than its name, by digest and repository."""
     offered = [release for release in releases if release.claimed_at]
     there = {release.repository for release in offered}
-    known, told = Repositories(library.root), {}
+    known = Repositories(library.root)
+    told = {}
+    for release in releases:
+        if release.lost_name and release.repository not in library.accepted:
+            repository = shown(release.repository)
+            told[release.digest, release.repository] = (
+                f"from `{repository}`, which may not release `{shown(release.full_name)}` any more; "
+                f"`adapt install {repository} --accept-repository {repository}` takes it from there"
+            )
     for release in offered:
         name, repository = release.full_name, release.repository
         if repository == name or repository in library.accepted:
@@ -95,7 +103,7 @@ def strangers(library: Library, releases: Iterable[Release]) -> dict[Digest, str
         if repository.lower() == f"{name}-{library.base_label(release.facts.base)}".lower():
             continue  # the repository for this base, by the alias that it has here
         owner = min(bound, default=name)
-        told[release.digest] = (
+        told[release.digest, repository] = (
             f"from `{shown(repository)}`, while `{shown(name)}` comes from `{shown(owner)}`; "
             f"`adapt install {shown(name)} --accept-repository {shown(repository)}` takes it from there, too"
         )

@@ -38,7 +38,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         except AdapterHubError as error:
             unknown, hint = error.message.splitlines()[0], error.hint
     if same:
-        library.yanks.saw(origin.place, same)
+        library.saw_yanks(origin.place, same)
     if same == []:
         message = f"{shown(origin.place, 200)} does not offer it any more as `{shown(origin.name)}`"
         yield _finding("W_GONE", "warning", message, hint="ask the operator of the server why it is gone")

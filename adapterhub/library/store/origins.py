@@ -1,12 +1,12 @@
 """The origins of installed builds, so that a damaged file can be fetched again by its digest.
 
-    origins/<64 hex of the manifest>.json               {"adapter", "name", "place"}
+    origins/<64 hex of the manifest>.json               {"adapter", "name", "place", "repository"}
     origins/<64 hex of the manifest>.<namespace>.json   an earlier one under another full name; `-` for none
 
-`place` is a URL or an absolute path; it is empty for a build that was made in this library, which has no origin. Bytes
-from there are hashed, so the record need not be trusted for them. For the
-name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
-(`admission.py`).
+`place` is a URL or an absolute path; it is empty for a build that was made in this library, which has no origin.
+`repository` is that of a server which the build came from; records of earlier versions lack it. Bytes from there are
+hashed, so the record need not be trusted for them. For the name it counts: under a namespace that the user gave to a
+server, a build answers only if it came from there (`admission.py`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,32 @@ def is_url(place: str) -> bool:
     return _URL.match(place) is not None
 
 
+def address_in(place: str, repository: str) -> str:
+    """A repository of a place, as one text; without a repository the place."""
+    return f"{place}/{repository}" if repository else place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """`name` is the full name under which `place`, a URL or an absolute path, offers the build `adapter`."""
+    """`name` is the full name under which `place`, a URL or an absolute path, offers the build `adapter`.
+
+    `repository` is where on a server; "" for a path, and where it is not known.
+    """
 
     adapter: Digest
     name: str
     place: str
+    repository: str = ""
 
     @property
     def is_server(self) -> bool:
         """Whether it is reached over a network; a directory is an absolute path."""
         return is_url(self.place)
+
+    @property
+    def address(self) -> str:
+        """The place, and the repository there where it is known: whose word on the build counts."""
+        return address_in(self.place, self.repository)
 
 
 class Origins:
@@ -61,6 +75,7 @@ class Origins:
 
     def _write(self, path: Path, origin: Origin) -> None:
         value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
+        value |= {"repository": origin.repository} if origin.repository else {}
         self._store.write(path, canonical_json(value), sync=False)
 
     def record_made_here(self, adapter: Digest, name: str) -> None:
@@ -113,4 +128,8 @@ def read_origin(path: Path) -> Origin:
     value = read_json(path)
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in _KEYS):
         raise ValueError(f"expected an object with the texts {', '.join(_KEYS)}")
-    return Origin(adapter=parse_digest(value["adapter"]), name=value["name"], place=value["place"])
+    repository = value.get("repository", "")
+    if not isinstance(repository, str):
+        raise ValueError("expected a text as `repository`")  # noqa: TRY004 - a file, not an argument
+    digest = parse_digest(value["adapter"])
+    return Origin(adapter=digest, name=value["name"], place=value["place"], repository=repository)

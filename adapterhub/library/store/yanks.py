@@ -1,25 +1,22 @@
 """Remembers which builds their servers have yanked, so that a command tells it again when the server does not answer.
 
-    yanked/<64 hex of the manifest>.json   {"adapter", "places": {url: reason}}
+    yanked/<64 hex of the manifest>.json   {"adapter", "places": {address: reason}}
 
-A record counts for a build only if it came from that place: no other server can withdraw it.
+An address is a URL with the repository. A record counts for a build only if it came from there: no other server can
+withdraw it, nor can another repository that holds the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest, canonical_json, hex_of
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import NotAllowed
 from adapterhub.library.store.blobs import Store
-
-if TYPE_CHECKING:
-    from adapterhub.formats.release import Release
 
 
 class Yanks:
@@ -28,16 +25,9 @@ class Yanks:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def reason(self, adapter: Digest, place: str) -> str | None:
-        """Why `place` yanked a build, as far as was seen; "" without a reason, None if it did not."""
-        return self.places(adapter).get(place)
-
-    def saw(self, place: str, releases: Iterable[Release]) -> None:
-        """Remember what `place` says of the builds that the library has."""
-        noted = self.noted()
-        for release in releases:
-            if release.yanked is not None or release.digest in noted:
-                self.note(release.digest, place, release.yanked)
+    def reason(self, adapter: Digest, address: str) -> str | None:
+        """Why a build was yanked at `address`, as far as was seen; "" without a reason, None if it was not."""
+        return self.places(adapter).get(address)
 
     def noted(self) -> set[str]:
         """The digests of the builds that some place was seen to have yanked; one read of a folder."""
@@ -47,15 +37,15 @@ class Yanks:
             return set()
         return {f"sha256:{name.removesuffix('.json')}" for name in names}
 
-    def note(self, adapter: Digest, place: str, reason: str | None) -> None:
-        """Remember that `place` yanked a build of this library; with None, that it did not."""
+    def note(self, adapter: Digest, address: str, reason: str | None) -> None:
+        """Remember that a build of this library was yanked at `address`; with None, that it was not."""
         if not self._store.has_manifest(adapter):
             return
         places = dict(self.places(adapter))
         before = dict(places)
-        places.pop(place, None)
+        places.pop(address, None)
         if reason is not None:
-            places[place] = reason
+            places[address] = reason
         if places == before:
             return
         path = self._path(adapter)
@@ -67,7 +57,7 @@ class Yanks:
                     path.unlink(missing_ok=True)
 
     def places(self, adapter: Digest) -> Mapping[str, str]:
-        """The reason of each place that was seen to have yanked a build."""
+        """The reason of each address where a build was seen to be yanked."""
         try:
             value = read_json(self._path(adapter))
         except (OSError, ValueError):

@@ -165,7 +165,7 @@ class _Search:
                 releases = [one for one in source.releases(self._spec) if self._may_be_from(source, one)]
                 candidates = self._with_yanks(candidates_of(library, releases, self._judged, source.label))
                 if source is not library:
-                    library.yanks.saw(source.place, releases)
+                    library.saw_yanks(source.place, releases)
                 remote = "" if source is library else remote_of(project, source.place)
                 self._offers.append(_Offer(source, remote, releases, candidates))
             if self._offers[number].candidates:
@@ -174,7 +174,7 @@ class _Search:
     def _with_yanks(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates; what an earlier place has yanked is yanked here, too."""
         for one in candidates:
-            if one.yanked is not None:
+            if one.yanked is not None and not one.strange:
                 self._yanked.setdefault(one.digest, one.yanked)
         if not self._yanked:
             return list(candidates)
@@ -211,7 +211,8 @@ class _Search:
             if other.remote != offer.remote:
                 elsewhere.setdefault(other.remote, theirs.chosen)
         notice = other_remotes_notice(self._wanted, (offer.remote, resolution.chosen), elsewhere)
-        release = next(r for r in offer.releases if r.digest == resolution.chosen.digest)
+        chosen = resolution.chosen.digest, resolution.chosen.repository
+        release = next(r for r in offer.releases if (r.digest, r.repository) == chosen)
         if offer.source is self._asking.library:
             place = self._asking.library.folder_for(release.manifest, release.namespace)
             Admission(self._asking.library).ensure_usable(self._asking.library.read_build(place))

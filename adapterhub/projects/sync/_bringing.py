@@ -204,8 +204,8 @@ def _take(
     copied = copy(release, source, destination, progress, signature=admitted.signature if admitted else None)
     build = locked_build(library, entry)
     if build is not None and offered is not None:
-        library.note_origin(build, source.place)
-        library.yanks.saw(source.place, [release])
+        library.note_origin(build, source.place, release.repository)
+        library.saw_yanks(source.place, [release])
         offered.take(library, build)
     if destination.added is not None:
         warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]

@@ -39,7 +39,7 @@ def look_for_yanks(
         spec = AdapterSpec.parse(label)
         origin = library.origins.under(digest, spec.full_name)
         if origin is not None and origin.is_server:
-            here.append(Here(digest=digest, spec=spec, place=origin.place))
+            here.append(Here(digest=digest, spec=spec, place=origin.place, repository=origin.repository))
     found = withdrawn(library, here, find_source, call=remotes.call)
     for build in here:
         if build.digest in found:
