@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,18 @@ def chosen(server: Running, library: Library, text: str) -> str:
     ).release.digest
 
 
-def names(server: Running, namespace: str = "acme") -> list[tuple[str, str, bool]]:
+def names(server: Running, namespace: str = "acme") -> list[tuple[str, str]]:
     told = httpx.get(f"{server.url}/api/adapt/v1/namespaces/{namespace}/names").raise_for_status().json()["names"]
-    return [(one["name"], one["repo"], one["granted"]) for one in told]
+    return [(one["name"], one["repo"]) for one in told]
+
+
+def move(server: Running, by: str, repo: str, name: str = "legal") -> int:
+    """Give a name to a repository of acme; the status."""
+    return httpx.post(
+        f"{server.url}/api/adapt/v1/namespaces/acme/names",
+        json={"name": name, "repo": repo},
+        headers={"Authorization": f"Bearer {by}"},
+    ).status_code
 
 
 # ---------------------------------------------------------------- the registry
@@ -71,12 +79,12 @@ def test_a_strange_repository_never_releases_a_name_that_has_an_owner(
     sandbox = token(server, "acme/sandbox")
 
     for version in ("1.0.0", "1.0.1", "9.0"):
-        with pytest.raises(NotAllowed, match="belongs to repository `acme/legal`"):
+        with pytest.raises(NotAllowed, match="belongs to those who may write `acme/legal`"):
             push("legal", "acme/sandbox", version=version, by=sandbox)
 
     empty = Library(tmp_path / "empty")
     assert {chosen(server, empty, text) for text in ("acme/legal", "acme/legal==1.0.0", "acme/legal>=1")} == {mine}
-    assert names(server) == [("legal", "acme/legal", True)]
+    assert names(server) == [("legal", "acme/legal")]
     got(server, empty, "acme/legal")
     assert [offer.has_newer for offer in offers(empty, [request_for(server, empty)])] == [False]
     following = push("legal", "acme/legal", version="1.0.1")  # a version that the stranger tried
@@ -84,20 +92,37 @@ def test_a_strange_repository_never_releases_a_name_that_has_an_owner(
     assert got(server, empty, "acme/legal") == following
 
 
-def test_who_was_only_first_loses_a_name_to_its_owner(server: Running, push: Push, tmp_path: Path) -> None:
+def test_who_has_lost_a_name_releases_it_no_more_and_installs_as_it_no_more(
+    server: Running, push: Push, tmp_path: Path
+) -> None:
     sandbox, empty = token(server, "acme/sandbox"), Library(tmp_path / "empty")
-    strange = push("legal", "acme/sandbox", version="3.0", by=sandbox)
-    first = chosen(server, empty, "acme/legal")
+    lost = push("legal", "acme/sandbox", version="3.0")
+    first = chosen(server, empty, "acme/sandbox")
+    alias(server, "acme/sandbox", "3.0")
 
     mine = push("legal", "acme/legal")
+    move(server, server.token, "acme/legal")
     with pytest.raises(NotAllowed, match="belongs to"):
         push("legal", "acme/sandbox", version="4.0", by=sandbox)
     # the card of a repository without a manifest gives no name either
     put(server, sandbox, "README.md", b"---\ntags: ['adapter-name:legal', peft]\n---\n")
 
-    assert (first, chosen(server, empty, "acme/legal")) == (strange, mine)
-    assert names(server) == [("legal", "acme/legal", True)]
-    assert chosen(server, empty, "acme/sandbox") == strange
+    assert (first, chosen(server, empty, "acme/legal")) == (lost, mine)
+    assert names(server) == [("legal", "acme/legal")]
+    for text in ("acme/sandbox", "acme/sandbox==3.0", "acme/sandbox>=1"):
+        with pytest.raises(
+            NoCompatibleRelease, match=r"may not release `acme/legal`.*--accept-repository acme/sandbox"
+        ):
+            got(server, empty, text)
+    with pytest.raises(NotAllowed, match="may not release `acme/legal`"):
+        Hub(endpoint=server.url, token=None).alias(AdapterSpec.parse("acme/sandbox@prod"))
+    assert list(empty.installed()) == []
+    assert chosen(server, empty, f"acme/sandbox#{lost}") == lost
+    assert got(server, empty, "acme/sandbox", accepted=("acme/sandbox",)) == lost
+
+
+def alias(server: Running, repo: str, version: str) -> None:
+    server.post(f"/api/adapt/v1/adapters/{repo}/aliases/prod", {"targets": [{"version": version}]}).raise_for_status()
 
 
 def put(server: Running, by: str, path: str, data: bytes) -> None:
@@ -107,67 +132,69 @@ def put(server: Running, by: str, path: str, data: bytes) -> None:
     HfApi(endpoint=server.url, token=by).create_commit("acme/sandbox", changes, commit_message="x")
 
 
-def test_a_repository_of_the_name_keeps_strangers_off_before_it_releases(server: Running, push: Push) -> None:
-    httpx.post(
-        f"{server.url}/api/repos/create",
-        json={"organization": "acme", "name": "legal"},
-        headers={"Authorization": f"Bearer {server.token}"},
-    ).raise_for_status()
+def test_a_stranger_learns_of_no_private_repository_by_a_name(server: Running, push: Push) -> None:
+    sandbox, answers = token(server, "acme/sandbox"), []
 
-    with pytest.raises(NotAllowed, match="belongs to repository `acme/legal`"):
-        push("legal", "acme/sandbox", by=token(server, "acme/sandbox"))
+    def attempt() -> None:
+        with pytest.raises(NotAllowed) as refused:
+            push("legal", "acme/sandbox", by=sandbox)
+        answers.append((refused.value.message, refused.value.hint))
 
-
-def test_a_removed_repository_leaves_its_name_to_its_owner(server: Running, push: Push, tmp_path: Path) -> None:
+    attempt()
+    made = {"organization": "acme", "name": "legal", "private": True}
+    server.post("/api/repos/create", made).raise_for_status()
+    attempt()  # beside a private repository of the name
     push("legal", "acme/legal")
-    httpx.request(
-        "DELETE",
-        f"{server.url}/api/repos/delete",
-        json={"organization": "acme", "name": "legal"},
-        headers={"Authorization": f"Bearer {server.token}"},
-    ).raise_for_status()
+    attempt()  # with a release
+    push("legal", "acme/secret", version="2.0")
+    server.send("PUT", "/api/models/acme/secret/settings", {"private": True}).raise_for_status()
+    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "legal"}).raise_for_status()
+    attempt()  # beside a private neighbour with the name, and the traces of a removed repository
+    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "secret"}).raise_for_status()
+    attempt()
 
-    with pytest.raises(NotAllowed, match="belongs to another repository"):
-        push("legal", "acme/sandbox", version="2.0", by=token(server, "acme/sandbox"))
-    mine = push("legal", "acme/other", version="2.0", by=token(server, "acme/*"))
+    assert len(set(answers)) == 1
+    assert names(server) == []
 
-    assert chosen(server, Library(tmp_path / "empty"), "acme/legal") == mine
+
+def test_a_holder_of_a_name_learns_the_name_of_no_removed_repository(server: Running, push: Push) -> None:
+    push("legal", "acme/secret", version="2.0")
+    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "secret"}).raise_for_status()
+    push("legal", "acme/legal-7b")
+
+    with pytest.raises(AdapterHubError, match=r"release 2\.0 of adapter `legal` in `acme` was removed") as refused:
+        push("legal", "acme/legal-7b", version="2.0", by=token(server, "acme/legal-7b"))
+
+    assert "secret" not in str(refused.value)
 
 
 def test_the_owner_of_a_name_releases_it_in_several_repositories(server: Running, push: Push) -> None:
     push("legal", "acme/legal-7b", by=token(server, "acme/*"))
     push("legal", "acme/legal-13b", version="2.0", by=token(server, "acme/legal*"))
 
-    assert names(server) == [("legal", "acme/legal-13b", True), ("legal", "acme/legal-7b", True)]
+    assert names(server) == [("legal", "acme/legal-13b"), ("legal", "acme/legal-7b")]
     push("legal", "acme/legal-13b", version="2.1", by=token(server, "acme/legal-13b"))
 
 
 def test_an_owner_of_the_namespace_moves_a_name(server: Running, push: Push, tmp_path: Path) -> None:
-    sandbox = token(server, "acme/sandbox")
-    push("legal", "acme/sandbox", by=sandbox)
+    sandbox, owner = token(server, "acme/sandbox"), token(server, "acme/*")
+    push("legal", "acme/sandbox", by=owner)
     push("other", "acme/next")
 
-    def move(by: str, repo: str) -> int:
-        return httpx.post(
-            f"{server.url}/api/adapt/v1/namespaces/acme/names",
-            json={"name": "legal", "repo": repo},
-            headers={"Authorization": f"Bearer {by}"},
-        ).status_code
-
-    assert [move(sandbox, "acme/sandbox"), move(token(server, "acme/*"), "bob/x")] == [403, 404]
-    assert move(token(server, "acme/*"), "acme/next") == 200
+    assert [move(server, sandbox, "acme/sandbox"), move(server, owner, "bob/x")] == [403, 404]
+    assert move(server, owner, "acme/next") == 200
 
     with pytest.raises(NotAllowed):
         push("legal", "acme/sandbox", version="2.0", by=sandbox)
     mine = push("legal", "acme/next", version="2.0", by=token(server, "acme/next"))
     assert chosen(server, Library(tmp_path / "empty"), "acme/legal") == mine
-    assert names(server) == [("legal", "acme/next", True), ("other", "acme/next", True)]
+    assert names(server) == [("legal", "acme/next"), ("other", "acme/next")]
 
 
 def test_a_moved_repository_brings_no_name_to_another_namespace(server: Running, push: Push) -> None:
     push("legal", "acme/legal")
     both = token(server, "mallory/*", "acme/sandbox")
-    push("legal", "mallory/x", by=both)
+    push("legal", "mallory/x")
 
     moved = httpx.post(
         f"{server.url}/api/repos/move",
@@ -176,47 +203,30 @@ def test_a_moved_repository_brings_no_name_to_another_namespace(server: Running,
     )
 
     assert moved.status_code == 403
-    assert names(server, "mallory") == [("legal", "mallory/x", True)]
+    assert names(server, "mallory") == [("legal", "mallory/x")]
 
 
 def test_an_alias_of_a_strange_repository_answers_for_no_name(server: Running, push: Push) -> None:
-    sandbox = token(server, "acme/sandbox")
-    push("legal", "acme/sandbox", version="3.0", by=sandbox)
+    push("legal", "acme/sandbox", version="3.0")
     push("legal", "acme/legal-7b")
-    httpx.post(
-        f"{server.url}/api/adapt/v1/adapters/acme/sandbox/aliases/prod",
-        json={"targets": [{"version": "3.0"}]},
-        headers={"Authorization": f"Bearer {sandbox}"},
-    ).raise_for_status()
+    move(server, server.token, "acme/legal-7b")
+    alias(server, "acme/sandbox", "3.0")
 
     assert Hub(endpoint=server.url, token=None).alias(AdapterSpec.parse("acme/legal@prod")) is None
 
 
-def test_of_two_repositories_that_release_a_name_at_one_moment_one_has_it(
-    server: Running, add: Callable[..., Added], tmp_path: Path
-) -> None:
-    done: dict[str, str] = {}
-    ready = threading.Barrier(2)
+def test_a_rewritten_history_gives_no_name(server: Running, push: Push) -> None:
+    from huggingface_hub import HfApi
 
-    def release(repo: str, home: Library, build: Added) -> None:
-        hub = Hub(endpoint=server.url, token=token(server, repo))
-        ready.wait()
-        try:
-            copy(Release(manifest=build.build.manifest, namespace=None, origin="home"), home, hub.to(repo))
-            done[repo] = "released"
-        except AdapterHubError as error:
-            done[repo] = type(error).__name__
+    lost = push("legal", "acme/sandbox")
+    push("legal", "acme/legal", version="2.0")
+    move(server, server.token, "acme/legal")
 
-    homes = {repo: Library(tmp_path / f"from-{repo[-1]}") for repo in ("acme/a", "acme/b")}
-    builds = {repo: add("legal", into=home, seed=ord(repo[-1]), known=False) for repo, home in homes.items()}
-    threads = [threading.Thread(target=release, args=(repo, homes[repo], builds[repo])) for repo in homes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    HfApi(endpoint=server.url, token=token(server, "acme/sandbox")).super_squash_history("acme/sandbox")
 
-    assert sorted(done.values()) == ["NotAllowed", "released"]
-    assert [(name, granted) for name, _, granted in names(server)] == [("legal", False)]
+    assert names(server) == [("legal", "acme/legal")]
+    told = httpx.get(f"{server.url}/api/adapt/v1/adapters/acme/sandbox/versions").raise_for_status().json()
+    assert [one["digest"] for one in told["versions"]] == [lost]
 
 
 # ---------------------------------------------------------------- a hub that keeps no names
@@ -227,7 +237,6 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Hub, "features", frozenset())
     monkeypatch.setattr(adapter_names, "check", lambda *_: None)
-    monkeypatch.setattr(adapter_names, "free", lambda *_: None)
 
 
 def got(server: Running, library: Library, text: str, *, accepted: tuple[str, ...] = ()) -> str:

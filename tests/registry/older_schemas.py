@@ -39,7 +39,8 @@ def make(url: str, revision: str) -> None:
 
 
 def undo_newest(connection: Connection) -> None:
-    """Take what the revisions from 0021 on added out of a new database: the keys of versions, reservations, names."""
+    """Take what the revisions from 0021 on added out of a new database: keys of versions, reservations, names, an index."""
+    connection.execute(text("DROP INDEX sketches_by_time"))
     for table in ("reservations", "adapter_names"):
         connection.execute(text(f"DROP TABLE {table}"))
     for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):

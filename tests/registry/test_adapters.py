@@ -262,7 +262,7 @@ def test_a_build_of_a_removed_repository_keeps_its_version_in_its_namespace(
     bury(shelf.connection, shelf.repo("acme/x"))
     shelf.connection.execute(delete(repos))
 
-    with pytest.raises(Refusal, match=r"1\.0\.0 of `acme/x` was removed and had other bytes"):
+    with pytest.raises(Refusal, match=r"1\.0\.0 of adapter `legal-qa` in `acme` was removed and had other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
     shelf.commit("acme/eight", built("legal-qa", rank=8, seed=3), tag="v1.0.0")
     shelf.commit("acme/named", built("tax-qa", rank=4, seed=3), tag="v1.0.0")

@@ -215,7 +215,6 @@ class HeldName(TypedDict):
 
     name: str
     repo: str
-    granted: Annotated[bool, "by someone who may write the repository of that name; otherwise it only was the first"]
 
 
 class User(TypedDict):

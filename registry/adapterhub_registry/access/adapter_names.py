@@ -1,8 +1,8 @@
 """Whose the name of an adapter is: what a manifest claims gives no right, the path of a repository does.
 
-`acme/legal` belongs to those who may write the repository of that name. They may release `legal` in other repositories
-of `acme`, too, such as one for each base. Anyone else may release it only in the repository that was first, and only
-until one of them releases it, makes a repository of that name, or moves the name.
+`acme/legal` belongs to those who may write the repository of that name, whether it exists or not. They may release
+`legal` in other repositories of `acme`, too, such as one for each base; these keep the name, until it is moved. Nobody
+else releases it, whatever other repositories there are: a refusal tells nothing of private ones.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Row, Select, delete, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
-from adapterhub_registry.database.db import lock_name, now_ms, repo_tags, repos, tombstones
+from adapterhub_registry.database.db import insert_new, lock_name, now_ms, repo_tags, repos
 from adapterhub_registry.database.name_tables import adapter_names
 from adapterhub_registry.errors import Refusal, forbidden
 
@@ -31,6 +31,11 @@ def nobody(_repo: str) -> bool:
     return False
 
 
+def anyone(_repo: str) -> bool:
+    """Everything may be written: of a head that was checked when it was committed."""
+    return True
+
+
 def check(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> None:
     """Raise unless a repository may release the adapter `name` of its namespace.
 
@@ -38,21 +43,12 @@ def check(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> 
         Refusal: 403.
     """
     full_name = f"{repo.namespace}/{name}"
-    if writes(full_name) or repo.full_name == full_name:
+    if writes(full_name) or repo.full_name == full_name or name in names_of(connection, repo.id):
         return
-    held = connection.execute(_holding(repo.namespace, name)).all()
-    if any(row.id == repo.id for row in held):
-        return
-    by_name = connection.execute(select(repos).where(repos.c.full_name == full_name)).one_or_none()
-    holders = [*([by_name] if by_name is not None else []), *held]
-    gone = (tombstones.c.namespace == repo.namespace) & (tombstones.c.full_name != repo.full_name)
-    gone &= or_(tombstones.c.name == name, tombstones.c.full_name == full_name)
-    if not holders and connection.scalar(select(tombstones.c.version).where(gone).limit(1)) is None:
-        return
-    public = next((f"repository `{row.full_name}`" for row in holders if not row.private), "another repository")
     raise forbidden(
-        f"the name `{full_name}` belongs to {public}, so `{repo.full_name}` cannot release it: rename the adapter, or "
-        f"use a token that may write `{full_name}`"
+        f"the name `{full_name}` belongs to those who may write `{full_name}`, so `{repo.full_name}` cannot release "
+        f"it: rename the adapter, use a token that may write `{full_name}`, or let an owner of `{repo.namespace}` give "
+        f"it the name: `adapt registry names {repo.namespace} {name} --to {repo.full_name}`"
     )
 
 
@@ -62,19 +58,9 @@ def claim(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> 
     Raises:
         Refusal: as `check`.
     """
-    lock_name(connection, f"adapter {repo.namespace}/{name}")  # of two that are first at one moment, one is
+    lock_name(connection, f"adapter {repo.namespace}/{name}")  # a move at the same moment comes before or after
     check(connection, repo, name, writes)
-    full_name = f"{repo.namespace}/{name}"
-    granted = writes(full_name) or repo.full_name == full_name
-    if granted:
-        free(connection, full_name)
-    _note(connection, repo, name, granted=granted)
-
-
-def free(connection: Connection, full_name: str) -> None:
-    """Take a name from a repository that was only first: someone with a right to it came."""
-    namespace, _, name = full_name.partition("/")
-    _drop(connection, namespace, name, adapter_names.c.granted.is_(False))
+    _note(connection, repo, name)
 
 
 def move(connection: Connection, namespace: str, name: str, target: str) -> None:
@@ -87,24 +73,26 @@ def move(connection: Connection, namespace: str, name: str, target: str) -> None
     repo = connection.execute(select(repos).where(mine)).one_or_none()
     if repo is None:
         raise Refusal(404, "RepoNotFound", f"`{shown(namespace)}` has no repository `{shown(target)}`; nothing changed")
-    lock_name(connection, f"adapter {repo.namespace}/{name}")
-    _drop(connection, repo.namespace, name, adapter_names.c.repo_id != repo.id)
-    _note(connection, repo, name, granted=True)
+    lock_name(connection, f"adapter {namespace}/{name}")
+    others = held(name, namespace).where(adapter_names.c.repo_id != repo.id)
+    gone = connection.scalars(others).all()
+    connection.execute(delete(repo_tags).where(repo_tags.c.repo_id.in_(gone), repo_tags.c.tag == f"{TAG}{name}"))
+    lost = (adapter_names.c.namespace == namespace) & (adapter_names.c.name == name) & adapter_names.c.repo_id.in_(gone)
+    connection.execute(delete(adapter_names).where(lost))
+    _note(connection, repo, name)
 
 
 def follow(connection: Connection, before: Row[Any], writes: Writes) -> None:
-    """Let a repository, whose row was `before`, keep its names under its new one; call it when it has that.
+    """Let a repository, whose row was `before`, keep its names in another namespace; call it when it is there.
 
     Raises:
         Refusal: as `check`, of a name in the new namespace.
     """
     repo = connection.execute(select(repos).where(repos.c.id == before.id)).one()
-    free(connection, repo.full_name)
     if repo.namespace == before.namespace:
         return
-    mine = adapter_names.c.repo_id == repo.id
-    names = connection.scalars(select(adapter_names.c.name).where(mine)).all()
-    connection.execute(delete(adapter_names).where(mine))
+    names = names_of(connection, repo.id)
+    connection.execute(delete(adapter_names).where(adapter_names.c.repo_id == repo.id))
     for name in names:
         claim(connection, repo, name, writes)
 
@@ -117,19 +105,18 @@ def names_of(connection: Connection, repo_id: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A name and a repository that may release it; one that is not `granted` only was the first."""
+    """A name and a repository that may release it."""
 
     name: str
     repo: str
-    granted: bool
 
 
 def held_in(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> list[Held]:
     """The names of a namespace with their visible repositories."""
-    wanted = select(adapter_names.c.name, repos.c.full_name, adapter_names.c.granted).join(repos)
+    wanted = select(adapter_names.c.name, repos.c.full_name).join(repos)
     wanted = wanted.where(adapter_names.c.namespace == namespace, visible)
     rows = connection.execute(wanted.order_by(adapter_names.c.name, repos.c.full_name)).all()
-    return [Held(name=row.name, repo=row.full_name, granted=row.granted) for row in rows]
+    return [Held(name=row.name, repo=row.full_name) for row in rows]
 
 
 def held(name: str, namespace: str) -> Select[Any]:
@@ -138,27 +125,8 @@ def held(name: str, namespace: str) -> Select[Any]:
     return select(adapter_names.c.repo_id).where(mine)
 
 
-def _holding(namespace: str, name: str) -> Select[Any]:
-    mine = (adapter_names.c.namespace == namespace) & (adapter_names.c.name == name)
-    return select(repos).join(adapter_names, adapter_names.c.repo_id == repos.c.id).where(mine).order_by(repos.c.id)
-
-
-def _note(connection: Connection, repo: Row[Any], name: str, *, granted: bool) -> None:
-    mine = {"namespace": repo.namespace, "name": name, "repo_id": repo.id}
-    key = [adapter_names.c[column] == value for column, value in mine.items()]
-    before = connection.scalar(select(adapter_names.c.granted).where(*key))
-    if before is None:
-        connection.execute(insert(adapter_names).values(**mine, granted=granted, created_at=now_ms()))
-    elif granted and not before:
-        connection.execute(adapter_names.update().where(*key).values(granted=True))
-    tagged = (repo_tags.c.repo_id == repo.id) & (repo_tags.c.tag == f"{TAG}{name}")
-    if connection.scalar(select(repo_tags.c.tag).where(tagged)) is None:
-        at = connection.scalars(select(repos.c.modified_at).where(repos.c.id == repo.id)).one()
-        connection.execute(insert(repo_tags).values(repo_id=repo.id, tag=f"{TAG}{name}", modified_at=at))
-
-
-def _drop(connection: Connection, namespace: str, name: str, which: ColumnElement[bool]) -> None:
-    mine = (adapter_names.c.namespace == namespace) & (adapter_names.c.name == name) & which
-    gone = connection.scalars(select(adapter_names.c.repo_id).where(mine)).all()
-    connection.execute(delete(adapter_names).where(mine))
-    connection.execute(delete(repo_tags).where(repo_tags.c.repo_id.in_(gone), repo_tags.c.tag == f"{TAG}{name}"))
+def _note(connection: Connection, repo: Row[Any], name: str) -> None:
+    row = {"namespace": repo.namespace, "name": name, "repo_id": repo.id, "created_at": now_ms()}
+    insert_new(connection, adapter_names, [row])
+    at = connection.scalars(select(repos.c.modified_at).where(repos.c.id == repo.id)).one()
+    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": f"{TAG}{name}", "modified_at": at}])

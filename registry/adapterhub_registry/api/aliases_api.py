@@ -103,11 +103,10 @@ class RollbackRequest(Question):
 
 
 class NameFacts(Answer):
-    """The name of an adapter, and a repository that may release it; one that is not `granted` only was the first."""
+    """The name of an adapter, and a repository that may release it."""
 
     name: str
     repo: str
-    granted: bool
 
 
 class NameList(Answer):

@@ -28,6 +28,7 @@ sketches = Table(
     Column("key_id", String(16), nullable=False),  # of the key of its signs; those of other keys cannot be compared
     Column("made_at", BigInteger, nullable=False),
     Column("sketch", LargeBinary, nullable=False),  # see `formats.derived.sketch`; never sent
+    Index("sketches_by_time", "made_at"),
 )
 
 parents = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, String, Table
 
 from adapterhub_registry.database.schema import metadata
 
@@ -12,6 +12,5 @@ adapter_names = Table(
     Column("namespace", String(96), primary_key=True),
     Column("name", String(200), primary_key=True),
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True, index=True),
-    Column("granted", Boolean, nullable=False),  # by someone who may write `namespace/name`; otherwise only first
     Column("created_at", BigInteger, nullable=False),
 )

@@ -20,8 +20,8 @@ from adapterhub.core.errors import Malformed, UsageProblem, shown
 
 UNRELEASED: Final = ("0001", "0002", "0003", "0004")
 """Schemas from before the first release, which `initial` migrates; databases of the first one name no revision."""
-HEAD: Final = "0023"
-KNOWN: Final = (*UNRELEASED, *(f"{number:04}" for number in range(5, 23)), HEAD)
+HEAD: Final = "0025"
+KNOWN: Final = (*UNRELEASED, *(f"{number:04}" for number in range(5, 25)), HEAD)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 metadata: Final = MetaData()

@@ -43,7 +43,7 @@ def names(namespace: str, name: str | None, repo: str | None, *, as_json: bool, 
     """Show which repositories may release the adapter names of NAMESPACE, or move NAME to one of them.
 
     Who may write the repository NAMESPACE/NAME may release NAME anywhere in NAMESPACE. Anyone else may release it only
-    in the repository that was first.
+    in a repository that has the name already.
 
     \b
     Examples:
@@ -62,4 +62,4 @@ def names(namespace: str, name: str | None, repo: str | None, *, as_json: bool, 
             if name is not None and repo is not None:
                 move(connection, namespace, parse_name(name), repo)
             held = held_in(connection, namespace, true())
-    show_rows([asdict(one) for one in held], ("name", "repo", "granted"), as_json=as_json)
+    show_rows([asdict(one) for one in held], ("name", "repo"), as_json=as_json)

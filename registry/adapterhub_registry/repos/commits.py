@@ -349,7 +349,7 @@ def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
     )
 
 
-def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str, writes: Writes = nobody) -> None:
+def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str, writes: Writes) -> None:
     """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
     digests = Digests(tree)

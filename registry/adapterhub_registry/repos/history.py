@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.engine import Connection
 
+from adapterhub_registry.access import adapter_names
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import commits, nodes, places, refs, releases, slices, uploads
 from adapterhub_registry.database.trees.nodes import FileEntry, key_of
@@ -55,7 +56,7 @@ def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str
     made = write(connection, Tree(connection, repo.id, EMPTY), None, dict(files), (title, "", author))
     connection.execute(update(refs).where(ref).values(commit_id=made))
     if branch == "main":
-        describe(connection, blobs, repo, made)
+        describe(connection, blobs, repo, made, adapter_names.anyone)
     _drop_line(connection, repo.id, head)
     return made
 
@@ -147,7 +148,7 @@ def _move_refs(connection: Connection, blobs: BlobStore, repo: Row[Any], new_ids
             digests = Digests(tree_of(connection, repo.id, ref.commit_id))
             adapters.index_commit(connection, blobs, repo, ref.commit_id, digests, tag=ref.name)
         elif ref.commit_id in new_ids.values() and ref.name == "main":
-            describe(connection, blobs, repo, ref.commit_id)
+            describe(connection, blobs, repo, ref.commit_id, adapter_names.anyone)
 
 
 # ------------------------------------------------------------ what no ref reaches

@@ -204,7 +204,6 @@ class Repos:
         )
         number = inserted_id(made)
         connection.execute(delete(redirects).where(redirects.c.full_name == repo_id))
-        adapter_names.free(connection, repo_id)
         head = commits.first_commit(connection, self._blobs, number, repo_id, author=str(caller.user))
         branch = {"repo_id": number, "kind": "branch", "name": MAIN, "commit_id": head, "created_at": now}
         connection.execute(insert(refs).values(branch))

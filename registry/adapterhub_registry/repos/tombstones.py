@@ -45,7 +45,9 @@ def check_release(connection: Connection, repo: Row[Any], version: str, adapter:
     )
     found = connection.execute(wanted.limit(1)).one_or_none()
     if found is not None:
-        raise _gone(found.full_name, found.version)
+        # never names another repository, which may have been private
+        own = found.full_name == repo.full_name
+        raise _gone(f"`{repo.full_name}`" if own else f"adapter `{adapter.name}` in `{repo.namespace}`", found.version)
 
 
 def check_tag_without_adapter(connection: Connection, repo: Row[Any], version: str | None) -> None:
@@ -55,7 +57,7 @@ def check_tag_without_adapter(connection: Connection, repo: Row[Any], version: s
     here = (tombstones.c.full_name == repo.full_name) & (tombstones.c.version_key == version_key(version))
     buried = connection.scalar(select(tombstones.c.version).where(here))
     if buried is not None:
-        raise _gone(repo.full_name, buried)
+        raise _gone(f"`{repo.full_name}`", buried)
 
 
 def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
@@ -66,7 +68,7 @@ def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> Non
         wanted.where(releases.c.repo_id == repo.id, tombstones.c.full_name == full_name).limit(1)
     )
     if version is not None:
-        raise _gone(full_name, version)
+        raise _gone(f"`{full_name}`", version)
 
 
 def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
@@ -80,5 +82,5 @@ def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
 
 def _gone(holder: str, version: str) -> Exception:
     return conflict(
-        f"release {version} of `{holder}` was removed and had other bytes; releases never change, so raise the version"
+        f"release {version} of {holder} was removed and had other bytes; releases never change, so raise the version"
     )
