@@ -11,30 +11,15 @@ from typing import TYPE_CHECKING, Any, overload
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of
 from adapterhub.api.reporting import report_card, report_likeness
 from adapterhub.api.results import Listing
-from adapterhub.api.steps import installing
-from adapterhub.api.steps.contracts.gating import Testing, contract_gate
-from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
-from adapterhub.api.steps.searching import (
-    COLUMNS,
-    SERVER_COLUMNS,
-    By,
-    cells_of,
-    method_text,
-    search_installed,
-    search_server,
-    searchable,
-)
-from adapterhub.core.arguments import Count, Namespace, Rank, Sort, StrPath, parsed, path_of
+from adapterhub.core.arguments import By, Count, Namespace, Rank, Sort, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
-from adapterhub.library.intake.foreign import peft_folder
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
-from adapterhub.projects.places import SpecSources, objection_from, project_base
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
@@ -42,6 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.formats.prompts.form import PromptForm
     from adapterhub.library.store.rows import BuildRow
+    from adapterhub.projects.places import SpecSources
 
 
 @parsed
@@ -91,6 +77,8 @@ class WithAdapters(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: none that fits is installed, or no such base.
         """
+        from adapterhub.api.steps.finding import find_build
+
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
 
@@ -103,6 +91,8 @@ class WithAdapters(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
             SignatureRefused, NamespaceBound: it may not be used.
         """
+        from adapterhub.api.steps.finding import find_build
+
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, to="use").folder
 
@@ -125,6 +115,8 @@ class WithAdapters(OpenedLibrary):
         Raises:
             BaseNotFound, Malformed: the base is not known here, or cannot be read.
         """
+        from adapterhub.api.steps.searching import search_installed
+
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         rows = search_installed(
             self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
@@ -203,6 +195,8 @@ class WithAdapters(OpenedLibrary):
             NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
             UsageProblem: these options do not go together.
         """
+        from adapterhub.api.steps.searching import search_installed
+
         ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         filters: dict[str, Any] = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
         filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words, "by": by}
@@ -215,6 +209,8 @@ class WithAdapters(OpenedLibrary):
     def _search_server(
         self, remote: str, token: str | None, base: BaseLike | None, asked: Search
     ) -> Listing[SearchHit]:
+        from adapterhub.api.steps.searching import SERVER_COLUMNS, method_text, search_server, searchable
+
         hub = searchable(self.session, remote, token)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
@@ -224,6 +220,9 @@ class WithAdapters(OpenedLibrary):
         return Listing("adapter", SERVER_COLUMNS, rows, _itself)
 
     def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
+        from adapterhub.api.steps.finding import ask
+        from adapterhub.api.steps.searching import COLUMNS, cells_of
+
         aliases = ask(self.session, lambda index: index.aliases())
         shown = [(row, cells_of(row, aliases)) for row in rows]
         return Listing("adapter", COLUMNS, shown, self.build_of)
@@ -282,6 +281,9 @@ class WithAdapters(OpenedLibrary):
             >>> library.add("out/summarize", name="summarize", base="base-7b", task="summarize").build  # doctest: +SKIP
             <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
         """
+        from adapterhub.api.steps import installing
+        from adapterhub.library.intake.foreign import peft_folder
+
         check_naming(bump, variant=variant, version=version)
         folder, record, found = path_of(folder), self.record_of(base), None
         if not any((description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics)):
@@ -341,6 +343,8 @@ class WithAdapters(OpenedLibrary):
         offline: bool = False,
     ) -> InstallPlan:
         """What `install` does: `.release`, `.copy_bytes`, `.missing`. Arguments and errors are those of `install`."""
+        from adapterhub.projects.places import SpecSources
+
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return self._plan(
@@ -357,6 +361,9 @@ class WithAdapters(OpenedLibrary):
         allow_base_mismatch: bool,
         exclude_newer: str | None,
     ) -> InstallPlan:
+        from adapterhub.api.steps import installing
+        from adapterhub.projects.places import objection_from, project_base
+
         return installing.plan_one(
             self.session,
             spec_of(spec),
@@ -411,6 +418,10 @@ class WithAdapters(OpenedLibrary):
             DigestMismatch, RemoteUnreachable: it could not be fetched whole; nothing was installed.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was installed.
         """
+        from adapterhub.api.steps import installing
+        from adapterhub.api.steps.contracts.gating import contract_gate
+        from adapterhub.projects.places import SpecSources
+
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         with self.accepting([accept_repository]):
@@ -434,6 +445,8 @@ class WithAdapters(OpenedLibrary):
             AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
             StoreLocked: a process uses one; none was removed.
         """
+        from adapterhub.api.steps.finding import installed_builds, several_fit
+
         builds: list[Installed] = []
         for spec in map(spec_of, specs):
             found = installed_builds(self, spec, all_versions=all_versions)

@@ -6,20 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.aliases.projects import set_project_alias
-from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
-from adapterhub.api.steps.installing import install_all, plan_one
-from adapterhub.api.steps.projects import save_installed
-from adapterhub.api.steps.upgrades.projects import Preview, preview_rollback, roll_back
 from adapterhub.core.arguments import Rank, StrPath, parsed
 from adapterhub.core.ranks import RankRange
 from adapterhub.projects import saving
-from adapterhub.projects.places import ProjectSources, SpecSources, objection_from, project_base
-from adapterhub.projects.project import read_project
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.library import Library
+    from adapterhub.api.steps.upgrades.projects import Preview
     from adapterhub.core.aliases import Alias
     from adapterhub.core.specs import AdapterName
     from adapterhub.library.store.catalog import Installed
@@ -35,6 +30,8 @@ class WithEdits:
     _session: PythonSession
 
     def _read(self) -> values.Project:
+        from adapterhub.projects.project import read_project
+
         return read_project(self.folder)
 
     def set_alias(
@@ -53,6 +50,8 @@ class WithEdits:
             UsageProblem, SpecError: a target names no version, or the name or the targets are not usable.
             AdapterHubError: the versions cannot be locked; the project file is as before.
         """
+        from adapterhub.api.aliases.projects import set_project_alias
+
         pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
         targets = [(spec_of(spec), weight) for spec, weight in pairs]
         return set_project_alias(self._session, name, targets, syncs=sync, offline=offline, bars=self.library.reports)
@@ -79,6 +78,10 @@ class WithEdits:
         `group` is an optional group to put it in; `sync=False` leaves `adapters/` alone. The other arguments and the
         errors are those of `Library.install`.
         """
+        from adapterhub.api.steps.installing import install_all, plan_one
+        from adapterhub.api.steps.projects import save_installed
+        from adapterhub.projects.places import SpecSources, objection_from, project_base
+
         session, asked = self._session, spec_of(spec)
         where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
@@ -132,6 +135,9 @@ class WithEdits:
             Conflict: the earlier build is for another base, of a remote that is gone, or a merge of other inputs.
             AdapterNotFound, RemoteUnreachable: the earlier build cannot be had any more; nothing was changed.
         """
+        from adapterhub.api.steps.upgrades.projects import Preview, preview_rollback, roll_back
+        from adapterhub.projects.places import ProjectSources
+
         project, bars = self._read(), self.library.reports
         sources = ProjectSources(self._session, project, offline=offline)
         if dry_run:

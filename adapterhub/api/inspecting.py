@@ -7,24 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
 from adapterhub.api.results import Reports
-from adapterhub.api.steps.checking import (
-    audited,
-    checked_by,
-    report_of_build,
-    reports_of,
-    strictly,
-    subjects_to_check,
-)
-from adapterhub.api.steps.finding import build_or_folder, find_build, lineage_of, meant_by
-from adapterhub.api.steps.sides import sides_of
 from adapterhub.core.arguments import Cosine, Rank, StrPath, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.distribution.finding import AdapterLike
-from adapterhub.distribution.withdrawn import why_withdrawn
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
@@ -67,6 +55,9 @@ class WithInspection(OpenedLibrary):
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
         """
+        from adapterhub.api.steps.checking import report_of_build, reports_of, strictly
+        from adapterhub.distribution.withdrawn import why_withdrawn
+
         record = self.record_of(base)
         find_source = None if offline else self.session.place_source
         if isinstance(build, Installed):
@@ -85,6 +76,8 @@ class WithInspection(OpenedLibrary):
         Raises:
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
+        from adapterhub.api.steps.checking import reports_of, strictly
+
         find_source = None if offline else self.session.place_source
         with self.reports.progress("verify", None) as progress:
             found = dict(reports_of(lambda: self, (), self.record_of(base), progress, find_source=find_source))
@@ -105,6 +98,7 @@ class WithInspection(OpenedLibrary):
             RefusedAdapter, AdapterNotFound: the files of one cannot be judged, or are not here.
             UsageProblem: no such engine.
         """
+        from adapterhub.api.steps.checking import checked_by, subjects_to_check
         from adapterhub.formats.engines import names, parse_target
 
         chosen = [targets] if isinstance(targets, str) else list(targets) or list(names())
@@ -130,6 +124,8 @@ class WithInspection(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease: one is not here.
         """
+        from adapterhub.api.steps.checking import audited
+
         texts = [text_of(one) for one in adapters]
         return list(audited(self.session, texts, ignore, with_bytes=verify, offline=offline, bars=self.reports))
 
@@ -188,6 +184,7 @@ class WithInspection(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
             UnsupportedAdapter: it has no update to compare: another method, or zeros.
         """
+        from adapterhub.api.steps.finding import build_or_folder
         from adapterhub.library.find.likeness import similar_to
 
         subject = adapter if isinstance(adapter, Installed) else build_or_folder(self.session, text_of(adapter))
@@ -245,6 +242,7 @@ class WithInspection(OpenedLibrary):
             NotFound: no remote has that name.
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
         """
+        from adapterhub.api.steps.sides import sides_of
         from adapterhub.weights.compare.difference import differ
 
         spec = base_of(base)
@@ -256,6 +254,8 @@ class WithInspection(OpenedLibrary):
             return differ(sides[0], sides[1], progress)
 
     def _build(self, spec: SpecLike) -> Installed:
+        from adapterhub.api.steps.finding import find_build
+
         return find_build(self.session, spec_of(spec), ANY_RANK, to="show")
 
     def info(
@@ -279,6 +279,7 @@ class WithInspection(OpenedLibrary):
             RemoteUnreachable: it is not here, and `offline` forbids to ask.
         """
         from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
+        from adapterhub.api.steps.finding import find_build
 
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         asked, base_spec = spec_of(spec), base_of(base)
@@ -307,6 +308,8 @@ class WithInspection(OpenedLibrary):
 
     def tree(self, *specs: SpecLike) -> Sequence[Node]:
         """What installed adapters were merged from, as nodes with `.parents`; without `specs`, every root."""
+        from adapterhub.api.steps.finding import lineage_of
+
         lineage = lineage_of(self.session)
         rows = [row for spec in specs for row in lineage.named(spec_of(spec))] if specs else lineage.roots()
         return [lineage.node(row.digest) for row in rows]
@@ -317,6 +320,7 @@ class WithInspection(OpenedLibrary):
         Raises:
             AdapterNotFound: none is installed.
         """
+        from adapterhub.api.steps.finding import lineage_of, meant_by
         from adapterhub.projects.uses import Uses
 
         lineage = lineage_of(self.session)

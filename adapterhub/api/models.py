@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, base_of, folder_text, shares, text_of
-from adapterhub.api.steps.combining import ingredient
-from adapterhub.api.steps.finding import find_base
 from adapterhub.core.arguments import (
     Count,
     ExportFormat,
@@ -28,7 +26,7 @@ from adapterhub.core.arguments import (
 )
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, with_weights
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +130,7 @@ class WithModels(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
+        from adapterhub.api.steps.combining import ingredient
         from adapterhub.api.steps.tuning import tuned
 
         spec = base_of(base)
@@ -279,6 +278,7 @@ class WithModels(OpenedLibrary):
             Malformed: its folder cannot be read.
             BaseNotFound: the base is unknown, or its weights are not on this machine.
         """
+        from adapterhub.api.steps.finding import find_base
         from adapterhub.inference.answering import Loading
         from adapterhub.inference.playground import Playground
 
@@ -334,6 +334,8 @@ class WithModels(OpenedLibrary):
             Incompatible: the base or the adapter cannot answer.
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
         """
+        from adapterhub.api.steps.finding import find_base
+        from adapterhub.distribution.finding import with_weights
         from adapterhub.inference.asking import Typed, wish_of
         from adapterhub.inference.classification import classify, kinds_of
         from adapterhub.inference.generation import NEW_TOKENS, Question, Writing, write
@@ -406,6 +408,8 @@ class WithModels(OpenedLibrary):
             MissingExtra: diffusers is not installed.
             Incompatible: the base is no pipeline in a folder, or cannot draw this.
         """
+        from adapterhub.api.steps.finding import find_base
+        from adapterhub.distribution.finding import with_weights
         from adapterhub.inference.images import Drawing, draw
 
         pairs = dict(with_weights(adapter, None)) if adapter is not None else {}

@@ -12,16 +12,15 @@ from adapterhub.api.reporting import OnProgress, Reports
 from adapterhub.core.arguments import StrPath, parsed, path_of
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.specs import AdapterSpec, BaseSpec
-from adapterhub.distribution.finding import AdapterLike
 from adapterhub.library import library as local
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.remotes import Remote, Remotes
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import AdapterLike, Installed
 from adapterhub.projects.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
 
 BaseLike = str | os.PathLike[str] | BaseSpec | BaseRecord
@@ -153,6 +152,8 @@ class OpenedLibrary(local.Library):
     @property
     def remotes(self) -> Remotes:
         """The servers that are known by name: `add`, `all`, `get`, `remove`, `login`, `logout`, `set_signatures`."""
+        from adapterhub.library.remotes import Remotes
+
         return Remotes(self.root)
 
     def record_of(self, base: BaseLike | None) -> BaseRecord | None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.api.editing import WithEdits
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
-from adapterhub.api.steps.contracts.gating import Testing
 from adapterhub.api.steps.describing import bill_of_lock
 from adapterhub.api.steps.finding import lineage_of, meant_by
 from adapterhub.api.steps.projects import (
@@ -22,7 +21,7 @@ from adapterhub.api.steps.projects import (
     trust_project,
 )
 from adapterhub.api.steps.upgrades.projects import Preview, preview_upgrade, upgrade_project
-from adapterhub.core.arguments import StrPath, parsed, path_of
+from adapterhub.core.arguments import StrPath, Testing, parsed, path_of
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import NotFound

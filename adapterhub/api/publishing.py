@@ -8,34 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
 from adapterhub.api.results import Sent
-from adapterhub.api.steps.contracts.gating import Testing, contract_gate
-from adapterhub.api.steps.finding import find_build
-from adapterhub.api.steps.keys import (
-    login_to,
-    public_key,
-    revoke_key,
-    sign_build,
-    sign_made,
-    signing_key,
-    trust_key,
-)
-from adapterhub.api.steps.publishing import (
-    mirror_releases,
-    pull_release,
-    push_build,
-    push_results,
-)
-from adapterhub.core.arguments import Namespace, Rank, StrPath, parsed, path_of
+from adapterhub.core.arguments import Namespace, Rank, StrPath, Testing, parsed, path_of
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_namespace
-from adapterhub.distribution.mirroring import RepositoryPattern, parse_repositories
-from adapterhub.projects.places import objection_from
-from adapterhub.trust.signing.keys import KeyFolder
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.trust.signing.trust import GENERAL, TrustFile
 
 if TYPE_CHECKING:
+    from adapterhub.distribution.mirroring import RepositoryPattern
     from adapterhub.formats.signed import PublicKey
+    from adapterhub.trust.signing.keys import KeyFolder
     from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
 
 
@@ -84,6 +65,11 @@ class WithPublishing(OpenedLibrary):
             ReleaseExists: the version is there with other bytes.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
+        from adapterhub.api.steps.contracts.gating import contract_gate
+        from adapterhub.api.steps.finding import find_build
+        from adapterhub.api.steps.keys import signing_key
+        from adapterhub.api.steps.publishing import push_build
+
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         place = to if isinstance(to, str) else str(Path(to).absolute())
@@ -145,6 +131,9 @@ class WithPublishing(OpenedLibrary):
             UsageProblem: the place keeps none.
             NotAllowed: the server takes none of them.
         """
+        from adapterhub.api.steps.finding import find_build
+        from adapterhub.api.steps.publishing import push_results
+
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         return push_results(self.session, build, to, remote=remote, token=token, offline=offline)
@@ -174,6 +163,9 @@ class WithPublishing(OpenedLibrary):
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             NotFound: no remote has that name.
         """
+        from adapterhub.api.steps.publishing import pull_release
+        from adapterhub.projects.places import objection_from
+
         place = path_of(folder)
         pulled = pull_release(
             self.session,
@@ -235,6 +227,8 @@ class WithPublishing(OpenedLibrary):
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
+        from adapterhub.api.steps.publishing import mirror_releases
+
         found = mirror_releases(
             self.session,
             [_repositories_of(spec) for spec in specs],
@@ -293,6 +287,9 @@ class WithPublishing(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
+        from adapterhub.api.steps.finding import find_build
+        from adapterhub.api.steps.keys import sign_build, sign_made, signing_key
+
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         if namespace is not None:
@@ -304,11 +301,15 @@ class WithPublishing(OpenedLibrary):
     @property
     def keys(self) -> KeyFolder:
         """Your own key pairs: `new(name, password)`, `names()`, `public(name)`."""
+        from adapterhub.trust.signing.keys import KeyFolder
+
         return KeyFolder(self.root)
 
     @property
     def trusted_keys(self) -> Sequence[TrustedKey]:
         """The keys that are trusted."""
+        from adapterhub.trust.signing.trust import TrustFile
+
         return TrustFile(self.root).read().keys
 
     def public_key(self, name: str) -> PublicKey:
@@ -317,6 +318,8 @@ class WithPublishing(OpenedLibrary):
         Raises:
             NotFound: there is none.
         """
+        from adapterhub.api.steps.keys import public_key
+
         return public_key(self.session, name)
 
     def trust_key(
@@ -345,6 +348,8 @@ class WithPublishing(OpenedLibrary):
             NotFound: there is no such file, nor a key of that name.
             Conflict: the name belongs to another key.
         """
+        from adapterhub.api.steps.keys import trust_key
+
         path = path_of(file) if file is not None else None
         return trust_key(
             self.session,
@@ -363,6 +368,8 @@ class WithPublishing(OpenedLibrary):
         Raises:
             NotFound: no trusted key has that name.
         """
+        from adapterhub.trust.signing.trust import TrustFile
+
         return TrustFile(self.root).untrust(name)
 
     def revoke_key(self, name: str, file: StrPath | None = None, *, reason: str = "") -> RevokedKey:
@@ -376,15 +383,21 @@ class WithPublishing(OpenedLibrary):
         Raises:
             NotFound: no key is known by that name.
         """
+        from adapterhub.api.steps.keys import revoke_key
+
         path = path_of(file) if file is not None else None
         return revoke_key(self.session, name, path, reason=reason)
 
     def signature_policies(self) -> Mapping[str, SignaturePolicy | None]:
         """The policies by namespace; `*` is the general one, None stands for the default."""
+        from adapterhub.trust.signing.trust import GENERAL, TrustFile
+
         return {GENERAL: None, **TrustFile(self.root).read().policies}
 
     def set_signature_policy(self, policy: SignaturePolicy | None, *, namespace: str | None = None) -> None:
         """Require signatures, warn without them, or not: in general, or in one namespace. None is the default."""
+        from adapterhub.trust.signing.trust import TrustFile
+
         TrustFile(self.root).set_policy(namespace, policy)
 
     def login(self, remote: str, token: str) -> str:
@@ -396,10 +409,14 @@ class WithPublishing(OpenedLibrary):
             NotFound: no remote has that name.
             NotAllowed: the server does not take the token; nothing was kept.
         """
+        from adapterhub.api.steps.keys import login_to
+
         return login_to(self.session, self.remotes.get(remote), token)
 
 
 def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | RepositoryPattern:
+    from adapterhub.distribution.mirroring import RepositoryPattern, parse_repositories
+
     if isinstance(spec, RepositoryPattern):
         return spec
     return parse_repositories(spec) if isinstance(spec, str) else spec_of(spec)

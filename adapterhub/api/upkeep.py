@@ -6,32 +6,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.health import Line, health
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.results import Listing
-from adapterhub.api.steps.find.model import set_up_search
-from adapterhub.api.steps.installing import Upgraded, upgrade_library
-from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
-from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed
+from adapterhub.core.arguments import Count, Port, Seconds, StrPath, TestsPolicy, parsed
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.core.extras import extra_named
-from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
-from adapterhub.formats.contract.standards import TestsPolicy
-from adapterhub.library.bases.families import Families, Family
-from adapterhub.library.find.meaning import refresh
-from adapterhub.library.own_settings import OwnSettings, set_own_tests
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.store.roots import KnownProjects
 from adapterhub.library.store.sweep import GRACE_S
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.health import Line
     from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
+    from adapterhub.api.steps.installing import Upgraded
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
     from adapterhub.formats.contract.standards import Standards
+    from adapterhub.library.bases.families import Families, Family
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Swept
     from adapterhub.library.upkeep.repair import Step
@@ -46,6 +39,8 @@ class WithUpkeep(OpenedLibrary):
     @property
     def own_tests(self) -> Standards:
         """The user's own `policy`, `max_age` and `bounds` for tests; a project may ask for more, never for less."""
+        from adapterhub.library.own_settings import OwnSettings
+
         return OwnSettings(self.root).read()
 
     def set_own_tests(
@@ -67,6 +62,8 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             UsageProblem: a value is none that can be meant; nothing was changed.
         """
+        from adapterhub.library.own_settings import set_own_tests
+
         return set_own_tests(self.root, policy, max_age=max_age, bounds=bounds, reset=reset)
 
     # ------------------------------------------------------------ bases
@@ -101,6 +98,8 @@ class WithUpkeep(OpenedLibrary):
             BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
             UsageProblem: `hub_id` is no id.
         """
+        from adapterhub.api.steps.upkeep import add_base
+
         return add_base(
             self.session,
             place if isinstance(place, str) else folder_text(place),
@@ -131,6 +130,8 @@ class WithUpkeep(OpenedLibrary):
             BaseNotFound: no such base.
             UsageProblem: `hub_id` is no id of a repository.
         """
+        from adapterhub.api.steps.upkeep import set_base_hub_id
+
         spec = base_of(base)
         assert spec is not None  # `base` is not None
         return set_base_hub_id(self.session, spec, hub_id)
@@ -155,6 +156,8 @@ class WithUpkeep(OpenedLibrary):
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
+        from adapterhub.api.steps.upkeep import remove_base
+
         spec = base_of(base)
         assert spec is not None  # `base` is not None
         return remove_base(self.session, spec)
@@ -175,6 +178,8 @@ class WithUpkeep(OpenedLibrary):
     @property
     def families(self) -> Families:
         """Bases that the user declared to be one family: `.all()`, `.declare(name, records)`, `.remove(name)`."""
+        from adapterhub.library.bases.families import Families
+
         return Families(self.bases)
 
     def declare_family(self, name: str, bases: Sequence[BaseLike]) -> Family:
@@ -195,6 +200,8 @@ class WithUpkeep(OpenedLibrary):
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             BaseMismatch: it declares another base, or its tensors do not fit this one.
         """
+        from adapterhub.distribution.choosing import look_up
+
         record = self.record_of(base)
         assert record is not None  # `base` is not None
         return super().pin(build if isinstance(build, Installed) else look_up(self, spec_of(build))[0], record)
@@ -226,6 +233,8 @@ class WithUpkeep(OpenedLibrary):
         Returns:
             `.gone` and `.spared`, each with paths and sizes in bytes.
         """
+        from adapterhub.library.store.roots import KnownProjects
+
         if unused and not dry_run:
             self.remove(list(self.unused()))
         if not dry_run:
@@ -271,12 +280,15 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             AdapterNotFound: one of `places` is no folder of adapters.
         """
+        from adapterhub.api.steps.upkeep import repair_store
+
         return repair_store(
             self.session, paths_of(places), remote=remote, token=token, dry_run=dry_run, offline=offline
         )
 
     def rebuild_index(self) -> int:
         """Make the index, with sketches and vectors, again from the installed folders; returns how many it holds."""
+        from adapterhub.library.find.meaning import refresh
         from adapterhub.library.find.sketching import rebuild_index
 
         with self.reports.progress("sketch", None, unit="adapters") as progress:
@@ -297,6 +309,8 @@ class WithUpkeep(OpenedLibrary):
             NotFound, DigestMismatch: `source` is not the model.
             RemoteUnreachable: it cannot be fetched.
         """
+        from adapterhub.api.steps.find.model import set_up_search
+
         return set_up_search(self.session, None if source is None else Path(source))
 
     def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
@@ -305,6 +319,8 @@ class WithUpkeep(OpenedLibrary):
         Returns:
             Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`.
         """
+        from adapterhub.api.health import health
+
         return health(self.session, remote=remote, token=token, offline=offline)
 
     # ------------------------------------------------------------ newer releases
@@ -355,6 +371,8 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             AdapterNotFound: one of `places` is no folder of adapters.
         """
+        from adapterhub.api.steps.installing import upgrade_library
+
         return upgrade_library(
             self.session,
             [spec_of(spec) for spec in specs],

@@ -19,17 +19,6 @@ from adapterhub.api.opened import (
 )
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
-from adapterhub.api.steps.combining import (
-    combine,
-    compared,
-    default_name,
-    description_from,
-    ensure_named,
-    ingredient,
-    report_merged,
-)
-from adapterhub.api.steps.contracts.gating import merge_test, same_adapter_test
-from adapterhub.api.steps.merge_choice import choice_from, one_cut
 from adapterhub.core.arguments import (
     AdapterWord,
     Count,
@@ -45,8 +34,8 @@ from adapterhub.core.arguments import (
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
-from adapterhub.distribution.finding import AdapterLike, with_weights
 from adapterhub.library.intake.clashes import Bump, check_naming
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -156,6 +145,10 @@ class WithWeights(OpenedLibrary):
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UsageProblem: arguments that do not go together.
         """
+        from adapterhub.api.steps.combining import combine, default_name, description_from, ensure_named
+        from adapterhub.api.steps.contracts.gating import merge_test
+        from adapterhub.api.steps.merge_choice import choice_from
+
         check_naming(bump, variant=variant, version=version)
         said = {"version": version, "task": task, "description": description, "license": license}
         target = _target(name, output)
@@ -237,6 +230,8 @@ class WithWeights(OpenedLibrary):
         variant: bool,
         tests_on: tuple[BaseSpec | None] | None,
     ) -> Merged:
+        from adapterhub.api.steps.combining import combine
+        from adapterhub.api.steps.contracts.gating import merge_test
         from adapterhub.api.steps.recipes import plan_recipe
 
         plan = plan_recipe(
@@ -266,6 +261,8 @@ class WithWeights(OpenedLibrary):
         )
 
     def _merged(self, merged: Merged) -> Merged:
+        from adapterhub.api.steps.combining import report_merged
+
         report_merged(self.session, merged)
         return merged
 
@@ -273,6 +270,9 @@ class WithWeights(OpenedLibrary):
         self, adapters: Adapters, weights: Sequence[float] | None, base: BaseLike | None
     ) -> list[Ingredient]:
         """The adapters with their weights; equal shares that sum to 1 where none is given."""
+        from adapterhub.api.steps.combining import ingredient
+        from adapterhub.distribution.finding import with_weights
+
         weights = shares(adapters, weights)
         spec = base_of(base)
         return [ingredient(self, text_of(what), weight, spec) for what, weight in with_weights(adapters, weights)]
@@ -290,6 +290,8 @@ class WithWeights(OpenedLibrary):
         Returns:
             `.pairs` with cosines and overlaps, `.modules`, `.forecast`, and `.obstacles` to a merge.
         """
+        from adapterhub.api.steps.combining import compared
+
         if len(adapters) < 2:  # noqa: PLR2004 - a comparison
             raise UsageProblem("give two adapters or more to compare")
         return compared(self.session, self._ingredients(adapters, weights, base), dtype, bars=self.reports)
@@ -318,7 +320,9 @@ class WithWeights(OpenedLibrary):
         Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`. With `test` the result
         must pass the adapter's contract, or nothing is written.
         """
-        from adapterhub.api.steps.combining import plan_resize
+        from adapterhub.api.steps.combining import combine, plan_resize
+        from adapterhub.api.steps.contracts.gating import same_adapter_test
+        from adapterhub.api.steps.merge_choice import one_cut
 
         check_naming(bump, variant=variant, version=version)
         said = {"version": version, "task": task, "description": description}
@@ -381,6 +385,8 @@ class WithWeights(OpenedLibrary):
         Returns:
             `.error`, `.folder`, `.result` with ranks and what was left out, `.added`.
         """
+        from adapterhub.api.steps.combining import default_name, description_from, ensure_named
+        from adapterhub.api.steps.merge_choice import one_cut
         from adapterhub.weights.extract import (
             ExtractOptions,
             ensure_room,

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import OpenedLibrary, SpecLike, spec_of
-from adapterhub.api.steps.publishing import server_of
 from adapterhub.core.arguments import parsed
-from adapterhub.distribution import withdrawal
-from adapterhub.distribution.withdrawal import Withdrawn
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import Hub
+    from adapterhub.distribution.withdrawal import Withdrawn
     from adapterhub.library.bases.requested import RequestedBase
 
 
@@ -47,6 +45,8 @@ class WithWithdrawal(OpenedLibrary):
             AdapterNotFound: the server has no such version.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
         """
+        from adapterhub.distribution import withdrawal
+
         hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
         return withdrawal.yank(hub, self, asked, wanted, reason, dry_run=dry_run)
 
@@ -60,6 +60,8 @@ class WithWithdrawal(OpenedLibrary):
         offline: bool = False,
     ) -> Withdrawn:
         """Take a yank back; arguments and errors are those of `yank`."""
+        from adapterhub.distribution import withdrawal
+
         hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
         return withdrawal.unyank(hub, self, asked, wanted, dry_run=dry_run)
 
@@ -77,6 +79,8 @@ class WithWithdrawal(OpenedLibrary):
         A locked install of what was deleted fails on a machine that does not have it; `yank` avoids that.
         Arguments and errors are those of `yank`.
         """
+        from adapterhub.distribution import withdrawal
+
         hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
         plan = withdrawal.plan_deletion(hub, self, asked, wanted)
         return plan if dry_run else withdrawal.delete(hub, asked, plan)
@@ -84,6 +88,8 @@ class WithWithdrawal(OpenedLibrary):
     def _asked(
         self, spec: SpecLike, remote: str | None, token: str | None, *, offline: bool
     ) -> tuple[Hub, AdapterSpec, RequestedBase | None]:
+        from adapterhub.api.steps.publishing import server_of
+
         asked = spec_of(spec)
         hub = server_of(self.session, asked, remote, token=token, offline=offline)
         return hub, asked, wanted_from(self, asked, None)

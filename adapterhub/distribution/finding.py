@@ -29,13 +29,10 @@ from adapterhub.library.aliasing import alias_of
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import AdapterLike, Installed
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
 from adapterhub.trust.verify import Finding, Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
 from adapterhub.trust.verify.checks.base import claims_base
-
-AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
-"""A spec (`legal-qa@base-7b`), a folder (a path, or text that begins with `.`, `/` or `~`), or an installed build."""
 
 MAX_WEIGHT = 1e6
 """Weights of mixtures are near 1; anything beyond this is a mistake."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter
+from adapterhub.distribution.finding import Finder, FoundAdapter
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.prompts.form import PromptForm, unknown_keys
 from adapterhub.inference.generation import Answer, Question, Writing, all_tokens_of
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject, open_subject
 
 if TYPE_CHECKING:

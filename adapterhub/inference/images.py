@@ -18,10 +18,10 @@ from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Incompatible, shown
 from adapterhub.core.extras import require
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike
 from adapterhub.formats.diffusion.components import PIPELINE_FILE, component_folders, ensure_no_code
 from adapterhub.inference.loader.attachment import attach
 from adapterhub.inference.loader.facts import AttachedAdapter
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from adapterhub.inference.tuning import Encoded, Example, Losses, encode, ensure
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.finding import AdapterLike
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import AdapterLike
 
 Span = tuple[int, int]
 """The examples of one measurement: the first, and the one after the last."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from adapterhub.core.arguments import TestsPolicy
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.contract.bounds import parse_bound
-from adapterhub.formats.contract.standards import Standards, TestsPolicy
+from adapterhub.formats.contract.standards import Standards
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step

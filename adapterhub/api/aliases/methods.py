@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adapterhub.api.aliases import steps
 from adapterhub.api.opened import OpenedLibrary, SpecLike, spec_of
 from adapterhub.core.arguments import parsed
 
@@ -47,6 +46,8 @@ class WithAliases(OpenedLibrary):
             >>> library.set_alias("prod", {"legal-qa==1.2": 0.9, "legal-qa==1.3": 0.1}).text()
             '1.2 90 %, 1.3 10 %'
         """
+        from adapterhub.api.aliases import steps
+
         pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
         targets = [(spec_of(spec), weight) for spec, weight in pairs]
         if remote is not None:
@@ -67,6 +68,8 @@ class WithAliases(OpenedLibrary):
         offline: bool = False,
     ) -> list[Alias]:
         """The aliases of the library, or those of one adapter; with `remote`, those of a repository there."""
+        from adapterhub.api.aliases import steps
+
         if remote is not None and adapter is not None:
             return self._server(remote, token, offline=offline).list_aliases(spec_of(adapter))
         return steps.list_aliases(self.session, None if adapter is None else spec_of(adapter))
@@ -79,6 +82,8 @@ class WithAliases(OpenedLibrary):
         Raises:
             NotFound: there is no such alias, or it was removed.
         """
+        from adapterhub.api.aliases import steps
+
         if remote is not None:
             there = self._server(remote, token, offline=offline).find_alias(spec_of(spec))
             return steps.existing_alias(self.session, spec_of(spec), there)
@@ -92,6 +97,8 @@ class WithAliases(OpenedLibrary):
         Raises:
             NotFound: there is no such alias.
         """
+        from adapterhub.api.aliases import steps
+
         if remote is not None:
             return self._server(remote, token, offline=offline).remove_alias(spec_of(spec))
         return steps.remove_alias(self.session, spec_of(spec))
@@ -104,6 +111,8 @@ class WithAliases(OpenedLibrary):
         Raises:
             NotFound: there never was such an alias.
         """
+        from adapterhub.api.aliases import steps
+
         if remote is not None:
             return self._server(remote, token, offline=offline).find_alias(spec_of(spec)).moves
         return steps.find_alias(self.session, spec_of(spec)).moves
@@ -123,6 +132,8 @@ class WithAliases(OpenedLibrary):
             NotFound: there is no such alias or move, or nothing before.
             AdapterNotFound: what it meant is not installed any more.
         """
+        from adapterhub.api.aliases import steps
+
         if remote is not None:
             return self._server(remote, token, offline=offline).roll_back_alias(spec_of(spec), to=to)
         return steps.roll_back_alias(self.session, spec_of(spec), to=to)

@@ -22,7 +22,7 @@ from adapterhub.core.arguments import (
 )
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.distribution.finding import AdapterLike
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.emitting import EmittedTask

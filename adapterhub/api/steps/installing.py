@@ -17,7 +17,8 @@ from adapterhub.core.ranks import ANY_RANK, RankRange
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adapterhub.api.steps.contracts.gating import ContractGate, Testing
+    from adapterhub.api.steps.contracts.gating import ContractGate
+    from adapterhub.core.arguments import Testing
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import Gate, InstallPlan

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, get_args
 
 from adapterhub.api.steps.finding import ask
+from adapterhub.core.arguments import By
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 
@@ -24,10 +25,6 @@ COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
 SHOWN_BEST: Final = 10
 SERVER_COLUMNS = ("repository", "adapter", "version", "base", "fits", "task", "rank", "method")
 BY_WEIGHTS, BY_NAME = "by weights", "by name"
-
-
-By: TypeAlias = Literal["auto", "words", "meaning"]
-"""How to search: by meaning where the model for it is and the text has several words, by words, or by meaning."""
 
 
 class Hits(NamedTuple):

@@ -20,7 +20,7 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import RankRange
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.searching import By
+    from adapterhub.core.arguments import By
     from adapterhub.core.specs import BaseSpec
 
 

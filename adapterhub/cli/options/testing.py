@@ -14,8 +14,9 @@ from adapterhub.core.errors import UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapterhub.api.steps.contracts.gating import ContractGate, Testing
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import BaseSpec
 
 F = TypeVar("F", bound="Callable[..., Any]")

@@ -23,10 +23,10 @@ from adapterhub.core.errors import UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.api.steps.projects import Synced
     from adapterhub.api.steps.upgrades.drop_ins import DropIn
     from adapterhub.api.steps.upgrades.projects import Preview
+    from adapterhub.core.arguments import Testing
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import ProjectSources
     from adapterhub.projects.values import Project

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
-from adapterhub.formats.contract.standards import TestsPolicy
+from adapterhub.core.arguments import TestsPolicy
 
 
 @click.group(cls=Group)

@@ -15,8 +15,8 @@ from adapterhub.core.errors import Conflict, NotAllowed, NotFound, UsageProblem,
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
-    from adapterhub.distribution.finding import AdapterLike
     from adapterhub.inference.answering import Choice, Loading
+    from adapterhub.library.store.catalog import AdapterLike
 
 _MOST_PIXELS = 8192
 

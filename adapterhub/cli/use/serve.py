@@ -20,8 +20,8 @@ from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
     from adapterhub.api.steps.contracts.serving import ServeTest
+    from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.inference.serving.vllm import InstalledVllm, VllmOptions

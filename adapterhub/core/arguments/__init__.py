@@ -89,6 +89,12 @@ ExportFormat = Literal["comfyui", "diffusers", "gguf", "kohya", "merged", "mlx",
 """The modules of `adapterhub/inference/export/`, repeated so that `--help` needs no torch; a test compares them."""
 
 Sort = Literal["name", "task", "rank", "size", "date"]
+By = Literal["auto", "words", "meaning"]
+"""How to search: by meaning where the model for it is and the text has several words, by words, or by meaning."""
+
+TestsPolicy = Literal["off", "warn", "require"]
+Testing = Literal["keep", "warn"]
+"""What a test does: `keep` refuses what does not pass, `warn` says so and goes on."""
 
 
 class _WrongKindError(Exception):

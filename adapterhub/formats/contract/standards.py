@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
+from adapterhub.core.arguments import TestsPolicy
 from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.contract.bounds import looser_than
 
-TestsPolicy = Literal["off", "warn", "require"]
 TESTS_POLICIES: Final[tuple[TestsPolicy, ...]] = get_args(TestsPolicy)
 """From the laxest to the strictest."""
 

@@ -18,7 +18,6 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.disk.memory import keep_none
 from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike
 from adapterhub.inference.bank.cache import AdapterCache
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
@@ -36,6 +35,7 @@ from adapterhub.inference.loader.base.pipeline import PipelineModules, as_given,
 from adapterhub.inference.loader.facts import AttachedAdapter
 from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self

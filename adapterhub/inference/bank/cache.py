@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem, shown
-from adapterhub.distribution.finding import AdapterLike, FoundAdapter, folder_in
+from adapterhub.distribution.finding import FoundAdapter, folder_in
 from adapterhub.inference.bank.engine import Engine, LoadedAdapter
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
@@ -16,6 +16,7 @@ from adapterhub.inference.bank.origins import LoadedOrigin, Stamp, name_of, stam
 from adapterhub.inference.bank.residency import Residency, Stats
 from adapterhub.inference.bank.selection import Whole
 from adapterhub.inference.loader.preparation import Preparation, Prepared
+from adapterhub.library.store.catalog import AdapterLike
 
 
 class _Pending(NamedTuple):

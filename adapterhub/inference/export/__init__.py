@@ -22,10 +22,10 @@ from types import ModuleType
 from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike
 from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.inference.export._job import Adapter, Exported, Job, Steps
 from adapterhub.library.default import LibraryLike, open_library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.weights.fuse import WrittenCheck
 
 __all__ = ["DTYPES", "TESTABLE", "Adapter", "Exported", "Job", "export", "forms", "load"]

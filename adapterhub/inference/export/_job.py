@@ -15,7 +15,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, ensure_sound
+from adapterhub.distribution.finding import Finder, FoundAdapter, ensure_sound
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.engines import SETTINGS, BaseFacts, Verdict, judge
@@ -27,6 +27,7 @@ from adapterhub.inference.engine_bases import base_config, base_facts
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.subjects import beside, part_for
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
 from adapterhub.weights.fuse import WrittenCheck
 from adapterhub.weights.lowrank.factors import AdapterFactors

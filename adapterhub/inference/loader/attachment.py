@@ -14,7 +14,7 @@ from adapterhub.core.arguments import ModelLike, parsed
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, with_weights
+from adapterhub.distribution.finding import with_weights
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.pipeline import PipelineModules, as_given, as_model
 from adapterhub.inference.loader.facts import AttachedAdapter, lines
@@ -22,6 +22,7 @@ from adapterhub.inference.loader.injection import ReadyAdapter, inject, set_scal
 from adapterhub.inference.loader.mixture import check_mixture
 from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     from peft import PeftModel

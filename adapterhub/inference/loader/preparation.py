@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter, check_folder
+from adapterhub.distribution.finding import Check, Finder, FoundAdapter, check_folder
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
 from adapterhub.inference.loader.components import component_for
@@ -23,6 +23,7 @@ from adapterhub.inference.loader.mixture import check_copies, check_mixture, wit
 from adapterhub.inference.loader.reading.placing import read_contents
 from adapterhub.inference.loader.replacing import check_replacements
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject
 
 

@@ -20,7 +20,7 @@ from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.claims import Claim
 from adapterhub.core.display import html_table, size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, SpecError, StoreLocked
-from adapterhub.core.specs import version_key
+from adapterhub.core.specs import AdapterSpec, version_key
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.diffusion.components import COMPONENTS
 from adapterhub.formats.manifest import CONTRACT_FILE, BaseRef, Manifest
@@ -89,6 +89,10 @@ class Installed:
             "folder": self.folder,
         }
         return html_table((), fields.items())
+
+
+AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
+"""A spec (`legal-qa@base-7b`), a folder (a path, or text that begins with `.`, `/` or `~`), or an installed build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

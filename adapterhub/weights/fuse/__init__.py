@@ -29,12 +29,13 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import ensure_new, new_folder
 from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, FoundAdapter
+from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.library.default import LibraryLike, open_library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.fuse._change import RoundingLoss
 from adapterhub.weights.fuse._copies import is_copy

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, with_weights
+from adapterhub.distribution.finding import Finder, FoundAdapter, with_weights
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._source import own_reasons

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, subject_of_build
 from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdict_on_model
@@ -16,15 +16,13 @@ from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.results import Tested
 
 if TYPE_CHECKING:
+    from adapterhub.core.arguments import Testing
     from adapterhub.distribution.finding import FoundAdapter
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.weights.recipes.combination import Combination, Ingredient
-
-Testing = Literal["keep", "warn"]
-"""What a test does: `keep` refuses what does not pass, `warn` says so and goes on."""
 
 
 def contract_gate(

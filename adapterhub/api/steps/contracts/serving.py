@@ -12,7 +12,7 @@ from adapterhub.core.specs import BaseSpec
 from adapterhub.library.merged import is_bare_merge
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
+    from adapterhub.core.arguments import Testing
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library

@@ -18,7 +18,7 @@ from adapterhub.projects.builds import locked_build
 from adapterhub.projects.values import LockedMerge
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
+    from adapterhub.core.arguments import Testing
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed

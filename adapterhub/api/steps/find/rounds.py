@@ -26,9 +26,9 @@ from adapterhub.library.find.tried import KeptTrials
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
-    from adapterhub.distribution.finding import AdapterLike
     from adapterhub.inference.tuning import Example
     from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.store.catalog import AdapterLike
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
 

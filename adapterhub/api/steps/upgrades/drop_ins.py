@@ -16,7 +16,7 @@ from adapterhub.projects.builds import locked_build
 from adapterhub.projects.values import LockedAdapter
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Testing
+    from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import AdapterName
     from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars, Reporter

@@ -17,13 +17,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.distribution.finding import AdapterLike, FoundAdapter
+from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
 from adapterhub.inference.bank.tracing import doors
 from adapterhub.inference.bank.updates import Args, Kwargs, Output
 from adapterhub.inference.loader.attachment import Attached
 from adapterhub.inference.loader.injection import ReadyAdapter
+from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
