@@ -34,6 +34,7 @@ from adapterhub.formats import engines
 from adapterhub.formats.modules import key_maps
 from adapterhub.trust.explaining import Explanation, error_classes, explanations, first_line
 from adapterhub.weights import catalogue as merge_methods
+from tests.measure_house import Command
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
@@ -167,7 +168,8 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
         yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
     if examples:
         yield "\n".join(["```sh", *examples, "```"])
-    if names := FUNCTIONS.get(" ".join(path)):
+    method = Command(" ".join(path), command).method
+    if names := [f"Library.{method}"] if method else FUNCTIONS.get(" ".join(path)):
         yield f"From [Python](python.md): {', '.join(f'`{name}`' for name in names)}."
 
 

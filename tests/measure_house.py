@@ -264,7 +264,7 @@ def methods_called(function: ast.FunctionDef) -> set[str]:
     for one in body_of(function):
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
             words = ast.unparse(one.func).removeprefix("session.").split(".")
-            found |= {".".join(words[1:])} if words[0] in {"library", "project"} else set()
+            found |= {".".join(words[1:])} if words[0] in {"opened", "library", "project"} else set()
     return {name for name in found if name in public_methods() or name.partition(".")[0] in OBJECTS}
 
 

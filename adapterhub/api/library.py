@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from adapterhub.api.adapters import WithAdapters
 from adapterhub.api.aliases.methods import WithAliases
 from adapterhub.api.contracts.testing import WithContracts
@@ -12,6 +14,11 @@ from adapterhub.api.publishing import WithPublishing
 from adapterhub.api.upkeep import WithUpkeep
 from adapterhub.api.weights import WithWeights
 from adapterhub.api.withdrawing import WithWithdrawal
+from adapterhub.library import library as local
+
+if TYPE_CHECKING:
+    from adapterhub.projects.reporting import Face
+    from adapterhub.projects.session import Session
 
 
 class Library(  # what it can do, by subject
@@ -39,3 +46,12 @@ class Library(  # what it can do, by subject
         >>> library["legal-qa"]
         <Adapter legal-qa 1.0.0 rank 4 for base-7b, ...>
     """
+
+
+def library_of(session: Session, reports: Face) -> Library:
+    """The library of a session that is there, such as that of a command; it reports to `reports`."""
+    library = Library.__new__(Library)
+    local.Library.__init__(library, session.root)
+    library.session, library.reports = session, reports
+    session.bind(library)
+    return library

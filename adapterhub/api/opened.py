@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
+    from adapterhub.projects.reporting import Face
 
 BaseLike = str | os.PathLike[str] | BaseSpec | BaseRecord
 """A base: an alias, a Hub id, a digest, a folder, or a record."""
@@ -113,14 +114,15 @@ class PythonSession(Session):
 class OpenedLibrary(local.Library):
     """What every part of `adapterhub.Library` starts from."""
 
+    _start: Path | None = None
+
     def __init__(self, root: StrPath, *, on_progress: OnProgress | None = None) -> None:
         super().__init__(path_of(root).absolute())
-        self.reports = Reports(on_progress)
+        self.reports: Face = Reports(on_progress)
         self.note_choice = self.reports.note
-        self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
+        self.session: Session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
         self.warn_of_choice = self.session.warn_once
         self.project_bounds = self.session.project_bounds
-        self._start: Path | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Go to another process as the library of the same folder and project, without `on_progress`."""

@@ -3,21 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
-from adapterhub.api.results import Sent
 from adapterhub.core.arguments import Namespace, Rank, StrPath, Testing, parsed, path_of
+from adapterhub.core.digests import digest_of
+from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import AdapterSpec, parse_namespace
+from adapterhub.core.specs import AdapterSpec, names_folder, parse_namespace
+from adapterhub.formats.contract.results import Tested
+from adapterhub.formats.documented import Documented
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, FileEntry
+from adapterhub.formats.release import Release
+from adapterhub.library.remotes import OCI, kind_in
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.origins import is_url
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.publishing import Mirrored, Pulled
     from adapterhub.distribution.mirroring import RepositoryPattern
     from adapterhub.formats.signed import PublicKey
+    from adapterhub.library.remotes import Remote
+    from adapterhub.library.transfer import Place
+    from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import KeyFolder
     from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sent(
+    Documented,
+    keys="name=build.full_name version=build.manifest.version digest=build.manifest.digest to sent_files sent_bytes"
+    " created signed=is_signed url tests?",
+    title="Pushed",
+):
+    """A published build."""
+
+    build: Installed
+    to: Annotated[str, "the repository or directory"]
+    place: str
+    """The same in words, with its server."""
+    sent_files: Annotated[int, "number of files sent"] = 0
+    sent_bytes: int = 0
+    sent_signature: bool = False
+    is_signed: bool = False
+    url: Annotated[str | None, "URL of the commit; null for a directory"] = None
+    tests: Annotated[tuple[Tested, ...] | None, "with --test: how it does by its contract"] = None
+
+    @property
+    def created(self) -> bool:
+        """False: it existed already."""
+        return self.sent_files > 0
+
+    def __repr__(self) -> str:
+        what = f"{self.build.full_name} {self.build.manifest.version}"
+        return f"<{type(self).__name__} {what} to {self.to}, {self.sent_files} files>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SentResults(
+    Sent, keys="name=build.full_name version=build.manifest.version digest=build.manifest.digest to sent_results"
+):
+    """With --results: the signed results of tests that a registry has taken."""
+
+    sent_results: Annotated[int, "how many it has taken, or had already"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PushPlan(
+    Sent,
+    keys="dry_run to kind commit_message tag digest=build.manifest.digest signed=is_signed files tags card card_notes"
+    " tests?",
+):
+    """Exactly what a push would send."""
+
+    dry_run: Annotated[bool, "true"] = True
+    kind: Annotated[str, "`directory` or `repository`"]
+    commit_message: str
+    tag: str
+    files: tuple[FileEntry, ...]
+    tags: Annotated[tuple[str, ...], "searchable facts in the card"]
+    card: Annotated[str, "text of README.md"]
+    card_notes: Annotated[tuple[str, ...], "what the card leaves out of the author's metadata, or words as hubs do"]
 
 
 @parsed
@@ -37,6 +108,8 @@ class WithPublishing(OpenedLibrary):
         password: str | None = None,
         private: bool = False,
         test: Testing | None = None,
+        results: bool = False,
+        dry_run: bool = False,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -54,89 +127,129 @@ class WithPublishing(OpenedLibrary):
             password: of the key.
             private: make a new repository private.
             test: `keep` sends it only if it answers as its contract records; `warn` only says so.
+            results: send only the signed results of its tests, to a repository that has the version; returns
+                `SentResults`. The token of a tester whom the namespace knows needs no right to write.
+            dry_run: send nothing, and return a `PushPlan` of exactly what would be sent.
             remote: the server; default: the one that has the namespace, then the default one.
             token: access token for it.
             offline: refuse to open a connection.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
-            SignatureRefused, NamespaceBound: it may not be used here.
+            SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was sent.
             ReleaseExists: the version is there with other bytes.
+            NotFound, UsageProblem: with `results`, there is no signed one, or the place keeps none.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
         from adapterhub.api.steps.contracts.gating import contract_gate
+        from adapterhub.api.steps.contracts.stating import contract_line, sign_results
         from adapterhub.api.steps.finding import find_build
-        from adapterhub.api.steps.keys import signing_key
-        from adapterhub.api.steps.publishing import push_build
+        from adapterhub.api.steps.keys import sign_build, signing_key
+        from adapterhub.api.steps.publishing import tell_refused
+        from adapterhub.formats.cards.card import tags_for
+        from adapterhub.formats.cards.widget import contract_shown
+        from adapterhub.library.admission.admission import Admission
+        from adapterhub.library.intake.statements import files_in
+        from adapterhub.library.results import ResultFiles
+        from adapterhub.library.transfer import copy, publishable
 
+        if key and not sign:
+            raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
+        if results and (dry_run or sign or test):
+            raise UsageProblem("`--results` sends results alone", hint="leave out `--sign`, `--test` and `--dry-run`")
         bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
-        place = to if isinstance(to, str) else str(Path(to).absolute())
+        there = to if isinstance(to, str) else str(Path(to).absolute())
+        if results:
+            return self._send_results(build, there, remote=remote, token=token, offline=offline)
         gate = contract_gate(self, test, bars=self.reports, out=self.reports)
-        pushed = push_build(
-            self.session,
-            build,
-            place,
-            signer=signing_key(self.session, key, password) if sign else None,
-            private=private,
-            remote=remote,
-            token=token,
-            offline=offline,
-            gate=gate,
-            bars=self.reports,
+        release = publishable(
+            Release(
+                manifest=build.manifest,
+                namespace=build.namespace,
+                origin=self.label,
+                base_hub_id=self.bases.hub_id_of(build.base),
+            )
         )
+        signer = signing_key(self.session, key, password) if sign and not dry_run else None
+        if signer is not None:
+            sign_build(self, build, build.namespace or _namespace_in(there), signer)
+        if not (sign and dry_run):  # otherwise it is not signed yet
+            Admission(self).ensure_usable(build)
+        place = _place_for(
+            self.session, there, private=private, signs_again=sign, remote=remote, token=token, offline=offline
+        )
+        card = place.card_of(release, contract_shown(build.folder))
+        for note in card.notes:
+            self.reports.note(note)
+        if gate is not None:
+            gate.before_sending(build)
+        facts: dict[str, Any] = {"build": build, "to": there, "place": place.label}
+        facts |= {"tests": tuple(gate.results) if gate else None}
+        signature = self.provenance(release).signature
+        if dry_run:
+            texts = {MANIFEST_FILE: build.manifest.to_bytes(), CARD_FILE: card.text.encode()}
+            return PushPlan(
+                **facts,
+                is_signed=sign or signature is not None,
+                kind=place.kind,
+                commit_message=f"{build.manifest.name} {build.manifest.version}",
+                tag=place.tag_of(build.manifest),
+                files=tuple(sorted((*build.manifest.files, *starmap(_entry, texts.items())), key=lambda one: one.path)),
+                tags=tuple(tags_for(build.manifest, release.base_hub_id)),
+                card=card.text,
+                card_notes=tuple(card.notes),
+            )
+        if gate is not None and signer is not None:
+            sign_results(self, build, gate.results, signer)
+        tested = ResultFiles.of_library(self.store, release.digest).current(build.full_name)
+        made = files_in(self.store, release.digest).read()
+        with self.reports.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
+            copied = copy(release, self, place, progress, signature=signature, results=tested, statements=made)
+        tell_refused(self.session, place)
+        if gate is None:
+            self.reports.note(contract_line(self, build))
         return Sent(
-            name=build.full_name,
-            version=build.manifest.version,
-            digest=build.manifest.digest,
-            to=place,
-            sent_files=pushed.copied.sent_files,
-            sent_bytes=pushed.copied.sent_bytes,
-            source=self.label,
-            url=pushed.url,
-            is_signed=pushed.is_signed,
-            tests=tuple(gate.results) if gate else (),
+            **facts,
+            is_signed=signature is not None,
+            sent_files=copied.sent_files,
+            sent_bytes=copied.sent_bytes,
+            sent_signature=copied.sent_signature,
+            url=place.commit_url or None,
         )
 
-    def push_results(
-        self,
-        spec: SpecLike,
-        *,
-        to: str,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> int:
-        """Send the signed results of tests on an installed adapter to the repository that has it.
-
-        Args:
-            spec: the installed adapter.
-            to: the repository (`acme/legal-qa`) of a registry.
-            rank: this rank only.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
-            remote: the server; default: the one that has the namespace, then the default one.
-            token: access token for it; that of a tester whom the namespace knows needs no right to write.
-            offline: refuse to open a connection.
-
-        Returns:
-            How many results the server has taken.
+    def _send_results(
+        self, build: Installed, to: str, *, remote: str | None, token: str | None, offline: bool
+    ) -> SentResults:
+        """Send the signed results on an installed build to the repository that has it.
 
         Raises:
-            NotFound: there is no signed result.
-            UsageProblem: the place keeps none.
-            NotAllowed: the server takes none of them.
+            NotFound: no result was signed here.
+            UsageProblem: `to` is a directory, or a server that keeps no results.
+            NotAllowed: the server takes none of them; each reason is listed.
         """
-        from adapterhub.api.steps.finding import find_build
-        from adapterhub.api.steps.publishing import push_results
+        from adapterhub.api.steps.publishing import server_for, tell_refused
+        from adapterhub.library.results import ResultFiles
 
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        build = find_build(self.session, spec_of(spec), bounds, to="send")
-        return push_results(self.session, build, to, remote=remote, token=token, offline=offline)
+        if names_folder(to) or is_url(to):
+            kind = "an image" if is_url(to) else "a directory"
+            raise UsageProblem(f"`{shown(to)}` is {kind}", hint="`adapt push` without `--results` copies results, too")
+        results = ResultFiles.of_library(self.store, build.manifest.digest).current(build.full_name)
+        if not results:
+            raise NotFound(
+                f"there is no signed result on {build.full_name} {build.manifest.label}. Nothing was sent",
+                hint=f"`adapt test {build.full_name} --sign --key NAME` makes one",
+            )
+        hub = server_for(self.session, to, remote, token=token, offline=offline)
+        if not hub.keeps_results:
+            raise UsageProblem(f"{hub.endpoint} keeps no signed results of tests. Nothing was sent")
+        place = hub.to(to)
+        count = place.send_results(build.manifest, results)
+        if not count:
+            raise NotAllowed(problem_list(f"{place.label} takes none of the results", place.refused_results))
+        tell_refused(self.session, place)
+        return SentResults(build=build, to=to, place=place.label, sent_results=count)
 
     def pull(
         self,
@@ -152,7 +265,7 @@ class WithPublishing(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Sent:
+    ) -> Pulled:
         """Write the plain files of a build to a new folder, checked as `install` does; the library does not change.
 
         The library is asked first, then the servers; with `remote` only that server. Arguments and errors are those
@@ -166,11 +279,10 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.steps.publishing import pull_release
         from adapterhub.projects.places import objection_from
 
-        place = path_of(folder)
-        pulled = pull_release(
+        return pull_release(
             self.session,
             spec_of(spec),
-            place,
+            path_of(folder),
             base=base_of(base),
             bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
             objection=objection_from(self.session, exclude_newer),
@@ -179,16 +291,6 @@ class WithPublishing(OpenedLibrary):
             token=token,
             offline=offline,
             bars=self.reports,
-        )
-        release, copied = pulled.release, pulled.copied
-        return Sent(
-            name=release.full_name,
-            version=release.manifest.version,
-            digest=release.digest,
-            to=str(place),
-            sent_files=copied.sent_files,
-            sent_bytes=copied.sent_bytes,
-            source=release.origin,
         )
 
     def mirror(
@@ -205,7 +307,7 @@ class WithPublishing(OpenedLibrary):
         tests: bool = False,
         dry_run: bool = False,
         ignore_bindings: bool = False,
-    ) -> Sequence[Sent]:
+    ) -> Sequence[Mirrored]:
         """Copy builds from the server `origin` to the server `target`, each with the token that is kept for it.
 
         Args:
@@ -229,32 +331,22 @@ class WithPublishing(OpenedLibrary):
         """
         from adapterhub.api.steps.publishing import mirror_releases
 
-        found = mirror_releases(
-            self.session,
-            [_repositories_of(spec) for spec in specs],
-            origin=origin,
-            target=target,
-            namespace=namespace,
-            base=base_of(base),
-            bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
-            private=private,
-            tests=tests,
-            dry_run=dry_run,
-            ignore_bindings=ignore_bindings,
-            bars=self.reports,
-        )
-        return [
-            Sent(
-                name=one.name,
-                version=one.version,
-                digest=one.digest or "",
-                to=one.to,
-                sent_files=one.copied.sent_files if one.copied else 0,
-                sent_bytes=one.copied.sent_bytes if one.copied else 0,
-                source=one.origin,
+        return list(
+            mirror_releases(
+                self.session,
+                [_repositories_of(spec) for spec in specs],
+                origin=origin,
+                target=target,
+                namespace=namespace,
+                base=base_of(base),
+                bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
+                private=private,
+                tests=tests,
+                dry_run=dry_run,
+                ignore_bindings=ignore_bindings,
+                bars=self.reports,
             )
-            for one in found
-        ]
+        )
 
     # ------------------------------------------------------------ signatures
     def sign(
@@ -420,3 +512,61 @@ def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | Reposi
     if isinstance(spec, RepositoryPattern):
         return spec
     return parse_repositories(spec) if isinstance(spec, str) else spec_of(spec)
+
+
+def _namespace_in(to: str) -> str | None:
+    """The namespace that a build gets at the place `to`: the word before the name of the repository."""
+    words = to.partition("://")[2].split("/")[1:] if is_url(to) else to.split("/")
+    return None if names_folder(to) or len(words) < 2 else words[-2]  # noqa: PLR2004 - a namespace and a name
+
+
+def _entry(path: str, data: bytes) -> FileEntry:
+    return FileEntry(path=path, sha256=digest_of(data), size_bytes=len(data), media_type="")
+
+
+def _place_for(
+    session: Session,
+    to: str,
+    *,
+    private: bool,
+    signs_again: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> Place:
+    """The directory or the repository `to`; no request is sent.
+
+    With `signs_again`, a signature may take the place of that of a published version.
+    """
+    from adapterhub.api.steps.publishing import remote_for
+    from adapterhub.projects.session import hub_of
+
+    if names_folder(to):
+        from adapterhub.library.directory import PublishedDirectory
+
+        return PublishedDirectory(path_of(to))
+    there, repository = _registry_of(session, to, remote) if is_url(to) else (remote_for(session, to, remote), to)
+    opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
+    if there.kind == OCI:
+        from adapterhub.distribution.oci import OciRegistry
+
+        if private:
+            raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
+        assert isinstance(opened, OciRegistry)
+        return opened.to(repository)
+    found = hub_of(opened).to(repository, private=private)
+    found.signs_again = signs_again
+    return found
+
+
+def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:
+    """The remote and the repository of `oci://HOST/REPOSITORY[:TAG]`: the remote that has the longest part of it."""
+    host, _, path = to.removeprefix(f"{OCI}://").partition("/")
+    if kind_in(to) != OCI or not path or remote:
+        raise UsageProblem(
+            f"`{shown(to)}` is no place to push to: expected `org/repo` with `--remote`, `oci://host/repo[:tag]` "
+            "without, or a directory"
+        )
+    known = [one for one in session.remotes.all() if one.kind == OCI and to.startswith(f"{one.url}/")]
+    found = max(known, key=lambda one: len(one.url), default=None) or session.remotes.get(f"{OCI}://{host}")
+    return found, to[len(found.url) + 1 :] if to.startswith(f"{found.url}/") else path

@@ -157,30 +157,3 @@ class Merged:
         ranks = ", ".join(f"{rank} in {count}" for rank, count in sorted(self.ranks.items()))
         rows += [("ranks", ranks), ("relative error", f"{self.error:.2g}"), ("folder", self.folder)]
         return html_table((), rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Sent:
-    """What `push`, `pull` or `mirror` copied: the release, and where to; `url` is the commit on a server.
-
-    `tests` has the verdict that a push waited for.
-    """
-
-    name: str
-    version: str
-    digest: str
-    to: str
-    sent_files: int
-    sent_bytes: int
-    source: str = ""
-    url: str = ""
-    is_signed: bool = False
-    tests: Sequence[Tested] = ()
-
-    @property
-    def created(self) -> bool:
-        """Whether anything was sent; False when all of it was there already."""
-        return self.sent_files > 0
-
-    def __repr__(self) -> str:
-        return f"<Sent {self.name} {self.version} to {self.to}, {self.sent_files} files>"

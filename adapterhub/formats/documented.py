@@ -12,7 +12,8 @@ class Documented:
     """Gives a dataclass `to_json`, and its type to the reference.
 
     `class Match(Documented, keys="name path=folder")` has two keys, in this order; `path` is the attribute `folder`,
-    which may be a property or lead further (`kind=layout.kind`). Without `keys`, every field is a key. `title` is the
+    which may be a property or lead further (`kind=layout.kind`). A key with a `?` is left out while its attribute is
+    None (`tests?`). Without `keys`, every field is a key. `title` is the
     name of the type in the reference, where that is not the class's. There, `Annotated[str, "…"]` describes a field,
     and its docstring a property.
     """
@@ -28,12 +29,21 @@ class Documented:
     @classmethod
     def document_attributes(cls) -> dict[str, str]:
         """The attribute of each key."""
-        words = cls.document_keys.split() or [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        words = cls.document_keys.replace("?", "").split() or [field.name for field in fields(cls)]  # type: ignore[arg-type]
         return {key: attribute or key for key, _, attribute in (word.partition("=") for word in words)}
 
+    @classmethod
+    def document_optional(cls) -> set[str]:
+        """The keys that are left out while their attribute is None."""
+        return {word.partition("?")[0] for word in cls.document_keys.split() if "?" in word}
+
     def to_json(self) -> dict[str, Any]:
-        """The JSON value; every key is always present."""
-        return {key: json_value(_attribute(self, path)) for key, path in self.document_attributes().items()}
+        """The JSON value; every key is always present, but for those with a `?`."""
+        found = {key: json_value(_attribute(self, path)) for key, path in self.document_attributes().items()}
+        for key in self.document_optional():
+            if found[key] is None:
+                del found[key]
+        return found
 
 
 def json_value(value: object) -> Any:  # noqa: ANN401 - a JSON value

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
 from adapterhub.core.disk.files import read_plain
@@ -20,6 +20,7 @@ from adapterhub.core.errors import MalformedManifest, shown
 from adapterhub.core.specs import AdapterName, parse_name, parse_version
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
 from adapterhub.formats.prompts.form import PromptForm, read_form
 
@@ -55,12 +56,12 @@ adapter.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of a build; `path` is relative to the adapter's folder."""
+class FileEntry(Documented, keys="path size_bytes sha256", title="File"):
+    """A file with its size and digest."""
 
-    path: str
+    path: Annotated[str, "its name in the adapter's folder"]
     sha256: Digest
-    size_bytes: int
+    size_bytes: Annotated[int, "bytes"]
     media_type: str
 
 

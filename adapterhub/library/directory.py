@@ -32,7 +32,8 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.formats.cards.card import card_for
+from adapterhub.formats.cards.card import Card, card_for, make_card
+from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.facts import Facts, FactsReader
 from adapterhub.formats.manifest import (
     CARD_FILE,
@@ -88,6 +89,10 @@ class _Found(NamedTuple):
 class PublishedDirectory:
     """A folder of published builds."""
 
+    kind = "directory"
+    commit_url = ""
+    refused_results = ()
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: dict[str, str] = {}
@@ -110,6 +115,14 @@ class PublishedDirectory:
     def place(self) -> str:
         """The absolute path of the root."""
         return absolute(self.root)
+
+    def tag_of(self, manifest: Manifest) -> str:
+        """The tag that a repository would have of the build."""
+        return f"v{manifest.version}"
+
+    def card_of(self, release: Release, contract: Contract | None = None) -> Card:
+        """The card that the folder holds."""
+        return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds with that name in any subfolder; they count as builds of the namespace in `spec`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Final, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Final, Protocol, TypeVar
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, UsageProblem, shown
@@ -16,6 +16,11 @@ from adapterhub.core.limits import limits
 from adapterhub.core.specs import AdapterSpec, version_of
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
+
+if TYPE_CHECKING:
+    from adapterhub.formats.cards.card import Card
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.manifest import Manifest
 
 AT_ONCE: Final = 8
 """How many builds are asked for and fetched at the same time."""
@@ -72,11 +77,37 @@ class Destination(Protocol):
         """Begin to take a build; leaving the block without `publish` changes nothing."""
 
 
+class Place(Destination, Protocol):
+    """A destination that builds are published to."""
+
+    @property
+    def kind(self) -> str:
+        """`directory` or `repository`."""
+
+    @property
+    def commit_url(self) -> str:
+        """The page of what was sent last; empty without any."""
+
+    @property
+    def refused_results(self) -> Sequence[str]:
+        """Why signed results were not taken, one reason each."""
+
+    def tag_of(self, manifest: Manifest) -> str:
+        """The tag that a build gets."""
+
+    def card_of(self, release: Release, contract: Contract | None = None) -> Card:
+        """The card as it will be shown, with examples from the build's contract.
+
+        Raises:
+            Malformed: a server would refuse its metadata.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
     """The result of a copy: files and bytes sent, files already there, and whether a signature was sent."""
 
-    sent_files: int
+    sent_files: Annotated[int, "0: they existed already"]
     sent_bytes: int
     present_files: int
     sent_signature: bool = False

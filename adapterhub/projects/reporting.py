@@ -27,3 +27,7 @@ class Bars(Protocol):
 
     def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A bar for counted steps; call the entered value with the steps done and their total."""
+
+
+class Face(Reporter, Bars, Protocol):
+    """Both: what a library reports to, a terminal or a program in Python."""

@@ -60,7 +60,8 @@ class Session:
 
     `variables` are the environment variables of the face. `project_dir` overrides the nearest project above the
     working directory. `trusts_project` trusts the project's servers for this session; otherwise `agree` asks the user
-    before any of them is contacted, and a True is saved. `agree` is None when there is no user to ask.
+    before any of them is contacted, and a True is saved. `ask_password` asks for the password of a key by its name.
+    Both are None when there is no user to ask.
     """
 
     root: Path
@@ -69,6 +70,7 @@ class Session:
     project_dir: Path | None = None
     trusts_project: bool = False
     agree: Callable[[Project, Servers], bool] | None = None
+    ask_password: Callable[[str], str] | None = None
     _opened: dict[tuple[str, str, str | None], Source] = field(default_factory=dict, repr=False, compare=False)
     _noted: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -78,10 +80,14 @@ class Session:
         from adapterhub.library.library import Library
 
         library = Library(self.root)
+        self.bind(library)
+        return library
+
+    def bind(self, library: Library) -> None:
+        """Let `library` report to this session, and know the aliases and rules of its project."""
         library.note_choice, library.warn_of_choice = self.note_once, self.warn_once
         library.project_alias = self._project_alias
         library.project_rules, library.project_bounds = self.project_rules, self.project_bounds
-        return library
 
     def project_rules(self) -> Rules | None:
         """The rules that the policy `tests-never` of the project names; None without any, and outside a project."""

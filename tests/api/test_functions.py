@@ -18,6 +18,7 @@ import pytest
 import adapterhub
 from adapterhub.cli import COMMANDS, cli
 from adapterhub.cli.functions import FUNCTIONS, WITHOUT
+from tests import measure_house
 from tests.support.docs_sandbox import make_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,6 +48,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
             yield from below(name, command)
 
 
+PLAIN = {one.words: f"Library.{one.method}" for one in measure_house.commands() if one.is_a_verb and one.method}
+"""The commands that call one method, which need no pair."""
 PAIRS = [(path, name, shared) for path, functions in FUNCTIONS.items() for name, shared in functions.items()]
 
 
@@ -164,19 +167,19 @@ def found_in(faces: dict[str, Any], name: str) -> Any:
 def test_every_command_names_its_functions():
     every = [path for path, _ in commands()]
 
-    assert sorted(FUNCTIONS) == sorted(every)
+    assert sorted([*FUNCTIONS, *PLAIN]) == sorted(every)
     assert set(WITHOUT) <= set(COMMANDS)
     assert [path for path, functions in FUNCTIONS.items() if not functions] == []
 
 
-@pytest.mark.parametrize("name", sorted({name for _, name, _ in PAIRS}))
+@pytest.mark.parametrize("name", sorted({name for _, name, _ in PAIRS} | {*PLAIN.values()}))
 def test_the_functions_are_public_and_say_what_they_do(faces, name):
     function = found_in(faces, name)
 
     assert inspect.getdoc(function)
 
 
-@pytest.mark.parametrize("name", sorted({name for _, name, _ in PAIRS}))
+@pytest.mark.parametrize("name", sorted({name for _, name, _ in PAIRS} | {*PLAIN.values()}))
 def test_the_reference_has_an_example(name):
     page = PAGE.read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
@@ -199,5 +202,5 @@ def test_the_command_and_the_function_do_the_same(faces, path, name, shared):
 
 def test_a_command_that_calls_nothing_shared_is_found_out():
     assert not reaches("adapterhub.cli.start.completion:completion", "adapterhub.api.steps.combining:combine")
-    assert not reaches("adapterhub.cli.weights.merge:merge", "adapterhub.api.steps.publishing:push_build")
+    assert not reaches("adapterhub.cli.weights.merge:merge", "adapterhub.api.steps.publishing:pull_release")
     assert not reaches("adapterhub.cli.inspect.cache:cache", "adapterhub.library.library:Library.gc")

@@ -173,7 +173,10 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
     world.rule(trust=[{"name": "ben", "pem": pem}])
 
     assert world.homes.ben.json(*send)["sent_results"] == 1
-    assert ah.Library(world.homes.ben.library.root).push_results(f"{world.repo}@base-7b", to=world.repo) == 1
+    assert (
+        ah.Library(world.homes.ben.library.root).push(f"{world.repo}@base-7b", to=world.repo, results=True).sent_results
+        == 1
+    )
     assert [(one["signer"], one["verdict"]) for one in world.listed()] == [("ben", "CHANGED")]
     elsewhere = Adapt(world.homes.folder, "ben-2")
     elsewhere.ok("base", "add", "./models/base-7b", "--as", "base-7b")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, SignatureRefused, UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from adapterhub.formats.signed import PublicKey
     from adapterhub.library.library import Library
@@ -72,12 +72,10 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
     return files.add(sign_result(made_statement(manifest, build.full_name, adapterhub.__version__), signer))
 
 
-def signing_key(
-    session: Session, name: str | None, password: str | None = None, *, ask: Callable[[str], str] | None = None
-) -> SigningKey:
+def signing_key(session: Session, name: str | None, password: str | None = None) -> SigningKey:
     """The key by that name, else the one of ADAPTERHUB_KEY, else the only one.
 
-    The password is `password`, else ADAPTERHUB_PASSWORD, else what `ask` returns for the name of an encrypted key.
+    The password is `password`, else ADAPTERHUB_PASSWORD, else what the user of the session types for an encrypted key.
 
     Raises:
         UsageProblem: no key is chosen, or it needs a password and stdin is not a terminal.
@@ -96,8 +94,8 @@ def signing_key(
         hint = "choose one with `--key NAME`" if names else "`adapt key new NAME` creates one"
         raise UsageProblem(f"no signing key chosen, and {known}", hint=hint)
     chosen = name or names[0]
-    if password is None and ask is not None and keys.is_encrypted(chosen):
-        password = ask(chosen)
+    if password is None and session.ask_password is not None and keys.is_encrypted(chosen):
+        password = session.ask_password(chosen)
     return _not_revoked(session, keys.open(chosen, password))
 
 

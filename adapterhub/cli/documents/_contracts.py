@@ -1,63 +1,17 @@
 """Documents of `adapt test`: verdicts, and contracts that were recorded."""
 
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
 from __future__ import annotations
 
 from typing import Annotated
 
 from adapterhub.cli.documents._parts import Digest, Path, TypedDict
+from adapterhub.cli.documents._values import document_of
+from adapterhub.formats.contract import results
 
-
-class TestedCase(TypedDict):
-    """One line of a contract, checked; losses are in nats per token."""
-
-    id: str
-    kind: Annotated[str, "`golden`, `expect`, `never` or `leave_alone`; `test` of pytest"]
-    verdict: Annotated[str, "`PASS` or `CHANGED`; `UNKNOWN` for a skipped test"]
-    same: Annotated[bool | None, "whether the answer is the recorded one, token for token"]
-    loss: float | None
-    recorded_loss: float | None
-    base_loss: Annotated[float | None, "that of the base alone, at the recording"]
-    retention: float | None
-    effect: Annotated[float | None, "of an image: share of what the adapter changes in it that is kept"]
-    text: Annotated[str | None, "the answer now, where it was written"]
-    recorded_text: str | None
-    problem: Annotated[str, "empty unless it is CHANGED"]
-
-
-class Tested(TypedDict):
-    """The verdict on one build."""
-
-    name: str
-    version: str
-    digest: Annotated[str, "of its manifest; empty for a folder"]
-    weights: Annotated[str, "digest of its weights"]
-    contract: Annotated[str, "digest of the contract; empty without one"]
-    rules: Annotated[str, "digest of the project's `tests-never` that were checked, too; empty without any"]
-    verdict: Annotated[str, "`PASS`, `CHANGED`, `UNKNOWN` or `NONE` (there is no contract)"]
-    reason: Annotated[str, "one word for UNKNOWN"]
-    detail: Annotated[str, "the reason in a sentence"]
-    base: Annotated[str, "the base that was asked"]
-    base_weights: Annotated[str, "its digest"]
-    base_state: Annotated[str, "digest of all that decides what it answers: weights, settings, tokenizer, template"]
-    base_verdict: Annotated[str, "how it compares with the base that the adapter was made for"]
-    dtype: Annotated[str, "its precision"]
-    load_in: str
-    base_alone: Annotated[bool, "whether the base was measured, too"]
-    engine: Annotated[str, "the programs that answered, with versions"]
-    same: Annotated[float | None, "share of the goldens with the recorded answer"]
-    retention: Annotated[float | None, "share of what the adapter gained over its base"]
-    retention_worst: float | None
-    kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"]
-    cosine: Annotated[float | None, "for vectors: the least cosine"]
-    effect: Annotated[float | None, "for images: share of what the adapter changes in them that is kept"]
-    goldens: Annotated[int, "different prompts with a recorded answer"]
-    metrics: Annotated[dict[str, float], "what a runner measured, as `task/metric`"]
-    cases: list[TestedCase]
-    bounds: Annotated[dict[str, float], "the bounds that held"]
-    broken: Annotated[list[str], "each broken bound with its number"]
-    warnings: list[str]
-    cpu_seconds: float
-    is_cached: Annotated[bool, "whether an earlier result of the very same question is shown"]
+Tested = document_of(results.Tested)
 
 
 class SignedResult(TypedDict):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._typed import Digest, NotRequired, Path, Size, TypedDict, Verdict
 from adapterhub.cli.documents._values import document_of
+from adapterhub.formats import manifest
 from adapterhub.formats.modules import groups
 from adapterhub.library import library
 from adapterhub.library.upkeep import lineage
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 Added = document_of(library.Added)
+File = document_of(manifest.FileEntry)
 Finding = document_of(report.Finding)
 ModuleGroup = document_of(groups.ModuleGroup)
 Node = document_of(lineage.Node)
@@ -49,14 +51,6 @@ class WhyFound(TypedDict):
 
     part: Annotated[str, "`name`, `task`, `description` or `prompt`: the one that holds most of the words"]
     text: Annotated[str, "that text, at most 500 characters"]
-
-
-class File(TypedDict):
-    """A file with its size and digest."""
-
-    path: Annotated[str, "its name in the adapter's folder"]
-    size_bytes: Size
-    sha256: Digest
 
 
 class ManifestFile(File):

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.cli.documents._contracts import Tested
+from adapterhub.api import publishing
+from adapterhub.api.steps import publishing as steps
 from adapterhub.cli.documents._parts import (
     Digest,
-    File,
     Manifest,
     ModuleGroup,
-    NotRequired,
-    Path,
     Size,
     TypedDict,
     Verdict,
@@ -21,79 +19,6 @@ from adapterhub.cli.documents._parts import (
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import withdrawal
-
-
-# ---------------------------------------------------------------- publishing
-class Pushed(TypedDict):
-    """A published build."""
-
-    name: str
-    version: str
-    digest: Digest
-    to: Annotated[str, "the repository or directory"]
-    sent_files: Annotated[int, "number of files sent"]
-    sent_bytes: int
-    created: Annotated[bool, "false: it existed already"]
-    signed: bool
-    url: Annotated[str | None, "URL of the commit; null for a directory"]
-    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by its contract"]]
-
-
-class SentResults(TypedDict):
-    """With --results: the signed results of tests that a registry has taken."""
-
-    name: str
-    version: str
-    digest: Digest
-    to: Annotated[str, "the repository"]
-    sent_results: Annotated[int, "how many it has taken, or had already"]
-
-
-class PushPlan(TypedDict):
-    """Exactly what a push would send."""
-
-    dry_run: Annotated[bool, "true"]
-    to: Annotated[str, "the repository or directory"]
-    kind: Annotated[str, "`directory` or `repository`"]
-    commit_message: str
-    tag: str
-    digest: Digest
-    signed: bool
-    files: list[File]
-    tags: Annotated[list[str], "searchable facts in the card"]
-    card: Annotated[str, "text of README.md"]
-    card_notes: Annotated[list[str], "what the card leaves out of the author's metadata, or words as hubs do"]
-    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by its contract"]]
-
-
-class Pulled(TypedDict):
-    """A build whose files were written to a folder."""
-
-    name: str
-    version: str
-    digest: Digest
-    source: Annotated[str, "where it was found, as text"]
-    path: Path
-    sent_files: Annotated[int, "0: they existed already"]
-    sent_bytes: int
-
-
-class MirrorPlan(TypedDict("_From", {"from": str})):  # a word of Python, so no class can have it
-    """A build that would be copied to another server."""
-
-    name: str
-    version: str
-    digest: Annotated[Digest | None, "null where the listings of a pattern do not name it"]
-    commit: str
-    to: str
-    size_bytes: Annotated[int | None, "null for a build of a pattern that was not copied"]
-
-
-class Mirrored(MirrorPlan):
-    """A build that was copied to another server."""
-
-    created: Annotated[bool, "false: it existed already"]
-    sent_bytes: int
 
 
 # ---------------------------------------------------------------- servers
@@ -332,15 +257,15 @@ class MeaningModel(TypedDict):
 
 
 SERVERS = {
-    "push": Pushed,
-    "push.server": Pushed,
-    "push.results": SentResults,
-    "push.dry-run": PushPlan,
-    "pull": Pulled,
+    "push": document_of(publishing.Sent),
+    "push.server": document_of(publishing.Sent),
+    "push.results": document_of(publishing.SentResults),
+    "push.dry-run": document_of(publishing.PushPlan),
+    "pull": document_of(steps.Pulled),
     "info.server": Info,
     "search.server": list[Found],
-    "mirror": list[Mirrored],
-    "mirror.dry-run": list[MirrorPlan],
+    "mirror": list[document_of(steps.Mirrored)],
+    "mirror.dry-run": list[document_of(steps.Mirrored)],
     "yank": document_of(withdrawal.Withdrawn),
     "unyank": document_of(withdrawal.Withdrawn),
     "delete": document_of(withdrawal.Withdrawn),

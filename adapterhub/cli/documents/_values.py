@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from operator import getitem
 from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin, get_type_hints
 
-from adapterhub.cli.documents._typed import Digest, TypedDict, Verdict
+from adapterhub.cli.documents._typed import Digest, NotRequired, TypedDict, Verdict
 from adapterhub.core import digests
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.documented import Documented
@@ -27,7 +27,9 @@ def document_of(kind: Any) -> Any:
     Its description is the first sentence of the class's docstring.
     """
     title = kind.document_title or kind.__name__
-    made = TypedDict(title, {key: _hint_of(kind, path) for key, path in kind.document_attributes().items()})  # type: ignore[misc]
+    hints = {key: _hint_of(kind, path) for key, path in kind.document_attributes().items()}
+    hints |= {key: getitem(NotRequired, _without_null(hints[key])) for key in kind.document_optional()}
+    made = TypedDict(title, hints)  # type: ignore[misc]
     made.__doc__ = f"{_first_sentence(kind)}."
     made.__module__ = __name__.replace("_values", "_parts")  # where a type that holds itself is found by its name
     return made
@@ -47,6 +49,13 @@ def _hint_of(kind: type[Documented], path: str) -> Any:
     if noted and not _notes_in(found):
         found = getitem(Annotated, (found, *noted))
     return found | None if may_be_null else found
+
+
+def _without_null(hint: Any) -> Any:
+    """The type of a field that is left out instead of null."""
+    if get_origin(hint) is Annotated:
+        return getitem(Annotated, (_without_null(get_args(hint)[0]), *hint.__metadata__))
+    return Union[tuple(one for one in get_args(hint) if one is not types.NoneType)]  # noqa: UP007 - of a tuple
 
 
 def _own_hint(owner: type, name: str) -> Any:
@@ -76,7 +85,7 @@ def _as_json(hint: Any, inside: type[Documented]) -> Any:
         return getitem(Annotated, (_as_json(inner[0], inside), *hint.__metadata__))
     if origin in (Union, types.UnionType):
         return Union[tuple(_as_json(one, inside) for one in inner)]  # noqa: UP007 - of a tuple
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         return list[_as_json(inner[0], inside)]  # type: ignore[misc]
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return dict[str, _as_json(inner[1], inside)]  # type: ignore[misc]

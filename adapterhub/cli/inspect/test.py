@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,7 +178,6 @@ def test(
     from adapterhub.api.steps.contracts.testing import Question
     from adapterhub.api.steps.keys import signing_key
     from adapterhub.cli.inspect.tested import report_results, report_tested
-    from adapterhub.cli.publishing.sign import ask_password
     from adapterhub.formats.contract.bounds import parse_bound
     from adapterhub.formats.contract.reading import read_contract
     from adapterhub.formats.prompts.form import PromptForm
@@ -217,7 +215,7 @@ def test(
         tool = runner_of(runner, task, adapters)
         if tool is not None and sign:
             raise UsageProblem("a runner's result cannot be signed", hint="sign the verdict without `--runner`")
-        signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None) if sign else None
+        signer = signing_key(session, key) if sign else None
         report_tested(
             session,
             library,

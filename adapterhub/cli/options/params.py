@@ -23,6 +23,7 @@ from adapterhub.trust.signing.policy import SignaturePolicy
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from adapterhub.api.library import Library
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
@@ -35,6 +36,13 @@ class Session(library_session.Session):
     """The library session of one command run; it reports to the terminal."""
 
     out: Output
+
+    @property
+    def opened(self) -> Library:
+        """The library as Python has it, in this session: a command calls one method and prints what that returns."""
+        from adapterhub.api.library import library_of
+
+        return library_of(self, self.out)
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""
@@ -73,7 +81,8 @@ def common(command: F) -> F:
         before = click.get_current_context().find_root().params
         out = Output(as_json=as_json, quiet=quiet or before.get("quiet", False))
         agree = None
-        if sys.stdin is not None and sys.stdin.isatty():
+        is_typed_at = sys.stdin is not None and sys.stdin.isatty()
+        if is_typed_at:
             from adapterhub.cli.options.project_trust import agree_on_terminal
 
             agree = functools.partial(agree_on_terminal, out)
@@ -84,6 +93,7 @@ def common(command: F) -> F:
             project_dir=project_dir,
             trusts_project=trust_project,
             agree=agree,
+            ask_password=ask_password if is_typed_at else None,
         )
         if verbose or before.get("verbose", False):
             from adapterhub.cli.options.verbose import report_steps
@@ -92,6 +102,12 @@ def common(command: F) -> F:
         return command(session, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads
+
+
+def ask_password(name: str) -> str:
+    """The password of a key, typed on the terminal."""
+    password: str = click.prompt(f"password of key {name}", hide_input=True, err=True)
+    return password
 
 
 def project_option(command: F) -> F:

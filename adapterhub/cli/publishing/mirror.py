@@ -10,7 +10,10 @@ from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.options.params import BASE, Session, SpecType, common, rank_options
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from collections.abc import Sequence
+
+    from adapterhub.api.steps.publishing import Mirrored
+    from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.mirroring import RepositoryPattern
 
 _MOST_LINES = 10
@@ -48,21 +51,7 @@ class RepositoriesType(SpecType):
 @click.option("--dry-run", is_flag=True, help="Show what would be copied; send nothing.")
 @click.option("--ignore-bindings", is_flag=True, help="Copy even if the namespace belongs to another of your remotes.")
 @common
-def mirror(
-    session: Session,
-    specs: tuple[AdapterSpec | RepositoryPattern, ...],
-    origin: str,
-    target: str,
-    namespace: str | None,
-    base: BaseSpec | None,
-    rank: int | None,
-    min_rank: int | None,
-    max_rank: int | None,
-    private: bool,
-    tests: bool,
-    dry_run: bool,
-    ignore_bindings: bool,
-) -> None:
+def mirror(session: Session, specs: tuple[AdapterSpec | RepositoryPattern, ...], **options: Any) -> None:
     """Copy builds from one server to another, each accessed with the token of `adapt remote login`.
 
     A pattern such as 'acme/*' copies every released version of the repositories that it matches, except yanked ones.
@@ -80,46 +69,17 @@ def mirror(
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
       adapt mirror 'acme/*' --from ours --to theirs --tests
     """
-    from adapterhub.api.steps.publishing import mirror_releases
-    from adapterhub.core.ranks import RankRange
-
-    documents: list[dict[str, Any]] = []
-    for one in mirror_releases(
-        session,
-        specs,
-        origin=origin,
-        target=target,
-        namespace=namespace,
-        base=base,
-        bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
-        private=private,
-        tests=tests,
-        dry_run=dry_run,
-        ignore_bindings=ignore_bindings,
-        bars=session.out,
-    ):
-        document: dict[str, Any] = {
-            "name": one.name,
-            "version": one.version,
-            "digest": one.digest,
-            "from": one.origin,
-            "commit": one.commit,
-            "to": one.to,
-            "size_bytes": one.size_bytes,
-        }
-        if one.copied is not None:
-            document |= {"created": one.copied.sent_files > 0, "sent_bytes": one.copied.sent_bytes}
-        documents.append(document)
-    session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+    mirrored = session.opened.mirror(*specs, **options)
+    session.out.result([one.to_json() for one in mirrored], lambda: _say(session, mirrored))
 
 
-def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
-    there = [d for d in documents if d.get("created") is False]
-    for d in documents:
-        if d not in there or len(there) <= _MOST_LINES:
-            done = "already there:" if d in there else "would copy" if dry_run else "copied"
-            session.out.line(f"{done} {d['name']} {d['version']} to {d['to']}  {d['digest'] or ''}".rstrip())
+def _say(session: Session, mirrored: Sequence[Mirrored]) -> None:
+    there = [one for one in mirrored if one.created is False]
+    for one in mirrored:
+        if one not in there or len(there) <= _MOST_LINES:
+            done = "would copy" if one.copied is None else "copied" if one.created else "already there:"
+            session.out.line(f"{done} {one.name} {one.version} to {one.to}  {one.digest or ''}".rstrip())
     if len(there) > _MOST_LINES:
         session.out.line(f"already there: {len(there)} builds")
-    if not documents:
+    if not mirrored:
         session.out.line("nothing to copy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,16 +57,10 @@ def sign(
     build = find_build(session, spec, bounds, to="send")
     if namespace is not None:
         parse_namespace(namespace)
-    signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None)
+    signer = signing_key(session, key)
     made = {"statement": str(sign_made(library, build, signer))} if statement else {}
     document = sign_build(library, build, namespace or build.namespace, signer) | made
     session.out.result(document, lambda: session.out.line(_text(build, document)))
-
-
-def ask_password(name: str) -> str:
-    """The password of a key, typed on the terminal."""
-    password: str = click.prompt(f"password of key {name}", hide_input=True, err=True)
-    return password
 
 
 def _text(build: Installed, document: dict[str, Any]) -> str:

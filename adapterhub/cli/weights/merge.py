@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -243,9 +242,8 @@ def merge(
 def _signer(session: Session) -> SigningKey:
     """The key for a statement; its password is typed on a terminal."""
     from adapterhub.api.steps.keys import signing_key
-    from adapterhub.cli.publishing.sign import ask_password
 
-    return signing_key(session, None, ask=ask_password if sys.stdin.isatty() else None)
+    return signing_key(session, None)
 
 
 def _check_unused(why: str, **options: Any) -> None:

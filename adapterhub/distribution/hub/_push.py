@@ -68,6 +68,8 @@ class HubRepository:
     one step.
     """
 
+    kind = "repository"
+
     def __init__(
         self,
         api: HfApi,
@@ -189,6 +191,10 @@ class HubRepository:
             if not is_newest:
                 api.delete_branch(repo, branch=branch)
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{made.oid}"
+
+    def tag_of(self, manifest: Manifest) -> str:
+        """The tag that a build gets."""
+        return version_tag(manifest)
 
     def card_of(self, release: Release, contract: Contract | None = None) -> Card:
         """The card as this repository shows it, with examples from the build's contract.

@@ -27,7 +27,7 @@ from adapterhub.distribution.oci._image import (
 )
 from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
 from adapterhub.distribution.oci._wire import OciWire
-from adapterhub.formats.cards.card import make_card
+from adapterhub.formats.cards.card import Card, make_card
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import parse_contract
@@ -73,6 +73,9 @@ def manifest_in(wire: OciWire, repository: str, held: Blob) -> Manifest:
 class OciRepository:
     """One repository that builds are published to, under `tag`, or under their versions."""
 
+    kind = "repository"
+    refused_results = ()
+
     def __init__(
         self, wire: OciWire, host: str, repository: str, tag: str | None, tags: Callable[[str], list[str]]
     ) -> None:
@@ -85,9 +88,13 @@ class OciRepository:
         """Where other programs find an image."""
         return f"oci://{self._host}/{self.repository}:{tag}@{image}"
 
-    def tag_for(self, manifest: Manifest) -> str:
+    def tag_of(self, manifest: Manifest) -> str:
         """The tag that a build gets."""
         return self.tag or tag_of(manifest.version)
+
+    def card_of(self, release: Release, contract: Contract | None = None) -> Card:
+        """The card that the image holds."""
+        return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_Upload]:
@@ -96,7 +103,7 @@ class OciRepository:
         Raises:
             ReleaseExists: the tag is on another build, or on something else.
         """
-        tag = self.tag_for(release.manifest)
+        tag = self.tag_of(release.manifest)
         with self._wire.plainly(f"push to `{self.repository}:{tag}`"):
             there = self.image_of(release, tag)
             if there is None and self.tag is None:

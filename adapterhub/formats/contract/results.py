@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, Literal
 
 from adapterhub.core.display import html_table
+from adapterhub.formats.documented import Documented
 
 Verdict = Literal["PASS", "CHANGED", "UNKNOWN", "NONE"]
 """`PASS`: every bound held. `CHANGED`: one did not. `UNKNOWN`: no verdict is possible. `NONE`: there is no contract."""
@@ -33,31 +34,27 @@ REASONS: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestedCase:
-    """One line of a contract, checked. Losses are in nats per token; `effect` is for an image, as in `Tested`."""
+class TestedCase(Documented):
+    """One line of a contract, checked; losses are in nats per token. `effect` is for an image, as in `Tested`."""
 
     __test__ = False  # for pytest, which takes the name for a test's
 
     id: str
-    kind: str
-    verdict: Verdict
-    same: bool | None = None
+    kind: Annotated[str, "`golden`, `expect`, `never` or `leave_alone`; `test` of pytest"]
+    verdict: Annotated[Verdict, "`PASS` or `CHANGED`; `UNKNOWN` for a skipped test"]
+    same: Annotated[bool | None, "whether the answer is the recorded one, token for token"] = None
     loss: float | None = None
     recorded_loss: float | None = None
-    base_loss: float | None = None
+    base_loss: Annotated[float | None, "that of the base alone, at the recording"] = None
     retention: float | None = None
-    effect: float | None = None
-    text: str | None = None
+    effect: Annotated[float | None, "of an image: share of what the adapter changes in it that is kept"] = None
+    text: Annotated[str | None, "the answer now, where it was written"] = None
     recorded_text: str | None = None
-    problem: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return asdict(self)
+    problem: Annotated[str, "empty unless it is CHANGED"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Tested:
+class Tested(Documented):
     """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
 
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders, and `effect` to
@@ -71,35 +68,39 @@ class Tested:
 
     name: str
     version: str = ""
-    digest: str = ""
-    weights: str = ""
-    contract: str = ""
-    rules: str = ""
-    verdict: Verdict
-    reason: str = ""
-    detail: str = ""
-    base: str = ""
-    base_weights: str = ""
-    base_state: str = ""
-    base_verdict: str = ""
-    dtype: str = ""
+    digest: Annotated[str, "of its manifest; empty for a folder"] = ""
+    weights: Annotated[str, "digest of its weights"] = ""
+    contract: Annotated[str, "digest of the contract; empty without one"] = ""
+    rules: Annotated[str, "digest of the project's `tests-never` that were checked, too; empty without any"] = ""
+    verdict: Annotated[Verdict, "`PASS`, `CHANGED`, `UNKNOWN` or `NONE` (there is no contract)"]
+    reason: Annotated[str, "one word for UNKNOWN"] = ""
+    detail: Annotated[str, "the reason in a sentence"] = ""
+    base: Annotated[str, "the base that was asked"] = ""
+    base_weights: Annotated[str, "its digest"] = ""
+    base_state: Annotated[str, "digest of all that decides what it answers: weights, settings, tokenizer, template"] = (
+        ""
+    )
+    base_verdict: Annotated[str, "how it compares with the base that the adapter was made for"] = ""
+    dtype: Annotated[str, "its precision"] = ""
     load_in: str = ""
-    base_alone: bool = False
-    engine: str = ""
-    same: float | None = None
-    retention: float | None = None
+    base_alone: Annotated[bool, "whether the base was measured, too"] = False
+    engine: Annotated[str, "the programs that answered, with versions"] = ""
+    same: Annotated[float | None, "share of the goldens with the recorded answer"] = None
+    retention: Annotated[float | None, "share of what the adapter gained over its base"] = None
     retention_worst: float | None = None
-    kl: float | None = None
-    cosine: float | None = None
-    effect: float | None = None
-    goldens: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"] = None
+    cosine: Annotated[float | None, "for vectors: the least cosine"] = None
+    effect: Annotated[float | None, "for images: share of what the adapter changes in them that is kept"] = None
+    goldens: Annotated[int, "different prompts with a recorded answer"] = 0
+    metrics: Annotated[Mapping[str, float], "what a runner measured, as `task/metric`"] = field(
+        default_factory=dict, hash=False
+    )
     cases: Sequence[TestedCase] = ()
-    bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
-    broken: Sequence[str] = ()
+    bounds: Annotated[Mapping[str, float], "the bounds that held"] = field(default_factory=dict, hash=False)
+    broken: Annotated[Sequence[str], "each broken bound with its number"] = ()
     warnings: Sequence[str] = ()
     cpu_seconds: float = 0.0
-    is_cached: bool = False
+    is_cached: Annotated[bool, "whether an earlier result of the very same question is shown"] = False
 
     @property
     def passed(self) -> bool:
@@ -117,12 +118,6 @@ class Tested:
     def label(self) -> str:
         """The build in words."""
         return f"{self.name} {self.version}".strip()
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        value = asdict(self) | {"cases": [case.to_json() for case in self.cases]}
-        value |= {"metrics": dict(self.metrics)}
-        return value | {"bounds": dict(self.bounds), "broken": list(self.broken), "warnings": list(self.warnings)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tested:
