@@ -315,6 +315,19 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     assert json.loads(done.stderr.strip().splitlines()[-1]) == []
 
 
+def test_the_python_interface_imports_little_more_than_the_library_below_it() -> None:
+    code = (
+        "import sys, adapterhub.library.library, adapterhub.projects.session; before = set(sys.modules)\n"
+        "import adapterhub.api.library; print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    more = [name for name in done.stdout.split() if name.startswith("adapterhub.")]
+    works = ("api.steps", "api.pages", "distribution", "projects", "weights", "inference")
+    assert [name for name in more if name.startswith(tuple(f"adapterhub.{wing}" for wing in works))] == []
+    assert "adapterhub.api.library" in more
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import adapterhub, sys; print([m for m in ('torch','peft','numpy','click','sqlite3') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
