@@ -218,10 +218,16 @@ def functions_in(module: str) -> Mapping[str, ast.FunctionDef]:
 
 @functools.cache
 def imported_in(module: str) -> Mapping[str, str]:
-    """The imported names of a module, inside of functions, too, each with its `module:name`."""
+    """The imported names of a module, inside of functions, too, each with its `module:name`; none that is for types."""
+    blocks = [
+        one
+        for one in tree(MODULES[module]).body
+        if not (isinstance(one, ast.If) and name_of(one.test) == "TYPE_CHECKING")
+    ]
     return {
         name.asname or name.name: f"{node.module}:{name.name}"
-        for node in ast.walk(tree(MODULES[module]))
+        for block in blocks
+        for node in ast.walk(block)
         if isinstance(node, ast.ImportFrom)
         for name in node.names
     }

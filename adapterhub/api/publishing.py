@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
 from adapterhub.core.arguments import Namespace, Rank, StrPath, Testing, parsed, path_of
-from adapterhub.core.digests import digest_of
+from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_namespace
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, FileEntry
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.store.catalog import Installed
@@ -89,6 +89,30 @@ class PushPlan(
     tags: Annotated[tuple[str, ...], "searchable facts in the card"]
     card: Annotated[str, "text of README.md"]
     card_notes: Annotated[tuple[str, ...], "what the card leaves out of the author's metadata, or words as hubs do"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Signed(
+    Documented,
+    keys="name=build.full_name version=build.manifest.version namespace digest=build.manifest.digest key"
+    " fingerprint path created statement?",
+):
+    """A new or existing signature."""
+
+    build: Installed
+    namespace: Annotated[str | None, "the namespace it is signed for"]
+    key: str
+    fingerprint: Annotated[Digest, "of the key"]
+    created: Annotated[bool, "false: the same signature existed already"]
+    statement: Annotated[Path | None, "with --statement: the file that says how it was made"] = None
+
+    @property
+    def path(self) -> Path:
+        """The signature file."""
+        return self.build.folder / SIGNATURE_FILE
+
+    def __repr__(self) -> str:
+        return f"<Signed {self.build.full_name} {self.build.manifest.version} with {self.key}>"
 
 
 @parsed
@@ -360,7 +384,7 @@ class WithPublishing(OpenedLibrary):
         rank: Rank | None = None,
         min_rank: Rank | None = None,
         max_rank: Rank | None = None,
-    ) -> Mapping[str, Any]:
+    ) -> Signed:
         """Sign an installed adapter: `model.sig` beside its files.
 
         Args:
@@ -373,9 +397,6 @@ class WithPublishing(OpenedLibrary):
             min_rank: this rank or a higher one.
             max_rank: this rank or a lower one.
 
-        Returns:
-            As `adapt sign --json` prints it; `created` is False when it was signed so already.
-
         Raises:
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
@@ -387,8 +408,16 @@ class WithPublishing(OpenedLibrary):
         if namespace is not None:
             parse_namespace(namespace)
         signer = signing_key(self.session, key, password)
-        made = {"statement": str(sign_made(self, build, signer))} if statement else {}
-        return sign_build(self, build, namespace or build.namespace, signer) | made
+        made = sign_made(self, build, signer) if statement else None
+        namespace = namespace or build.namespace
+        return Signed(
+            build=build,
+            namespace=namespace,
+            key=signer.name,
+            fingerprint=signer.public.fingerprint,
+            created=sign_build(self, build, namespace, signer),
+            statement=made,
+        )
 
     @property
     def keys(self) -> KeyFolder:

@@ -9,6 +9,8 @@ from adapterhub.core.arguments import parsed
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.withdrawal import Withdrawn
@@ -70,6 +72,7 @@ class WithWithdrawal(OpenedLibrary):
         spec: SpecLike,
         *,
         dry_run: bool = False,
+        agree: Callable[[Withdrawn], None] | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -77,13 +80,18 @@ class WithWithdrawal(OpenedLibrary):
         """Delete a published version, or without a version the whole repository, without asking.
 
         A locked install of what was deleted fails on a machine that does not have it; `yank` avoids that.
-        Arguments and errors are those of `yank`.
+        `agree` is called with what will be deleted, before it is, and may raise. Other arguments and errors are those
+        of `yank`.
         """
         from adapterhub.distribution import withdrawal
 
         hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
         plan = withdrawal.plan_deletion(hub, self, asked, wanted)
-        return plan if dry_run else withdrawal.delete(hub, asked, plan)
+        if dry_run:
+            return plan
+        if agree is not None:
+            agree(plan)
+        return withdrawal.delete(hub, asked, plan)
 
     def _asked(
         self, spec: SpecLike, remote: str | None, token: str | None, *, offline: bool

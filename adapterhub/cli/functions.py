@@ -28,7 +28,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "base add": {"Library.add_base": f"{_STEPS}.upkeep:add_base"},
     "base set": {"Library.set_base_hub_id": f"{_STEPS}.upkeep:set_base_hub_id"},
     "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
-    "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
     "base export-record": {"Library.export_base_record": "adapterhub.library.bases.records:BaseRecord.exported"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
     "base family": {"Library.declare_family": "adapterhub.library.bases.families:Families.declare"},
@@ -149,10 +148,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
-    "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},
-    "unyank": {"Library.unyank": "adapterhub.distribution.withdrawal:unyank"},
-    "delete": {"Library.delete": "adapterhub.distribution.withdrawal:delete"},
-    "sign": {"Library.sign": f"{_STEPS}.keys:sign_build"},
     "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
     "key list": {
         "Library.keys.names": "adapterhub.trust.signing.keys:KeyFolder.names",

@@ -195,6 +195,11 @@ class AdapterSpec:
         return self.name if self.namespace is None else f"{self.namespace}/{self.name}"
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it names one version, by `==` or by digest."""
+        return self.pinned_version is not None or self.digest_prefix is not None
+
+    @property
     def pinned_version(self) -> str | None:
         """The version after an exact `==` (`==1.*` is not one), or None."""
         exact = (c[2:] for c in self.specifiers.split(",") if c.startswith("==") and not c.endswith(".*"))

@@ -80,7 +80,7 @@ def plan_deletion(hub: Hub, library: Library, spec: AdapterSpec, wanted: Request
         As `find_version`.
         AdapterNotFound: there is no such repository.
     """
-    if is_exact(spec):
+    if spec.is_exact:
         found = find_version(hub, library, spec, wanted)
         return Withdrawn(server=hub.endpoint, repo=found.repo, versions=(found.version or "",))
     if spec.specifiers or spec.base is not None:
@@ -98,7 +98,7 @@ def delete(hub: Hub, spec: AdapterSpec, plan: Withdrawn) -> Withdrawn:
     Raises:
         NotAllowed: the token may not delete it.
     """
-    if is_exact(spec):
+    if spec.is_exact:
         hub.withdrawal.delete_version(plan.repo, plan.versions[0])
     else:
         hub.withdrawal.delete_repository(plan.repo)
@@ -119,11 +119,6 @@ def parse_reason(text: str) -> str:
     return text
 
 
-def is_exact(spec: AdapterSpec) -> bool:
-    """Whether a spec names one version, by `==` or by digest."""
-    return spec.pinned_version is not None or spec.digest_prefix is not None
-
-
 def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None) -> PublishedVersion:
     """The published version that `spec` names: by the name of its repository, else by the name of the adapter.
 
@@ -133,7 +128,7 @@ def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: Requeste
         AdapterNotFound, NoCompatibleRelease: there is none.
     """
     here = _versions(hub, spec.full_name)
-    if not is_exact(spec):
+    if not spec.is_exact:
         known = [f"`=={one.version}`" for one in here[:_LISTED]]
         raise UsageProblem(
             f"`{spec}` names no version. Nothing was changed",

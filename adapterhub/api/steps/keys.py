@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
 
 
-def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> dict[str, Any]:
-    """Sign a build unless the key has already signed it; returns the JSON document."""
+def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> bool:
+    """Sign a build unless the key has already signed it; returns whether it did."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.library.store.signatures import attach_signature
     from adapterhub.trust.signing.making import is_signed_by, sign_folder
@@ -32,16 +32,7 @@ def sign_build(library: Library, build: Installed, namespace: str | None, signer
     if is_new:
         raw = sign_folder(build.folder, build.manifest, namespace, signer)
         attach_signature(library.store, build.folder, raw)
-    return {
-        "name": build.full_name,
-        "version": build.manifest.version,
-        "namespace": namespace,
-        "digest": build.manifest.digest,
-        "key": signer.name,
-        "fingerprint": signer.public.fingerprint,
-        "path": str(path),
-        "created": is_new,
-    }
+    return is_new
 
 
 def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:

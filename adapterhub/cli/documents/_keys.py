@@ -1,10 +1,14 @@
 """Documents of keys and signatures."""
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
 
 from __future__ import annotations
 
 from typing import Annotated
 
+from adapterhub.api import publishing
 from adapterhub.cli.documents._parts import Digest, NotRequired, Path, TypedDict
+from adapterhub.cli.documents._values import document_of
 
 
 class NewKey(TypedDict):
@@ -76,20 +80,6 @@ class Policy(TypedDict):
     policy: Annotated[str, "`require`, `warn`, `off` or `default`"]
 
 
-class Signed(TypedDict):
-    """A new or existing signature."""
-
-    name: str
-    version: str
-    namespace: Annotated[str | None, "the namespace it is signed for"]
-    digest: Annotated[str, "of the manifest"]
-    key: str
-    fingerprint: Annotated[str, "of the key"]
-    path: Annotated[str, "the signature file"]
-    created: Annotated[bool, "false: the same signature existed already"]
-    statement: NotRequired[Annotated[str, "with --statement: the file that says how it was made"]]
-
-
 KEYS = {
     "key-new": NewKey,
     "key-list": list[ListedKey],
@@ -98,5 +88,5 @@ KEYS = {
     "key-untrust": Untrusted,
     "key-revoke": Revoked,
     "key-policy": list[Policy],
-    "sign": Signed,
+    "sign": document_of(publishing.Signed),
 }

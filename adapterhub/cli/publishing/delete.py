@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; change nothing.")
 @remote_options
 @common
-def delete(
-    session: Session,
-    spec: AdapterSpec,
-    yes: bool,
-    dry_run: bool,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def delete(session: Session, spec: AdapterSpec, yes: bool, dry_run: bool, **options: Any) -> None:
     """Delete a published version from a server, or the whole repository if you name no version.
 
     A machine that has it locked and not installed can no longer install it; `adapt yank` withdraws a version and keeps
@@ -43,20 +35,13 @@ def delete(
       adapt delete acme/legal-qa==1.1.0 --dry-run
       adapt delete acme/legal-qa --yes
     """
-    from adapterhub.api.steps.publishing import server_of
-    from adapterhub.distribution import withdrawal
-    from adapterhub.projects.session import wanted_from
 
-    library = session.library
-    hub = server_of(session, spec, remote, token=token, offline=offline)
-    plan = withdrawal.plan_deletion(hub, library, spec, wanted_from(library, spec, None))
-    what = _described(plan, is_version=withdrawal.is_exact(spec))
-    if dry_run:
-        session.out.result(plan.to_json(), lambda: session.out.line(f"would delete {what}"))
-        return
-    _confirm(session, what, yes=yes)
-    done = withdrawal.delete(hub, spec, plan)
-    session.out.result(done.to_json(), lambda: session.out.line(f"deleted {what}"))
+    def agree(plan: Withdrawn) -> None:
+        _confirm(session, _described(plan, is_version=spec.is_exact), yes=yes)
+
+    done = session.opened.delete(spec, dry_run=dry_run, agree=agree, **options)
+    what = _described(done, is_version=spec.is_exact)
+    session.out.result(done.to_json(), lambda: session.out.line(f"{'would delete' if dry_run else 'deleted'} {what}"))
 
 
 def _described(plan: Withdrawn, *, is_version: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show what would be yanked; change nothing.")
 @remote_options
 @common
-def yank(
-    session: Session,
-    spec: AdapterSpec,
-    reason: str,
-    dry_run: bool,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def yank(session: Session, spec: AdapterSpec, dry_run: bool, **options: Any) -> None:
     """Yank a published version: nothing new installs it, and what is locked goes on.
 
     Our registry records the yank. On the Hub and other servers, a commit writes the reason to `adapterhub.yanked.json`,
@@ -38,13 +30,7 @@ def yank(
       adapt yank acme/legal-qa==1.1.0 --reason "trained on leaked labels"
       adapt yank acme/legal-qa-base-7b==1.1.0 --remote ours --dry-run
     """
-    from adapterhub.api.steps.publishing import server_of
-    from adapterhub.distribution import withdrawal
-    from adapterhub.projects.session import wanted_from
-
-    library = session.library
-    hub = server_of(session, spec, remote, token=token, offline=offline)
-    done = withdrawal.yank(hub, library, spec, wanted_from(library, spec, None), reason, dry_run=dry_run)
+    done = session.opened.yank(spec, dry_run=dry_run, **options)
     what = f"{done.repo} {', '.join(done.versions)} on {done.server}"
     already = f"{what} is already yanked: {done.yanked}"
     would = f"would yank {what}: {done.yanked}"
@@ -61,22 +47,14 @@ def yank(
 @click.option("--dry-run", is_flag=True, help="Show which version would be restored; change nothing.")
 @remote_options
 @common
-def unyank(
-    session: Session, spec: AdapterSpec, dry_run: bool, remote: str | None, token: str | None, offline: bool
-) -> None:
+def unyank(session: Session, spec: AdapterSpec, dry_run: bool, **options: Any) -> None:
     """Take the yank of a published version back, so that it is installed again.
 
     \b
     Example:
       adapt unyank acme/legal-qa==1.1.0
     """
-    from adapterhub.api.steps.publishing import server_of
-    from adapterhub.distribution import withdrawal
-    from adapterhub.projects.session import wanted_from
-
-    library = session.library
-    hub = server_of(session, spec, remote, token=token, offline=offline)
-    done = withdrawal.unyank(hub, library, spec, wanted_from(library, spec, None), dry_run=dry_run)
+    done = session.opened.unyank(spec, dry_run=dry_run, **options)
     what = f"{done.repo} {', '.join(done.versions)} on {done.server}"
     would = f"would take back the yank of {what}"
     not_yanked = f"{what} is not yanked"
