@@ -12,7 +12,7 @@ import numpy as np
 from llama_cpp_py_sync import Llama
 from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+given = {{word: value for word, value in zip(sys.argv, sys.argv[1:]) if word.startswith("--")}}
 lib, ffi = get_lib(), get_ffi()
 llama = Llama(given["--model"], n_ctx=256, n_batch=256, n_threads=1, verbose=False, type_k=0, type_v=0)
 adapter = lib.llama_adapter_lora_init(llama._model, given["--lora"].encode())
