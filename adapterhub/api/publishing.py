@@ -24,6 +24,7 @@ from adapterhub.library.store.origins import is_url
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.keys.rotating import Rotated
     from adapterhub.api.steps.publishing import Mirrored, Pulled
     from adapterhub.distribution.mirroring import RepositoryPattern
     from adapterhub.formats.signed import PublicKey
@@ -508,6 +509,48 @@ class WithPublishing(OpenedLibrary):
 
         path = path_of(file) if file is not None else None
         return revoke_key(self.session, name, path, reason=reason)
+
+    def rotate_key(
+        self,
+        old: str,
+        new: str,
+        *,
+        password: str | None = None,
+        push: bool = False,
+        revoke: bool = False,
+        reason: str = "",
+        offline: bool = False,
+    ) -> Rotated:
+        """Go over from your key `old` to `new`, which is made unless you have it; a repeated call goes on.
+
+        The new key is trusted where the old one is, and what the old one signed in the library is signed again.
+
+        Args:
+            old: name of your key so far.
+            new: name of the other one.
+            password: of the new key; a key that is made without one is not encrypted.
+            push: sign the published versions that are installed here again, too.
+            revoke: then revoke the old key.
+            reason: why it is revoked; refusals say it.
+            offline: ask no server what the old key signed there.
+
+        Returns:
+            What was signed again, and in `published` what the old key signed on servers.
+
+        Raises:
+            NotFound: you have no key `old`.
+            Conflict: `new` names a key that you trust.
+            UsageProblem: both are one key, or `reason` is not one line, or given without `revoke`.
+            NotAllowed: the password is missing or wrong, or a server does not take a push.
+            RemoteUnreachable: a push did not reach its server.
+        """
+        from adapterhub.api.steps.keys.rotating import rotate_key
+
+        def send(build: Installed, repo: str, remote: str) -> None:
+            self.push(build.spec, to=repo, remote=remote, sign=True, key=new, password=password)
+
+        sending = send if push else None
+        return rotate_key(self.session, old, new, password, send=sending, revoke=revoke, reason=reason, offline=offline)
 
     def signature_policies(self) -> Mapping[str, SignaturePolicy | None]:
         """The policies by namespace; `*` is the general one, None stands for the default."""

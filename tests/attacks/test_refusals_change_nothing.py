@@ -115,6 +115,12 @@ REFUSED: dict[str, list[Case]] = {
     "key list": [("--nope",)],
     "key new": [("ann", "--unencrypted"), ("bad name", "--unencrypted")],
     "key policy": [("maybe",), ("require", "--namespace", "../x")],
+    "key revoke": [("nope",), ("bad name", "adapters.toml"), ("ann", "--reason", "two\nlines")],
+    "key rotate": [
+        *(("nope", "new", "--unencrypted"), ("ann", "ann"), ("ann", "bad name", "--unencrypted"), ("ann", "new")),
+        ("ann", "new", "--unencrypted", "--reason", "x"),
+        ("ann", "new", "--unencrypted", "--revoke", "--reason", "two\nlines"),
+    ],
     "key show": [("nope",)],
     "key trust": [("nope",), ("x", "adapters.toml"), ("ann", "--not-after", "someday")],
     "key untrust": [("nope",)],

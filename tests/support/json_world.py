@@ -202,6 +202,7 @@ def _keys(w: World) -> None:
     w.says("key-untrust", "key", "untrust", "ann")
     w.adapt.ok("key", "new", "gone", "--unencrypted", "--root", "./elsewhere")
     w.says("key-revoke", "key", "revoke", "gone", "./elsewhere/keys/gone.pub", "--reason", "stolen")
+    w.says("key-rotate", "key", "rotate", "gone", "here", "--unencrypted", "--offline", "--root", "./elsewhere")
 
 
 def _remotes(w: World) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from adapterhub.api import publishing
+from adapterhub.api.steps.keys import rotating
 from adapterhub.cli.documents._parts import Digest, NotRequired, Path, TypedDict
 from adapterhub.cli.documents._values import document_of
 
@@ -87,6 +88,7 @@ KEYS = {
     "key-trust": TrustedKey,
     "key-untrust": Untrusted,
     "key-revoke": Revoked,
+    "key-rotate": document_of(rotating.Rotated),
     "key-policy": list[Policy],
     "sign": document_of(publishing.Signed),
 }

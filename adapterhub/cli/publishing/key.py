@@ -58,14 +58,7 @@ def new(session: Session, name: str, unencrypted: bool) -> None:
       adapt key new ana
     """
     keys = _keys(session)
-    password = None if unencrypted else os.environ.get("ADAPTERHUB_PASSWORD")
-    if not unencrypted and not password:
-        if not sys.stdin.isatty():
-            raise UsageProblem(
-                "the new key needs a password",
-                hint="set ADAPTERHUB_PASSWORD, or pass `--unencrypted` to store the key without one",
-            )
-        password = click.prompt("password for the new key", hide_input=True, confirmation_prompt=True, err=True)
+    password = _new_password(unencrypted=unencrypted)
     made = keys.new(name, password)
     document = {
         "name": name,
@@ -196,8 +189,7 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
 
     Without FILE, revokes the key that is trusted by that name, else your own. `install`, every command that uses a
     build, `verify` and `audit` then refuse its signatures with the reason, and `sign` refuses to use it. To go on with
-    a new key, run `adapt key new`, and `adapt push --sign --key NEW` for each published version, which replaces its
-    signature; others run `adapt key trust NAME FILE --replace`.
+    a new key, run `adapt key rotate`; others run `adapt key trust NAME FILE --replace`.
 
     \b
     Examples:
@@ -209,6 +201,55 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
     gone = revoke_key(session, name, file, reason=reason)
     document = {"name": gone.name, "fingerprint": gone.fingerprint, "revoked": True, "reason": gone.reason}
     session.out.result(document, lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is revoked"))
+
+
+@key.command("rotate")
+@click.argument("old", shell_complete=complete_own_key)
+@click.argument("new")
+@click.option("--unencrypted", is_flag=True, help="Store the new private key without a password.")
+@click.option("--push", is_flag=True, help="Sign the published versions that are installed here again, too.")
+@click.option("--revoke", is_flag=True, help="Then revoke the old key: whatever it signed is refused here.")
+@click.option("--reason", default="", metavar="TEXT", help="Why it is revoked; refusals say it.")
+@click.option("--offline", is_flag=True, help="Ask no server what the old key signed there.")
+@common
+def rotate(
+    session: Session,
+    old: str,
+    new: str,
+    unencrypted: bool,
+    **options: Any,
+) -> None:
+    """Go over from your key OLD to NEW, which is made unless you have it.
+
+    Trusts NEW where OLD is trusted here, signs again what OLD signed in the library, and lists the published versions
+    that OLD signed, with the command that signs each again. OLD stays trusted until you `--revoke` it. Interrupted, the
+    command goes on when you run it again.
+
+    \b
+    Examples:
+      adapt key rotate ana ana-2
+      adapt key rotate ana ana-2 --push --revoke --reason "stolen on 2026-11-30"
+    """
+    is_new = new not in _keys(session).names()
+    password = _new_password(unencrypted=unencrypted) if is_new else None
+    done = session.opened.rotate_key(old, new, password=password, **options)
+
+    def text() -> None:
+        session.out.line(f"{new}  {done.fingerprint}" + ("  is trusted" if done.is_trusted else ""))
+        for spec in done.signed:
+            session.out.line(f"signed {spec} again")
+        if done.statements:
+            session.out.line(f"signed {done.statements} results and statements again")
+        for one in done.published:
+            there = f"{one.repo} {one.version} on {one.server}"
+            session.out.line(f"signed {there} again" if one.is_done else f"still signed by {old}: {there}")
+        if done.is_revoked:
+            session.out.line(f"{old}  is revoked")
+
+    session.out.result(done.to_json(), text)
+    for one in done.published:
+        if not one.is_done:
+            session.out.hint(f"`{one.command}`")
 
 
 @key.command("policy")
@@ -239,6 +280,18 @@ def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None
     rows += [{"place": f"remote {r.name}", "policy": r.signatures} for r in session.remotes.all() if r.signatures]
     cells = [("in general" if r["place"] == GENERAL else r["place"], r["policy"]) for r in rows]
     session.out.result(rows, lambda: session.out.table(("place", "policy"), cells))
+
+
+def _new_password(*, unencrypted: bool) -> str | None:
+    password = None if unencrypted else os.environ.get("ADAPTERHUB_PASSWORD")
+    if not unencrypted and not password:
+        if not sys.stdin.isatty():
+            raise UsageProblem(
+                "the new key needs a password",
+                hint="set ADAPTERHUB_PASSWORD, or pass `--unencrypted` to store the key without one",
+            )
+        password = click.prompt("password for the new key", hide_input=True, confirmation_prompt=True, err=True)
+    return password
 
 
 def _trusted_document(trusted: TrustedKey) -> dict[str, Any]:

@@ -319,7 +319,16 @@ class Hub:
     def provenance(self, release: Release) -> Provenance:
         """The signature at the commit of a build; other files of the repository are ignored."""
         place = self._place_of(release)
-        return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
+        return Provenance(signature=self.signature_at(place.repo, place.commit))
+
+    def signature_at(self, repo: str, commit: str) -> bytes | None:
+        """The signature in a repository at one commit; None if there is none, errors as of `provenance`."""
+        return signature_at(self._wire, repo, commit)
+
+    def digest_at(self, repo: str, commit: str) -> Digest | None:
+        """The digest of the build in a repository at one commit; None where it has no manifest."""
+        manifest = self._manifest(PublishedVersion(repo=repo, commit=commit, version=None))
+        return manifest.digest if manifest is not None else None
 
     @property
     def tests(self) -> RegistryResults:

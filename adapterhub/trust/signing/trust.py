@@ -96,12 +96,13 @@ class RevokedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The terms on which a user trusts a key; None keeps the earlier term. `accepts` are added to the earlier ones."""
+    """The terms on which a user trusts a key; None keeps the earlier term. `accepts`, `replaces` are added to it."""
 
     adapters: tuple[str, ...] | None = None
     remotes: tuple[str, ...] | None = None
     not_after: int | None = None
     accepts: tuple[str, ...] = ()
+    replaces: tuple[Digest, ...] = ()
 
     def on(self, key: TrustedKey, replaces: tuple[Digest, ...]) -> TrustedKey:
         """The key with these terms."""
@@ -224,7 +225,7 @@ class TrustFile:
             same = trust.key_of(key.fingerprint)
             if same is not None and same.name != name:
                 raise Conflict(f"this key is trusted as `{same.name}` already; nothing was changed")
-            replaces = known.replaces if known else ()
+            replaces = tuple(dict.fromkeys([*(known.replaces if known else ()), *terms.replaces]))
             if known is not None and known.fingerprint != key.fingerprint:
                 if not replace_key:
                     raise Conflict(
@@ -236,6 +237,18 @@ class TrustFile:
             others = [k for k in trust.keys if k.name != name]
             self._write(replace(trust, keys=(*others, made)))
         return made
+
+    def succeed(self, old: Digest, name: str, key: PublicKey) -> None:
+        """Trust a key where the key `old` is trusted, whose names it may take over; the last day of `old` is its own.
+
+        Raises:
+            Conflict: as `trust`.
+        """
+        before, known = self.read().key_of(old), self.read().key_of(key.fingerprint)
+        if before is not None and (known is None or old not in known.replaces):
+            replaces = (*before.replaces, old)
+            terms = Terms(adapters=before.adapters, remotes=before.remotes, accepts=before.accepts, replaces=replaces)
+            self.trust(name, key, terms)
 
     def untrust(self, name: str) -> TrustedKey:
         """Stop trusting a key.
@@ -256,9 +269,7 @@ class TrustFile:
         Raises:
             UsageProblem: the reason is longer than 500 characters, or holds control characters.
         """
-        if len(reason) > _MOST_REASON or not reason.isprintable():
-            raise UsageProblem(f"a reason has at most {_MOST_REASON} printable characters, in one line")
-        made = RevokedKey(name=parse_key_name(name), fingerprint=key.fingerprint, reason=reason)
+        made = RevokedKey(name=parse_key_name(name), fingerprint=key.fingerprint, reason=parse_reason(reason))
         with self._changing() as trust:
             keys = tuple(one for one in trust.keys if one.fingerprint != made.fingerprint)
             others = tuple(one for one in trust.revoked if one.fingerprint != made.fingerprint)
@@ -290,6 +301,17 @@ class TrustFile:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
             raise Root(self._root).explain(error) from error
+
+
+def parse_reason(text: str) -> str:
+    """Why a key is revoked.
+
+    Raises:
+        UsageProblem: it is longer than 500 characters, or holds control characters.
+    """
+    if len(text) > _MOST_REASON or not text.isprintable():
+        raise UsageProblem(f"a reason has at most {_MOST_REASON} printable characters, in one line")
+    return text
 
 
 def parse_day(text: str) -> int:
