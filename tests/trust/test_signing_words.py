@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.core.digests import digest_of
-from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.core.errors import Malformed, SignatureRefused, shown
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
@@ -752,3 +752,29 @@ def test_the_day_of_an_ended_key_is_told_as_a_day() -> None:
         "1970-01-02T00:00:00+00:00",
     )
     assert key(1).public == ANN.public
+
+
+# ------------------------------------------------------------ revoked keys
+def test_a_key_is_revoked_without_a_reason(root: Path) -> None:
+    made = TrustFile(root).revoke("ann", ANN.public)
+
+    assert TrustFile(root).read().revoked == (made,)
+    assert (made.reason, made.clause) == ("", "is signed by `ann`, a key that was revoked")
+
+
+@pytest.mark.parametrize(
+    ("revoked", "said"),
+    [
+        ("{}", "revoked: expected a list"),
+        ('[{"name": "a", "reason": ""}]', "revoked[0]: expected the texts name, fingerprint, reason"),
+    ],
+)
+def test_what_is_no_list_of_revoked_keys_is_told(root: Path, revoked: str, said: str) -> None:
+    path = TrustFile(root).path
+    path.write_text(f'{{"keys": [], "revoked": {revoked}}}')
+    path.chmod(0o600)
+
+    with pytest.raises(Malformed) as told:
+        TrustFile(root).read()
+
+    assert told.value.message == f"`{path}`: {said}"
