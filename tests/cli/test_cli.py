@@ -111,7 +111,7 @@ def test_install_from_a_published_directory(filled):
         (["show", "legal-aq"], 10, "did you mean `legal-qa`"),
         (["install", "legal-qa@base-7b>=2"], 11, "1.0.0"),
         (["install", "legal-qa@1.0.0"], 2, "=="),
-        (["add", "out/missing", "--name", "x"], 16, "out/missing"),
+        (["add", "out/missing", "--name", "x"], 10, "no such folder: `out/missing`"),
         (["add", "out/legal-qa", "--name", "Legal"], 2, "write `legal`"),
         (["add", "out/summarize", "--name", "legal-qa", "--base", "base-8b"], 10, "base-7b"),
         (["merge", "legal-qa", "summarize", "--weights", "1", "-o", "x"], 2, "1 weight for 2 adapters"),
@@ -198,7 +198,7 @@ def test_checking_an_unsigned_folder_imports_nothing_of_libraries(tmp_path):
     assert [name for name in imported if name.startswith(("adapterhub.library", "sqlite3", "shutil", "secrets"))] == []
 
 
-@pytest.mark.parametrize("adapters", [(), ("legal-qa", "./out/summarize"), ("./nowhere",)])
+@pytest.mark.parametrize("adapters", [(), ("legal-qa", "./out/summarize")])
 def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adapters):
     monkeypatch.chdir(tmp_path)
     library = Library(tmp_path / "home")
@@ -209,8 +209,7 @@ def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adap
     for _ in reports_of(lambda: library, adapters, None, read.append):
         pass
 
-    assert sum(read) == bytes_to_check(lambda: library, adapters)
-    assert (sum(read) > 0) is (adapters != ("./nowhere",))
+    assert 0 < sum(read) == bytes_to_check(lambda: library, adapters)
 
 
 def test_verify_shows_its_total_on_a_terminal(filled):

@@ -279,13 +279,16 @@ class Checked:
 
 def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress | None = None) -> Report:
     """What `verify` finds in a folder; `record` is its base, or the pipeline that has its base."""
-    from adapterhub.library.bases.subjects import beside
     from adapterhub.trust.verify import Report, open_subject, verify
 
     subject, findings = open_subject(folder, progress=progress)
     if subject is None:
         return Report.of(findings)
-    return verify(beside(subject, record) if record is not None else subject, seen=findings)
+    if record is not None:
+        from adapterhub.library.bases.subjects import beside
+
+        subject = beside(subject, record)
+    return verify(subject, seen=findings)
 
 
 def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
