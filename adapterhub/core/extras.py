@@ -30,7 +30,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
         "ui": _UI,
         "registry": (
-            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "sqlalchemy", *_UI,
+            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "pydantic", "sqlalchemy", *_UI,
         ),
         "scale": ("obstore", "psycopg"),
     }

@@ -170,7 +170,7 @@ def test_adapters_of_two_bases_are_compared_with_a_word(adapt, quick):
         (["./a", "./b", "--weights", "nan,1"], 2, "not finite"),
         (["./a", "./b", "--plot", "x.jpg"], 2, ".png, .svg, .pdf"),
         (["./a", "./b", "--plot", "nowhere/x.png"], 2, "no folder"),
-        (["./a", "./missing"], 16, "missing"),
+        (["./a", "./missing"], 10, "missing"),
         (["./a", "./dora"], 11, "DoRA"),
         (["./a", "nothing"], 10, "no adapter `nothing`"),
     ],
@@ -185,7 +185,7 @@ def test_refusals_say_what_was_wrong(adapt, quick, arguments, code, said):
 
 
 def test_a_refusal_is_plain_and_the_picture_is_looked_at_before_any_work(adapt):
-    said = adapt.fails(2, "compare", "./a", "./missing", "--plot", "x.jpg")
+    said = adapt.fails(2, "compare", "./a", "./b", "--plot", "x.jpg")
 
     assert said.startswith("error: `x.jpg` is not a picture file; expected a name that ends in .png, .svg, .pdf\n")
 

@@ -18,7 +18,6 @@ from adapterhub.core.arguments import Rank
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
 from adapterhub.projects import session as library_session
-from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -230,6 +229,8 @@ def remote_options(command: F) -> F:
 def signatures_option(command: F) -> F:
     """Add `--signatures`, the signature policy for one run."""
     text = "Signature policy for this run [default: that of the namespace, else of the remote, else the general one]."
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
     return click.option("--signatures", type=kind_of(SignaturePolicy), help=text)(command)
 
 
