@@ -124,7 +124,7 @@ def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[st
             continue
         taken_back = target.withdrawal.taken_back(to) if taken_back is None else taken_back
         if taken_back.get(version_key(one.version)) == one.yanked:
-            tell(f"left {to} {one.version} on {target.endpoint} as it is: its owner took the same yank back there")
+            tell(f"did not yank {to} {one.version} on {target.endpoint}: its owner took the same yank back there")
             continue
         if not dry_run:
             target.withdrawal.yank(to, one.version, one.yanked)

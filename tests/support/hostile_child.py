@@ -130,6 +130,10 @@ def command_verdict(adapt: Adapt, *arguments: object) -> dict[str, Any]:
 
 def verify_verdict(adapt: Adapt, path: str, base: str) -> dict[str, Any]:
     done = adapt("verify", path, "--base", base, "--json")
+    if not done.stdout:  # nothing to check is there
+        error = json.loads(done.stderr.splitlines()[-1])["error"]
+        codes = [error["type"]]
+        return {"exit_code": done.exit_code, "stderr": done.stderr, "stdout": "", "codes": codes, "verdict": "refuse"}
     report = json.loads(done.stdout)[0]
     kinds = {f["severity"] for f in report["findings"]}
     codes = [f["code"] for f in report["findings"]]

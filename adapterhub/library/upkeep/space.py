@@ -145,7 +145,9 @@ def unused_builds(library: Library) -> list[Installed]:
 
     Raises:
         Malformed: an alias or the record of a project is damaged, so that it may need any build.
+        NotAllowed: a folder of the library is a link, so that what lies behind it is no record of the library.
     """
+    library.store.ensure_real_folders()
     installed = list(library.installed())
     builds = {build.manifest.digest: build for build in installed}
     needed: set[str] = set()

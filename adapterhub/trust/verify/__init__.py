@@ -106,7 +106,7 @@ def open_subject(
         return None, [*findings, *differing(listing, manifest)]
     if base_tensors is not None and not isinstance(base_tensors, Mapping):
         base_tensors = {facts.name: facts for facts in base_tensors}
-    # whoever made a manifest has chosen the base or left it open; while one is being made, `scanned` tells
+    # a manifest names the base or leaves it open; while one is being made, `scanned` tells
     is_told = manifest is not None and (scanned is None or scanned.base_named or manifest.base.fingerprint is not None)
     return Subject(
         folder=folder,

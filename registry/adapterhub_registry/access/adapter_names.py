@@ -1,7 +1,7 @@
 """Whose the name of an adapter is: what a manifest claims gives no right, the path of a repository does.
 
 `acme/legal` belongs to those who may write the repository of that name, whether it exists or not. They may release
-`legal` in other repositories of `acme`, too, such as one for each base; these keep the name, until it is moved. Nobody
+`legal` in other repositories of `acme`, too, such as one for each base; these keep the name, until it is moved. No one
 else releases it, whatever other repositories there are: a refusal tells nothing of private ones.
 """
 

@@ -41,7 +41,7 @@ def readable(place: str | None) -> Iterator[None]:
     `place` is the path of the file, None for a database on a server.
     """
     for path in (Path(f"{place}{end}") for end in _BESIDE if place):
-        # SQLite waits for ever for a pipe in place of its journal
+        # SQLite waits without end for a pipe in place of its journal
         if path.exists() and not path.is_file():
             raise Malformed(
                 f"`{shown(str(path), 200)}` is not a regular file; no row was read or written",

@@ -84,7 +84,7 @@ class _Held:
 
     @property
     def count(self) -> int:
-        """How many rows are there, as far as it is known."""
+        """How many rows this index knows."""
         return len(self._place_of)
 
 
