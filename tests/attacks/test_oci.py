@@ -12,7 +12,7 @@ import pytest
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.distribution.oci._credentials import Credentials
 from adapterhub.distribution.oci._wire import OciWire
-from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, WEIGHTS_FILE
 from tests.distribution.test_oci import REPO
 from tests.support.command_line import Adapt
 from tests.support.oci_registry import OciServer, Reply, digest_of, serving
@@ -147,9 +147,9 @@ HOSTILE: dict[str, tuple[Callable[[OciServer], None], int, str]] = {
     ),
     "weights of another size": (changed(lambda image: layer(image, WEIGHTS_FILE).update(size=8)), 12, "does not match"),
     "a huge build manifest": (
-        changed(lambda image: layer(image, MANIFEST_FILE).update(size=17 << 20)),
+        changed(lambda image: layer(image, MANIFEST_FILE).update(size=LIMIT_BYTES + 1)),
         13,
-        "expected at most 16,777,216",
+        f"expected at most {LIMIT_BYTES:,}",
     ),
     "another build manifest": (blob(MANIFEST_FILE), 12, "does not match its digest"),
     "other weights": (other_bytes, 12, "does not match its digest"),

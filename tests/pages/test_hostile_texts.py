@@ -41,12 +41,12 @@ def whole(world: World, name: str) -> bytes:
     return world.get(f"/acme/signed/resolve/main/{name}").content
 
 
-def files_with(world: World, text: str) -> dict[str, bytes]:
-    """An adapter whose every word is `text`, with a manifest that describes it."""
+def files_with(world: World, text: str, version: str) -> dict[str, bytes]:
+    """An adapter whose every word is `text`, with a manifest that describes it as this version."""
     config, weights, manifest = (whole(world, name) for name in NAMES)
     odd = {"base_model_name_or_path": text, "target_modules": [text], "auto_mapping": {text: text}}
     config = json.dumps(json.loads(config) | odd).encode("utf-8", "surrogatepass")
-    facts = json.loads(manifest) | {"description": text[:4000], "task": text[:200]}
+    facts = json.loads(manifest) | {"version": version, "description": text[:4000], "task": text[:200]}
     for entry in facts["files"]:
         if entry["path"] == NAMES[0]:
             entry |= {"sha256": f"sha256:{hashlib.sha256(config).hexdigest()}", "size_bytes": len(config)}
@@ -72,11 +72,11 @@ def hostile(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ):
         push(client, "acme/signed", {name: whole(world, name) for name in NAMES}, "a plain one")
         for number, text in enumerate(ALL):
-            repo = f"zoo/t{number}"
-            push(client, repo, files_with(world, text), text[:2000])
+            repo, version = f"zoo/t{number}", f"2.0.{number}"
+            push(client, repo, files_with(world, text, version), text[:2000])
             if number % 8 == 0:
-                client.post(f"/api/models/{repo}/tag/main", json={"tag": f"v2.0.{number}"}).raise_for_status()
-                yank = {"version": f"2.0.{number}", "reason": "".join(c for c in text[:80] if c.isprintable())}
+                client.post(f"/api/models/{repo}/tag/main", json={"tag": f"v{version}"}).raise_for_status()
+                yank = {"version": version, "reason": "".join(c for c in text[:80] if c.isprintable())}
                 client.post(f"/api/adapt/v1/adapters/{repo}/yank", json=yank).raise_for_status()
         push(client, "zoo/long", {"README.md": b"W" * 1_000_000}, "a word of 1 MB")
         broken = dict.fromkeys(

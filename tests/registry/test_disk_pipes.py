@@ -13,7 +13,7 @@ from adapterhub_registry.settings import load_settings
 from adapterhub_registry.storage.blobs import digest_of
 from adapterhub_registry.storage.disk_blobs import DiskBlobs
 
-from adapterhub.core.errors import BlobNotFound, Malformed, UsageProblem
+from adapterhub.core.errors import BlobNotFound, Malformed, UsageProblem, shown
 
 
 @pytest.fixture
@@ -85,4 +85,4 @@ def test_a_pipe_is_no_secret(tmp_path):
     error = in_time(lambda: load_settings(tmp_path))
 
     assert isinstance(error, UsageProblem)
-    assert f"{tmp_path / 'secret'}`: is not a regular file" in error.message
+    assert f"`{shown(str(tmp_path / 'secret'))}`: is not a regular file" in error.message

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.registry.conftest import XET_ALONE, Served, serving
@@ -103,15 +104,17 @@ def test_tags(hf: Hf, folder: Path, repo: str) -> None:
 
 
 @XET_ALONE
-def test_repositories_are_made_listed_and_removed(hf: Hf, repo: str) -> None:
-    name = repo.replace("cli/", "admin/")
-    hf("repos", "create", name)
+def test_repositories_are_made_listed_and_removed(hf: Hf, repo: str, served: Served) -> None:
+    headers, body = {"Authorization": f"Bearer {served.token}"}, {"user": "cli", "role": "write"}
+    made = httpx.post(f"{served.url}/api/adapt/v1/tokens", headers=headers, json=body).raise_for_status()
+    as_cli = ("--token", made.json()["token"])
+    hf("repos", "create", repo.partition("/")[2], *as_cli)
 
-    listed = hf("repos", "list", "--format", "json").stdout
-    hf("repos", "delete", name, "-y")
+    listed = hf("repos", "list", "--format", "json", *as_cli).stdout
+    hf("repos", "delete", repo, "-y", *as_cli)
 
-    assert name in listed
-    assert name not in hf("repos", "list", "--format", "json").stdout
+    assert repo in listed
+    assert repo not in hf("repos", "list", "--format", "json", *as_cli).stdout
 
 
 @XET_ALONE

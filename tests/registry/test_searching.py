@@ -416,7 +416,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
 
     def steps(query: AdapterQuery | Listing) -> int:
         counted: list[None] = []
-        with database.read() as connection:
+        with pytest.MonkeyPatch.context() as patched, database.read() as connection:
+            for module in (conditions, search):
+                patched.setattr(module, "FEW", MANY // 50)  # as 2,000 of 100,000
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.set_progress_handler(lambda: counted.append(None), 100)
@@ -427,10 +429,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
             raw.set_progress_handler(None, 0)
         return len(counted)
 
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (conditions, search):
-            patched.setattr(module, "FEW", MANY // 50)  # as 2,000 of 100,000
-        yield steps
+    yield steps
     database.close()
 
 

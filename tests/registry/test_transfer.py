@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry.access import signing
 
 from tests.registry.conftest import Served
 
@@ -151,16 +152,17 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
 def test_a_link_holds_for_its_object_and_purpose_only(served: Served, send: Send, repo: str) -> None:
     data = b"link" * 100
     token = batch(send, repo, data)["actions"]["upload"]["href"].rpartition("/")[2]
-    body, _, mac = token.partition(".")
-    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
-    forged = base64.urlsafe_b64encode(json.dumps(claims | {"oid": "0" * 64}).encode()).rstrip(b"=").decode()
+    claims = signing.check(token, (served.root / "secret").read_bytes(), purpose="lfs-object")
+    forged = signing.sign({**claims, "oid": "0" * 64}, os.urandom(32), 60)
+    read = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
+    sealed = bytearray(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    sealed[len(sealed) // 2] ^= 1
+    changed = base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+    mine = (f"object/{forged}", f"object/{read}", f"object/{changed}", f"object/{token[:-2]}", "object/x")
 
-    answers = [
-        httpx.put(f"{served.url}/_lfs/{place}", content=data)
-        for place in (f"object/{forged}.{mac}", f"part/{token}", f"object/{token[:-2]}", "object/x", f"object/{body}.")
-    ]
+    answers = [httpx.put(f"{served.url}/_lfs/{place}", content=data) for place in (*mine, f"part/{token}")]
 
-    assert [answer.status_code for answer in answers] == [403] * 5
+    assert [answer.status_code for answer in answers] == [403] * 6
     assert not stored(served, data)
 
 

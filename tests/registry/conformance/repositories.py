@@ -40,7 +40,7 @@ def create_repo_gives_its_url(client: Client) -> None:
 def create_repo_without_namespace_is_the_users_own(client: Client) -> None:
     name = client.name().replace("/", "")
 
-    assert client.api.create_repo(name).repo_id == f"admin/{name}"
+    assert client.as_user("write").create_repo(name).repo_id == f"bob/{name}"
 
 
 @check
