@@ -26,7 +26,7 @@ from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.access.rates import Rates
 from adapterhub_registry.access.refusals import record_refusal
 from adapterhub_registry.access.telemetry import Telemetry
-from adapterhub_registry.access.tokens import Tokens
+from adapterhub_registry.access.tokens import FIRST_USER, Tokens
 from adapterhub_registry.api import adapt_api, operations_api
 from adapterhub_registry.api.bodies import PARSED_AT_ONCE, Slots, UploadSlots
 from adapterhub_registry.api.context import Registry
@@ -142,7 +142,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     threaded = [ThreadedRoute(path, answer, app.state.threads) for path, answer in soon.items()]
     app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), *threaded]
     app.state.pages = add_pages(app, registry)
-    registry.repos.reserved |= _first_words(app)
+    registry.repos.reserved |= _first_words(app) - {
+        FIRST_USER
+    }  # who keeps a namespace; only its page is that of administration
     return app
 
 

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import ColumnElement, Row, String, bindparam, false, func, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
@@ -31,6 +31,8 @@ from adapterhub_registry.database.db import records as logged
 from adapterhub_registry.database.prepared import Prepared
 
 Role = Literal["read", "write", "admin"]
+FIRST_USER: Final = "admin"
+"""The user of the token that the first start prints."""
 ROLES: tuple[Role, ...] = get_args(Role)
 HUB_PREFIX = "hf_"
 PREFIX = "adp_"
@@ -193,7 +195,7 @@ class Tokens:
             lock_name(connection, "first token")
             if connection.scalar(select(tokens.c.id).limit(1)) is not None:
                 return None
-            number = _insert(connection, token, "admin", "admin", ["*"], label="first start", days=None)
+            number = _insert(connection, token, FIRST_USER, "admin", ["*"], label="first start", days=None)
             _log(connection, self._actor, "create", f"token {number} of admin: admin in *")
         return token
 

@@ -160,7 +160,7 @@ class Engine:
     def __init__(self, where: Address) -> None:
         made = httpx.AsyncHTTPTransport(
             uds=None if where.socket is None else str(where.socket),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
         timeout = httpx.Timeout(_ANSWER_S, connect=_START_S)
         self._client = httpx.AsyncClient(
