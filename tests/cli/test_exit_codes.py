@@ -149,6 +149,7 @@ REFUSALS = [
     ("key trust bob ./text.txt", 16),
     ("key untrust nobody", 10),
     ("key revoke nobody", 10),
+    ("key rotate nobody other --unencrypted", 10),
     ("key policy --namespace acme", 2),
     ("yank nothing", 2),
     ("unyank nothing", 2),
