@@ -127,11 +127,6 @@ class Gate:
         """Whether a request needs a key."""
         return self._tenants is not None or bool(self._key)
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether requests have to pass it."""
-        return self._tenants is not None or self._audit is not None
-
     def accept(self, tenants: Callable[[Tenants], None]) -> None:
         """Apply one more rule to the file of the tenants, now and whenever it is read again."""
         if self._tenants is not None:

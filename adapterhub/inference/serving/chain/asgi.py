@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from adapterhub.inference.serving.access.refused import RequestRefused
@@ -30,12 +30,18 @@ def is_stream(start: Message) -> bool:
     return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
 
 
+async def send_whole(
+    send: Send, status: int, body: bytes, kind: str = "application/json", headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Answer a request with a whole body of the media type `kind`."""
+    sent = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": int(status), "headers": sent})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def answer(send: Send, status: int, value: object, *headers: tuple[bytes, bytes]) -> None:
     """Answer a request with a JSON value."""
-    body = json.dumps(value).encode()
-    sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": sent})
-    await send({"type": "http.response.body", "body": body})
+    await send_whole(send, status, json.dumps(value).encode(), headers=headers)
 
 
 async def refuse(send: Send, status: int, message: str, kind: str, *headers: tuple[bytes, bytes]) -> None:

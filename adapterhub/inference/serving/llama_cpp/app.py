@@ -21,7 +21,7 @@ from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import Usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.auto import HEADER, Auto, label_of
-from adapterhub.inference.serving.chain.asgi import Message, Receive, Send, header_of, is_json
+from adapterhub.inference.serving.chain.asgi import Message, Receive, Send, answer, header_of, is_json, send_whole
 from adapterhub.inference.serving.chain.bodies import MOST_BYTES, choices_of, demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
@@ -92,10 +92,10 @@ class App:
     # ------------------------------------------------------------ what needs no engine
     async def _get(self, path: str, scope: Message, send: Send) -> None:
         if path in _HEALTH:
-            await _send(send, HTTPStatus.OK, json.dumps({"status": "ok"}).encode())
+            await answer(send, HTTPStatus.OK, {"status": "ok"})
         elif path == "/metrics" and self._registry is not None:
             data, kind = exposition(self._registry)
-            await _send(send, HTTPStatus.OK, data + await self._engine.metrics(), kind)
+            await send_whole(send, HTTPStatus.OK, data + await self._engine.metrics(), kind)
         elif path in _MODELS or path.startswith("/v1/models/"):
             asked: Asked = scope[ASKED]
             listed = self._names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
@@ -103,7 +103,7 @@ class App:
             found = next((row for row in listed["data"] if row["id"] == name), None)
             if name and found is None:
                 raise RequestRefused(404, f"no adapter `{shown(name, 200)}` is served; GET /v1/models lists them")
-            await _send(send, HTTPStatus.OK, json.dumps(found or listed).encode())
+            await answer(send, HTTPStatus.OK, found or listed)
         else:
             raise RequestRefused(404, _NO_ROUTE)
 
@@ -256,7 +256,7 @@ class _Call:
                 usages = [one.get("usage", {}) for one in map(_with_usage, whole)]
                 self._measured.usage = Usage(*(sum(one.get(key, 0) for one in usages) for key in _COUNTS))
             self._asked.usage = self._measured.usage
-        await _send(send, status, data, headers=self._who())
+        await send_whole(send, status, data, headers=self._who())
 
     async def _one(self, value: Mapping[str, Any]) -> tuple[int, Any]:
         async with self._slots.taken(self._owner) as slot:
@@ -288,7 +288,7 @@ class _Call:
         ):
             if status != HTTPStatus.OK:
                 data = b"".join([event async for event in events])
-                await _send(send, status, _renamed_text(data, self._name), headers=self._who())
+                await send_whole(send, status, _renamed_text(data, self._name), headers=self._who())
                 return
             slot.is_fresh = False
             headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *self._who()]
@@ -383,18 +383,6 @@ async def _cancelled(tasks: list[asyncio.Task[_T]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _send(
-    send: Send,
-    status: int,
-    data: bytes,
-    kind: str = "application/json",
-    headers: list[tuple[bytes, bytes]] | None = None,
-) -> None:
-    made = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode()), *(headers or [])]
-    await send({"type": "http.response.start", "status": int(status), "headers": made})
-    await send({"type": "http.response.body", "body": data})
 
 
 # ---------------------------------------------------------------- names in answers
