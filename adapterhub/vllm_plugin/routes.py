@@ -13,6 +13,7 @@ from adapterhub.inference.serving.chain.bodies import (
     Chat,
     Completion,
     Count,
+    Detokenize,
     Embedding,
     Grammar,
     Number,
@@ -114,12 +115,6 @@ class Tokenize(Body):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
-
-
-class Detokenize(Body):
-    """POST /detokenize."""
-
-    tokens: Tokens
 
 
 ROUTES: Final[Mapping[str, type[Body]]] = {

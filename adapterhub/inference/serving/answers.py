@@ -55,15 +55,6 @@ def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return {"stream_options": {"include_usage": True}}  # a usage in every event, too, would not be for us alone
 
 
-def with_changes(body: bytes, value: Mapping[str, Any], changes: Mapping[str, Any]) -> bytes:
-    """The body of a request, which holds `value`, with some changes; new members need no new text for the others."""
-    if not changes:
-        return body
-    if changes.keys() & value.keys() or not value:
-        return json.dumps({**value, **changes}).encode()
-    return body[: body.rindex(b"}")] + b"," + json.dumps(changes).encode()[1:]
-
-
 def says_only_usage(event: bytes) -> bool:
     """Whether a server-sent event is the one that `asking_for_usage` adds to a stream."""
     return _USAGE in event and any(none in event for none in _NO_CHOICE)

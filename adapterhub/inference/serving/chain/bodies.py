@@ -244,6 +244,12 @@ class Rerank(Body):
     top_n: Count | None = None
 
 
+class Detokenize(Body):
+    """POST /detokenize."""
+
+    tokens: Tokens
+
+
 def parsed(model: type[Body], data: bytes, *, may_write_grammars: bool = True) -> dict[str, Any]:
     """Read a body by its model; the fields that it has, without those that are null.
 

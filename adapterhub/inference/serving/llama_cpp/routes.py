@@ -13,6 +13,7 @@ from adapterhub.inference.serving.chain.bodies import (
     Chat,
     Completion,
     Count,
+    Detokenize,
     Embedding,
     Grammar,
     Number,
@@ -20,7 +21,6 @@ from adapterhub.inference.serving.chain.bodies import (
     Schema,
     Share,
     Text,
-    Tokens,
 )
 from adapterhub.inference.serving.chain.messages import Messages
 
@@ -67,12 +67,6 @@ class Tokenize(Body):
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
-
-
-class Detokenize(Body):
-    """POST /detokenize."""
-
-    tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
