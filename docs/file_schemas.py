@@ -78,7 +78,7 @@ def input_of(by: str, **digests: Schema) -> Schema:
 
 def project() -> Schema:
     """`adapters.toml`."""
-    ranks = {"rank": RANK, "min_rank": RANK, "max_rank": RANK}
+    ranks = {"rank": {"anyOf": [RANK, TEXT]}}
     adapter = {"anyOf": [TEXT, table(project_file._ADAPTER_KEYS, spec=TEXT, remote=TEXT, **ranks)]}
     lists = dict.fromkeys(project_file._LISTS, TEXTS)
     remote = {"kind": TEXT, "url": TEXT, "path": TEXT, "namespaces": TEXTS, "signatures": one_of(SIGNATURE_POLICIES)}

@@ -31,7 +31,7 @@ def project(tmp_path_factory):
     project = adapterhub.Project.create(folder / "project", base="base-7b", library=library)
     (project.folder / "adapters.toml").write_text(
         '[project]\nbase = "base-7b"\n[remotes.team]\npath = "../team"\n[adapters]\nlegal-qa = ">=1"\n'
-        '[groups.eval]\nsummarize = { spec = "~=1.0", max-rank = 4 }\n[merges.both]\nmethod = "svd"\noptions = { rank = 4 }\n'
+        '[groups.eval]\nsummarize = { spec = "~=1.0", rank = "-4" }\n[merges.both]\nmethod = "svd"\noptions = { rank = 4 }\n'
         'inputs = [{ adapter = "legal-qa", weight = 0.7 }, { adapter = "summarize", weight = 0.3 }]\n'
     )
     project.lock()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, overload
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of
 from adapterhub.api.reporting import report_card, report_likeness
 from adapterhub.api.results import Listing
-from adapterhub.core.arguments import By, Count, Namespace, Rank, Sort, StrPath, Testing, parsed, path_of
+from adapterhub.core.arguments import By, Count, Namespace, Sort, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import Incompatible, NotFound
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
@@ -68,9 +68,7 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
     ) -> Installed:
         """The one installed build that `spec` means; `library["legal-qa"]` is the same.
 
@@ -79,12 +77,10 @@ class WithAdapters(OpenedLibrary):
         """
         from adapterhub.api.steps.finding import find_build
 
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
 
-    def path(
-        self, spec: SpecLike, *, rank: Rank | None = None, min_rank: Rank | None = None, max_rank: Rank | None = None
-    ) -> Path:
+    def path(self, spec: SpecLike, *, rank: Ranks | None = None) -> Path:
         """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
 
         Raises:
@@ -93,7 +89,7 @@ class WithAdapters(OpenedLibrary):
         """
         from adapterhub.api.steps.finding import find_build
 
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         return find_build(self.session, spec_of(spec), bounds, to="use").folder
 
     def list(
@@ -101,9 +97,7 @@ class WithAdapters(OpenedLibrary):
         *names: str,
         base: BaseLike | None = None,
         task: str = "",
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         sort: Sort = "name",
         reverse: bool = False,
     ) -> Listing[Installed]:
@@ -117,7 +111,7 @@ class WithAdapters(OpenedLibrary):
         """
         from adapterhub.api.steps.searching import search_installed
 
-        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        ranks = RankRange.of(rank)
         rows = search_installed(
             self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
         )
@@ -129,9 +123,7 @@ class WithAdapters(OpenedLibrary):
         *text: str,
         base: BaseLike | None = ...,
         task: str = ...,
-        rank: int | None = ...,
-        min_rank: int | None = ...,
-        max_rank: int | None = ...,
+        rank: Ranks | None = ...,
         method: str = ...,
         license: str = ...,
         signed: bool = ...,
@@ -148,9 +140,7 @@ class WithAdapters(OpenedLibrary):
         *text: str,
         base: BaseLike | None = ...,
         task: str = ...,
-        rank: int | None = ...,
-        min_rank: int | None = ...,
-        max_rank: int | None = ...,
+        rank: Ranks | None = ...,
         method: str = ...,
         license: str = ...,
         signed: bool = ...,
@@ -166,9 +156,7 @@ class WithAdapters(OpenedLibrary):
         *text: str,
         base: BaseLike | None = None,
         task: str = "",
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         method: str = "",
         license: str = "",  # noqa: A002 - the field's own word
         signed: bool = False,
@@ -197,7 +185,7 @@ class WithAdapters(OpenedLibrary):
         """
         from adapterhub.api.steps.searching import search_installed
 
-        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        ranks = RankRange.of(rank)
         filters: dict[str, Any] = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
         filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words, "by": by}
         if remote is not None:
@@ -332,9 +320,7 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
         exclude_newer: str | None = None,
@@ -346,7 +332,7 @@ class WithAdapters(OpenedLibrary):
         from adapterhub.projects.places import SpecSources
 
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         return self._plan(
             spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
         )
@@ -380,9 +366,7 @@ class WithAdapters(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         places: StrPath | Iterable[StrPath] = (),
         allow_base_mismatch: bool = False,
         accept_repository: str = "",
@@ -398,9 +382,7 @@ class WithAdapters(OpenedLibrary):
         Args:
             spec: such as `acme/legal-qa@base-7b>=1.2,<2`.
             base: the base, where the spec names none.
-            rank: this rank only.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
+            rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
             places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
             allow_base_mismatch: take a build for other weights of the same shapes; recorded.
             accept_repository: a repository that may supply it though its name came from another.
@@ -423,7 +405,7 @@ class WithAdapters(OpenedLibrary):
         from adapterhub.projects.places import SpecSources
 
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         with self.accepting([accept_repository]):
             plan = self._plan(
                 spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer

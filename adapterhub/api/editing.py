@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
-from adapterhub.core.arguments import Rank, StrPath, parsed
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.arguments import StrPath, parsed
+from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.projects import saving
 from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -63,9 +63,7 @@ class WithEdits:
         group: str | None = None,
         sync: bool = True,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         places: StrPath | Iterable[StrPath] = (),
         exclude_newer: str | None = None,
         signatures: SignaturePolicy | None = None,
@@ -84,7 +82,7 @@ class WithEdits:
 
         session, asked = self._session, spec_of(spec)
         where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         plan = plan_one(
             session,
             asked,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
 from adapterhub.api.results import Reports
-from adapterhub.core.arguments import Cosine, Rank, StrPath, parsed, path_of
+from adapterhub.core.arguments import Cosine, StrPath, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
-from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
 from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:
@@ -263,9 +263,7 @@ class WithInspection(OpenedLibrary):
         spec: SpecLike,
         *,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -281,7 +279,7 @@ class WithInspection(OpenedLibrary):
         from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
         from adapterhub.api.steps.finding import find_build
 
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         asked, base_spec = spec_of(spec), base_of(base)
         not_here = None
         if remote is None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
-from adapterhub.core.arguments import Namespace, Rank, StrPath, Testing, parsed, path_of
+from adapterhub.core.arguments import Namespace, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_namespace
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
@@ -125,9 +125,7 @@ class WithPublishing(OpenedLibrary):
         spec: SpecLike,
         *,
         to: StrPath,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         sign: bool = False,
         key: str | None = None,
         password: str | None = None,
@@ -144,9 +142,7 @@ class WithPublishing(OpenedLibrary):
         Args:
             spec: the installed adapter.
             to: a repository (`acme/legal-qa`), an image (`oci://host/repo[:tag]`), or a directory (`./published`).
-            rank: this rank only.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
+            rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
             sign: sign it first, with `key` and its `password` (see `sign`).
             key: name of the key.
             password: of the key.
@@ -183,7 +179,7 @@ class WithPublishing(OpenedLibrary):
             raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
         if results and (dry_run or sign or test):
             raise UsageProblem("`--results` sends results alone", hint="leave out `--sign`, `--test` and `--dry-run`")
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         there = to if isinstance(to, str) else str(Path(to).absolute())
         if results:
@@ -282,9 +278,7 @@ class WithPublishing(OpenedLibrary):
         folder: StrPath,
         *,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         exclude_newer: str | None = None,
         signatures: SignaturePolicy | None = None,
         remote: str | None = None,
@@ -309,7 +303,7 @@ class WithPublishing(OpenedLibrary):
             spec_of(spec),
             path_of(folder),
             base=base_of(base),
-            bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            bounds=RankRange.of(rank),
             objection=objection_from(self.session, exclude_newer),
             signatures=signatures,
             remote=remote,
@@ -325,9 +319,7 @@ class WithPublishing(OpenedLibrary):
         target: str,
         namespace: Namespace | None = None,
         base: BaseLike | None = None,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         private: bool = False,
         tests: bool = False,
         dry_run: bool = False,
@@ -341,9 +333,7 @@ class WithPublishing(OpenedLibrary):
             target: name or URL of the server to copy to.
             namespace: publish under this namespace; default: the same.
             base: the base, where a spec names none.
-            rank: this rank only.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
+            rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
             private: make new repositories private.
             tests: copy the signed results of tests, too.
             dry_run: send nothing.
@@ -364,7 +354,7 @@ class WithPublishing(OpenedLibrary):
                 target=target,
                 namespace=namespace,
                 base=base_of(base),
-                bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
+                bounds=RankRange.of(rank),
                 private=private,
                 tests=tests,
                 dry_run=dry_run,
@@ -382,9 +372,7 @@ class WithPublishing(OpenedLibrary):
         password: str | None = None,
         namespace: Namespace | None = None,
         statement: bool = False,
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
     ) -> Signed:
         """Sign an installed adapter: `model.sig` beside its files.
 
@@ -394,9 +382,7 @@ class WithPublishing(OpenedLibrary):
             password: of the key; default: ADAPTERHUB_PASSWORD.
             namespace: the namespace it is signed for; default: the one it has here.
             statement: also sign how it was merged, as an in-toto statement.
-            rank: this rank only.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
+            rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
@@ -404,7 +390,7 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.steps.finding import find_build
         from adapterhub.api.steps.keys import sign_build, sign_made, signing_key
 
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange.of(rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         if namespace is not None:
             parse_namespace(namespace)

@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import UsageProblem, shown
+
+_WRITTEN: Final = re.compile(r"(?P<low>[0-9]{1,9})?(?P<to>\s*-\s*)?(?P<high>[0-9]{1,9})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RankRange:
-    """The ranks that a request accepts, as the user wrote them. Both ends are inside; None is open."""
+    """The ranks that a request accepts. Both ends are inside; None is open."""
 
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
+    low: int | None = None
+    high: int | None = None
 
-    @property
-    def low(self) -> int | None:
-        """The smallest rank inside."""
-        return self.min_rank if self.rank is None else self.rank
-
-    @property
-    def high(self) -> int | None:
-        """The largest rank inside."""
-        return self.max_rank if self.rank is None else self.rank
-
-    @property
-    def written(self) -> dict[str, int]:
-        """The keys of a project file for it: `rank`, `min-rank`, `max-rank`."""
-        keys = {"rank": self.rank, "min-rank": self.min_rank, "max-rank": self.max_rank}
-        return {key: rank for key, rank in keys.items() if rank is not None}
-
-    def check(self) -> None:
-        """Raise unless some rank is inside.
+    @classmethod
+    def of(cls, wanted: Ranks | None) -> RankRange:
+        """Read a rank (`8`), or a range of them as text: `8`, `4-16`, `4-`, `-16`; None is any rank.
 
         Raises:
-            UsageProblem: ranks below 1, or that no adapter could have together.
+            UsageProblem: it is none of these, a rank is below 1, or the range is empty.
         """
-        low, high = self.min_rank, self.max_rank
-        for rank in (self.rank, low, high):
-            if rank is not None and rank < 1:
-                raise UsageProblem(f"rank {rank}: a rank is at least 1")
-        if low is not None and high is not None and low > high:
-            raise UsageProblem(f"no rank is at least {low} and at most {high}")
-        if self.rank is not None and not (low or self.rank) <= self.rank <= (high or self.rank):
-            outer = RankRange(min_rank=low, max_rank=high)
-            raise UsageProblem(f"rank {self.rank} is not inside the requested range of ranks, {outer}")
+        if wanted is None or isinstance(wanted, RankRange):
+            return wanted or ANY_RANK
+        if isinstance(wanted, int):
+            bounds = cls(wanted, wanted)
+        else:
+            found = _WRITTEN.fullmatch(wanted.strip())
+            if found is None or not (found["low"] or found["high"]):
+                raise UsageProblem(f"`{shown(wanted)}` is no rank; expected one such as `8`, `4-16`, `4-` or `-16`")
+            low, high = (int(end) if end else None for end in (found["low"], found["high"]))
+            bounds = cls(low, high if found["to"] else low)
+        if any(end is not None and end < 1 for end in (bounds.low, bounds.high)):
+            raise UsageProblem(f"rank {shown(wanted)}: a rank is at least 1")
+        if bounds.low is not None and bounds.high is not None and bounds.low > bounds.high:
+            raise UsageProblem(f"no rank is at least {bounds.low} and at most {bounds.high}")
+        return bounds
+
+    @property
+    def written(self) -> str:
+        """The range as `of` reads it: `8`, `4-16`, `4-`, `-16`; empty for any rank."""
+        low, high = ("" if end is None else str(end) for end in (self.low, self.high))
+        return low if low == high else f"{low}-{high}"
 
     def includes(self, rank: int | None) -> bool:
         """Whether an adapter of this rank is inside; one without a recorded rank is only in the open range."""
@@ -69,3 +68,6 @@ class RankRange:
 
 
 ANY_RANK: Final = RankRange()
+
+Ranks: TypeAlias = int | str | RankRange
+"""A rank, or a range of them as `RankRange.of` reads it."""

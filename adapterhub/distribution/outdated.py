@@ -153,7 +153,7 @@ def _choice(
         return None
     if request.rank is None or chosen.rank == request.rank or bounds != ANY_RANK:
         return chosen
-    same = RankRange(rank=request.rank)
+    same = RankRange.of(request.rank)
     try:
         other = choose(spec, candidates, request.wanted, same, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):

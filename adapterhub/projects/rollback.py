@@ -26,7 +26,7 @@ from adapterhub.projects.values import AdapterRequirement, Lock, Locked, LockedA
 if TYPE_CHECKING:
     from adapterhub.library.library import Library
 
-_OPTION: Final = re.compile(r" (rank|min-rank|max-rank|remote)=([^ ]+)$")
+_OPTION: Final = re.compile(r" (rank|remote)=([^ ]+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,14 +150,14 @@ def _requirement(project: Project, wanted: AdapterRequirement, old: LockedAdapte
     text, options = old.wanted, {}
     while found := _OPTION.search(text):
         text, options[found[1]] = text[: found.start()], found[2]
-    remote = options.pop("remote", None)
+    remote = options.get("remote")
     if remote is not None and all(one.name != remote for one in project.remotes):
         raise Conflict(
             f"`{old.key}` was `{shown(old.wanted)}` before, and the project has no remote `{shown(remote)}` any more. "
             "Nothing was changed",
             hint=f"name that remote in `{PROJECT_FILE}`, then run `adapt lock` and roll back",
         )
-    ranks = RankRange(**{name.replace("-", "_"): int(rank) for name, rank in options.items()})
+    ranks = RankRange.of(options.get("rank"))
     return replace(wanted, spec=AdapterSpec.parse(text), ranks=ranks, remote=remote)
 
 

@@ -162,7 +162,7 @@ class LockedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedAdapter:
-    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
+    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 rank=-16`.
 
     `base` is the weights digest that the build declares; None if it declares none. `contract` is the digest of its
     behaviour contract, looked up only where the policy `tests` of the project wants one.

@@ -55,7 +55,7 @@ def main() -> None:
             f"{builds:,} builds, base + task + rank: {ours:.2f} ms ({found} found)   "
             f"scan without index {peer:.2f} ms   ratio {ours / peer:.3f}"
         )
-        bounded = Filters(bases=(base,), task="sql", ranks=RankRange(min_rank=8, max_rank=32), limit=50)
+        bounded = Filters(bases=(base,), task="sql", ranks=RankRange(low=8, high=32), limit=50)
         print(
             f"{builds:,} builds, base + task + rank range, 50 rows: {milliseconds(lambda: index.search(bounded)):.2f} ms"
         )

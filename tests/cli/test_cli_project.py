@@ -75,11 +75,11 @@ def test_without_a_project_the_way_to_one_is_told(tmp_path):
 # ---------------------------------------------------------------- install --save
 def test_what_is_installed_with_save_is_in_the_project_and_in_the_lock(adapt):
     adapt.ok("install", "legal-qa", "--save")
-    adapt.ok("install", "tables<2", "--max-rank", "8", "--save", "--group", "eval")
+    adapt.ok("install", "tables<2", "--rank", "-8", "--save", "--group", "eval")
 
     text = project_text(adapt)
     assert 'legal-qa = ">=1.0.0"' in text
-    assert '[groups.eval]\ntables = {spec = "<2", max-rank = 8}' in text
+    assert '[groups.eval]\ntables = {spec = "<2", rank = "-8"}' in text
     assert "# Adapters by name." in text
     lock = read_lock(adapt.folder)
     assert [(e.key, e.version, e.group) for e in lock.adapters] == [

@@ -59,7 +59,7 @@ def adapt(made) -> Adapt:
         (["legal", "--task", "summary"], ["acme/legal-sum"]),
         (["--base", "other"], ["tables"]),
         (["--rank", "8"], ["tables"]),
-        (["--min-rank", "8", "--sort", "rank"], ["acme/legal-sum", "tables"]),
+        (["--rank", "8-", "--sort", "rank"], ["acme/legal-sum", "tables"]),
         (["--sort", "size"], ["acme/legal-sum", "tables", "legal-qa"]),
         (["--sort", "size", "--reverse"], ["legal-qa", "tables", "acme/legal-sum"]),
         (["--sort", "task"], ["legal-qa", "acme/legal-sum", "tables"]),
@@ -82,7 +82,7 @@ def test_filters_choose_what_other_programs_get_too(adapt):
 def test_python_filters_and_sorts_as_the_command_does(made):
     library = Library(made / "home")
 
-    found = library.list("legal", min_rank=4, sort="size")
+    found = library.list("legal", rank="4-", sort="size")
 
     assert [one.full_name for one in found] == ["acme/legal-sum", "legal-qa"]
 

@@ -480,8 +480,8 @@ def test_a_push_into_a_fault_is_one_line_and_the_next_push_ends_it(fault, home, 
 def test_a_search_by_tags_finds_what_is_there(home, proxy, monkeypatch):
     monkeypatch.setattr(Hub, "features", frozenset())
 
-    [found] = home.json("search", "poem", "--remote", proxy.url, "--min-rank", 8)
-    none = home.json("search", "poem", "--remote", proxy.url, "--max-rank", 2)
+    [found] = home.json("search", "poem", "--remote", proxy.url, "--rank", "8-")
+    none = home.json("search", "poem", "--remote", proxy.url, "--rank", "-2")
 
     assert (found["repository"], found["name"], found["rank"]) == (BUILT, "poem", 64)
     assert none == []

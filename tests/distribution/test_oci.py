@@ -281,7 +281,7 @@ def test_search_reads_what_images_say_of_themselves(home, plain, add):
 
     everything = [("team/acme/legal-qa", "base-7b"), ("team/acme/risk", "base-7b")]
     assert found() == found("--task", "legal", "--base", "base-7b") == everything
-    assert found("legal") == found("--min-rank", "4") == found(REPO) == everything[:1]
+    assert found("legal") == found("--rank", "4-") == found(REPO) == everything[:1]
     assert found("--task", "other") == found("--method", "dora") == []
     plain.answers["/v2/_catalog"] = Reply(401)
     assert found(REPO) == everything[:1]

@@ -38,7 +38,7 @@ def build(version="1.0.0", verdict=SAME, rank=8, **changes) -> Candidate:
 
 
 def ask(text: str, *candidates: Candidate, base_given: bool = True, **options) -> Resolution:
-    ranks = RankRange(**{key: options.pop(key) for key in ("rank", "min_rank", "max_rank") if key in options})
+    ranks = RankRange.of(options.pop("rank", None))
     return resolve(AdapterSpec.parse(text), candidates, base_given=base_given, ranks=ranks, **options)
 
 
@@ -323,7 +323,7 @@ def test_without_a_base_a_build_that_declares_none_is_offered_by_digest():
 def test_without_a_base_the_ranks_and_versions_may_leave_only_one():
     builds = [build(base_label="org/model", rank=64), build(base_label="base-7b", rank=8)]
 
-    assert ask("acme/poem", *builds, base_given=False, max_rank=16).chosen == builds[1]
+    assert ask("acme/poem", *builds, base_given=False, rank="-16").chosen == builds[1]
 
 
 # ---------------------------------------------------------------- ranks
@@ -334,11 +334,11 @@ def test_without_a_base_the_ranks_and_versions_may_leave_only_one():
     [
         ({}, 32),
         ({"rank": 16}, 16),
-        ({"max_rank": 16}, 16),
-        ({"max_rank": 15}, 8),
-        ({"min_rank": 9, "max_rank": 31}, 16),
-        ({"min_rank": 16}, 32),
-        ({"rank": 8, "max_rank": 16}, 8),
+        ({"rank": "-16"}, 16),
+        ({"rank": "-15"}, 8),
+        ({"rank": "9-31"}, 16),
+        ({"rank": "16-"}, 32),
+        ({"rank": 8}, 8),
     ],
 )
 def test_among_builds_of_one_version_the_highest_rank_asked_for_is_taken(options, rank):
@@ -354,10 +354,10 @@ def test_a_newer_version_outranks_a_higher_rank():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"max_rank": 16}, "rank 32, at most 16 asked"),
-        ({"min_rank": 64}, "rank 32, at least 64 asked"),
+        ({"rank": "-16"}, "rank 32, at most 16 asked"),
+        ({"rank": "64-"}, "rank 32, at least 64 asked"),
         ({"rank": 8}, "rank 32, 8 asked"),
-        ({"min_rank": 2, "max_rank": 8}, "rank 32, at least 2 and at most 8 asked"),
+        ({"rank": "2-8"}, "rank 32, at least 2 and at most 8 asked"),
     ],
 )
 def test_a_rank_that_was_not_asked_for_is_refused_with_both(options, reason):
@@ -372,11 +372,11 @@ def test_a_rank_that_is_not_recorded_is_refused_only_when_one_is_asked_for():
 
     assert ask("acme/poem", unrecorded).chosen == unrecorded
     with pytest.raises(NoCompatibleRelease, match="rank not recorded, at most 16 asked"):
-        ask("acme/poem", unrecorded, max_rank=16)
+        ask("acme/poem", unrecorded, rank="-16")
 
 
 @pytest.mark.parametrize(
-    "options", [{"rank": 0}, {"max_rank": -1}, {"min_rank": 9, "max_rank": 8}, {"rank": 4, "min_rank": 8}]
+    "options", [{"rank": 0}, {"rank": "--1"}, {"rank": "9-8"}, {"rank": "4-0"}, {"rank": "x"}, {"rank": "-"}]
 )
 def test_ranks_that_no_build_can_have_are_a_usage_problem(options):
     with pytest.raises(UsageProblem, match="rank"):
@@ -496,7 +496,7 @@ SPECS = st.sampled_from(
      f"poem#{build('1.0').digest[:15]}"]
 )  # fmt: skip
 OPTIONS = st.fixed_dictionaries(
-    {"base_given": st.booleans(), "allow_base_mismatch": st.booleans(), "max_rank": st.sampled_from([None, 8, 16])}
+    {"base_given": st.booleans(), "allow_base_mismatch": st.booleans(), "rank": st.sampled_from([None, "-8", "-16"])}
 )
 
 
@@ -525,7 +525,7 @@ def test_what_is_chosen_is_what_was_asked_for(candidates, text, options):
     assert chosen in candidates or replace(chosen, yanked=None) in candidates
     assert spec.matches(chosen.version)
     assert spec.namespace in {None, chosen.namespace}
-    assert options["max_rank"] is None or chosen.rank <= options["max_rank"]
+    assert options["rank"] is None or chosen.rank <= -int(options["rank"])
     assert chosen.verdict is not DIFFERENT or not options["base_given"]
     assert chosen.verdict is not SHAPES or not options["base_given"] or options["allow_base_mismatch"]
     assert chosen.yanked is None or spec.pinned_version or spec.digest_prefix
@@ -557,9 +557,9 @@ def test_no_final_build_that_fits_is_newer_than_the_chosen_one(candidates, optio
         return
 
     versions = [Version(c.version) for c in candidates if c.version != "bad"]
-    ranks = options["max_rank"] or 99
+    ranks = -int(options["rank"] or -99)
     fitting = [v for v, c in zip(versions, [c for c in candidates if c.version != "bad"], strict=True)
-               if options["max_rank"] is None or (c.rank or 999) <= ranks]  # fmt: skip
+               if options["rank"] is None or (c.rank or 999) <= ranks]  # fmt: skip
     finals = [v for v in fitting if not v.is_prerelease]
     assert Version(got.chosen.version) == max(finals or fitting)
 

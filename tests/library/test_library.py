@@ -154,9 +154,9 @@ def test_a_nan_is_refused_and_named(library, tmp_path):
     ("filters", "expected"),
     [
         (Filters(task="legal"), ["legal-qa"]),
-        (Filters(ranks=RankRange(rank=8)), ["summarize"]),
-        (Filters(ranks=RankRange(min_rank=5)), ["summarize"]),
-        (Filters(ranks=RankRange(max_rank=4)), ["contracts", "legal-qa"]),
+        (Filters(ranks=RankRange(8, 8)), ["summarize"]),
+        (Filters(ranks=RankRange(low=5)), ["summarize"]),
+        (Filters(ranks=RankRange(high=4)), ["contracts", "legal-qa"]),
         (Filters(method="rslora"), ["contracts"]),
         (Filters(method="LoRA"), ["contracts", "legal-qa", "summarize"]),
         (Filters(text="leg"), ["contracts", "legal-qa"]),

@@ -154,21 +154,22 @@ def test_another_precision_is_told_from_other_weights_by_what_the_builds_declare
 
 # ---------------------------------------------------------------- ranks and the rest of the policy
 @pytest.mark.parametrize(
-    ("bounds", "asks"), [({"rank": 128}, "requires rank 128"), ({"min_rank": 96}, "requires a rank of at least 96")]
+    ("bounds", "asks"),
+    [({"low": 128, "high": 128}, "requires rank 128"), ({"low": 96}, "requires a rank of at least 96")],
 )
 def test_a_rank_over_the_maximum_of_the_project_is_told_with_a_command_and_a_setting(bounds, asks):
     found = rank_over_maximum(Policy(max_rank=64), wanted("acme/judge", **bounds))
 
     assert found is not None
     assert found.reasons == (("judge", asks), ("policy", "`max-rank` is 64"))
-    assert "`adapt install --save acme/judge --max-rank 64`" in found.hint
-    assert f"`max-rank = {max(bounds.values())}`" in found.hint
+    assert "`adapt install --save acme/judge --rank -64`" in found.hint
+    assert f"`max-rank = {bounds['low']}`" in found.hint
 
 
 def test_ranks_that_the_project_takes_are_no_conflict():
-    assert rank_over_maximum(Policy(max_rank=64), wanted("judge", rank=64, max_rank=256)) is None
-    assert rank_over_maximum(Policy(max_rank=64), wanted("judge", max_rank=256)) is None
-    assert rank_over_maximum(Policy(), wanted("judge", rank=4096)) is None
+    assert rank_over_maximum(Policy(max_rank=64), wanted("judge", low=64, high=256)) is None
+    assert rank_over_maximum(Policy(max_rank=64), wanted("judge", high=256)) is None
+    assert rank_over_maximum(Policy(), wanted("judge", low=4096, high=4096)) is None
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_a_remote_that_would_give_another_build_is_noticed_with_how_to_take_it()
 
 # ---------------------------------------------------------------- together
 def test_every_conflict_of_a_project_is_told_in_one_refusal():
-    asked = project(wanted("judge@llama-13b", rank=128), wanted("poem", min_rank=96), base="base-7b", max_rank=64)
+    asked = project(wanted("judge@llama-13b", low=128, high=128), wanted("poem", low=96), base="base-7b", max_rank=64)
 
     refusal = conflict(conflicts_in(asked))
 
@@ -389,7 +390,7 @@ def test_lock_refuses_a_base_that_moved_and_takes_it_when_told_to(adapt, publish
 def test_lock_tells_every_conflict_of_the_project_file_before_it_asks_any_place(adapt):
     done = lock(
         adapt,
-        '[project]\nbase = "base-7b"\n[adapters]\npoem = { spec = "poem@./other", min-rank = 99 }\n[policy]\nmax-rank = 64\n',
+        '[project]\nbase = "base-7b"\n[adapters]\npoem = { spec = "poem@./other", rank = "99-" }\n[policy]\nmax-rank = 64\n',
     )
 
     assert done.exit_code == 11, done.stderr

@@ -255,7 +255,7 @@ def test_the_text_of_a_lock():
         adapters=(
             adapter(
                 "legal-qa",
-                wanted="acme/legal-qa>=1.2,<2 max-rank=16",
+                wanted="acme/legal-qa>=1.2,<2 rank=-16",
                 name="acme/legal-qa",
                 source=on_hub("https://a.example", "acme/legal-qa", "0" * 40, "ours"),
             ),
@@ -300,7 +300,7 @@ max-rank = 64
 
 [[adapter]]
 key = "legal-qa"
-wanted = "acme/legal-qa>=1.2,<2 max-rank=16"
+wanted = "acme/legal-qa>=1.2,<2 rank=-16"
 name = "acme/legal-qa"
 version = "1.0.0"
 digest = "sha256:…1"
@@ -479,7 +479,7 @@ base = "base-7b"
 [adapters]
 legal-qa = "*"
 [groups.eval]
-tables = { max-rank = 8 }
+tables = { rank = "-8" }
 [merges.both]
 inputs = [ { adapter = "legal-qa", weight = 0.5 }, { adapter = "tables", weight = 0.5 } ]
 """
@@ -493,7 +493,7 @@ def current() -> Lock:
     """A lock that answers `PROJECT`."""
     lock = Lock(
         base=LockedBase(spec="base-7b", weights=digest(2)),
-        adapters=(adapter("legal-qa"), adapter("tables", wanted="tables max-rank=8", group="eval", digest=digest(9))),
+        adapters=(adapter("legal-qa"), adapter("tables", wanted="tables rank=-8", group="eval", digest=digest(9))),
     )
     wanted = project().merges[0]
     both = LockedMerge(
@@ -522,7 +522,7 @@ def test_a_lock_that_answers_the_project_has_no_problems():
         ('base = "base-7b"', 'base = "other"', ["the base is locked as `base-7b`, but the project requires `other`"]),
         ('base = "base-7b"', "", ["the base is locked as `base-7b`, but the project requires nothing"]),
         ('legal-qa = "*"', 'legal-qa = ">=2"', ["`legal-qa` is locked for `legal-qa`, but the project requires `legal-qa>=2`"]),
-        ("max-rank = 8", "max-rank = 4", ["`tables` is locked for `tables max-rank=8`, but the project requires `tables max-rank=4`"]),
+        ('rank = "-8"', 'rank = "-4"', ["`tables` is locked for `tables rank=-8`, but the project requires `tables rank=-4`"]),
         ('legal-qa = "*"', 'legal-qa = "*"\nmore = "*"', ["`more` is not locked"]),
         ("[groups.eval]\n", "", ["`tables` is locked in group `eval`, but the project has it in no group"]),
         ("0.5 }, {", "0.4 }, {", ["`both` is locked with a different recipe or different inputs"]),

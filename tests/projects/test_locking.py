@@ -166,7 +166,7 @@ def test_ranks_versions_and_names_of_the_project_are_obeyed(tmp_path, library, a
     add("legal-qa", version="2.0.0", rank=4, seed=20)
     text = """[adapters]
 legal-qa = "<2"
-small = { spec = "legal-qa==1.0.0", max-rank = 8 }
+small = { spec = "legal-qa==1.0.0", rank = "-8" }
 newest = "legal-qa"
 """
 

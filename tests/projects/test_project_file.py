@@ -39,7 +39,7 @@ path = "./published"
 
 [adapters]
 legal-qa = ">=1.2,<2"       # the main one
-summarize = { spec = "acme/summarize~=1.0", max-rank = 16, remote = "ours" }
+summarize = { spec = "acme/summarize~=1.0", rank = "-16", remote = "ours" }
 brief = "acme/summarize==1.0"
 any = "*"
 whatever = ""
@@ -96,7 +96,7 @@ def test_a_project_file_is_read_as_values():
     )
     assert project.adapters == (
         wanted("legal-qa", "legal-qa>=1.2,<2"),
-        wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(max_rank=16), remote="ours"),
+        wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(high=16), remote="ours"),
         wanted("brief", "acme/summarize==1.0"),
         wanted("any", "any"),
         wanted("whatever", "whatever"),
@@ -132,7 +132,7 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[adapters]\nx = { sepc = '>=1' }", "line 2, adapters.x.sepc: no such key; did you mean `spec`?"),
         ("[adapters]\nx = { rank = 0 }", "line 2, adapters.x.rank: a rank is at least 1, got 0"),
         ("[adapters]\nx = { rank = true }", "line 2, adapters.x.rank: expected a whole number, got true or false"),
-        ("[adapters]\nx = { min-rank = 9, max-rank = 8 }", "line 2, adapters.x: no rank satisfies"),
+        ('[adapters]\nx = { rank = "9-8" }', "line 2, adapters.x.rank: no rank is at least 9 and at most 8"),
         ("[adapters]\nx = { remote = 'our' }\n[remotes.ours]\npath='p'", "line 2, adapters.x.remote: no remote `our`; did you mean `ours`?"),
         ("[adapters]\nx = '>=1'\n[groups.eval]\nx = '>=2'", "line 4, groups.eval.x: the name is used twice, here and by adapters.x"),
         ("[remotes.a]", "line 1, remotes.a: expected either `url` (a server) or `path`"),
@@ -233,10 +233,10 @@ def test_saving_keeps_comments_order_and_spaces(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
     save_adapter(tmp_path, wanted("legal-qa", "legal-qa>=2"))
-    save_adapter(tmp_path, wanted("new", "acme/new>=1", ranks=RankRange(min_rank=4)))
+    save_adapter(tmp_path, wanted("new", "acme/new>=1", ranks=RankRange(low=4)))
 
     expected = WHOLE.replace('legal-qa = ">=1.2,<2" ', 'legal-qa = ">=2" ').replace(
-        'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", min-rank = 4}\n'
+        'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", rank = "4-"}\n'
     )
     assert (tmp_path / "adapters.toml").read_text() == expected
 
@@ -315,7 +315,7 @@ NAMES = KEYS.filter(
 @given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)
 def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_rank, group):
     full = f"{namespace}/{name}" if namespace else name
-    one = wanted(key, f"{full}{specifiers}", ranks=RankRange(max_rank=max_rank), group=group)
+    one = wanted(key, f"{full}{specifiers}", ranks=RankRange(high=max_rank), group=group)
 
     project = project_of(with_adapter("[adapters]\nother-one = '*'\n", one), Path())
 
@@ -324,6 +324,6 @@ def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_ran
 
 
 def test_a_requirement_is_one_text():
-    one = wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(min_rank=4, max_rank=16), remote="ours")
+    one = wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(low=4, high=16), remote="ours")
 
-    assert wanted_text(one) == "acme/summarize~=1.0 min-rank=4 max-rank=16 remote=ours"
+    assert wanted_text(one) == "acme/summarize~=1.0 rank=4-16 remote=ours"

@@ -88,7 +88,7 @@ def test_what_one_home_pushes_the_other_finds_and_installs_byte_for_byte(server,
     copy(Release(manifest=build.manifest, namespace=None, origin="x"), library, hub.to(f"{team}/legal-qa"))
 
     found = hub_of(server).search(
-        Search(base_weights=base.fingerprint.weights, ranks=RankRange(max_rank=8), task="legal", text=team)
+        Search(base_weights=base.fingerprint.weights, ranks=RankRange(high=8), task="legal", text=team)
     )
     added = install(far, f"{team}/legal-qa@their-base", hub_of(server))
 
@@ -109,9 +109,7 @@ def test_tags_alone_find_the_same_on_a_hub_without_our_index(server, library, ad
     monkeypatch.setattr(Hub, "features", frozenset())
 
     by_weights = hub.search(Search(base_weights=base.fingerprint.weights, task=team))
-    by_rank = hub.search(
-        Search(base_weights=base.fingerprint.weights, task=team, ranks=RankRange(min_rank=5, max_rank=20))
-    )
+    by_rank = hub.search(Search(base_weights=base.fingerprint.weights, task=team, ranks=RankRange(low=5, high=20)))
 
     assert {f.repo for f in by_weights} == {f"{team}/qa-r4", f"{team}/qa-r16"}
     assert [(f.repo, f.rank, f.name) for f in by_rank] == [(f"{team}/qa-r16", 16, "qa-r16")]

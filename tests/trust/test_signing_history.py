@@ -59,7 +59,7 @@ def test_another_rank_that_was_asked_for_is_no_step_back(homes):
     homes.ben.ok(*homes.install())
     assert homes.ben.json("list")[0]["version"] == "1.2.0"
 
-    homes.ben.ok(*homes.install("legal-qa@base-7b", "--min-rank", "8"))
+    homes.ben.ok(*homes.install("legal-qa@base-7b", "--rank", "8-"))
 
 
 def test_a_prerelease_that_was_tried_holds_nobody_back(homes):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
-from adapterhub.core.arguments import Cosine, Rank, StrPath, Top, parsed, path_of
+from adapterhub.core.arguments import Cosine, StrPath, Top, parsed, path_of
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.core.ranks import RankRange
+from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class WithFinding(OpenedLibrary):
         examples: StrPath,
         top: Top = 8,
         task: str = "",
-        rank: Rank | None = None,
-        min_rank: Rank | None = None,
-        max_rank: Rank | None = None,
+        rank: Ranks | None = None,
         method: str = "",
         remote: str | None = None,
         token: str | None = None,
@@ -43,14 +41,12 @@ class WithFinding(OpenedLibrary):
         """Search, then try the best on a base and order them by their measured loss. Nothing is merged or installed.
 
         Args:
-            text: as for `search`, with the filters `task`, `rank`, `min_rank`, `max_rank` and `method`.
+            text: as for `search`, with the filters `task`, `rank` and `method`.
             base: the base to try them on.
             examples: a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each.
             top: how many to try, at most 32.
             task: exactly this task.
             rank: exactly this rank.
-            min_rank: this rank or a higher one.
-            max_rank: this rank or a lower one.
             method: a PEFT type or variant.
             remote: a server to search instead of the library; its builds are fetched for the trial alone.
             token: access token for it.
@@ -76,7 +72,7 @@ class WithFinding(OpenedLibrary):
             raise UsageProblem(f"top {top}, expected 1 to {MOST_CANDIDATES}")
         on = base_of(base)
         assert on is not None
-        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        ranks = RankRange.of(rank)
         words = " ".join(text)
         query = {"text": words, "task": task, "ranks": ranks, "method": method}
         found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)

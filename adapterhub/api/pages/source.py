@@ -196,7 +196,7 @@ def _base_of(config: bytes) -> tuple[str, str]:
 
 
 def _ranks(query: Mapping[str, str]) -> RankRange:
-    return RankRange(rank=number_in(query.get("rank", "")) or None)
+    return RankRange.of(number_in(query.get("rank", "")) or None)
 
 
 def _choice(name: str, label: str, query: Mapping[str, str], values: list[str]) -> Facet:

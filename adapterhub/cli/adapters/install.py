@@ -14,7 +14,7 @@ from adapterhub.cli.options.params import (
     common,
     places_option,
     project_option,
-    rank_options,
+    rank_option,
     remote_options,
     signatures_option,
     trust_option,
@@ -29,6 +29,7 @@ from adapterhub.projects.places import SpecSources, objection_from, project_base
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.projects import Synced
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.library import Added
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     "[default: ADAPTERHUB_SOURCES]."
 )
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
-@rank_options
+@rank_option
 @click.option("--dry-run", is_flag=True, help="Show what would be installed, from where, and its size; change nothing.")
 @click.option(
     "--allow-base-mismatch",
@@ -81,9 +82,7 @@ def install(
     lists: tuple[Path, ...],
     places: tuple[Path, ...],
     base: BaseSpec | None,
-    rank: int | None,
-    min_rank: int | None,
-    max_rank: int | None,
+    rank: RankRange | None,
     dry_run: bool,
     allow_base_mismatch: bool,
     accepted: tuple[str, ...],
@@ -113,7 +112,7 @@ def install(
     \b
     Examples:
       adapt install legal-qa@base-7b --from ./published
-      adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
+      adapt install 'acme/legal-qa@base-7b>=1.2,<2' --rank -16 --dry-run
       adapt install acme/legal-qa@base-7b --remote ours --signatures require
       adapt install acme/legal-qa@base-7b --exclude-newer 7d
       adapt install 'acme/legal-qa~=1.2' --save
@@ -139,7 +138,7 @@ def install(
     sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
     base_is_typed = base is not None
     base = base or project_base(session)
-    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange.of(rank)
     gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
     documents: list[dict[str, Any]] = []
     plan_it = partial(

@@ -19,7 +19,7 @@ from adapterhub.api.steps.searching import (
     why_text,
 )
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
+from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_option
 from adapterhub.core.arguments import Sort
 from adapterhub.core.ranks import ANY_RANK, RankRange
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, metavar="[NAME|PATTERN...]", shell_complete=SPEC.shell_complete)
 @click.option("--base", type=BASE, help="List only adapters for this base.")
 @click.option("--task", default="", metavar="TASK", help="List only adapters with exactly this task.")
-@rank_options
+@rank_option
 @click.option(
     "--sort",
     type=kind_of(Sort),
@@ -55,9 +55,7 @@ def list_(
     names: tuple[str, ...],
     base: BaseSpec | None,
     task: str,
-    rank: int | None,
-    min_rank: int | None,
-    max_rank: int | None,
+    rank: RankRange | None,
     sort: str,
     reverse: bool,
     form: str | None,
@@ -69,10 +67,10 @@ def list_(
     \b
     Examples:
       adapt list --base base-7b --sort size
-      adapt list 'legal-*' --max-rank 16
+      adapt list 'legal-*' --rank -16
       vllm serve ./base-7b --enable-lora --lora-modules $(adapt list --format vllm)
     """
-    ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    ranks = RankRange.of(rank)
     filters: dict[str, Any] = {"names": names, "task": task, "ranks": ranks}
     has_filters = bool(base or names or task or ranks != ANY_RANK)
     filters |= {"sort": sort, "reverse": reverse}
@@ -144,15 +142,15 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@rank_options
+@rank_option
 @common
-def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None) -> None:
+def path(session: Session, spec: AdapterSpec, rank: RankRange | None) -> None:
     """Print the path of an adapter's plain PEFT folder, for any tool that reads PEFT.
 
     \b
     Example:
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
-    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange.of(rank)
     build = find_build(session, spec, bounds, to="use")  # another program will use it
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))

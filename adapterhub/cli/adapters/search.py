@@ -14,7 +14,7 @@ from adapterhub.cli.adapters.query import show
 from adapterhub.cli.adapters.search_try import TryOptions, filter_options, search_and_try, try_options
 from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.params import BASE, Session, common, rank_options
+from adapterhub.cli.options.params import BASE, Session, common, rank_option
 from adapterhub.core.arguments import Count
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import RankRange
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("text", nargs=-1)
 @click.option("--base", type=BASE, help="Find adapters for this base: alias, Hub id, digest prefix or path.")
 @click.option("--task", default="", metavar="TASK", help="Find adapters with exactly this task.")
-@rank_options
+@rank_option
 @click.option("--method", default="", metavar="METHOD", help="Find this PEFT type or variant, such as `rslora`.")
 @filter_options
 @click.option(
@@ -50,9 +50,7 @@ def search(
     text: tuple[str, ...],
     base: BaseSpec | None,
     task: str,
-    rank: int | None,
-    min_rank: int | None,
-    max_rank: int | None,
+    rank: RankRange | None,
     method: str,
     license: str,  # noqa: A002 - the option's name
     signed: bool,
@@ -82,7 +80,7 @@ def search(
     Examples:
       adapt search "is this film review good or bad"
       adapt search --setup
-      adapt search contract --base base-7b --max-rank 16
+      adapt search contract --base base-7b --rank -16
       adapt search --license apache-2.0 --signed --tested
       adapt search contract --base base-7b --try examples.jsonl
       adapt search --remote ours --base base-7b --task legal-qa
@@ -95,7 +93,7 @@ def search(
     words = " ".join(text)
     by: By = "words" if by_words else "meaning" if by_meaning else "auto"
     check_ways(words, by=by, all_words=all_words, far=far)
-    ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    ranks = RankRange.of(rank)
     filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
     filters |= {"license": license, "signed": signed, "tested": tested}
     trial = TryOptions(examples=examples, top=top, yes=yes)

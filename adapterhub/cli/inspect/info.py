@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.inspect.info_modules import group_fields, prompt_label, verdict_fields
-from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
+from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_option, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease, RemoteUnreachable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", type=SPEC)
 @click.option("--base", type=BASE, help="Use this base if the spec names none.")
-@rank_options
+@rank_option
 @click.option("--recipe", is_flag=True, help="Show only the merge recipe, as TOML for `adapt merge --recipe`.")
 @remote_options
 @common
@@ -28,9 +28,7 @@ def info(
     session: Session,
     spec: AdapterSpec,
     base: BaseSpec | None,
-    rank: int | None,
-    min_rank: int | None,
-    max_rank: int | None,
+    rank: RankRange | None,
     recipe: bool,
     remote: str | None,
     token: str | None,
@@ -50,7 +48,7 @@ def info(
     """
     from adapterhub.core.ranks import RankRange
 
-    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange.of(rank)
     not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None
     if remote is None:
         from adapterhub.cli.inspect.info_local import show_installed

@@ -14,7 +14,6 @@ import click
 
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.output import Output
-from adapterhub.core.arguments import Rank
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
 from adapterhub.projects import session as library_session
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.api.library import Library
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
@@ -162,16 +162,25 @@ SPEC = SpecType()
 BASE = BaseType()
 
 
-def rank_options(command: F) -> F:
-    """Add `--rank`, `--min-rank` and `--max-rank`."""
-    positive = kind_of(Rank)
-    for option in (
-        click.option("--max-rank", type=positive, metavar="N", help="Accept builds of at most rank N."),
-        click.option("--min-rank", type=positive, metavar="N", help="Accept builds of at least rank N."),
-        click.option("--rank", type=positive, metavar="N", help="Accept only builds of rank N."),
-    ):
-        command = option(command)
-    return command
+class RankType(click.ParamType):  # type: ignore[type-arg]  # as `SpecType`
+    """Which ranks are accepted: `8`, `4-16`, `4-`, `-16`."""
+
+    name = "rank"
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> RankRange:
+        """The ranks.
+
+        Raises:
+            UsageProblem: the text names none.
+        """
+        from adapterhub.core.ranks import RankRange
+
+        return RankRange.of(value)
+
+
+rank_option = click.option(
+    "--rank", type=RankType(), metavar="RANKS", help="Accept only these ranks: `8`, `4-16`, `4-` or `-16`."
+)
 
 
 class ExistingPath(click.Path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_remote
-from adapterhub.cli.options.params import BASE, Session, SpecType, common, rank_options
+from adapterhub.cli.options.params import BASE, Session, SpecType, common, rank_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ class RepositoriesType(SpecType):
 )
 @click.option("--namespace", metavar="NAMESPACE", help="Publish under this namespace [default: the same].")
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
-@rank_options
+@rank_option
 @click.option("--private", is_flag=True, help="Make new repositories private.")
 @click.option("--tests", is_flag=True, help="Copy the signed results of tests, too.")
 @click.option("--dry-run", is_flag=True, help="Show what would be copied; send nothing.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options, signatures_option
+from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_option, remote_options, signatures_option
 from adapterhub.cli.options.project_policy import exclude_newer_option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("spec", type=SPEC)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", type=BASE, help="Use this base if the spec names none.")
-@rank_options
+@rank_option
 @exclude_newer_option
 @signatures_option
 @remote_options

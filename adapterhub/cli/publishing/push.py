@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key
-from adapterhub.cli.options.params import SPEC, Session, common, rank_options, remote_options
+from adapterhub.cli.options.params import SPEC, Session, common, rank_option, remote_options
 from adapterhub.cli.options.testing import test_options, testing_from
 from adapterhub.cli.output import size_text
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     metavar="ORG/REPO|OCI|DIR",
     help="Publish to this repository, image (`oci://host/repo[:tag]`) or directory (`./dir`).",
 )
-@rank_options
+@rank_option
 @click.option("--sign", is_flag=True, help="Sign the adapter first, as `adapt sign` does.")
 @click.option(
     "--key",

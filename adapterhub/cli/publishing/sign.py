@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_own_key
-from adapterhub.cli.options.params import SPEC, Session, common, rank_options
+from adapterhub.cli.options.params import SPEC, Session, common, rank_option
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--namespace", metavar="NAMESPACE", help="Sign for this namespace [default: the adapter's own].")
 @click.option("--statement", is_flag=True, help="Also sign how it was merged: parents, weights, base and recipe.")
-@rank_options
+@rank_option
 @common
 def sign(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Sign an installed adapter: write `model.sig` for its name, version, base, rank, parents and files.

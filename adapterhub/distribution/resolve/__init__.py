@@ -104,7 +104,6 @@ def resolve(
         AmbiguousSpec: several namespaces, digests with one prefix or, if no base is named, bases fit.
         NoCompatibleRelease: candidates exist but none fits; one reason each.
     """
-    ranks.check()
     request = Request(
         spec=spec,
         ranks=ranks,

@@ -121,7 +121,7 @@ class AdapterProvider:
         self.denied = denied or Denied()
         self._sources, self._gate = sources, gate
         self._progress = progress
-        self._bounds = RankRange(max_rank=max_rank)
+        self._bounds = RankRange(high=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = _facts_of(base)
@@ -421,7 +421,7 @@ class AdapterProvider:
     def _engine_verdict(self, subject: Subject, label: str) -> Verdict:
         verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts, keys=subject.keys)
         reasons = [reason.text for reason in verdict.reasons]
-        needed, most = verdict.settings.get(RANK_SETTING), self._bounds.max_rank
+        needed, most = verdict.settings.get(RANK_SETTING), self._bounds.high
         if most is not None and isinstance(needed, int) and needed > most:
             reasons.append(f"rank {needed}: this server accepts ranks up to {most}, as it was started")
         if reasons:

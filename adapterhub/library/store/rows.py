@@ -133,7 +133,7 @@ def conditions_of(filters: Filters) -> tuple[list[str], list[Any]]:
     if filters.namespace is not None:
         add("builds.namespace = ?", filters.namespace)
     ranks = filters.ranks
-    for comparison, rank in (("=", ranks.rank), (">=", ranks.min_rank), ("<=", ranks.max_rank)):
+    for comparison, rank in ((">=", ranks.low), ("<=", ranks.high)):
         if rank is not None:
             add(f"builds.rank {comparison} ?", rank)
     if filters.method:

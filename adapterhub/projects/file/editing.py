@@ -25,7 +25,7 @@ _START: Final = """\
 # Adapters by name. `adapt install NAME --save` adds them here, `adapt lock` chooses versions, `adapt sync` brings them.
 [adapters]
 # legal-qa = ">=1.2,<2"
-# summarize = {{ spec = "acme/summarize~=1.0", max-rank = 16 }}
+# summarize = {{ spec = "acme/summarize~=1.0", rank = "-16" }}
 """
 _NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of this project are for'
 
@@ -165,7 +165,9 @@ def _entry(wanted: AdapterRequirement) -> TomlItem:
         short = text.removeprefix(wanted.key)
         text = short or "*"
     assert wanted_spec(wanted.key, text) == wanted.spec
-    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    written = wanted.ranks.written
+    more: dict[str, int | str] = {"rank": int(written) if written.isdigit() else written} if written else {}
+    more |= {} if wanted.remote is None else {"remote": wanted.remote}
     if not more:
         return text
     table = tomlkit.inline_table()

@@ -49,7 +49,7 @@ MAX_ENTRIES: Final = 20_000
 
 _TABLES: Final = ("project", "remotes", "adapters", "groups", "aliases", "merges", "policy")
 _REMOTE_KEYS: Final = (*KIND_OF_KEY, "namespaces", "signatures", "kind")
-_ADAPTER_KEYS: Final = ("spec", "rank", "min-rank", "max-rank", "remote")
+_ADAPTER_KEYS: Final = ("spec", "rank", "remote")
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
 _MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", "group")
 _LISTS: Final = (
@@ -241,11 +241,10 @@ class _Reader(DocumentReader):
         return found
 
     def ranks(self, table: Mapping[str, Any], path: str) -> RankRange:
-        low, exact, high = (self.rank(table, key, f"{path}.") for key in ("min-rank", "rank", "max-rank"))
-        bounds = [bound for bound in (low, exact, high) if bound is not None]
-        if bounds != sorted(bounds):
-            self.say(path, "no rank satisfies `rank`, `min-rank` and `max-rank` together")
-        return RankRange(rank=exact, min_rank=low, max_rank=high)
+        wanted = table.get("rank")
+        if wanted is None or isinstance(wanted, str):
+            return self.parsed(wanted, RankRange.of, f"{path}.rank") or ANY_RANK
+        return RankRange.of(self.rank(table, "rank", f"{path}."))
 
     def aliases(
         self, holder: Mapping[str, Any], adapters: Sequence[AdapterRequirement], base: BaseSpec | None

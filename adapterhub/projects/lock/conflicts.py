@@ -151,11 +151,11 @@ def rank_over_maximum(policy: Policy, wanted: AdapterRequirement) -> ProjectClas
     least, most = wanted.ranks.low, policy.max_rank
     if least is None or most is None or least <= most:
         return None
-    asks = f"rank {least}" if wanted.ranks.rank is not None else f"a rank of at least {least}"
+    asks = f"rank {least}" if wanted.ranks.low == wanted.ranks.high else f"a rank of at least {least}"
     return ProjectClash(
         summary="an adapter requires a larger rank than the project allows",
         reasons=((wanted.key, f"requires {asks}"), ("policy", f"`max-rank` is {most}")),
-        hint=f"`adapt install --save {_typed(wanted.spec)} --max-rank {most}` lowers the requirement; "
+        hint=f"`adapt install --save {_typed(wanted.spec)} --rank -{most}` lowers the requirement; "
         f"`max-rank = {least}` under `[policy]` allows it",
     )
 

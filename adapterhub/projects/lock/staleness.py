@@ -21,8 +21,9 @@ from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
 
 
 def wanted_text(wanted: AdapterRequirement) -> str:
-    """A requirement as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
-    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    """A requirement as a lock records it: `acme/legal-qa>=1.2,<2 rank=-16 remote=ours`."""
+    more = {"rank": wanted.ranks.written} if wanted.ranks.written else {}
+    more |= {} if wanted.remote is None else {"remote": wanted.remote}
     more |= {} if wanted.weight is None else {"weight": f"{wanted.weight!r}"}
     return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in more.items())])
 
