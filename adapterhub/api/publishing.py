@@ -14,11 +14,9 @@ from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_namespace
-from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
-from adapterhub.library.remotes import OCI, kind_in
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import is_url
 from adapterhub.trust.signing.policy import SignaturePolicy
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from adapterhub.api.steps.keys.rotating import Rotated
     from adapterhub.api.steps.publishing import Mirrored, Pulled
     from adapterhub.distribution.mirroring import RepositoryPattern
+    from adapterhub.formats.contract.results import Tested
     from adapterhub.formats.signed import PublicKey
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Place
@@ -597,6 +596,7 @@ def _place_for(
     With `signs_again`, a signature may take the place of that of a published version.
     """
     from adapterhub.api.steps.publishing import remote_for
+    from adapterhub.library.remotes import OCI
     from adapterhub.projects.session import hub_of
 
     if names_folder(to):
@@ -619,6 +619,8 @@ def _place_for(
 
 def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:
     """The remote and the repository of `oci://HOST/REPOSITORY[:TAG]`: the remote that has the longest part of it."""
+    from adapterhub.library.remotes import OCI, kind_in
+
     host, _, path = to.removeprefix(f"{OCI}://").partition("/")
     if kind_in(to) != OCI or not path or remote:
         raise UsageProblem(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
 from adapterhub.core.disk.files import read_plain
@@ -22,7 +22,9 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
-from adapterhub.formats.prompts.form import PromptForm, read_form
+
+if TYPE_CHECKING:
+    from adapterhub.formats.prompts.form import PromptForm
 
 SCHEMA = "adapterhub/1"
 MANIFEST_FILE = "adapterhub.json"
@@ -132,7 +134,11 @@ class Manifest:
     def prompt(self) -> PromptForm | None:
         """How the adapter wants to be asked, `behaviour.prompt`; None when the manifest does not say."""
         held = self.behaviour.get(_PROMPT)
-        return None if held is None else PromptForm.from_json(held, "behaviour.prompt", knows_all=False)
+        if held is None:
+            return None
+        from adapterhub.formats.prompts.form import PromptForm
+
+        return PromptForm.from_json(held, "behaviour.prompt", knows_all=False)
 
     @property
     def examples(self) -> tuple[str, ...]:
@@ -216,7 +222,7 @@ class Manifest:
             Malformed, DigestMismatch: the form is one that no manifest may hold.
         """
         if form is not None:
-            PromptForm.from_json(form.to_json(), "behaviour.prompt")
+            form.from_json(form.to_json(), "behaviour.prompt")
         rest = {key: item for key, item in self.behaviour.items() if key != _PROMPT}
         return replace(self, behaviour=rest if form is None else rest | {_PROMPT: form.to_json()})
 
@@ -324,6 +330,8 @@ class _Reader(DocumentReader):
     def behaviour(self, top: Mapping[str, Any]) -> Mapping[str, Any]:
         value: Mapping[str, Any] = self.take(top, "behaviour", dict) or {}
         if _PROMPT in value:
+            from adapterhub.formats.prompts.form import read_form
+
             read_form(self, value[_PROMPT], f"behaviour.{_PROMPT}.")
         return value
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
@@ -31,21 +30,19 @@ from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
-from adapterhub.library.intake.description import Description, base_declared, check_description, describe
-from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
-from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
 from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.rows import SketchRow
-from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
-from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify_folder
 
 if TYPE_CHECKING:
     from adapterhub.core.aliases import Alias
     from adapterhub.formats.contract.rules import Rules
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.intake.staging import Staging
+    from adapterhub.trust.verify import Finding, Report, Subject
 
 _MOST_NAMED = 3  # builds of the same update
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
@@ -117,6 +114,11 @@ class Library(InstalledBuilds):
             UsageProblem: `bump` and `variant` are both given, or the description holds what no manifest may.
             MalformedManifest: its metrics or annotations are no JSON.
         """
+        from adapterhub.library.intake.description import base_declared, check_description, describe
+        from adapterhub.library.intake.refusals import ensure_no_errors, refused
+        from adapterhub.library.intake.staging import stage_files
+        from adapterhub.trust.verify import open_subject
+
         check_naming(bump, variant=variant)
         check_description(description)
         tensors = base.tensors if base else None
@@ -160,6 +162,8 @@ class Library(InstalledBuilds):
 
         The build is checked against `base` if it declares no fingerprint, or one of no registered base.
         """
+        from adapterhub.library.intake.staging import Staging
+
         missing = [entry for entry in release.manifest.files if not self.store.has_blob(entry.sha256)]
         self.store.need_room(sum(entry.size_bytes for entry in missing))
         with self.store.intent(f"install {release.full_name}") as intent:
@@ -192,6 +196,9 @@ class Library(InstalledBuilds):
 
         `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`.
         """
+        from adapterhub.library.intake.refusals import checked, ensure_no_errors
+        from adapterhub.library.store.signatures import signature_objects
+
         manifest, namespace = release.manifest, release.namespace
         Manifest.parse(manifest.to_bytes(), release.origin)  # no build is published that cannot be read back
         report = checked(intent.folder, manifest, base, earlier, scanned)
@@ -261,6 +268,7 @@ class Library(InstalledBuilds):
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
         """Make the plain PEFT folder of links; it is complete before it gets its name."""
         from adapterhub.formats.cards.card import card_for  # a fifth of the start of a command that adds nothing
+        from adapterhub.library.store.signatures import link_signature
 
         with self.store.os_errors_as_refusals():
             make_folder(view)
@@ -317,7 +325,9 @@ class Library(InstalledBuilds):
         Raises:
             Malformed: the record of a project is damaged; nothing was deleted.
         """
-        from adapterhub.library.store.roots import KnownProjects, roots_of  # only `gc` needs it
+        from adapterhub.core.disk.claims import living
+        from adapterhub.library.store.roots import KnownProjects, roots_of
+        from adapterhub.library.store.signatures import signature_objects
 
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
@@ -336,6 +346,8 @@ class Library(InstalledBuilds):
         Raises:
             BaseMismatch: it declares another base, or its tensors do not fit this one.
         """
+        from adapterhub.library.intake.refusals import checked, ensure_no_errors
+
         verdict = compare(build.base.fingerprint, base.fingerprint).verdict
         if build.base.fingerprint is not None and not verdict.allows_attach:
             raise BaseMismatch(
@@ -361,6 +373,8 @@ class Library(InstalledBuilds):
     # ------------------------------------------------------------ verify
     def verify(self, build: Installed, base: BaseRecord | None = None, progress: Progress | None = None) -> Report:
         """Run every check on an installed build, against `base` or the registered base that it was made for."""
+        from adapterhub.trust.verify import verify_folder
+
         fingerprint = build.base.fingerprint
         record = base or (self.bases.by_fingerprint(fingerprint) if fingerprint else None)
         manifest = build.manifest.with_base(build.base)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -63,10 +66,28 @@ def _own_hint(owner: type, name: str) -> Any:
     member = inspect.getattr_static(owner, name, None)
     if isinstance(member, property | cached_property):
         words = _first_sentence(member)
-        hints = get_type_hints(member.fget if isinstance(member, property) else member.func, include_extras=True)
-        returned = hints["return"]
+        function: Any = member.fget if isinstance(member, property) else member.func
+        returned = get_type_hints(function, None, _for_types(function.__module__), include_extras=True)["return"]
         return Annotated[returned, words if words.startswith(_NAMES) else words[:1].lower() + words[1:]]
-    return get_type_hints(owner, include_extras=True)[name]
+    of_types = {name: one for kind in owner.__mro__ for name, one in _for_types(kind.__module__).items()}
+    return get_type_hints(owner, None, of_types, include_extras=True)[name]
+
+
+@cache
+def _for_types(module: str) -> Mapping[str, Any]:
+    """What a module imports below `if TYPE_CHECKING:`, by name."""
+    if not module.startswith("adapterhub"):
+        return {}
+    blocks = ast.parse(inspect.getsource(sys.modules[module])).body
+    imported = [
+        (line.module or "", name)
+        for block in blocks
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for name in line.names
+    ]
+    return {name.asname or name.name: getattr(importlib.import_module(place), name.name) for place, name in imported}
 
 
 def _first_sentence(described: object) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import Json, parse_digest
 from adapterhub.core.errors import shown
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
-from adapterhub.formats.safetensors.header import TensorSpec
+
+if TYPE_CHECKING:
+    from adapterhub.formats.safetensors.header import TensorSpec
 
 SAMPLES: Final = 16
 """Numbers kept of each tensor."""

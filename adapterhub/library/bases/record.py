@@ -15,7 +15,6 @@ from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
-from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.safetensors.facts import TensorFacts
 
 SCHEMA: Final = "adapterhub/base/1"
@@ -112,6 +111,8 @@ class BaseRecord:
 
     def has(self, modules: list[str]) -> bool:
         """Whether the base has all of an adapter's modules, under the names of either release of transformers."""
+        from adapterhub.formats.modules.base_names import find_names
+
         own = frozenset(fact.name.rpartition(".")[0] for fact in self.tensors)
         names = find_names(modules, own)
         return all(names.here(module) in own for module in modules)

@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem, shown
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
-from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.formats.relevance import MAX_PROMPT, MAX_PROMPTS
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.trust.verify import Subject
-from adapterhub.trust.verify.checks.contract import contract_of
+
+if TYPE_CHECKING:
+    from adapterhub.formats.peft.config import AdapterConfig
+    from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.trust.verify import Subject
 
 
 def _empty() -> Mapping[str, Any]:
@@ -55,6 +55,8 @@ def check_description(about: Description) -> None:
     Raises:
         UsageProblem: a text is none, or too long, or the prompt form or the examples are of another type.
     """
+    from adapterhub.formats.prompts.form import PromptForm
+
     for name, most in _MOST_CHARACTERS.items():
         value = getattr(about, name)
         if value is not None and not isinstance(value, str):
@@ -117,6 +119,8 @@ def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageProblem: they are no texts, there are more than 16, one has more than 500 characters, or one is empty.
     """
+    from adapterhub.formats.relevance import MAX_PROMPT, MAX_PROMPTS
+
     if isinstance(examples, str) or not all(isinstance(text, str) for text in examples):
         raise UsageProblem(f"examples are {shown(examples)}, expected a list of texts. Nothing was stored")
     kept = tuple(dict.fromkeys(text.strip() for text in examples))
@@ -132,6 +136,8 @@ def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
 
 def _prompt_of_contract(subject: Subject) -> PromptForm | None:
     """The form in which a contract asks; None without one. Another check says what is wrong with a broken one."""
+    from adapterhub.trust.verify.checks.contract import contract_of
+
     with contextlib.suppress(Malformed, DigestMismatch, CouldNotTell, OSError):
         contract = contract_of(subject)
         return contract.prompt if contract is not None else None

@@ -11,7 +11,6 @@ from typing import Final
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Provenance
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 
 MAX_ENTRIES: Final = 20_000
 
@@ -46,6 +45,8 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
     except OSError as error:
         what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise _odd(path, what) from None
+    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which has its own error for a folder
         os.close(handle)
         raise _odd(path, "is not a regular file")
@@ -60,6 +61,8 @@ def bounded(raw: bytes, where: str) -> bytes:
     Raises:
         SignatureRefused: more than 1 MiB.
     """
+    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+
     if len(raw) > SIGNATURE_LIMIT_BYTES:
         raise _odd(Path(where), f"holds more than {SIGNATURE_LIMIT_BYTES} bytes, which no signature does")
     return raw
