@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.api.aliases import TargetsLike, set_project_alias, targets_of
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
 from adapterhub.core.arguments import StrPath, parsed
 from adapterhub.core.ranks import RankRange, Ranks
@@ -15,8 +16,8 @@ from adapterhub.trust.signing.policy import SignaturePolicy
 if TYPE_CHECKING:
     from adapterhub.api.library import Library
     from adapterhub.api.steps.upgrades.projects import Preview
-    from adapterhub.core.aliases import Alias
     from adapterhub.core.specs import AdapterName
+    from adapterhub.formats.alias import Alias
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects import values
 
@@ -34,14 +35,12 @@ class WithEdits:
 
         return read_project(self.folder)
 
-    def set_alias(
-        self, name: str, target: SpecLike | Mapping[SpecLike, float], *, sync: bool = True, offline: bool = False
-    ) -> Alias:
+    def set_alias(self, name: str, targets: TargetsLike, *, sync: bool = True, offline: bool = False) -> Alias:
         """Set an alias in `adapters.toml`, lock it, and sync: `project.set_alias("prod", "legal-qa==1.2")`.
 
         Args:
             name: one word; the alias belongs to the project's adapter of the target.
-            target: an exact version, or several with weights above 0.
+            targets: an exact version, or several with weights above 0.
             sync: bring the targets into `adapters/`.
             offline: use no network.
 
@@ -50,11 +49,8 @@ class WithEdits:
             UsageProblem, SpecError: a target names no version, or the name or the targets are not usable.
             AdapterHubError: the versions cannot be locked; the project file is as before.
         """
-        from adapterhub.api.aliases.projects import set_project_alias
-
-        pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
-        targets = [(spec_of(spec), weight) for spec, weight in pairs]
-        return set_project_alias(self._session, name, targets, syncs=sync, offline=offline, bars=self.library.reports)
+        pairs = targets_of(targets)
+        return set_project_alias(self._session, name, pairs, syncs=sync, offline=offline, bars=self.library.reports)
 
     def install(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapterhub.api.adapters import WithAdapters
-from adapterhub.api.aliases.methods import WithAliases
+from adapterhub.api.aliases import WithAliases
 from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.find.methods import WithFinding
 from adapterhub.api.inspecting import WithInspection

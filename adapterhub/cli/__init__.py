@@ -83,7 +83,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "adapterhub.cli.inspect.similar:similar",
             "Find adapters with like updates, and undeclared parents",
         ),
-        "alias": ("adapterhub.cli.aliases.alias:alias", "Give a build a moving name, and move it back"),
+        "alias": ("adapterhub.cli.use.alias:alias", "Give a build a moving name, and move it back"),
         "diff": ("adapterhub.cli.inspect.diff:diff", "Show the exact differences between two adapters"),
     },
     "Projects": {

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Final
 
 _STEPS: Final = "adapterhub.api.steps"
-_ALIASES: Final = "adapterhub.api.aliases.steps"
 _REMOTES: Final = "adapterhub.library.remotes:Remotes"
 _TRUST: Final = "adapterhub.trust.signing.trust:TrustFile"
 _REMOVE: Final = {
@@ -95,15 +94,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.similar_groups": "adapterhub.library.find.likeness:similar_groups",
         "Library.similar_on": "adapterhub.distribution.hub:Hub.similar",
     },
-    "alias set": {
-        "Library.set_alias": f"{_ALIASES}:set_alias",
-        "Project.set_alias": "adapterhub.api.aliases.projects:set_project_alias",
-    },
-    "alias list": {"Library.list_aliases": f"{_ALIASES}:list_aliases"},
-    "alias show": {"Library.alias": f"{_ALIASES}:existing_alias"},
-    "alias remove": {"Library.remove_alias": f"{_ALIASES}:remove_alias"},
-    "alias history": {"Library.alias_history": f"{_ALIASES}:find_alias"},
-    "alias rollback": {"Library.roll_back_alias": f"{_ALIASES}:roll_back_alias"},
     "lock": {"Project.lock": f"{_STEPS}.projects:lock_project"},
     "sync": {"Project.sync": f"{_STEPS}.projects:sync_project"},
     "trust": {

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -20,6 +19,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import first_fitting
 from adapterhub.distribution.moving import follow
 from adapterhub.distribution.resolve import Objection, Resolution
+from adapterhub.formats.alias import Alias
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release

@@ -12,7 +12,7 @@ from adapterhub.library.admission.admission import Admission
 from adapterhub.library.aliasing import alias_of, at_main, without_alias
 
 if TYPE_CHECKING:
-    from adapterhub.core.aliases import Alias
+    from adapterhub.formats.alias import Alias
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
 

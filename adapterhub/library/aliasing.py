@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adapterhub.core.aliases import Alias, Target, earlier, parse_alias
 from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem
 from adapterhub.core.specs import AdapterName, AdapterSpec
+from adapterhub.formats.alias import Alias, AliasTarget, earlier, parse_alias
 from adapterhub.library.store.aliases import not_here
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def ensure_no_base(library: Library, name: str, adapter: str, built_for: Collect
         )
 
 
-def exact(spec: AdapterSpec, alias: Alias, target: Target) -> AdapterSpec:
+def exact(spec: AdapterSpec, alias: Alias, target: AliasTarget) -> AdapterSpec:
     """`spec` with the digest of the target in place of the alias. Versions that `spec` names still have to fit."""
     namespace, _, name = alias.adapter.rpartition("/")
     return replace(
@@ -76,7 +76,7 @@ def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
     return exact(spec, alias, alias.main)
 
 
-def build_under(library: Library, alias: Alias, target: Target) -> Installed:
+def build_under(library: Library, alias: Alias, target: AliasTarget) -> Installed:
     """The installed build that a target is.
 
     Raises:
@@ -127,7 +127,8 @@ def point(library: Library, name: str, targets: Sequence[tuple[Installed, float]
         )
     ensure_no_base(library, name, names[0], [build.base_name for build, _ in targets])
     made = [
-        Target(version=build.manifest.version, digest=build.manifest.digest, weight=weight) for build, weight in targets
+        AliasTarget(version=build.manifest.version, digest=build.manifest.digest, weight=weight)
+        for build, weight in targets
     ]
     with library.store.lock("publish", exclusive=False):  # no `remove` runs meanwhile
         alias = Alias(adapter=names[0], name=name)

@@ -38,7 +38,7 @@ from adapterhub.library.store.rows import SketchRow
 from adapterhub.library.store.sweep import GRACE_S, sweep
 
 if TYPE_CHECKING:
-    from adapterhub.core.aliases import Alias
+    from adapterhub.formats.alias import Alias
     from adapterhub.formats.contract.rules import Rules
     from adapterhub.library.intake.description import Description
     from adapterhub.library.intake.staging import Staging

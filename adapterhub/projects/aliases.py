@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from adapterhub.core.aliases import Alias, Move, Target, is_weight, parse_alias
 from adapterhub.core.errors import SpecError, UsageProblem, shown
 from adapterhub.core.specs import AdapterName, parse_name, parse_version
+from adapterhub.formats.alias import Alias, AliasMove, AliasTarget, is_weight, parse_alias
 from adapterhub.projects.values import AdapterRequirement, Locked, LockedAdapter
 
 _WEIGHT: Final = re.compile(r" weight=([0-9.e+-]+)$")
@@ -97,8 +97,8 @@ def locked_alias(entries: Mapping[AdapterName, Locked], key: str, name: str) -> 
     ]
     if not found:
         return None
-    targets = tuple(Target(version=one.version, digest=one.digest, weight=_weight(one)) for one in found)
-    move = Move(action="set", at=0.0, by="the project", targets=targets)
+    targets = tuple(AliasTarget(version=one.version, digest=one.digest, weight=_weight(one)) for one in found)
+    move = AliasMove(action="set", at=0.0, by="the project", targets=targets)
     return Alias(adapter=found[0].name, name=name, moves=(move,))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec
+from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.installed import UNKNOWN_BASE

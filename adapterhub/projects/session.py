@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.errors import BaseNotFound, NotFound, RemoteUnreachable, SpecError, UsageProblem, reworded, shown
 
 if TYPE_CHECKING:
-    from adapterhub.core.aliases import Alias
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
+    from adapterhub.formats.alias import Alias
     from adapterhub.formats.contract.rules import Rules
     from adapterhub.formats.contract.standards import Standards
     from adapterhub.library.bases.requested import RequestedBase

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.core.aliases import Alias, Move, Target
 from adapterhub.core.digests import Digest
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.moving import exact_at, follow
+from adapterhub.formats.alias import Alias, AliasMove, AliasTarget
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes
@@ -30,8 +30,8 @@ class Registry:
 
     def alias(self, spec: AdapterSpec) -> Alias | None:
         self.asked.append(str(spec))
-        target = Target(version="1.2", digest=Digest(f"sha256:{self.digit * 64}"))
-        move = Move(action="set", at=0.0, by="ann", targets=(target,))
+        target = AliasTarget(version="1.2", digest=Digest(f"sha256:{self.digit * 64}"))
+        move = AliasMove(action="set", at=0.0, by="ann", targets=(target,))
         return Alias(adapter="acme/legal-qa", name="prod", moves=(move,), place=self.place)
 
 

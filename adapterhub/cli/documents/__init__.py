@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterhub.cli.documents._aliases import ALIASES
 from adapterhub.cli.documents._contracts import CONTRACTS
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._keys import KEYS
@@ -19,8 +18,10 @@ from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
 from adapterhub.cli.documents._projects import PROJECTS
 from adapterhub.cli.documents._servers import REGISTRY, SERVERS
+from adapterhub.cli.documents._values import document_of
 from adapterhub.cli.documents._verbs import VERBS
 from adapterhub.cli.documents._weights import ANSWERS, WEIGHTS
+from adapterhub.formats.alias import Alias, AliasMove
 
 __all__ = [
     "CHAPTERS",
@@ -42,7 +43,11 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Refusals": {"error": Failure},
     "Bases": BASES,
     "The library": ADAPTERS,
-    "Aliases": ALIASES,
+    "Aliases": {
+        **{f"alias-{verb}": document_of(Alias) for verb in ("set", "show", "remove", "rollback")},
+        "alias-list": list[document_of(Alias)],  # type: ignore[misc]  # made when it runs
+        "alias-history": list[document_of(AliasMove)],  # type: ignore[misc]  # as above
+    },
     "Projects": PROJECTS,
     "Finding out": VERBS,
     "Weights": WEIGHTS,

@@ -20,7 +20,6 @@ from typing import IO, TYPE_CHECKING, cast
 
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import (
     AdapterHubError,
@@ -63,6 +62,7 @@ from adapterhub.distribution.hub._versions import (
     yanked_on_registry,
 )
 from adapterhub.distribution.hub._withdrawal import Withdrawal
+from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import HUB_URL

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from adapterhub.core.aliases import ACTIONS, MOST_TARGETS, Alias, Move, Target, check_targets, parse_alias
 from adapterhub.core.dates import parse_time
 from adapterhub.core.errors import AmbiguousSpec, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.distribution.http.wire import Wire
+from adapterhub.formats.alias import ACTIONS, MOST_TARGETS, Alias, AliasMove, AliasTarget, check_targets, parse_alias
 
 FEATURE: Final = "aliases"
 _API: Final = "api/adapt/v1"
@@ -111,9 +111,9 @@ def _published(value: Any, place: str) -> PublishedAlias:  # noqa: ANN401 - JSON
     return PublishedAlias(repo=repo, alias=Alias(adapter=full_name, name=name, moves=(move,), place=place))
 
 
-def _move(value: Any, *, at: str, by: str) -> Move:  # noqa: ANN401 - JSON
+def _move(value: Any, *, at: str, by: str) -> AliasMove:  # noqa: ANN401 - JSON
     action, targets = value["action"], value["targets"]
     if action not in ACTIONS or not isinstance(by, str) or len(targets) > MOST_TARGETS:
         raise ValueError("no move of an alias")
-    found = tuple(Target.from_json(one) for one in targets)
-    return Move(action=action, at=parse_time(at), by=shown(by, 200), targets=found)
+    found = tuple(AliasTarget.from_json(one) for one in targets)
+    return AliasMove(action=action, at=parse_time(at), by=shown(by, 200), targets=found)

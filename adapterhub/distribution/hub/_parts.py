@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final
 
-from adapterhub.core.aliases import Alias, targets_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable, SpecError
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.moving import first_alias
+from adapterhub.formats.alias import Alias, targets_text
 from adapterhub.library.aliasing import alias_of, exact
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source

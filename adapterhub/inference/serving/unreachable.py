@@ -9,10 +9,10 @@ from http import HTTPStatus
 from threading import Lock
 from typing import IO, Final, TypeVar
 
-from adapterhub.core.aliases import Alias
 from adapterhub.core.errors import RemoteUnreachable, reworded
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.moving import alias_at
+from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.transfer import Source

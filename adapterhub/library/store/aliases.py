@@ -16,25 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.aliases import (
-    ACTIONS,
-    MOST_MOVES,
-    Action,
-    Alias,
-    Move,
-    Target,
-    check_targets,
-    earlier,
-    parse_alias,
-    short,
-    targets_text,
-)
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import AmbiguousSpec, Conflict, Malformed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.alias import (
+    ACTIONS,
+    MOST_MOVES,
+    Action,
+    Alias,
+    AliasMove,
+    AliasTarget,
+    check_targets,
+    earlier,
+    parse_alias,
+    short,
+)
 
 if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
@@ -137,7 +136,7 @@ class Aliases:
 
     # ------------------------------------------------------------ change
     def move(
-        self, adapter: str, name: str, targets: Sequence[Target], *, action: Action = "set", place: str = ""
+        self, adapter: str, name: str, targets: Sequence[AliasTarget], *, action: Action = "set", place: str = ""
     ) -> Alias:
         """Point an alias at `targets`, or remove it with none; one change at a time. Equal targets make no new move.
 
@@ -179,7 +178,7 @@ class Aliases:
         before: Alias | None,
         adapter: str,
         name: str,
-        targets: Sequence[Target],
+        targets: Sequence[AliasTarget],
         action: Action,
         place: str,
     ) -> Alias:
@@ -187,7 +186,7 @@ class Aliases:
             targets = check_targets(f"{adapter}@{name}", targets)
         if before is not None and before.targets == tuple(targets) and before.place == place:
             return before
-        move = Move(action=action, at=time.time(), by=_user(), targets=tuple(targets))
+        move = AliasMove(action=action, at=time.time(), by=_user(), targets=tuple(targets))
         moves = (*(before.moves if before else ()), move)[-MOST_MOVES:]
         made = Alias(adapter=adapter, name=name, moves=moves, place=place)
         value = {
@@ -226,15 +225,9 @@ def no_alias(adapter: str, name: str, known: Sequence[str]) -> NotFound:
     return NotFound(f"`{shown(adapter)}` has no alias `{shown(name)}`. Nothing was changed", hint=has)
 
 
-def not_here(alias: Alias, target: Target) -> str:
+def not_here(alias: Alias, target: AliasTarget) -> str:
     """The sentence that the target of an alias is not installed."""
     return f"`{alias}` is {alias.adapter} {target.version} ({short(target.digest)}), which is not installed here"
-
-
-def moved_text(alias: Alias) -> str:
-    """The last move in words: `acme/legal-qa@prod: 1.2.0 -> 1.3.0`."""
-    before = targets_text(alias.moves[-2].targets) if len(alias.moves) > 1 else "new"
-    return f"{alias}: {before} -> {alias.text()}"
 
 
 def _stem(adapter: str) -> str:
@@ -255,8 +248,8 @@ def _parsed(value: Any) -> Alias:  # noqa: ANN401 - JSON
     for move in value["moves"]:
         if move["action"] not in ACTIONS or not isinstance(move["by"], str):
             raise ValueError("a move has an `action`, `by`, `at` and `targets`")
-        targets = tuple(Target.from_json(one) for one in move["targets"])
-        moves.append(Move(action=move["action"], at=parse_time(move["at"]), by=move["by"], targets=targets))
+        targets = tuple(AliasTarget.from_json(one) for one in move["targets"])
+        moves.append(AliasMove(action=move["action"], at=parse_time(move["at"]), by=move["by"], targets=targets))
     if not moves or not isinstance(value["place"], str):
         raise ValueError("it has no moves, or no place")
     return Alias(adapter=spec.full_name, name=parse_alias(value["alias"]), moves=tuple(moves), place=value["place"])

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from adapterhub.core.aliases import parse_alias
 from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
@@ -26,6 +25,7 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
+from adapterhub.formats.alias import parse_alias
 from adapterhub.formats.contract.bounds import bound_text
 from adapterhub.formats.contract.standards import parse_age, parse_tests_policy
 from adapterhub.formats.documents import DocumentReader, toml_of

@@ -10,8 +10,8 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import ColumnElement, Row
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.aliases import MOST_MOVES, MOST_TARGETS, Alias, Move
 from adapterhub.core.specs import parse_name
+from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove
 from adapterhub_registry.access import adapter_names
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem, Question
@@ -235,6 +235,6 @@ def _facts(connection: Connection, repo: Row[Any], alias: Alias) -> AliasFacts:
     )
 
 
-def _move(move: Move) -> MoveFacts:
+def _move(move: AliasMove) -> MoveFacts:
     targets = [TargetFacts(**target.to_json()) for target in move.targets]
     return MoveFacts(action=move.action, at=iso_time(int(move.at * 1000)), by=move.by, targets=targets)

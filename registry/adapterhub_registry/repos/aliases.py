@@ -13,9 +13,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.aliases import Alias, Move, Target, check_targets, earlier, parse_alias
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub.formats.alias import Alias, AliasMove, AliasTarget, check_targets, earlier, parse_alias
 from adapterhub_registry.access import adapter_names
 from adapterhub_registry.database.alias_tables import alias_moves
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, refs, releases, repos
@@ -127,7 +127,7 @@ def adapter_of(connection: Connection, repo: Row[Any], digest: str) -> str | Non
 
 # ------------------------------------------------------------ one move
 def _move(
-    connection: Connection, repo: Row[Any], name: str, targets: Sequence[Target], *, action: str, by: str
+    connection: Connection, repo: Row[Any], name: str, targets: Sequence[AliasTarget], *, action: str, by: str
 ) -> Alias:
     """Record a move and point the ref; every change of an alias passes here, in the transaction of its caller."""
     before = find(connection, repo, name)
@@ -176,7 +176,7 @@ def _point_ref(connection: Connection, repo: Row[Any], name: str, alias: Alias) 
 
 def _targets(
     connection: Connection, repo: Row[Any], name: str, wanted: Sequence[tuple[str, float]]
-) -> tuple[Target, ...]:
+) -> tuple[AliasTarget, ...]:
     rows = {
         row.version_key: row
         for row in connection.execute(
@@ -198,7 +198,7 @@ def _targets(
             raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
         if row.yanked_at is not None:
             raise conflict(f"release {version} of `{repo.full_name}` is yanked; the alias was not moved")
-        found.append(Target(version=row.version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
+        found.append(AliasTarget(version=row.version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
     if len({row.name for row in rows.values()}) > 1:
         raise conflict(f"these versions of `{repo.full_name}` are of several adapters; the alias was not moved")
     try:
@@ -215,11 +215,11 @@ def _current(connection: Connection, condition: ColumnElement[bool]) -> list[Row
 
 def _alias(repo: str, name: str, rows: Sequence[Row[Any]]) -> Alias:
     moves = tuple(
-        Move(
+        AliasMove(
             action=row.action,
             at=row.created_at / 1000,
             by=row.actor,
-            targets=tuple(Target.from_json(one) for one in json.loads(row.targets)),
+            targets=tuple(AliasTarget.from_json(one) for one in json.loads(row.targets)),
         )
         for row in rows
     )

@@ -10,13 +10,14 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, Literal
 
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import NotFound, SpecError, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, looks_like_revision, parse_name, parse_version
+from adapterhub.formats.documented import Documented
 
 MOST_TARGETS: Final = 16
 MOST_MOVES: Final = 100
@@ -31,19 +32,15 @@ _SHOWN: Final = len("sha256:") + 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """One build under an alias. Its share of the requests is its `weight` divided by the sum of all weights."""
+class AliasTarget(Documented):
+    """One build under an alias."""
 
     version: str
-    digest: Digest
-    weight: float = 1.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value, which `from_json` reads."""
-        return {"version": self.version, "digest": self.digest, "weight": self.weight}
+    digest: Annotated[Digest, "of the manifest"]
+    weight: Annotated[float, "its share of the requests is this divided by the sum of all weights"] = 1.0
 
     @classmethod
-    def from_json(cls, value: Any) -> Target:  # noqa: ANN401 - JSON
+    def from_json(cls, value: Any) -> AliasTarget:  # noqa: ANN401 - JSON
         """The target in a JSON value.
 
         Raises:
@@ -58,47 +55,65 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """One change of an alias: when (Unix time), by whom, and the targets since then; none after a removal."""
+class AliasMove(Documented, keys="number? action at=time by targets"):
+    """One move of an alias.
 
-    action: Action
+    `at` is Unix time; `targets` are empty after a removal.
+    """
+
+    action: Annotated[Action, "`set`, `rollback`, `remove`, or `follow`: taken over from a registry"]
     at: float
-    by: str
-    targets: tuple[Target, ...]
+    by: Annotated[str, "the user and machine, or the user and token of a registry"]
+    targets: Annotated[tuple[AliasTarget, ...], "what it meant since then"]
+    number: Annotated[int | None, "for `adapt alias rollback --to`, from 1"] = field(default=None, compare=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value, which `from_json` reads."""
-        return {
-            "action": self.action,
-            "at": time_text(self.at),
-            "by": self.by,
-            "targets": [target.to_json() for target in self.targets],
-        }
+    @property
+    def time(self) -> str:
+        """RFC 3339."""
+        return time_text(self.at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alias:
-    """The alias `name` of the adapter `adapter` (its full name, such as `acme/legal-qa`).
+class Alias(
+    Documented,
+    keys="adapter alias=name targets moved_at=last.time moved_by=last.by action=last.action place=followed",
+):
+    """An alias and its last move.
 
     `moves` are oldest first. `place` is the registry that the alias follows, "" for one that the user set here.
     """
 
-    adapter: str
+    adapter: Annotated[str, "full name of the adapter that it belongs to"]
     name: str
-    moves: tuple[Move, ...] = field(default=())
+    moves: tuple[AliasMove, ...] = field(default=())
     place: str = ""
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        """What it means now; none if it was removed."""
+    def targets(self) -> tuple[AliasTarget, ...]:
+        """What it means; empty after `alias remove`."""
         return self.moves[-1].targets if self.moves else ()
 
     @property
-    def main(self) -> Target:
+    def last(self) -> AliasMove:
+        """The move that counts."""
+        return self.moves[-1]
+
+    @property
+    def history(self) -> tuple[AliasMove, ...]:
+        """The moves with their numbers."""
+        return tuple(replace(move, number=number) for number, move in enumerate(self.moves, 1))
+
+    @property
+    def followed(self) -> str | None:
+        """The registry that says what it means; None: it was set here."""
+        return self.place or None
+
+    @property
+    def main(self) -> AliasTarget:
         """The target with the largest weight, the first of equals; for uses without a request key."""
         return max(self.targets, key=lambda target: target.weight)
 
-    def for_key(self, key: str) -> Target:
+    def for_key(self, key: str) -> AliasTarget:
         """The target for the requests with this key: always the same while the targets stay.
 
         Weighted rendezvous hashing: a changed weight moves no key between two other targets, and only as many as the
@@ -109,7 +124,7 @@ class Alias:
     def __str__(self) -> str:
         return f"{self.adapter}@{self.name}"
 
-    def spec_of(self, target: Target) -> str:
+    def spec_of(self, target: AliasTarget) -> str:
         """The spec that means exactly this target: `acme/legal-qa==1.2.0#sha256:…`."""
         return f"{self.adapter}=={target.version}#{target.digest}"
 
@@ -117,21 +132,13 @@ class Alias:
         """The targets in words: `1.2.0`, or `1.2.0 90 %, 1.3.0 10 %`."""
         return targets_text(self.targets)
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value of what it means now, and of the last move."""
-        last = self.moves[-1]
-        return {
-            "adapter": self.adapter,
-            "alias": self.name,
-            "targets": [target.to_json() for target in self.targets],
-            "moved_at": time_text(last.at),
-            "moved_by": last.by,
-            "action": last.action,
-            "place": self.place or None,
-        }
+    def moved_text(self) -> str:
+        """The last move in words: `acme/legal-qa@prod: 1.2.0 -> 1.3.0`."""
+        before = targets_text(self.moves[-2].targets) if len(self.moves) > 1 else "new"
+        return f"{self}: {before} -> {self.text()}"
 
 
-def targets_text(targets: Sequence[Target]) -> str:
+def targets_text(targets: Sequence[AliasTarget]) -> str:
     """Targets in words, with shares in percent where there are several; `removed` for none."""
     if len(targets) == 1:
         return targets[0].version
@@ -149,7 +156,7 @@ def is_weight(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def earlier(alias: Alias, to: int | None) -> tuple[Target, ...]:
+def earlier(alias: Alias, to: int | None) -> tuple[AliasTarget, ...]:
     """The targets one step back, or those after the move number `to`, counted from 1.
 
     Rollbacks that follow each other each go one step further back.
@@ -173,9 +180,9 @@ def earlier(alias: Alias, to: int | None) -> tuple[Target, ...]:
     return alias.moves[to - 1].targets
 
 
-def _steps(alias: Alias) -> list[tuple[Target, ...]]:
+def _steps(alias: Alias) -> list[tuple[AliasTarget, ...]]:
     """What the alias was, step by step to what it is now; a rollback takes back the steps that it went back over."""
-    steps: list[tuple[Target, ...]] = []
+    steps: list[tuple[AliasTarget, ...]] = []
     for move in alias.moves:
         while move.action == "rollback" and move.targets in steps:
             steps.pop()
@@ -183,7 +190,7 @@ def _steps(alias: Alias) -> list[tuple[Target, ...]]:
     return steps
 
 
-def check_targets(alias: str, targets: Sequence[Target]) -> tuple[Target, ...]:
+def check_targets(alias: str, targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
     """The targets, if an alias may have them.
 
     Raises:

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from adapterhub.core.aliases import Alias, Move, Target, check_targets, parse_alias, parse_target
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import SpecError, UsageProblem
+from adapterhub.formats.alias import Alias, AliasMove, AliasTarget, check_targets, parse_alias, parse_target
 
 KEYS = [f"user-{number}" for number in range(2000)]
 
 
-def target(version: str, weight: float = 1.0) -> Target:
-    return Target(version=version, digest=Digest(f"sha256:{version[-1] * 64}"), weight=weight)
+def target(version: str, weight: float = 1.0) -> AliasTarget:
+    return AliasTarget(version=version, digest=Digest(f"sha256:{version[-1] * 64}"), weight=weight)
 
 
-def alias(*targets: Target) -> Alias:
-    return Alias(adapter="legal-qa", name="prod", moves=(Move(action="set", at=0.0, by="ann", targets=targets),))
+def alias(*targets: AliasTarget) -> Alias:
+    return Alias(adapter="legal-qa", name="prod", moves=(AliasMove(action="set", at=0.0, by="ann", targets=targets),))
 
 
 @pytest.mark.parametrize(
