@@ -13,7 +13,6 @@ from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
 from adapterhub.api.upkeep import WithUpkeep
 from adapterhub.api.weights import WithWeights
-from adapterhub.api.withdrawing import WithWithdrawal
 from adapterhub.library import library as local
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ class Library(  # what it can do, by subject
     WithAliases,
     WithInspection,
     WithPublishing,
-    WithWithdrawal,
     WithWeights,
     WithModels,
     WithContracts,
