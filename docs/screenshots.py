@@ -78,7 +78,7 @@ def look_at_registry(page: Page, library: adapterhub.Library, folder: Path) -> N
     """The search, one adapter and an administrator's page."""
     with running(folder / "registry") as server:
         library.remotes.add("team", server.url)
-        library.login("team", server.token)
+        library.remotes.login("team", server.token)
         for name in ABOUT:
             library.push(name, to=f"acme/{name}", remote="team")
         page.goto(server.url)

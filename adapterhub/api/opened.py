@@ -20,7 +20,7 @@ from adapterhub.projects.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.library.remotes import Remote, Remotes
+    from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
     from adapterhub.projects.reporting import Face
 
@@ -150,13 +150,6 @@ class OpenedLibrary(local.Library):
         names = ProjectNames(start)
         self.resolve_name, self.project_alias = names.build, names.alias
         self.project_rules, self.project_bounds = self.session.project_rules, self.session.project_bounds
-
-    @property
-    def remotes(self) -> Remotes:
-        """The servers that are known by name: `add`, `all`, `get`, `remove`, `login`, `logout`, `set_signatures`."""
-        from adapterhub.library.remotes import Remotes
-
-        return Remotes(self.root)
 
     def record_of(self, base: BaseLike | None) -> BaseRecord | None:
         """The record of a base, None for None.

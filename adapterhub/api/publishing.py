@@ -1,8 +1,8 @@
-"""Publish from Python: sign, push, pull, mirror, and the keys, policies and tokens that belong to it."""
+"""Publish from Python: push, pull, mirror, yank, delete, sign, and the keys and servers that belong to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
@@ -25,19 +25,16 @@ from adapterhub.trust.signing.policy import SignaturePolicy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapterhub.api.steps.keys.rotating import Rotated
+    from adapterhub.api.steps.keys import Keys, KnownRemotes
     from adapterhub.api.steps.publishing import Mirrored, Pulled
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.mirroring import RepositoryPattern
     from adapterhub.distribution.withdrawal import Withdrawn
     from adapterhub.formats.contract.results import Tested
-    from adapterhub.formats.signed import PublicKey
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Place
     from adapterhub.projects.session import Session
-    from adapterhub.trust.signing.keys import KeyFolder
-    from adapterhub.trust.signing.trust import RevokedKey, TrustedKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -494,161 +491,21 @@ class WithPublishing(OpenedLibrary):
         )
 
     @property
-    def keys(self) -> KeyFolder:
-        """Your own key pairs: `new(name, password)`, `names()`, `public(name)`."""
-        from adapterhub.trust.signing.keys import KeyFolder
+    def keys(self) -> Keys:
+        """Your keys, those that you trust and the signature policies: `new`, `all`, `show`, `trust`, `rotate`, ….
 
-        return KeyFolder(self.root)
+        `untrust`, `revoke` and `policy` are there, too.
+        """
+        from adapterhub.api.steps.keys import Keys
+
+        return Keys(self.session, self.push)
 
     @property
-    def trusted_keys(self) -> Sequence[TrustedKey]:
-        """The keys that are trusted."""
-        from adapterhub.trust.signing.trust import TrustFile
+    def remotes(self) -> KnownRemotes:
+        """The servers that are known by name: `add`, `set`, `all`, `get`, `remove`, `login`, `logout`."""
+        from adapterhub.api.steps.keys import KnownRemotes
 
-        return TrustFile(self.root).read().keys
-
-    def public_key(self, name: str) -> PublicKey:
-        """A public key by its name, your own or a trusted one: `.pem`, `.fingerprint`.
-
-        Raises:
-            NotFound: there is none.
-        """
-        from adapterhub.api.steps.keys import public_key
-
-        return public_key(self.session, name)
-
-    def trust_key(
-        self,
-        name: str,
-        file: StrPath | None = None,
-        *,
-        scope: Sequence[str] = (),
-        remotes: Sequence[str] = (),
-        not_after: str | None = None,
-        replace: bool = False,
-        accept: Sequence[str] = (),
-    ) -> TrustedKey:
-        """Trust a public key; compare its `.fingerprint` with what its owner tells you.
-
-        Args:
-            name: what to call it.
-            file: a PEM file; default: your own key by that name, or the one that is trusted already.
-            scope: globs of the adapters it may sign, such as `acme/*`; default: all.
-            remotes: globs of the places it may sign for; default: all.
-            not_after: the last day it is trusted, such as `2027-01-31`.
-            replace: overwrite the key of that name.
-            accept: globs of adapters that it takes over from another key.
-
-        Raises:
-            NotFound: there is no such file, nor a key of that name.
-            Conflict: the name belongs to another key.
-        """
-        from adapterhub.api.steps.keys import trust_key
-
-        path = path_of(file) if file is not None else None
-        return trust_key(
-            self.session,
-            name,
-            path,
-            scope=scope,
-            remotes=remotes,
-            not_after=not_after,
-            replace=replace,
-            accept=accept,
-        )
-
-    def untrust_key(self, name: str) -> TrustedKey:
-        """Trust a key no longer, and return it. What it signed and is installed stays.
-
-        Raises:
-            NotFound: no trusted key has that name.
-        """
-        from adapterhub.trust.signing.trust import TrustFile
-
-        return TrustFile(self.root).untrust(name)
-
-    def revoke_key(self, name: str, file: StrPath | None = None, *, reason: str = "") -> RevokedKey:
-        """Refuse whatever a key signed, whenever it did, under every policy: it was stolen or lost.
-
-        Args:
-            name: of your own key or of a trusted one; with `file`, what to call it.
-            file: a PEM file.
-            reason: what refusals say.
-
-        Raises:
-            NotFound: no key is known by that name.
-        """
-        from adapterhub.api.steps.keys import revoke_key
-
-        path = path_of(file) if file is not None else None
-        return revoke_key(self.session, name, path, reason=reason)
-
-    def rotate_key(
-        self,
-        old: str,
-        new: str,
-        *,
-        password: str | None = None,
-        push: bool = False,
-        revoke: bool = False,
-        reason: str = "",
-        offline: bool = False,
-    ) -> Rotated:
-        """Go over from your key `old` to `new`, which is made unless you have it; a repeated call goes on.
-
-        The new key is trusted where the old one is, and what the old one signed in the library is signed again.
-
-        Args:
-            old: name of your key so far.
-            new: name of the other one.
-            password: of the new key; a key that is made without one is not encrypted.
-            push: sign the published versions that are installed here again, too.
-            revoke: then revoke the old key.
-            reason: why it is revoked; refusals say it.
-            offline: ask no server what the old key signed there.
-
-        Returns:
-            What was signed again, and in `published` what the old key signed on servers.
-
-        Raises:
-            NotFound: you have no key `old`.
-            Conflict: `new` names a key that you trust.
-            UsageProblem: both are one key, or `reason` is not one line, or given without `revoke`.
-            NotAllowed: the password is missing or wrong, or a server does not take a push.
-            RemoteUnreachable: a push did not reach its server.
-        """
-        from adapterhub.api.steps.keys.rotating import rotate_key
-
-        def send(build: Installed, repo: str, remote: str) -> None:
-            self.push(build.spec, to=repo, remote=remote, sign=True, key=new, password=password)
-
-        sending = send if push else None
-        return rotate_key(self.session, old, new, password, send=sending, revoke=revoke, reason=reason, offline=offline)
-
-    def signature_policies(self) -> Mapping[str, SignaturePolicy | None]:
-        """The policies by namespace; `*` is the general one, None stands for the default."""
-        from adapterhub.trust.signing.trust import GENERAL, TrustFile
-
-        return {GENERAL: None, **TrustFile(self.root).read().policies}
-
-    def set_signature_policy(self, policy: SignaturePolicy | None, *, namespace: str | None = None) -> None:
-        """Require signatures, warn without them, or not: in general, or in one namespace. None is the default."""
-        from adapterhub.trust.signing.trust import TrustFile
-
-        TrustFile(self.root).set_policy(namespace, policy)
-
-    def login(self, remote: str, token: str) -> str:
-        """Keep a token for a server, and return whose it is; "" where the server does not answer.
-
-        `library.remotes` has the servers themselves: `add`, `all`, `remove`, `set_signatures`, `logout`.
-
-        Raises:
-            NotFound: no remote has that name.
-            NotAllowed: the server does not take the token; nothing was kept.
-        """
-        from adapterhub.api.steps.keys import login_to
-
-        return login_to(self.session, self.remotes.get(remote), token)
+        return KnownRemotes(self.session)
 
 
 def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | RepositoryPattern:

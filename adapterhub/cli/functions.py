@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Final
 
 _STEPS: Final = "adapterhub.api.steps"
-_REMOTES: Final = "adapterhub.library.remotes:Remotes"
-_TRUST: Final = "adapterhub.trust.signing.trust:TrustFile"
 _REMOVE: Final = {
     "Library.remove": f"{_STEPS}.finding:installed_builds",
     "Library.uninstall": f"{_STEPS}.finding:installed_builds",
@@ -138,25 +136,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.export": "adapterhub.inference.export:export",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
-    "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
-    "key list": {
-        "Library.keys.names": "adapterhub.trust.signing.keys:KeyFolder.names",
-        "Library.trusted_keys": f"{_TRUST}.read",
-    },
-    "key show": {"Library.public_key": f"{_STEPS}.keys:public_key"},
-    "key trust": {"Library.trust_key": f"{_STEPS}.keys:trust_key"},
-    "key untrust": {"Library.untrust_key": f"{_TRUST}.untrust"},
-    "key revoke": {"Library.revoke_key": f"{_STEPS}.keys:revoke_key"},
-    "key policy": {
-        "Library.set_signature_policy": f"{_TRUST}.set_policy",
-        "Library.signature_policies": f"{_TRUST}.read",
-    },
-    "remote add": {"Library.remotes.add": f"{_REMOTES}.add"},
-    "remote set": {"Library.remotes.set_signatures": f"{_REMOTES}.set_signatures"},
-    "remote list": {"Library.remotes.all": f"{_REMOTES}.all"},
-    "remote remove": {"Library.remotes.remove": f"{_REMOTES}.remove"},
-    "remote login": {"Library.login": f"{_STEPS}.keys:login_to"},
-    "remote logout": {"Library.remotes.logout": f"{_REMOTES}.logout"},
     "cache": {"Library.space": "adapterhub.library.upkeep.space:space_of"},
     "gc": {
         "Library.gc": "adapterhub.library.library:Library.gc",

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, digest_of, hex_of, parse_digest, strict_json
 from adapterhub.core.errors import Malformed, shown
@@ -85,7 +85,7 @@ def pre_authentication(payload: bytes) -> bytes:
 class PublicKey:
     """A public key as its one PEM text. `fingerprint` is the SHA-256 of that text, as `sha256sum KEY.pub` prints it."""
 
-    pem: str
+    pem: Annotated[str, "the key in PEM format"]
 
     @property
     def fingerprint(self) -> Digest:

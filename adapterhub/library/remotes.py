@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from adapterhub.core.arguments import parsed
@@ -52,9 +52,9 @@ class Remote:
 
     name: str
     url: str
-    namespaces: tuple[str, ...] = ()
+    namespaces: Annotated[tuple[str, ...], "namespaces assigned to this server, in order"] = ()
     is_default: bool = False
-    signatures: SignaturePolicy | None = None
+    signatures: Annotated[SignaturePolicy | None, "its signature policy; null: the general policy"] = None
     kind: str = HUB_NAME
 
     @property

@@ -140,7 +140,7 @@ def results(library: ah.Library) -> dict[str, Any]:
         "fingerprint": ah.fingerprint_folder("models/base-7b", cache_folder=None),
         "explain": ah.explain("E_PICKLE"),
         "key": library.keys.new("ana", "a password"),
-        "trusted": library.trust_key("ana"),
+        "trusted": library.keys.trust("ana"),
         "spec": ah.AdapterSpec.parse("acme/legal-qa@base-7b>=1"),
     }
 

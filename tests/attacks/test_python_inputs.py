@@ -180,7 +180,7 @@ def documented(name: str) -> tuple[type[AdapterHubError], ...]:
 def test_a_mistyped_policy_does_not_let_an_unsigned_build_in(typed: Any, world: Path, tmp_path: Path) -> None:
     library = ah.Library(tmp_path / "home")
     library.add_base(world / "models" / "base-7b", "base-7b")
-    library.set_signature_policy("require")
+    library.keys.policy("require")
 
     with pytest.raises(UsageProblem, match="signatures"):
         library.install("summarize@base-7b", places=world / "published", signatures=typed)
@@ -197,7 +197,7 @@ def test_a_stored_policy_that_is_none_counts_as_require_and_can_be_mended(
     adapt = Adapt(tmp_path)
     library = ah.Library(tmp_path / "home")
     library.add_base(world / "models" / "base-7b", "base-7b")
-    library.set_signature_policy("require")
+    library.keys.policy("require")
     file = tmp_path / "home" / "trusted_keys.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"policies": {"*": stored}}))
 
@@ -251,9 +251,9 @@ def test_one_text_where_several_are_expected_is_one_item(world: Path, tmp_path: 
     library = ah.Library(tmp_path / "home")
     library.keys.new("ana", "a password")
 
-    assert library.trust_key("ana", scope="acme/*", remotes="hub", accept="old/*").adapters == ("acme/*",)
-    assert library.trusted_keys[0].remotes == ("hub",)
-    assert library.trusted_keys[0].accepts == ("old/*",)
+    assert library.keys.trust("ana", scope="acme/*", remotes="hub", accept="old/*").adapters == ("acme/*",)
+    assert library.keys.all()[-1].to_json()["remotes"] == ["hub"]
+    assert library.keys.all()[-1].to_json()["accepts"] == ["old/*"]
     assert library.remotes.add("ours", "https://adapters.example.org", namespaces="acme").namespaces == ("acme",)
     added = library.add(world / "out" / "tables", examples="What is due?", guess_base=False)
     assert added.build.manifest.examples == ("What is due?",)

@@ -58,12 +58,12 @@ def test_python_refuses_a_revoked_key_as_commands_do(homes):
     import adapterhub
 
     library = adapterhub.Library(Library(homes.ben.library.root).root)
-    library.revoke_key("ann", reason="stolen")
+    library.keys.revoke("ann", reason="stolen")
 
     with pytest.raises(SignatureRefused, match="revoked: stolen"):
         library.path("legal-qa")
     ann = adapterhub.Library(homes.ann.library.root)
-    ann.revoke_key("ann")
+    ann.keys.revoke("ann")
     with pytest.raises(NotAllowed, match="was revoked here"):
         ann.sign("legal-qa", key="ann")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import adapterhub
-from adapterhub.api.steps.keys import rotating
+from adapterhub.api.steps import keys as rotating
 from adapterhub.formats.signed import Bundle
 from adapterhub.library.library import Library
 from adapterhub.library.results import ResultFiles
@@ -83,10 +83,10 @@ def test_an_interrupted_rotation_goes_on(homes, monkeypatch, stops_at):
 
         stopping.setattr(TrustFile if "." in stops_at else rotating, stops_at.rpartition(".")[2], stop)
         with pytest.raises(KeyboardInterrupt):
-            library.rotate_key("ann", "ann-2", revoke=True, offline=True)
+            library.keys.rotate("ann", "ann-2", revoke=True, offline=True)
     assert not TrustFile(library.root).read().revoked
 
-    done = library.rotate_key("ann", "ann-2", revoke=True, offline=True)
+    done = library.keys.rotate("ann", "ann-2", revoke=True, offline=True)
 
     assert (done.is_trusted, done.is_revoked) == (True, True)
     assert KeyFolder(library.root).public("ann-2").fingerprint in signers(homes.ann)

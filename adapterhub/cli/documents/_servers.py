@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from adapterhub.api import publishing
 from adapterhub.api.steps import publishing as steps
+from adapterhub.cli.documents._keys import REMOTES
 from adapterhub.cli.documents._parts import (
     Digest,
     Manifest,
@@ -22,38 +23,6 @@ from adapterhub.distribution import withdrawal
 
 
 # ---------------------------------------------------------------- servers
-class Remote(TypedDict):
-    """A named server."""
-
-    name: str
-    url: str
-    namespaces: Annotated[list[str], "namespaces assigned to this server, in order"]
-    default: bool
-    signatures: Annotated[str | None, "its signature policy; null: the general policy"]
-    token: Annotated[bool, "whether a token is stored"]
-
-
-class Login(TypedDict):
-    """A server with a stored token."""
-
-    name: str | None
-    url: str
-    who: Annotated[str | None, "the user that the server recognises; null if it was not contacted"]
-
-
-class Logout(TypedDict):
-    """A server without a stored token."""
-
-    url: str
-    forgotten: Annotated[bool, "false: none was stored"]
-
-
-class RemovedRemote(TypedDict):
-    """A removed remote."""
-
-    removed: Annotated[str, "its name"]
-
-
 class Found(TypedDict):
     """An adapter on a server."""
 
@@ -269,12 +238,7 @@ SERVERS = {
     "yank": document_of(withdrawal.Withdrawn),
     "unyank": document_of(withdrawal.Withdrawn),
     "delete": document_of(withdrawal.Withdrawn),
-    "remote-add": Remote,
-    "remote-set": Remote,
-    "remote-list": list[Remote],
-    "remote-remove": RemovedRemote,
-    "remote-login": Login,
-    "remote-logout": Logout,
+    **REMOTES,
 }
 REGISTRY: dict[str, Any] = {
     "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`; one document per line"]],

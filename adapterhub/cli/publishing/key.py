@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -17,8 +18,7 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.trust.signing.keys import KeyFolder
-    from adapterhub.trust.signing.trust import TrustedKey, TrustFile
+    from adapterhub.trust.signing.trust import TrustedKey
 
 
 @click.group(cls=Group)
@@ -32,23 +32,11 @@ def key() -> None:
     """
 
 
-def _keys(session: Session) -> KeyFolder:
-    from adapterhub.trust.signing.keys import KeyFolder
-
-    return KeyFolder(session.root)
-
-
-def _trust(session: Session) -> TrustFile:
-    from adapterhub.trust.signing.trust import TrustFile
-
-    return TrustFile(session.root)
-
-
 @key.command("new")
 @click.argument("name")
 @click.option("--unencrypted", is_flag=True, help="Store the private key without a password, for automated machines.")
 @common
-def new(session: Session, name: str, unencrypted: bool) -> None:
+def new_(session: Session, name: str, unencrypted: bool) -> None:
     """Create a P-256 key pair. The private key stays here, encrypted and readable only by you.
 
     Reads the password from ADAPTERHUB_PASSWORD, or asks for it on a terminal.
@@ -57,17 +45,8 @@ def new(session: Session, name: str, unencrypted: bool) -> None:
     Example:
       adapt key new ana
     """
-    keys = _keys(session)
-    password = _new_password(unencrypted=unencrypted)
-    made = keys.new(name, password)
-    document = {
-        "name": name,
-        "fingerprint": made.fingerprint,
-        "private": str(keys.path(name)),
-        "public": str(keys.public_path(name)),
-        "encrypted": not unencrypted,
-    }
-    session.out.result(document, lambda: session.out.line(f"{name}  {made.fingerprint}  {keys.public_path(name)}"))
+    made = session.opened.keys.new(name, _new_password(unencrypted=unencrypted))
+    session.out.result(made.to_json(), lambda: session.out.line(f"{name}  {made.fingerprint}  {made.public}"))
     session.out.note("share the public key and its fingerprint over different channels; keep the private key secret")
 
 
@@ -80,15 +59,7 @@ def list_(session: Session) -> None:
     Example:
       adapt key list
     """
-    keys, trust = _keys(session), _trust(session).read()
-    rows: list[dict[str, Any]] = []
-    for name in keys.names():
-        found = keys.public(name)
-        rows.append({"name": name, "kind": "own", "fingerprint": found.fingerprint})
-    rows += [_trusted_document(trusted) for trusted in trust.keys]
-    rows += [
-        {"name": k.name, "kind": "revoked", "fingerprint": k.fingerprint, "reason": k.reason} for k in trust.revoked
-    ]
+    rows = [one.to_json() for one in session.opened.keys.all()]
     columns = ("name", "kind", "fingerprint", "adapters", "remotes", "not after")
     cells = [
         (
@@ -114,13 +85,9 @@ def show(session: Session, name: str) -> None:
     Example:
       adapt key show ana > ana.pub
     """
-    from adapterhub.api.steps.keys import public_key
-
-    found = public_key(session, name)
-    session.out.result(
-        {"name": name, "fingerprint": found.fingerprint, "pem": found.pem}, lambda: session.out.line(found.pem.rstrip())
-    )
-    session.out.note(f"fingerprint {found.fingerprint}")
+    found = session.opened.keys.show(name)
+    session.out.result(found.to_json(), lambda: session.out.line(found.key.pem.rstrip()))
+    session.out.note(f"fingerprint {found.key.fingerprint}")
 
 
 @key.command("trust")
@@ -132,16 +99,7 @@ def show(session: Session, name: str) -> None:
 @click.option("--replace", is_flag=True, help="Replace the key of that name, which then no longer signs its adapters.")
 @click.option("--accept", multiple=True, metavar="GLOB", help="Let it sign adapters of another key; repeatable.")
 @common
-def trust(
-    session: Session,
-    name: str,
-    file: Path | None,
-    scope: tuple[str, ...],
-    remotes: tuple[str, ...],
-    not_after: str | None,
-    replace: bool,
-    accept: tuple[str, ...],
-) -> None:
+def trust(session: Session, name: str, file: Path | None, **options: Any) -> None:
     """Trust a public key (a PEM file) and print its fingerprint. Compare the fingerprint with its owner's.
 
     Without FILE, trusts your own key of that name, or changes the terms of a trusted key. An adapter that another key
@@ -153,13 +111,8 @@ def trust(
       adapt key trust ben ./ben.pub --scope 'acme/*' --not-after 2027-12-31
       adapt key trust ben --accept acme/legal-qa
     """
-    from adapterhub.api.steps.keys import trust_key
-
-    made = trust_key(
-        session, name, file, scope=scope, remotes=remotes, not_after=not_after, replace=replace, accept=accept
-    )
-    document = _trusted_document(made)
-    session.out.result(document, lambda: session.out.line(_text(made)))
+    made = session.opened.keys.trust(name, file, **options)
+    session.out.result(made.to_json(), lambda: session.out.line(_text(made)))
 
 
 @key.command("untrust")
@@ -172,10 +125,9 @@ def untrust(session: Session, name: str) -> None:
     Example:
       adapt key untrust ben
     """
-    gone = _trust(session).untrust(name)
+    gone = session.opened.keys.untrust(name)
     session.out.result(
-        {"name": gone.name, "fingerprint": gone.fingerprint, "trusted": False},
-        lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is no longer trusted"),
+        gone.to_json(), lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is no longer trusted")
     )
 
 
@@ -196,11 +148,8 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
       adapt key revoke ben --reason "stolen on 2026-11-30"
       adapt key revoke old-ci ./old-ci.pub
     """
-    from adapterhub.api.steps.keys import revoke_key
-
-    gone = revoke_key(session, name, file, reason=reason)
-    document = {"name": gone.name, "fingerprint": gone.fingerprint, "revoked": True, "reason": gone.reason}
-    session.out.result(document, lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is revoked"))
+    gone = session.opened.keys.revoke(name, file, reason=reason)
+    session.out.result(gone.to_json(), lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is revoked"))
 
 
 @key.command("rotate")
@@ -212,13 +161,7 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
 @click.option("--reason", default="", metavar="TEXT", help="Why it is revoked; refusals say it.")
 @click.option("--offline", is_flag=True, help="Ask no server what the old key signed there.")
 @common
-def rotate(
-    session: Session,
-    old: str,
-    new: str,
-    unencrypted: bool,
-    **options: Any,
-) -> None:
+def rotate(session: Session, old: str, new: str, unencrypted: bool, **options: Any) -> None:
     """Go over from your key OLD to NEW, which is made unless you have it.
 
     Trusts NEW where OLD is trusted here, signs again what OLD signed in the library, and lists the published versions
@@ -230,9 +173,8 @@ def rotate(
       adapt key rotate ana ana-2
       adapt key rotate ana ana-2 --push --revoke --reason "stolen on 2026-11-30"
     """
-    is_new = new not in _keys(session).names()
-    password = _new_password(unencrypted=unencrypted) if is_new else None
-    done = session.opened.rotate_key(old, new, password=password, **options)
+    password = functools.partial(_new_password, unencrypted=unencrypted)
+    done = session.opened.keys.rotate(old, new, password=password, **options)
 
     def text() -> None:
         session.out.line(f"{new}  {done.fingerprint}" + ("  is trusted" if done.is_trusted else ""))
@@ -268,18 +210,9 @@ def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None
       adapt key policy require --namespace acme
       adapt key policy
     """
-    from adapterhub.trust.signing.trust import GENERAL
-
-    file = _trust(session)
-    if policy is not None:
-        file.set_policy(namespace, None if policy == "default" else policy)
-    elif namespace is not None:
-        raise UsageProblem("`--namespace` needs a policy", hint="`adapt key policy` shows all policies")
-    policies = {GENERAL: "default", **file.read().policies}
-    rows = [{"place": name, "policy": value} for name, value in policies.items()]
-    rows += [{"place": f"remote {r.name}", "policy": r.signatures} for r in session.remotes.all() if r.signatures]
-    cells = [("in general" if r["place"] == GENERAL else r["place"], r["policy"]) for r in rows]
-    session.out.result(rows, lambda: session.out.table(("place", "policy"), cells))
+    policies = session.opened.keys.policy(policy, namespace=namespace)
+    cells = [("in general" if one.place == "*" else one.place, one.policy) for one in policies]
+    session.out.result([one.to_json() for one in policies], lambda: session.out.table(("place", "policy"), cells))
 
 
 def _new_password(*, unencrypted: bool) -> str | None:
@@ -294,27 +227,10 @@ def _new_password(*, unencrypted: bool) -> str | None:
     return password
 
 
-def _trusted_document(trusted: TrustedKey) -> dict[str, Any]:
-    from adapterhub.trust.signing.trust import day_text
-
-    return {
-        "name": trusted.name,
-        "kind": "trusted",
-        "fingerprint": trusted.fingerprint,
-        "adapters": list(trusted.adapters),
-        "remotes": list(trusted.remotes),
-        "not_after": day_text(trusted.not_after) if trusted.not_after is not None else None,
-        "accepts": list(trusted.accepts),
-        "replaces": list(trusted.replaces),
-    }
-
-
 def _text(made: TrustedKey) -> str:
-    from adapterhub.trust.signing.trust import day_text
-
     parts = [f"trusted {made.name}  {made.fingerprint}", f"for {' '.join(made.adapters)}"]
     if made.remotes != ("*",):
         parts.append(f"from {' '.join(made.remotes)}")
-    if made.not_after is not None:
-        parts.append(f"until {day_text(made.not_after)[:10]}")
+    if made.end is not None:
+        parts.append(f"until {made.end[:10]}")
     return "  ".join(parts)

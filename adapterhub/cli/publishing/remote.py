@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
@@ -11,11 +11,7 @@ from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import UsageProblem
 from adapterhub.trust.signing.policy import SignaturePolicy
-
-if TYPE_CHECKING:
-    from adapterhub.library.remotes import Remote, Remotes
 
 
 @click.group(cls=Group)
@@ -35,14 +31,7 @@ def remote() -> None:
 @click.option("--default", "default", is_flag=True, help="Use this server when nothing else names one.")
 @click.option("--signatures", type=kind_of(SignaturePolicy), help="Signature policy for this server.")
 @common
-def add(
-    session: Session,
-    name: str,
-    url: str,
-    namespaces: str,
-    default: bool,
-    signatures: SignaturePolicy | None,
-) -> None:
+def add(session: Session, name: str, url: str, namespaces: str, **options: Any) -> None:
     """Name a server. Repeat the command to change its namespaces; the signature policy stays unless you pass one.
 
     A namespace belongs to one remote. Adapters without a namespace are looked up in all listed namespaces, in order.
@@ -52,12 +41,9 @@ def add(
       adapt remote add ours https://adapters.example.org --namespaces acme,legal-team
       adapt remote add corp oci://registry.example.org --namespaces acme
     """
-    remotes = session.remotes
     listed = [word.strip() for word in namespaces.split(",") if word.strip()]
-    made = remotes.add(name, url, namespaces=listed, default=default, signatures=signatures)
-    if made.is_plain_text:
-        session.out.warn(f"{made.url} is not encrypted: others on the network can read tokens and adapters")
-    session.out.result(_document(made, remotes), lambda: session.out.line(f"{made.name}  {made.url}"))
+    made = session.opened.remotes.add(name, url, namespaces=listed, **options)
+    session.out.result(made.to_json(), lambda: session.out.line(f"{made.name}  {made.url}"))
 
 
 @remote.command("set")
@@ -76,10 +62,9 @@ def set_(session: Session, name: str, signatures: SignaturePolicy | Literal["def
     Example:
       adapt remote set ours --signatures require
     """
-    remotes = session.remotes
-    made = remotes.set_signatures(name, None if signatures == "default" else signatures)
+    made = session.opened.remotes.set(name, signatures=signatures)
     session.out.result(
-        _document(made, remotes), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
+        made.to_json(), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
     )
 
 
@@ -92,24 +77,20 @@ def list_(session: Session) -> None:
     Example:
       adapt remote list
     """
-    remotes = session.remotes
-    rows = [_document(r, remotes) for r in remotes.all()]
-    chosen = session.remote(None)
-    for row in rows:
-        row["default"] = row["url"] == chosen.url
+    found = session.opened.remotes.all()
     columns = ("name", "url", "namespaces", "default", "token", "signatures")
     cells = [
         (
-            r["name"],
-            r["url"],
-            ",".join(r["namespaces"]),
-            "yes" if r["default"] else "",
-            "yes" if r["token"] else "",
-            r["signatures"] or "",
+            one.name,
+            one.url,
+            ",".join(one.namespaces),
+            "yes" if one.is_default else "",
+            "yes" if one.has_token else "",
+            one.signatures or "",
         )
-        for r in rows
+        for one in found
     ]
-    session.out.result(rows, lambda: session.out.table(columns, cells))
+    session.out.result([one.to_json() for one in found], lambda: session.out.table(columns, cells))
 
 
 @remote.command("remove")
@@ -122,8 +103,8 @@ def remove(session: Session, name: str) -> None:
     Example:
       adapt remote remove ours
     """
-    gone = session.remotes.remove(name)
-    session.out.result({"removed": gone.name}, lambda: session.out.line(f"removed {gone.name}"))
+    gone = session.opened.remotes.remove(name)
+    session.out.result(gone.to_json(), lambda: session.out.line(f"removed {gone.name}"))
 
 
 @remote.command("login")
@@ -138,21 +119,14 @@ def login(session: Session, name: str, token: str | None) -> None:
       adapt remote login ours
       adapt remote login https://adapters.example.org --token TOKEN
     """
-    from adapterhub.api.steps.keys import login_to
+    done = session.opened.remotes.login(name, token if token is not None else _typed_token)
+    session.out.result(done.to_json(), lambda: session.out.line(f"{done.url}: {done.who or 'token stored'}"))
 
-    place = session.remotes.get(name)
-    if token is None:
-        token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    token = token.strip()
-    if not token:
-        raise UsageProblem("no token given", hint=f"`adapt remote login {name} < token.txt`")
-    if place.is_plain_text:
-        session.out.warn(f"{place.url} is not encrypted: others on the network can read the token")
-    who = login_to(session, place, token)
-    session.out.result(
-        {"name": place.name or None, "url": place.url, "who": who or None},
-        lambda: session.out.line(f"{place.url}: {who or 'token stored'}"),
-    )
+
+def _typed_token() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("token", hide_input=True, err=True))
+    return sys.stdin.readline()
 
 
 @remote.command("logout")
@@ -165,19 +139,6 @@ def logout(session: Session, name: str) -> None:
     Example:
       adapt remote logout ours
     """
-    remotes = session.remotes
-    place = remotes.get(name)
-    was_there = remotes.logout(place)
-    text = f"deleted the token for {place.url}" if was_there else f"no token is stored for {place.url}"
-    session.out.result({"url": place.url, "forgotten": was_there}, lambda: session.out.line(text))
-
-
-def _document(remote: Remote, remotes: Remotes) -> dict[str, Any]:
-    return {
-        "name": remote.name,
-        "url": remote.url,
-        "namespaces": list(remote.namespaces),
-        "default": remote.is_default,
-        "signatures": remote.signatures,
-        "token": remotes.has_token(remote),
-    }
+    done = session.opened.remotes.logout(name)
+    text = f"deleted the token for {done.url}" if done.forgotten else f"no token is stored for {done.url}"
+    session.out.result(done.to_json(), lambda: session.out.line(text))

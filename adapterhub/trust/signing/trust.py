@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.arguments import parse
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
@@ -22,6 +22,7 @@ from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.signed import PublicKey
 from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SignaturePolicy, strict_policy
@@ -35,8 +36,8 @@ _MOST_REASON: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class TrustedKey:
-    """A key, and what it is trusted for.
+class TrustedKey(Documented, keys="name kind fingerprint adapters remotes not_after=end accepts replaces"):
+    """A trusted key and its scope.
 
     `adapters` and `remotes` are globs over full names (`acme/*`) and over names or addresses of places. `accepts` are
     globs over names that this key may take over from the key that signed them before; `replaces` are the fingerprints
@@ -45,11 +46,21 @@ class TrustedKey:
 
     name: str
     key: PublicKey
-    adapters: tuple[str, ...] = ("*",)
-    remotes: tuple[str, ...] = ("*",)
+    adapters: Annotated[tuple[str, ...], "globs of adapters that it may sign"] = ("*",)
+    remotes: Annotated[tuple[str, ...], "globs of places that it may sign for"] = ("*",)
     not_after: int | None = None
-    accepts: tuple[str, ...] = ()
-    replaces: tuple[Digest, ...] = ()
+    accepts: Annotated[tuple[str, ...], "globs of adapters that it takes over from another key"] = ()
+    replaces: Annotated[tuple[Digest, ...], "fingerprints of keys that it replaces"] = ()
+
+    @property
+    def kind(self) -> str:
+        """`trusted`."""
+        return "trusted"
+
+    @property
+    def end(self) -> str | None:
+        """End of validity, RFC 3339."""
+        return day_text(self.not_after) if self.not_after is not None else None
 
     @property
     def fingerprint(self) -> Digest:
@@ -72,21 +83,29 @@ class TrustedKey:
         """Whether its last day is past."""
         return self.not_after is not None and now > self.not_after
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value; what is not set is left out."""
+    def stored(self) -> dict[str, Any]:
+        """The key as the file has it; what is not set is left out."""
         value: dict[str, Any] = {"name": self.name, "key": self.key.pem}
         lists = {"adapters": self.adapters, "remotes": self.remotes, "accepts": self.accepts, "replaces": self.replaces}
         value |= {name: list(items) for name, items in lists.items() if items}
-        return value | ({"not_after": day_text(self.not_after)} if self.not_after is not None else {})
+        return value | ({"not_after": self.end} if self.end is not None else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevokedKey:
-    """A key that signs nothing any more, whenever it signed; `name` is what it was called here."""
+class RevokedKey(Documented, keys="name kind fingerprint reason"):
+    """A key whose signatures are refused.
+
+    `name` is what it was called here.
+    """
 
     name: str
     fingerprint: Digest
-    reason: str = ""
+    reason: Annotated[str, "why"] = ""
+
+    @property
+    def kind(self) -> str:
+        """`revoked`."""
+        return "revoked"
 
     @property
     def clause(self) -> str:
@@ -294,7 +313,7 @@ class TrustFile:
             yield self.read()
 
     def _write(self, trust: Trust) -> None:
-        value: dict[str, Any] = {"keys": [key.to_json() for key in trust.keys], "policies": dict(trust.policies)}
+        value: dict[str, Any] = {"keys": [key.stored() for key in trust.keys], "policies": dict(trust.policies)}
         if trust.revoked:
             value["revoked"] = [asdict(key) for key in trust.revoked]
         try:
