@@ -68,3 +68,35 @@ def time_text(at: float) -> str:
     except (ValueError, OverflowError, OSError):
         return f"Unix time {at:.0f}"
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Moment(int):
+    """A time in milliseconds since 1970, for a machine; an answer of the registry has it as `sent`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Moment:
+        """The moment of an RFC 3339 text; raises `ValueError` for any other."""
+        return cls(round(parse_time(text) * 1000))
+
+    @property
+    def text(self) -> str:
+        """The time as RFC 3339, to the second."""
+        return datetime.fromtimestamp(self / 1000, tz=timezone.utc).isoformat(timespec="seconds")
+
+    @property
+    def sent(self) -> str:
+        """The time as `2026-11-24T10:00:00.000Z`, the only form that all clients of the Hub read."""
+        return datetime.fromtimestamp(self / 1000, tz=timezone.utc).isoformat(timespec="milliseconds")[:23] + "Z"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> dict[str, object]:
+        """How the models of the registry's answers hold and send it."""
+        send = {"type": "function-plain", "function": lambda at: at.sent, "return_schema": {"type": "str"}}
+        return {"type": "is-instance", "cls": cls, "serialization": send}
+
+
+def moment_or_none(at_ms: int | None) -> Moment | None:
+    """The moment of a time that may be missing."""
+    return None if at_ms is None else Moment(at_ms)

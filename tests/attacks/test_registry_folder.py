@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from adapterhub_registry.operations.far_options import show_rows
+from adapterhub_registry.operations.server_commands import show_rows
 from adapterhub_registry.settings import load_settings
 
+from adapterhub.core.dates import Moment
+from adapterhub.formats.administration import User
 from tests.registry.running import running
 
 
@@ -109,8 +111,9 @@ def test_rows_are_a_table_on_a_terminal(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
 
+    at = Moment(0)
     show_rows(
-        [{"user": "ann", "tokens": 12}, {"user": "bartholomew", "tokens": None}], ("user", "tokens"), as_json=False
+        User, [User(name="ann", created_at=at, tokens=12), User(name="bo", created_at=at, tokens=0)], as_json=False
     )
 
     first, second, *_ = capsys.readouterr().out.splitlines()

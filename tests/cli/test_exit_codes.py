@@ -244,7 +244,7 @@ REFUSALS = [
     ("registry serve --limit nothing=1", 2),
     ("registry check --root ./text.txt", 2),
     ("registry move --root ./nowhere --database sqlite:///moved.db", 10),
-    ("registry token create --user ann --root ./registry", 10),
+    ("registry token create --user ann --root ./nowhere", 10),
     ("registry token log --root ./nowhere", 10),
     ("registry user list --root ./nowhere", 10),
     ("registry user revoke ann --root ./nowhere", 10),
@@ -260,7 +260,8 @@ REFUSALS = [
     ("registry names acme legal --root ./registry", 2),
     ("registry tests acme --root ./nowhere", 10),
     ("registry tests acme --trust nothing --root ./registry", 2),
-    ("registry token revoke 99 --root ./registry", 10),
+    ("registry token revoke 99 --root ./nowhere", 10),
+    ("registry token list --root ./nowhere", 10),
 ]
 
 
@@ -275,7 +276,7 @@ def test_a_refusal_has_the_exit_code_of_its_class(adapt, line, code, online):
     assert str(failure["message"]).strip()
 
 
-NEVER_REFUSES = {"base list", "key list", "remote list", "registry token list"}
+NEVER_REFUSES = {"base list", "key list", "remote list"}
 """Commands that only list what is there."""
 
 

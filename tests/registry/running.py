@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from adapterhub_registry.access.operator import door
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import create_app
 from adapterhub_registry.database.db import Database
@@ -75,8 +76,10 @@ def running(root: Path, *, port: int = 0, **settings: Any) -> Iterator[Running]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     registry: Registry = app.state.registry
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield Running(f"http://127.0.0.1:{port}", registry.tokens.create("ann", "admin"), root, registry, app)
+        with door(root, url, registry.operator):
+            yield Running(url, registry.tokens.create("ann", "admin"), root, registry, app)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from adapterhub_registry.operations.commands import registry
-from adapterhub_registry.operations.far_tokens import FarTokens
+from adapterhub_registry.operations.far import FarTokens
 from click.testing import CliRunner, Result
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, RemoteUnreachable, UsageProblem
@@ -78,7 +80,7 @@ def test_the_log_says_who_did_it(server: Running, far: FarTokens) -> None:
     }
     assert created["boss"].startswith("ann (token ")
     assert created["new"] == f"boss (token {number})"
-    assert created["here"].endswith("by a command on the server's machine")
+    assert created["here"] == "a command on the server's machine"
     assert (entries[-1].action, entries[-1].subject) == ("revoke", f"token {number} of boss")
     assert all(entry.created_at > 1_700_000_000_000 for entry in entries)
 
@@ -178,6 +180,41 @@ def test_two_places_are_one_too_many(server: Running) -> None:
     done = run("token", "list", "--url", server.url, "--root", server.root, token=server.token)
 
     assert isinstance(done.exception, UsageProblem)
+
+
+# ------------------------------------------------------------ on the server's machine
+def test_the_operator_of_a_running_server_needs_no_token(tmp_path: Path) -> None:
+    with serving(tmp_path, ()) as served:
+        made = run("token", "create", "--root", served.root, "--user", "ana")
+        (place,) = (served.root / "servers").iterdir()
+        url, _, operator = json.loads(place.read_text())["what"].partition(" ")
+        head = {"Authorization": f"Bearer {operator}"}
+        paths = (
+            "/api/adapt/v1/users",
+            "/api/whoami-v2",
+            "/api/models",
+            "/api/adapt/v1/adapters",
+            "/api/adapt/v1/releases",
+        )
+        answers = [httpx.get(url + path, headers=head).status_code for path in paths]
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)]
+    ended = run("token", "list", "--root", served.root)
+    with running(served.root) as again:
+        old = again.get("/api/adapt/v1/users", token=operator).status_code
+
+    assert made.exit_code == 0, made.output
+    assert (url, modes) == (served.url, [0o700, 0o600])
+    assert answers == [200, 401, 401, 401, 401]  # it only administers
+    assert isinstance(ended.exception, RemoteUnreachable)
+    assert "no server of " in str(ended.exception)
+    assert old == 401
+
+
+def test_the_operators_token_passes_no_proxy(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    assert run("user", "list", "--root", server.root).exit_code == 0
 
 
 # ------------------------------------------------------------ one server for each folder

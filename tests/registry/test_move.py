@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.database.db import Database, metadata, repo_tags, repos, tokens, users
 from sqlalchemy import func, insert, select, update
 
@@ -133,7 +134,7 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
         server.registry.tokens.revoke(2)
         with client(server.url, server.token) as ann:
             before = {path: ann.get(path).raise_for_status().text.replace(server.url, "") for path in LISTINGS}
-    listed = registry("token", "list", "--root", tmp_path / "root").stdout
+        listed = server.registry.tokens.records()
 
     moved = registry("move", "--root", tmp_path / "root", *place(shared))
 
@@ -141,7 +142,8 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
     checked = registry("check", "--bytes", "--json", "--root", tmp_path / "new", *place(shared))
     assert json.loads(checked.stdout)["problems"] == []
     assert json.loads(checked.stdout)["blobs"] == int(moved.stdout.splitlines()[0].split()[1]) > 0
-    assert registry("token", "list", "--root", tmp_path / "new", *place(shared)).stdout == listed
+    database = Database(shared.database)
+    assert Tokens(database).records() == listed
     with shared.replica() as replica, client(replica.url, server.token) as ann:
         after = {path: ann.get(path).raise_for_status().text.replace(replica.url, "") for path in LISTINGS}
         assert after == before
@@ -156,13 +158,9 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
 
         # numbers go on: of repositories above those that are gone, of users and tokens above the last
         Push(repo="acme/after", weights=random.Random(2).randbytes(3_000_000)).run(ann)
-        made = registry(
-            "token", "create", "--root", tmp_path / "new", *place(shared), "--user", "new", "--role", "write", "--json"
-        )
-        assert made.returncode == 0, made.stderr
-        with client(replica.url, json.loads(made.stdout)["token"]) as new:
+        made = ann.post("/api/adapt/v1/tokens", json={"user": "new", "role": "write"}).raise_for_status().json()
+        with client(replica.url, made["token"]) as new:
             Push(repo="new/one", weights=b"n" * 5000).run(new)
-    database = Database(shared.database)
     with database.read() as connection:
         numbers = {row.full_name: row.id for row in connection.execute(select(repos.c.full_name, repos.c.id))}
         names = set(connection.scalars(select(users.c.name)))
@@ -275,7 +273,7 @@ def test_what_is_no_database_of_a_registry_is_refused_in_one_line(tmp_path: Path
     assert not any(rows_of(target).values())
 
 
-@pytest.mark.parametrize("command", [("check",), ("token", "list"), ("serve", "--port", "0")])
+@pytest.mark.parametrize("command", [("check",), ("worker", "--once"), ("serve", "--port", "0")])
 def test_every_command_says_that_a_file_is_no_database(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "registry.db").write_bytes(b"a letter\n" * 1000)
 

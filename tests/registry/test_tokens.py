@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from adapterhub_registry.access import tokens as tokens_module
-from adapterhub_registry.access.tokens import ANONYMOUS, DAY_MS, Caller, Role, TokenRecord, Tokens
+from adapterhub_registry.access.tokens import ANONYMOUS, DAY_MS, Caller, Role, Tokens
 from adapterhub_registry.database.db import Database, tokens, users
 from sqlalchemy import event, select, update
 
 from adapterhub.core.errors import NotFound, UsageProblem
+from adapterhub.formats.administration import Token
 
 NOW = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -234,7 +235,7 @@ def test_the_first_token_is_an_administrators(made: Tokens) -> None:
 
     assert token is not None
     (record,) = made.records()
-    assert record == TokenRecord(
+    assert record == Token(
         id=record.id,
         user="admin",
         label="first start",
@@ -274,7 +275,7 @@ def test_records_list_every_token_oldest_first(made: Tokens, clock: SimpleNamesp
 
     bob, ann = made.records()
     assert bob.id < ann.id
-    assert bob == TokenRecord(
+    assert bob == Token(
         id=bob.id,
         user="bob",
         label="laptop",
@@ -285,7 +286,7 @@ def test_records_list_every_token_oldest_first(made: Tokens, clock: SimpleNamesp
         used_at=None,
         revoked_at=NOW + 10,
     )
-    assert ann == TokenRecord(
+    assert ann == Token(
         id=ann.id,
         user="ann",
         label="ann-read",

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from adapterhub_registry.settings import parse_networks
+
 from tests.cli.test_serve_command import serving
 from tests.registry.receiver import receiver
 from tests.registry.running import Running, running
@@ -117,7 +119,9 @@ def world(folder: Path) -> Iterator[World]:
     """The files and the servers; nothing is typed yet."""
     make_sandbox(folder, filled=False)
     make_adapter(folder / "out" / "unknown", width=WIDTH, base=HUB_ID, seed=7)
-    with running(folder / "registry", derives=False) as ours, running(folder / "registry-2") as theirs:
+    loopback = parse_networks(("127.0.0.0/8",))
+    ours_at = running(folder / "registry", derives=False, webhook_networks=loopback)
+    with ours_at as ours, running(folder / "registry-2") as theirs:
         yield World(folder, Adapt(folder), ours, theirs)
 
 
@@ -235,9 +239,8 @@ def _registry(w: World) -> None:
     w.says("registry-user-list", "registry", "user", "list", *here)
     w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
     with receiver() as got:
-        network = ("--webhook-network", "127.0.0.0/8")
-        hook = w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here, *network)["id"]
-        w.says("registry-webhook-test", "registry", "webhook", "test", hook, *here, *network)
+        hook = w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here)["id"]
+        w.says("registry-webhook-test", "registry", "webhook", "test", hook, *here)
     w.says("registry-webhook-list", "registry", "webhook", "list", *here)
     w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", hook, *here)
     w.says("registry-webhook-remove", "registry", "webhook", "remove", hook, *here)

@@ -2,6 +2,7 @@
 
     intents/<name>   an add or install in progress: the digests it will name, and its folder `tmp/<name>`
     leases/<name>    an installed build that a long-running process reads
+    servers/<name>   a running registry: its address, and the token of its operator
 
 A claim ends with its process, even after a crash, because the lock counts and not the file. `flock` may not work
 between machines, so a claim from another machine counts for a day after it was made.
@@ -103,8 +104,8 @@ class Held:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[Held]:
-    """Hold a new claim in `folder` while the block runs.
+def claim(folder: Path, what: str, digests: Iterable[Digest] = (), *, mode: int = 0o644) -> Iterator[Held]:
+    """Hold a new claim in `folder` while the block runs; `mode` says who may read it.
 
     It appears under its name with its lock held, so no reader takes it for a claim whose process has ended.
 
@@ -114,7 +115,7 @@ def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[H
     name = f"{os.getpid()}-{os.urandom(6).hex()}"
     make_folder(folder)
     unborn, path = folder / f"{_UNBORN}{name}", folder / name
-    handle = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    handle = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held = Held(path, handle, what)

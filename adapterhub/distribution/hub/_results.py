@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import quote
 
-from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterNotFound, NotAllowed, RemoteUnreachable, UsageProblem, shown
 from adapterhub.distribution.http.wire import Wire
+from adapterhub.formats.administration import NamespaceRule, TesterKey
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.manifest import CONTRACT_FILE, Manifest
 from adapterhub.formats.signed import Bundle
@@ -17,15 +17,6 @@ from adapterhub.formats.signed import Bundle
 FEATURE: Final = "tests"
 _API: Final = "api/adapt/v1"
 _MOST: Final = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamespaceRule:
-    """What a namespace asks of each new version: `off`, `contract` or `passed`; and its keys, names by fingerprint."""
-
-    namespace: str
-    asks: str
-    keys: Mapping[Digest, str]
 
 
 class RegistryResults:
@@ -70,12 +61,15 @@ class RegistryResults:
     def rule(self, namespace: str) -> NamespaceRule:
         """What a namespace asks; a server that keeps no results asks nothing."""
         if not self.is_offered:
-            return NamespaceRule(namespace=namespace, asks="off", keys={})
+            return NamespaceRule(namespace=namespace)
         with self._wire.plainly(f"tests of `{namespace}`"):
             told = self._wire.json(f"{_API}/namespaces/{quote(namespace, safe='')}/tests")
         try:
-            keys = {parse_digest(key["fingerprint"]): shown(str(key["name"]), 64) for key in told["keys"]}
-            return NamespaceRule(namespace=namespace, asks=str(told["asks"]), keys=keys)
+            keys = [
+                TesterKey(name=shown(str(one["name"]), 64), fingerprint=parse_digest(one["fingerprint"]), pem="")
+                for one in told["keys"]
+            ]
+            return NamespaceRule(namespace=namespace, asks=told["asks"], keys=tuple(keys))
         except (LookupError, TypeError, ValueError) as error:
             raise self._nonsense(error) from None
 
@@ -96,7 +90,7 @@ class RegistryResults:
             )
         there = [] if is_new else self.on(repo, manifest.version)
         if rule.asks == "passed" and not any(_passes(raw, rule) for raw in [*results, *there]):
-            names = ", ".join(f"`{name}`" for name in sorted(rule.keys.values()))
+            names = ", ".join(f"`{name}`" for name in sorted(key.name for key in rule.keys))
             raise NotAllowed(
                 f"{what} a PASS by {names or 'one of its keys'}, and {manifest.name} {manifest.version} has none. "
                 "Nothing was sent",
@@ -111,7 +105,7 @@ class RegistryResults:
 def _passes(raw: bytes, rule: NamespaceRule) -> bool:
     try:
         bundle = Bundle.parse(raw)
-        return bundle.hint in rule.keys and Attested.parse(bundle.payload).verdict == "PASS"
+        return rule.key_of(bundle.hint) is not None and Attested.parse(bundle.payload).verdict == "PASS"
     except ValueError:
         return False
 

@@ -8,13 +8,13 @@ else releases it, whatever other repositories there are: a refusal tells nothing
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, Select, delete, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
+from adapterhub.formats.administration import HeldName
 from adapterhub_registry.database.db import insert_new, lock_name, now_ms, repo_tags, repos
 from adapterhub_registry.database.name_tables import adapter_names
 from adapterhub_registry.errors import Refusal, forbidden
@@ -103,20 +103,12 @@ def names_of(connection: Connection, repo_id: int) -> list[str]:
     return list(connection.scalars(select(adapter_names.c.name).where(mine).order_by(adapter_names.c.name)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A name and a repository that may release it."""
-
-    name: str
-    repo: str
-
-
-def held_in(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> list[Held]:
+def held_in(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> list[HeldName]:
     """The names of a namespace with their visible repositories."""
     wanted = select(adapter_names.c.name, repos.c.full_name).join(repos)
     wanted = wanted.where(adapter_names.c.namespace == namespace, visible)
     rows = connection.execute(wanted.order_by(adapter_names.c.name, repos.c.full_name)).all()
-    return [Held(name=row.name, repo=row.full_name) for row in rows]
+    return [HeldName(name=row.name, repo=row.full_name) for row in rows]
 
 
 def held(name: str, namespace: str) -> Select[Any]:

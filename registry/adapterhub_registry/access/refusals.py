@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, select, update
@@ -18,6 +17,7 @@ from starlette.types import Scope
 
 from adapterhub.core.errors import shown
 from adapterhub.core.redaction import without_secrets
+from adapterhub.formats.administration import RefusedChange
 from adapterhub_registry.access.telemetry import RequestRecord
 from adapterhub_registry.database.db import Database, now_ms
 from adapterhub_registry.database.refusal_tables import refusals
@@ -41,22 +41,6 @@ _ACTIONS: Final[Mapping[str, str]] = {
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}": "alias",
 }
 """By route: the changes whose refusals count."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusalRecord:
-    """One refused change; `count` says how often, `created_at` when last, in milliseconds since 1970."""
-
-    id: int
-    created_at: int
-    user: str
-    token_id: int | None
-    repo: str
-    action: str
-    status: int
-    code: str
-    message: str
-    count: int
 
 
 def record_refusal(database: Database, scope: Scope, refusal: Refusal) -> None:
@@ -93,11 +77,16 @@ def _prune(connection: Connection) -> None:
         connection.execute(delete(refusals).where(refusals.c.id.not_in(newest)))
 
 
-def refusal_records(database: Database, *, user: str = "", limit: int = 200) -> list[RefusalRecord]:
+def refusal_records(database: Database, *, user: str = "", limit: int = 200) -> list[RefusedChange]:
     """The newest refusals, newest first; with `user`, only those of one user."""
-    wanted = select(refusals).order_by(refusals.c.created_at.desc(), refusals.c.id.desc()).limit(limit)
+    columns = [column for column in refusals.c if column.name not in {"id", "user_name"}]
+    wanted = (
+        select(*columns, refusals.c.user_name.label("user"))
+        .order_by(refusals.c.created_at.desc(), refusals.c.id.desc())
+        .limit(limit)
+    )
     if user:
         wanted = wanted.where(refusals.c.user_name == user)
     with database.read() as connection:
         rows = connection.execute(wanted).mappings().all()
-    return [RefusalRecord(user=row["user_name"], **{k: v for k, v in row.items() if k != "user_name"}) for row in rows]
+    return [RefusedChange(**row) for row in rows]

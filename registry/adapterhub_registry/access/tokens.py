@@ -24,7 +24,9 @@ from sqlalchemy import ColumnElement, Row, String, bindparam, false, func, inser
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
+from adapterhub.core.dates import Moment, moment_or_none
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.formats.administration import LogEntry, Token, User
 from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos, tokens, users
 from adapterhub_registry.database.db import records as logged
@@ -73,6 +75,11 @@ class Caller:
         return self.role != "read" and whole
 
     @property
+    def actor(self) -> str:
+        """The caller as the logs name it."""
+        return f"{self.user} (token {self.token_id})" if self is not OPERATOR else LOCAL
+
+    @property
     def is_admin(self) -> bool:
         """Whether the caller may administer the whole registry."""
         return self.role == "admin" and "*" in self.namespaces
@@ -84,6 +91,8 @@ class Caller:
 
 
 ANONYMOUS = Caller(user=None, role="read", namespaces=())
+OPERATOR = Caller(user=LOCAL, role="admin", namespaces=("*",), label="operator")
+"""A command on the server's machine, which read a running server's own token; it only administers."""
 
 
 def reached_names(namespaces: Sequence[str], column: ColumnElement[str]) -> ColumnElement[bool]:
@@ -109,40 +118,6 @@ def _seen_with(globs: int, *, reads_public: bool) -> ColumnElement[bool]:
 def _like(glob: str) -> str:
     escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return escaped.replace("*", "%").replace("?", "_")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRecord:
-    """The facts about a token, without the token itself. Times in milliseconds since 1970."""
-
-    id: int
-    user: str
-    label: str
-    role: Role
-    namespaces: tuple[str, ...]
-    created_at: int
-    expires_at: int | None
-    used_at: int | None
-    revoked_at: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserRecord:
-    """A user, and how many of the user's tokens work. Time in milliseconds since 1970."""
-
-    name: str
-    created_at: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogRecord:
-    """Who (`actor`) created or revoked a token, and when, in milliseconds since 1970."""
-
-    created_at: int
-    actor: str
-    action: str
-    subject: str
 
 
 class Tokens:
@@ -181,7 +156,7 @@ class Tokens:
             raise UsageProblem(f"days {days}: expected more than 0 and at most {MAX_DAYS}")
         globs = [glob if "/" in glob or glob == "*" else f"{glob}/*" for glob in namespaces]
         globs = globs or (["*"] if role == "admin" else [f"{user}/*"])
-        token = _new_token()
+        token = new_token()
         with self._db.begin() as connection:
             lock_name(connection, f"user {user}")
             number = _insert(connection, token, user, role, globs, label=label or f"{user}-{role}", days=days)
@@ -190,7 +165,7 @@ class Tokens:
 
     def create_first(self) -> str | None:
         """Create the first administrator's token; None when a token exists. Only one of several servers creates it."""
-        token = _new_token()
+        token = new_token()
         with self._db.begin() as connection:
             lock_name(connection, "first token")
             if connection.scalar(select(tokens.c.id).limit(1)) is not None:
@@ -199,13 +174,13 @@ class Tokens:
             _log(connection, self._actor, "create", f"token {number} of admin: admin in *")
         return token
 
-    def records(self) -> list[TokenRecord]:
+    def records(self) -> list[Token]:
         """Every token, oldest first, including revoked and expired ones."""
         with self._db.read() as connection:
             rows = connection.execute(_SELECT.order_by(tokens.c.id)).all()
         return [_record(row) for row in rows]
 
-    def revoke(self, token_id: int) -> TokenRecord:
+    def revoke(self, token_id: int) -> Token:
         """Revoke a token and return its record.
 
         Raises:
@@ -217,16 +192,16 @@ class Tokens:
             raise NotFound(f"no token {token_id}", hint="list the tokens: `adapt registry token list`")
         return rows[0]
 
-    def users(self) -> list[UserRecord]:
+    def users(self) -> list[User]:
         """Every user that has or had a token, by name."""
         works = tokens.c.revoked_at.is_(None) & (tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now_ms()))
         counted = select(users.c.name, users.c.created_at, func.count(tokens.c.id).label("tokens"))
         counted = counted.join(tokens, (tokens.c.user_id == users.c.id) & works, isouter=True)
         with self._db.read() as connection:
             rows = connection.execute(counted.group_by(users.c.name, users.c.created_at).order_by(users.c.name)).all()
-        return [UserRecord(name=row.name, created_at=row.created_at, tokens=row.tokens) for row in rows]
+        return [User(name=row.name, created_at=Moment(row.created_at), tokens=row.tokens) for row in rows]
 
-    def revoke_user(self, name: str) -> list[TokenRecord]:
+    def revoke_user(self, name: str) -> list[Token]:
         """Revoke all tokens of a user and return the records of all.
 
         Raises:
@@ -241,12 +216,12 @@ class Tokens:
             raise NotFound(f"no user `{shown(name)}`", hint="list the users: `adapt registry user list`")
         return rows
 
-    def log(self) -> list[LogRecord]:
+    def log(self) -> list[LogEntry]:
         """Every creation and revocation of a token, oldest first."""
         with self._db.read() as connection:
             rows = connection.execute(select(logged).order_by(logged.c.id)).all()
         return [
-            LogRecord(created_at=row.created_at, actor=row.actor, action=row.action, subject=row.subject)
+            LogEntry(created_at=Moment(row.created_at), actor=row.actor, action=row.action, subject=row.subject)
             for row in rows
         ]
 
@@ -298,13 +273,13 @@ def working(row: Row[Any] | None) -> Caller | None:
     """The caller of the token in a row; None when it is expired or revoked."""
     if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now_ms()):
         return None
-    return _caller(_record(row))
+    return _caller(row)
 
 
 def callers_of(connection: Connection, user: str) -> list[Caller]:
     """What the user's tokens that work may do."""
     works = tokens.c.revoked_at.is_(None) & (tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now_ms()))
-    return [_caller(_record(row)) for row in connection.execute(_SELECT.where(users.c.name == user, works)).all()]
+    return [_caller(row) for row in connection.execute(_SELECT.where(users.c.name == user, works)).all()]
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
@@ -316,7 +291,7 @@ def _log(connection: Connection, actor: str, action: str, subject: str) -> None:
     connection.execute(insert(logged).values(created_at=now_ms(), actor=actor, action=action, subject=subject))
 
 
-def _revoke(connection: Connection, which: ColumnElement[bool], actor: str) -> list[TokenRecord]:
+def _revoke(connection: Connection, which: ColumnElement[bool], actor: str) -> list[Token]:
     """Revoke tokens and return their records; one that is revoked already stays unchanged."""
     for row in connection.execute(_SELECT.where(which, tokens.c.revoked_at.is_(None)).order_by(tokens.c.id)).all():
         connection.execute(update(tokens).where(tokens.c.id == row.id).values(revoked_at=now_ms()))
@@ -345,27 +320,27 @@ def _insert(
     return inserted_id(made)
 
 
-def _record(row: Row[Any]) -> TokenRecord:
-    return TokenRecord(
+def _record(row: Row[Any]) -> Token:
+    return Token(
         id=row.id,
         user=row.user_name,
         label=row.label,
         role=row.role,
         namespaces=tuple(json.loads(row.namespaces)),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        used_at=row.used_at,
-        revoked_at=row.revoked_at,
+        created_at=Moment(row.created_at),
+        expires_at=moment_or_none(row.expires_at),
+        used_at=moment_or_none(row.used_at),
+        revoked_at=moment_or_none(row.revoked_at),
     )
 
 
-def _caller(record: TokenRecord) -> Caller:
-    return Caller(
-        user=record.user, role=record.role, namespaces=record.namespaces, label=record.label, token_id=record.id
-    )
+def _caller(row: Row[Any]) -> Caller:
+    globs = tuple(json.loads(row.namespaces))
+    return Caller(user=row.user_name, role=row.role, namespaces=globs, label=row.label, token_id=row.id)
 
 
-def _new_token() -> str:
+def new_token() -> str:
+    """A random token, with its prefix and check digits."""
     random = base64.b32encode(secrets.token_bytes(RANDOM_BYTES)).decode("ascii").lower()
     return f"{HUB_PREFIX}{PREFIX}{random}_{_check_digits(random)}"
 

@@ -5,7 +5,6 @@ Hub clients never call these routes and need none of them.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import Path, Query, Request, Response
@@ -14,7 +13,8 @@ from sqlalchemy import ColumnElement, Row, Select, Table, func, select
 from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
-from adapterhub_registry.access.tokens import Caller, TokenRecord
+from adapterhub.formats.administration import NewToken, Token
+from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api import aliases_api, events_api, similar_api, tests_api, versions_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
@@ -26,9 +26,7 @@ from adapterhub_registry.api.adapt_models import (
     Info,
     ListedRelease,
     Log,
-    LogEntry,
     Matched,
-    NewToken,
     Place,
     Places,
     Problem,
@@ -36,11 +34,9 @@ from adapterhub_registry.api.adapt_models import (
     ReleaseQuery,
     Releases,
     SearchQuery,
-    TokenFacts,
     TokenList,
     TokenRequest,
     UnyankRequest,
-    UserFacts,
     UserList,
     YankedRelease,
     YankedReleases,
@@ -201,7 +197,7 @@ def list_tokens(registry: RegistryOf, caller: CallerOf) -> TokenList:
     """The caller's tokens; for an administrator, all tokens."""
     user_of(caller)
     records = [r for r in registry.tokens.records() if caller.is_admin or r.user == caller.user]
-    return TokenList(tokens=[_token(record) for record in records])
+    return TokenList(tokens=records)
 
 
 @router.post("/tokens", status_code=201, responses={**_FORBIDDEN, **_BODY})
@@ -212,42 +208,38 @@ def create_token(registry: RegistryOf, caller: CallerOf, wanted: TokenRequest) -
     token = registry.tokens.by(actor).create(
         wanted.user, wanted.role, namespaces=wanted.namespaces, label=wanted.label, days=wanted.days
     )
-    return NewToken(token=token)
+    return NewToken(token=token, user=wanted.user, role=wanted.role)
 
 
 @router.delete("/tokens/{token_id}", responses={**_FORBIDDEN, **_MISSING})
-def revoke_token(
-    registry: RegistryOf, caller: CallerOf, token_id: Annotated[int, Path(ge=1, le=2**31 - 1)]
-) -> TokenFacts:
+def revoke_token(registry: RegistryOf, caller: CallerOf, token_id: Annotated[int, Path(ge=1, le=2**31 - 1)]) -> Token:
     """Revoke a token. Every user may revoke their own."""
     user = user_of(caller)
     mine = any(record.id == token_id and record.user == user for record in registry.tokens.records())
     if not (caller.is_admin or mine):
         raise forbidden("the token belongs to another user")
-    return _token(registry.tokens.by(_actor(caller)).revoke(token_id))
+    return registry.tokens.by(caller.actor).revoke(token_id)
 
 
 @router.get("/users", responses=_FORBIDDEN)
 def list_users(registry: RegistryOf, caller: CallerOf) -> UserList:
     """The users, for an administrator."""
     _administrator(caller)
-    users = [asdict(user) | {"created_at": iso_time(user.created_at)} for user in registry.tokens.users()]
-    return UserList(users=[UserFacts(**user) for user in users])
+    return UserList(users=registry.tokens.users())
 
 
 @router.delete("/users/{name}", responses={**_FORBIDDEN, **_MISSING})
 def revoke_user(registry: RegistryOf, caller: CallerOf, name: Annotated[str, Path(pattern=USER_NAME)]) -> TokenList:
     """Revoke all tokens of a user. The user's repositories stay."""
     actor = _administrator(caller)
-    return TokenList(tokens=[_token(record) for record in registry.tokens.by(actor).revoke_user(name)])
+    return TokenList(tokens=registry.tokens.by(actor).revoke_user(name))
 
 
 @router.get("/log", responses=_FORBIDDEN)
 def log(registry: RegistryOf, caller: CallerOf) -> Log:
     """Who created and revoked tokens, for an administrator."""
     _administrator(caller)
-    entries = [asdict(entry) | {"created_at": iso_time(entry.created_at)} for entry in registry.tokens.log()]
-    return Log(entries=[LogEntry(**entry) for entry in entries])
+    return Log(entries=registry.tokens.log())
 
 
 @router.get("/healthz")
@@ -315,11 +307,7 @@ def _administrator(caller: Caller) -> str:
     user_of(caller)
     if not caller.is_admin:
         raise forbidden("this needs the token of an administrator: role `admin`, namespaces `*`")
-    return _actor(caller)
-
-
-def _actor(caller: Caller) -> str:
-    return f"{caller.user} (token {caller.token_id})"
+    return caller.actor
 
 
 def _metric(name: str, text: str, value: int | None) -> str:
@@ -337,9 +325,3 @@ def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
         score=fit.score if fit else None,
         matched=Matched(part=fit.matched.part, text=fit.matched.text) if fit else None,
     )
-
-
-def _token(record: TokenRecord) -> TokenFacts:
-    times = {name: value for name, value in asdict(record).items() if name.endswith("_at")}
-    shown = {name: None if at_ms is None else iso_time(at_ms) for name, at_ms in times.items()}
-    return TokenFacts(**asdict(record) | shown)

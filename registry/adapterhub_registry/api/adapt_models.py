@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from adapterhub.formats.administration import LogEntry, Token, User
 from adapterhub.formats.relevance import MAX_QUESTION
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
@@ -238,59 +239,22 @@ class TokenRequest(Question):
     days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
 
 
-class TokenFacts(Answer):
-    """The facts about a token, without the token itself."""
-
-    id: int
-    user: str
-    label: str
-    role: str
-    namespaces: list[str]
-    created_at: str
-    expires_at: str | None
-    used_at: str | None
-    revoked_at: str | None
-
-
 class TokenList(Answer):
     """Tokens, oldest first, including revoked and expired ones."""
 
-    tokens: list[TokenFacts]
-
-
-class UserFacts(Answer):
-    """A user, and how many of the user's tokens work."""
-
-    name: str
-    created_at: str
-    tokens: int
+    tokens: list[Token]
 
 
 class UserList(Answer):
     """Users that have or had a token, by name."""
 
-    users: list[UserFacts]
-
-
-class LogEntry(Answer):
-    """Who created or revoked a token, and when."""
-
-    created_at: str
-    actor: str
-    action: str
-    subject: str
+    users: list[User]
 
 
 class Log(Answer):
     """Creations and revocations of tokens, oldest first."""
 
     entries: list[LogEntry]
-
-
-class NewToken(Answer):
-    """A new token; no other response shows it."""
-
-    token: str
 
 
 class Health(Answer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import Path
@@ -11,9 +10,9 @@ from sqlalchemy import ColumnElement, Row
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.specs import parse_name
+from adapterhub.formats.administration import HeldName
 from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove
 from adapterhub_registry.access import adapter_names
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, Answer, Problem, Question
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.context import CallerOf, RegistryOf, user_of
@@ -102,18 +101,11 @@ class RollbackRequest(Question):
     to: Annotated[int, Field(ge=1, le=MOST_MOVES)] | None = None
 
 
-class NameFacts(Answer):
-    """The name of an adapter, and a repository that may release it."""
-
-    name: str
-    repo: str
-
-
 class NameList(Answer):
     """The names of a namespace, each with its repositories that the caller sees."""
 
     namespace: str
-    names: list[NameFacts]
+    names: list[HeldName]
 
 
 class NameRequest(Question):
@@ -143,8 +135,7 @@ def move_name(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wante
 
 
 def _names(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> NameList:
-    held = adapter_names.held_in(connection, namespace, visible)
-    return NameList(namespace=namespace, names=[NameFacts(**asdict(one)) for one in held])
+    return NameList(namespace=namespace, names=adapter_names.held_in(connection, namespace, visible))
 
 
 @router.get("/aliases/{namespace}/{name}/{alias}", responses=_PROBLEMS)
@@ -188,7 +179,7 @@ def set_alias(
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         most = registry.settings.limits.refs
-        moved = aliases.set_alias(connection, repo, alias, targets, by=_actor(caller), most_refs=most)
+        moved = aliases.set_alias(connection, repo, alias, targets, by=caller.actor, most_refs=most)
         return _facts(connection, repo, moved)
 
 
@@ -205,7 +196,7 @@ def roll_back(
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         most = registry.settings.limits.refs
-        moved = aliases.roll_back(connection, repo, alias, to=wanted.to, by=_actor(caller), most_refs=most)
+        moved = aliases.roll_back(connection, repo, alias, to=wanted.to, by=caller.actor, most_refs=most)
         return _facts(connection, repo, moved)
 
 
@@ -214,11 +205,7 @@ def remove(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: Na
     """Remove an alias; its history stays."""
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
-        return _facts(connection, repo, aliases.remove(connection, repo, alias, by=_actor(caller)))
-
-
-def _actor(caller: Caller) -> str:
-    return f"{caller.user} (token {caller.token_id})"
+        return _facts(connection, repo, aliases.remove(connection, repo, alias, by=caller.actor))
 
 
 def _facts(connection: Connection, repo: Row[Any], alias: Alias) -> AliasFacts:

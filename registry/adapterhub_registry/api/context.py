@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,7 +26,7 @@ from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
 from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
-from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens, digest_of, row_of, working
+from adapterhub_registry.access.tokens import ANONYMOUS, OPERATOR, Caller, Tokens, digest_of, new_token, row_of, working
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.derived.alike import KnownSketches
 from adapterhub_registry.derived.once import Once
@@ -42,6 +43,7 @@ from adapterhub_registry.storage.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 WHOLE_ANSWER_BYTES = 1 << 20
+_ADMINISTRATION = tuple(f"/api/adapt/v1/{word}" for word in ("tokens", "users", "log", "webhooks", "namespaces"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class Registry:
     webhooks: Webhooks
     watch: Watch
     nearest: Nearest
+    operator: str = field(default_factory=new_token, repr=False)
+    """The token of commands on this machine, which ends with the server."""
     once: Once = field(default_factory=Once)
     sketches: KnownSketches = field(default_factory=KnownSketches)
 
@@ -90,6 +94,9 @@ async def authenticated(request: Request, registry: Registry) -> Caller:
     token = _token_of(request)
     if token is None:
         return admitted(request, registry, ANONYMOUS)
+    administers = request.scope["path"].startswith(_ADMINISTRATION)
+    if administers and secrets.compare_digest(token.encode(), registry.operator.encode()):
+        return admitted(request, registry, OPERATOR)
     caller = await run_in_threadpool(registry.tokens.authenticate, token) if token else None
     return _valid(request, registry, caller)
 

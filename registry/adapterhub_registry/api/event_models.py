@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from adapterhub.formats.administration import Delivery, Webhook
 from adapterhub_registry.api.adapt_models import Answer, Question, whole
 from adapterhub_registry.events.outbox import MOST_IN_PAGE, Change
 from adapterhub_registry.events.sending import MOST_URL_CHARACTERS, URL
@@ -50,50 +51,13 @@ class WebhookRequest(Question):
     types: Annotated[list[Change], Field(max_length=16)] = Field(default_factory=list)
 
 
-class WebhookFacts(Answer):
-    """A webhook without its secret. `silent`: its owner has no token any more that may change the scope."""
-
-    id: int
-    scope: str
-    url: str
-    types: list[str]
-    owner: str | None
-    created_at: str
-    waiting: int
-    failed: int
-    silent: bool
-
-
-class NewWebhookFacts(Answer):
-    """A new webhook and its secret, which no other answer shows."""
-
-    webhook: WebhookFacts
-    secret: str
-
-
 class WebhookList(Answer):
     """The webhooks that the caller owns."""
 
-    webhooks: list[WebhookFacts]
-
-
-class DeliveryFacts(Answer):
-    """A delivery: `state` is waiting, delivered, failed, or withheld because the owner may not know the event."""
-
-    id: int
-    event: str
-    type: str
-    repo: str
-    state: str
-    attempts: int
-    status: int | None
-    problem: str | None
-    created_at: str
-    due_at: str | None
-    ended_at: str | None
+    webhooks: list[Webhook]
 
 
 class DeliveryList(Answer):
     """The last deliveries of a webhook, newest first."""
 
-    deliveries: list[DeliveryFacts]
+    deliveries: list[Delivery]

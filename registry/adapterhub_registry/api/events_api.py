@@ -10,24 +10,21 @@ from typing import Annotated, Any, Final, cast
 from fastapi import Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import Problem
 from adapterhub_registry.api.adapt_router import adapt_router
 from adapterhub_registry.api.bodies import Slots
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
 from adapterhub_registry.api.event_models import (
-    DeliveryFacts,
     DeliveryList,
     EventPage,
     EventQuery,
-    NewWebhookFacts,
-    WebhookFacts,
     WebhookList,
     WebhookRequest,
 )
-from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.events.outbox import read_page
-from adapterhub_registry.events.webhooks import MOST_DELIVERIES, DeliveryRecord, WebhookRecord, Webhooks
+from adapterhub_registry.events.webhooks import MOST_DELIVERIES, Webhooks
 
 LOOK_EVERY_S: Final = 0.25
 STOPPING: Final = "adapterhub.stopping"
@@ -84,27 +81,26 @@ def _page(registry: Registry, caller: Caller, query: EventQuery) -> EventPage:
 @router.get("/webhooks")
 def list_webhooks(registry: RegistryOf, caller: CallerOf) -> WebhookList:
     """The webhooks of the namespaces and repositories that the caller owns."""
-    return WebhookList(webhooks=[_webhook(record) for record in _mine(registry, caller).records()])
+    return WebhookList(webhooks=_mine(registry, caller).records())
 
 
 @router.post("/webhooks", status_code=201, responses=_SCOPE)
-def add_webhook(registry: RegistryOf, caller: CallerOf, wanted: WebhookRequest) -> NewWebhookFacts:
+def add_webhook(registry: RegistryOf, caller: CallerOf, wanted: WebhookRequest) -> NewWebhook:
     """Send the events of a namespace or repository to a URL; only this response shows the secret that signs them."""
-    made = _mine(registry, caller).add(wanted.scope, wanted.url, wanted.types)
-    return NewWebhookFacts(webhook=_webhook(made.webhook), secret=made.secret)
+    return _mine(registry, caller).add(wanted.scope, wanted.url, wanted.types)
 
 
 @router.delete("/webhooks/{number}", responses=_MISSING)
-def remove_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> WebhookFacts:
+def remove_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> Webhook:
     """Remove a webhook, and the deliveries that wait for it."""
-    return _webhook(_mine(registry, caller).remove(number))
+    return _mine(registry, caller).remove(number)
 
 
 @router.post("/webhooks/{number}/test", status_code=202, responses=_MISSING)
-def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number, response: Response) -> DeliveryFacts:
+def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number, response: Response) -> Delivery:
     """Send the event `webhook.test` soon, once; `deliveries`, to which `Location` leads, tells how it went."""
     response.headers["Location"] = f"/api/adapt/v1/webhooks/{number}/deliveries"
-    return _delivery(_mine(registry, caller).ask_test(number))
+    return _mine(registry, caller).ask_test(number)
 
 
 @router.get("/webhooks/{number}/deliveries", responses=_MISSING)
@@ -115,23 +111,9 @@ def deliveries(
     limit: Annotated[int, Query(ge=1, le=MOST_DELIVERIES)] = 50,
 ) -> DeliveryList:
     """The last deliveries of a webhook, newest first."""
-    found = _mine(registry, caller).deliveries(number, limit=limit)
-    return DeliveryList(deliveries=[_delivery(record) for record in found])
+    return DeliveryList(deliveries=_mine(registry, caller).deliveries(number, limit=limit))
 
 
 def _mine(registry: Registry, caller: Caller) -> Webhooks:
     user_of(caller)
     return registry.webhooks.of(caller)
-
-
-def _webhook(record: WebhookRecord) -> WebhookFacts:
-    return WebhookFacts.model_validate(_with_times(record))
-
-
-def _delivery(record: DeliveryRecord) -> DeliveryFacts:
-    return DeliveryFacts.model_validate(_with_times(record))
-
-
-def _with_times(record: WebhookRecord | DeliveryRecord) -> dict[str, Any]:
-    values = asdict(record)
-    return {k: iso_time(v) if k.endswith("_at") and v is not None else v for k, v in values.items()}

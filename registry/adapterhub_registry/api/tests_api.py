@@ -10,6 +10,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
+from adapterhub.formats.administration import Asks, NamespaceRule
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, whole
@@ -21,7 +22,7 @@ from adapterhub_registry.database.db import repos
 from adapterhub_registry.errors import forbidden
 from adapterhub_registry.names import KEY_NAME, known_repo_id
 from adapterhub_registry.results.results import StoredResult, digest_of_version, results_on, take
-from adapterhub_registry.results.rules import MOST_KEYS, Asks, NamespaceRule, change_rule, rule_of
+from adapterhub_registry.results.rules import MOST_KEYS, change_rule, rule_of
 
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
 _TAKING: Final[dict[int | str, dict[str, Any]]] = {
@@ -86,23 +87,6 @@ class ResultList(Answer):
     results: list[ResultFacts]
 
 
-class KeyFacts(Answer):
-    """The key of a tester."""
-
-    name: str
-    fingerprint: str
-    pem: str
-
-
-class RuleFacts(Answer):
-    """What a namespace asks of each new version, and the keys whose results count."""
-
-    namespace: str
-    asks: str
-    keys_only: bool
-    keys: list[KeyFacts]
-
-
 class KeyRequest(Question):
     """A public key in PEM, and its name here."""
 
@@ -156,7 +140,7 @@ def add_result(
     with registry.db.begin() as connection:
         repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
         may_write = caller.writes(repo.full_name)
-        return _result(take(connection, repo, version, raw, by=_actor(caller), may_write=may_write))
+        return _result(take(connection, repo, version, raw, by=caller.actor, may_write=may_write))
 
 
 @router.get("/adapters/{namespace}/{name}/tests/{version}", responses=_MISSING)
@@ -187,37 +171,35 @@ def results_of(connection: Connection, repo: Row[Any], version: str, query: Resu
 
 
 @router.get("/namespaces/{namespace}/tests", responses=_MISSING)
-def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> RuleFacts:
+def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> NamespaceRule:
     """The rule of a namespace; one of which the caller sees no repository looks as if it had none."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
         return rule_seen(registry, connection, caller, namespace)
 
 
-def rule_seen(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> RuleFacts:
+def rule_seen(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> NamespaceRule:
     """The rule of a namespace as a caller sees it."""
     seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
     rule = rule_of(connection, namespace) if seen else None
-    return _rule(rule or NamespaceRule(namespace=namespace, asks="off", keys_only=False, keys=()))
+    return rule or NamespaceRule(namespace=namespace)
 
 
 @router.post("/namespaces/{namespace}/tests", responses=_RULING)
-def set_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: RuleRequest) -> RuleFacts:
+def set_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: RuleRequest) -> NamespaceRule:
     """Change the rule of a namespace; this needs a token with the role `admin` for all of it."""
     user_of(caller)
     if caller.role != "admin" or not caller.owns(namespace):
         raise forbidden(f"this needs a token with the role `admin` for all of `{namespace}`")
     with registry.db.begin() as connection:
-        return _rule(
-            change_rule(
-                connection,
-                namespace,
-                by=_actor(caller),
-                asks=wanted.asks,
-                keys_only=wanted.keys_only,
-                trust=[(key.name, key.pem) for key in wanted.trust],
-                distrust=wanted.distrust,
-            )
+        return change_rule(
+            connection,
+            namespace,
+            by=caller.actor,
+            asks=wanted.asks,
+            keys_only=wanted.keys_only,
+            trust=[(key.name, key.pem) for key in wanted.trust],
+            distrust=wanted.distrust,
         )
 
 
@@ -229,15 +211,6 @@ def _has_visible(registry: Registry, connection: Connection, caller: Caller, nam
 def _meets(one: StoredResult, query: ResultQuery) -> bool:
     wanted = {"verdict": query.verdict, "dtype": query.dtype, "base": f"sha256:{query.base}" if query.base else None}
     return all(value is None or getattr(one.said, member) == value for member, value in wanted.items())
-
-
-def _actor(caller: Caller) -> str:
-    return f"{caller.user} (token {caller.token_id})"
-
-
-def _rule(rule: NamespaceRule) -> RuleFacts:
-    keys = [KeyFacts(name=key.name, fingerprint=f"sha256:{key.fingerprint}", pem=key.pem) for key in rule.keys]
-    return RuleFacts(namespace=rule.namespace, asks=rule.asks, keys_only=rule.keys_only, keys=keys)
 
 
 def _result(one: StoredResult) -> ResultFacts:

@@ -20,7 +20,7 @@ from adapterhub.formats.safetensors.file import LENGTH_BYTES
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import NAME, Answer, Info, Problem, Release, Releases, Yanked
 from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, dumped
 from adapterhub_registry.api.hub.files import SMALL_BYTES, file_facts
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.api.hub.routes import branches_and_tags
@@ -157,7 +157,7 @@ class _Looking:
         for namespace in {name.partition("/")[0] for name in query.repo}:
             rule = rule_seen(self._registry, self._connection, self._caller, namespace)
             path = f"api/adapt/v1/namespaces/{quote(namespace, safe='')}/tests"
-            yield _answer(path, rule.model_dump_json().encode())
+            yield _answer(path, dumped(rule))
         for name in wanted:
             try:
                 self._registry.repos.find(self._connection, self._caller, known_repo_id(*name.split("/")))

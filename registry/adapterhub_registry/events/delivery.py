@@ -13,7 +13,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -129,26 +129,6 @@ def claim(database: Database, most: int, busy: Sequence[Claimed] = ()) -> list[C
             connection.execute(update(deliveries).where(deliveries.c.id == number).values(values))
             claimed.append(_claimed(row))
         return claimed
-
-
-def deliver_now(
-    database: Database,
-    number: int,
-    *,
-    allowed: tuple[Network, ...],
-    run: Callable[[Coroutine[Any, Any, Outcome]], Outcome],
-) -> None:
-    """Make one attempt at a delivery, whenever it is due, and end it."""
-    with database.begin() as connection:
-        connection.execute(update(deliveries).where(deliveries.c.id == number).values(attempts=1))
-        row = _row(connection, number)
-        if not may_hear(connection, row.owner, row.repo):
-            _end(connection, number, "withheld", Outcome(status=None, problem="its owner has no token for it"))
-            return
-        one = _claimed(row)
-    outcome = run(_attempt(one, allowed))
-    with database.begin() as connection:
-        _end(connection, number, "failed" if outcome.problem else "delivered", outcome)
 
 
 def note(connection: Connection, one: Claimed, outcome: Outcome, *, retry_s: float) -> None:

@@ -6,19 +6,19 @@ repository: revoking the tokens of someone who leaves silences the webhooks, too
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Row, delete, func, insert, or_, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.dates import Moment, moment_or_none
 from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
 from adapterhub.core.webhooks import new_secret
-from adapterhub_registry.access.tokens import Caller
+from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
+from adapterhub_registry.access.tokens import OPERATOR, Caller
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms
 from adapterhub_registry.database.event_tables import deliveries, events, webhooks
 from adapterhub_registry.errors import Refusal
@@ -31,54 +31,8 @@ _LEAST_NUMBER: Final = 100_000_000
 """Webhooks get random numbers of nine digits: counted from 1, they would count those of hidden repositories."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookRecord:
-    """A webhook without its secret. An empty `types` stands for all; `owner` is None for the server's operator.
-
-    `waiting` and `failed` count its deliveries. `silent`: no token of its owner may change what it listens to.
-    """
-
-    id: int
-    scope: str
-    url: str
-    types: tuple[str, ...]
-    owner: str | None
-    created_at: int
-    waiting: int
-    failed: int
-    silent: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewWebhook:
-    """A new webhook and its secret, which nothing shows again."""
-
-    webhook: WebhookRecord
-    secret: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryRecord:
-    """A delivery of the event numbered `id`. `state` is waiting, delivered, failed, or withheld from its owner.
-
-    `due_at` is the time of the next attempt while it waits. Times in milliseconds since 1970.
-    """
-
-    id: int
-    event: str
-    type: str
-    repo: str
-    state: str
-    attempts: int
-    status: int | None
-    problem: str | None
-    created_at: int
-    due_at: int | None
-    ended_at: int | None
-
-
 class Webhooks:
-    """The webhooks that `caller` owns; without a caller, for the operator, all of them."""
+    """The webhooks that `caller` owns."""
 
     def __init__(
         self,
@@ -86,7 +40,7 @@ class Webhooks:
         *,
         networks: tuple[Network, ...] = (),
         limits: Limits | None = None,
-        caller: Caller | None = None,
+        caller: Caller = OPERATOR,
     ) -> None:
         self._db = database
         self._networks = networks
@@ -111,7 +65,7 @@ class Webhooks:
         if unknown:
             raise UsageProblem(f"event `{shown(unknown[0])}`: expected one of {', '.join(outbox.TYPES)}")
         sending.check_url(url, self._networks)
-        if self._caller is not None and not self._caller.owns(scope):
+        if not self._caller.owns(scope):
             raise NotFound(
                 f"`{scope}` is not yours: a webhook needs a token that may change all of it; nothing was changed",
                 hint="add a webhook for one of your repositories: `namespace/name`",
@@ -133,24 +87,24 @@ class Webhooks:
                 "secret": secret,
                 "types": json.dumps(sorted(set(types))),
             }
-            row |= {"owner": self._caller.user if self._caller else None, "created_at": now_ms()}
+            row |= {"owner": self._caller.user if self._caller is not OPERATOR else None, "created_at": now_ms()}
             number = inserted_id(connection.execute(insert(webhooks).values(row)))
             return NewWebhook(webhook=_record(connection, self._row(connection, number)), secret=secret)
 
-    def records(self) -> list[WebhookRecord]:
+    def records(self) -> list[Webhook]:
         """Every webhook, oldest first."""
         with self._db.read() as connection:
             rows = connection.execute(select(webhooks).order_by(webhooks.c.created_at, webhooks.c.id)).all()
             return [_record(connection, row) for row in rows if self._owns(row)]
 
-    def remove(self, number: int) -> WebhookRecord:
+    def remove(self, number: int) -> Webhook:
         """Remove a webhook with its deliveries, and return its record; raises NotFound."""
         with self._db.begin() as connection:
             record = _record(connection, self._row(connection, number))
             connection.execute(delete(webhooks).where(webhooks.c.id == number))
         return record
 
-    def deliveries(self, number: int, *, limit: int = 50) -> list[DeliveryRecord]:
+    def deliveries(self, number: int, *, limit: int = 50) -> list[Delivery]:
         """The last deliveries of a webhook, newest first; raises NotFound."""
         with self._db.begin() as connection:
             self._row(connection, number)
@@ -158,7 +112,7 @@ class Webhooks:
             wanted = _DELIVERIES.where(deliveries.c.webhook_id == number).order_by(deliveries.c.id.desc())
             return [_delivery(row) for row in connection.execute(wanted.limit(min(limit, MOST_DELIVERIES)))]
 
-    def ask_test(self, number: int) -> DeliveryRecord:
+    def ask_test(self, number: int) -> Delivery:
         """Let the server send the event `webhook.test`, once; a test that waits already is the one. Raises NotFound."""
         with self._db.begin() as connection:
             row = self._row(connection, number)
@@ -170,18 +124,8 @@ class Webhooks:
             made = outbox.record_test(connection, row.scope, number, due_at=now_ms())
             return _delivery(connection.execute(_DELIVERIES.where(deliveries.c.id == made)).one())
 
-    def test(self, number: int) -> DeliveryRecord:
-        """Send the event `webhook.test` from this process, once, and return how it went; raises NotFound."""
-        with self._db.begin() as connection:
-            row = self._row(connection, number)
-            # out of reach of the server that delivers: this attempt is the only one
-            made = outbox.record_test(connection, row.scope, number, due_at=now_ms() + delivery.GIVE_UP_MS)
-        delivery.deliver_now(self._db, made, allowed=self._networks, run=asyncio.run)
-        with self._db.read() as connection:
-            return _delivery(connection.execute(_DELIVERIES.where(deliveries.c.id == made)).one())
-
     def _owns(self, row: Row[Any]) -> bool:
-        return self._caller is None or self._caller.owns(row.scope)
+        return self._caller.owns(row.scope)
 
     def _row(self, connection: Connection, number: int) -> Row[Any]:
         row = connection.execute(select(webhooks).where(webhooks.c.id == number)).one_or_none()
@@ -210,24 +154,24 @@ def _parse_scope(scope: str) -> str:
         ) from None
 
 
-def _record(connection: Connection, row: Row[Any]) -> WebhookRecord:
+def _record(connection: Connection, row: Row[Any]) -> Webhook:
     counted = select(deliveries.c.state, func.count().label("number")).where(deliveries.c.webhook_id == row.id)
     numbers = {found.state: found.number for found in connection.execute(counted.group_by(deliveries.c.state))}
-    return WebhookRecord(
+    return Webhook(
         id=row.id,
         scope=row.scope,
         url=row.url,
         types=tuple(json.loads(row.types)),
         owner=row.owner,
-        created_at=row.created_at,
+        created_at=Moment(row.created_at),
         waiting=numbers.get("waiting", 0),
         failed=numbers.get("failed", 0),
         silent=not delivery.may_hear(connection, row.owner, row.scope),
     )
 
 
-def _delivery(row: Row[Any]) -> DeliveryRecord:
-    return DeliveryRecord(
+def _delivery(row: Row[Any]) -> Delivery:
+    return Delivery(
         id=row.number,
         event=row.public_id,
         type=row.type,
@@ -236,7 +180,7 @@ def _delivery(row: Row[Any]) -> DeliveryRecord:
         attempts=row.attempts,
         status=row.status,
         problem=row.problem,
-        created_at=row.happened_at,
-        due_at=row.due_at if row.state == "waiting" else None,
-        ended_at=row.ended_at,
+        created_at=Moment(row.happened_at),
+        due_at=Moment(row.due_at) if row.state == "waiting" else None,
+        ended_at=moment_or_none(row.ended_at),
     )

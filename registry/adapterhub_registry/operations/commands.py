@@ -1,4 +1,4 @@
-"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens, webhooks and tests."""
+"""The commands `adapt registry`: those that work on the disk here, and those that administer a running server."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from sqlalchemy.exc import OperationalError
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
 from adapterhub.core.extras import require
+from adapterhub.formats.administration import MadeRecords, MeaningModel
 from adapterhub.formats.meaning.model import MODEL, is_model, take_model
+from adapterhub_registry.access.operator import check_is_registry
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.derived.worker import rebuild, work
 from adapterhub_registry.meaning import vectors
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
-from adapterhub_registry.operations.name_commands import names
 from adapterhub_registry.operations.options import (
     JSON,
-    check_holds_registry,
     option,
     place_options,
     server_options,
     settings_of,
 )
-from adapterhub_registry.operations.rule_commands import tests
 from adapterhub_registry.operations.server import serve as serve_forever
-from adapterhub_registry.operations.token_commands import token, user
-from adapterhub_registry.operations.webhook_commands import webhook
+from adapterhub_registry.operations.server_commands import names, tests, token, user, webhook
 from adapterhub_registry.storage.blobs import StoreUnreachable
 from adapterhub_registry.upkeep.retention import Policy, parse_policy
 from adapterhub_registry.upkeep.space import free_space
@@ -106,7 +104,7 @@ def check(read_bytes: bool, as_json: bool, **given: object) -> None:
         opened = _open(given)
         held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
     if as_json:
-        click.echo(json.dumps({"blobs": held.blobs, "bytes": held.bytes, "problems": list(held.problems)}, indent=1))
+        click.echo(json.dumps(held.to_json(), indent=1))
     else:
         click.echo(f"blobs\t{held.blobs}\nbytes\t{held.bytes}\nproblems\t{len(held.problems)}")
         for problem in held.problems:
@@ -130,12 +128,12 @@ def move(as_json: bool, **given: object) -> None:
     Example:
       adapt registry move --root ./registry-data --database postgresql://registry@db/registry --blobs s3://adapters
     """
-    check_holds_registry(Path(str(given["root"])))
+    check_is_registry(Path(str(given["root"])))
     with _reaching():
         target = open_registry(settings_of(given, serves=False))
         moved = move_registry(target.settings.root, target)
     if as_json:
-        click.echo(json.dumps({"blobs": moved.blobs, "bytes": moved.bytes, "rows": moved.rows}, indent=1))
+        click.echo(json.dumps(moved.to_json(), indent=1))
     else:
         click.echo(f"blobs\t{moved.blobs}\nbytes\t{moved.bytes}\nrows\t{moved.rows}")
     click.echo("hint: verify the copy: run `adapt registry check --bytes` with the same options", err=True)
@@ -166,13 +164,11 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
     with _reaching():
         space = free_space(_open(given), policy=policy, dry_run=dry_run)
     if as_json:
-        counts = {"commits": space.commits, "blobs": space.blobs.number, "blob_bytes": space.blobs.bytes}
-        counts |= {"xorbs": space.xorbs.number, "xorb_bytes": space.xorbs.bytes, "bytes": space.bytes}
-        click.echo(json.dumps({"dry_run": dry_run, **counts}, indent=1))
+        click.echo(json.dumps(space.to_json(), indent=1))
         return
     commits = f"{space.commits} commits, " if policy != Policy() else ""
-    files = f"{space.blobs.number} files ({size_text(space.blobs.bytes)})"
-    uploads = f"{space.xorbs.number} parts of uploads ({size_text(space.xorbs.bytes)})"
+    files = f"{space.blobs} files ({size_text(space.blob_bytes)})"
+    uploads = f"{space.xorbs} parts of uploads ({size_text(space.xorb_bytes)})"
     click.echo(f"{'would remove' if dry_run else 'removed'} {commits}{files}, {uploads}")
 
 
@@ -203,13 +199,14 @@ def worker(once: bool, wants_rebuild: bool, as_json: bool, **given: object) -> N
         if wants_rebuild:
             rebuild(opened.db)
             vectors.rebuild(opened.db)
-        made = {"records": 0, "vectors": 0}
+        records, made = 0, 0
         while True:
-            made["records"] += work(opened.db, opened.blobs, stopped=stopped)
-            made["vectors"] += vectors.make(opened.db, root, stopped=stopped)
+            records += work(opened.db, opened.blobs, stopped=stopped)
+            made += vectors.make(opened.db, root, stopped=stopped)
             if once or stopped.wait(_POLL_S):
                 break
-    click.echo(json.dumps(made, indent=1) if as_json else "\n".join(f"{name}\t{n}" for name, n in made.items()))
+    done = MadeRecords(records=records, vectors=made)
+    click.echo(json.dumps(done.to_json(), indent=1) if as_json else f"records\t{records}\nvectors\t{made}")
 
 
 @registry.command()
@@ -235,26 +232,23 @@ def meaning(folder: Path | None, as_json: bool, **given: object) -> None:
         if folder is not None and not is_model(place):
             take_model(folder, place)
         with opened.db.read() as connection:
-            facts = {"model": MODEL if is_model(place) else None, "waiting": vectors.waiting(connection)}
+            found = MeaningModel(model=MODEL if is_model(place) else None, waiting=vectors.waiting(connection))
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        click.echo(json.dumps(found.to_json(), indent=1))
         return
-    click.echo(f"model\t{facts['model'] or 'none'}\nwaiting\t{facts['waiting']}")
-    if facts["model"] is None:
+    click.echo(f"model\t{found.model or 'none'}\nwaiting\t{found.waiting}")
+    if found.model is None:
         click.echo("hint: `adapt registry meaning FOLDER` copies the model from FOLDER", err=True)
 
 
-registry.add_command(token)
-registry.add_command(user)
-registry.add_command(webhook)
-registry.add_command(tests)
-registry.add_command(names)
+for administers in (token, user, webhook, tests, names):
+    registry.add_command(administers)
 
 
 def _open(given: Mapping[str, Any]) -> Registry:
     """The registry that the options name; a folder without one is refused and stays unchanged."""
     if not given["database"]:
-        check_holds_registry(given["root"])
+        check_is_registry(given["root"])
     elif not given["blobs"] and not (given["root"] / "blobs").is_dir():
         raise NotFound(f"`{given['root']}` holds no blobs", hint="name their place: `--blobs URL` or `--root DIR`")
     return open_registry(settings_of(given, serves=False))

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import BlobNotFound
+from adapterhub.formats.administration import Holdings
 from adapterhub_registry.database.db import Database, refs, repos, uploads
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.trees import EMPTY, stored_nodes
 from adapterhub_registry.repos import damage
 from adapterhub_registry.storage.blobs import BlobStore, digest_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
-    """The number and size of the checked blobs, and every problem as a sentence."""
-
-    blobs: int
-    bytes: int
-    problems: tuple[str, ...]
 
 
 def named_blobs(connection: Connection) -> dict[str, int]:

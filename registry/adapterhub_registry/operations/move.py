@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapterhub.core.errors import AdapterHubError, Conflict, Malformed, UsageProblem, shown
+from adapterhub.formats.administration import MovedRegistry
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import Database, lock_name, metadata
 from adapterhub_registry.database.schema import readable
@@ -42,16 +42,7 @@ class BlobsDamaged(AdapterHubError):
         self.problems = tuple(problems)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
-    """The content of the target after a move."""
-
-    blobs: int
-    bytes: int
-    rows: int
-
-
-def move_registry(root: Path, target: Registry) -> Moved:
+def move_registry(root: Path, target: Registry) -> MovedRegistry:
     """Copy the registry in the folder `root` to `target`; stop its server first.
 
     Raises:
@@ -71,7 +62,7 @@ def move_registry(root: Path, target: Registry) -> Moved:
         return _move(url, root, target)
 
 
-def _move(url: str, root: Path, target: Registry) -> Moved:
+def _move(url: str, root: Path, target: Registry) -> MovedRegistry:
     with contextlib.closing(Database(url)) as source, source.begin() as old:  # blocks other writers
         with target.db.read() as new:
             _check_empty(new)
@@ -83,7 +74,7 @@ def _move(url: str, root: Path, target: Registry) -> Moved:
             rows = sum(_copy_rows(old, new, table) for table in metadata.sorted_tables)
             if new.dialect.name == "postgresql":
                 _go_on_counting(old, new)
-    return Moved(blobs=len(blobs), bytes=sum(blobs.values()), rows=rows)
+    return MovedRegistry(blobs=len(blobs), bytes=sum(blobs.values()), rows=rows)
 
 
 def _check_stopped(root: Path) -> None:

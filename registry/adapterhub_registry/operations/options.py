@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
-from adapterhub.core.errors import NotFound
 from adapterhub_registry.settings import Limits, Settings, load_settings, parse_networks, parse_s3
 
-DEFAULT_ROOT = "registry-data"
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 PREFIX = "ADAPTERHUB_REGISTRY_"
 
@@ -27,23 +25,15 @@ def option(name: str, text: str, *more: str, **attributes: object) -> Callable[[
     return click.option(name, *more, cls=None, **{"envvar": variable, "help": text} | attributes)
 
 
-webhook_network_option = option(
-    "--webhook-network",
-    "Network such as 10.0.0.0/8 that webhooks may reach, by http, too [default: public addresses by https].",
-    "webhook_networks",
-    envvar=f"{PREFIX}WEBHOOK_NETWORKS",
-    multiple=True,
-    metavar="ADDRESS",
-)
+ROOT: Final[Mapping[str, Any]] = {
+    "name": "--root",
+    "type": click.Path(file_okay=False, path_type=Path),
+    "default": "registry-data",
+    "show_default": True,
+    "metavar": "DIR",
+}
 _PLACE = (
-    option(
-        "--root",
-        "Folder of the registry: blobs, database, secret.",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=DEFAULT_ROOT,
-        show_default=True,
-        metavar="DIR",
-    ),
+    option(text="Folder of the registry: blobs, database, secret.", **ROOT),
     option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
     option("--blobs", "Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].", metavar="URL"),
     option("--s3-endpoint", "Address of the S3 service [default: AWS].", metavar="URL"),
@@ -77,7 +67,14 @@ _SERVER = (
         multiple=True,
         metavar="ADDRESS",
     ),
-    webhook_network_option,
+    option(
+        "--webhook-network",
+        "Network such as 10.0.0.0/8 that webhooks may reach, by http, too [default: public addresses by https].",
+        "webhook_networks",
+        envvar=f"{PREFIX}WEBHOOK_NETWORKS",
+        multiple=True,
+        metavar="ADDRESS",
+    ),
     option("--no-worker", "Leave the records of weights to `adapt registry worker`.", is_flag=True),
     option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
@@ -97,18 +94,6 @@ def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Comman
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def check_holds_registry(root: Path) -> None:
-    """Raise unless `root` is the folder of a registry.
-
-    Raises:
-        NotFound: it is not; nothing was created.
-    """
-    if not (root / "registry.db").exists():
-        raise NotFound(
-            f"`{root}` is not a registry; nothing was created", hint=f"create one: `adapt registry serve --root {root}`"
-        )
 
 
 def settings_of(given: Mapping[str, Any], *, serves: bool) -> Settings:

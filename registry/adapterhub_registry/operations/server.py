@@ -21,6 +21,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from adapterhub.core.disk.claims import holder_facts, read_holder
 from adapterhub.core.errors import Conflict, NotAllowed, UsageProblem, shown
+from adapterhub_registry.access.operator import door
 from adapterhub_registry.access.telemetry import log_as_json
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import create_app, open_registry
@@ -59,12 +60,13 @@ def serve(
         listener = _bind(host, port)
         token = registry.tokens.create_first()
         shown_host = f"[{host}]" if ":" in host else host
-        announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
-        if token is not None:
-            announce(f"admin token (shown this once): {token}")
-        app = create_app(settings, registry)
-        threading.Thread(target=warm_up, name="warm-up").start()  # requests need not wait
-        uvicorn.Server(config_of(app)).run(sockets=[listener])
+        with door(settings.root, _address(listener), registry.operator):
+            announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
+            if token is not None:
+                announce(f"admin token (shown this once): {token}")
+            app = create_app(settings, registry)
+            threading.Thread(target=warm_up, name="warm-up").start()  # requests need not wait
+            uvicorn.Server(config_of(app)).run(sockets=[listener])
 
 
 def keep_one_heap() -> None:
@@ -155,6 +157,13 @@ def _check_place(registry: Registry) -> None:
             f"the files of this database lie in another folder than `{shown(str(registry.settings.root))}`",
             hint=f"give `--root` that folder, or a copy of it with its file `{PLACE_FILE}`",
         )
+
+
+def _address(listener: socket.socket) -> str:
+    """Where this machine reaches the server; one that listens on all addresses is on loopback, too."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from sqlalchemy import Row, select
 from adapterhub.core.digests import hex_of
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.formats.administration import NamespaceRule
 from adapterhub.formats.cards.metadata import split_block
 from adapterhub.formats.cards.usage import vllm_rank
 from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
@@ -31,7 +32,7 @@ from adapterhub_registry.pages.files import file_line, repo_of, text_of
 from adapterhub_registry.repos import adapter_search, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.results.results import StoredResult, results_on
-from adapterhub_registry.results.rules import NamespaceRule, rule_of
+from adapterhub_registry.results.rules import rule_of
 from adapterhub_registry.results.signers import COVERED, signer_of
 
 MAX_CARD_BYTES: Final = 1 << 20

@@ -6,8 +6,7 @@ They do what the API does for the same caller. What counts the whole registry ru
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import func, select
 
@@ -15,15 +14,10 @@ from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.pages.page import Asked, Elsewhere
 from adapterhub.pages.values.adapters import VersionLine
 from adapterhub.pages.values.admin import (
-    GcPreview,
     HandledPage,
-    LogLine,
     NamespaceLine,
-    RefusalLine,
     RefusalsPage,
     SpacePage,
-    TokenLine,
-    UserLine,
     UsersPage,
 )
 from adapterhub_registry.access.refusals import KEPT, refusal_records
@@ -52,7 +46,7 @@ def check_admin(caller: Caller) -> str:
         raise unauthorized()
     if not caller.is_admin:
         raise forbidden("this needs the token of an administrator: role `admin`, namespaces `*`")
-    return f"{caller.user} (token {caller.token_id})"
+    return caller.actor
 
 
 # ---------------------------------------------------------------- users and tokens
@@ -61,12 +55,9 @@ def users_page(registry: Registry, caller: Caller, *, made: str | None = None, p
     check_admin(caller)
     tokens = registry.tokens
     return UsersPage(
-        users=tuple(UserLine(name=u.name, created_at=u.created_at, tokens=u.tokens) for u in tokens.users()),
-        tokens=tuple(
-            TokenLine(**{**asdict(record), "namespaces": ", ".join(record.namespaces)})
-            for record in reversed(tokens.records())
-        ),
-        log=tuple(LogLine(**asdict(entry)) for entry in tokens.log()[-_LOG_LINES:][::-1]),
+        users=tuple(tokens.users()),
+        tokens=tuple(reversed(tokens.records())),
+        log=tuple(tokens.log()[-_LOG_LINES:][::-1]),
         roles=ROLES,
         made=made,
         problem=problem,
@@ -119,7 +110,7 @@ def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePag
         with registry.db.read() as connection:
             held = quotas.by_namespace(connection)
             number, size = connection.execute(select(func.count(), func.coalesce(func.sum(blobs.c.size), 0))).one()
-        space = free_space(registry, dry_run=True) if preview else None
+        free = free_space(registry, dry_run=True) if preview else None
     finally:
         _counting.release()
     limits = registry.settings.limits
@@ -131,14 +122,7 @@ def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePag
         namespace_bytes=limits.namespace_bytes or None,
         namespace_repos=limits.namespace_repos or None,
         token_bytes_a_day=limits.token_upload_bytes_per_day or None,
-        preview=None
-        if space is None
-        else GcPreview(
-            files=space.blobs.number,
-            file_bytes=space.blobs.bytes,
-            upload_parts=space.xorbs.number,
-            upload_bytes=space.xorbs.bytes,
-        ),
+        preview=free,
     )
 
 
@@ -146,9 +130,7 @@ def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePag
 def refusals_page(registry: Registry, caller: Caller, user: str) -> RefusalsPage:
     """The newest refused changes."""
     check_admin(caller)
-    lines = [asdict(record) for record in refusal_records(registry.db, user=user)]
-    shown: list[dict[str, Any]] = [{k: v for k, v in line.items() if k not in {"id", "code"}} for line in lines]
-    return RefusalsPage(refusals=tuple(RefusalLine(**line) for line in shown), user=user, kept=KEPT)
+    return RefusalsPage(refusals=tuple(refusal_records(registry.db, user=user)), user=user, kept=KEPT)
 
 
 # ---------------------------------------------------------------- yank and delete

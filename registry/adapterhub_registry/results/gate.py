@@ -8,13 +8,14 @@ from sqlalchemy import Row
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.formats.administration import NamespaceRule
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES
 from adapterhub.formats.contract.reading import claims_contract, parse_contract
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.results.results import passes, results_on
-from adapterhub_registry.results.rules import NamespaceRule, rule_of
+from adapterhub_registry.results.rules import rule_of
 from adapterhub_registry.storage.blobs import BlobStore
 
 CODE: Final = "TestsRequired"

@@ -17,13 +17,14 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import canonical_json, digest_of, hex_of
 from adapterhub.core.errors import shown
+from adapterhub.formats.administration import NamespaceRule, TesterKey
 from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.db import adapters, lock_name, now_ms, releases
 from adapterhub_registry.database.result_tables import results
 from adapterhub_registry.errors import Refusal, bad_request, conflict, forbidden, out_of_bounds, too_large
 from adapterhub_registry.names import key_of_version
-from adapterhub_registry.results.rules import NamespaceRule, TesterKey, rule_of
+from adapterhub_registry.results.rules import digest_in, rule_of
 
 MOST: Final = 100
 """Results on one build."""
@@ -82,7 +83,7 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
     if said.time > time.time() + CLOCKS_DIFFER_S:
         raise out_of_bounds("the result is dated in the future; check the tester's clock")
     rule, hint = rule_of(connection, repo.namespace), hex_of(bundle.hint)
-    known = rule.key_of(hint)
+    known = rule.key_of(digest_in(hint))
     if known is not None and not _is_by(bundle, known):
         raise forbidden(f"the result was not made with the key `{known.name}` that it names: it is forged")
     if known is None and rule.keys_only:
@@ -174,10 +175,13 @@ def _order(said: Attested) -> tuple[int, bool]:
 
 def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
     """Raise 413 when a build, which has results by the keys `there`, has too many for one more."""
-    claims = [key for key in there if rule.key_of(key) is None]
+    claims = [key for key in there if rule.key_of(digest_in(key)) is None]
     bounds: Mapping[str, tuple[int, int]] = {
         "by this key": (there.count(hint), MOST_OF_KEY),
-        "by keys that the namespace does not know": (len(claims) if rule.key_of(hint) is None else 0, MOST_CLAIMS),
+        "by keys that the namespace does not know": (
+            len(claims) if rule.key_of(digest_in(hint)) is None else 0,
+            MOST_CLAIMS,
+        ),
         "in all": (len(there), MOST),
     }
     for which, (count, most) in bounds.items():
@@ -187,7 +191,7 @@ def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
 
 def _stored(row: Row[Any], rule: NamespaceRule) -> StoredResult:
     bundle, said = _parsed(row.body)
-    key = rule.key_of(row.key)
+    key = rule.key_of(digest_in(row.key))
     return StoredResult(
         said=said,
         sha256=row.sha256,

@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.digests import digest_of, hex_of
+from adapterhub.core.digests import Digest, digest_of, hex_of
 from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
+from adapterhub.formats.administration import Asks, NamespaceRule, TesterKey
 from adapterhub.formats.contract.attested import Attested
 from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.db import lock_name, now_ms, records
 from adapterhub_registry.database.result_tables import results, test_keys, test_rules
 from adapterhub_registry.names import KEY_NAME, PART
 
-Asks = Literal["off", "contract", "passed"]
 ASKS: Final[tuple[Asks, ...]] = get_args(Asks)
 MOST_KEYS: Final = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TesterKey:
-    """A key whose results count in a namespace; `fingerprint` is 64 hex digits."""
-
-    name: str
-    fingerprint: str
-    pem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamespaceRule:
-    """The rule of a namespace: what it asks of each new version, and whose results count.
-
-    `off` asks nothing, `contract` a contract, `passed` also a PASS by one of the keys on the base that the adapter
-    declares. With `keys_only`, results by other keys are not stored.
-    """
-
-    namespace: str
-    asks: Asks
-    keys_only: bool
-    keys: tuple[TesterKey, ...]
-
-    def key_of(self, fingerprint: str) -> TesterKey | None:
-        """The key with this fingerprint."""
-        return next((key for key in self.keys if key.fingerprint == fingerprint), None)
+def digest_in(hex_digits: str) -> Digest:
+    """The digest of which a row has the digits."""
+    return Digest(f"sha256:{hex_digits}")
 
 
 def rule_of(connection: Connection, namespace: str) -> NamespaceRule:
@@ -58,7 +35,8 @@ def rule_of(connection: Connection, namespace: str) -> NamespaceRule:
         asks=row.asks if row else "off",
         keys_only=bool(row and row.keys_only),
         keys=tuple(
-            TesterKey(name=key.name, fingerprint=key.fingerprint, pem=key.pem) for key in connection.execute(mine).all()
+            TesterKey(name=key.name, fingerprint=digest_in(key.fingerprint), pem=key.pem)
+            for key in connection.execute(mine).all()
         ),
     )
 
@@ -120,16 +98,16 @@ def change_rule(
 
 
 def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
-    before = {key.fingerprint for key in rule_of(connection, rule.namespace).keys}
+    before = {hex_of(key.fingerprint) for key in rule_of(connection, rule.namespace).keys}
     mine = test_keys.c.namespace == rule.namespace
     connection.execute(delete(test_rules).where(test_rules.c.namespace == rule.namespace))
     row = {"namespace": rule.namespace, "asks": rule.asks, "keys_only": rule.keys_only}
     connection.execute(insert(test_rules).values(row))
-    gone = before - {key.fingerprint for key in rule.keys}
+    gone = before - {hex_of(key.fingerprint) for key in rule.keys}
     connection.execute(delete(test_keys).where(mine, test_keys.c.fingerprint.in_(gone)))
     for key in rule.keys:
-        if key.fingerprint not in before:
-            one = {"fingerprint": key.fingerprint, "name": key.name, "pem": key.pem, "created_at": now_ms()}
+        if hex_of(key.fingerprint) not in before:
+            one = {"fingerprint": hex_of(key.fingerprint), "name": key.name, "pem": key.pem, "created_at": now_ms()}
             connection.execute(insert(test_keys).values(namespace=rule.namespace, **one))
             _prove(connection, key)
     keys = ", ".join(key.name for key in rule.keys) or "no key"
@@ -139,7 +117,9 @@ def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
 
 def _prove(connection: Connection, key: TesterKey) -> None:
     """Note the verdicts of the results by a key that a namespace knows from now on; forged ones get none."""
-    claimed = select(results.c.id, results.c.body).where(results.c.key == key.fingerprint, results.c.verdict.is_(None))
+    claimed = select(results.c.id, results.c.body).where(
+        results.c.key == hex_of(key.fingerprint), results.c.verdict.is_(None)
+    )
     for row in connection.execute(claimed).all():
         bundle = Bundle.parse(row.body)
         if PublicKey(pem=key.pem).verifies(bundle.signature, pre_authentication(bundle.payload)):
@@ -153,4 +133,4 @@ def _parsed(name: str, pem: str) -> TesterKey:
             f"key `{shown(name)}`: expected a name of 1 to 64 letters, digits and `._@-`; nothing was changed"
         )
     key = PublicKey.parse(pem.encode("utf-8", "replace"), f"key {name}")
-    return TesterKey(name=name, fingerprint=hex_of(digest_of(key.pem.encode())), pem=key.pem)
+    return TesterKey(name=name, fingerprint=digest_of(key.pem.encode()), pem=key.pem)

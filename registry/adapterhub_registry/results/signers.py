@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterhub.core.digests import hex_of
+from adapterhub.formats.administration import NamespaceRule
 from adapterhub.formats.manifest import MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.signature import read_statement
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication
-from adapterhub_registry.results.rules import NamespaceRule
 
 COVERED = (*MEDIA_TYPES, MANIFEST_FILE)
 """The files that a signature must name where a build has them."""
@@ -24,7 +24,7 @@ def signer_of(raw: bytes, files: Mapping[str, str], rule: NamespaceRule) -> str 
         return None
     try:
         bundle = Bundle.parse(raw)
-        known = rule.key_of(hex_of(bundle.hint))
+        known = rule.key_of(bundle.hint)
         if known is None or not PublicKey(pem=known.pem).verifies(bundle.signature, pre_authentication(bundle.payload)):
             return None
         said = read_statement(bundle.payload)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from typing import Final
@@ -20,6 +19,7 @@ from typing import Final
 from sqlalchemy import Column, ColumnElement, delete, exists, func, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.formats.administration import FreedSpace
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import blobs, commits, lock_space, places, repos, uploads
 from adapterhub_registry.derived.worker import forget_unnamed
@@ -37,21 +37,7 @@ Lost = set[tuple[int, str, str]]
 """The places, as `(repo_id, sha256, path)`, that go with the commits of a dry run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """What was removed, or would be: commits, blobs and xorbs."""
-
-    commits: int
-    blobs: Freed
-    xorbs: Freed
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of the blobs and the xorbs."""
-        return self.blobs.bytes + self.xorbs.bytes
-
-
-def free_space(registry: Registry, *, policy: Policy | None = None, dry_run: bool = False) -> Space:
+def free_space(registry: Registry, *, policy: Policy | None = None, dry_run: bool = False) -> FreedSpace:
     """Remove the commits that `policy` drops, then every blob and xorb that nothing names. Servers may run meanwhile.
 
     Each step is a short transaction of its own: an interruption loses nothing, and the next call goes on.
@@ -72,7 +58,15 @@ def free_space(registry: Registry, *, policy: Policy | None = None, dry_run: boo
                 named = _named(connection, partial(_is_one_of, digests), before_s, lost)
                 gone = registry.blobs.remove(sorted(set(digests) - named), before_s)
         freed = Freed(freed.number + len(gone), freed.bytes + sum(kept.size for kept in some if kept.sha256 in gone))
-    return Space(commits=dropped, blobs=freed, xorbs=sweep_xorbs(registry, dry_run=dry_run))
+    xorbs = sweep_xorbs(registry, dry_run=dry_run)
+    return FreedSpace(
+        dry_run=dry_run,
+        commits=dropped,
+        blobs=freed.number,
+        blob_bytes=freed.bytes,
+        xorbs=xorbs.number,
+        xorb_bytes=xorbs.bytes,
+    )
 
 
 def sweep_xorbs(registry: Registry, *, dry_run: bool = False) -> Freed:
