@@ -195,7 +195,8 @@ def _argument(argument: click.Argument) -> str:
 
 def _option(option: click.Option) -> str:
     """The row of an option."""
-    value = "" if option.is_flag else f" {option.metavar or _choices(option) or option.type.name.upper()}"
+    value = option.metavar or _choices(option) or option.type.name.upper()
+    value = "" if option.is_flag else value if value.startswith("[=") else f" {value}"
     names = ", ".join(sorted(option.opts, key=len))
     text = option.help or ""
     if option.show_default:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import click
 
 HELP: Final = "help"
+
+
+class BareOption(click.Option):
+    """An option whose value follows `=` alone: `--test` is `--test=keep`, and never takes the next word."""
+
+    def __init__(self, *args: Any, bare: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bare = bare
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its value without a space."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(" [=", "[="), record[1])
+
+
+def _with_bare_values(command: click.Command, args: Sequence[str]) -> Iterator[str]:
+    """The words after a command, with the value of each option that stands bare."""
+    bare = {name: one.bare for one in command.params if isinstance(one, BareOption) for name in one.opts}
+    is_option = True
+    for word in args:
+        is_option = is_option and word != "--"
+        yield f"{word}={bare[word]}" if is_option and word in bare else word
 
 
 class Group(click.Group):
@@ -29,4 +52,5 @@ class Group(click.Group):
 
             group = f"{ctx.info_name} " if ctx.parent else ""
             raise click.UsageError(f"no command `{group}{name}`; {advice(name, [*known, HELP], group)}", ctx)
-        return super().resolve_command(ctx, args)
+        found, command, rest = super().resolve_command(ctx, args)
+        return found, command, rest if command is None or ctx.resilient_parsing else [*_with_bare_values(command, rest)]

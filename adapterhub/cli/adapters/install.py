@@ -29,6 +29,7 @@ from adapterhub.projects.places import SpecSources, objection_from, project_base
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.projects import Synced
+    from adapterhub.core.arguments import Testing
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import InstallPlan
@@ -87,10 +88,9 @@ def install(
     allow_base_mismatch: bool,
     accepted: tuple[str, ...],
     exclude_newer: str | None,
-    test: bool,
-    test_warn: bool,
-    test_dtype: str | None,
-    test_load_in: str | None,
+    test: Testing | None,
+    dtype: str | None,
+    load_in: str | None,
     save: bool,
     no_sync: bool,
     group: str | None,
@@ -139,7 +139,7 @@ def install(
     base_is_typed = base is not None
     base = base or project_base(session)
     bounds = RankRange.of(rank)
-    gate = gate_from(session, test=test, test_warn=test_warn, test_dtype=test_dtype, test_load_in=test_load_in, on=None)
+    gate = gate_from(session, test=test, dtype=dtype, load_in=load_in)
     documents: list[dict[str, Any]] = []
     plan_it = partial(
         plan_one,

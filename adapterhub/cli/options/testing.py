@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.groups import BareOption
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import needing
-from adapterhub.core.arguments import LoadIn, Precision
+from adapterhub.core.arguments import LoadIn, Precision, Testing
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -16,82 +17,56 @@ if TYPE_CHECKING:
 
     from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.cli.options.params import Session
-    from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import BaseSpec
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def install_test_options(command: F) -> F:
-    """Add `--test`, `--test-warn`, `--test-dtype` and `--test-load-in`."""
+    """Add `--test`, `--dtype` and `--load-in`."""
     for option in (
         click.option(
-            "--test-load-in",
+            "--load-in",
             type=kind_of(LoadIn),
             callback=needing("quantized"),
             help="With --test: quantise the base's linear layers.",
         ),
-        click.option(
-            "--test-dtype",
-            type=kind_of(Precision),
-            help="With --test: load the base in this precision.",
-        ),
-        click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn."),
-        click.option(
-            "--test",
-            is_flag=True,
-            help="Keep the build only if it answers as its contract records, on your base.",
-        ),
+        click.option("--dtype", type=kind_of(Precision), help="With --test: load the base in this precision."),
+        test_option("Keep the build only if it answers as its contract records, on your base"),
     ):
         command = option(command)
     return command
 
 
-def test_options(what: str) -> Callable[[F], F]:
-    """Add `--test`, which does `what` only for what passes its contract, and `--test-warn`."""
-
-    def decorate(command: F) -> F:
-        command = click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn.")(command)
-        return click.option("--test", is_flag=True, help=f"{what} only if it answers as its contract records.")(command)
-
-    return decorate
-
-
-def testing_from(*, test: bool, test_warn: bool) -> Testing | None:
-    """What the two options ask for; None without them.
-
-    Raises:
-        UsageProblem: both are given.
-    """
-    if test and test_warn:
-        raise UsageProblem("`--test` and `--test-warn` exclude each other: one refuses where the other warns")
-    return "warn" if test_warn else "keep" if test else None
+def test_option(what: str) -> Callable[[F], F]:
+    """Add `--test[=warn]`; `what` says what it does for what passes its contract."""
+    return click.option(
+        "--test", cls=BareOption, bare="keep", type=kind_of(Testing), metavar="[=warn]", help=f"{what}; or only warn."
+    )
 
 
 def gate_from(
     session: Session,
     *,
-    test: bool,
-    test_warn: bool,
-    test_dtype: str | None = None,
-    test_load_in: str | None = None,
+    test: Testing | None,
+    dtype: str | None = None,
+    load_in: str | None = None,
     on: BaseSpec | None = None,
 ) -> ContractGate | None:
-    """The gate that the options ask for; None without `--test` and `--test-warn`.
+    """The gate that the options ask for; None without `--test`.
 
     Raises:
-        UsageProblem: both are given, or an option of a test without one.
+        UsageProblem: an option of a test without one.
     """
-    testing = testing_from(test=test, test_warn=test_warn)
-    if testing is None:
-        if given := "--test-dtype" if test_dtype else "--test-load-in" if test_load_in else "":
-            raise UsageProblem(f"`{given}` needs `--test` or `--test-warn`")
+    if test is None:
+        if given := "--dtype" if dtype else "--load-in" if load_in else "":
+            raise UsageProblem(f"`{given}` needs `--test`")
         return None
     from adapterhub.api.steps.contracts.gating import contract_gate
     from adapterhub.api.steps.contracts.testing import Question
 
-    question = Question(on=on, dtype=test_dtype or "auto", load_in=test_load_in)
-    return contract_gate(session.library, testing, question, bars=session.out, out=session.out)
+    question = Question(on=on, dtype=dtype or "auto", load_in=load_in)
+    return contract_gate(session.library, test, question, bars=session.out, out=session.out)
 
 
 def tells_tests(session: Session, results: Any) -> None:

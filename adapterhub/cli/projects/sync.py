@@ -10,13 +10,14 @@ import click
 
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
-from adapterhub.cli.options.testing import testing_from
+from adapterhub.cli.options.testing import test_option
 from adapterhub.cli.output import listed, size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from adapterhub.core.arguments import Testing
     from adapterhub.projects.sync import SyncPlan, SyncResult
     from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--all-groups", is_flag=True, help="Include every optional group.")
 @click.option("--yes", "-y", is_flag=True, help="With --prune: also delete folders that sync did not make, unprompted.")
-@click.option("--test", is_flag=True, help="Change folders only if each build answers as its contract records.")
-@click.option("--test-warn", is_flag=True, help="Test as --test does, and only warn.")
+@test_option("Change folders only if each build answers as its contract records")
 @signatures_option
 @project_option
 @trust_option
@@ -47,8 +47,7 @@ def sync(
     groups: tuple[str, ...],
     all_groups: bool,
     yes: bool,
-    test: bool,
-    test_warn: bool,
+    test: Testing | None,
     signatures: SignaturePolicy | None,
 ) -> None:
     """Make the project's `adapters/` match its lock file, with links into the library.
@@ -74,12 +73,11 @@ def sync(
 
     if yes and not prune:
         raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
-    testing = testing_from(test=test, test_warn=test_warn)
     project, asked = session.need_project(), None
-    if testing:
+    if test:
         from adapterhub.api.steps.contracts.syncing import SyncTest
 
-        asked = SyncTest(session.library, testing, session.out, session.out)
+        asked = SyncTest(session.library, test, session.out, session.out)
     synced = sync_project(
         session,
         project,
@@ -96,7 +94,7 @@ def sync(
     )
     plan, done = synced.plan, synced.done
     document = document_of(project, plan, done, is_new=synced.is_locked_anew)
-    document |= {"tests": [one.to_json() for one in synced.tests]} if testing else {}
+    document |= {"tests": [one.to_json() for one in synced.tests]} if test else {}
     session.out.result(document, lambda: say(session, document))
     for one in synced.tests:
         if one.passed:

@@ -8,7 +8,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_option, remote_options
-from adapterhub.cli.options.testing import test_options, testing_from
+from adapterhub.cli.options.testing import test_option
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     help="With --sign: use this key [default: ADAPTERHUB_KEY, else your only key].",
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-@test_options("Send it")
+@test_option("Send it only if it answers as its contract records")
 @click.option("--results", is_flag=True, help="Send only the signed results of its tests, to a version that is there.")
 @click.option("--dry-run", is_flag=True, help="Show exactly what would be sent; send nothing.")
 @remote_options
 @common
-def push(session: Session, spec: AdapterSpec, test: bool, test_warn: bool, **options: Any) -> None:
+def push(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Publish an adapter: its files, `adapterhub.json`, a model card with searchable tags, and a tag for the version.
 
     With --test, an adapter that no longer answers as its contract records is refused before the first byte. The signed
@@ -52,7 +52,7 @@ def push(session: Session, spec: AdapterSpec, test: bool, test_warn: bool, **opt
       adapt push legal-qa@base-7b --to ./published --sign --test
       adapt push acme/legal-qa@base-7b --to acme/legal-qa-base-7b --results
     """
-    sent = session.opened.push(spec, test=testing_from(test=test, test_warn=test_warn), **options)
+    sent = session.opened.push(spec, **options)
     session.out.result(sent.to_json(), lambda: session.out.line("\n".join(_lines(sent))))
 
 

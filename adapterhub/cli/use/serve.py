@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
-from adapterhub.cli.options.testing import test_options, testing_from
+from adapterhub.cli.options.testing import test_option
 from adapterhub.cli.use.serve_access import access_options, routed_specs
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
 from adapterhub.cli.use.serve_rank import max_rank_for
@@ -113,7 +113,7 @@ _CPU_SLOTS: Final = 32
     metavar="S",
     help="Look up what an alias means again after S seconds; SIGHUP does it at once.",
 )
-@test_options("Serve an adapter")
+@test_option("Serve an adapter only if it answers as its contract records")
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @access_options
 @signatures_option
@@ -139,8 +139,7 @@ def serve(
     drain: float,
     follow: bool,
     alias_ttl: float,
-    test: bool,
-    test_warn: bool,
+    test: Testing | None,
     dry_run: bool,
     route: Path | None,
     pins: tuple[AdapterSpec, ...],
@@ -216,7 +215,7 @@ def serve(
         audit_log=audit_log,
         preload=tuple(map(requested_name, specs)),
         pins=tuple(map(requested_name, pins)),
-        tested=test,
+        tested=test == "keep",
         route=route,
     )
     key = option_in(split_args, "--api-key") or os.environ.get("VLLM_API_KEY", "")
@@ -240,7 +239,7 @@ def serve(
         start_timeout_s=start_timeout,
         drain_s=drain,
         dry_run=dry_run,
-        test=_test_of(session, record, [*specs, *pins], testing_from(test=test, test_warn=test_warn)),
+        test=_test_of(session, record, [*specs, *pins], test),
     )
     if host not in LOOPBACK and not has_key and tenants is None:
         session.out.warn(
@@ -283,7 +282,7 @@ def _test_of(
     if testing is None:
         return None
     if not specs:
-        raise UsageProblem("`--test` and `--test-warn` need a SPEC: what only a request names is not tested")
+        raise UsageProblem("`--test` needs a SPEC: what only a request names is not tested")
     from adapterhub.api.steps.contracts.serving import ServeTest
 
     return ServeTest(session.library, record, testing, session.out, session.out)

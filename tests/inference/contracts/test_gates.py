@@ -84,17 +84,16 @@ def test_an_install_keeps_what_passes_and_nothing_else(adapt: Adapt) -> None:
     assert [again[0]["present"], again[0]["tests"][0]["is_cached"]] == [True, True]
     assert json.loads(adapt.ok("test", "a", "--json"))[0]["is_cached"]
 
-    warned = adapt("install", "liar@base-7b", "--from", "./lying", "--test-warn")
+    warned = adapt("install", "liar@base-7b", "--from", "./lying", "--test=warn")
     assert (warned.exit_code, names(adapt)) == (0, {"a 1.0.1", "liar 1.0.0"})
     assert "warning: `liar 1.0.0` has changed" in warned.stderr
-    assert adapt("install", "a", "--test", "--test-warn").exit_code == 2
-    assert adapt("install", "a", "--test-dtype", "float32").exit_code == 2
+    assert adapt("install", "a", "--dtype", "float32").exit_code == 2
 
 
 def test_an_install_is_asked_on_a_base_of_four_bits(adapt: Adapt) -> None:
     pytest.importorskip("bitsandbytes")
-    words = ("install", "a@base-7b==1.0.1", "--from", "./published", "--test-load-in", "4bit")
-    [document] = json.loads(adapt.ok(*words, "--test-warn", "--json"))
+    words = ("install", "a@base-7b==1.0.1", "--from", "./published", "--load-in", "4bit")
+    [document] = json.loads(adapt.ok(*words, "--test=warn", "--json"))
     [tested] = document["tests"]
     adapt.ok("remove", "a", "--yes")
     done = adapt(*words, "--test")
@@ -138,7 +137,7 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
     cards = [read_metadata(path.read_text()).values for path in (adapt.folder / "out").glob("**/README.md")]
     widgets = [card["widget"] for card in cards if "widget" in card]
     assert widgets == [read_metadata(shown).values["widget"]]
-    warned = adapt("push", "liar", "--to", "./out", "--test-warn")
+    warned = adapt("push", "liar", "--to", "./out", "--test=warn")
     assert (warned.exit_code, "warning: `liar 1.0.0` has changed" in warned.stderr) == (0, True)
 
 
@@ -272,7 +271,7 @@ def test_a_sync_changes_no_folder_unless_all_builds_pass(adapt: Adapt, tmp_path:
     assert "not tested, for want of a contract: `b` 1.0.0" in refused.stderr
     with pytest.raises(BehaviourChanged):
         adapterhub.Project(work.folder, library=work.library.root).sync(test="keep")
-    assert work("sync", "--test-warn").exit_code == 0
+    assert work("sync", "--test=warn").exit_code == 0
 
     manifest.write_text(PROJECT.format(published="../own/lying").replace("liar", "a"))
     document = json.loads(work.ok("sync", "--test", "--json"))
@@ -331,10 +330,10 @@ def test_a_server_starts_only_with_what_passes_on_its_base(adapt: Adapt, tmp_pat
     assert "`liar 1.0.0` has changed" in adapt.fails(3, "serve", "liar", *options, "--test")
     assert "`b 1.0.0` has no contract. It is not served" in adapt.fails(17, "serve", "b", *options, "--test")
     assert "2 of 3 adapters cannot be served" in adapt.fails(11, "serve", "a", "b", "liar", *options, "--test")
-    assert adapt("serve", "liar", *options, "--test-warn").exit_code == 0
+    assert adapt("serve", "liar", *options, "--test=warn").exit_code == 0
     adapt.ok("config", "tests", "require")
     adapt.ok("serve", "a", *options)
-    assert "has no PASS on this base" in adapt.fails(14, "serve", "liar", *options, "--test-warn")
+    assert "has no PASS on this base" in adapt.fails(14, "serve", "liar", *options, "--test=warn")
 
 
 def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt, tmp_path: Path) -> None:

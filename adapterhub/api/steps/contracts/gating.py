@@ -75,7 +75,7 @@ class ContractGate:
 
 
 def settle(
-    result: Tested, testing: Testing, out: Reporter, *, ending: str, hint: str = "`--test-warn` only warns"
+    result: Tested, testing: Testing, out: Reporter, *, ending: str, hint: str = "`--test=warn` only warns"
 ) -> None:
     """Say that a build passed, or refuse it; `warn` only says so.
 

@@ -64,7 +64,7 @@ class SyncTest:
                 self.out.warn(line)
             return
         message = problem_list("these builds do not pass their contracts. No folder was changed", lines)
-        hint = "`--test-warn` only warns"
+        hint = "`--test=warn` only warns"
         if any(result.verdict == "CHANGED" for result in failed):
             raise BehaviourChanged(message, hint=hint)
         raise CouldNotTell(message, hint=hint)
