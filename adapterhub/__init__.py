@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from adapterhub.api import callbacks
     from adapterhub.api.library import Library
+    from adapterhub.api.opened import ProgressEvent
     from adapterhub.api.project import Project
-    from adapterhub.api.reporting import ProgressEvent
     from adapterhub.core.errors import AdapterHubError
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.requirements import read_requirements
@@ -92,7 +92,7 @@ _MODULES = {
     "Library": "api.library",
     "Manifest": "formats.manifest",
     "MergeInput": "weights.merge",
-    "ProgressEvent": "api.reporting",
+    "ProgressEvent": "api.opened",
     "Project": "api.project",
     "PromptForm": "formats.prompts.form",
     "Tested": "formats.contract.results",

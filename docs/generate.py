@@ -168,8 +168,8 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
         yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
     if examples:
         yield "\n".join(["```sh", *examples, "```"])
-    method = Command(" ".join(path), command).method
-    if names := [f"Library.{method}"] if method else FUNCTIONS.get(" ".join(path)):
+    methods = Command(" ".join(path), command).methods
+    if names := [f"Library.{name}" for name in methods] or FUNCTIONS.get(" ".join(path)):
         yield f"From [Python](python.md): {', '.join(f'`{name}`' for name in names)}."
 
 

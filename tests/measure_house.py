@@ -186,15 +186,20 @@ class Command:
         """Whether one method is to do its work."""
         return self.words.partition(" ")[0] not in ABOUT_THE_LINE | {"registry"}
 
-    @functools.cached_property
+    @property
     def method(self) -> str | None:
-        """The one public method that it calls; None if it calls several, or works with functions below `api` itself."""
+        """The one public method that it calls; None if it calls several."""
+        return self.methods[0] if len(self.methods) == 1 else None
+
+    @functools.cached_property
+    def methods(self) -> list[str]:
+        """The public methods that it calls; none if it works with functions below `api` itself."""
         function = inspect.unwrap(self.command.callback) if self.command.callback else None
         code = reached(f"{function.__module__}:{function.__qualname__}") if function else {}
         called = {name for node in code.values() for name in methods_called(node)}
         taken = {one for place, node in code.items() for one in taken_by(node, imported_in(place.partition(":")[0]))}
         below = {one for one in taken if one.startswith(WORKS)}
-        return called.pop() if len(called) == 1 and not below else None
+        return [] if below or any("(" in name for name in called) else sorted(called)
 
 
 def commands(group: click.Group | None = None, before: str = "") -> Iterator[Command]:
@@ -269,8 +274,10 @@ def methods_called(function: ast.FunctionDef) -> set[str]:
     found = set()
     for one in body_of(function):
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
-            words = ast.unparse(one.func).removeprefix("session.").split(".")
-            found |= {".".join(words[1:])} if words[0] in {"opened", "library", "project"} else set()
+            name = ast.unparse(one.func)
+            words = name.removeprefix("session.").split(".")
+            is_one = words[0] in {"opened", "library", "project"} or name.startswith("session.index.")
+            found |= {".".join(words[1:])} if is_one else set()
     return {name for name in found if name in public_methods() or name.partition(".")[0] in OBJECTS}
 
 

@@ -52,7 +52,7 @@ NUMPY_ALONE = {PACKAGE / "formats" / "derived", PACKAGE / "formats" / "meaning"}
 TRAINING = PACKAGE / "api" / "callbacks"  # its class derives from one of transformers, and only a training imports it
 THE_REGISTRY_IMPORTS = {"core", "formats", "pages"}
 LONGEST_FILE_LINES = 800  # a file is a subject; at 450, one in six was cut for its length only
-MOST_IN_A_FOLDER = 14
+MOST_IN_A_FOLDER = 16
 LISTED_FOLDERS = {
     PACKAGE / "weights" / "merge" / "methods",  # one file a method
     ROOT / "registry" / "adapterhub_registry" / "database" / "migrations" / "versions",  # one file a schema

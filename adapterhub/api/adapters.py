@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of
-from adapterhub.api.reporting import report_card, report_likeness
-from adapterhub.api.results import Listing
-from adapterhub.core.arguments import By, Count, Namespace, Sort, StrPath, Testing, parsed, path_of
+from adapterhub.api.results import report_card, report_likeness
+from adapterhub.core.arguments import Namespace, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Progress
-from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.intake.clashes import Bump, check_naming
@@ -23,199 +20,15 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.library.store.rows import BuildRow
     from adapterhub.projects.places import SpecSources
 
 
 @parsed
 class WithAdapters(OpenedLibrary):
-    """A library as a collection: iterate over it, `len` it, ask `"legal-qa@base-7b" in library`."""
+    """What comes in and goes out."""
 
-    # ------------------------------------------------------------ a collection
-    def __iter__(self) -> Iterator[Installed]:
-        return self.installed()
-
-    def __len__(self) -> int:
-        return len(self.list())
-
-    def __bool__(self) -> bool:
-        return True  # an empty library is a library
-
-    def __contains__(self, adapter: object) -> bool:
-        if not isinstance(adapter, str | AdapterSpec | Installed):
-            return False
-        try:
-            self.find(adapter)
-        except (NotFound, Incompatible):
-            return False
-        return True
-
-    def __getitem__(self, spec: SpecLike) -> Installed:
-        return self.find(spec)
-
-    def __repr__(self) -> str:
-        count = len(self)
-        return f"<Library {self.root}, {count} adapter{'s' * (count != 1)}>"
-
-    def _repr_html_(self) -> str:
-        return self.list()._repr_html_()
-
-    def find(
-        self,
-        spec: SpecLike,
-        *,
-        base: BaseLike | None = None,
-        rank: Ranks | None = None,
-    ) -> Installed:
-        """The one installed build that `spec` means; `library["legal-qa"]` is the same.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: none that fits is installed, or no such base.
-        """
-        from adapterhub.api.steps.finding import find_build
-
-        bounds = RankRange.of(rank)
-        return find_build(self.session, spec_of(spec), bounds, to="show", base=base_of(base))
-
-    def path(self, spec: SpecLike, *, rank: Ranks | None = None) -> Path:
-        """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
-            SignatureRefused, NamespaceBound: it may not be used.
-        """
-        from adapterhub.api.steps.finding import find_build
-
-        bounds = RankRange.of(rank)
-        return find_build(self.session, spec_of(spec), bounds, to="use").folder
-
-    def list(
-        self,
-        *names: str,
-        base: BaseLike | None = None,
-        task: str = "",
-        rank: Ranks | None = None,
-        sort: Sort = "name",
-        reverse: bool = False,
-    ) -> Listing[Installed]:
-        """The installed adapters, all or those that match. An adapter is read when it is taken.
-
-        `names` are parts of a name, or patterns for a whole one such as `legal-*`; one must match. `sort` is `name`,
-        `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or cannot be read.
-        """
-        from adapterhub.api.steps.searching import search_installed
-
-        ranks = RankRange.of(rank)
-        rows = search_installed(
-            self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
-        )
-        return self._listing(rows)
-
-    @overload
-    def search(
-        self,
-        *text: str,
-        base: BaseLike | None = ...,
-        task: str = ...,
-        rank: Ranks | None = ...,
-        method: str = ...,
-        license: str = ...,
-        signed: bool = ...,
-        tested: bool = ...,
-        remote: None = ...,
-        limit: Count | None = ...,
-        all_words: bool = ...,
-        by: By = ...,
-        far: bool = ...,
-    ) -> Listing[Installed]: ...
-    @overload
-    def search(
-        self,
-        *text: str,
-        base: BaseLike | None = ...,
-        task: str = ...,
-        rank: Ranks | None = ...,
-        method: str = ...,
-        license: str = ...,
-        signed: bool = ...,
-        tested: bool = ...,
-        remote: str,
-        token: str | None = ...,
-        limit: Count | None = ...,
-        all_words: bool = ...,
-        by: By = ...,
-    ) -> Listing[SearchHit]: ...
-    def search(
-        self,
-        *text: str,
-        base: BaseLike | None = None,
-        task: str = "",
-        rank: Ranks | None = None,
-        method: str = "",
-        license: str = "",  # noqa: A002 - the field's own word
-        signed: bool = False,
-        tested: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        limit: Count | None = None,
-        all_words: bool = False,
-        by: By = "auto",
-        far: bool = False,
-    ) -> Listing[Installed] | Listing[SearchHit]:
-        """Search installed adapters, or with `remote` those on a server.
-
-        Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
-        each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
-        example prompts. `task` and `license` are exact; `method` is a PEFT type or variant; `signed` and `tested` find
-        what has a signature, and recorded tests. `limit` is 10 for several words and 100
-        of a server, else there is none. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several
-        words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
-
-        Raises:
-            BaseNotFound, Malformed: `base` is not known here, or cannot be read.
-            RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
-            NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
-            UsageProblem: these options do not go together.
-        """
-        from adapterhub.api.steps.searching import search_installed
-
-        ranks = RankRange.of(rank)
-        filters: dict[str, Any] = {"text": " ".join(text), "task": task, "ranks": ranks, "method": method}
-        filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words, "by": by}
-        if remote is not None:
-            from adapterhub.distribution.hub import PAGE, Search
-
-            return self._search_server(remote, token, base, Search(**filters, limit=limit or PAGE))
-        return self._listing(search_installed(self.session, base_of(base), limit=limit, far=far, **filters))
-
-    def _search_server(
-        self, remote: str, token: str | None, base: BaseLike | None, asked: Search
-    ) -> Listing[SearchHit]:
-        from adapterhub.api.steps.searching import SERVER_COLUMNS, method_text, search_server, searchable
-
-        hub = searchable(self.session, remote, token)
-        found = search_server(self.session, hub, base_of(base), asked)
-        rows = [
-            (one, (one.repo, one.name, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))
-            for one, fits in found
-        ]
-        return Listing("adapter", SERVER_COLUMNS, rows, _itself)
-
-    def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
-        from adapterhub.api.steps.finding import ask
-        from adapterhub.api.steps.searching import COLUMNS, cells_of
-
-        aliases = ask(self.session, lambda index: index.aliases())
-        shown = [(row, cells_of(row, aliases)) for row in rows]
-        return Listing("adapter", COLUMNS, shown, self.build_of)
-
-    # ------------------------------------------------------------ bring in, take out
     def add(
         self,
         folder: StrPath,
@@ -441,7 +254,3 @@ class WithAdapters(OpenedLibrary):
     def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
         """Remove one adapter or several, as `uninstall` does."""
         self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
-
-
-def _itself(hit: SearchHit) -> SearchHit:
-    return hit

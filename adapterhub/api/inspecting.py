@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
 from adapterhub.api.results import Reports
-from adapterhub.core.arguments import Cosine, StrPath, parsed, path_of
+from adapterhub.core.arguments import By, Cosine, StrPath, Top, parsed, path_of
 from adapterhub.core.digests import Progress
-from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable, UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
 from adapterhub.library.store.catalog import AdapterLike, Installed
+from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.checking import Checked
+    from adapterhub.api.steps.trying import Tried
     from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.audit import Audited
     from adapterhub.library.find.likeness import Group, Likeness
@@ -167,6 +169,59 @@ class WithInspection(OpenedLibrary):
         with self.reports.progress("identify", None, unit="files") as progress:
             return identify_files(self, paths_of(paths), progress)
 
+    @extra_named("`Library.try_adapters`")
+    def try_adapters(
+        self,
+        *text: str,
+        base: BaseLike | None = None,
+        examples: StrPath,
+        top: Top | None = None,
+        task: str = "",
+        rank: Ranks | None = None,
+        method: str = "",
+        license: str = "",  # noqa: A002 - the field's own word
+        signed: bool = False,
+        tested: bool = False,
+        all_words: bool = False,
+        by: By = "auto",
+        far: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        agree: Callable[[int, int], None] | None = None,
+    ) -> Tried:
+        """Search, then try the best on a base and order them by their measured loss. Nothing is merged or installed.
+
+        `text` and the options that `search` has choose among the adapters for `base`; `examples` is a file of at most
+        1 MiB and 100 lines, `{"prompt": …, "answer": …}` each. At most `top` are tried, 8 by default and 32 at most.
+        With `remote`, builds are fetched for the trial alone, by the policy `signatures`; before that, `agree` is
+        called with their number and bytes, and may raise. By default more than 200 MB are refused.
+
+        Returns:
+            `.results`, best first, each with `.tried.loss` in nats a token and `.tried.share` of the gap to the base;
+            `.base_loss`; `.best`, None where no build beats the base alone; `.left_out` with reasons.
+
+        Raises:
+            NotFound, Malformed: the examples cannot be read.
+            BaseNotFound: the base is unknown, or its weights are not on this machine.
+            CouldNotTell: there are candidates, and not one can be tried.
+            NotAllowed: the trial would fetch too much.
+            RemoteUnreachable: the server does not answer.
+        """
+        from adapterhub.api.steps.trying import DEFAULT_TOP, search_candidates, try_candidates
+
+        on, words, most = base_of(base), " ".join(text), top or DEFAULT_TOP
+        if on is None:
+            raise UsageProblem("`--try` needs a base to try on", hint="add `--base NAME`; `adapt base list` shows them")
+        query = {"text": words, "task": task, "ranks": RankRange.of(rank), "method": method, "license": license}
+        query |= {"signed": signed, "tested": tested, "all_words": all_words, "by": by}
+        found, left_out = search_candidates(
+            self.session, on, most, query, far=far, remote=remote, token=token, signatures=signatures
+        )
+        return try_candidates(
+            self.session, words, on, found, path_of(examples), left_out=left_out, agree=agree, bars=self.reports
+        )
+
     @extra_named("`Library.similar`")
     def similar(self, adapter: AdapterLike, *, above: Cosine = 0.5, parents: bool = True) -> Likeness:
         """The installed adapters whose update is like that of one, and those that it is a sum of.
@@ -254,7 +309,7 @@ class WithInspection(OpenedLibrary):
             return differ(sides[0], sides[1], progress)
 
     def _build(self, spec: SpecLike) -> Installed:
-        from adapterhub.api.steps.finding import find_build
+        from adapterhub.api.searching import find_build
 
         return find_build(self.session, spec_of(spec), ANY_RANK, to="show")
 
@@ -276,8 +331,8 @@ class WithInspection(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
             RemoteUnreachable: it is not here, and `offline` forbids to ask.
         """
+        from adapterhub.api.searching import find_build
         from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
-        from adapterhub.api.steps.finding import find_build
 
         bounds = RankRange.of(rank)
         asked, base_spec = spec_of(spec), base_of(base)

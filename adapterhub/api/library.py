@@ -11,6 +11,7 @@ from adapterhub.api.find.methods import WithFinding
 from adapterhub.api.inspecting import WithInspection
 from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
+from adapterhub.api.searching import Searching
 from adapterhub.api.upkeep import WithUpkeep
 from adapterhub.api.weights import WithWeights
 from adapterhub.library import library as local
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 class Library(  # what it can do, by subject
+    Searching,
     WithAdapters,
     WithAliases,
     WithInspection,

@@ -2,73 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.reporting import OnProgress, Reports
+from adapterhub.api.arguments import BaseLike, SpecLike, base_of, folder_text, paths_of, spec_of, text_of
 from adapterhub.core.arguments import StrPath, parsed, path_of
 from adapterhub.core.disk.home import default_root
-from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.library import library as local
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.store.catalog import AdapterLike, Installed
-from adapterhub.projects.session import Session
+from adapterhub.library.store.catalog import AdapterLike
+from adapterhub.projects.session import LogReporter, Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from adapterhub.core.digests import Progress
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
     from adapterhub.projects.reporting import Face
 
-BaseLike = str | os.PathLike[str] | BaseSpec | BaseRecord
-"""A base: an alias, a Hub id, a digest, a folder, or a record."""
-
-SpecLike = str | AdapterSpec | Installed
-"""An adapter by name: a spec as text (`legal-qa@base-7b>=1.2`) or as a value, or an installed build."""
+__all__ = [
+    "Adapters",
+    "BaseLike",
+    "OpenedLibrary",
+    "PythonSession",
+    "SpecLike",
+    "base_of",
+    "folder_text",
+    "paths_of",
+    "shares",
+    "spec_of",
+    "text_of",
+]
 
 Adapters = AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float]
 """One adapter, several, or several with a weight each."""
-
-
-def spec_of(adapter: SpecLike) -> AdapterSpec:
-    """The spec that `adapter` is or spells; of an installed build, the one that means exactly this build."""
-    if isinstance(adapter, AdapterSpec):
-        return adapter
-    return AdapterSpec.parse(adapter.spec if isinstance(adapter, Installed) else adapter)
-
-
-def base_of(base: BaseLike | None) -> BaseSpec | None:
-    """The spec of a base, None for None."""
-    if base is None or isinstance(base, BaseSpec):
-        return base
-    if isinstance(base, BaseRecord):
-        return BaseSpec.parse(base.alias or base.fingerprint.weights)
-    return BaseSpec.parse(base if isinstance(base, str) else folder_text(base))
-
-
-def text_of(adapter: AdapterLike) -> str:
-    """An adapter as one would type it; a path object is always a folder."""
-    if isinstance(adapter, str):
-        return adapter
-    if isinstance(adapter, os.PathLike):
-        return folder_text(adapter)
-    return str(spec_of(adapter))
-
-
-def folder_text(path: os.PathLike[str]) -> str:
-    """A path such that it reads as a folder and never as a name."""
-    text = os.fspath(path)
-    return text if os.path.isabs(text) or text.startswith((".", "~")) else os.path.join(".", text)  # noqa: PTH117, PTH118 - a Path loses the `./`
-
-
-def paths_of(places: StrPath | Iterable[StrPath]) -> tuple[Path, ...]:
-    """One place or several, as paths."""
-    several = [places] if isinstance(places, str | os.PathLike) else places
-    return tuple(path_of(place) for place in several)
 
 
 def shares(adapters: Adapters, weights: Sequence[float] | None) -> Sequence[float] | None:
@@ -76,6 +49,52 @@ def shares(adapters: Adapters, weights: Sequence[float] | None) -> Sequence[floa
     if weights is None and isinstance(adapters, Sequence) and not isinstance(adapters, str) and adapters:
         return [1 / len(adapters)] * len(adapters)
     return weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressEvent:
+    """How far one piece of work is: `done` of `total` `unit`s; `total` is None while it is unknown."""
+
+    what: str
+    done: int
+    total: int | None
+    unit: str
+
+
+OnProgress = Callable[[ProgressEvent], None]
+"""Called in the thread that does the work, about once for each megabyte, module or adapter."""
+
+
+class Reports(LogReporter):
+    """Logs notes and warnings, and calls `on_progress` while work goes on."""
+
+    shows_bars = False
+
+    def __init__(self, on_progress: OnProgress | None = None) -> None:
+        super().__init__()
+        self._on_progress = on_progress
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
+        """Yields a function to call with what was done since the last call; threads may share it."""
+        lock, done = threading.Lock(), 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            with lock:
+                done += more
+                self._tell(what, done, total, unit)
+
+        yield advance
+
+    @contextlib.contextmanager
+    def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Yields a function to call with how many of how many are done."""
+        yield lambda done, total: self._tell(what, done, total, unit)
+
+    def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(ProgressEvent(what=what, done=done, total=total, unit=unit))
 
 
 @dataclass(frozen=True, slots=True)

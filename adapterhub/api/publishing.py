@@ -165,9 +165,9 @@ class WithPublishing(OpenedLibrary):
             NotFound, UsageProblem: with `results`, there is no signed one, or the place keeps none.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
+        from adapterhub.api.searching import find_build
         from adapterhub.api.steps.contracts.gating import contract_gate
         from adapterhub.api.steps.contracts.stating import contract_line, sign_results
-        from adapterhub.api.steps.finding import find_build
         from adapterhub.api.steps.keys import sign_build, signing_key
         from adapterhub.api.steps.publishing import tell_refused
         from adapterhub.formats.cards.card import tags_for
@@ -471,7 +471,7 @@ class WithPublishing(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
         """
-        from adapterhub.api.steps.finding import find_build
+        from adapterhub.api.searching import find_build
         from adapterhub.api.steps.keys import sign_build, sign_made, signing_key
 
         bounds = RankRange.of(rank)

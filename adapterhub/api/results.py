@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapterhub.core.display import html_table
-from adapterhub.core.errors import NotFound
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Added
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.session import Session
     from adapterhub.trust.verify import Report
     from adapterhub.weights.recipes.combination import Combination, Made
 
 T = TypeVar("T")
-
-
-class Listing(Sequence[T], Generic[T]):
-    """A sequence that shows itself as a table; each item is read when it is taken.
-
-    A loop passes over an item that was removed since; to take that one raises `AdapterNotFound`.
-    """
-
-    def __init__(
-        self, what: str, columns: Sequence[str], rows: Sequence[tuple[Any, Sequence[object]]], read: Callable[[Any], T]
-    ) -> None:
-        """`rows` pairs a key with the cells of its row; `read` makes the item of a key."""
-        self._what, self._columns, self._rows, self._read = what, columns, rows, read
-
-    @overload
-    def __getitem__(self, at: int) -> T: ...
-    @overload
-    def __getitem__(self, at: slice) -> Listing[T]: ...
-    def __getitem__(self, at: int | slice) -> T | Listing[T]:
-        if isinstance(at, slice):
-            return Listing(self._what, self._columns, self._rows[at], self._read)
-        return self._read(self._rows[at][0])
-
-    def __iter__(self) -> Iterator[T]:
-        for key, _ in self._rows:
-            try:
-                item = self._read(key)
-            except NotFound:
-                continue
-            yield item
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        names = ", ".join(str(cells[0]) for _, cells in self._rows[:3])
-        more = f", {names}{', …' if len(self) > 3 else ''}" if names else ""  # noqa: PLR2004 - a line
-        return f"<{len(self)} {self._what}{'s' * (len(self) != 1)}{more.replace(', ', ': ', 1)}>"
-
-    def _repr_html_(self) -> str:
-        return html_table(self._columns, (cells for _, cells in self._rows))
 
 
 class Reports(Mapping[str, "Report"]):
@@ -157,3 +116,31 @@ class Merged:
         ranks = ", ".join(f"{rank} in {count}" for rank, count in sorted(self.ranks.items()))
         rows += [("ranks", ranks), ("relative error", f"{self.error:.2g}"), ("folder", self.folder)]
         return html_table((), rows)
+
+
+# ---------------------------------------------------------------- warnings about them
+def report_card(session: Session, added: Added) -> None:
+    """Warn of what a hub would refuse of the card of an adapter that was just added, while its README can be mended."""
+    from adapterhub.formats.cards.card import make_card, refusals_of
+    from adapterhub.formats.manifest import CARD_FILE
+
+    manifest = added.build.manifest
+    for problem in refusals_of(manifest, make_card(manifest)) if added.created and manifest.card else ():
+        session.out.warn(f"`push` will refuse the metadata of `{CARD_FILE}`: {problem.text}; mend it and add again")
+
+
+def report_likeness(session: Session, added: Added) -> None:
+    """Say which installed builds have the update of an adapter that was just added."""
+    for other in added.same_as:
+        session.out.note(f"this is the update of {other}; `adapt similar {added.build.full_name}` says more")
+
+
+def report_warnings(session: Session, added: Added | None) -> None:
+    """Report the warnings of the checks of what came in.
+
+    A config that names no base is worth one only where the manifest does not record the base either.
+    """
+    is_known = added is not None and added.build.base.fingerprint is not None
+    for finding in added.report.warnings if added else ():
+        if not (is_known and finding.code == "W_BASE_MISSING"):
+            session.out.warn(f"[{finding.code}] {finding.message}")

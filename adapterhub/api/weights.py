@@ -17,8 +17,7 @@ from adapterhub.api.opened import (
     shares,
     text_of,
 )
-from adapterhub.api.reporting import report_warnings
-from adapterhub.api.results import Merged
+from adapterhub.api.results import Merged, report_warnings
 from adapterhub.core.arguments import (
     AdapterWord,
     Count,

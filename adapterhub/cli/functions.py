@@ -56,15 +56,8 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "remove": _REMOVE,
     "uninstall": _REMOVE,
-    "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
-    "search": {
-        "Library.search": f"{_STEPS}.searching:find_installed",
-        "Library.try_adapters": f"{_STEPS}.find.trying:try_candidates",
-        "Library.set_up_search": f"{_STEPS}.find.model:set_up_search",
-    },
     "info": _INFO,
     "show": _INFO,
-    "path": {"Library.path": f"{_STEPS}.finding:find_build"},
     "verify": {
         "Library.verify": f"{_STEPS}.checking:reports_of",
         "Library.verify_all": f"{_STEPS}.checking:reports_of",

@@ -69,6 +69,11 @@ class Output:
         """Print one line of the result."""
         sys.stdout.write(without_own_secrets(text) + "\n")
 
+    def lines(self, texts: Sequence[str]) -> None:
+        """Print several lines of the result."""
+        for text in texts:
+            self.line(text)
+
     def piece(self, text: str) -> None:
         """Print a piece of the result at once, through `printable` on a terminal."""
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)

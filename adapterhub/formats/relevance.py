@@ -11,7 +11,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Annotated, Final, NamedTuple, TypeAlias
+
+from adapterhub.formats.documented import Documented
 
 MAX_QUESTION: Final = 1000
 """Characters of a question that are read."""
@@ -67,11 +69,11 @@ class Relevant:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """Why a build was found: the part of its text, and that text."""
+class Matched(Documented, title="WhyFound"):
+    """Why a search found an adapter."""
 
-    part: str
-    text: str
+    part: Annotated[str, "`name`, `task`, `description` or `prompt`: the one that holds most of the words"]
+    text: Annotated[str, "that text, at most 500 characters"]
 
 
 def wording_of(name: str, task: str, description: str, prompts: Iterable[str] = ()) -> Wording:

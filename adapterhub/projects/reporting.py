@@ -31,3 +31,7 @@ class Bars(Protocol):
 
 class Face(Reporter, Bars, Protocol):
     """Both: what a library reports to, a terminal or a program in Python."""
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether a program that it starts may draw a bar on stderr."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import Library
-from adapterhub.api.steps.searching import method_text
+from adapterhub.api.searching import method_text
 from adapterhub.core.display import table_lines
 from adapterhub.core.specs import BaseSpec, parse_name
 from adapterhub.library.intake.description import Description

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import Library
-from adapterhub.api.steps.find import rounds, trying
+from adapterhub.api.steps import trying
 from adapterhub.inference.generation import Question
 from adapterhub.inference.loader.text import load_base
 from tests.registry.running import Running
@@ -91,7 +91,7 @@ def test_that_none_beats_the_base_is_an_answer(adapt: Adapt) -> None:
 
 
 def test_only_the_best_of_the_first_round_are_asked_everything(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "FINALISTS", 1)
+    monkeypatch.setattr(trying, "FINALISTS", 1)
     found = adapt.json(*TRY)["results"]
     empty = adapt.json("search", "nothing-like-this", *TRY[1:])
 

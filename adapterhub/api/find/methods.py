@@ -1,83 +1,23 @@
-"""Finding the right adapter from Python: `library.try_adapters("contracts", base="base-7b", examples=…)`."""
+"""Which adapter a text is for, from Python: `library.route("Is this deposit too high?", base="base-7b")`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
-from adapterhub.core.arguments import Cosine, StrPath, Top, parsed, path_of
+from adapterhub.core.arguments import Cosine, StrPath, parsed, path_of
 from adapterhub.core.errors import UsageProblem
-from adapterhub.core.extras import extra_named
-from adapterhub.core.ranks import RankRange, Ranks
-from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.find.routing import CheckedRoute, Routed
-    from adapterhub.api.steps.find.tried import Tried
     from adapterhub.formats.route import Route
 
 
 @parsed
 class WithFinding(OpenedLibrary):
-    """Search, then prove; and which adapter a text is for."""
-
-    @extra_named("`Library.try_adapters`")
-    def try_adapters(
-        self,
-        *text: str,
-        base: BaseLike,
-        examples: StrPath,
-        top: Top = 8,
-        task: str = "",
-        rank: Ranks | None = None,
-        method: str = "",
-        remote: str | None = None,
-        token: str | None = None,
-        signatures: SignaturePolicy | None = None,
-        agree: Callable[[int, int], None] | None = None,
-    ) -> Tried:
-        """Search, then try the best on a base and order them by their measured loss. Nothing is merged or installed.
-
-        Args:
-            text: as for `search`, with the filters `task`, `rank` and `method`.
-            base: the base to try them on.
-            examples: a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each.
-            top: how many to try, at most 32.
-            task: exactly this task.
-            rank: exactly this rank.
-            method: a PEFT type or variant.
-            remote: a server to search instead of the library; its builds are fetched for the trial alone.
-            token: access token for it.
-            signatures: `require`, `warn` or `off` for what is fetched.
-            agree: called with the number of builds to fetch and their bytes, and may raise; default: refuses more than
-                200 MB.
-
-        Returns:
-            `.results`, best first, each with `.tried.loss` in nats a token and `.tried.share` of the gap to the base;
-            `.base_loss`; `.best`, None where no build beats the base alone; `.left_out` with reasons.
-
-        Raises:
-            NotFound, Malformed: the examples cannot be read.
-            BaseNotFound: the base is unknown, or its weights are not on this machine.
-            CouldNotTell: there are candidates, and not one can be tried.
-            NotAllowed: the trial would fetch too much.
-            RemoteUnreachable: the server does not answer.
-        """
-        from adapterhub.api.steps.find.candidates import search_candidates
-        from adapterhub.api.steps.find.trying import MOST_CANDIDATES, try_candidates
-
-        if not 1 <= top <= MOST_CANDIDATES:
-            raise UsageProblem(f"top {top}, expected 1 to {MOST_CANDIDATES}")
-        on = base_of(base)
-        assert on is not None
-        ranks = RankRange.of(rank)
-        words = " ".join(text)
-        query = {"text": words, "task": task, "ranks": ranks, "method": method}
-        found, lost = search_candidates(self.session, on, top, query, remote=remote, token=token, signatures=signatures)
-        where = path_of(examples)
-        return try_candidates(self.session, words, on, found, where, left_out=lost, agree=agree, bars=self.reports)
+    """Which adapter a text is for."""
 
     def route(
         self, text: str, *, base: BaseLike | None = None, over: Sequence[SpecLike] = (), file: StrPath | None = None

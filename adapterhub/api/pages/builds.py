@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
 from adapterhub.api.pages.addresses import DIGITS, NO_NAMESPACE, address_of
+from adapterhub.api.searching import ask, base_name, method_text, search_installed
 from adapterhub.api.steps.describing import installed_document
-from adapterhub.api.steps.finding import ask
-from adapterhub.api.steps.searching import base_name, method_text, search_installed
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.formats.contract.reading import contract_in

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.exceptions import HTTPException
 
 from adapterhub.api.pages.addresses import address_of, number_in
-from adapterhub.api.steps.searching import search_installed
+from adapterhub.api.searching import search_installed
 from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.inference.answering import Choice

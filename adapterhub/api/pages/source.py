@@ -10,8 +10,7 @@ from urllib.parse import urlencode
 
 from adapterhub.api.pages.addresses import address_of, number_in
 from adapterhub.api.pages.weights import WithFigures
-from adapterhub.api.steps.finding import ask
-from adapterhub.api.steps.searching import SORTS, search_installed
+from adapterhub.api.searching import SORTS, ask, search_installed
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import BaseSpec, names_folder

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 
 from adapterhub.api.pages.addresses import DIGITS, NO_NAMESPACE
 from adapterhub.api.pages.builds import WithBuilds
-from adapterhub.api.steps.finding import ask, lineage_of
-from adapterhub.api.steps.searching import search_installed
+from adapterhub.api.searching import ask, search_installed
+from adapterhub.api.steps.finding import lineage_of
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named

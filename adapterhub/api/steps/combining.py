@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.api.reporting import report_warnings
-from adapterhub.api.results import Merged
+from adapterhub.api.results import Merged, report_warnings
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem, shown
 from adapterhub.core.specs import names_folder, parse_name

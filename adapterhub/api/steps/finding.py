@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING
 
+from adapterhub.api.searching import ask, find_build
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from adapterhub.core.errors import AmbiguousSpec
@@ -21,36 +21,9 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index_reader import IndexReader
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.session import Session
-
-_T = TypeVar("_T")
-
-
-def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
-    """The answer of the index, without importing the library (80 ms) unless the index has to be made again."""
-    from adapterhub.library.store.index_reader import EmptyIndex, holds_nothing
-
-    if holds_nothing(session.root):
-        return question(EmptyIndex())
-    from adapterhub.library.store.index import Index, IndexUnusable
-
-    index = Index(session.root / "index.db")
-    if index.is_current:
-        with contextlib.suppress(IndexUnusable):
-            return question(index)
-    return session.library.catalog.read(question)
-
-
-def aliases_by_build(session: Session) -> dict[tuple[str, str], list[str]]:
-    """By full name and digest, the aliases of each build; imports nothing where the library has none."""
-    if not (session.root / "aliases").is_dir():
-        return {}
-    from adapterhub.library.store.aliases import Aliases
-
-    return Aliases(session.root).by_build()
 
 
 def lineage_of(session: Session) -> Lineage:
@@ -59,29 +32,6 @@ def lineage_of(session: Session) -> Lineage:
     from adapterhub.library.upkeep.lineage import Lineage
 
     return Lineage(session.root, ask(session, lambda index: index.search(Filters())))
-
-
-Purpose = Literal["show", "send", "use"]
-"""What a build is looked up for: only `show` takes a yanked one without a pin; `use` applies the user's policies."""
-
-
-def find_build(
-    session: Session, spec: AdapterSpec, bounds: RankRange, *, to: Purpose, base: BaseSpec | None = None
-) -> Installed:
-    """The one installed build that `spec` names; the session tells the warnings.
-
-    Raises:
-        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
-        SignatureRefused, NamespaceBound: it is to be used, and a policy forbids that.
-    """
-    from adapterhub.distribution.choosing import find_installed, look_up
-    from adapterhub.projects.session import wanted_from
-
-    library = session.project_library
-    wanted = wanted_from(library, spec, base)
-    if to == "use":
-        return find_installed(library, spec, wanted=wanted, bounds=bounds)[0]
-    return look_up(library, spec, wanted=wanted, bounds=bounds, takes_yanked=to == "show")[0]
 
 
 def build_or_folder(session: Session, text: str) -> Installed | Path:

@@ -1,27 +1,28 @@
-"""`adapt search`: a question to the library, answered from the index, or to a server."""
+"""`adapt search`: a question to the library, answered from the index, or to a server; `--try` tries the best."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from adapterhub.api.steps.searching import SHOWN_BEST, check_ways, find_installed, is_ranked, searchable
 from adapterhub.cli.adapters.query import show
-from adapterhub.cli.adapters.search_try import TryOptions, filter_options, search_and_try, try_options
-from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.cli.completion.completing import complete_license, complete_remote
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common, rank_option
-from adapterhub.core.arguments import Count
+from adapterhub.core.arguments import Count, Top
 from adapterhub.core.errors import UsageProblem
-from adapterhub.core.ranks import RankRange
 
 if TYPE_CHECKING:
-    from adapterhub.core.arguments import By
-    from adapterhub.core.specs import BaseSpec
+    from collections.abc import Callable
+
+    from adapterhub.api.steps.trying import Tried
+
+_COLUMNS: Final = ("", "name", "version", "loss", "of the gap", "form", "examples", "cpu s")
+_NUMBERS: Final = ("loss", "of the gap", "examples", "cpu s")
 
 
 @click.command()
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
 @click.option("--task", default="", metavar="TASK", help="Find adapters with exactly this task.")
 @rank_option
 @click.option("--method", default="", metavar="METHOD", help="Find this PEFT type or variant, such as `rslora`.")
-@filter_options
+@click.option(
+    "--license",
+    default="",
+    metavar="LICENCE",
+    shell_complete=complete_license,
+    help="Find adapters under exactly this licence, such as `apache-2.0`.",
+)
+@click.option("--signed", is_flag=True, help="Find adapters with a signature, by any key.")
+@click.option("--tested", is_flag=True, help="Find adapters that bring recorded tests, passed or not.")
 @click.option(
     "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Search this server instead of the library."
 )
@@ -43,29 +52,27 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=kind_of(Count), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
 )
-@try_options
+@click.option(
+    "--try",
+    "examples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Try the best on --base: order them by their loss on FILE, JSON Lines of prompt and answer.",
+)
+@click.option("--top", type=kind_of(Top), metavar="N", help="With --try: try N of them [default: 8].")
+@click.option("--yes", "-y", is_flag=True, help="With --try: fetch more than 200 MB without a prompt.")
 @common
 def search(
     session: Session,
     text: tuple[str, ...],
-    base: BaseSpec | None,
-    task: str,
-    rank: RankRange | None,
-    method: str,
-    license: str,  # noqa: A002 - the option's name
-    signed: bool,
-    tested: bool,
-    remote: str | None,
-    token: str | None,
-    all_words: bool,
     by_words: bool,
     by_meaning: bool,
-    far: bool,
     setup: bool,
     limit: int | None,
     examples: Path | None,
     top: int | None,
     yes: bool,
+    **options: Any,
 ) -> None:
     """Search installed adapters, or a server's with --remote, for what TEXT asks for.
 
@@ -86,45 +93,61 @@ def search(
       adapt search --remote ours --base base-7b --task legal-qa
     """
     if setup:
-        _set_up(session, bool(text or remote or by_words or by_meaning or far or all_words or examples))
+        if text or by_words or by_meaning or examples or any(options[name] for name in ("remote", "far", "all_words")):
+            raise UsageProblem("`--setup` stands alone", hint="`adapt search --setup`, then search")
+        made = session.opened.set_up_search()
+        session.out.result(made.to_json(), lambda: session.out.line(f"search by meaning is set up: {made.path}"))
         return
     if by_words and by_meaning:
         raise UsageProblem("`--words` and `--meaning` exclude each other; without both, `adapt` chooses")
-    words = " ".join(text)
-    by: By = "words" if by_words else "meaning" if by_meaning else "auto"
-    check_ways(words, by=by, all_words=all_words, far=far)
-    ranks = RankRange.of(rank)
-    filters: dict[str, Any] = {"text": words, "task": task, "ranks": ranks, "method": method, "all_words": all_words}
-    filters |= {"license": license, "signed": signed, "tested": tested}
-    trial = TryOptions(examples=examples, top=top, yes=yes)
-    trial.ensure_sense(base, limit)
-    if remote is not None and far:
-        raise UsageProblem("`--far` is for the library; a server decides what it shows")
-    if examples is not None and base is not None:
-        search_and_try(session, trial, base, remote, token, filters | {"by": by}, far=far)
+    options["by"] = "words" if by_words else "meaning" if by_meaning else "auto"
+    if examples is not None:
+        if limit is not None:
+            raise UsageProblem("`--limit` shows so many; with `--try`, `--top` tries so many")
+        agree = None if not yes and not sys.stdin.isatty() else _agreeing(yes=yes)
+        tried = session.opened.try_adapters(*text, examples=examples, top=top, agree=agree, **options)
+        session.out.result(tried.to_json(), lambda: _say(session, tried))
         return
-    if remote is not None:
-        from adapterhub.cli.adapters.remote_search import search_remote
-
-        server = searchable(session, remote, token)
-        from adapterhub.distribution.hub import PAGE, Search
-
-        search_remote(session, server, base, Search(**filters, limit=limit or PAGE, by=by))
-        return
+    if top is not None or yes:
+        raise UsageProblem(f"`{'--top' if top is not None else '--yes'}` is for `--try`")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
-    with session.out.steps("compare", unit="adapters") as steps:
-        hits = find_installed(session, base, limit=limit, by=by, far=far, steps=steps, **filters)
-    show(session, [hit.row for hit in hits.found], hits)
-    if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
-        session.out.hint(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
+    show(session, session.index.search(*text, limit=limit, **options), of=options["remote"])
 
 
-def _set_up(session: Session, has_more: bool) -> None:
-    from adapterhub.api.steps.find.model import set_up_search
-    from adapterhub.formats.meaning.model import MODEL
+def _agreeing(*, yes: bool) -> Callable[[int, int], None]:
+    def agree(builds: int, size_bytes: int) -> None:
+        from adapterhub.api.searching import ASK_ABOVE_BYTES
+        from adapterhub.core.display import size_text
 
-    if has_more:
-        raise UsageProblem("`--setup` stands alone", hint="`adapt search --setup`, then search")
-    place = set_up_search(session, bar=sys.stderr if session.out.shows_bars else None)
-    facts = {"model": MODEL, "path": os.fspath(place)}
-    session.out.result(facts, lambda: session.out.line(f"search by meaning is set up: {place}"))
+        if size_bytes > ASK_ABOVE_BYTES and not yes:
+            click.confirm(f"Fetch {builds} builds, {size_text(size_bytes)}, to try them?", abort=True, err=True)
+
+    return agree
+
+
+def _say(session: Session, tried: Tried) -> None:
+    out = session.out
+    rows: list[tuple[object, ...]] = []
+    base = ("", "the base alone", "", f"{tried.base_loss or 0:.4f}", "0 %", "", tried.examples, "")
+    is_said = False
+    for one in tried.results:
+        trial = one.tried
+        if not is_said and (trial.loss >= trial.base_loss or trial.examples < tried.examples):
+            rows.append(base)
+            is_said = True
+        share = "" if trial.share is None else f"{trial.share:.0%}".replace("%", " %")
+        cost = "kept" if trial.is_cached else f"{trial.cpu_s:.2f}"
+        mark = "=" if trial.leads else ""
+        rows.append((mark, one.name, one.version, f"{trial.loss:.4f}", share, trial.form, trial.examples, cost))
+    if tried.results:
+        out.table(_COLUMNS, rows if is_said else [*rows, base], right=_NUMBERS)
+    for lost in tried.left_out:
+        out.note(f"not tried: `{lost.name}`: {lost.reason}")
+    leaders = sum(one.tried.leads for one in tried.results)
+    if tried.best is not None:
+        rest = f"; {leaders} are equally good" if leaders > 1 else ""
+        out.note(f"`{tried.best}` answers best{rest}: `{tried.results[0].spec}`")
+    elif tried.results:
+        out.note(f"none beats the base alone on {tried.examples} examples")
+    else:
+        out.hint("no adapter matches; try other words, or fewer conditions")

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.api import health
-from adapterhub.api.steps.find import routing, tried
+from adapterhub.api import health, listed, upkeep
+from adapterhub.api.steps import trying
+from adapterhub.api.steps.find import routing
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
@@ -25,7 +26,6 @@ from adapterhub.cli.documents._parts import (
     TypedDict,
     Use,
     Verdict,
-    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.base import fingerprint
@@ -34,6 +34,7 @@ from adapterhub.library.bases import families
 from adapterhub.library.upkeep import repair
 from adapterhub.trust.verify import report
 
+Listed = document_of(listed.Listed)
 Audited = document_of(audit.Audited)
 RepairStep = document_of(repair.Step)
 
@@ -124,48 +125,6 @@ class Removed(TypedDict):
 
 
 # ---------------------------------------------------------------- adapters
-class Listed(TypedDict):
-    """An installed build; unknown fields are null."""
-
-    digest: Annotated[str, "of the manifest"]
-    namespace: str | None
-    name: str
-    version: str
-    base: Annotated[str, "alias, else Hub id, else 12 hex digits, else `unknown`"]
-    base_weights: Annotated[str | None, "weights digest of its base, declared or pinned"]
-    base_tensors: Annotated[str | None, "digest of the same base without tensor names"]
-    base_hub_id: str | None
-    task: str | None
-    description: str | None
-    method: Annotated[list[str], "PEFT type, then variants"]
-    attaches: Annotated[bool, "whether `run`, `attach` and the bank take its method"]
-    rank: Annotated[int | None, "the largest rank"]
-    alpha: float | None
-    dtype: str | None
-    parameters: int
-    size_bytes: Size
-    target_modules: list[str]
-    parents: Annotated[int, "number of adapters merged into it"]
-    path: Annotated[str, "its plain PEFT folder"]
-    added_at: Annotated[float, "seconds since 1970"]
-    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
-
-
-class FoundBuild(Listed):
-    """An installed build that a search found; without words, it has no score and no match."""
-
-    score: Annotated[float | None, "how well it fits the text, more is better; null where names give the order"]
-    by: Annotated[str | None, "`words` or `meaning`: what the score compares; by meaning, 1 is the same text"]
-    matched: WhyFound | None
-
-
-class SearchModel(TypedDict):
-    """The model for search by meaning in the library."""
-
-    model: Annotated[str, "which vectors belong together: 16 hex digits"]
-    path: Path
-
-
 class SignatureState(TypedDict):
     """The signature and how it is judged."""
 
@@ -349,9 +308,9 @@ ADAPTERS = {
     "install.save": list[Installed],
     "install.dry-run": list[Plan],
     "list": list[Listed],
-    "search": list[FoundBuild],
-    "search.setup": SearchModel,
-    "search.try": document_of(tried.Tried),
+    "search": list[document_of(listed.FoundBuild)],
+    "search.setup": document_of(upkeep.SearchModel),
+    "search.try": document_of(trying.Tried),
     "route": document_of(routing.Routed),
     "route.check": document_of(routing.CheckedRoute),
     "show": Shown,

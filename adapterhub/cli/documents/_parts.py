@@ -34,7 +34,6 @@ __all__ = [
     "Use",
     "Verdict",
     "WeightedAdapter",
-    "WhyFound",
 ]
 
 Added = document_of(library.Added)
@@ -44,13 +43,6 @@ ModuleGroup = document_of(groups.ModuleGroup)
 Node = document_of(lineage.Node)
 Use = document_of(uses.Use)
 WeightedAdapter = document_of(fuse.FusedAdapter)
-
-
-class WhyFound(TypedDict):
-    """Why a search found an adapter."""
-
-    part: Annotated[str, "`name`, `task`, `description` or `prompt`: the one that holds most of the words"]
-    text: Annotated[str, "that text, at most 500 characters"]
 
 
 class ManifestFile(File):

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.api import publishing
+from adapterhub.api import listed, publishing
 from adapterhub.api.steps import publishing as steps
 from adapterhub.cli.documents._keys import REMOTES
 from adapterhub.cli.documents._parts import (
-    Digest,
     Manifest,
     ModuleGroup,
     Size,
     TypedDict,
     Verdict,
-    WhyFound,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import withdrawal
@@ -24,26 +22,6 @@ from adapterhub.formats import administration
 
 
 # ---------------------------------------------------------------- servers
-class Found(TypedDict):
-    """An adapter on a server."""
-
-    repository: str
-    name: str | None
-    version: str | None
-    base: str
-    base_weights: Digest | None
-    base_hub_id: str | None
-    fits: Annotated[str, "how it matches --base: `by weights`, `by name`, or empty"]
-    task: str | None
-    rank: int | None
-    method: list[str]
-    description: str | None
-    digest: Digest | None
-    score: Annotated[float | None, "how well it fits the text, more is better; null where the server does not say"]
-    by: Annotated[str | None, "`words` or `meaning`: what the score compares"]
-    matched: WhyFound | None
-
-
 class Header(TypedDict):
     """Facts from the header of the weights file."""
 
@@ -89,7 +67,7 @@ SERVERS = {
     "push.dry-run": document_of(publishing.PushPlan),
     "pull": document_of(steps.Pulled),
     "info.server": Info,
-    "search.server": list[Found],
+    "search.server": list[document_of(listed.FoundThere)],
     "mirror": list[document_of(steps.Mirrored)],
     "mirror.dry-run": list[document_of(steps.Mirrored)],
     "yank": document_of(withdrawal.Withdrawn),

@@ -30,7 +30,7 @@ def show_installed(
     Raises:
         AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
     """
-    from adapterhub.api.steps.finding import find_build
+    from adapterhub.api.searching import find_build
 
     build = find_build(session, spec, bounds, to="show", base=base)
     if recipe:

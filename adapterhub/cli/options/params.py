@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.api.library import Library
+    from adapterhub.api.searching import Searching
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.remotes import Remote
@@ -42,6 +43,13 @@ class Session(library_session.Session):
         from adapterhub.api.library import library_of
 
         return library_of(self, self.out)
+
+    @property
+    def index(self) -> Searching:
+        """What the library's index answers, for commands that are to start fast: it imports no library."""
+        from adapterhub.api.searching import searching_of
+
+        return searching_of(self, self.out)
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.api.results import report_warnings
 from adapterhub.api.steps.combining import DEFAULT_VERSION, default_name, description_from, ensure_named
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.cli.options.cutting import cut_options, ranks_text

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.api.results import report_warnings
 from adapterhub.api.steps.combining import Resizing, combine, contract_note, plan_resize, weights_in
 from adapterhub.api.steps.contracts.gating import same_adapter_test
 from adapterhub.api.steps.merge_choice import one_cut

@@ -61,14 +61,16 @@ class SearchHit:
     name: str | None
     version: str | None
     base_hub_id: str | None
-    base_weights: str | None
+    base_weights: Annotated[str | None, "`sha256:` and 64 hex digits"]
     task: str | None
     rank: int | None
     method: tuple[str, ...]
     description: str
-    digest: str | None
-    score: float | None = None
-    by: str | None = None
+    digest: Annotated[str | None, "`sha256:` and 64 hex digits"]
+    score: Annotated[float | None, "how well it fits the text, more is better; null where the server does not say"] = (
+        None
+    )
+    by: Annotated[str | None, "`words` or `meaning`: what the score compares"] = None
     matched: Matched | None = None
 
 

@@ -1,43 +1,228 @@
-"""The rounds of a trial: the first example for all candidates, then the other ones for the best six.
+"""Search, then prove: try candidates on a base and order them by their measured loss.
 
-A candidate that the base alone beats on the first example goes no further, unless it beats all of them.
+One example first for all, then all examples for the best six; a candidate that the base alone beats on the first
+example goes no further, unless it beats all of them. A candidate within 1 % of the gap between the base alone
+and the best is as good as the best; among these a build that is no merge comes first, then the order of the search.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from adapterhub.api.searching import ASK_ABOVE_BYTES, search_installed, search_server
+from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.api.steps.contracts.testing import Question, what_decides
-from adapterhub.api.steps.find.candidates import Candidate
-from adapterhub.api.steps.find.tried import NotTried, Trial, Tried, TriedBuild
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.display import size_text
-from adapterhub.core.errors import AdapterHubError, CouldNotTell, problem_list
+from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, NotAllowed, problem_list, shown
 from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.trying import Bench, Measured, Span, forms_of, mean_of
+from adapterhub.inference.tuning import Example, read_examples
 from adapterhub.library.find.tried import KeptTrials
 
 if TYPE_CHECKING:
-    from adapterhub.core.digests import Digest
-    from adapterhub.inference.tuning import Example
+    from adapterhub.core.digests import Digest, Progress
+    from adapterhub.distribution.hub import Search, SearchHit
+    from adapterhub.distribution.install import InstallPlan
+    from adapterhub.formats.manifest import Manifest
     from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.store.catalog import AdapterLike
+    from adapterhub.library.store.catalog import AdapterLike, Installed
+    from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
+    from adapterhub.trust.signing.policy import SignaturePolicy
 
+
+DEFAULT_TOP: Final = 8
+MOST_CANDIDATES: Final = 32
+MOST_EXAMPLES: Final = 100
+MAX_EXAMPLES_BYTES: Final = 1 << 20
 FINALISTS: Final = 6
 TIE: Final = 0.01
 """The share of the gap within which two candidates are equally good."""
 
 Agree = Callable[[int, int], None]
 """Called with the number of builds to fetch and their bytes; raises where the user does not agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotTried(Documented):
+    """A candidate that was not tried, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial(Documented):
+    """How a build answers the examples. Losses are in nats a token of the answers, on the first `examples`.
+
+    `share` is the part of the gap between the base alone and the best that the build closes: 1 for the best, below 0
+    if the base alone does better.
+    """
+
+    loss: Annotated[float, "loss in nats a token"]
+    base_loss: Annotated[float, "of the base alone, on the same examples"]
+    share: Annotated[float | None, "of the gap between base and best; null where no build beats the base"]
+    examples: Annotated[int, "how many were asked: 1 for those that the first round left behind"]
+    form: Annotated[str, "the prompt form that did better, such as `raw`"]
+    leads: Annotated[bool, "as good as the best: within 1 % of the gap, and better than the base"]
+    cpu_s: Annotated[float, "CPU seconds, loading included"]
+    is_cached: Annotated[bool, "every loss was measured earlier"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedBuild(Documented):
+    """A build of a search, with its trial."""
+
+    name: str
+    version: str
+    digest: str
+    spec: Annotated[str, "selects exactly this build"]
+    tried: Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried(Documented):
+    """What a search found, best first by trial; `best` is None where no build beats the base alone."""
+
+    query: str
+    base: str
+    base_loss: Annotated[float | None, "of the base alone on all examples; null: there was nothing to try"]
+    examples: int
+    best: Annotated[str | None, "the name of the first that leads; null: the base alone does better"]
+    results: tuple[TriedBuild, ...]
+    left_out: tuple[NotTried, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A build to try. `lend` gives its files while a block runs; `fetch_bytes` of them are not on this machine.
+
+    `ensure_undamaged` raises for files on this machine that are not those of the manifest.
+    """
+
+    name: str
+    manifest: Manifest
+    spec: str
+    fetch_bytes: int
+    lend: Callable[[Progress | None], AbstractContextManager[Installed | Path]]
+    ensure_undamaged: Callable[[], None] = lambda: None
+
+
+def search_candidates(
+    session: Session,
+    base: BaseSpec,
+    most: int,
+    query: Mapping[str, Any],
+    *,
+    far: bool = False,
+    remote: str | None = None,
+    token: str | None = None,
+    signatures: SignaturePolicy | None = None,
+) -> tuple[list[Candidate], list[NotTried]]:
+    """The first builds for a base in the order of the search, and those that are yanked or that `install` would refuse.
+
+    `query` has the conditions of `find_installed` and of a server's `Search`; `far` is for the library.
+
+    Raises:
+        RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+    """
+    if remote is None:
+        return _installed(session, base, most, {**query, "far": far})
+    from adapterhub.distribution.hub import Search
+
+    return _of_server(session, base, Search(**query, limit=most), remote=remote, token=token, signatures=signatures)
+
+
+def _installed(
+    session: Session, base: BaseSpec, most: int, query: Mapping[str, Any]
+) -> tuple[list[Candidate], list[NotTried]]:
+    library = session.library
+    rows = search_installed(session, base, limit=most, **query)
+    builds = list(library.still_in(session.root / row.folder for row in rows))
+    yanked = {build.spec: why for build in builds if (why := library.yanked(build)) is not None}
+    found = [
+        Candidate(
+            name=build.full_name,
+            manifest=build.manifest,
+            spec=build.spec,
+            fetch_bytes=0,
+            lend=lambda _progress, build=build: contextlib.nullcontext(build),  # type: ignore[misc]  # a bound default
+            ensure_undamaged=subject_of_build(build).ensure_undamaged,
+        )
+        for build in builds
+        if build.spec not in yanked
+    ]
+    left_out = [
+        NotTried(name=spec, reason=f"yanked: {shown(why or 'no reason given', 200)}") for spec, why in yanked.items()
+    ]
+    return found, left_out
+
+
+def _of_server(
+    session: Session,
+    base: BaseSpec,
+    search: Search,
+    *,
+    remote: str,
+    token: str | None,
+    signatures: SignaturePolicy | None,
+) -> tuple[list[Candidate], list[NotTried]]:
+    """The builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
+    from adapterhub.projects.places import SpecSources
+
+    hub = session.named_hub(remote, token=token, offline=False)
+    where = SpecSources(session, (), remote=remote, token=token, offline=False)
+    found: list[Candidate] = []
+    left_out: list[NotTried] = []
+    for hit in (one.hit for one in search_server(session, hub, base, search)):
+        try:
+            found.append(_planned(session, hit, base, where, signatures))
+        except AdapterHubError as error:
+            left_out.append(NotTried(name=hit.repo, reason=error.message.splitlines()[0]))
+    return found, left_out
+
+
+def _planned(
+    session: Session, hit: SearchHit, base: BaseSpec, where: SpecSources, signatures: SignaturePolicy | None
+) -> Candidate:
+    from adapterhub.api.steps.installing import plan_one
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.distribution.borrowing import borrowed
+    from adapterhub.distribution.install import admit
+    from adapterhub.projects.places import objection_from
+
+    spec = AdapterSpec.parse(hit.repo)
+    if hit.digest is not None:
+        spec = replace(spec, digest_prefix=hit.digest)
+    objection = objection_from(session, None)
+    plan: InstallPlan = plan_one(session, spec, where, base=base, objection=objection)
+    policy = signatures or where.policy_of(plan.source)
+    if plan.present is None:
+        admit(session.library, plan.release, plan.source, plan.asked, policy)  # a kept loss needs no fetch
+    manifest = plan.release.manifest
+    return Candidate(
+        name=plan.release.full_name,
+        manifest=manifest,
+        spec=f"{plan.release.full_name}=={manifest.version}#{manifest.digest[:19]}",
+        fetch_bytes=plan.copy_bytes,
+        lend=lambda progress: borrowed(session.library, plan, progress, signatures=policy),
+    )
+
+
+def first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, each build once: one may be installed under two full names."""
+    return list({one.manifest.digest: one for one in reversed(candidates)}.values())[::-1]
 
 
 @dataclass(slots=True, eq=False)
@@ -283,3 +468,56 @@ def _best(pairs: Sequence[tuple[float, _Entrant]], base_loss: float) -> list[_En
     """The finalists by their loss on the first example: the best six, of those that beat the base if any does."""
     ahead = [pair for pair in pairs if pair[0] < base_loss] or list(pairs)
     return [one for _, one in sorted(ahead, key=lambda pair: pair[0])[:FINALISTS]]
+
+
+def try_candidates(
+    session: Session,
+    query: str,
+    base: BaseSpec,
+    candidates: Sequence[Candidate],
+    examples: Path | Sequence[Example],
+    *,
+    left_out: Sequence[NotTried] = (),
+    agree: Agree | None = None,
+    bars: Bars,
+) -> Tried:
+    """Try candidates, in the order of the search, on a base; `examples` is a file of JSON Lines or the examples.
+
+    `agree` is called before anything is fetched; by default it refuses more than 200 MB. Losses that were measured
+    earlier are not measured again, and their builds not fetched.
+
+    Raises:
+        NotFound, Malformed: the examples cannot be read.
+        BaseNotFound: the weights of the base are not on this machine.
+        BaseMismatch: they are not the registered ones.
+        Incompatible, UsageProblem: the base continues no text.
+        CouldNotTell: there are candidates, and not one can be tried.
+    """
+    if isinstance(examples, Path):
+        examples = read_examples(examples, limit_bytes=MAX_EXAMPLES_BYTES, most=MOST_EXAMPLES)
+    library = session.library
+    record = library.bases.find(base)
+    if record.path is None or not record.path.is_dir():
+        raise BaseNotFound(
+            f"the weights of base `{record.label}` are not on this machine",
+            hint="register a local copy with `adapt base add PATH --as NAME`",
+        )
+    record = library.bases.current(record)
+    assert record.path is not None  # as above
+    with ExitStack() as loans:
+        rounds = Rounds(session, record, record.path, tuple(examples), loans, bars=bars, agree=agree or refuse_much)
+        return rounds.run(query, first(candidates), left_out)
+
+
+def refuse_much(builds: int, size_bytes: int) -> None:
+    """Refuse to fetch more than 200 MB.
+
+    Raises:
+        NotAllowed: it is more.
+    """
+    if size_bytes > ASK_ABOVE_BYTES:
+        raise NotAllowed(
+            f"trying {builds} builds would fetch {size_text(size_bytes)}, more than {size_text(ASK_ABOVE_BYTES)}."
+            " Nothing was fetched",
+            hint="try fewer with `--top`, or pass `--yes`",
+        )

@@ -1,0 +1,711 @@
+"""What the index of a library answers: lists, searches, and the one build that a spec means.
+
+Nothing here imports the library before a build is read: `adapt list` costs half of what that would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
+
+from adapterhub.api.arguments import BaseLike, SpecLike, base_of, spec_of
+from adapterhub.core.arguments import By, Count, Sort, parsed
+from adapterhub.core.display import html_table, size_text
+from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
+from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
+from adapterhub.core.specs import AdapterSpec
+
+if TYPE_CHECKING:
+    from adapterhub.api.listed import AdapterFolder, FoundThere, Listed
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.distribution.hub import Search, SearchHit
+    from adapterhub.formats.relevance import Matched
+    from adapterhub.library.find.meaning import Meaning, Steps
+    from adapterhub.library.library import Library as LocalLibrary
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.index_reader import IndexReader
+    from adapterhub.library.store.rows import BuildRow, Hit
+    from adapterhub.projects.reporting import Face
+    from adapterhub.projects.session import Session
+
+    _Bases = Mapping[str, str]
+    _Aliases = Mapping[tuple[str, str], Sequence[str]]
+
+T = TypeVar("T")
+_T = TypeVar("_T")
+
+COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
+SHOWN_BEST: Final = 10
+ASK_ABOVE_BYTES: Final = 200_000_000
+"""A trial fetches no more without agreement."""
+SERVER_COLUMNS = ("repository", "adapter", "version", "base", "fits", "task", "rank", "method")
+BY_WEIGHTS, BY_NAME = "by weights", "by name"
+SORTS: Final[Mapping[str, Callable[[BuildRow], Any]]] = {
+    "name": lambda row: (row.name, row.namespace),
+    "task": lambda row: row.task,
+    "rank": lambda row: -(row.rank or 0),
+    "size": lambda row: -row.size_bytes,
+    "date": lambda row: -row.added_at,
+}
+"""Orders of a list: texts from a to z, numbers from the largest, dates from the newest; equal ones by name."""
+
+_PATTERNS: Final = ("rank_pattern", "alpha_pattern")
+
+
+class Listing(Sequence[T], Generic[T]):
+    """A sequence that shows itself as a table; each item is read when it is taken.
+
+    A loop passes over an item that was removed since; to take that one raises `AdapterNotFound`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        columns: Sequence[str],
+        rows: Sequence[tuple[Any, Sequence[object]]],
+        read: Callable[[Any], T],
+        document: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """`rows` pairs a key with the cells of its row; `read` makes the item of a key, `document` what is printed."""
+        self._what, self.columns, self._rows, self._read, self._document = what, columns, rows, read, document
+
+    @property
+    def cells(self) -> Sequence[Sequence[object]]:
+        """The table that it shows, below `columns`."""
+        return [cells for _, cells in self._rows]
+
+    def to_json(self) -> list[Any]:
+        """The documents of its rows."""
+        describe = self._document
+        return [(key if describe is None else describe(key)).to_json() for key, _ in self._rows]
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Listing[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Listing[T]:
+        if isinstance(at, slice):
+            return Listing(self._what, self.columns, self._rows[at], self._read, self._document)
+        return self._read(self._rows[at][0])
+
+    def __iter__(self) -> Iterator[T]:
+        for key, _ in self._rows:
+            try:
+                item = self._read(key)
+            except NotFound:
+                continue
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        names = ", ".join(str(cells[0]) for _, cells in self._rows[:3])
+        more = f", {names}{', …' if len(self) > 3 else ''}" if names else ""  # noqa: PLR2004 - a line
+        return f"<{len(self)} {self._what}{'s' * (len(self) != 1)}{more.replace(', ', ': ', 1)}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.columns, self.cells)
+
+
+class Hits(NamedTuple):
+    """What a search found, and what the scores compare: `words` or `meaning`; None where names give the order."""
+
+    found: list[Hit]
+    by: Literal["words", "meaning"] | None
+
+
+# ---------------------------------------------------------------- the methods
+@parsed
+class Searching:
+    """A library as a collection: iterate over it, `len` it, ask `"legal-qa@base-7b" in library`.
+
+    A library is one; a command has one, too, which imports no library for what the index answers.
+    """
+
+    session: Session
+    reports: Face
+
+    def __iter__(self) -> Iterator[Installed]:
+        return self.session.library.installed()
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    def __bool__(self) -> bool:
+        return True  # an empty library is a library
+
+    def __contains__(self, adapter: object) -> bool:
+        from adapterhub.library.store.catalog import Installed
+
+        if not isinstance(adapter, str | AdapterSpec | Installed):
+            return False
+        try:
+            self.find(adapter)
+        except (NotFound, Incompatible):
+            return False
+        return True
+
+    def __getitem__(self, spec: SpecLike) -> Installed:
+        return self.find(spec)
+
+    def __repr__(self) -> str:
+        count = len(self)
+        return f"<Library {self.session.root}, {count} adapter{'s' * (count != 1)}>"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
+
+    def find(self, spec: SpecLike, *, base: BaseLike | None = None, rank: Ranks | None = None) -> Installed:
+        """The one installed build that `spec` means; `library["legal-qa"]` is the same.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: none that fits is installed, or no such base.
+        """
+        return find_build(self.session, spec_of(spec), RankRange.of(rank), to="show", base=base_of(base))
+
+    def path(self, spec: SpecLike, *, rank: Ranks | None = None) -> Path:
+        """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+            SignatureRefused, NamespaceBound: it may not be used.
+        """
+        return find_build(self.session, spec_of(spec), RankRange.of(rank), to="use").folder
+
+    def list(
+        self,
+        *names: str,
+        base: BaseLike | None = None,
+        task: str = "",
+        rank: Ranks | None = None,
+        sort: Sort = "name",
+        reverse: bool = False,
+    ) -> Listing[Installed]:
+        """The installed adapters, all or those that match. An adapter is read when it is taken.
+
+        `names` are parts of a name, or patterns for a whole one such as `legal-*`; one must match. `sort` is `name`,
+        `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or cannot be read.
+        """
+        rows = search_installed(
+            self.session,
+            base_of(base),
+            names=names,
+            task=task,
+            ranks=RankRange.of(rank),
+            sort=sort,
+            reverse=reverse,
+        )
+        return self._listing(rows)
+
+    def folders(
+        self,
+        *names: str,
+        base: BaseLike | None = None,
+        task: str = "",
+        rank: Ranks | None = None,
+        sort: Sort = "name",
+        reverse: bool = False,
+    ) -> Sequence[AdapterFolder]:
+        """The adapters that other programs may have, each with a name of its own and its plain PEFT folder.
+
+        They are chosen as by `list`, and yanked ones left out; in a project and without a choice, those of the project.
+
+        Returns:
+            Each with `.name` and `.path`: `{one.name}={one.path}` is an argument of vLLM's `--lora-modules`.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or cannot be read; or the lock file is damaged.
+            NotFound: the project has no lock file.
+            SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
+        """
+        ranks = RankRange.of(rank)
+        folder = None if base or names or task or ranks != ANY_RANK else self.session.project_folder
+        if folder is not None:
+            return _folders_of_project(self.session, folder)
+        chosen = search_installed(
+            self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
+        )
+        return _folders_of_library(self.session, chosen)
+
+    @overload
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = ...,
+        task: str = ...,
+        rank: Ranks | None = ...,
+        method: str = ...,
+        license: str = ...,
+        signed: bool = ...,
+        tested: bool = ...,
+        remote: None = ...,
+        limit: Count | None = ...,
+        all_words: bool = ...,
+        by: By = ...,
+        far: bool = ...,
+    ) -> Listing[Installed]: ...
+    @overload
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = ...,
+        task: str = ...,
+        rank: Ranks | None = ...,
+        method: str = ...,
+        license: str = ...,
+        signed: bool = ...,
+        tested: bool = ...,
+        remote: str,
+        token: str | None = ...,
+        limit: Count | None = ...,
+        all_words: bool = ...,
+        by: By = ...,
+    ) -> Listing[SearchHit]: ...
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = None,
+        task: str = "",
+        rank: Ranks | None = None,
+        method: str = "",
+        license: str = "",  # noqa: A002 - the field's own word
+        signed: bool = False,
+        tested: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        limit: Count | None = None,
+        all_words: bool = False,
+        by: By = "auto",
+        far: bool = False,
+    ) -> Listing[Installed] | Listing[SearchHit]:
+        """Search installed adapters, or with `remote` those on a server.
+
+        Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
+        each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
+        example prompts. `task` and `license` are exact; `method` is a PEFT type or variant; `signed` and `tested` find
+        what has a signature, and recorded tests. `limit` is 10 for several words and 100
+        of a server, else there is none. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several
+        words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
+
+        Raises:
+            BaseNotFound, Malformed: `base` is not known here, or cannot be read.
+            RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+            NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
+            UsageProblem: these options do not go together.
+        """
+        words, asked = " ".join(text), base_of(base)
+        check_ways(words, by=by, all_words=all_words, far=far)
+        filters: dict[str, Any] = {"text": words, "task": task, "ranks": RankRange.of(rank), "method": method}
+        filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words}
+        if remote is None:
+            with self.reports.steps("compare", unit="adapters") as steps:
+                hits = find_installed(self.session, asked, limit=limit, by=by, far=far, steps=steps, **filters)
+            if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
+                self.session.note_once(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
+            return self._listing([hit.row for hit in hits.found], hits)
+        if far:
+            raise UsageProblem("`--far` is for the library; a server decides what it shows")
+        from adapterhub.distribution.hub import PAGE, Search
+
+        hub = searchable(self.session, remote, token)
+        found = search_server(self.session, hub, asked, Search(**filters, by=by, limit=limit or PAGE))
+        whys = [why_text(one.hit.matched) for one in found]
+        columns = (*SERVER_COLUMNS, *(["why"] if any(whys) else []))
+        rows = [(one, (*_server_cells(one), why)[: len(columns)]) for one, why in zip(found, whys, strict=True)]
+        return Listing("adapter", columns, rows, attrgetter("hit"))
+
+    def _listing(self, rows: Sequence[BuildRow], hits: Hits | None = None) -> Listing[Installed]:
+        bases = ask(self.session, lambda index: index.aliases())
+        named = aliases_by_build(self.session)
+        columns: tuple[str, ...] = COLUMNS
+        cells: list[tuple[object, ...]] = [cells_of(row, bases) for row in rows]
+        if any((row.full_name, row.digest) in named for row in rows):
+            columns = (*columns, "aliases")
+            cells = [(*each, ",".join(_named(named, row))) for each, row in zip(cells, rows, strict=True)]
+        if hits is not None and any(hit.matched for hit in hits.found):
+            columns = (*columns, *(["near"] if hits.by == "meaning" else []), "why")
+            whys = ((*near_text(hit.score, hits.by), why_text(hit.matched)) for hit in hits.found)
+            cells = [(*each, *why) for each, why in zip(cells, whys, strict=True)]
+        document = partial(_document, root=self.session.root, by=hits and hits.by, bases=bases, named=named)
+        shown_rows = zip(rows if hits is None else hits.found, cells, strict=True)
+        return Listing("adapter", columns, [*shown_rows], partial(_read, self), document)
+
+
+def searching_of(session: Session, reports: Face) -> Searching:
+    """What the index of the session's library answers; it reports to `reports`."""
+    searching = Searching()
+    searching.session, searching.reports = session, reports
+    return searching
+
+
+def _read(searching: Searching, one: BuildRow | Hit) -> Installed:
+    """The build of a row, which a search may have found."""
+    row: BuildRow = getattr(one, "row", one)  # type: ignore[arg-type]  # a hit has one
+    return searching.session.library.build_of(row)
+
+
+def _document(one: BuildRow | Hit, *, root: Path, by: str | None, bases: _Bases, named: _Aliases) -> Listed:
+    from adapterhub.api.listed import listed
+
+    row: BuildRow = getattr(one, "row", one)  # type: ignore[arg-type]  # a hit has one
+    return listed(one, root=root, by=by, base=base_name(row, bases), aliases=_named(named, row))
+
+
+def _named(named: _Aliases, row: BuildRow) -> Sequence[str]:
+    return named.get((row.full_name, row.digest), ())
+
+
+# ---------------------------------------------------------------- for other programs
+def _folders_of_project(session: Session, folder: Path) -> list[AdapterFolder]:
+    """The adapters in the project's `adapters/`, under their names there; warns about missing ones."""
+    from adapterhub.core.disk.home import ADAPTERS_FOLDER
+    from adapterhub.projects.builds import ensure_admissible
+    from adapterhub.projects.lock.lockfile import read_lock
+
+    entries = read_lock(folder).entries.values()
+    places = {entry.key: folder / ADAPTERS_FOLDER / entry.key for entry in entries}
+    ensure_admissible(session.library, entries, folders=places)
+    missing = [entry.key for entry in entries if entry.group is None and not places[entry.key].is_dir()]
+    if missing:
+        session.out.warn(f"missing from `{ADAPTERS_FOLDER}/`: {', '.join(missing)}; run `adapt sync`")
+    found = [_folder(one.key, places[one.key], one) for one in entries if places[one.key].is_dir()]
+    return sorted(found, key=lambda one: one.name)
+
+
+def _folders_of_library(session: Session, rows: Sequence[BuildRow]) -> list[AdapterFolder]:
+    """Installed builds that are not yanked; builds that share a name also get their version and rank in it."""
+    from adapterhub.library.admission.admission import Admission
+
+    library = session.library
+    rows = list(_not_yanked(session, library, rows))
+    admission = Admission(library)
+    restricted = [row for row in rows if admission.restricts(row.namespace or None)]
+    builds = library.still_in(session.root / row.folder for row in restricted)
+    admission.ensure_all_usable((build, None) for build in builds)
+    count = Counter(row.full_name for row in rows)
+    named = Counter(_long_name(row) for row in rows)
+
+    def name(row: BuildRow) -> str:
+        if count[row.full_name] == 1:
+            return row.full_name
+        return _long_name(row) if named[_long_name(row)] == 1 else f"{_long_name(row)}-{row.digest[7:19]}"
+
+    return [_folder(name(row), session.root / row.folder, row) for row in rows]
+
+
+def _not_yanked(session: Session, library: LocalLibrary, rows: Sequence[BuildRow]) -> Iterator[BuildRow]:
+    """The rows that another program may get; a warning tells of the others."""
+    noted = library.yanks.noted()
+    for row in rows:
+        builds = library.still_in([session.root / row.folder] if row.digest in noted else [])
+        reason = next((library.yanked(build) for build in builds), None)
+        if reason is None:
+            yield row
+        else:
+            session.out.warn(
+                f"left out `{_long_name(row)}`, which is yanked: {shown(reason or 'no reason given', 200)}"
+            )
+
+
+def _long_name(row: BuildRow) -> str:
+    return f"{row.full_name}-{row.version}" + (f"-r{row.rank}" if row.rank else "")
+
+
+def _folder(name: str, place: Path, build: Any) -> AdapterFolder:  # noqa: ANN401 - a row or an entry of a lock
+    from adapterhub.api.listed import AdapterFolder
+
+    path = os.path.abspath(place)  # noqa: PTH100 - keeps links: the name that the user gave stays
+    return AdapterFolder(name=name, path=path, version=build.version, digest=build.digest, rank=build.rank)
+
+
+# ---------------------------------------------------------------- the index
+def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
+    """The answer of the index, without importing the library (80 ms) unless the index has to be made again."""
+    from adapterhub.library.store.index_reader import EmptyIndex, holds_nothing
+
+    if holds_nothing(session.root):
+        return question(EmptyIndex())
+    from adapterhub.library.store.index import Index, IndexUnusable
+
+    index = Index(session.root / "index.db")
+    if index.is_current:
+        with contextlib.suppress(IndexUnusable):
+            return question(index)
+    return session.library.catalog.read(question)
+
+
+def aliases_by_build(session: Session) -> dict[tuple[str, str], list[str]]:
+    """By full name and digest, the aliases of each build; imports nothing where the library has none."""
+    if not (session.root / "aliases").is_dir():
+        return {}
+    from adapterhub.library.store.aliases import Aliases
+
+    return Aliases(session.root).by_build()
+
+
+Purpose = Literal["show", "send", "use"]
+"""What a build is looked up for: only `show` takes a yanked one without a pin; `use` applies the user's policies."""
+
+
+def find_build(
+    session: Session, spec: AdapterSpec, bounds: RankRange, *, to: Purpose, base: BaseSpec | None = None
+) -> Installed:
+    """The one installed build that `spec` names; the session tells the warnings.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
+        SignatureRefused, NamespaceBound: it is to be used, and a policy forbids that.
+    """
+    from adapterhub.distribution.choosing import find_installed, look_up
+    from adapterhub.projects.session import wanted_from
+
+    library = session.project_library
+    wanted = wanted_from(library, spec, base)
+    if to == "use":
+        return find_installed(library, spec, wanted=wanted, bounds=bounds)[0]
+    return look_up(library, spec, wanted=wanted, bounds=bounds, takes_yanked=to == "show")[0]
+
+
+def find_installed(
+    session: Session,
+    base: BaseSpec | None,
+    *,
+    by: By = "auto",
+    far: bool = False,
+    steps: Steps | None = None,
+    **filters: Any,  # noqa: ANN401 - Filters' fields
+) -> Hits:
+    """The installed builds for `base` that match `filters`, the fields of `Filters`, and why each matches the text.
+
+    Those for a text of several words come by relevance, the best 10 without a `limit`: by meaning where the model for
+    it is here, else by words. `far` is for search by meaning, which calls `steps` while it makes vectors.
+
+    Raises:
+        UsageProblem: `by` is not one of `By`, or the options do not go together.
+        NotFound, MissingExtra: `by` is `meaning`, and the model or the packages for it are not here.
+        Conflict: the registered base that is the model has other files now.
+    """
+    from adapterhub.library.store.rows import Filters
+
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
+    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
+    check_ways(query.text, by=by, all_words=query.all_words, far=far)
+    several = is_ranked(query.text, all_words=query.all_words)
+    if query.limit is None and (several or by == "meaning"):
+        query = replace(query, limit=SHOWN_BEST)
+    if by == "meaning" or (by == "auto" and several):
+        meaning = _meaning(session, needed=by == "meaning")
+        if meaning is not None:
+            limit = query.limit or SHOWN_BEST
+            return Hits(meaning.search(query.text, query, limit=limit, far=far, steps=steps), "meaning")
+    if far:
+        raise UsageProblem("`--far` is for search by meaning, whose model is not here", hint="`adapt search --setup`")
+    hits = ask(session, lambda index: index.find(query))
+    return Hits(hits, "words" if any(hit.score is not None for hit in hits) else None)
+
+
+def check_ways(text: str, *, by: str, all_words: bool, far: bool) -> None:
+    """Raise unless these ways to search go together.
+
+    Raises:
+        UsageProblem: they do not, or there is no way `by`.
+    """
+    if by not in get_args(By):
+        raise UsageProblem(f"no search by `{shown(by)}`; expected one of {', '.join(get_args(By))}")
+    if all_words and by == "meaning":
+        raise UsageProblem("`--all-words` looks for words, `--meaning` does not; give one of them")
+    if far and (all_words or by == "words"):
+        raise UsageProblem("`--far` is for search by meaning; leave out `--words` and `--all-words`")
+    if (far or by == "meaning") and not text.strip():
+        raise UsageProblem(
+            "search by meaning needs a text", hint='for example `adapt search --meaning "who pays for the damage"`'
+        )
+
+
+def _meaning(session: Session, *, needed: bool) -> Meaning | None:
+    """Search by meaning, where its model is; looking for it imports no numpy."""
+    from adapterhub.core.extras import missing
+    from adapterhub.library.find.meaning import Meaning, model_folder
+
+    folder = model_folder(session.root, ask(session, lambda index: index.bases()))
+    if folder is None and needed:
+        raise NotFound(
+            "search by meaning needs the model all-MiniLM-L6-v2, which is not here",
+            hint="`adapt search --setup` gets it once (84 MB); `--words` searches without it",
+        )
+    if folder is None or (missing("find") and not needed):
+        return None
+    return Meaning(session.library, folder)
+
+
+def is_ranked(text: str, *, all_words: bool = False) -> bool:
+    """Whether a search for `text` orders by relevance: one word alone is looked for as the beginning of a word."""
+    return len(text.split()) > 1 and not all_words
+
+
+def search_installed(
+    session: Session,
+    base: BaseSpec | None,
+    *,
+    names: Sequence[str] = (),
+    sort: str = "name",
+    reverse: bool = False,
+    **filters: Any,  # noqa: ANN401 - Filters' fields
+) -> list[BuildRow]:
+    """The builds of `find_installed` that match one of `names`.
+
+    Each of `names` is a pattern for the whole name, such as `legal-*`, or a part of it; without `names`, all match.
+
+    Raises:
+        UsageProblem: `sort` is none of `SORTS`.
+    """
+    if sort not in SORTS:
+        raise UsageProblem(f"no order `{shown(sort)}`; expected one of {', '.join(SORTS)}")
+    rows = [hit.row for hit in find_installed(session, base, **filters).found]
+    if names:
+        rows = [row for row in rows if any(_has_name(row, name.lower()) for name in names)]
+    if sort != "name":  # the index sorts by name
+        rows.sort(key=SORTS[sort])
+    return rows[::-1] if reverse else rows
+
+
+def _has_name(row: BuildRow, wanted: str) -> bool:
+    if any(mark in wanted for mark in "*?["):
+        return fnmatchcase(row.full_name, wanted) or fnmatchcase(row.name, wanted)
+    return wanted in row.full_name
+
+
+def method_text(method: Sequence[str]) -> str:
+    """A method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`.
+
+    Says of a method that nothing here can put on a model.
+    """
+    from adapterhub.formats.peft.methods import attaches
+
+    kind, *marks = [mark.lower() for mark in method if mark not in _PATTERNS] or [""]
+    rest = [str(len(marks) - 1)] if len(marks) > 1 else []
+    return "+".join([kind, *marks[:1], *rest]) + ("" if attaches(method) else " (cannot be attached)")
+
+
+def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
+    """The fingerprints that count as `base`, or its Hub id when only the name is known."""
+    known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
+    if base.kind == "alias" and base.text in known:
+        return ask(session, lambda index: index.equivalents(known[base.text])), ""
+    from adapterhub.library.bases.requested import requested_base
+
+    library = session.library
+    wanted = requested_base(base, library.bases)
+    assert wanted is not None
+    if wanted.record is not None:
+        weights = wanted.record.fingerprint.weights
+        if weights in known.values():
+            return ask(session, lambda index: index.equivalents(weights)), ""
+        return library.catalog.declared_like(wanted.record.fingerprint), ""
+    if wanted.digest_prefix is not None:
+        declared = ask(session, lambda index: index.declared_bases())
+        return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
+    return None, wanted.hub_id or ""
+
+
+def base_name(row: BuildRow, aliases: Mapping[str, str]) -> str:
+    """The base of a build as one types it here, `unknown` without one."""
+    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
+
+
+def cells_of(row: BuildRow, aliases: Mapping[str, str]) -> tuple[object, ...]:
+    """The cells of a build below `COLUMNS`."""
+    size = size_text(row.size_bytes)
+    return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, _method_cell(row.method), size
+
+
+@cache
+def _method_cell(method: str) -> str:
+    return method_text(method.split(","))  # a thousand adapters have a few methods
+
+
+def why_text(matched: Matched | None) -> str:
+    """Why a search found a build, for one column: the part that matched and how it begins."""
+    return "" if matched is None else f"{matched.part} “{shown(matched.text, 60)}”"
+
+
+def near_text(score: float | None, by: str | None) -> tuple[str, ...]:
+    """The score of a search by meaning, for one column, and whether that is far."""
+    if by != "meaning" or score is None:
+        return ()
+    from adapterhub.formats.meaning.texts import FAR
+
+    return (f"{score:.2f}" + (" far" if score < FAR else ""),)
+
+
+class SearchableSource(Protocol):
+    """A server that can be searched."""
+
+    @property
+    def place(self) -> str:
+        """Its URL."""
+
+    def search(self, search: Search) -> list[SearchHit]:
+        """What it lists for `search`."""
+
+
+def searchable(session: Session, remote: str | None, token: str | None) -> SearchableSource:
+    """The server that `--remote` names, else the default one.
+
+    Raises:
+        UsageProblem: it is a place that cannot be searched.
+    """
+    from adapterhub.projects.session import hub_of
+
+    source: Any = session.named_source(session.remote(remote), remote, token=token, offline=False)
+    found: SearchableSource = source if hasattr(source, "search") else hub_of(source)
+    return found
+
+
+def _server_cells(one: FoundThere) -> tuple[object, ...]:
+    """The cells below `SERVER_COLUMNS`."""
+    hit = one.hit
+    return hit.repo, hit.name, hit.version, one.base, one.fits, hit.task, hit.rank, method_text(hit.method)
+
+
+def search_server(session: Session, hub: SearchableSource, base: BaseSpec | None, search: Search) -> list[FoundThere]:
+    """What the server lists, with how its base is known to be `base`: by its weights, then by its Hub id."""
+    bases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
+
+    from adapterhub.api.listed import FoundThere
+
+    def found_there(hit: SearchHit, fits: str) -> FoundThere:
+        weights = hit.base_weights or ""
+        return FoundThere(hit=hit, fits=fits, base=bases.get(weights) or hit.base_hub_id or weights[7:19] or "unknown")
+
+    if base is None:
+        return [found_there(hit, "") for hit in hub.search(search)]
+    from adapterhub.library.bases.requested import requested_base
+
+    wanted = requested_base(base, session.library.bases)
+    assert wanted is not None  # `base` is given
+    record = wanted.record
+    weights = record.fingerprint.weights if record else wanted.digest_prefix or ""
+    hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
+    found: dict[str, FoundThere] = {}
+    if weights:
+        hits = hub.search(replace(search, base_weights=weights))
+        found = {hit.repo: found_there(hit, BY_WEIGHTS) for hit in hits}
+    if hub_id:
+        for hit in hub.search(replace(search, base_hub_id=hub_id)):
+            # A build for other weights of the same name does not match.
+            if hit.repo not in found and (not weights or hit.base_weights is None):
+                found[hit.repo] = found_there(hit, BY_NAME)
+    return list(found.values())[: search.limit]
