@@ -40,7 +40,7 @@ from adapterhub_registry.api.hub import missing as hub_missing
 from adapterhub_registry.api.hub import routes as hub_api
 from adapterhub_registry.api.hub import upload as hub_upload
 from adapterhub_registry.api.hub import xet
-from adapterhub_registry.api.hub.threads import MOST, ThreadedRoute, Threads
+from adapterhub_registry.api.hub.threads import MOST, Threads
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.derived import worker
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
@@ -133,14 +133,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     for module in (hub_info, adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
         app.router.routes += module.router.routes
     app.state.threads = Threads(MOST)
-    soon = {
-        "/api/models": hub_info.list_models,
-        f"{ADAPT_PREFIX}v1/adapters": adapt_api.search_soon,
-        **dict.fromkeys(hub_info.INFO, hub_info.repo_info),
-        hub_info.HISTORY: hub_info.list_commits,
-    }
-    threaded = [ThreadedRoute(path, answer, app.state.threads) for path, answer in soon.items()]
-    app.router.routes[:0] = [hub_files.FilesRoute(app.state.threads), *threaded]
+    app.router.routes.insert(0, hub_files.SOONEST)
     app.state.pages = add_pages(app, registry)
     registry.repos.reserved |= _first_words(app) - {
         FIRST_USER

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
-from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
 from adapterhub.formats.administration import NewToken, Token
@@ -57,6 +56,7 @@ from adapterhub_registry.api.context import (
     user_of,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.api.hub.threads import ThreadedRoute
 from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
 from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
@@ -84,32 +84,37 @@ def info(registry: RegistryOf) -> Info:
     return info_of(registry)
 
 
-@router.get("/adapters", responses=_MISSING)
-def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
+def search(request: Request) -> Response:
     """Adapters that meet all conditions, one for each repository: newest first, or at most 200 by relevance."""
-    with registry.db.read() as connection:
-        return _search(registry, connection, caller, query)
-
-
-def search_soon(request: Request) -> Response:
-    """As `search`, without the framework's dependencies, which would take a third of its time."""
     registry: Registry = request.app.state.registry
     with reading(request, registry) as (connection, caller):
-        page = _search(registry, connection, caller, query_of(request, SearchQuery))
-    return Response(dumped(page), media_type="application/json")
+        query = query_of(request, SearchQuery)
+        registry.repos.check_may_read(caller)
+        asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
+        wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
+        rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
+        page = found.search_adapters(connection, wanted, registry.repos.sight(caller), rank)
+        answer = AdapterPage(
+            adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
+            by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
+            next_cursor=sealed_cursor(registry, page.next_cursor),
+        )
+    return Response(dumped(answer), media_type="application/json")
 
 
-def _search(registry: Registry, connection: Connection, caller: Caller, query: SearchQuery) -> AdapterPage:
-    registry.repos.check_may_read(caller)
-    asked = query.model_dump(exclude={"rank_by", "by"}) | {"cursor": opened_cursor(registry, query.cursor)}
-    wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
-    rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
-    page = found.search_adapters(connection, wanted, registry.repos.sight(caller), rank)
-    return AdapterPage(
-        adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
-        by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
-        next_cursor=sealed_cursor(registry, page.next_cursor),
-    )
+def _documented(query: Annotated[SearchQuery, Query()]) -> None:
+    """The parameters of `search` for the OpenAPI document."""
+
+
+router.add_api_route(
+    "/adapters",
+    search,
+    methods=["GET"],
+    response_model=AdapterPage,
+    responses=_MISSING,
+    dependencies=[Depends(_documented)],
+    route_class_override=ThreadedRoute,
+)
 
 
 @router.post("/adapters/{namespace}/{name}/yank", responses={**_FORBIDDEN, **_MISSING, **_BODY})

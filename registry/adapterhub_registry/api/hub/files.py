@@ -34,7 +34,7 @@ from adapterhub_registry.api.context import (
     next_link,
 )
 from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.api.hub.threads import ThreadedRoute, Threads
+from adapterhub_registry.api.hub.threads import ThreadedRoute
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
@@ -204,7 +204,6 @@ def file_facts(entry: FileEntry) -> dict[str, Any]:
 RESOLVE: Final = "/{namespace}/{name}/resolve/{rev}/{path:path}"
 
 
-@router.api_route(RESOLVE, methods=["GET", "HEAD"])
 def resolve(request: Request) -> Response:
     """A file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
     registry: Registry = request.app.state.registry
@@ -282,15 +281,16 @@ class _FileAnswer(Response):
 class FilesRoute(ThreadedRoute):
     """`resolve` before all other routes."""
 
-    def __init__(self, threads: Threads) -> None:
-        super().__init__(RESOLVE, resolve, threads, ("GET", "HEAD"))
-
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether this is a file of a repository; the other routes have the namespaces that none may have."""
         found, inner = super().matches(scope)
         if found is Match.FULL and inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
             return Match.NONE, {}
         return found, inner
+
+
+SOONEST: Final = FilesRoute(RESOLVE, resolve, methods=["GET", "HEAD"], include_in_schema=False)
+router.add_api_route(RESOLVE, resolve, methods=["GET", "HEAD"], route_class_override=ThreadedRoute)
 
 
 def _stands_for_download(database: Database, found: commits.FoundFile, path: str, counter: str) -> bool:

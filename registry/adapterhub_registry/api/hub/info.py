@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from html import escape
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from fastapi import Request
@@ -29,6 +29,7 @@ from adapterhub_registry.api.context import (
     sealed_cursor,
 )
 from adapterhub_registry.api.hub import model_info
+from adapterhub_registry.api.hub.threads import ThreadedRoute
 from adapterhub_registry.database.trees.nodes import read_node, unpack
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT, RepoId, known_repo_id
@@ -36,7 +37,7 @@ from adapterhub_registry.repos import adapters, card, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import MAX_PAGE, SORTS, Listing, list_repos
 
-router = hub_router()
+router = hub_router(ThreadedRoute)
 HISTORY_PAGE = 50
 LIST_PAGE = 100
 FILES_OF_PAGE = 20_000
@@ -97,10 +98,7 @@ class ListQuery(BaseModel):
 
 @router.get("/api/models")
 def list_models(request: Request) -> Response:
-    """One page of repositories; `Link` leads to the next. A page with files ends at `FILES_OF_PAGE`, too.
-
-    Like `resolve`, it does without the framework's dependencies, which would take a third of its time.
-    """
+    """One page of repositories; `Link` leads to the next. A page with files ends at `FILES_OF_PAGE`, too."""
     registry: Registry = request.app.state.registry
     with reading(request, registry) as (connection, caller):
         base, query = base_of(request, registry), query_of(request, ListQuery)
@@ -135,11 +133,8 @@ class InfoQuery(BaseModel):
     expand: list[str] = []
 
 
-INFO: Final = ("/api/models/{namespace}/{name}", "/api/models/{namespace}/{name}/revision/{rev}")
-
-
-@router.get(INFO[0])
-@router.get(INFO[1])
+@router.get("/api/models/{namespace}/{name}")
+@router.get("/api/models/{namespace}/{name}/revision/{rev}")
 def repo_info(request: Request) -> Response:
     """Everything about a repository at a revision; with `expand`, only the selected members."""
     registry: Registry = request.app.state.registry
@@ -193,10 +188,7 @@ class HistoryQuery(BaseModel):
     expand: list[str] = Field(default=[], alias="expand[]")
 
 
-HISTORY: Final = "/api/models/{namespace}/{name}/commits/{rev}"
-
-
-@router.get(HISTORY)
+@router.get("/api/models/{namespace}/{name}/commits/{rev}")
 def list_commits(request: Request) -> Response:
     """List a revision and its ancestors, newest first; `Link` leads to the next page."""
     registry: Registry = request.app.state.registry
