@@ -21,14 +21,15 @@ from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reading import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, VersionLine
 from adapterhub.pages.values.common import Badge, Link, Snippet
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, repo_tags
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.files import file_line, repo_of, text_of
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import adapter_search, commits
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.results.results import StoredResult, results_on
@@ -45,12 +46,13 @@ MAX_ANSWER_CHARACTERS: Final = 1000
 _EPOCH: Final = dt.date(1970, 1, 1)
 
 
-def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) -> AdapterPage:
+def adapter_page(here: Visit, repo: str, asked: Asked) -> AdapterPage:  # noqa: ARG001 - the page has no parameters here
     """The newest version of an adapter that is not yanked; without any version, the head of `main`.
 
     Where all versions are yanked, it shows the newest, says so, and has no lines to copy. Card, answers and files'
     content need the right to read the files.
     """
+    registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         row = repo_of(registry, connection, caller, repo)
         try:
@@ -90,7 +92,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         facts=tuple(_facts(facts)) if facts is not None else (),
         versions=versions,
         note=_note(released) if released and not usable else "",
-        snippets=tuple(_snippets(name, facts, address)) if facts is not None and (usable or not released) else (),
+        snippets=tuple(_snippets(name, facts, here.address)) if facts is not None and (usable or not released) else (),
         files=tuple(file_line(name, revision, entry) for entry in entries),
         more_files=max(totals.files - len(entries), 0),
         answers=tuple(_answers(contract)) if contract is not None else (),
@@ -100,7 +102,7 @@ def adapter_page(registry: Registry, caller: Caller, repo: str, address: str) ->
         ),
         commit=commit,
         modified_at=row.modified_at,
-        links=tuple(_links(name, facts)),
+        links=tuple(_links(here, name, facts)),
         feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
     )
 
@@ -167,13 +169,15 @@ def _note(released: Sequence[Row[Any]]) -> str:
     return f"Every version is yanked; the newest, {released[0].released_as}: {released[0].yanked_reason}"
 
 
-def _links(repo: str, facts: Row[Any] | None) -> Iterator[Link]:
+def _links(here: Visit, repo: str, facts: Row[Any] | None) -> Iterator[Link]:
     if facts is not None:
         yield Link(text="Weights", url=f"/{repo}/{getattr(facts, 'released_as', MAIN)}")
         yield Link(text="Lineage", url=f"/lineage/{repo}")
         yield Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}")
         if facts.base_sha256:
             yield Link(text="Base", url=f"/base/{facts.base_sha256}")
+    if here.viewer.is_admin:
+        yield Link(text="Yank or delete", url=f"/admin-adapter?{urlencode({'repo': repo})}")
 
 
 def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:

@@ -22,11 +22,11 @@ from adapterhub.pages.values.admin import (
 )
 from adapterhub_registry.access.refusals import KEPT, refusal_records
 from adapterhub_registry.access.tokens import ROLES, Caller
-from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import blobs
 from adapterhub_registry.errors import Refusal, busy, forbidden, unauthorized
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import adapter_search, adapters, quotas
 from adapterhub_registry.upkeep.space import free_space
 
@@ -50,8 +50,9 @@ def check_admin(caller: Caller) -> str:
 
 
 # ---------------------------------------------------------------- users and tokens
-def users_page(registry: Registry, caller: Caller, *, made: str | None = None, problem: str = "") -> UsersPage:
+def users_page(here: Visit, *, made: str | None = None, problem: str = "") -> UsersPage:
     """Users and tokens, newest first, and the end of their log."""
+    registry, caller = here.registry, here.caller
     check_admin(caller)
     tokens = registry.tokens
     return UsersPage(
@@ -64,8 +65,9 @@ def users_page(registry: Registry, caller: Caller, *, made: str | None = None, p
     )
 
 
-def change_tokens(registry: Registry, caller: Caller, asked: Asked) -> UsersPage | Elsewhere:
+def change_tokens(here: Visit, asked: Asked) -> UsersPage | Elsewhere:
     """Create a token, which the page shows once, or revoke one or all of a user."""
+    registry, caller = here.registry, here.caller
     tokens, form = registry.tokens.by(check_admin(caller)), asked.form
     try:
         match form.get("do"):
@@ -78,15 +80,15 @@ def change_tokens(registry: Registry, caller: Caller, asked: Asked) -> UsersPage
                     label=form.get("label", "")[:200],
                     days=_number(form["days"], "days") if form.get("days") else None,
                 )
-                return users_page(registry, caller, made=made)
+                return users_page(here, made=made)
             case "revoke":
                 tokens.revoke(_number(form.get("number", ""), "number"))
             case "revoke-user":
                 if form.get("confirmed", "").strip() != form.get("user"):
-                    return users_page(registry, caller, problem="the name differs; no token was revoked")
+                    return users_page(here, problem="the name differs; no token was revoked")
                 tokens.revoke_user(form.get("user", ""))
     except AdapterHubError as error:
-        return users_page(registry, caller, problem=error.message)
+        return users_page(here, problem=error.message)
     return Elsewhere(url="/admin")
 
 
@@ -97,12 +99,13 @@ def _number(text: str, what: str) -> int:
 
 
 # ---------------------------------------------------------------- space
-def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePage:
+def space_page(here: Visit, *, preview: bool) -> SpacePage:
     """Quotas, the largest namespaces, and with `preview` what a collection would remove now.
 
     Raises:
         Refusal: 503 while another page counts.
     """
+    registry, caller = here.registry, here.caller
     check_admin(caller)
     if not _counting.acquire(blocking=False):
         raise busy("another page counts the space; try again")
@@ -127,15 +130,17 @@ def space_page(registry: Registry, caller: Caller, *, preview: bool) -> SpacePag
 
 
 # ---------------------------------------------------------------- refusals
-def refusals_page(registry: Registry, caller: Caller, user: str) -> RefusalsPage:
+def refusals_page(here: Visit, user: str) -> RefusalsPage:
     """The newest refused changes."""
+    registry, caller = here.registry, here.caller
     check_admin(caller)
     return RefusalsPage(refusals=tuple(refusal_records(registry.db, user=user)), user=user, kept=KEPT)
 
 
 # ---------------------------------------------------------------- yank and delete
-def handled_page(registry: Registry, caller: Caller, repo: str, *, problem: str = "") -> HandledPage:
+def handled_page(here: Visit, repo: str, *, problem: str = "") -> HandledPage:
     """The versions of one repository; the empty form without one, or for a name that no repository has."""
+    registry, caller = here.registry, here.caller
     check_admin(caller)
     if not repo:
         return HandledPage(repo="", problem=problem)
@@ -161,15 +166,16 @@ def handled_page(registry: Registry, caller: Caller, repo: str, *, problem: str 
     return HandledPage(repo=row.full_name, versions=versions, problem=problem)
 
 
-def withdraw(registry: Registry, caller: Caller, asked: Asked) -> HandledPage | Elsewhere:
+def withdraw(here: Visit, asked: Asked) -> HandledPage | Elsewhere:
     """Yank a version, take a yank back, or delete the repository whose name was typed again."""
+    registry, caller = here.registry, here.caller
     check_admin(caller)
     repo, form = asked.query.get("repo", ""), asked.form
     what, version, reason = form.get("do"), form.get("version", ""), form.get("reason", "").strip()
     if what == "yank" and not 0 < len(reason) <= _REASON_CHARACTERS:
-        return handled_page(registry, caller, repo, problem=f"why? expected 1 to {_REASON_CHARACTERS} characters")
+        return handled_page(here, repo, problem=f"why? expected 1 to {_REASON_CHARACTERS} characters")
     if what == "delete" and form.get("confirmed", "").strip() != repo:
-        return handled_page(registry, caller, repo, problem="the name differs; nothing was deleted")
+        return handled_page(here, repo, problem="the name differs; nothing was deleted")
     try:
         repo_id = known_repo_id(*_split(repo))
         with registry.db.begin() as connection:
@@ -182,7 +188,7 @@ def withdraw(registry: Registry, caller: Caller, asked: Asked) -> HandledPage | 
             elif what == "unyank":
                 adapters.unyank(connection, row, version)
     except Refusal as refusal:
-        return handled_page(registry, caller, repo, problem=refusal.message)
+        return handled_page(here, repo, problem=refusal.message)
     return Elsewhere(url=asked.url)
 
 

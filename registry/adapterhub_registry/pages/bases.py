@@ -12,13 +12,13 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.errors import shown
 from adapterhub.pages.values.weights import BasePage, MapPoint, RelatedBase
 from adapterhub_registry.access.seen import SEEN
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, repos
 from adapterhub_registry.database.derived_tables import sketches
 from adapterhub_registry.derived.alike import DIGITS
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.search import lines
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, SHOWN
 
 MOST_POINTS: Final = 150
@@ -28,12 +28,13 @@ LISTED: Final = 20
 MOST_NAMES: Final = 20
 
 
-def base_page(registry: Registry, caller: Caller, fingerprint: str) -> BasePage:
+def base_page(here: Visit, fingerprint: str) -> BasePage:
     """A base that some adapter of the caller's names.
 
     Raises:
         Refusal: 404 for a malformed digest, or one without an adapter that the caller may see.
     """
+    registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
         sha256 = _whole(connection, fingerprint, visible)

@@ -24,6 +24,7 @@ from adapterhub_registry.database.derived_tables import derived
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import adapter_search, commits
 
 
@@ -119,8 +120,9 @@ def license_of(row: Row[Any]) -> str | None:
     return ", ".join(text for text in texts if isinstance(text, str))[:200] or None
 
 
-def build_page(registry: Registry, caller: Caller, repo: str, version: str) -> BuildPage:
+def build_page(here: Visit, repo: str, version: str) -> BuildPage:
     """The figures of one build."""
+    registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, repo, version)
         state, reason, record = record_of(connection, build.row)

@@ -12,7 +12,6 @@ from sqlalchemy import select
 from adapterhub.core.digests import strict_json
 from adapterhub.pages.changes import changed
 from adapterhub.pages.values.files import Change, CommitPage, FileChange
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.db import releases
@@ -20,6 +19,7 @@ from adapterhub_registry.database.trees.nodes import FileEntry, key_of
 from adapterhub_registry.database.trees.trees import EMPTY, Tree
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.pages.files import repo_of, url_of
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
 
 MAX_FILES: Final = 100
@@ -27,8 +27,9 @@ MAX_VALUES: Final = 200
 MAX_CONFIG_BYTES: Final = 256 << 10
 
 
-def commit_page(registry: Registry, caller: Caller, repo: str, revision: str, before: str | None) -> CommitPage:
+def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> CommitPage:
     """A commit against `before`, or against its parent. The values of configs need the right to read the files."""
+    registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         row = repo_of(registry, connection, caller, repo)
         commit_id = commits.find_commit(connection, row, revision)

@@ -12,7 +12,6 @@ from adapterhub.pages.changes import changed
 from adapterhub.pages.figures import compared, contract_words, weight_of, with_commands
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.weights import Compared, ComparePage
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.trees.trees import Tree
 from adapterhub_registry.derived.worker import files_of, open_build
@@ -20,6 +19,7 @@ from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.adapter import contract_of
 from adapterhub_registry.pages.builds import badges_of, find_build, record_of
 from adapterhub_registry.pages.commit import config_of
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ TIME_S: Final = 20.0
 _SPEC: Final = "expected NAMESPACE/NAME, NAMESPACE/NAME==VERSION or NAMESPACE/NAME@REVISION"
 
 
-def compare_page(registry: Registry, caller: Caller, asked: Asked) -> ComparePage:
+def compare_page(here: Visit, asked: Asked) -> ComparePage:
     """The comparison that the query asks for; the form alone without both builds.
 
     Raises:
         Refusal: 503 while another comparison of these two runs, or many others.
     """
+    registry, caller = here.registry, here.caller
     named = [asked.query.get(key, "").strip() for key in "ab"]
     weights = [weight_of(asked.query.get(key, "")) for key in ("wa", "wb")]
     if not all(named):

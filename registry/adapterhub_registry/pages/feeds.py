@@ -9,20 +9,20 @@ from sqlalchemy import select
 
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import Feed, FeedEntry
-from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.conditions import Condition, met, rarest
 from adapterhub_registry.database.db import adapters, releases, repos
 from adapterhub_registry.database.search_tables import Unindexed, among
 from adapterhub_registry.errors import bad_request
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos.adapter_search import BASE_DIGEST, AdapterQuery, conditions_of
 from adapterhub_registry.repos.search import of_namespace
 
 ENTRIES: Final = 50
 
 
-def feed(registry: Registry, caller: Caller, asked: Asked, address: str) -> Feed:
+def feed_of(here: Visit, asked: Asked) -> Feed:
     """The newest events of `namespace=…` or `base=…` (a hash or a name), as far as the caller may see them."""
+    registry, caller, address = here.registry, here.caller, here.address
     registry.repos.check_may_read(caller)
     namespace, base = asked.query.get("namespace", ""), asked.query.get("base", "")
     if bool(namespace) == bool(base):

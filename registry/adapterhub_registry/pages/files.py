@@ -17,6 +17,7 @@ from adapterhub_registry.api.hub.files import Folder, walk_flat
 from adapterhub_registry.database.trees.nodes import FileEntry
 from adapterhub_registry.errors import entry_not_found
 from adapterhub_registry.names import known_repo_id, parse_path
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
 
 TREE_ROWS: Final = 200
@@ -46,8 +47,9 @@ def file_line(repo: str, revision: str, entry: FileEntry | Folder, *, below: str
     return FileLine(path=entry.path, name=name, url=url, size=size, sha256=sha256, changed_at=changed_at)
 
 
-def tree_page(registry: Registry, caller: Caller, repo: str, revision: str, folder: str, after: str) -> TreePage:
+def tree_page(here: Visit, repo: str, revision: str, folder: str, after: str) -> TreePage:
     """A folder of a revision, `TREE_ROWS` lines at a time."""
+    registry, caller = here.registry, here.caller
     if folder:
         parse_path(folder)
     with registry.db.read() as connection:
@@ -70,8 +72,9 @@ def tree_page(registry: Registry, caller: Caller, repo: str, revision: str, fold
     )
 
 
-def blob_page(registry: Registry, caller: Caller, repo: str, revision: str, path: str) -> BlobPage:
+def blob_page(here: Visit, repo: str, revision: str, path: str) -> BlobPage:
     """A file, with its text where it is short and UTF-8."""
+    registry, caller = here.registry, here.caller
     name, commit_id, entry = _file(registry, caller, repo, revision, path)
     text, why_not = None, ""
     if entry.size > MAX_TEXT_BYTES:
@@ -94,8 +97,9 @@ def blob_page(registry: Registry, caller: Caller, repo: str, revision: str, path
     )
 
 
-def raw_file(registry: Registry, caller: Caller, repo: str, revision: str, path: str) -> RawFile:
+def raw_file(here: Visit, repo: str, revision: str, path: str) -> RawFile:
     """The bytes of a file. Text is what may stand in a commit itself; what goes by LFS is downloaded."""
+    registry, caller = here.registry, here.caller
     _, _, entry = _file(registry, caller, repo, revision, path)
     content = registry.blobs.open(entry.sha256)
     return RawFile(path=path, size=entry.size, is_text=not entry.lfs, etag=entry.etag, content=content)

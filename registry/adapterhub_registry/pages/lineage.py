@@ -15,13 +15,15 @@ from adapterhub_registry.database.db import adapters, places, releases, repos, s
 from adapterhub_registry.database.derived_tables import parents
 from adapterhub_registry.derived.alike import FLOOR
 from adapterhub_registry.pages.builds import Build, find_build, license_of, related
+from adapterhub_registry.pages.visit import Visit
 
 MOST_ANCESTORS: Final = 64
 MOST_LISTED: Final = 100
 
 
-def lineage_page(registry: Registry, caller: Caller, repo: str, version: str) -> LineagePage:
+def lineage_page(here: Visit, repo: str, version: str) -> LineagePage:
     """The relatives of one build that the caller may see; those that it names and that are hidden have no address."""
+    registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, repo, version)
         seen = _Seen(registry, connection, caller)

@@ -18,18 +18,19 @@ from adapterhub.core.digests import hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.relevance import question_words
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
 from adapterhub.pages.values.common import Badge, Link
-from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.context import Registry, opened_cursor, sealed_cursor
+from adapterhub_registry.api.context import opened_cursor, sealed_cursor
 from adapterhub_registry.database.conditions import Condition, Met, after, holding, met, narrowed
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Numbers, numbers_of
 from adapterhub_registry.database.result_tables import results, test_keys
 from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
+from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
 from adapterhub_registry.repos.adapter_search import (
     BASE_DIGEST,
@@ -50,7 +51,6 @@ _ORDERS: Final[dict[Order, tuple[str, Column[Any]]]] = {
     "changed": ("Last changed first", repos.c.modified_at),
     "downloads": ("Most downloads first", repos.c.downloads),
 }
-_METHODS: Final = ("LORA", "ADALORA", "BOFT", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "SHIRA", "VERA")
 _ANY: Final = ("", "any")
 _STATES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "signed": (_ANY, ("yes", "with a signature"), ("no", "without one")),
@@ -92,8 +92,9 @@ class _Wanted:
         return f"/?{urlencode(kept)}" if kept else "/"
 
 
-def search_page(registry: Registry, caller: Caller, asked: Asked, config: bytes | None) -> SearchPage:
+def search_page(here: Visit, asked: Asked, config: bytes | None = None) -> SearchPage:
     """The adapters that match, `PAGE_ROWS` at a time; those that the caller may not see do not count."""
+    registry, caller = here.registry, here.caller
     registry.repos.check_may_read(caller)
     names = ("q", "base", "task", "rank", "method", "license", *_STATES, "sort", "cursor")
     wanted = _Wanted(given={name: asked.query[name] for name in names if name in asked.query})
@@ -231,7 +232,7 @@ def _facets(wanted: _Wanted) -> tuple[Facet, ...]:
         Facet(name=name, label=name.capitalize().replace("License", "Licence"), value=wanted.get(name), hint=hint)
         for name, hint in _HINTS.items()
     ]
-    chosen = {"method": (_ANY, *((name, name) for name in _METHODS)), **_STATES}
+    chosen = {"method": (_ANY, *((name, name) for name in METHODS)), **_STATES}
     choices = [
         Facet(
             name=name,
