@@ -34,7 +34,7 @@ def fill(folder: Path) -> adapterhub.Library:
     library.add_base(smollm2_base(), "smollm2-135m")
     for name, (task, text) in ABOUT.items():
         library.add(SHIPPED / name, text, name=name, version="1.0.0", task=task, base="smollm2-135m", license="MIT")
-    library.merge({"json": 0.3, "pirate": 0.7}, name="pirate-orders", base="smollm2-135m")
+    library.merge({"json": 0.3, "pirate": 0.7}, output="pirate-orders", base="smollm2-135m")
     return library
 
 

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from adapterhub.api.steps.trying import Tried
     from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.audit import Audited
-    from adapterhub.library.find.likeness import Group, Likeness
+    from adapterhub.library.find.likeness import Likeness, LikenessGroups
     from adapterhub.library.identify import Identity, LoraFiles
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.uses import Use
     from adapterhub.trust.verify import Report
-    from adapterhub.weights.compare.difference import Difference
 
 
 @parsed
@@ -222,91 +221,55 @@ class WithInspection(OpenedLibrary):
             self.session, words, on, found, path_of(examples), left_out=left_out, agree=agree, bars=self.reports
         )
 
-    @extra_named("`Library.similar`")
-    def similar(self, adapter: AdapterLike, *, above: Cosine = 0.5, parents: bool = True) -> Likeness:
-        """The installed adapters whose update is like that of one, and those that it is a sum of.
-
-        Args:
-            adapter: an installed adapter (a spec or a build), or a folder.
-            above: the least cosine to list, from 0 to 1.
-            parents: also look for the adapters that it is a weighted sum of.
-
-        Returns:
-            `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`.
-
-        Raises:
-            MalformedConfig, MalformedTensorFile: the files of a folder cannot be read.
-            AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
-            UnsupportedAdapter: it has no update to compare: another method, or zeros.
-        """
-        from adapterhub.api.steps.finding import build_or_folder
-        from adapterhub.library.find.likeness import similar_to
-
-        subject = adapter if isinstance(adapter, Installed) else build_or_folder(self.session, text_of(adapter))
-        with self.reports.progress("sketch", None, unit="adapters") as progress:
-            return similar_to(self, subject, above=above, with_parents=parents, progress=progress)
-
-    def similar_on(self, spec: SpecLike, remote: str, *, above: Cosine = 0.9, token: str | None = None) -> AlikeThere:
-        """The builds on a registry whose update is like that of a release there, as the server estimates it.
-
-        Args:
-            spec: the release, such as `acme/legal-qa==1.2`; without a version, the newest.
-            remote: the server: a remote's name or a URL.
-            above: the least cosine to list, from 0.9 to 1.
-            token: access token for it.
-
-        Raises:
-            NotFound: no remote has that name.
-            AdapterNotFound: the server has no such release, or not for you.
-            UsageProblem: it does not compare updates, or `above` is out of bounds.
-        """
-        return self.session.named_hub(remote, token=token, offline=False).similar(spec_of(spec), above)
-
-    @extra_named("`Library.similar_groups`")
-    def similar_groups(self, *, above: Cosine = 0.99) -> Sequence[Group]:
-        """The installed adapters that have another one with a cosine of at least `above`, in groups.
-
-        Raises:
-            UsageProblem: `above` is not from 0.5 to 1.
-        """
-        from adapterhub.library.find.likeness import similar_groups
-
-        with self.reports.progress("sketch", None, unit="adapters") as progress:
-            return similar_groups(self, above=above, progress=progress)
-
-    @extra_named("`Library.diff`")
-    def diff(
+    def similar(
         self,
-        first: AdapterLike,
-        second: AdapterLike,
+        adapter: AdapterLike | None = None,
         *,
-        base: BaseLike | None = None,
+        above: Cosine | None = None,
+        parents: bool = True,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Difference:
-        """What is different between two adapters: files, config, manifest, and the exact difference of their updates.
+    ) -> Likeness | LikenessGroups | AlikeThere:
+        """The installed adapters whose update is like that of one, and those that it is a sum of.
 
-        What is not installed is read from a server; with `remote`, every spec is read from that server.
+        Args:
+            adapter: an installed adapter (a spec or a build), or a folder; None puts all installed ones into groups.
+            above: the least cosine to list, from 0 to 1; default: 0.5, in groups 0.99, and on a server 0.9.
+            parents: also look for the adapters that it is a weighted sum of.
+            remote: ask this registry, which estimates cosines, what is like the release `adapter` there.
+            token: access token for it.
+            offline: refuse to open a connection.
 
         Returns:
-            `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
+            `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`. For None,
+            `.groups`.
 
         Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            MalformedConfig, MalformedTensorFile: the files of a folder cannot be read.
+            AdapterNotFound, NoCompatibleRelease: nothing answers to the spec.
             NotFound: no remote has that name.
-            AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
+            UnsupportedAdapter: it has no update to compare: another method, or zeros.
+            UsageProblem: the server does not compare updates, or `above` is out of bounds there.
         """
-        from adapterhub.api.steps.sides import sides_of
-        from adapterhub.weights.compare.difference import differ
+        from adapterhub.api.steps.finding import build_or_folder
 
-        spec = base_of(base)
-        texts = [text_of(one) for one in (first, second)]
-        asked = sides_of(
-            self.session, texts, spec, library=self, remote=remote, token=token, offline=offline, bars=self.reports
-        )
-        with asked as sides, self.reports.progress("diff", None, unit="modules") as progress:
-            return differ(sides[0], sides[1], progress)
+        if remote is not None:
+            if adapter is None or not isinstance(adapter, str | Installed):
+                raise UsageProblem(
+                    "a server compares its own adapters", hint="name one of them, or leave out `--remote`"
+                )
+            hub = self.session.named_hub(remote, token=token, offline=offline)
+            return hub.similar(spec_of(adapter), 0.9 if above is None else above)
+        with extra_named("`similar`", "find"):
+            from adapterhub.library.find.likeness import similar_groups, similar_to
+
+            with self.reports.progress("sketch", None, unit="adapters") as progress:
+                if adapter is None:
+                    return similar_groups(self, above=0.99 if above is None else above, progress=progress)
+                subject = adapter if isinstance(adapter, Installed) else build_or_folder(self.session, text_of(adapter))
+                least = 0.5 if above is None else above
+                return similar_to(self, subject, above=least, with_parents=parents, progress=progress)
 
     def _build(self, spec: SpecLike) -> Installed:
         from adapterhub.api.searching import find_build

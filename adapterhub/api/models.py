@@ -3,203 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, base_of, folder_text, shares, text_of
+from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, base_of, folder_text, text_of
 from adapterhub.core.arguments import (
     Count,
-    ExportFormat,
     Guidance,
     LoadIn,
     LoadPrecision,
     ModelLike,
-    Precision,
     Seed,
     Share,
     Steps,
-    StrPath,
     Temperature,
     parsed,
-    path_of,
 )
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import BaseSpec
-from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
     import torch
 
     from adapterhub.inference.bank import AdapterBank
-    from adapterhub.inference.export import Exported
     from adapterhub.inference.generation import Answer
     from adapterhub.inference.images import Drawn
     from adapterhub.inference.loader import Attached
     from adapterhub.inference.playground import Bounds, Playground
-    from adapterhub.inference.tuning import Tuned
-    from adapterhub.weights.fuse import Fused
 
 
 @parsed
 class WithModels(OpenedLibrary):
     """Everything that puts adapters into a model, on a model, or into another program's files."""
-
-    @extra_named("`Library.fuse`")
-    def fuse(
-        self,
-        adapters: Adapters,
-        *,
-        into: StrPath,
-        weights: Sequence[float] | None = None,
-        base: BaseLike | None = None,
-        dtype: Precision | None = None,
-        allow_base_mismatch: bool = False,
-        test: bool = False,
-    ) -> Fused:
-        """Write a base with adapters added as a model of its own in the new folder `into`. No model is loaded.
-
-        Args:
-            adapters: one, several, or a mapping to weights.
-            into: the new model's folder.
-            weights: one for each adapter of a sequence; default: equal shares that sum to 1.
-            base: the base, where the specs name none.
-            dtype: precision of the new model; default: that of the base, tensor by tensor.
-            allow_base_mismatch: fuse into other weights of the same shapes.
-            test: load the new model, and keep it only if it passes the adapter's contract; of several adapters, their
-                `never` and `leave_alone` lines.
-
-        Returns:
-            `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.tests`, `.warnings`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
-            RefusedAdapter, DigestMismatch: its files are not sound.
-            Conflict: the folder exists.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
-        """
-        from adapterhub.api.steps.contracts.gating import WrittenTest
-        from adapterhub.weights.fuse import prepare
-
-        weights = shares(adapters, weights)
-        with self.reports.progress("fingerprint", None) as reading:
-            fusion = prepare(
-                adapters,
-                path_of(into),
-                library=self,
-                base=base_of(base),
-                weights=weights,
-                dtype=dtype,
-                allow_base_mismatch=allow_base_mismatch,
-                reading=reading,
-            )
-        with fusion, self.reports.progress("fuse", fusion.size_bytes) as progress:
-            for warning in fusion.warnings:
-                self.reports.warn(warning)
-            asked = WrittenTest(self, self.reports, is_model=True) if test else None
-            fused = fusion.write(progress=progress, test=asked)
-            return replace(fused, tests=tuple(asked.results)) if asked is not None else fused
-
-    @extra_named("`Library.tune`")
-    def tune(
-        self,
-        adapters: Sequence[AdapterLike],
-        examples: StrPath,
-        *,
-        on: BaseLike | None = None,
-        budget: Count | None = None,
-        seed: Seed = 0,
-        base: BaseLike | None = None,
-    ) -> Tuned:
-        """Find the weights of a sum of adapters that answer examples best, by trying them on the base.
-
-        Args:
-            adapters: what to put together.
-            examples: a file of JSON Lines, `{"prompt": …, "completion": …}` each, or the word `contracts`: the recorded
-                answers of the adapters' own contracts.
-            on: the base to try them on; default: theirs.
-            budget: how many weights to try.
-            seed: of the search.
-            base: the base, where the specs name none.
-
-        Returns:
-            `.weights`, `.base_loss`, `.loss_before`, `.loss_after`. `merge(…, tune=examples)` also merges with them.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-        """
-        from adapterhub.api.steps.combining import ingredient
-        from adapterhub.api.steps.tuning import tuned
-
-        spec = base_of(base)
-        ingredients = [ingredient(self, text_of(adapter), 1.0, spec) for adapter in adapters]
-        path = path_of(examples)
-        found = tuned(self.session, self, ingredients, path, base_of(on), budget=budget, seed=seed, bars=self.reports)
-        return found.result
-
-    @extra_named("`Library.export`")
-    def export(
-        self,
-        adapter: AdapterLike,
-        output: StrPath,
-        *,
-        format: ExportFormat,  # noqa: A002 - the option's name
-        base: BaseLike | None = None,
-        dtype: Precision | None = None,
-        ollama_base: str | None = None,
-        allow_base_mismatch: bool = False,
-        test: bool = False,
-        gguf: StrPath | None = None,
-        llama_server: str | None = None,
-    ) -> Exported:
-        """Write an adapter for another program, meaning exactly what PEFT means by it.
-
-        Args:
-            adapter: a spec, a build or a folder.
-            output: a new file for gguf, a new folder for the other formats.
-            format: `gguf`, `ollama`, `vllm`, `peft` or `merged`.
-            base: the base, where the spec names none.
-            dtype: precision of what is written; default: exact.
-            ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
-            allow_base_mismatch: take a base of the same shapes with other weights.
-            test: for gguf, merged, peft and vllm: load it again, and keep it only if it passes its contract.
-            gguf: with `test`, for gguf: the base as a GGUF file, on which llama.cpp's server is asked.
-            llama_server: that program; default: `llama-server` in PATH.
-
-        Returns:
-            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
-            RefusedAdapter, DigestMismatch: its files are not sound.
-            Conflict: the output exists.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
-            UnsupportedAdapter: the format cannot carry it; nothing was written.
-        """
-        from adapterhub.api.steps.contracts.exporting import export_test
-        from adapterhub.inference.export import export
-
-        asked = None
-        if test:
-            on, base_file = base_of(base), None if gguf is None else Path(gguf)
-            asked = export_test(self, format, on=on, gguf=base_file, llama_server=llama_server, bars=self.reports)
-        with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
-            exported = export(
-                adapter,
-                path_of(output),
-                form=format,
-                library=self,
-                base=base_of(base),
-                dtype=dtype,
-                ollama_base=ollama_base,
-                allow_base_mismatch=allow_base_mismatch,
-                test=asked,
-                progress=progress,
-            )
-        return replace(exported, tests=tuple(asked.results)) if asked is not None else exported
 
     # ------------------------------------------------------------ on a model
     @extra_named("`Library.attach`")

@@ -170,6 +170,11 @@ class OpenedLibrary(local.Library):
         self.resolve_name, self.project_alias = names.build, names.alias
         self.project_rules, self.project_bounds = self.session.project_rules, self.session.project_bounds
 
+    @property
+    def named(self) -> local.Library:
+        """This library, where a bare name is the build that the project of the session locks."""
+        return self if self.resolve_name is not None else self.session.project_library
+
     def record_of(self, base: BaseLike | None) -> BaseRecord | None:
         """The record of a base, None for None.
 

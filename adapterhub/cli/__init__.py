@@ -84,7 +84,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Find adapters with like updates, and undeclared parents",
         ),
         "alias": ("adapterhub.cli.use.alias:alias", "Give a build a moving name, and move it back"),
-        "diff": ("adapterhub.cli.inspect.diff:diff", "Show the exact differences between two adapters"),
     },
     "Projects": {
         "lock": ("adapterhub.cli.projects.lock:lock", "Resolve the project's adapters and write the lock file"),
@@ -103,7 +102,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "merge": ("adapterhub.cli.weights.merge:merge", "Merge adapters into one adapter, exactly or at a given rank"),
         "compare": (
             "adapterhub.cli.weights.compare:compare",
-            "Compare adapters and predict how well they merge",
+            "Compare adapters, predict how well they merge, or show how two differ",
         ),
         "resize": ("adapterhub.cli.weights.resize:resize", "Reduce an adapter to a lower rank and report the error"),
         "extract": ("adapterhub.cli.weights.extract:extract", "Extract a LoRA adapter from a fine-tuned model"),

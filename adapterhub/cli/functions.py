@@ -79,12 +79,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.identify": "adapterhub.library.identify:identify",
         "Library.identify_files": "adapterhub.library.identify:identify_files",
     },
-    "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
-    "similar": {
-        "Library.similar": "adapterhub.library.find.likeness:similar_to",
-        "Library.similar_groups": "adapterhub.library.find.likeness:similar_groups",
-        "Library.similar_on": "adapterhub.distribution.hub:Hub.similar",
-    },
     "lock": {"Project.lock": f"{_STEPS}.projects:lock_project"},
     "sync": {"Project.sync": f"{_STEPS}.projects:sync_project"},
     "trust": {
@@ -106,13 +100,8 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "why": {"Library.why": f"{_STEPS}.finding:meant_by", "Project.why": f"{_STEPS}.finding:meant_by"},
     "merge": {
-        "Library.merge": f"{_STEPS}.combining:combine",
-        "Library.tune": f"{_STEPS}.tuning:tuned",
+        "Library.merge": "adapterhub.weights.catalogue:describe",
     },
-    "compare": {"Library.compare": f"{_STEPS}.combining:compared"},
-    "resize": {"Library.resize": f"{_STEPS}.combining:plan_resize"},
-    "extract": {"Library.extract": "adapterhub.weights.extract:extract_into_library"},
-    "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
     "run": {
         "Library.run": "adapterhub.inference.generation:write",
         "Library.draw": "adapterhub.inference.images:draw",
@@ -126,7 +115,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "export": {
         "Library.export_router": f"{_STEPS}.find.exporting:export_router",
-        "Library.export": "adapterhub.inference.export:export",
+        "Library.export": "adapterhub.core.arguments:path_of",
         "Project.requirements": "adapterhub.projects.builds:exact_spec",
     },
     "cache": {"Library.space": "adapterhub.library.upkeep.space:space_of"},

@@ -68,11 +68,11 @@ class FileEntry(Documented, keys="path size_bytes sha256", title="File"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parent:
-    """An adapter that was merged into this one, with its weight."""
+class Parent(Documented, keys="adapter=spec weight digest", title="WeightedAdapter"):
+    """An adapter and its weight in a sum."""
 
-    digest: Digest | None
-    spec: str
+    digest: Annotated[Digest | None, "of its manifest; null for a folder without one"]
+    spec: Annotated[str, "spec or folder"]
     weight: float
 
 

@@ -69,8 +69,8 @@ def test_paths_are_text_or_path_objects(folder, kind):
 def test_a_path_object_is_a_folder_and_text_a_name(library, folder):
     (folder / "legal-qa").symlink_to(folder / "out" / "tables")
 
-    assert library.diff("legal-qa", Path("legal-qa")).is_identical is False
-    assert library.diff("legal-qa", "./out/legal-qa").is_identical
+    assert library.compare("legal-qa", Path("legal-qa"), diff=True).is_identical is False
+    assert library.compare("legal-qa", "./out/legal-qa", diff=True).is_identical
 
 
 def test_a_whole_description_still_does(library, folder):
@@ -86,9 +86,9 @@ def test_what_is_refused_leaves_the_library_as_it_was(library):
     before = [build.spec for build in library]
 
     for call in (
-        lambda: library.merge({"legal-qa": 1.0}, name="x", rank=2, energy=0.5),
-        lambda: library.merge(["legal-qa"], name="x", output="./x"),
-        lambda: library.merge({"legal-qa": float("nan")}, name="x"),
+        lambda: library.merge({"legal-qa": 1.0}, output="x", rank=2, energy=0.5),
+        lambda: library.merge(["legal-qa"], output="./x", bump="patch"),
+        lambda: library.merge({"legal-qa": float("nan")}, output="x"),
         lambda: library.merge(recipe="none.toml", weights=[1]),
         lambda: library.uninstall("legal-qa", "nothing"),
         lambda: library.resize("legal-qa"),
@@ -103,12 +103,12 @@ def test_what_is_refused_leaves_the_library_as_it_was(library):
 
 # ---------------------------------------------------------------- how values show themselves
 def test_every_repr_is_one_line(library):
-    merged = library.merge({"legal-qa": 0.7, "./out/tables": 0.3}, name="both")
+    merged = library.merge({"legal-qa": 0.7, "./out/tables": 0.3}, output="both")
     base = library.bases.find("base-7b")
     values = [
         library, library["legal-qa"], library.list(), library.verify("both"), library.verify_all(), merged, base,
         library.tree("both"), library.audit("both", offline=True), library.push("both", to="./shared"),
-        library.outdated("legal-qa"), library.fuse("legal-qa", into="fused"),
+        library.outdated("legal-qa"), library.fuse("legal-qa", output="fused"),
     ]  # fmt: skip
 
     assert repr(library["legal-qa"]) == "<Adapter legal-qa 1.0.0 rank 4 for base-7b, 5.3 kB>"
@@ -125,7 +125,7 @@ def test_an_adapter_shows_its_base_even_where_the_bases_cannot_be_read(library):
 
 def test_tables_of_notebooks_are_escaped(library):
     library.add("out/tables", "<script>alert(1)</script>", name="tables", task="<b>", base="base-7b")
-    merged = library.merge(["legal-qa", "tables"], name="both")
+    merged = library.merge(["legal-qa", "tables"], output="both")
 
     shown = [
         v._repr_html_()
@@ -152,7 +152,7 @@ def test_progress_goes_to_the_callback_and_nothing_is_printed(folder, capfd):
     library = ah.Library("home", on_progress=events.append)
 
     library.add("out/tables", name="tables", base="base-7b")
-    library.merge(["legal-qa", "tables"], name="both")
+    library.merge(["legal-qa", "tables"], output="both")
     library.verify_all()
 
     last = {event.what: event for event in events}

@@ -113,14 +113,14 @@ def results(library: ah.Library) -> dict[str, Any]:
         "outdated": project.outdated(offline=True),
         "upgrade": project.upgrade(dry_run=True, offline=True),
         "add": library.add("out/tables", name="tables", base="base-7b"),
-        "merge": library.merge(["legal-qa", "tables"], name="both"),
-        "resize": library.resize("legal-qa", rank=2, name="small"),
-        "fuse": library.fuse("legal-qa", into="fused"),
+        "merge": library.merge(["legal-qa", "tables"], output="both"),
+        "resize": library.resize("legal-qa", rank=2, output="small"),
+        "fuse": library.fuse("legal-qa", output="fused"),
         "export": library.export("legal-qa", "exported", format="peft"),
         "compare": library.compare("legal-qa", "tables"),
-        "diff": library.diff("legal-qa", "tables"),
+        "diff": library.compare("legal-qa", "tables", diff=True),
         "similar": library.similar("legal-qa"),
-        "similar_groups": library.similar_groups(),
+        "similar_groups": library.similar(),
         "verify": library.verify("legal-qa"),
         "verify_all": library.verify_all(),
         "audit": library.audit("legal-qa", offline=True),
@@ -162,9 +162,9 @@ def test_builds_are_keys_of_weights(library: ah.Library) -> None:
     first = library["legal-qa"]
     second = library.add("out/summarize", name="second", base="base-7b").build
 
-    merged = library.merge({first: 0.7, second: 0.3}, name="weighed")
+    merged = library.merge({first: 0.7, second: 0.3}, output="weighed")
 
-    assert [weight for _, weight in merged.parents] == [0.7, 0.3]
+    assert [one.weight for one in merged.parents] == [0.7, 0.3]
 
 
 # ---------------------------------------------------------------- places
@@ -189,8 +189,7 @@ def test_a_name_is_no_folder_and_a_word_no_repository(library: ah.Library, folde
     before = sorted(folder.iterdir())
 
     for call in (
-        lambda: library.merge(["legal-qa", "./out/tables"], name="./q"),
-        lambda: library.resize("legal-qa", rank=2, name="../q"),
+        lambda: library.merge(["legal-qa", "./out/tables"], output="q r"),
         lambda: library.push("legal-qa", to="dir"),
         lambda: library.push("legal-qa", to="a/b/c"),
     ):

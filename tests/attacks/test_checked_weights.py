@@ -40,9 +40,8 @@ REFUSES: Mapping[str, list[str]] = {
     "merge": ["a", "b", "-o", OUT],
     "compare": ["b", "a"],
     "resize": ["a", "--rank", "2", "-o", "small"],
-    "diff": ["b", "a"],
     "similar": ["a"],
-    "fuse": ["a", "--into", OUT],
+    "fuse": ["a", "-o", OUT],
     "run": ["a", "Where is the boat?", "--max-new-tokens", "1"],
     "export": ["a", "--format", "peft", "-o", OUT],
     "push": ["a", "--to", OUT],
@@ -52,10 +51,11 @@ REFUSES: Mapping[str, list[str]] = {
 """Commands that use what an installed adapter holds, and arguments with which they use `a`."""
 
 MORE: Mapping[str, list[str]] = {
+    "compare, exactly": ["compare", "--diff", "b", "a"],
     "merge into the library": ["merge", "a", "b", "-o", "sum"],
     "merge, a copy": ["merge", "a", "--weights", "1", "-o", OUT],
     "merge, cut": ["merge", "a", "b", "--method", "svd", "--rank", "2", "-o", OUT],
-    "merge, masks": ["merge", "a", "b", "--method", "dare_linear", "--density", "0.5", "-o", OUT],
+    "merge, masks": ["merge", "a", "b", "--method", "dare_linear", "-O", "density=0.5", "-o", OUT],
     "merge, a recipe": ["merge", "--recipe", "recipe.toml", "-o", OUT],
     "merge, tuned": ["merge", "a", "b", "--tune", "examples.jsonl", "--tune-budget", "4", "-o", OUT],
     "resize, a copy": ["resize", "a", "--rank", "64", "-o", OUT],
@@ -151,7 +151,7 @@ def test_a_changed_manifest_is_no_parent(adapt: Adapt, tmp_path: Path) -> None:
     try:
         path.write_bytes(before.replace(b'"alpha":16', b'"alpha":17', 1))
         assert path.read_bytes() != before
-        for command in ("merge", "compare", "resize", "diff", "fuse", "run", "export"):
+        for command in ("merge", "compare", "resize", "fuse", "run", "export"):
             done = adapt(*typed(command, tmp_path / "out"))
             assert (done.exit_code, done.stdout) == (12, ""), done.stderr
             assert MANIFEST_FILE in done.stderr

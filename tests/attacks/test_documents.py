@@ -73,7 +73,7 @@ def in_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("twice", [in_a_config, in_a_manifest])
-@pytest.mark.parametrize("command", ["verify {}", "add {} --name n", "diff {} ./good", "install n --from {}"])
+@pytest.mark.parametrize("command", ["verify {}", "add {} --name n", "compare {} ./good --diff", "install n --from {}"])
 def test_no_command_takes_an_adapter_with_a_key_given_twice(
     twice: Callable[[Path], None], command: str, tmp_path: Path
 ) -> None:
@@ -83,7 +83,7 @@ def test_no_command_takes_an_adapter_with_a_key_given_twice(
 
     done = Adapt(tmp_path)(*command.replace("{}", "./bad").split())
 
-    if command.startswith("diff") and twice is in_a_manifest:
+    if command.startswith("compare") and twice is in_a_manifest:
         assert done.exit_code == 0  # the manifest is not what is compared, and one that is none is passed over
     else:
         assert done.exit_code in (3, 16), done.stderr

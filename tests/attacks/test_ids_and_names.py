@@ -97,7 +97,7 @@ def test_a_recipe_does_not_choose_what_an_installed_name_means(tmp_path: Path) -
     assert adapt.ok("list") == before
 
 
-@pytest.mark.parametrize("more", [["--force"], ["-o", "legal-qa"], ["-o", "other"]])
+@pytest.mark.parametrize("more", [["-o", "legal-qa"], ["-o", "other"]])
 def test_the_user_may_say_so(more: list[str], tmp_path: Path) -> None:
     good(tmp_path / "made")
     adapt = Adapt(tmp_path)
@@ -117,10 +117,6 @@ def test_a_recipe_that_gives_the_installed_merge_again_is_no_conflict(tmp_path: 
     (tmp_path / "mine.toml").write_text(text)
 
     assert "already installed" in adapt.ok("merge", "--recipe", "mine.toml")
-
-
-def test_force_without_a_recipe_is_refused(tmp_path: Path) -> None:
-    assert "--recipe" in Adapt(tmp_path).fails(2, "merge", "./made", "--force", "-o", "x")
 
 
 # ---------------------------------------------------------------- servers

@@ -156,7 +156,7 @@ def test_what_is_signed_is_the_verdict_on_the_files_that_are_there(own: Adapt) -
 
 def test_weights_that_are_not_the_registered_ones_are_refused_as_fuse_refuses_them(own: Adapt) -> None:
     one_weight(own.folder / "base")
-    said = own.fails(11, "fuse", "a", "--into", "fused").splitlines()[0]
+    said = own.fails(11, "fuse", "a", "-o", "fused").splitlines()[0]
 
     assert "was registered with" in said
     for words in (("test", "a"), ("test", "a", "--again", "--sign"), RECORD, TRY):

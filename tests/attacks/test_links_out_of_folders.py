@@ -163,7 +163,7 @@ def test_fuse_copies_no_file_of_a_base_that_is_a_link_out(tmp_path, clone):
     (tmp_path / "private" / "key").write_text(PRIVATE)
     (clone / "base" / "LICENSE").symlink_to("../../private/key")
 
-    assert "is a link out of its folder" in adapt.fails(MALFORMED, "fuse", "x", "--into", "out")
+    assert "is a link out of its folder" in adapt.fails(MALFORMED, "fuse", "x", "-o", "out")
     assert not (tmp_path / "out").exists()
 
 

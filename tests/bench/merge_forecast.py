@@ -4,7 +4,7 @@
     python -m tests.bench.merge_forecast --report
 
 Adapters of one rank and the same targets are trained as for `tests.bench.contracts`. Pairs and fours of them are merged
-by every method with several weights, in an order drawn from a seed. What `adapt compare` and `adapt merge --analyze` say
+by every method with several weights, in an order drawn from a seed. What `adapt compare` and `adapt compare` say
 before the merge stands beside what the contracts of the parents measure after it: `same` and retention, the mean and the
 least over the parents. The tables are Spearman's rank correlations.
 """

@@ -167,7 +167,7 @@ def test_adapters_of_two_bases_are_compared_with_a_word(adapt, quick):
     [
         (["./a"], 2, "at least two adapters"),
         (["./a", "./b", "--weights", "1"], 2, "1 weight for 2 adapters"),
-        (["./a", "./b", "--weights", "nan,1"], 2, "not finite"),
+        (["./a", "./b", "--weights", "nan,1"], 2, "expected a finite number"),
         (["./a", "./b", "--plot", "x.jpg"], 2, ".png, .svg, .pdf"),
         (["./a", "./b", "--plot", "nowhere/x.png"], 2, "no folder"),
         (["./a", "./missing"], 10, "missing"),

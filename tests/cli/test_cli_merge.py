@@ -63,7 +63,7 @@ def merged(adapt, tmp_path):
         (["--energy", "0.9"], "svd", {"energy": 0.9}),
         (["--max-error", "0"], "svd", {"max_error": 0}),
         (["--method", "ties", "--rank", "3"], "ties", {"density": 0.5, "majority": "total", "rank": 3}),
-        (["--method", "ties", "--density", "1"], "ties", {"density": 1, "majority": "total"}),
+        (["--method", "ties", "-O", "density=1"], "ties", {"density": 1, "majority": "total"}),
         (["--method", "ties", "-O", "majority=frequency", "-O", "density=0.2"], "ties", {"density": 0.2, "majority": "frequency"}),
         (["--method", "dare_linear"], "dare_linear", {"density": 0.5, "seed": 0}),
         (["--method", "dare_linear", "--seed", "9"], "dare_linear", {"density": 0.5, "seed": 9}),
@@ -87,12 +87,12 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
         (["--energy", "0"], "0"),
         (["--energy", "1.5"], "1.5"),
         (["--max-error", "1"], "1"),
-        (["--density", "0", "--method", "ties"], "0"),
-        (["--density", "nan", "--method", "ties"], "nan"),
+        (["-O", "density=0", "--method", "ties"], "0"),
+        (["-O", "density=nan", "--method", "ties"], "nan"),
         (["--energy", "nan"], "nan"),
         (["--method", "tis"], "did you mean `ties`"),
         (["--method", "DARE_TIES"], "no merge method `DARE_TIES`"),
-        (["--density", "0.5"], "`cat` has no option `density`"),
+        (["-O", "density=0.5"], "`cat` has no option `density`"),
         (["--seed", "1"], "`cat` is not random"),
         (["--seed", "-1", "--method", "dare_ties"], "-1"),
         (["--method", "ties", "-O", "majrity=total"], "`ties` has no option `majrity`; did you mean `majority`?"),
@@ -100,17 +100,14 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
         (["--method", "ties", "-O", "density=much"], "option `density` is `much`"),
         (["--method", "ties", "-O", "density"], "expected NAME=VALUE"),
         (["--method", "ties", "-O", "=1"], "expected NAME=VALUE"),
-        (["--method", "ties", "-O", "density=0.5", "--density", "0.5"], "`density` is given twice"),
+        (["--method", "ties", "-O", "density=0.5", "-O", "density=0.5"], "`density` is given twice"),
         (["-O", "rank=3"], "write `--rank 3`"),
         (["-O", "max-error=0.1"], "write `--max-error 0.1`"),
         (["--method", "ties", "-O", "\x1b[2J=1"], "no option `\\x1b[2J`"),
-        (["--plot", "x.png"], "only `--analyze` draws; drop --plot"),
         (["--from", "."], "only `--recipe` fetches adapters; drop --from"),
         (["--offline"], "drop --offline"),
-        (["--on", "base-7b"], "only `--tune` evaluates; drop --on"),
-        (["--tune-budget", "5"], "drop --tune-budget"),
+        (["--tune-budget", "5"], "only `--tune` evaluates; drop --tune-budget"),
         (["--tune", "x.jsonl", "--weights", "1,1"], "`--tune` finds the weights; drop --weights"),
-        (["--analyze"], "`--analyze` merges nothing; drop --output"),
         (["--version", "one"], "not a version"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -130,7 +127,7 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(adapt, options, said
         ("merge legal-qa summarize --weights 0.7 0.3 -o x", "legal-qa summarize --weights 0.7,0.3"),
         ("merge legal-qa summarize --weights 0.7, 0.3 -o x", "legal-qa summarize --weights 0.7,0.3"),
         ("compare legal-qa summarize --weights 1 2", "legal-qa summarize --weights 1,2"),
-        ("fuse legal-qa summarize 1 --into ./x", "legal-qa summarize --weights 1"),
+        ("fuse legal-qa summarize 1 -o ./x", "legal-qa summarize --weights 1"),
     ],
 )
 def test_weights_in_the_wrong_place_are_put_into_the_right_one(adapt, words, meant):
@@ -152,7 +149,7 @@ def test_without_a_name_the_result_has_those_of_its_parents(adapt):
 
 
 def test_an_option_that_others_have_is_told_with_those_that_have_it(adapt):
-    said = adapt.fails(2, "merge", "legal-qa", "summarize", "-o", "x", "--method", "svd", "--density", "0.5")
+    said = adapt.fails(2, "merge", "legal-qa", "summarize", "-o", "x", "--method", "svd", "-O", "density=0.5")
 
     assert "`ties`" in said.partition("\n")[2]
 
@@ -280,16 +277,6 @@ def test_the_shell_completes_methods_and_their_options(adapt, words, offered):
     assert [name for name in found if not name.endswith("_svd")] == offered
 
 
-# ---------------------------------------------------------------- --analyze
-def test_analyzing_shows_the_comparison_and_makes_nothing(adapt):
-    before = adapt.json("list")
-
-    analyzed = adapt.json("merge", "legal-qa", "summarize", "--analyze")
-
-    assert analyzed == adapt.json("compare", "legal-qa", "summarize")
-    assert adapt.json("list") == before
-
-
 # ---------------------------------------------------------------- --tune
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory) -> Path:
@@ -318,7 +305,7 @@ def test_tuned_weights_are_merged_and_their_losses_shown_and_recorded(answering)
     adapt = Adapt(answering)
 
     said = adapt.ok(
-        "merge", "first", "second", "--tune", "examples.jsonl", "--on", "tiny", "--tune-budget", "8", "-o", "tuned"
+        "merge", "first", "second", "--tune", "examples.jsonl", "--base", "tiny", "--tune-budget", "8", "-o", "tuned"
     )
 
     rows = dict(line.split("\t") for line in said.splitlines() if "\t" in line)
@@ -366,9 +353,9 @@ def test_the_recipe_of_a_tuned_merge_gives_it_again_without_base_or_examples(ans
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--tune", "nowhere.jsonl", "--on", "tiny"], 10, "nowhere.jsonl"),
-        (["--tune", "examples.jsonl", "--on", "unknown"], 10, "unknown"),
-        (["--tune", "examples.jsonl", "--on", "other"], 11, "were made for another base than `other`"),
+        (["--tune", "nowhere.jsonl", "--base", "tiny"], 10, "nowhere.jsonl"),
+        (["--tune", "examples.jsonl", "--base", "unknown"], 10, "unknown"),
+        (["--tune", "examples.jsonl", "--base", "other"], 11, "made for another base"),
         (["--tune", "examples.jsonl", "--tune-budget", "1"], 2, "budget 1"),
     ],
 )
@@ -385,7 +372,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(answering, a
 def test_adapters_of_an_unknown_base_are_tuned_on_a_named_one_only(answering):
     said = Adapt(answering).fails(10, "merge", "./first", "./second", "-o", "./x", "--tune", "examples.jsonl")
 
-    assert "name it with `--on`" in said
+    assert "name it with `--base`" in said
 
 
 # ---------------------------------------------------------------- a long one

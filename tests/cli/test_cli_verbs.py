@@ -277,7 +277,7 @@ def test_a_name_of_the_project_is_what_is_locked_under_it(project):
     assert (entry["key"], entry["name"], entry["state"]) == ("summary", "summarize", "installed")
     assert project.user.ok("tree", "summarize").startswith("summarize 1.0")  # a name of the library
     assert project.user.json("info", "summary")["name"] == "summarize"
-    assert project.user.ok("diff", "summary", "summarize==1.0").startswith("identical")
+    assert project.user.ok("compare", "--diff", "summary", "summarize==1.0").startswith("identical")
 
 
 def test_what_a_manifest_calls_its_parents_cannot_steer_a_terminal(world, tmp_path):

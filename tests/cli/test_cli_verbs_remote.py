@@ -131,9 +131,9 @@ def test_diff_compares_versions_that_only_a_server_has(world):
     world.publish("1.1.0")
     old, new = (f"{world.team}/legal-qa=={version}" for version in ("1.0.0", "1.1.0"))
 
-    there = world.bob.json("diff", old, new, "--remote", "ours")
+    there = world.bob.json("compare", "--diff", old, new, "--remote", "ours")
     world.bob.ok("install", f"{old[:-7]}@base-7b==1.0.0")
-    mixed = world.bob.json("diff", old, new)
+    mixed = world.bob.json("compare", "--diff", old, new)
 
     assert not there["identical"]
     assert there["base_verdict"] == "SAME_WEIGHTS"
@@ -142,8 +142,8 @@ def test_diff_compares_versions_that_only_a_server_has(world):
     assert (mixed["first"]["origin"], mixed["second"]["path"]) == (None, None)
     assert mixed["weights"] == there["weights"]
     assert len(world.bob.json("list")) == 1
-    assert "`--offline`" in world.bob.fails(13, "diff", old, new, "--remote", "ours", "--offline")
-    assert "no adapter `nothing`" in world.bob.fails(10, "diff", "nothing", old)
+    assert "`--offline`" in world.bob.fails(13, "compare", "--diff", old, new, "--remote", "ours", "--offline")
+    assert "no adapter `nothing`" in world.bob.fails(10, "compare", "--diff", "nothing", old)
 
 
 def test_info_of_a_version_that_only_the_server_has(world):

@@ -138,7 +138,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt lock --upgrade ", ["judge", "legal-summary", "summarize"]),
         ("adapt lock --project ./sub --upgrade ", ["other"]),
         ("adapt why leg", ["legal-qa", "legal-summary"]),
-        ("adapt diff legal-qa summ", ["summarize"]),
+        ("adapt compare --diff legal-qa summ", ["summarize"]),
         ("adapt uninstall jud", ["judge"]),
         ("adapt upgrade jud", ["judge"]),
         ("adapt check leg", ["legal-qa", "legal-summary"]),

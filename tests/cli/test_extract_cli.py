@@ -47,7 +47,7 @@ def adapt(tmp_path):
 
 
 def test_extract_installs_an_adapter_of_the_base(adapt):
-    said = adapt.ok("extract", "--base", "base-7b", "--tuned", "./tuned", "--rank", "2", "-o", "legal", "--task", "law")
+    said = adapt.ok("extract", "./tuned", "--base", "base-7b", "--rank", "2", "-o", "legal", "--task", "law")
 
     lines = said.splitlines()
     assert "extracted legal 1.0.0 (rank 2)" in lines[0]
@@ -65,12 +65,12 @@ def test_tensors_left_out_for_one_reason_share_a_line(adapt):
         norms = {f"model.layers.{i}.norm.weight": torch.ones(8) + by for i in range(60)}
         save_file(load_file(path) | norms, path)
 
-    said = adapt.ok("extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", "./legal")
+    said = adapt.ok("extract", "./tuned", "--base", "./base", "--rank", "2", "-o", "./legal")
 
     assert "    model.layers.0.norm.weight and 60 more  488  a vector" in said.splitlines()
     assert len(said.splitlines()) < 10
     path = adapt.folder / "again"
-    document = adapt.json("extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", str(path))
+    document = adapt.json("extract", "./tuned", "--base", "./base", "--rank", "2", "-o", str(path))
     assert len(document["left_out"]) == 61
 
 
@@ -95,14 +95,14 @@ def test_a_fault_of_many_tensors_is_told_in_a_line(adapt, fault):
         kept = {name: kept[name] for name in kept if name not in start}
         save_file(kept | tensors, adapt.folder / folder / "model.safetensors")
 
-    told = adapt.fails(11, "extract", "--base", "./base", "--tuned", "./tuned", "--rank", "2", "-o", "./out")
+    told = adapt.fails(11, "extract", "./tuned", "--base", "./base", "--rank", "2", "-o", "./out")
 
     assert len(told.splitlines()) < 6
     assert " more like it" in told
 
 
 def test_the_hint_of_the_rest_works_as_typed(adapt):
-    arguments = ["extract", "--base", "base-7b", "--tuned", "./tuned", "--energy", "0.999", "-o", "./out"]
+    arguments = ["extract", "./tuned", "--base", "base-7b", "--energy", "0.999", "-o", "./out"]
     hinted = adapt(*arguments[:-1], "./first").stderr
 
     said = adapt.json(*arguments, "--save-rest")
@@ -115,7 +115,7 @@ def test_the_hint_of_the_rest_works_as_typed(adapt):
 
 
 def test_json_tells_everything_that_was_measured(adapt):
-    said = adapt.json("extract", "--base", "base-7b", "--tuned", "./tuned", "--max-error", "0.01", "-o", "./out")
+    said = adapt.json("extract", "./tuned", "--base", "base-7b", "--max-error", "0.01", "-o", "./out")
 
     assert said["ranks"] == {"2": 2}
     assert said["relative_error"] < 1e-5 < said["missing_share"]
@@ -124,10 +124,10 @@ def test_json_tells_everything_that_was_measured(adapt):
 
 
 def test_what_was_fused_is_extracted_again(adapt):
-    adapt.ok("extract", "--base", "base-7b", "--tuned", "./tuned", "--rank", "2")
-    adapt.ok("fuse", "tuned-lora", "--into", "./fused")
+    adapt.ok("extract", "./tuned", "--base", "base-7b", "--rank", "2")
+    adapt.ok("fuse", "tuned-lora", "-o", "./fused")
 
-    adapt.ok("extract", "--base", "base-7b", "--tuned", "./fused", "--rank", "2", "-o", "./out")
+    adapt.ok("extract", "./fused", "--base", "base-7b", "--rank", "2", "-o", "./out")
 
     parent = Path(adapt.ok("path", "tuned-lora").strip())
     assert error_of(updates_in(adapt.folder / "out"), updates_in(parent)) < 1e-6
@@ -136,11 +136,11 @@ def test_what_was_fused_is_extracted_again(adapt):
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [
-        (2, ["--base", "base-7b", "--tuned", "./tuned"], "no option chooses the rank"),
-        (2, ["--base", "base-7b", "--tuned", "./tuned", "--rank", "1", "--energy", "0.5"], "--rank and --energy"),
-        (10, ["--base", "base-7b", "--tuned", "nobody", "--rank", "1"], "no base `nobody`"),
-        (11, ["--base", "base-7b", "--tuned", "./base", "--rank", "1"], "nothing to extract"),
-        (16, ["--base", "base-7b", "--tuned", "./home", "--rank", "1"], "holds no weights"),
+        (2, ["./tuned", "--base", "base-7b"], "no option chooses the rank"),
+        (2, ["./tuned", "--base", "base-7b", "--rank", "1", "--energy", "0.5"], "--rank and --energy"),
+        (10, ["nobody", "--base", "base-7b", "--rank", "1"], "no base `nobody`"),
+        (11, ["./base", "--base", "base-7b", "--rank", "1"], "nothing to extract"),
+        (16, ["./home", "--base", "base-7b", "--rank", "1"], "holds no weights"),
     ],
 )
 def test_refusals_have_their_exit_codes_and_leave_nothing(adapt, code, arguments, words):
@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_nothing(adapt):
 
     done = adapt_interrupted_at(
         "adapterhub.weights.lowrank.factors", "TensorFileWriter.add", signal.SIGINT,
-        *("extract", "--base", "./big", "--tuned", "./bigger", "--rank", "4", "-o", "legal"),
+        *("extract", "./bigger", "--base", "./big", "--rank", "4", "-o", "legal"),
         folder=adapt.folder, environ=environ,
     )  # fmt: skip
 

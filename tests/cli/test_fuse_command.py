@@ -78,7 +78,7 @@ def test_the_base_of_an_installed_adapter_is_found(installed: Library, tmp_path:
     result = fuse("legal-qa", tmp_path / "out", library=installed)
 
     assert (result.base, result.warnings) == ("base-7b", ())
-    assert [(a.label, a.digest is not None) for a in result.adapters] == [("legal-qa==1.0.0", True)]
+    assert [(a.spec, a.digest is not None) for a in result.adapters] == [("legal-qa==1.0.0", True)]
     assert installed.bases.look(tmp_path / "out").fingerprint.weights != result.base_weights
 
 
@@ -190,9 +190,9 @@ def test_the_command_says_what_was_written_and_what_was_lost(installed: Library,
     arguments = ("fuse", adapter, "--base", half, "--root", installed.root)
 
     adapt = Adapt(tmp_path)
-    text = adapt(*arguments, "--into", "one")
-    document = adapt.json(*arguments, "--into", "two")
-    again = adapt(*arguments, "--into", "two")
+    text = adapt(*arguments, "-o", "one")
+    document = adapt.json(*arguments, "-o", "two")
+    again = adapt(*arguments, "-o", "two")
 
     assert text.exit_code == 0
     assert "fused into one" in text.stdout
@@ -207,7 +207,7 @@ def test_a_large_loss_comes_with_advice(tmp_path: Path) -> None:
     base = large_base(tmp_path / "base", torch.bfloat16)
     adapter = write_folder(tmp_path / "adapter", {"layers.0.q_proj": (700, 900)}, lora_alpha=1e-4)
 
-    done = Adapt(tmp_path)("fuse", adapter, "--base", base, "--into", "out", "--root", "home")
+    done = Adapt(tmp_path)("fuse", adapter, "--base", base, "-o", "out", "--root", "home")
 
     assert done.exit_code == 0
     assert "use the adapter unfused" in done.stderr
@@ -215,7 +215,7 @@ def test_a_large_loss_comes_with_advice(tmp_path: Path) -> None:
 
 def test_a_file_size_limit_is_told_plainly_and_leaves_nothing(installed: Library, tmp_path: Path) -> None:
     with files_of_at_most(20_000):
-        done = Adapt(tmp_path)("fuse", "legal-qa", "--into", "out", "--root", installed.root)
+        done = Adapt(tmp_path)("fuse", "legal-qa", "-o", "out", "--root", installed.root)
 
     assert (done.exit_code, "Traceback" in done.stderr) == (14, False)
     assert "cannot be written" in done.stderr
@@ -243,7 +243,7 @@ def test_an_interrupted_fuse_leaves_nothing(number: signal.Signals, tmp_path: Pa
     base = sparse_base(tmp_path / "base", rows=1 << 6)
     adapter = write_folder(tmp_path / "adapter", {f"layers.{i}.up_proj": (1 << 4, 1 << 15) for i in range(4)})
     (tmp_path / "made").mkdir()
-    words = ("fuse", adapter, "--base", base, "--into", "made/out", "--root", "home")
+    words = ("fuse", adapter, "--base", base, "-o", "made/out", "--root", "home")
 
     done = adapt_interrupted_at("adapterhub.weights.fuse._shards", "_write_at", number, *words, folder=tmp_path)
 

@@ -14,14 +14,14 @@ NOT_FOUND = 10
 WRONG, RIGHT = "./out/legal-q", "./out/legal-qa"
 CASES = [
     ("add", WRONG), ("add", "out/legal-q"), ("verify", WRONG), ("check", WRONG, "--target", "vllm@0.32"),
-    ("audit", WRONG, "--offline"), ("diff", "legal-qa", WRONG), ("compare", "legal-qa", WRONG),
+    ("audit", WRONG, "--offline"), ("compare", "--diff", "legal-qa", WRONG), ("compare", "legal-qa", WRONG),
     ("merge", "legal-qa", WRONG, "-o", "./x"), ("resize", WRONG, "--rank", "2", "-o", "./x"),
     ("run", WRONG, "hi", "--base", "base-7b"), ("export", WRONG, "--format", "peft", "-o", "e"),
-    ("similar", WRONG), ("identify", WRONG), ("test", WRONG), ("fuse", WRONG, "--into", "f"),
+    ("similar", WRONG), ("identify", WRONG), ("test", WRONG), ("fuse", WRONG, "-o", "f"),
 ]  # fmt: skip
 BASES = [
     ("base", "add"), ("base", "compare", "base-7b"), ("base", "show"), ("base", "export-record"),
-    ("extract", "--base", "base-7b", "--rank", "2", "-o", "./x", "--tuned"), ("search", "x", "--base"),
+    ("extract", "--base", "base-7b", "--rank", "2", "-o", "./x"), ("search", "x", "--base"),
 ]  # fmt: skip
 ROWS, RECIPE = "./data/row.jsonl", "./data/recip.toml"
 FILES = [

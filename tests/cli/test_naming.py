@@ -75,7 +75,7 @@ def test_another_merge_under_the_name_is_refused_before_it_runs(adapt, monkeypat
         ["--weights", "0.6,0.4"],
         ["--rank", "auto"],
         ["--dtype", "bfloat16", "--max-error", "0.2"],
-        ["--method", "dare_ties_svd", "--density", "0.5", "--seed", "3", "--rank", "4"],
+        ["--method", "dare_ties_svd", "-O", "density=0.5", "--seed", "3", "--rank", "4"],
         ["--method", "ties_svd", "-O", "majority=frequency", "--rank", "4"],
         ["--method", "della", "--rank", "4", "--task", "both", "--description", "Two tasks"],
     ],
@@ -131,7 +131,7 @@ def test_a_recipe_of_another_merge_is_refused_and_bumped(adapt, tmp_path):
 def test_a_search_for_weights_is_refused_before_it_begins(adapt, tmp_path, monkeypatch):
     adapt.ok("merge", "qa", "tables", "--rank", "4", "-o", "mix")
     (tmp_path / "examples.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    monkeypatch.setattr("adapterhub.api.steps.tuning.tuned", lambda *_, **__: pytest.fail("it searched"))
+    monkeypatch.setattr("adapterhub.api.steps.combining.tuned", lambda *_, **__: pytest.fail("it searched"))
 
     assert "is installed" in adapt.fails(15, "merge", "qa", "tables", "-o", "mix", "--tune", "examples.jsonl")
 
@@ -151,13 +151,13 @@ def test_a_folder_has_no_version_to_bump(adapt):
 def test_an_extraction_under_a_name_that_exists_is_refused_before_it_runs(adapt, tmp_path, monkeypatch):
     make_base(tmp_path / "tuned", width=16, seed=5)
     make_base(tmp_path / "again", width=16, seed=6)
-    command = ("extract", "--base", "base-7b", "--tuned", "./tuned", "-o", "lora", "--rank")
+    command = ("extract", "./tuned", "--base", "base-7b", "-o", "lora", "--rank")
     adapt.ok(*command, "4")
     assert adapt.ok(*command, "4").startswith("already installed: lora 1.0.0")
 
     monkeypatch.setattr("adapterhub.weights.extract.extract", lambda *_, **__: pytest.fail("it ran"))
     assert "`lora` 1.0.0 (rank 4) is installed for base-7b" in adapt.fails(15, *command, "2")
-    other = ("extract", "--base", "base-7b", "--tuned", "./again", "-o", "lora", "--rank", "4")
+    other = ("extract", "./again", "--base", "base-7b", "-o", "lora", "--rank", "4")
     assert "the extracted adapter would be another build" in adapt.fails(15, *other)
     monkeypatch.undo()
     assert adapt.ok(*command, "2", "--bump", "patch").startswith("extracted lora 1.0.1 (rank 2)")
@@ -171,10 +171,10 @@ def test_python_refuses_bumps_and_adds_variants_as_the_commands_do(adapt, tmp_pa
     with pytest.raises(UsageProblem):
         library.add(tmp_path / "out" / "qa-r4", name="qa", version="2", bump="patch")
     assert library.add(tmp_path / "out" / "qa-r4", name="qa", bump="minor").build.manifest.version == "1.1.0"
-    assert library.resize("qa==1.0.0", rank=2, name="qa", variant=True).adapter.manifest.label == "1.0.0 (rank 2)"
-    library.merge(["qa==1.0.0", "tables"], name="mix")
+    assert library.resize("qa==1.0.0", rank=2, output="qa", variant=True).adapter.manifest.label == "1.0.0 (rank 2)"
+    library.merge(["qa==1.0.0", "tables"], output="mix")
     with pytest.raises(ReleaseExists):
-        library.merge({"qa==1.0.0": 0.7, "tables": 0.3}, name="mix")
+        library.merge({"qa==1.0.0": 0.7, "tables": 0.3}, output="mix")
     assert (
-        library.merge({"qa==1.0.0": 0.7, "tables": 0.3}, name="mix", bump="patch").adapter.manifest.version == "1.0.1"
+        library.merge({"qa==1.0.0": 0.7, "tables": 0.3}, output="mix", bump="patch").adapter.manifest.version == "1.0.1"
     )

@@ -205,10 +205,10 @@ def test_a_registry_serves_and_its_clients_run_without_torch(
 WEIGHTS = """
 merge legal-qa summarize -o both
 compare legal-qa summarize
-diff legal-qa summarize
+compare --diff legal-qa summarize
 resize legal-qa --rank 2
-extract --base base-7b --tuned ./base --rank 2 -o lora
-fuse legal-qa --into ./fused
+extract ./base --base base-7b --rank 2 -o lora
+fuse legal-qa -o ./fused
 run legal-qa@base-7b prompt
 export legal-qa@base-7b --format peft -o ./peft
 """
@@ -338,7 +338,7 @@ def test_an_import_that_no_extra_would_mend_stays_what_it_is(environment: Mappin
 def test_comparing_updates_needs_numpy_and_adding_does_not(adapt: Run) -> None:
     done = adapt("similar", "legal-qa", code=2)
 
-    assert "`adapt similar` needs the package `numpy`" in done.stderr
+    assert "`similar` needs the package `numpy`" in done.stderr
     assert "`pip install 'adapterhub[find]'` installs it" in done.stderr
     assert "W_COPY" not in adapt("audit", "--offline").stdout
 

@@ -38,7 +38,7 @@ def test_an_adapter_runs_on_another_member_with_a_note(adapt: Adapt) -> None:
     with attach(llama(2), "a@second", library=adapt.library) as attached:
         assert torch.equal(attached.model(torch.arange(4)[None]).logits, attached.model(torch.arange(4)[None]).logits)
     assert adapt.json("base", "compare", "first", "second")["verdict"] == "SAME_FAMILY"
-    warned = adapt("fuse", "a", "--base", "second", "--into", "./fused")
+    warned = adapt("fuse", "a", "--base", "second", "-o", "./fused")
     assert (warned.exit_code, "are of the family `kin`" in warned.stderr) == (0, True)
     assert [f["name"] for f in adapt.json("base", "family")] == ["kin"]
     adapt.ok("base", "family", "kin", "--remove")

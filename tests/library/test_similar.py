@@ -74,10 +74,10 @@ def test_the_text_and_the_document_say_what_is_different(home):
 
 
 def test_groups_hold_every_disguise_once(home):
-    [group] = home.json("similar", "--all")["groups"]
+    [group] = home.json("similar")["groups"]
 
     assert {one["name"] for one in group["members"]} == {"legal-qa", "bfloat16", "refactored", "scaled", "negated"}
-    assert "legal-qa 1.0.0" in home.ok("similar", "--all")
+    assert "legal-qa 1.0.0" in home.ok("similar")
 
 
 def test_add_says_whose_update_it_is(home, tmp_path):
@@ -296,10 +296,8 @@ def test_comparing_imports_no_torch(home):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ((), 2, "expected one adapter, or `--all`"),
-        (("legal-qa", "--all"), 2, "expected one adapter, or `--all`"),
         (("legal-qa", "--above", "1.1"), 2, "0<=x<=1"),
-        (("--all", "--above", "0.1"), 2, "expected a cosine from 0.5 to 1"),
+        (("--above", "0.1"), 2, "expected a cosine from 0.5 to 1"),
         (("nothing",), 10, "nothing"),
         (("./nowhere",), 10, "nowhere"),
     ],
@@ -309,4 +307,4 @@ def test_what_cannot_be_asked_is_refused(home, arguments, code, said):
 
 
 def test_a_library_that_holds_nothing_has_nothing_alike(tmp_path):
-    assert Adapt(tmp_path).json("similar", "--all") == {"above": 0.99, "groups": []}
+    assert Adapt(tmp_path).json("similar") == {"above": 0.99, "groups": []}

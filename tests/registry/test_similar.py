@@ -201,7 +201,7 @@ def test_the_command_asks_a_server(server: Running, tmp_path: Path) -> None:
     assert "no such release" in adapt.fails(10, "similar", "acme/a==2.0", *there)
     assert "not found" in adapt.fails(10, "similar", "acme/nothing", *there)
     assert "from 0.9 to 1" in adapt.fails(2, "similar", "acme/a", "--above", "0.5", *there)
-    assert "leave out `--remote`" in adapt.fails(2, "similar", "--all", *there)
+    assert "leave out `--remote`" in adapt.fails(2, "similar", *there)
 
 
 def test_questions_are_limited_by_token_and_by_address(tmp_path: Path) -> None:

@@ -191,8 +191,8 @@ def _weights(w: World) -> None:
     w.says("show.recipe", "show", "both", "--recipe")
     w.says("resize", "resize", "legal-qa", "--rank", "2")
     w.says("compare", "compare", "legal-qa", "summarize")
-    w.says("extract", "extract", "--base", "base-7b", "--tuned", "./models/base-7b-chat", "--rank", "2", "-o", "chat")
-    w.says("fuse", "fuse", "legal-qa", "--into", "./fused")
+    w.says("extract", "extract", "./models/base-7b-chat", "--base", "base-7b", "--rank", "2", "-o", "chat")
+    w.says("fuse", "fuse", "legal-qa", "-o", "./fused")
 
 
 def _keys(w: World) -> None:
@@ -395,7 +395,7 @@ def _verbs(w: World) -> None:
     w.adapt.ok("alias", "remove", "legal-qa@prod")  # its build is removed below
     w.says("tree", "tree", "both")
     w.says("tree.holders", "tree", "--holders")
-    w.says("diff", "diff", "legal-qa", "summarize")
+    w.says("compare.diff", "compare", "--diff", "legal-qa", "summarize")
     w.says("identify", "identify", "./out/legal-qa")
     w.says(
         "identify.files",
@@ -404,7 +404,7 @@ def _verbs(w: World) -> None:
         "./out/summarize/adapter_model.safetensors",
     )
     w.says("similar", "similar", "both")
-    w.says("similar.all", "similar", "--all")
+    w.says("similar.groups", "similar")
     space = w.says("cache", "cache")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]

@@ -79,22 +79,6 @@ def test_one_key_states_it_once_and_what_was_trained_has_nothing_to_state(homes:
     assert "has no recipe, so there is nothing to state. Nothing was signed" in told
 
 
-def test_a_merge_states_at_once_how_it_was_made(homes: Homes) -> None:
-    homes.add("1.0.0", name="summarize")
-    merge = ("merge", "legal-qa", "summarize", "--weights", "0.7,0.3")
-
-    made = homes.ann.json(*merge, "--statement")
-    folder = homes.ann.fails(2, *merge, "-o", "./out/merged", "--statement")
-    homes.new_key("bob")
-    keyless = homes.ann.fails(2, *merge, "-o", "again", "--statement")
-
-    definition = json.loads(Bundle.parse(Path(made["statement"]).read_bytes()).payload)["predicate"]["buildDefinition"]
-    assert [one["annotations"]["weight"] for one in definition["resolvedDependencies"][:2]] == [0.7, 0.3]
-    assert "a folder has no name to state. Nothing was merged" in folder
-    assert "no signing key chosen" in keyless
-    assert not (homes.folder / "out" / "merged").exists()
-
-
 @pytest.mark.parametrize("way", ["directory", "oci"])
 def test_a_statement_travels_with_the_build(way: str, homes: Homes, online: None, monkeypatch: Any) -> None:
     stated(homes)

@@ -183,8 +183,8 @@ def adapt(tmp_path) -> Adapt:
 
 
 def test_two_versions_by_their_specs(adapt, tmp_path):
-    told = adapt.json("diff", "legal-qa==1.0", "legal-qa==1.1")
-    text = adapt.ok("diff", "legal-qa==1.0", "legal-qa==1.1")
+    told = adapt.json("compare", "--diff", "legal-qa==1.0", "legal-qa==1.1")
+    text = adapt.ok("compare", "--diff", "legal-qa==1.0", "legal-qa==1.1")
 
     a, b = dense(tmp_path / "1.0"), dense(tmp_path / "1.1")
     apart = np.sqrt(sum(np.linalg.norm(a[m] - b[m]) ** 2 for m in a) / sum(np.linalg.norm(a[m]) ** 2 for m in a))
@@ -197,16 +197,16 @@ def test_two_versions_by_their_specs(adapt, tmp_path):
 
 
 def test_an_installed_adapter_and_the_folder_it_was_added_from(adapt):
-    assert adapt.ok("diff", "legal-qa==1.0", "./1.0") == "identical: every file has the same bytes\n"
+    assert adapt.ok("compare", "--diff", "legal-qa==1.0", "./1.0") == "identical: every file has the same bytes\n"
 
 
 def test_bases_that_differ_are_told(adapt):
     adapt.ok("add", "./1.0", "--name", "other", "--base", "tuned")
 
-    told = adapt.json("diff", "legal-qa==1.0", "other")
+    told = adapt.json("compare", "--diff", "legal-qa==1.0", "other")
 
     assert (told["identical"], told["base_verdict"]) == (True, BaseVerdict.SAME_SHAPES.name)
-    assert "base\tSAME_SHAPES" in adapt.ok("diff", "legal-qa==1.0", "other")
+    assert "base\tSAME_SHAPES" in adapt.ok("compare", "--diff", "legal-qa==1.0", "other")
 
 
 def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
@@ -216,10 +216,13 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
     wide = load_file(tmp_path / "wide" / WEIGHTS)
     save_file(tensors | {name: wide[name] for name in wide if "v_proj" in name}, both / WEIGHTS)
 
-    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith(
+    assert adapt.ok("compare", "--diff", "legal-qa==1.0", "./wide").startswith(
         "cannot compare the updates: no tensor has the same shape in both\n"
     )
-    assert f", without {LAYERS} modules of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
+    assert (
+        f", without {LAYERS} modules of other shapes"
+        in adapt.ok("compare", "--diff", "legal-qa==1.0", "./both").splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
@@ -229,4 +232,4 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
     (["./base", "./1.0"], 16, "adapter_config.json"),
 ])  # fmt: skip
 def test_refusals(adapt, arguments, code, said):
-    assert said in adapt.fails(code, "diff", *arguments)
+    assert said in adapt.fails(code, "compare", "--diff", *arguments)

@@ -143,7 +143,7 @@ def test_a_sum_of_adapters_is_exact(tmp_path: Path) -> None:
         for module, update in updates_in(folder).items():
             exact[f"{module}.weight"] += weight * (update.T if "embed" in module else update)
     assert all(same_numbers(out[n], exact[n]) for n in base)
-    assert [(a.weight, a.label) for a in result.adapters] == [(0.7, str(folders[0])), (-0.3, str(folders[1]))]
+    assert [(a.weight, a.spec) for a in result.adapters] == [(0.7, str(folders[0])), (-0.3, str(folders[1]))]
 
 
 @settings(max_examples=30)

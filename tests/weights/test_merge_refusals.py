@@ -59,7 +59,7 @@ def test_dora_is_refused_with_a_command_that_is_exact(tmp_path: Path) -> None:
     with pytest.raises(MergeRefused) as refused:
         run(tmp_path / "out", (dora, 0.7), (plain, 0.3))
 
-    assert "`adapt fuse a --into ./fused`" in refused.value.hint
+    assert "`adapt fuse a -o ./fused`" in refused.value.hint
 
 
 def test_a_bias_that_the_config_announces_and_the_file_lacks_is_refused(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_one_component_with_several_is_refused_where_it_has_other_weights(adapt:
 def test_one_component_has_the_base_of_that_component(adapt: Adapt, pipeline: Any) -> None:
     assert [row["base"] for row in adapt.json("list") if row["name"] == "narrow"] == ["x/unet"]
     adapt.ok("verify", "narrow@x")
-    adapt.ok("fuse", "narrow@x", "--into", "./fused")
-    assert "expected" in adapt.fails(16, "fuse", "wide", "--into", "./whole")
+    adapt.ok("fuse", "narrow@x", "-o", "./fused")
+    assert "expected" in adapt.fails(16, "fuse", "wide", "-o", "./whole")
     asked = adapt.fails(11, "run", "wide", "hello")
     assert "draws images" in asked
     assert "--image" in asked
@@ -126,5 +126,5 @@ def test_one_component_has_the_base_of_that_component(adapt: Adapt, pipeline: An
     for name, tensor in before.items():
         update = narrow.get(f"unet.{name.removesuffix('.weight')}", torch.zeros(()))
         assert torch.allclose(after[name].double(), tensor.double() + update, atol=BOUND)
-    adapt.ok("extract", "--base", "x/unet", "--tuned", "./fused", "--rank", 4, "-o", "back")
+    adapt.ok("extract", "./fused", "--base", "x/unet", "--rank", 4, "-o", "back")
     adapt.ok("verify", "back")

@@ -54,10 +54,10 @@ def test_merge_keeps_the_form_that_its_parents_agree_on(parents: str, kept: Prom
 
 
 def test_diff_names_the_forms(adapt: Adapt) -> None:
-    rows = {row["field"]: row for row in adapt.json("diff", "a", "chat")["manifest"]}
+    rows = {row["field"]: row for row in adapt.json("compare", "--diff", "a", "chat")["manifest"]}
     assert rows["behaviour.prompt.form"]["first"] == "template"
     assert rows["behaviour.prompt.form"]["second"] == "chat"
-    assert "behaviour.prompt.system" in adapt.ok("diff", "a", "chat")
+    assert "behaviour.prompt.system" in adapt.ok("compare", "--diff", "a", "chat")
 
 
 def test_extraction_keeps_the_tuned_model_s_other_chat_template(adapt: Adapt) -> None:
@@ -65,7 +65,7 @@ def test_extraction_keeps_the_tuned_model_s_other_chat_template(adapt: Adapt) ->
     (adapt.folder / "base" / "chat_template.jinja").write_text("{{ messages }}")
     (tuned / "chat_template.jinja").write_text("{{ messages[0] }}")
     adapt.ok("base", "add", "base", "--as", "again")
-    done = adapt("extract", "--tuned", "./tuned", "--base", "again", "--rank", 2, "-o", "made")
+    done = adapt("extract", "./tuned", "--base", "again", "--rank", 2, "-o", "made")
     assert done.exit_code == 0, done.stderr
     form = form_of(adapt, "made")
     assert form is not None

@@ -83,7 +83,7 @@ def test_a_merge_by_any_method_is_the_same_in_another_library(adapt, elsewhere, 
         ["--rank", "auto"],
         ["--energy", "0.8", "--dtype", "bfloat16"],
         ["--max-error", "0.3"],
-        ["--method", "ties", "--density", "0.3", "-O", "majority=frequency", "--rank", "3"],
+        ["--method", "ties", "-O", "density=0.3", "-O", "majority=frequency", "--rank", "3"],
         ["--method", "dare_linear", "--seed", str(MAX_WHOLE)],
         ["--weights", "1,0,-1"],
     ],
@@ -166,7 +166,7 @@ def test_merges_inside_merges_are_made_again(adapt, elsewhere, nested):
 
 
 def test_a_nested_merge_is_that_of_its_parts_made_one_by_one(adapt, nested):
-    adapt.ok("merge", "tables", "legal-qa", "--weights", "1,0.25", "--method", "dare_linear", "--density", "0.9",
+    adapt.ok("merge", "tables", "legal-qa", "--weights", "1,0.25", "--method", "dare_linear", "-O", "density=0.9",
              "--seed", "3", "-o", "./steps/one")  # fmt: skip
     adapt.ok("merge", "summarize", "./steps/one", "--weights", "1,2", "--method", "ties", "-o", "./steps/two")
     adapt.ok("merge", "legal-qa", "./steps/two", "--weights", "0.5,-0.5", "--rank", "6", "-o", "./steps/three")
@@ -394,9 +394,8 @@ def test_printing_a_recipe_imports_no_torch(adapt):
         (["--weights", "1,2"], "drop --weights"),
         (["--method", "svd", "--rank", "2"], "drop --method, --rank"),
         (["--seed", "0"], "drop --seed"),
-        (["--analyze"], "drop --analyze"),
         (["--tune", "x.jsonl"], "drop --tune"),
-        (["--on", "base-7b"], "drop --on"),
+        (["--base", "base-7b"], "drop --base"),
     ],
 )
 def test_a_recipe_says_everything(adapt, arguments, said):

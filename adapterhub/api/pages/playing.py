@@ -126,7 +126,7 @@ class Playing:
         if not self._saving.acquire(blocking=False):
             raise HTTPException(503, "another merge is running", headers={"Retry-After": str(_RETRY_S)})
         try:
-            merged = self._library.merge(list(choice), weights=list(choice.values()), name=name, base=page.base)
+            merged = self._library.merge(list(choice), weights=list(choice.values()), output=name, base=page.base)
         finally:
             self._saving.release()
         build = merged.adapter

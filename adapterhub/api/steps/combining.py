@@ -1,203 +1,256 @@
-"""New adapters from others: several put together with a weight each, or one made smaller."""
+"""New adapters from others: what a caller names and asks for becomes a merge, a copy at a lower rank, or two sides."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from adapterhub.api.results import Merged, report_warnings
 from adapterhub.core.arguments import path_of
-from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem, shown
-from adapterhub.core.specs import names_folder, parse_name
-from adapterhub.distribution.choosing import find_installed
+from adapterhub.core.digests import canonical_json, digest_of
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    BaseMismatch,
+    BaseNotFound,
+    Conflict,
+    CouldNotTell,
+    NoCompatibleRelease,
+    RemoteUnreachable,
+    SpecError,
+    UsageProblem,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, names_folder, parse_name, parse_version, version_of
+from adapterhub.distribution.choosing import find_installed, look_up
+from adapterhub.distribution.finding import ensure_folder
+from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
+from adapterhub.library.intake.clashes import Bump, check_naming
+from adapterhub.library.intake.description import Description
+from adapterhub.projects.session import sources_from, wanted_from
+from adapterhub.weights.catalogue import describe, names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from adapterhub.api.steps.contracts.gating import MergeTest
+    from adapterhub.api.opened import Adapters
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.intake.clashes import Bump
-    from adapterhub.library.intake.description import Description
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.inference.tuning import Encoded, Example, Tuned
+    from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import AdapterLike
+    from adapterhub.library.transfer import Source
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
+    from adapterhub.weights.compare.difference import Side
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 
 DEFAULT_VERSION: Final = "1.0.0"
-LARGE_LOSS: Final = 0.2
-"""The relative error from which a cut to a given rank is worth a warning: twice that of rank `auto`."""
+AUTO: Final = "auto"
+AUTO_ENERGY: Final = 0.99
+"""The share of the squared norm that rank `auto` keeps: an error of 10 % in each module."""
+CONTRACTS: Final = "contracts"
+"""The word that takes the goldens of the parents' contracts in place of a file of examples."""
 
 _NAME_HINT: Final = "`-o NAME` adds the result to the library, `-o ./folder` writes it to a folder"
 _NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
+_SET_APART: Final = ("method", "rank", "energy", "max_error", "seed", "dtype")
+"""What is asked for by an argument of its own, never among the options of a method."""
 
 
-def weights_from(text: str | None, adapters: Sequence[str]) -> list[float]:
-    """The weights of `--weights`, one for each of `adapters`; by default equal shares that sum to 1.
+# ---------------------------------------------------------------- what the result is called
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a caller says of a new adapter; None leaves it to a default. `bump` and `variant` are as for `Library.add`.
 
     Raises:
-        UsageProblem: the text is not a list of numbers, their count differs, or weights stand among the adapters.
+        UsageProblem: two of them exclude each other.
     """
-    numbers = [one for one in adapters if _NUMBER.fullmatch(one)]
+
+    version: str | None = None
+    bump: Bump | None = None
+    variant: bool = False
+    task: str | None = None
+    description: str | None = None
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        check_naming(self.bump, variant=self.variant, version=self.version)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What goes into the manifest."""
+        words = {name: getattr(self, name) for name in ("version", "task", "description", "license")}
+        return {name: text for name, text in words.items() if text is not None}
+
+    def target(self, output: str, own: Mapping[str, str | None] | None = None) -> Description | Path:
+        """The new folder that `output` names, or the description of an adapter by that name; `own` holds where unsaid.
+
+        Raises:
+            SpecError: the name or the version is invalid.
+            UsageProblem: a folder has no version, so it takes no `bump` and no `variant`.
+        """
+        if names_folder(output):
+            if self.bump is not None or self.variant:
+                raise UsageProblem("`--bump` and `--variant` are for adapters of the library; a folder has no version")
+            return path_of(output)
+        words = {**(own or {}), **self.words}
+        return Description(
+            name=parse_name(output),
+            version=parse_version(words.get("version") or DEFAULT_VERSION),
+            task=words.get("task"),
+            description=words.get("description") or "",
+            license=words.get("license"),
+        )
+
+
+def _name_of_label(label: str) -> str:
+    """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
+    if names_folder(label):
+        return path_of(label).resolve().name.lower()
+    return label.partition("==")[0].rpartition("/")[2].lower()
+
+
+def default_name(labels: Sequence[str], ending: str = "") -> str:
+    """A name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
+
+    Raises:
+        UsageProblem: the joined name is invalid, or equals the name of a parent.
+    """
+    parts = [_name_of_label(label) for label in labels]
+    name = "-".join([*parts, ending] if ending else parts)
+    try:
+        if name in parts:
+            raise UsageProblem("the result needs a name", hint=_NAME_HINT)
+        return parse_name(name)
+    except SpecError as error:
+        raise UsageProblem(f"the result needs a name: {error.message}", hint=_NAME_HINT) from None
+
+
+# ---------------------------------------------------------------- what goes in
+def with_shares(adapters: Adapters, weights: Sequence[float] | None) -> list[tuple[AdapterLike, float]]:
+    """Each adapter with its weight: that of a mapping, its one of `weights`, or an equal share; the shares sum to 1.
+
+    Raises:
+        UsageProblem: the weights are not one each and finite, or they stand among the adapters.
+    """
+    from adapterhub.distribution.finding import with_weights
+
+    if isinstance(adapters, Mapping):
+        return with_weights(adapters, weights)
+    several = [one for one, _ in with_weights(adapters, None)]
+    numbers = [one for one in several if isinstance(one, str) and _NUMBER.fullmatch(one)]
     if numbers:
-        names = [one for one in adapters if one not in numbers]
-        weights = ",".join([*filter(None, (text or "").split(",")), *numbers])
+        words = " ".join(str(one) for one in several if one not in numbers)
+        meant = ",".join([*(f"{weight:g}" for weight in weights or ()), *numbers])
         place = "stands where an adapter is" if len(numbers) == 1 else "stand where adapters are"
         raise UsageProblem(
             f"{', '.join(f'`{one}`' for one in numbers)} {place} expected; weights go into one option, with commas",
-            hint=f"write `{' '.join(names)} --weights {weights}`",
+            hint=f"write `{words} --weights {meant}`",
         )
-    count = len(adapters)
-    if text is None:
-        return [1 / count] * count
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageProblem(f"--weights `{text}`: expected numbers separated by commas, such as `0.7,0.3`") from None
-    if len(values) != count:
+    count = len(several)
+    if weights is not None and len(weights) != count:
         example = ",".join([f"{1 / count:.2g}"] * count)
         raise UsageProblem(
-            f"{len(values)} weight{'s' * (len(values) != 1)} for {count} adapter{'s' * (count != 1)}",
+            f"{len(weights)} weight{'s' * (len(weights) != 1)} for {count} adapter{'s' * (count != 1)}",
             hint=f"separate weights with commas: `--weights {example}`",
         )
-    return values
+    return with_weights(several, [1 / count] * count if weights is None else weights)
 
 
 def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None) -> Ingredient:
-    """The adapter that `text` names: a folder if it looks like a path, else an installed adapter.
+    """The adapter that `text` names, to be used: a folder where it begins as a path does, otherwise an installed one.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
+        SignatureRefused, NamespaceBound: it may not be used.
     """
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.finding import ensure_folder
-    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-    from adapterhub.projects.session import wanted_from
+    return ingredient_of(side_of(library, text, base, find=find_installed), weight)
+
+
+def ingredient_of(side: Side, weight: float) -> Ingredient:
+    """A side as an input of a merge; a folder declares no base here."""
     from adapterhub.weights.recipes.combination import Ingredient
 
+    if side.manifest is None or side.base is None or not (side.is_installed or side.origin):
+        return Ingredient(folder=side.folder, label=side.label, weight=weight)
+    digest = side.manifest.digest
+    return Ingredient(folder=side.folder, label=side.label, weight=weight, base=side.base, digest=digest)
+
+
+@contextmanager
+def sides_of(
+    session: Session,
+    library: Library,
+    texts: Sequence[str],
+    base: BaseSpec | None,
+    *,
+    find: Callable[..., Any],
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    bars: Bars,
+) -> Iterator[list[Side]]:
+    """The adapters to compare: folders, installed ones, and what only a server has, in folders of their own meanwhile.
+
+    With `remote`, specs are read from that server only. `library` resolves names, `find` chooses an installed build.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
+    """
+    from adapterhub.api.steps.publishing import pull_release
+    from adapterhub.weights.compare.difference import Side
+
+    def side(text: str, folder: Path) -> Side:
+        if names_folder(text) or not remote:
+            try:
+                return side_of(library, text, base, find=find)
+            except (AdapterNotFound, NoCompatibleRelease):
+                if names_folder(text) or offline or not session.sources_of(AdapterSpec.parse(text), None, token=token):
+                    raise
+        elif offline:
+            raise RemoteUnreachable(
+                "`--offline` forbids asking a server", hint="without `--remote`, it asks the library"
+            )
+        spec = AdapterSpec.parse(text)
+        release = pull_release(session, spec, folder, base=base, remote=remote, token=token, bars=bars).release
+        manifest, label = release.manifest, f"{release.full_name}=={release.manifest.version}"
+        return Side(folder=folder, label=label, manifest=manifest, base=manifest.base, origin=release.origin)
+
+    with TemporaryDirectory(prefix="adapt-compare-") as folder:
+        yield [side(text, Path(folder) / str(number)) for number, text in enumerate(texts)]
+
+
+def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callable[..., Any] = look_up) -> Side:
+    """The adapter that `text` names: a folder where it begins as a path does, otherwise an installed one.
+
+    Raises:
+        AdapterNotFound: there is none; the hint tells how a folder is written.
+    """
+    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
+    from adapterhub.weights.compare.difference import Side, side_of_folder
+
     if names_folder(text):
-        ensure_folder(path_of(text))
-        return Ingredient(folder=path_of(text), label=text, weight=weight)
+        folder = path_of(text)
+        ensure_folder(folder)
+        return side_of_folder(folder, text)
     spec = AdapterSpec.parse(text)
-    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+    try:
+        build, _ = find(library, spec, wanted=wanted_from(library, spec, base))
+    except AdapterNotFound as error:
+        if not Path(text).is_dir():
+            raise
+        raise AdapterNotFound(error.message, hint=f"write `{shown(f'./{text}', 200)}` to name the folder") from None
     ensure_manifest_unchanged(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
-    return Ingredient(folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest)
-
-
-def description_from(name: str, details: Mapping[str, str | None]) -> Description:
-    """The description of the new adapter from the options.
-
-    Raises:
-        SpecError: the name or version is invalid.
-    """
-    from adapterhub.core.specs import parse_name, parse_version
-    from adapterhub.library.intake.description import Description
-
-    return Description(
-        name=parse_name(name),
-        version=parse_version(details.get("version") or DEFAULT_VERSION),
-        task=details.get("task"),
-        description=details.get("description") or "",
-        license=details.get("license"),
-    )
-
-
-def combine(
-    library: Library,
-    combination: Combination,
-    target: Description | Path,
-    *,
-    what: str = "merge",
-    expected: str | None = None,
-    tuning: Mapping[str, Any] | None = None,
-    bump: Bump | None = None,
-    variant: bool = False,
-    test: MergeTest | None = None,
-    bars: Bars,
-) -> Merged:
-    """Run a merge into the library under a description, or into a new folder.
-
-    `expected` is the digest of the manifest that a recipe recorded; `bump` and `variant` are as for `Library.add`.
-    `test` asks the result what its parents' contracts hold.
-
-    Raises:
-        BehaviourChanged, CouldNotTell: `test` does not let the result pass; nothing was written.
-        UsageProblem: `bump` or `variant` for a folder, which has no version.
-        ReleaseExists: the library has another build under the name and version; nothing was merged.
-    """
-    from adapterhub.weights.recipes.combination import merge_into_folder, merge_into_library
-
-    ensure_named(target, bump, variant=variant)
-    with bars.steps(what, unit="modules") as progress:
-        if isinstance(target, Path):
-            made = merge_into_folder(combination, target, progress=progress, test=test)
-            found = tuple(test.results) if test is not None else ()
-            return Merged(folder=target, made=made, combination=combination, tuning=tuning or {}, tests=found)
-        outcome = merge_into_library(
-            library, combination, target, bump=bump, variant=variant, progress=progress, test=test
-        )
-    build = outcome.added.build
-    return Merged(
-        folder=build.folder,
-        made=outcome.made,
-        combination=combination,
-        added=outcome.added,
-        as_recorded=None if expected is None else build.manifest.digest == expected,
-        tuning=tuning or {},
-        tests=tuple(test.results) if test is not None else (),
-    )
-
-
-def ensure_named(target: Description | Path | None, bump: Bump | None, *, variant: bool) -> None:
-    """Refuse `bump` and `variant` for a result that goes to a folder, or None, and has no version.
-
-    Raises:
-        UsageProblem: one is given for a folder, or both are given.
-    """
-    from adapterhub.library.intake.clashes import check_naming
-
-    check_naming(bump, variant=variant)
-    if (bump is not None or variant) and (target is None or isinstance(target, Path)):
-        raise UsageProblem("`--bump` and `--variant` are for adapters of the library; a folder has no version")
-
-
-def report_merged(session: Session, merged: Merged) -> None:
-    """Report the warnings of a merge, and of the checks of its result."""
-    for warning in merged.warnings:
-        session.out.warn(warning)
-    rank, lost = merged.combination.options.get("rank"), merged.made.result.truncation_error
-    if rank is not None and lost is not None and lost > LARGE_LOSS:
-        session.out.warn(
-            f"the cut to rank {rank} loses much: its relative error is {lost:.2g}; "
-            "rank `auto` keeps the error near 0.1, and without a rank nothing is cut"
-        )
-    report_warnings(session, merged.added)
-    if note := contract_note(merged):
-        session.out.note(note)
-
-
-def contract_note(merged: Merged) -> str:
-    """What became of the contracts of a merge's parents; empty where none has one, or the result was tested."""
-    from adapterhub.weights.recipes.contracts import is_same_adapter
-
-    labels = [
-        f"`{shown(one.label, 200)}`" for one in merged.combination.leaves() if (one.folder / CONTRACT_FILE).is_file()
-    ]
-    if not labels or merged.tests:
-        return ""
-    if not is_same_adapter(merged.combination):
-        verb = "have contracts" if len(labels) > 1 else "has a contract"
-        return f"{' and '.join(labels)} {verb}, and the result carries none: `--test` asks it theirs"
-    if not (merged.folder / CONTRACT_FILE).is_file():
-        return ""
-    return f"the result carries the contract of {labels[0]}, untested: `adapt test` asks it"
+    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
 def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:
@@ -224,45 +277,136 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
         total = len({module for side in sides for module in side.factors.modules})
         step = stack.enter_context(bars.progress("compare", total, unit="modules"))
         found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))
+    figures = zip(found.adapters, ingredients, strict=True)
+    found = replace(found, adapters=tuple(replace(one, digest=item.digest) for one, item in figures))
     if obstacles:
         found = replace(found, obstacles=(*obstacles, *found.obstacles), forecast=None)
     return found
 
 
-def name_of_label(label: str) -> str:
-    """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
-    if names_folder(label):
-        return path_of(label).resolve().name.lower()
-    return label.partition("==")[0].rpartition("/")[2].lower()
+# ---------------------------------------------------------------- how to merge
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How to merge: a method, its options (the rank among them), a dtype and a seed."""
+
+    method: str
+    options: dict[str, object]
+    dtype: str | None
+    seed: int | None
+
+    def step(self, inputs: Sequence[Ingredient]) -> Combination:
+        """The merge of `inputs` by this choice."""
+        from adapterhub.weights.recipes.toml.values import Step
+
+        return Step(inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed)
 
 
-def default_name(labels: Sequence[str], ending: str = "") -> str:
-    """A name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
+def choice_from(
+    *,
+    method: str | None,
+    rank: int | str | None,
+    energy: float | None,
+    max_error: float | None,
+    seed: int | None,
+    options: Mapping[str, object],
+    dtype: str | None,
+    is_tuned: bool = False,
+) -> Choice:
+    """The choice that these arguments make; a weight search (`is_tuned`) uses the seed with every method.
 
     Raises:
-        UsageProblem: the joined name is invalid, or equals the name of a parent.
+        UsageProblem: two options exclude each other, or the method does not have one.
     """
-    parts = [name_of_label(label) for label in labels]
-    name = "-".join([*parts, ending] if ending else parts)
-    try:
-        if name in parts:
-            raise UsageProblem("the result needs a name", hint=_NAME_HINT)
-        return parse_name(name)
-    except SpecError as error:
-        raise UsageProblem(f"the result needs a name: {error.message}", hint=_NAME_HINT) from None
+    from adapterhub.formats.documents import near_name
+    from adapterhub.weights.recipes.toml.values import converted, default_method, options_of
+
+    for name in _SET_APART:
+        if name in options:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageProblem(f"-O `{name}={shown(options[name])}`: write `{flag} {shown(options[name])}`")
+    given: dict[str, object] = _cut(rank, energy, max_error)
+    about = describe(method or default_method(given))
+    known = options_of(about)
+    for name, value in options.items():
+        if name not in known:
+            raise _no_such_option(name, about.name, near_name(name, known))
+        given[name] = converted(known[name], value)
+    if seed is not None and not about.is_random and not is_tuned:
+        raise UsageProblem(f"`{about.name}` is not random, so `--seed` has no effect; drop it")
+    return Choice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
+
+
+def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
+    """The option that sets the rank; at most one of the three."""
+    if rank == AUTO:
+        rank = None
+        energy = AUTO_ENERGY if energy is None and max_error is None else energy
+    cuts: dict[str, object] = {"rank": rank, "energy": energy, "max_error": max_error}
+    given = {name: value for name, value in cuts.items() if value is not None}
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageProblem(f"{flags} exclude each other: each sets the rank; give one")
+    return given
+
+
+def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
+    having = [other for other in names() if any(option.name == name for option in describe(other).options)]
+    text = f"`{method}` has no option `{shown(name)}`{near}"
+    hint = f"{', '.join(f'`{m}`' for m in having)} have it" if having and not near else ""
+    return UsageProblem(text, hint=hint or "`adapt merge --methods` lists every method with its options")
+
+
+def one_cut(*, rank: int | None, energy: float | None, max_error: float | None) -> dict[str, int | float]:
+    """The one of the three options that the user gave.
+
+    Raises:
+        UsageProblem: the user gave none or several.
+    """
+    given = {
+        flag: value
+        for flag, value in (("--rank", rank), ("--energy", energy), ("--max-error", max_error))
+        if value is not None
+    }
+    if len(given) != 1:
+        message = f"{' and '.join(given)} each choose the rank" if given else "no option chooses the rank"
+        raise UsageProblem(message, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
+    return {flag.removeprefix("--").replace("-", "_"): value for flag, value in given.items()}
+
+
+def formula(step: Combination) -> str:
+    """The sum that a merge computes, such as `0.7 x a + 0.3 x (1 x b + 1 x c, by ties)`."""
+    from adapterhub.weights.recipes.toml.values import Inner
+
+    terms = (
+        f"{item.weight:g} x "
+        + (f"({formula(item.step)}, by {item.step.method})" if isinstance(item, Inner) else item.label)
+        for item in step.inputs
+    )
+    return " + ".join(terms)
+
+
+def contract_note(combination: Combination, folder: Path) -> str:
+    """What became of the contracts of a merge's parents, where the result was not tested; empty where none has one."""
+    from adapterhub.weights.recipes.contracts import is_same_adapter
+
+    labels = [f"`{shown(one.label, 200)}`" for one in combination.leaves() if (one.folder / CONTRACT_FILE).is_file()]
+    if not labels:
+        return ""
+    if not is_same_adapter(combination):
+        verb = "have contracts" if len(labels) > 1 else "has a contract"
+        return f"{' and '.join(labels)} {verb}, and the result carries none: `--test` asks it theirs"
+    if not (folder / CONTRACT_FILE).is_file():
+        return ""
+    return f"the result carries the contract of {labels[0]}, untested: `adapt test` asks it"
 
 
 # ---------------------------------------------------------------- resize
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """Size of an adapter's files in bytes, and how many modules have which rank."""
+class Held(Documented, title="Weights"):
+    """The size of an adapter."""
 
-    size_bytes: int
-    ranks: Mapping[int, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {"size_bytes": self.size_bytes, "ranks": {str(r): count for r, count in sorted(self.ranks.items())}}
+    size_bytes: Annotated[int, "bytes"]
+    ranks: Annotated[Mapping[int, int], "number of modules by rank"] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,31 +420,27 @@ class Resizing:
 
 def plan_resize(
     library: Library,
-    adapter: str,
+    parent: Ingredient,
     output: str | None,
     cut: Mapping[str, int | float],
+    about: About,
     *,
     dtype: str | None = None,
-    base: BaseSpec | None = None,
-    said: Mapping[str, str | None],
 ) -> Resizing:
     """Look at the adapter that is to be made smaller; `cut` is one of rank, energy and max_error.
 
-    `said` takes the place of what the author of the adapter wrote about it.
+    `about` takes the place of what the author of the adapter wrote about it.
     """
     from adapterhub.weights.recipes.toml.values import Step
 
     rank = cut.get("rank")
-    parent = ingredient(library, adapter, 1.0, base)
     before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
     combination = Step(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
         combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
-    if names_folder(output):
-        return Resizing(combination=combination, target=path_of(output), before=before)
-    words = _words_of(library, parent) | {key: text for key, text in said.items() if text is not None}
-    return Resizing(combination=combination, target=description_from(output, words), before=before)
+    target = about.target(output, _words_of(library, parent))
+    return Resizing(combination=combination, target=target, before=before)
 
 
 def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[Held, str | None]:
@@ -310,7 +450,7 @@ def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[Hel
     from adapterhub.weights.merge import DTYPES
 
     with AdapterFactors(folder, expected) as factors:
-        ranks = Counter(module.rank for module in factors.modules.values())
+        ranks = dict(sorted(Counter(module.rank for module in factors.modules.values()).items()))
         dtypes = {TORCH_DTYPES[spec.dtype] for module in factors.modules.values() for spec in (module.a, module.b)}
         size = len(factors.config_bytes) + factors.header.size_bytes
     own = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
@@ -324,3 +464,202 @@ def _words_of(library: Library, parent: Ingredient) -> dict[str, str]:
     manifest = library.store.read_manifest(parent.digest)
     words = {"version": manifest.version, "task": manifest.task, "description": manifest.description}
     return {key: text for key, text in (words | {"license": manifest.license}).items() if text}
+
+
+# ---------------------------------------------------------------- recipes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipePlan:
+    """A recipe whose adapters were found: what to merge, where to, and the digest that it recorded of the result."""
+
+    combination: Combination
+    target: Description | Path
+    expected: str | None
+
+
+def plan_recipe(
+    session: Session,
+    library: Library,
+    path: Path,
+    output: str | None,
+    about: About,
+    *,
+    places: Sequence[Path],
+    offline: bool,
+    bars: Bars,
+) -> RecipePlan:
+    """Find the recipe's inputs; those that are not installed come from `places` and servers.
+
+    `output` and `about` replace the recipe's own values; the result then differs from the recorded one.
+
+    Raises:
+        Conflict: an installed adapter already has the name that the recipe gives, and no `output` repeats it.
+        Malformed, NotFound: the file is not a recipe, or does not exist.
+        DigestMismatch, AdapterNotFound, BaseMismatch: an input differs from the recipe's, or is missing.
+    """
+    from adapterhub.weights.recipes.parents import combination_of
+    from adapterhub.weights.recipes.toml import read_recipe
+
+    recipe = read_recipe(path)
+    if not output and not recipe.name:
+        raise UsageProblem("the recipe has no name for its result", hint="give one with `-o NAME`")
+    own: dict[str, str | None] = {
+        "version": recipe.version,
+        "task": recipe.task,
+        "description": recipe.description or None,
+        "license": recipe.license,
+    }
+    target = about.target(output or str(recipe.name), own)
+    if isinstance(target, Description) and output is None:
+        _check_name_is_free(library, path, target, recipe.digest)
+    disk = sources_from(session, tuple(places))
+
+    def sources_for(spec: AdapterSpec) -> list[Source]:
+        return disk if offline else [*disk, *session.sources_of(spec, None, token=None)]
+
+    combination, warnings = combination_of(library, recipe, path.parent, sources_for, bars.progress)
+    for warning in warnings:
+        session.out.warn(warning)
+    if isinstance(target, Path):
+        return RecipePlan(combination=combination, target=target, expected=None)
+    is_own = target.name == recipe.name and {**own, **about.words} == own and about.bump is None
+    expected = recipe.digest if is_own else None
+    return RecipePlan(combination=combination, target=replace(target, metrics=recipe.metrics), expected=expected)
+
+
+def _check_name_is_free(library: Library, path: Path, about: Description, digest: str | None) -> None:
+    """Raise `Conflict` if the recipe's name for its result is that of another installed adapter.
+
+    A stranger's recipe must not change the meaning of a name that the user already has.
+    """
+    named = library.builds_named(about.name)
+    taken = [build for build in named if build.manifest.digest != digest]
+    # A merge of this version may be an earlier run of this recipe; `Library.add` refuses it if the bytes differ.
+    same = (one for one in named if version_of(one.manifest.version) == version_of(about.version))
+    is_again = any(one.manifest.recipe.get("inputs") for one in same)
+    if not taken or is_again:
+        return
+    there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])
+    raise Conflict(
+        f"the recipe `{shown(str(path), 200)}` names its result `{about.name}` {about.version}, but {there} is "
+        "installed, and the name would then mean the merge. Nothing was changed",
+        hint=f"`-o NAME` gives the result another name; `-o {about.name}` keeps the name",
+    )
+
+
+# ---------------------------------------------------------------- tune
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedMerge:
+    """What a search of weights found: the ingredients with these weights, and the metrics for the manifest."""
+
+    result: Tuned
+    ingredients: tuple[Ingredient, ...]
+    metrics: Mapping[str, float | str]
+
+
+def tuned(
+    session: Session,
+    library: Library,
+    ingredients: Sequence[Ingredient],
+    examples: Path,
+    on: BaseSpec | None,
+    *,
+    budget: int | None,
+    seed: int,
+    bars: Bars,
+) -> TunedMerge:
+    """Search the weights on the base `on`, by default that of the ingredients.
+
+    `examples` is a file, or the word `contracts` for the goldens of the ingredients' contracts.
+
+    Raises:
+        CouldNotTell: no ingredient has a contract, or one cannot be asked.
+        BaseNotFound: the weights of the base are not on this machine.
+        BaseMismatch: the adapters were made for another base.
+        Malformed, NotFound: the examples cannot be read.
+    """
+    from adapterhub.core.disk.files import digest_of_file
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.loader.text import load_base
+    from adapterhub.inference.tuning import DEFAULT_BUDGET, read_examples, tune
+
+    record, folder = _base(library, ingredients, on)
+    contracts = _contracts(session, ingredients) if str(examples) == CONTRACTS else {}
+    lines: Sequence[Example | Encoded] = () if contracts else read_examples(examples)
+    source = digest_of(canonical_json([one.digest for one in contracts.values()])) if contracts else None
+    session.out.note(f"loading base {record.label}")
+    model, tokenizer = load_base(folder)
+    if contracts:
+        from adapterhub.inference.contracts.inputs import examples_of
+
+        lines = [one for name, each in contracts.items() for one in examples_of(name, each, model, tokenizer)]
+    with bars.steps("tune", unit="tries") as progress:
+        result = tune(
+            model,
+            tokenizer,
+            [i.folder if i.digest is None else f"{i.label}#{i.digest}" for i in ingredients],
+            lines,
+            budget=budget or DEFAULT_BUDGET,
+            seed=seed,
+            library=library,
+            base=BaseSpec.parse(record.alias or str(folder)),
+            progress=progress,
+        )
+    if not result.is_better:
+        where = "examples that the search did not use" if result.is_held_out else "the examples"
+        are_equal = len(set(result.weights)) == 1
+        ending = "so the shares stay equal" if are_equal else "but the tuned weights are smaller"
+        session.out.warn(f"no weights did better than equal shares on {where}, {ending}")
+    losses = {"base": result.base_loss, "before": result.loss_before, "after": result.loss_after}
+    metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
+    metrics |= {"tune_examples": source or digest_of_file(examples)[0], "tune_evaluations": result.evaluations}
+    metrics |= {"tune_searched": result.searched, "tune_reported": result.reported}
+    return TunedMerge(
+        result=result,
+        ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
+        metrics=metrics,
+    )
+
+
+def _contracts(session: Session, ingredients: Sequence[Ingredient]) -> dict[str, Contract]:
+    """The contracts of the ingredients by label.
+
+    Raises:
+        CouldNotTell: none has one.
+    """
+    found = {one.label: contract for one in ingredients if (contract := contract_in(one.folder)) is not None}
+    missing = [f"`{shown(one.label, 200)}`" for one in ingredients if one.label not in found]
+    if not found:
+        raise CouldNotTell(
+            f"none of {', '.join(missing)} has a contract to tune the weights on. Nothing was merged",
+            hint="`adapt test --record NAME` records one; `--tune FILE` takes examples",
+        )
+    if missing:
+        session.out.warn(f"no contract asks for the task of {', '.join(missing)}, so its weight may fall to 0")
+    return found
+
+
+def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | None) -> tuple[BaseRecord, Path]:
+    """The base on which to try the weights, and its folder: `on`, else the base of the adapters."""
+    from adapterhub.formats.base.fingerprint import compare
+    from adapterhub.weights.recipes.combination import common_base
+
+    base, _ = common_base(ingredients)
+    if on is not None:
+        record = library.bases.find(on)
+    elif base.fingerprint is not None:
+        found = library.bases.by_fingerprint(base.fingerprint)
+        if found is None:
+            raise BaseNotFound("the base of these adapters is not registered here", hint="`adapt base add PATH`")
+        record = found
+    else:
+        raise BaseNotFound("the base of these adapters is unknown", hint="name it with `--base`")
+    comparison = compare(base.fingerprint, record.fingerprint)
+    if base.fingerprint is not None and not comparison.verdict.allows_attach:
+        lines = [f"these adapters were made for another base than `{record.label}`", *comparison.differences]
+        raise BaseMismatch("\n  ".join(lines))
+    if record.path is None or not record.path.is_dir():
+        raise BaseNotFound(
+            f"the weights of base `{record.label}` are not on this machine",
+            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--base NAME`",
+        )
+    return record, record.path

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli.adapters.add_several import add_several, size_given
 from adapterhub.cli.adapters.added import say_added
-from adapterhub.cli.options.naming import naming_options
+from adapterhub.cli.options.making import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.options.prompting import prompt_options, warn_of_backslashes
 from adapterhub.core.errors import UsageProblem

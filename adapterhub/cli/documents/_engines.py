@@ -33,14 +33,6 @@ class ExportedRouter(TypedDict):
     threshold: Annotated[float, "least cosine by our encoder; the router has its own"]
 
 
-class Exported(document_of(export.Exported)):
-    """An adapter exported for another program."""
-
-    format: Annotated[str, "`gguf`, `merged`, `ollama`, `peft` or `vllm`"]
-    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
-
-
-# ---------------------------------------------------------------- servers
 class Calling(TypedDict):
     """How clients ask an adapter; engines apply no prompt form."""
 
@@ -89,7 +81,7 @@ class Ui(TypedDict):
 ENGINES = {
     "check": list[Judged],
     "explain": list[document_of(Explanation)],
-    "export.format": Exported,
+    "export.format": document_of(export.Exported),
     "export.router": ExportedRouter,
     "serve": Served,
     "serve.dry-run": ServePlan,

@@ -14,7 +14,6 @@ from adapterhub.library import library
 from adapterhub.library.upkeep import lineage
 from adapterhub.projects import uses
 from adapterhub.trust.verify import report
-from adapterhub.weights import fuse
 
 __all__ = [
     "Added",
@@ -33,7 +32,6 @@ __all__ = [
     "TypedDict",
     "Use",
     "Verdict",
-    "WeightedAdapter",
 ]
 
 Added = document_of(library.Added)
@@ -42,7 +40,6 @@ Finding = document_of(report.Finding)
 ModuleGroup = document_of(groups.ModuleGroup)
 Node = document_of(lineage.Node)
 Use = document_of(uses.Use)
-WeightedAdapter = document_of(fuse.FusedAdapter)
 
 
 class ManifestFile(File):

@@ -8,11 +8,8 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import Digest, Node, Path, Size, TypedDict, Use
 from adapterhub.cli.documents._values import document_of
-from adapterhub.distribution import hub
 from adapterhub.library import identify
-from adapterhub.library.find import likeness
 from adapterhub.library.upkeep import space
-from adapterhub.weights.compare import difference
 
 
 # ---------------------------------------------------------------- tree and why
@@ -75,35 +72,12 @@ class Why(TypedDict):
     uses: list[Use]
 
 
-# ---------------------------------------------------------------- diff, identify, cache
-class Side(TypedDict):
-    """One of two adapters."""
-
-    label: str
-    digest: Digest | None
-    path: Annotated[Path | None, "null for one on a server"]
-    origin: Annotated[str | None, "the repository and commit on a server; null: it is here"]
-
-
-class Difference(document_of(difference.Difference)):
-    """The differences between two adapters."""
-
-    first: Side
-    second: Side
-
-
+# ---------------------------------------------------------------- identify, cache
 class Other(TypedDict):
     """A part of the library outside the store's objects."""
 
     name: str
     size_bytes: Size
-
-
-class SimilarGroups(TypedDict):
-    """The installed adapters that have another one with a cosine of at least `above`."""
-
-    above: Annotated[float, "the least cosine with another of the group"]
-    groups: Annotated[list[document_of(likeness.Group)], "each cosine is that with the first of the group"]
 
 
 class Space(TypedDict):
@@ -123,11 +97,7 @@ VERBS: dict[str, Any] = {
     "tree.project": ProjectTree,
     "tree.holders": Holders,
     "why": list[Why],
-    "diff": Difference,
     "identify": document_of(identify.Identity),
     "identify.files": document_of(identify.LoraFiles),
-    "similar": document_of(likeness.Likeness),
-    "similar.all": SimilarGroups,
-    "similar.server": document_of(hub.AlikeThere),
     "cache": Space,
 }

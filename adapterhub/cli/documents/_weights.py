@@ -6,91 +6,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.cli.documents._contracts import Tested
-from adapterhub.cli.documents._parts import Added, Digest, NotRequired, Path, Size, TypedDict, Verdict, WeightedAdapter
+from adapterhub.api import weights
+from adapterhub.cli.documents._parts import NotRequired, TypedDict, Verdict
 from adapterhub.cli.documents._values import document_of
-from adapterhub.inference import tuning
-from adapterhub.weights import catalogue, extract, fuse
-from adapterhub.weights.compare import similarity
-
-Ranks = Annotated[dict[str, int], "number of modules by rank"]
-
-
-class MergedFolder(TypedDict):
-    """A merge written to a folder."""
-
-    path: Path
-    relative_error: Annotated[float, "against the exact sum; for other methods, the distance from it"]
-    worst_module: Annotated[str, "the module with the largest error"]
-    worst_error: Annotated[float, "its relative error"]
-    truncation_error: Annotated[float | None, "lost by cutting to the rank; null if nothing was cut"]
-    ranks: Ranks
-    dtype: str
-    parents: list[WeightedAdapter]
-    recipe: Annotated[dict[str, Any], "how to repeat it"]
-    tuning: NotRequired[Annotated[document_of(tuning.Tuned), "with --tune"]]
-    tests: NotRequired[Annotated[list[Tested], "with --test: one for each parent that has a contract"]]
-
-
-class Merged(Added, MergedFolder):
-    """A merge in the library."""
-
-    recorded_digest: NotRequired[Annotated[str, "with --recipe: the digest in the recipe"]]
-    as_recorded: NotRequired[Annotated[bool, "with --recipe: whether the result has that digest"]]
-    statement: NotRequired[Annotated[str, "with --statement: the file that says how it was made"]]
-
-
-class Weights(TypedDict):
-    """The size of an adapter."""
-
-    size_bytes: Size
-    ranks: Ranks
-
-
-class ResizedFolder(TypedDict):
-    """A smaller adapter written to a folder."""
-
-    path: Path
-    before: Weights
-    after: Weights
-    dtype: str
-    relative_error: Annotated[float, "against the original adapter"]
-    worst_module: Annotated[str, "the module with the largest error"]
-    worst_error: Annotated[float, "its relative error"]
-    recipe: dict[str, Any]
-    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
-
-
-class Resized(Added, ResizedFolder):
-    """A smaller adapter in the library."""
-
-
-class Extracted(Added):
-    """A LoRA extracted from a fine-tuned model."""
-
-    relative_error: Annotated[float, "against the exact difference, in the modules that the adapter has"]
-    worst_module: Annotated[str, "the module with the largest error"]
-    worst_error: Annotated[float, "its relative error"]
-    missing_share: Annotated[float, "error against the whole difference, including what was left out"]
-    ranks: Ranks
-    dtype: str
-    unchanged_tensors: Annotated[int, "number of tensors that do not differ"]
-    left_out: list[document_of(extract.LeftOut)]
-    recipe: dict[str, Any]
-
-
-# ---------------------------------------------------------------- compare
-class ComparedAdapter(document_of(similarity.AdapterFigures)):
-    """A compared adapter; other fields refer to it by its position."""
-
-    digest: Digest | None
-
-
-class Comparison(document_of(similarity.Comparison)):
-    """The similarity of adapters, and the expected result of merging them."""
-
-    adapters: list[ComparedAdapter]
-    plot: NotRequired[Annotated[str, "with --plot: the image file"]]
+from adapterhub.distribution import hub
+from adapterhub.library.find import likeness
+from adapterhub.weights import catalogue, fuse
+from adapterhub.weights.compare import difference, similarity
 
 
 # ---------------------------------------------------------------- run
@@ -209,20 +131,18 @@ class Demo(TypedDict):
     answers: list[DemoAnswer]
 
 
-class Fused(document_of(fuse.Fused)):
-    """A model with adapters fused in."""
-
-    tests: NotRequired[Annotated[list[Tested], "with --test: one for each adapter that has a contract"]]
-
-
 WEIGHTS = {
-    "merge": Merged,
-    "merge.folder": MergedFolder,
-    "merge.tune": Merged,
+    "merge": document_of(weights.MergedBuild),
+    "merge.folder": document_of(weights.Merged),
+    "merge.tune": document_of(weights.MergedBuild),
     "merge.methods": list[document_of(catalogue.Method)],
-    "resize": Resized,
-    "compare": Comparison,
-    "extract": Extracted,
-    "fuse": Fused,
+    "resize": document_of(weights.ResizedBuild),
+    "compare": document_of(similarity.Comparison),
+    "compare.diff": document_of(difference.Difference),
+    "similar": document_of(likeness.Likeness),
+    "similar.groups": document_of(likeness.LikenessGroups),
+    "similar.server": document_of(hub.AlikeThere),
+    "extract": document_of(weights.ExtractedBuild),
+    "fuse": document_of(fuse.Fused),
 }
 ANSWERS = {"run": Answer, "run.compare": ComparedAnswers, "run.batch": Batch, "run.image": Drawn, "demo": Demo}

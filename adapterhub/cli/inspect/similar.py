@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.finding import build_or_folder
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common, remote_options
 from adapterhub.core.arguments import Cosine
-from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.core.extras import extra_named
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.distribution.hub import AlikeThere
-    from adapterhub.library.find.likeness import Group, Likeness, Similar
+    from adapterhub.library.find.likeness import Likeness, LikenessGroups, Similar
 
 _SHOWN: float = 0.5
-_GROUPED: float = 0.99
-_ON_A_SERVER: float = 0.9
 
 
 @click.command()
 @click.argument("adapter", metavar="[SPEC|FOLDER]", required=False, shell_complete=complete_spec_or_folder)
-@click.option("--all", "is_all", is_flag=True, help="Group every installed adapter instead.")
 @click.option(
     "--above",
     type=kind_of(Cosine),
     metavar="COSINE",
-    help=f"List cosines from here on [default: {_SHOWN}; {_GROUPED} with --all, {_ON_A_SERVER} with --remote].",
+    help=f"List cosines from here on [default: {_SHOWN}; 0.99 for groups, 0.9 with --remote].",
 )
-@click.option("--parents/--no-parents", default=True, help="Also look for adapters that it is a weighted sum of.")
+@click.option("--no-parents", "parents", flag_value=False, default=True, help="Look for no sums of adapters.")
 @remote_options
 @common
-def similar(
-    session: Session,
-    adapter: str | None,
-    is_all: bool,
-    above: float | None,
-    parents: bool,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def similar(session: Session, adapter: str | None, **options: Any) -> None:
     """Find the installed adapters whose update is like that of one, whatever its name, precision, scale or rank.
 
     `same update`: a cosine of 0.9995 or more. `negated`: its opposite. `near`: 0.9 or more, as another seed of one
@@ -57,46 +40,34 @@ def similar(
     The parents are installed adapters of which the update is a weighted sum, whether its manifest names them or not;
     each carries at least 5 % of its norm.
 
-    With --remote, a registry lists what is like a release there, with cosines that it estimates.
+    Without an adapter, everything that is installed is grouped. With --remote, a registry lists what is like a release
+    there, with cosines that it estimates.
 
     \b
     Examples:
       adapt similar legal-qa
       adapt similar ./out/legal-qa --above 0.9
-      adapt similar --all
+      adapt similar
       adapt similar acme/legal-qa --remote ours
     """
-    if (adapter is None) != is_all:
-        raise UsageProblem("expected one adapter, or `--all`", hint="`adapt similar NAME`, or `adapt similar --all`")
-    if remote is not None:
-        if adapter is None:
-            raise UsageProblem("`--all` compares installed adapters", hint="leave out `--remote`, or name one adapter")
-        hub = session.named_hub(remote, token=token, offline=offline)
-        there = hub.similar(AdapterSpec.parse(adapter), _ON_A_SERVER if above is None else above)
-        session.out.result(there.to_json(), lambda: _say_there(session, there))
-        return
-    with extra_named("`adapt similar`", "find"):
-        from adapterhub.library.find.likeness import similar_groups, similar_to
+    found: Any = session.opened.similar(adapter, **options)
 
-        with session.out.progress("sketch", None, unit="adapters") as progress:
-            if adapter is None:
-                least = _GROUPED if above is None else above
-                groups = similar_groups(session.library, above=least, progress=progress)
-            else:
-                subject = build_or_folder(session, adapter)
-                least = _SHOWN if above is None else above
-                found = similar_to(session.library, subject, above=least, with_parents=parents, progress=progress)
-    if adapter is None:
-        document = {"above": least, "groups": [group.to_json() for group in groups]}
-        session.out.result(document, lambda: _say_groups(session, groups, least))
-    else:
-        session.out.result(found.to_json(), lambda: _say(session, found, least))
+    def say() -> None:
+        if options["remote"] is not None:
+            _say_there(session, found)
+        elif adapter is None:
+            _say_groups(session, found)
+        else:
+            _say(session, found, options["above"])
+
+    session.out.result(found.to_json(), say)
 
 
-def _say(session: Session, found: Likeness, least: float) -> None:
+def _say(session: Session, found: Likeness, above: float | None) -> None:
     if found.similar:
         session.out.table(("kind", "adapter", "cosine", "what is different"), [_row(one) for one in found.similar])
     else:
+        least = _SHOWN if above is None else above
         session.out.line(f"nothing like it among {found.compared} installed adapters (cosine {least:g} or more)")
     if found.parents:
         parts = " ".join(
@@ -141,10 +112,10 @@ def _row(one: Similar) -> tuple[object, ...]:
     return one.kind, name, cosine, ", ".join((*one.scale_words, *one.notes, *partly))
 
 
-def _say_groups(session: Session, groups: Sequence[Group], least: float) -> None:
-    if not groups:
-        session.out.line(f"no two installed adapters have a cosine of {least:g} or more")
-    for at, group in enumerate(groups):
+def _say_groups(session: Session, found: LikenessGroups) -> None:
+    if not found.groups:
+        session.out.line(f"no two installed adapters have a cosine of {found.above:g} or more")
+    for at, group in enumerate(found.groups):
         if at:
             session.out.line()
         session.out.table(("kind", "adapter", "cosine", "what is different"), [_row(one) for one in group.members])

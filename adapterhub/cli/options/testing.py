@@ -71,7 +71,5 @@ def gate_from(
 
 def tells_tests(session: Session, results: Any) -> None:
     """Print one row for each parent whose contract was tested."""
-    from adapterhub.api.steps.contracts.gating import row_of
-
     for result in results:
-        session.out.line(f"  {row_of(result)}")
+        session.out.line(f"  {result.row}")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from adapterhub.cli.completion.completing import complete_group, complete_spec_or_folder
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, Session, common, project_option
+from adapterhub.cli.options.testing import tells_tests
+from adapterhub.cli.output import size_text
 from adapterhub.core.arguments import ExportFormat, Precision, path_of
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.export import Exported
+
+_SHOWN_PATHS: Final = 6
 
 
 @click.command()
@@ -126,23 +132,35 @@ def export(
     if adapter is None or form is None or output is None:
         hint = "run `adapt export NAME --format gguf -o NAME.gguf`, or `adapt export --requirements` for a plain list"
         raise UsageProblem("an export needs an adapter, `--format` and `-o`", hint=hint)
-    if (gguf or llama_server) and not test:
-        raise UsageProblem("`--gguf` and `--llama-server` are for `--test`")
-    from adapterhub.cli.use.export_formats import ExportRequest, write_format
-
-    request = ExportRequest(
-        adapter=adapter,
-        form=form,
-        output=path_of(output),
+    exported = session.opened.export(
+        adapter,
+        output,
+        format=form,  # type: ignore[arg-type]  # a word of `ExportFormat`
         base=base,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]  # a word of `Precision`
         ollama_base=ollama_base,
         allow_base_mismatch=allow_base_mismatch,
         test=test,
         gguf=gguf,
         llama_server=llama_server,
     )
-    write_format(session, request)
+    session.out.result(exported.to_json(), lambda: _say(session, exported, path_of(output)))
+
+
+def _say(session: Session, exported: Exported, output: Path) -> None:
+    out = session.out
+    label = shown(exported.label, 200)
+    out.line(f"exported {label} as {exported.format}  {output}  {size_text(exported.size_bytes)}")
+    if output.is_dir():
+        for path in exported.paths[:_SHOWN_PATHS]:
+            out.line(f"  {path.relative_to(output)}")
+        if len(exported.paths) > _SHOWN_PATHS:
+            out.line(f"  and {len(exported.paths) - _SHOWN_PATHS} more")
+    if exported.flags:
+        out.line(f"  flags: {shlex.join(exported.flags)}")
+    tells_tests(session, exported.tests or ())
+    for note in exported.notes:
+        out.note(f"note: {note}")
 
 
 def _export_router(session: Session, route: Path, output: Path, url: str | None) -> None:

@@ -1,4 +1,4 @@
-"""`adapt compare`: compare adapters module by module and predict how well they merge."""
+"""`adapt compare`: compare adapters module by module and predict how well they merge, or say exactly how two differ."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.combining import compared, ingredient, weights_from
-from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.params import BASE, Session, common, needing
-from adapterhub.cli.output import count_text, size_text
+from adapterhub.cli.options.making import adapters_argument, base_option, weights_option
+from adapterhub.cli.options.params import Session, common, needing, remote_options
+from adapterhub.cli.output import count_text, json_text, size_text
 from adapterhub.core.arguments import Precision
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from adapterhub.cli.output import Output
-    from adapterhub.core.specs import BaseSpec
+    from adapterhub.weights.compare.difference import Difference, Field, Weights
     from adapterhub.weights.compare.similarity import Comparison, Energies, Forecast, ModuleComparison, Pair, Share
-    from adapterhub.weights.recipes.combination import Ingredient
 
 _FEW = 5
-"""Reasons and kinds of modules listed in the text; `--json` lists all."""
+"""Reasons, modules and kinds of modules listed in the text; `--json` lists all."""
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
-@click.option("--weights", metavar="W,W,...", help="Weights of the predicted merge [default: equal shares, sum 1].")
-@click.option("--base", type=BASE, help="Use this base for specs that name none.")
+@adapters_argument
+@weights_option
+@base_option
 @click.option(
     "--dtype",
     type=kind_of(Precision),
@@ -39,7 +37,7 @@ _FEW = 5
     show_default=True,
     help="Precision of the predicted files.",
 )
-@click.option("--modules", is_flag=True, help="Show every module instead of one line for all layers.")
+@click.option("--modules", is_flag=True, help="Show every module, not one line for all layers.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -47,57 +45,38 @@ _FEW = 5
     callback=needing("plot"),
     help="Draw a layers x modules heatmap to a .png, .svg or .pdf.",
 )
+@click.option("--diff", is_flag=True, help="Show exactly how two differ: files, config, manifest and updates.")
+@remote_options
 @common
-def compare(
-    session: Session,
-    adapters: tuple[str, ...],
-    weights: str | None,
-    base: BaseSpec | None,
-    dtype: str,
-    modules: bool,
-    plot: Path | None,
-) -> None:
+def compare(session: Session, adapters: tuple[str, ...], modules: bool, **options: Any) -> None:
     """Compare adapters by norm, cosine, spectrum, shared directions and opposite signs, and predict their merge.
 
     All figures but the signs are exact and come from small matrices. Signs are counted on a fixed sample of up to
     256 x 256 entries per module, with a standard error. `overlap out` and `overlap in` are the share of directions that
     both adapters write to and read from (0: none, 1: all), next to the share expected by chance.
 
+    The relative difference of --diff is the Frobenius norm of the difference of both updates, divided by the norm of
+    the first. Updates that are equal but factored or ordered differently count as the same.
+
+    What is not installed is read from the server that `adapt install` would ask; with --remote, every SPEC is read from
+    that server. The library does not change.
+
     \b
     Examples:
       adapt compare legal-qa summarize
       adapt compare legal-qa ./out/legal-qa-2 --modules
       adapt compare a b c --weights 1,1,-0.5 --plot similarity.png
+      adapt compare legal-qa==1.0 legal-qa==1.1 --diff
+      adapt compare acme/legal-qa==1.0 acme/legal-qa==1.1 --diff --remote ours
     """
-    if len(adapters) == 1:
-        raise UsageProblem("give at least two adapters to compare", hint="see the examples of `adapt compare --help`")
-    numbers = weights_from(weights, adapters)
-    library = session.project_library
-    ingredients = [ingredient(library, a, w, base) for a, w in zip(adapters, numbers, strict=True)]
-    show_comparison(session, ingredients, plot=plot, modules=modules, dtype=dtype)
+    found: Any = session.opened.compare(*adapters, **options)
+    if options["diff"]:
+        _report_difference(session, found, modules=modules)
+    else:
+        _report(session, found, modules=modules)
 
 
-def show_comparison(
-    session: Session,
-    ingredients: Sequence[Ingredient],
-    *,
-    plot: Path | None = None,
-    modules: bool = False,
-    dtype: str = "float32",
-) -> None:
-    """Print the comparison of `ingredients` as tables or JSON, and draw it if `plot` names a file; merges nothing.
-
-    `modules` shows each module instead of one line for all layers; `dtype` is the precision of the predicted files.
-
-    Raises:
-        UsageProblem, NotAllowed: the picture cannot be written.
-        MergeRefused, Malformed: the adapters cannot be compared.
-    """
-    if plot is not None:
-        from adapterhub.weights.compare.heatmap import check_picture
-
-        check_picture(plot)
-    found = compared(session, ingredients, dtype, bars=session.out)
+def _report(session: Session, found: Comparison, *, modules: bool) -> None:
     for reason in found.obstacles[:_FEW]:
         session.out.warn(f"these adapters cannot be merged: {reason}")
     if len(found.obstacles) > _FEW:
@@ -106,20 +85,15 @@ def show_comparison(
         session.out.warn(f"`{shown(module)}` is skipped, because it differs: {each}")
     if len(found.unlike) > _FEW:
         session.out.warn(f"and {len(found.unlike) - _FEW} more modules are skipped")
-    if plot is not None:
-        from adapterhub.weights.compare.heatmap import write_picture
+    session.out.result(found.to_json(), lambda: _say(session.out, found, modules=modules))
+    if found.plot is not None:
+        session.out.note(f"wrote {found.plot}")
 
-        write_picture(found, plot)
 
-    def document() -> dict[str, Any]:
-        document = found.to_json()
-        for adapter, one in zip(document["adapters"], ingredients, strict=True):
-            adapter["digest"] = one.digest
-        return document | ({"plot": str(plot)} if plot is not None else {})
-
-    session.out.result(document, lambda: _say(session.out, found, modules=modules))
-    if plot is not None:
-        session.out.note(f"wrote {plot}")
+def _report_difference(session: Session, found: Difference, *, modules: bool) -> None:
+    session.out.result(found.to_json(), lambda: _say_difference(session.out, found, modules=modules))
+    for caveat in found.weights.caveats if found.weights else ():
+        session.out.warn(caveat)
 
 
 def _say(out: Output, found: Comparison, *, modules: bool) -> None:
@@ -266,3 +240,74 @@ def _estimate(share: Share) -> str:
     """`0.4998 ± 0.0002`; no error when every entry was counted."""
     value, error = share.estimate
     return f"{value:.4f} ± {error:.1g}" if error else f"{value:.4f}"
+
+
+# ---------------------------------------------------------------- --diff
+def _say_difference(out: Output, difference: Difference, *, modules: bool) -> None:
+    out.line(_summary(difference))
+    rows: list[tuple[object, ...]] = [
+        ("file", pair.path, pair.first or "absent", pair.second or "absent")
+        for pair in difference.files
+        if pair.first != pair.second
+    ]
+    rows += [_row("config", field) for field in difference.config]
+    rows += [_row("manifest", field) for field in difference.manifest or ()]
+    if difference.base.name not in ("SAME_WEIGHTS", "UNKNOWN"):
+        rows.append(("base", difference.base.name, "", ""))
+    if rows:
+        out.line()
+        out.table(("what", "name", "first", "second"), rows)
+    if difference.weights is not None and not difference.weights.is_same:
+        out.line()
+        _say_weights(out, difference.weights, modules=modules)
+
+
+def _summary(difference: Difference) -> str:
+    weights = difference.weights
+    if difference.is_identical:
+        return "identical: every file has the same bytes"
+    if weights is None:
+        return "same update: weights and config are the same, other files differ"
+    if weights.is_same:
+        return "same update, stored differently: no module differs by more than rounding"
+    compared, unlike = len(weights.modules) + len(weights.others), len(weights.unlike)
+    if not compared:
+        return "cannot compare the updates: no tensor has the same shape in both"
+    relative = weights.whole.relative
+    size = f"{relative:.4g} of the first's norm" if relative is not None else f"norm {weights.whole.apart:.4g}"
+    return (
+        f"the updates differ by {size} "
+        f"(norms {weights.whole.first:.4g} and {weights.whole.second:.4g}, difference {weights.whole.apart:.4g})"
+        + (f", without {unlike} modules of other shapes" if unlike else "")
+    )
+
+
+def _say_weights(out: Output, weights: Weights, *, modules: bool) -> None:
+    changed = [one for one in (*weights.modules, *weights.others) if one.apart]
+    shown_ones = changed if modules else changed[:_FEW]
+    rows = [
+        (one.name, _digits(one.first), _digits(one.second), _digits(one.apart), _digits(one.relative))
+        for one in shown_ones
+    ]
+    columns = ("module", "norm 1", "norm 2", "difference", "relative")
+    if rows:
+        out.table(columns, rows, right=columns[1:])
+    if len(changed) > len(shown_ones):
+        out.line(f"and {len(changed) - len(shown_ones)} more that differ")
+    same = len(weights.modules) + len(weights.others) - len(changed)
+    if same:
+        out.line(f"{same} are the same")
+    for name, why in list(weights.unlike.items())[: None if modules else _FEW]:
+        out.line(f"{shown(name)}: {shown(why, 200)}")
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _row(what: str, field: Field) -> tuple[object, ...]:
+    return what, field.name, _text(field.first), _text(field.second)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json_text(value)

@@ -2,63 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from adapterhub.api.steps.combining import (
-    DEFAULT_VERSION,
-    default_name,
-    description_from,
-    ensure_named,
-    ingredient,
-    weights_from,
-)
-from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.naming import naming_options
+from adapterhub.cli.options.making import (
+    about_options,
+    cut_options,
+    dtype_option,
+    output_option,
+    ranks_text,
+    weights_option,
+)
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
-from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
-from adapterhub.cli.weights.merge_result import merge_to
-from adapterhub.core.arguments import Count, path_of
+from adapterhub.cli.options.testing import tells_tests
+from adapterhub.cli.output import size_text
+from adapterhub.core.arguments import Count, MergeSeed, Rank
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.intake.clashes import Bump
-    from adapterhub.trust.signing.keys import SigningKey
+    from collections.abc import Mapping
 
-FLAGS: Final = {
-    **CHOICE_FLAGS,
-    "test": "--test",
-    "statement": "--statement",
-    "adapters": "the adapters",
-    **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline", "force")},
-    **{name: f"--{name}" for name in ("version", "task", "description", "license")},
-    "places": "--from",
-    **{name: f"--{name}" for name in ("bump", "variant")},
-    "on_base": "--on",
-    "tune_budget": "--tune-budget",
-}
-"""The options as the user types them, by click's parameter names."""
+    from click.shell_completion import CompletionItem
+
+    from adapterhub.api.weights import Merged
+    from adapterhub.inference.tuning import Tuned
+    from adapterhub.weights.catalogue import Option
+
+AUTO: Final = "auto"
+
+
+class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
+    """A merge method; its file is parsed, not imported."""
+
+    name = "method"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the name."""
+        from adapterhub.weights.catalogue import describe
+
+        try:
+            return describe(value).name
+        except UsageProblem as problem:
+            self.fail(f"{problem.message}\n{problem.hint}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of methods, with a summary for shells that show one."""
+        from click.shell_completion import CompletionItem
+
+        from adapterhub.weights.catalogue import describe, names
+
+        return [CompletionItem(name, help=describe(name).summary) for name in names() if name.startswith(incomplete)]
+
+
+class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A rank, or `auto`."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """A whole number of at least 1, or `auto`."""
+        if value == AUTO:
+            return AUTO
+        rank: int = kind_of(Rank).convert(value, param, ctx)
+        return rank
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The word `auto`."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
+
+
+def _named(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """The values of `-O NAME=VALUE` by their names."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise UsageProblem(f"-O `{text}`: expected NAME=VALUE, such as `majority=frequency`")
+        if name in named:
+            raise UsageProblem(f"`{name}` is given twice")
+        named[name] = value
+    return named
+
+
+def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from adapterhub.weights.catalogue import describe, names
+
+    method = ctx.params.get("method")
+    options = {o.name for m in ([method] if method else names()) for o in describe(m).options}
+    return [CompletionItem(f"{name}=") for name in sorted(options - {"seed"}) if name.startswith(incomplete)]
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
-@click.option("--weights", metavar="W,W,...", help="One weight per adapter [default: equal shares that sum to 1].")
+@weights_option
+@output_option("the names, joined by `-`")
 @click.option(
-    "-o", "--output", metavar="NAME|DIR", help="Write to this name or `./folder` [default: the names, joined by `-`]."
+    "--method",
+    type=MethodType(),
+    metavar="METHOD",
+    help="`cat` is exact, `svd` is closest at a given rank; --methods lists all "
+    "[default: cat; svd with --rank, --energy or --max-error].",
 )
-@choice_options
-@click.option("--base", type=BASE, help="Use this base for specs that name none.")
-@click.option("--version", metavar="VERSION", help=f"Version of the new adapter [default: {DEFAULT_VERSION}].")
-@naming_options
-@click.option("--task", metavar="TASK", help="Task of the new adapter.")
-@click.option("--description", metavar="TEXT", help="Describe the new adapter in one sentence.")
-@click.option("--license", "licence", metavar="SPDX", help="Licence of the new adapter.")
+@click.option("--rank", type=RankType(), metavar="N|auto", help="Rank of the result; `auto` is --energy 0.99.")
+@cut_options
+@click.option(
+    "--seed", type=kind_of(MergeSeed), metavar="N", help="Seed for methods that drop numbers at random [default: 0]."
+)
+@click.option(
+    "-O",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_named,
+    shell_complete=_option_names,
+    help="Set another option of the method, such as `density=0.3`; may be repeated.",
+)
+@dtype_option("float32, which keeps the sum exact")
+@click.option(
+    "--base",
+    type=BASE,
+    help="Use this base for specs that name none, and to ask with --tune and --test.",
+)
+@about_options("1.0.0")
+@click.option("--license", metavar="SPDX", help="Licence of the new adapter.")
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
@@ -67,15 +143,6 @@ FLAGS: Final = {
 )
 @places_option("With --recipe: also look here for adapters that are not installed; may be repeated.")
 @click.option("--offline", is_flag=True, help="With --recipe: use no network.")
-@click.option("--force", is_flag=True, help="With --recipe: allow its name to be that of an installed adapter.")
-@click.option("--analyze", is_flag=True, help="Merge nothing; compare the adapters and predict the merge.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    callback=needing("plot"),
-    help="With --analyze: draw a heatmap.",
-)
 @click.option(
     "--tune",
     type=click.Path(path_type=Path),
@@ -83,171 +150,106 @@ FLAGS: Final = {
     callback=needing("tune"),
     help="Search for the weights that answer these examples (JSON Lines) or the parents' contracts best.",
 )
+@click.option("--tune-budget", type=kind_of(Count), metavar="N", help="With --tune: try at most N weight sets.")
 @click.option(
     "--test",
     is_flag=True,
     help="Write the merge only if it keeps the `never` and `leave_alone` lines of all parents' contracts.",
 )
-@click.option(
-    "--on",
-    "on_base",
-    type=BASE,
-    metavar="BASE",
-    help="With --tune or --test: ask on this base [default: the adapters'].",
-)
-@click.option("--tune-budget", type=kind_of(Count), metavar="N", help="With --tune: try at most N weight sets.")
-@click.option(
-    "--statement",
-    is_flag=True,
-    help="Sign how it was made, with your only key or ADAPTERHUB_KEY; see `adapt sign --statement`.",
-)
 @click.option("--methods", is_flag=True, help="List the merge methods and their options.")
 @common
-def merge(
-    session: Session,
-    adapters: tuple[str, ...],
-    weights: str | None,
-    output: str | None,
-    base: BaseSpec | None,
-    version: str | None,
-    bump: Bump | None,
-    variant: bool,
-    task: str | None,
-    description: str | None,
-    licence: str | None,
-    recipe: Path | None,
-    places: tuple[Path, ...],
-    offline: bool,
-    force: bool,
-    analyze: bool,
-    plot: Path | None,
-    tune: Path | None,
-    test: bool,
-    on_base: BaseSpec | None,
-    tune_budget: int | None,
-    statement: bool,
-    methods: bool,
-    **choice: Any,
-) -> None:
+def merge(session: Session, adapters: tuple[str, ...], methods: bool, **options: Any) -> None:
     """Merge adapters into one adapter: the weighted sum of their updates.
 
     The default method concatenates the factors, which is exact. Every merge measures, prints and records its distance
     to the exact sum, with the parents, weights and method. Needs no base; memory holds a few modules at a time.
+    `adapt compare` tells beforehand how alike the adapters are, and what their merge would be.
 
     \b
     Examples:
       adapt merge legal-qa summarize --weights 0.7,0.3
       adapt merge legal-qa summarize tables --rank auto -o all-in-one
       adapt merge legal-qa summarize --weights 0.6,0.4 --bump minor
-      adapt merge legal-qa summarize --method ties_svd --density 0.3 --rank 16 -o both
+      adapt merge legal-qa summarize --method ties_svd -O density=0.3 --rank 16 -o both
       adapt merge ./out/legal-qa ./out/tables --weights 1,-1 -o ./difference
-      adapt merge legal-qa summarize --tune examples.jsonl --on base-7b -o tuned
+      adapt merge legal-qa summarize --tune examples.jsonl --base base-7b -o tuned
       adapt merge legal-qa summarize --tune contracts --test -o tuned
       adapt merge legal-qa summarize --test
-      adapt merge legal-qa summarize --statement
-      adapt merge legal-qa summarize --analyze
       adapt merge --recipe merge.toml
     """
     if methods:
-        list_methods(session)
+        _list_methods(session)
         return
-    from adapterhub.library.intake.clashes import check_naming
-
-    check_naming(bump, variant=variant, version=version)
-    details = {"version": version, "task": task, "description": description, "license": licence}
-    if recipe is not None:
-        _check_unused("`--recipe` sets these", adapters=adapters, weights=weights, base=base, tune=tune, **choice)
-        unused = {"analyze": analyze, "plot": plot, "on_base": None if test else on_base, "tune_budget": tune_budget}
-        _check_unused("`--recipe` merges", **unused)
-        from adapterhub.cli.weights.merge_recipe import merge_by_recipe
-
-        merge_by_recipe(
-            session,
-            recipe,
-            output=output,
-            details=details,
-            places=places,
-            offline=offline,
-            force=force,
-            bump=bump,
-            variant=variant,
-            tests_on=(on_base,) if test else None,
-            signer=_signer(session) if statement else None,
+    merged = session.opened.merge(adapters, **options)
+    if merged.as_recorded is False and merged.adapter is not None:
+        session.out.warn(
+            f"the result is {merged.adapter.manifest.digest}, but the recipe records {merged.recorded_digest}: the "
+            "inputs are the same, but CPUs, torch versions and thread counts change the last digits of the numbers"
         )
-        return
-    _check_unused("only `--recipe` fetches adapters", places=places, offline=offline)
-    _check_unused("only `--recipe` brings a name of its own", force=force)
-    if tune is None:
-        _check_unused("only `--tune` evaluates", on_base=None if test else on_base, tune_budget=tune_budget)
-    if not adapters:
-        raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
-    numbers = weights_from(weights, adapters)
-    choice["more"] = tuple(map(named_option, choice["more"]))
-    chosen = choice_from(**choice, is_tuned=tune is not None)
-    library = session.project_library
-    ingredients = [ingredient(library, text, w, base) for text, w in zip(adapters, numbers, strict=True)]
-    if analyze:
-        _check_unused(
-            "`--analyze` merges nothing",
-            output=output,
-            tune=tune,
-            test=test,
-            statement=statement,
-            bump=bump,
-            variant=variant,
-            **details,
-            **choice | {"dtype": None},
-        )
-        from adapterhub.cli.weights.compare import show_comparison
+        session.out.hint("set OMP_NUM_THREADS=1 here and where the recipe was recorded to rule out threads")
+    session.out.result(merged.to_json(), lambda: _say(session, merged))
 
-        show_comparison(session, ingredients, plot=plot, dtype=chosen.dtype or "float32")
-        return
-    _check_unused("only `--analyze` draws", plot=plot)
-    from adapterhub.core.specs import names_folder
 
-    output = output or default_name([each.label for each in ingredients])
+def _say(session: Session, merged: Merged) -> None:
+    out, result = session.out, merged.made.result
+    if merged.tuning is not None:
+        _say_tuned(session, merged, merged.tuning)
+    if merged.added is None:
+        out.line(f"merged into {merged.folder}")
+    else:
+        manifest = merged.added.build.manifest
+        state = "merged" if merged.added.created else "already installed:"
+        out.line(f"{state} {merged.added.build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}")
+        if merged.as_recorded:
+            out.line(f"  {merged.recorded_digest}, as recorded")
+    out.line(f"  = {merged.formula}")
+    method = merged.recipe["method"]
+    if method != "cat" or merged.recipe["options"]:
+        out.line(f"  by {_method_text(merged.recipe)}")
+    out.line(f"  {ranks_text(merged.ranks)}; {result.dtype}")
+    worst = f", worst in {result.worst_module}: {result.worst_error:.2g}" if result.worst_error > 0 else ""
+    distance = "relative error against the exact sum" if merged.is_sum else "distance from the plain sum"
+    out.line(f"  {distance}: {result.relative_error:.2g}{worst}")
+    if result.truncation_error is not None:
+        out.line(f"  lost by the cut to this rank: {result.truncation_error:.2g}")
+    tells_tests(session, merged.tests or ())
+    for inner in merged.made.inner:
+        out.line(f"  inner merge by {_method_text(inner.recipe)}: {inner.relative_error:.2g} from its plain sum")
 
-    about = None if names_folder(output) else description_from(output, details)  # reports a bad name before any work
-    ensure_named(about, bump, variant=variant)
-    signer = _signer(session) if statement else None  # before any work
-    extra: dict[str, Any] = {}
-    if tune is not None:
-        _check_unused("`--tune` finds the weights", weights=weights)
-        from adapterhub.cli.weights.tune import tune_weights
 
-        if about is not None and bump is None:
-            from adapterhub.weights.recipes.combination import ensure_room
+def _method_text(recipe: Mapping[str, Any]) -> str:
+    """The method and its options, such as `ties, density 0.5`."""
+    return ", ".join([recipe["method"], *(f"{name} {value}" for name, value in recipe["options"].items())])
 
-            ensure_room(library, chosen.step(ingredients), about, variant=variant, tuned=True)
-        found = tune_weights(
-            session, library, chosen, ingredients, tune, on_base, budget=tune_budget, seed=choice["seed"] or 0
-        )
-        ingredients, extra = list(found.ingredients), {"tuning": found.document}
-        if about is not None:
-            about = replace(about, metrics=found.metrics)
-    combination = chosen.step(ingredients)
-    merge_to(
-        session,
-        library,
-        combination,
-        about or path_of(output),
-        extra,
-        bump=bump,
-        variant=variant,
-        tests_on=(on_base,) if test else None,
-        signer=signer,
+
+def _say_tuned(session: Session, merged: Merged, tuned: Tuned) -> None:
+    """The losses of the base, of each adapter alone, of equal shares and of what was found."""
+    rows = [("the base alone", tuned.base_loss)]
+    rows += [(f"{i.spec} alone", loss) for i, loss in zip(merged.parents, tuned.single_losses, strict=True)]
+    rows += [("equal shares", tuned.loss_before), ("tuned weights", tuned.loss_after)]
+    session.out.table(("model", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
+    other = (
+        f"measured the losses on {tuned.reported} others" if tuned.is_held_out else "measured the losses on the same"
     )
+    session.out.note(f"tried {tuned.evaluations} sets of weights on {tuned.searched} examples and {other}")
 
 
-def _signer(session: Session) -> SigningKey:
-    """The key for a statement; its password is typed on a terminal."""
-    from adapterhub.api.steps.keys import signing_key
+def _list_methods(session: Session) -> None:
+    """Every method with its options."""
+    from adapterhub.weights.catalogue import describe, names
 
-    return signing_key(session, None)
+    methods = [describe(name) for name in names()]
+    rows = [(m.name, m.summary, ", ".join(_option_text(o) for o in m.options)) for m in methods]
+    session.out.result(
+        [method.to_json() for method in methods], lambda: session.out.table(("method", "result", "options"), rows)
+    )
+    if not session.out.as_json:
+        session.out.note("every method also takes --rank, --energy or --max-error; `adapt merge --help` has examples")
 
 
-def _check_unused(why: str, **options: Any) -> None:
-    """Raise `UsageProblem` if any of `options` was given."""
-    given = [FLAGS[name] for name, value in options.items() if value is not None and value is not False and value != ()]
-    if given:
-        raise UsageProblem(f"{why}; drop {', '.join(given)}")
+def _option_text(option: Option) -> str:
+    """`density=0.5`, `majority=total|frequency` or `keep=int`: the default, the choices (it leads), or the type."""
+    if option.choices:
+        return f"{option.name}=" + "|".join(sorted(option.choices, key=lambda choice: choice != option.default))
+    default = option.kind.removesuffix(" | None") if option.default is None else str(option.default).lower()
+    return f"{option.name}={default}"

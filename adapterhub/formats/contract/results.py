@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
 from adapterhub.core.display import html_table
+from adapterhub.core.errors import shown
 from adapterhub.formats.documented import Documented
 
 Verdict = Literal["PASS", "CHANGED", "UNKNOWN", "NONE"]
@@ -113,6 +114,15 @@ class Tested(Documented):
         if self.goldens:
             return f"{'answers' if self.effect is None else 'draws'} as recorded on {self.goldens} prompts"
         return f"keeps {len(self.cases)} {'line' if len(self.cases) == 1 else 'lines'}"
+
+    @property
+    def row(self) -> str:
+        """One row of a table: what kept how much."""
+        same = "-" if self.same is None else f"{self.same:.0%}"
+        if self.effect is not None:
+            return f"{shown(self.name):20}  same {same:>5}  effect {self.effect:>10.3f}"
+        retention = "-" if self.retention is None else f"{self.retention:.3f}"
+        return f"{shown(self.name):20}  same {same:>5}  retention {retention:>7}"
 
     @property
     def label(self) -> str:

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Final
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.derived.forecasting import DTYPES, Forecast, Sum, forecast
@@ -65,11 +67,12 @@ class AdapterFigures(Documented):
     rank: int
     parameters: int
     norm: Annotated[float, "Frobenius norm of its whole update"]
+    digest: Annotated[Digest | None, "of its manifest; null for a folder"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Documented, keys="adapters pairs forecast obstacles unlike partial sampled modules"):
-    """The result of a comparison.
+class Comparison(Documented, keys="adapters pairs forecast obstacles unlike partial sampled modules plot?"):
+    """The similarity of adapters, and the expected result of merging them.
 
     `unlike` describes the modules whose shapes differ; no figure includes them. `obstacles` lists the reasons against a
     merge of these adapters, and there is no forecast then. Signs were counted on at most `sampled` rows and columns of
@@ -83,6 +86,7 @@ class Comparison(Documented, keys="adapters pairs forecast obstacles unlike part
     obstacles: Annotated[tuple[str, ...], "why they cannot be merged"]
     forecast: Annotated[Forecast | None, "null if they cannot be merged"]
     sampled: Annotated[int, "maximal number of rows and columns sampled for signs"]
+    plot: Annotated[Path | None, "with --plot: the image file"] = None
 
     @property
     def partial(

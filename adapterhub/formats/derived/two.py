@@ -27,7 +27,7 @@ class Weighted:
 
 
 def compare_two(pair: Sequence[Weighted], *, time_s: float) -> Comparison:
-    """The comparison. `obstacles` say why there is no forecast; `adapt merge --analyze` has those of every kind.
+    """The comparison. `obstacles` say why there is no forecast; `adapt compare` has those of every kind.
 
     Raises:
         UnsupportedAdapter: both together are too large, or take longer than `time_s` seconds.
@@ -61,7 +61,7 @@ def _obstacles(pair: Sequence[Weighted]) -> Iterator[str]:
             if variant.merging == "never":
                 yield f"`{shown(one.label)}` {variant.what}"
         if one.updates.others or config.lora_bias:
-            yield f"`{shown(one.label)}` holds tensors beside its factors, which only `adapt merge --analyze` counts"
+            yield f"`{shown(one.label)}` holds tensors beside its factors, which only `adapt compare` counts"
         if one.updates.unclear:
             yield f"`{shown(one.label)}` holds pairs whose meaning its files leave open"
     for key in (key for key, variant in VARIANTS.items() if variant.merging == "alike"):

@@ -42,18 +42,16 @@ _HINT_BASE: Final = "register a local copy with `adapt base add PATH --as NAME`,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exported(Documented, keys="adapter=label paths size_bytes notes flags"):
-    """The written paths, and notes about them. `flags` are the options that the engine needs, as typed.
-
-    `tests` has the verdict that the files waited for.
-    """
+class Exported(Documented, keys="format adapter=label paths size_bytes notes flags tests?"):
+    """The written paths, and notes about them. `flags` are the options that the engine needs, as typed."""
 
     paths: Annotated[tuple[Path, ...], "every written file"]
     label: Annotated[str, "name and version, or the folder"]
     size_bytes: Annotated[int, "bytes"]
     notes: tuple[str, ...] = ()
     flags: Annotated[tuple[str, ...], "options that the engine needs, as words of a command line"] = ()
-    tests: tuple[Tested, ...] = ()
+    format: str = ""
+    tests: Annotated[tuple[Tested, ...] | None, "with --test: how it does by its contract"] = None
 
 
 @dataclass(frozen=True, kw_only=True)

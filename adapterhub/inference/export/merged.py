@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapterhub.inference.export._job import Exported, Job
-from adapterhub.weights.fuse import LARGE_LOSS, prepare
+from adapterhub.weights.fuse import prepare
 
 
 def export(job: Job, out: Path) -> Exported:
@@ -35,11 +35,11 @@ def export(job: Job, out: Path) -> Exported:
 
         fused = fusion.write(progress=progress, test=job.test)
     lost = f"rounding to {', '.join(fused.dtypes)} lost {fused.relative_error:.2g} of the update"
-    if fused.relative_error > LARGE_LOSS:
+    if fused.loses_much:
         lost += "; use `--dtype float32`, or keep the adapter separate from its base"
     return Exported(
         paths=tuple(sorted(path for path in out.rglob("*") if path.is_file())),
-        label=fused.adapters[0].label,
+        label=fused.adapters[0].spec,
         size_bytes=fused.size_bytes,
         notes=(*fused.warnings, lost),
     )

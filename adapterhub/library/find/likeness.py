@@ -104,6 +104,14 @@ class Group(Documented):
     members: tuple[Similar, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikenessGroups(Documented, title="SimilarGroups"):
+    """The installed adapters that have another one with a cosine of at least `above`."""
+
+    above: Annotated[float, "the least cosine with another of the group"]
+    groups: Annotated[tuple[Group, ...], "each cosine is that with the first of the group"]
+
+
 def similar_to(
     library: InstalledBuilds,
     adapter: Installed | Path,
@@ -284,7 +292,7 @@ def same_as(
 
 def similar_groups(
     library: InstalledBuilds, *, above: float = GROUPED_ABOVE, progress: Progress | None = None
-) -> list[Group]:
+) -> LikenessGroups:
     """The installed builds in groups: each has a cosine of at least `above`, negated or not, with another of its group.
 
     Raises:
@@ -310,7 +318,7 @@ def similar_groups(
         if len(digests) > 1:
             with contextlib.suppress(FileNotFoundError):  # removed since
                 found.append(_group(library, rows, digests))
-    return found
+    return LikenessGroups(above=above, groups=tuple(found))
 
 
 def _group(library: InstalledBuilds, rows: Mapping[str, Sequence[BuildRow]], digests: Sequence[str]) -> Group:

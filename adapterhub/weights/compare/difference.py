@@ -42,7 +42,7 @@ _DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class Side(Documented, keys="label digest=manifest.digest path origin=place", title="ComparedSide"):
     """One adapter of a comparison: its folder, its label, and its manifest and base where known.
 
     An installed adapter must match its manifest. For a folder, a mismatch is one of the differences. `origin` is where
@@ -55,6 +55,16 @@ class Side:
     base: BaseRef | None = None
     is_installed: bool = False
     origin: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """A path on this machine; None: it was read from a server."""
+        return None if self.origin else self.folder
+
+    @property
+    def place(self) -> str | None:
+        """Where on a server it was read from."""
+        return self.origin or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +129,17 @@ class FilePair(Documented, title="FileDifference"):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference(
-    Documented, keys="identical=is_identical same_update=is_same_update base_verdict=base files config manifest weights"
+    Documented,
+    keys="first second identical=is_identical same_update=is_same_update base_verdict=base files config manifest"
+    " weights",
 ):
     """All differences. `weights` is None if config and bytes of the weights are equal.
 
     `base` compares the declared bases.
     """
 
+    first: Side
+    second: Side
     files: tuple[FilePair, ...]
     config: tuple[Field, ...]
     manifest: Annotated[tuple[Field, ...] | None, "null if one has no manifest"]
@@ -160,6 +174,8 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
     bases = [(side.base or BaseRef()).fingerprint for side in (first, second)]
     is_plain = not config and all(p.first == p.second for p in files if p.path == WEIGHTS_FILE)
     return Difference(
+        first=first,
+        second=second,
         files=files,
         config=config,
         manifest=manifest,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import new_folder
@@ -56,13 +57,13 @@ class ExtractResult:
     """
 
     out_folder: Path
-    relative_error: float
-    worst_error: float
-    worst_module: str
-    missing_share: float
-    ranks: Mapping[int, int] = field(hash=False)
+    relative_error: Annotated[float, "against the exact difference, in the modules that the adapter has"]
+    worst_error: Annotated[float, "its relative error"]
+    worst_module: Annotated[str, "the module with the largest error"]
+    missing_share: Annotated[float, "error against the whole difference, including what was left out"]
+    ranks: Annotated[Mapping[int, int], "number of modules by rank"] = field(hash=False)
     dtype: str
-    unchanged: int
+    unchanged: Annotated[int, "number of tensors that do not differ"]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
     recipe: dict[str, object] = field(hash=False)

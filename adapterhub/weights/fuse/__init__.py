@@ -31,6 +31,7 @@ from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import is_buffer
+from adapterhub.formats.manifest import Parent
 from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.dtypes import CHOICES
@@ -43,21 +44,18 @@ from adapterhub.weights.fuse._folder import code_remarks, copy_index, copy_side_
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._places import AdapterTensor, Change, plan_changes
 from adapterhub.weights.fuse._request import FuseRequest, find_request
-from adapterhub.weights.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
+from adapterhub.weights.fuse._result import Fused, FusedTensor, torch_name
 from adapterhub.weights.fuse._shards import ShardLayout, ShardWriter, lay_out
 from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
-__all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "WrittenCheck", "fuse", "prepare"]
+__all__ = ["DTYPES", "Fused", "FusedTensor", "Fusion", "WrittenCheck", "fuse", "prepare"]
 
 DTYPES: Final = CHOICES
 """The dtypes of a fused model: torch's names and those of safetensors."""
 
 WrittenCheck = Callable[[Path, Sequence[FoundAdapter]], None]
 """Looks at a folder that was written of adapters, and raises if it may not get its name."""
-
-LARGE_LOSS: Final = 0.1
-"""From this relative error on, users are advised to keep the adapter beside its base."""
 
 
 @final
@@ -137,7 +135,7 @@ class Fusion:
             base=request.model.record.label,
             base_weights=request.model.record.fingerprint.weights,
             adapters=tuple(
-                FusedAdapter(label=f.label, weight=f.weight, digest=f.build.manifest.digest if f.build else None)
+                Parent(spec=f.label, weight=f.weight, digest=f.build.manifest.digest if f.build else None)
                 for f in request.adapters
             ),
             files=len(self._layouts),

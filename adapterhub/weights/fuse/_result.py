@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
+from adapterhub.formats.manifest import Parent
 from adapterhub.formats.safetensors.dtypes import DTYPES
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusedAdapter(Documented, keys="adapter=label weight digest", title="WeightedAdapter"):
-    """An adapter and its weight in a sum. `digest` is that of its manifest, None for a folder outside the library."""
-
-    label: Annotated[str, "spec or folder"]
-    weight: float
-    digest: Annotated[Digest | None, "of its manifest; null for a folder without one"]
+LARGE_LOSS: Final = 0.1
+"""From this relative error on, users are advised to keep the adapter beside its base."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +41,28 @@ class FusedTensor(Documented, keys="name relative_error moved lost"):
 class Fused(
     Documented,
     keys="path=out_folder base base_weights adapters files size_bytes dtypes relative_error unchanged"
-    " worst_tensor=worst.name worst_error=worst.relative_error copied tensors warnings",
+    " worst_tensor=worst.name worst_error=worst.relative_error copied tensors warnings tests?",
 ):
     """A model with adapters fused in. It has `files` weight files of `size_bytes` together.
 
     `tensors` are the changed tensors, sorted by name; `copied` counts the tensors with the base's bytes. `dtypes` are
-    those of the changed tensors, in torch's names. `tests` has the verdicts that it waited for.
+    those of the changed tensors, in torch's names.
     """
 
     out_folder: Annotated[Path, "a path on this machine"]
     base: str
     base_weights: Digest
-    adapters: tuple[FusedAdapter, ...]
+    adapters: tuple[Parent, ...]
     files: Annotated[int, "number of weight files"]
     size_bytes: Annotated[int, "bytes"]
     tensors: tuple[FusedTensor, ...]
     copied: Annotated[int, "number of tensors copied byte for byte"]
     dtypes: tuple[str, ...]
     warnings: tuple[str, ...]
-    tests: tuple[Tested, ...] = ()
+    tests: Annotated[tuple[Tested, ...] | None, "with --test: one for each adapter that has a contract"] = None
 
     def __repr__(self) -> str:
-        added = " + ".join(f"{one.weight:g} x {one.label}" for one in self.adapters)
+        added = " + ".join(f"{one.weight:g} x {one.spec}" for one in self.adapters)
         return f"<Fused {self.out_folder} = {self.base} + {added}, rounding lost {self.relative_error:.2g}>"
 
     @property
@@ -75,6 +70,11 @@ class Fused(
         """The loss of the whole update to rounding: ‖stored - (W + ΔW)‖ / ‖ΔW‖ over all tensors."""
         update = math.hypot(*(tensor.update for tensor in self.tensors))
         return math.hypot(*(tensor.error for tensor in self.tensors)) / update if update else 0.0
+
+    @property
+    def loses_much(self) -> bool:
+        """Whether rounding lost so much that the adapter is better used unfused."""
+        return self.relative_error > LARGE_LOSS
 
     @property
     def worst(self) -> FusedTensor:

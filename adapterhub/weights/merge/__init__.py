@@ -39,7 +39,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Final
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest
@@ -101,10 +101,10 @@ class MergeResult:
     """
 
     out_folder: Path
-    relative_error: float
-    worst_error: float
-    worst_module: str
-    truncation_error: float | None
+    relative_error: Annotated[float, "against the exact sum; for other methods, the distance from it"]
+    worst_error: Annotated[float, "its relative error"]
+    worst_module: Annotated[str, "the module with the largest error"]
+    truncation_error: Annotated[float | None, "lost by cutting to the rank; null if nothing was cut"]
     ranks: Mapping[int, int] = field(hash=False)
     dtype: str
     is_copy: bool

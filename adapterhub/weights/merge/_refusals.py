@@ -88,9 +88,7 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
         if not config.method.merges:
             continue
         if config.use_dora:
-            hints.append(
-                f"a fused model holds a DoRA adapter exactly: `adapt fuse {shown(adapter.label)} --into ./fused`"
-            )
+            hints.append(f"a fused model holds a DoRA adapter exactly: `adapt fuse {shown(adapter.label)} -o ./fused`")
         elif str(config.init_lora_weights).lower().startswith(CONVERTIBLE_STARTS):
             hints.append(
                 "PEFT converts it to a plain LoRA where it was trained: `model.save_pretrained(path, "

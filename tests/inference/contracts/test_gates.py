@@ -224,7 +224,7 @@ def test_the_same_adapter_in_another_form_keeps_its_contract(adapt: Adapt) -> No
     assert contract_of(adapt.folder / "beside") == own
     assert build(adapt, "small").manifest.prompt == build(adapt, "a").manifest.prompt
     assert json.loads(adapt.ok("test", "halved", "--json"))[0]["verdict"] == "PASS"
-    again = json.loads(adapt.ok("merge", "--recipe", "small.toml", "--json", "--force"))
+    again = json.loads(adapt.ok("merge", "--recipe", "small.toml", "--json", "-o", "small"))
     assert (again["as_recorded"], again["created"]) == (True, False)
 
 

@@ -162,7 +162,7 @@ def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path)
     adapt.ok("base", "add", make_base(tmp_path / "words"), "--as", "words")
     assert "`words` is one model, expected a pipeline" in adapt.fails(2, "test", "line", "--on", "words")
     assert "asks a whole pipeline" in adapt.fails(
-        17, "fuse", "line", "--base", "sdxl/unet", "--into", tmp_path / "f", "--test"
+        17, "fuse", "line", "--base", "sdxl/unet", "-o", tmp_path / "f", "--test"
     )
     empty = changed(adapt, tmp_path / "none", torch.zeros_like)
     (empty / CONTRACT_FILE).unlink()

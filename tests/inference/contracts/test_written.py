@@ -38,13 +38,12 @@ def left(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("words", [("fuse",), *(("export", "--format", form) for form in FORMS)], ids=" ".join)
 def test_what_passes_is_written_and_nothing_else(words: tuple[str, ...], made: Adapt, tmp_path: Path) -> None:
-    into = "--into" if words == ("fuse",) else "-o"
     before = left(made.folder)
     for name, code in (("liar", 3), ("bare", 17)):
-        refused = made(*words, name, into, tmp_path / "out", "--test")
+        refused = made(*words, name, "-o", tmp_path / "out", "--test")
         assert (refused.exit_code, "Nothing was written" in refused.stderr) == (code, True), refused.stderr
         assert (left(tmp_path), left(made.folder)) == ([], before)
-    document = json.loads(made.ok(*words, "a", into, tmp_path / "out", "--test", "--json"))
+    document = json.loads(made.ok(*words, "a", "-o", tmp_path / "out", "--test", "--json"))
 
     assert [(one["name"], one["verdict"], one["same"]) for one in document["tests"]] == [("a", "PASS", 1.0)]
     assert (tmp_path / "out" / "config.json").exists() or (tmp_path / "out" / "adapter_config.json").exists()
@@ -53,8 +52,8 @@ def test_what_passes_is_written_and_nothing_else(words: tuple[str, ...], made: A
 def test_python_asks_too_and_other_programs_are_not_pretended(made: Adapt, tmp_path: Path) -> None:
     library = adapterhub.Library(made.library.root)
     with pytest.raises(BehaviourChanged):
-        library.fuse("liar", into=tmp_path / "out", test=True)
-    [tested] = library.fuse("a", into=tmp_path / "fused", test=True).tests
+        library.fuse("liar", output=tmp_path / "out", test=True)
+    [tested] = library.fuse("a", output=tmp_path / "fused", test=True).tests
     [exported] = library.export("a", tmp_path / "plain", format="peft", test=True).tests
     for form in ("gguf", "ollama"):
         refused = made("export", "a", "--format", form, "-o", tmp_path / "out", "--test")
@@ -87,6 +86,6 @@ def test_a_gguf_file_is_asked_in_llama_cpp(made: Adapt, tmp_path: Path) -> None:
 
 
 def test_several_adapters_are_held_to_their_rules_alone(made: Adapt, tmp_path: Path) -> None:
-    line = made.ok("fuse", "a", "liar", "--weights", "0.5,0.5", "--into", tmp_path / "out", "--test")
+    line = made.ok("fuse", "a", "liar", "--weights", "0.5,0.5", "-o", tmp_path / "out", "--test")
 
     assert line.count("  same") == 2  # both contracts are measured, and their goldens do not bind

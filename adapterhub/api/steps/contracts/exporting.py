@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.gating import WrittenTest, name_of, row_of
+from adapterhub.api.steps.contracts.gating import WrittenTest, name_of
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
     BaseNotFound,
@@ -84,7 +84,7 @@ class LlamaTest:
         result = judged(Tested(name=name, verdict="NONE", engine=ENGINE), contract, asked)
         self.results.append(result)
         if result.verdict == "CHANGED":
-            lines = [row_of(result), *(f"{name}: {shown(text, 400)}" for text in result.broken)]
+            lines = [result.row, *(f"{name}: {shown(text, 400)}" for text in result.broken)]
             raise BehaviourChanged(problem_list(f"the result has changed in llama.cpp. {ending}", lines))
 
     def _prompts(self, contract: Contract, adapter: FoundAdapter) -> list[tuple[Golden | Expect, list[int]]]:

@@ -169,7 +169,7 @@ class MergeTest:
 
     def _refuse(self) -> None:
         broken = [(result, text) for result in self.results for text in self.binding_problems(result)]
-        rows = [row_of(result) for result in self.results]
+        rows = [result.row for result in self.results]
         if broken:
             what = "the result has changed" if self.carries else "the merge breaks a rule of its parents"
             lines = [*rows, *(f"{result.name}: {shown(text, 400)}" for result, text in broken)]
@@ -195,15 +195,6 @@ def binding(contract: Contract) -> Contract:
 def name_of(parent: Ingredient | FoundAdapter) -> str:
     """The bare name of a parent, for a row or a key."""
     return Path(parent.label.partition("==")[0]).name
-
-
-def row_of(result: Tested) -> str:
-    """One row of the table: which parent kept how much."""
-    same = "-" if result.same is None else f"{result.same:.0%}"
-    if result.effect is not None:
-        return f"{shown(result.name):20}  same {same:>5}  effect {result.effect:>10.3f}"
-    retention = "-" if result.retention is None else f"{result.retention:.3f}"
-    return f"{shown(result.name):20}  same {same:>5}  retention {retention:>7}"
 
 
 def _base_of(library: Library, parent: Ingredient | FoundAdapter) -> BaseSpec | None:

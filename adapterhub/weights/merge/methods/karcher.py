@@ -81,5 +81,5 @@ def _no_mean(why: str) -> MergeRefused:
     return MergeRefused(
         "these updates have no mean on the sphere",
         [f"the directions {why}"],
-        hint="`adapt merge --analyze` shows the cosines; `--method cat` sums any updates",
+        hint="`adapt compare` shows the cosines; `--method cat` sums any updates",
     )
