@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.searching import Listing
-from adapterhub.core.arguments import Count, Port, Seconds, StrPath, TestsPolicy, parsed
+from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.base.fingerprint import compare
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from adapterhub.api.steps.installing import Upgraded
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
-    from adapterhub.formats.contract.standards import Standards
     from adapterhub.library.bases.families import Families, Family
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Swept
@@ -46,37 +45,6 @@ class SearchModel(Documented):
 @parsed
 class WithUpkeep(OpenedLibrary):
     """The bases of a library, and what keeps it sound and small."""
-
-    # ------------------------------------------------------------ own defaults
-    @property
-    def own_tests(self) -> Standards:
-        """The user's own `policy`, `max_age` and `bounds` for tests; a project may ask for more, never for less."""
-        from adapterhub.library.own_settings import OwnSettings
-
-        return OwnSettings(self.root).read()
-
-    def set_own_tests(
-        self,
-        policy: TestsPolicy | None = None,
-        *,
-        max_age: str | None = None,
-        bounds: Mapping[str, float] | None = None,
-        reset: bool = False,
-    ) -> Standards:
-        """Change the user's own defaults for tests, and return them.
-
-        Args:
-            policy: what becomes of a build without a PASS: `off`, `warn` or `require`; default: as before.
-            max_age: how old a signed result may be, such as `90d`; default: as before.
-            bounds: the loosest bounds of any test, such as `{"same": 0.95}`; others stay as before.
-            reset: forget what was set before.
-
-        Raises:
-            UsageProblem: a value is none that can be meant; nothing was changed.
-        """
-        from adapterhub.library.own_settings import set_own_tests
-
-        return set_own_tests(self.root, policy, max_age=max_age, bounds=bounds, reset=reset)
 
     # ------------------------------------------------------------ bases
     def add_base(

@@ -46,7 +46,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("adapterhub.cli.start.init:init", "Create a project in a folder"),
         "base": ("adapterhub.cli.start.base:base", "Register, list, show and compare base models"),
         "ui": ("adapterhub.cli.start.ui:ui", "Look at the library in a browser, with a playground"),
-        "config": ("adapterhub.cli.start.config:config", "Set your own defaults, which hold in every project"),
         "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and repair the store"),
         "explain": ("adapterhub.cli.start.explain:explain_", "Explain the code of a finding, or an exit code"),
         "completion": ("adapterhub.cli.start.completion:completion", "Print the completion script for a shell"),
@@ -74,7 +73,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "test": (
             "adapterhub.cli.inspect.test:test",
-            "Test whether an adapter still answers as its contract records, or record one",
+            "Test whether an adapter still answers as its contract records",
+        ),
+        "contract": (
+            "adapterhub.cli.inspect.contract:contract",
+            "Record what adapters answer, show signed results, and set what a PASS needs",
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
         "sbom": ("adapterhub.cli.inspect.sbom:sbom", "List what adapters are made of, as CycloneDX with --json"),

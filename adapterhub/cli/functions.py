@@ -39,10 +39,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "explain": "adapterhub.trust.explaining:explain",
         "explanations": "adapterhub.trust.explaining:explanations",
     },
-    "config tests": {
-        "Library.own_tests": "adapterhub.library.own_settings:OwnSettings.read",
-        "Library.set_own_tests": "adapterhub.library.own_settings:set_own_tests",
-    },
     "ui": {
         "Library.ui": "adapterhub.api.pages.serving:Ui",
         "Library.playground": "adapterhub.inference.playground:Playground",
@@ -63,13 +59,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.verify_all": f"{_STEPS}.checking:reports_of",
     },
     "check": {"Library.check": f"{_STEPS}.checking:checked_by"},
-    "test": {
-        "Library.test": f"{_STEPS}.contracts.testing:verdict_on",
-        "Library.test_all": f"{_STEPS}.contracts.testing:verdicts_on",
-        "Library.test_results": f"{_STEPS}.contracts.stating:signed_results",
-        "Library.record_contract": f"{_STEPS}.contracts.recording:record_contract",
-        "Library.emit_task": f"{_STEPS}.contracts.emitting:emit_task",
-    },
     "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "sbom": {
         "Library.sbom": f"{_STEPS}.describing:bill_of_adapters",

@@ -37,7 +37,7 @@ def add_contract(library: Library, build: Installed, contract: Contract) -> Adde
         what = f"`{build.full_name}` {build.manifest.version}"
         raise NotAllowed(
             f"{what} was published at {shown(origin.place, 200)}, and a release never changes. Nothing was changed",
-            hint="`adapt test --record --detached DIR` writes the contract beside it",
+            hint="`adapt contract record --detached DIR` writes the contract beside it",
         )
     manifest = with_contract(build.manifest, contract)
     if manifest.digest == build.manifest.digest:

@@ -41,7 +41,7 @@ class OwnSettings:
         try:
             return _standards(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, UsageProblem) as error:
-            hint = "`adapt config tests --reset` starts again"
+            hint = "`adapt contract policy --reset` starts again"
             raise Malformed(f"`{self.path}`: {shown(str(error), 200)}", hint=hint) from None
 
     def write(self, standards: Standards) -> None:

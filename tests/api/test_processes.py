@@ -134,7 +134,7 @@ def results(library: ah.Library) -> dict[str, Any]:
         "doctor": library.doctor(offline=True),
         "push": library.push("legal-qa", to="./published-here"),
         "set_alias": library.set_alias("prod", "legal-qa==1.0.0"),
-        "own_tests": library.own_tests,
+        "own_tests": library.contracts.policy(),
         "remote": library.remotes.all(),
         "compare_bases": library.compare_bases("base-7b", "base-7b"),
         "fingerprint": ah.fingerprint_folder("models/base-7b", cache_folder=None),

@@ -91,9 +91,13 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("show", "--base"): ("base", "show kept --base {}"),
     ("similar", "adapter"): ("adapter", "similar {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
-    ("test", "--examples"): ("file", "test --record kept --examples {}"),
+    ("contract export", "--tests"): ("file", "contract export kept ./task-NEW --tests {}"),
+    ("contract export", "adapter"): ("adapter", "contract export {} ./task-NEW"),
+    ("contract record", "--examples"): ("file", "contract record kept --examples {}"),
+    ("contract record", "--tests"): ("file", "contract record kept --tests {}"),
+    ("contract record", "adapter"): ("adapter", "contract record {} --examples ./nowhere"),
     ("test", "--tests"): ("file", "test kept --tests {}"),
-    ("test", "adapters"): ("adapter", "test {} --on corpus-base"),
+    ("test", "adapters"): ("adapter", "test {} --base corpus-base"),
     ("tree", "--project"): ("project", "tree --project {}"),
     ("sbom", "--project"): ("project", "sbom --locked --project {}"),
     ("trust", "folder"): ("project", "trust {}"),
@@ -109,6 +113,8 @@ ELSEWHERE: dict[Parameter, str] = {
     ("base family", "members"): "names registered bases: a folder that is none is refused",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
+    ("contract export", "--base"): "as `run --base`",
+    ("contract record", "--base"): "as `run --base`",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
     ("doctor", "--from"): "a place to mend from; test_repair.py",
     ("export", "--gguf"): "an engine loads it; the base is trusted",
@@ -118,7 +124,7 @@ ELSEWHERE: dict[Parameter, str] = {
     ("registry meaning", "folder"): "a model by its pinned digests; test_meaning_encoder.py",
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
-    ("test", "--on"): "as `run --base`",
+    ("test", "--base"): "as `run --base`",
     ("test", "--task"): "a program of the user's reads it; test_runners.py",
     ("serve", "--base"): "an engine loads it; the base is trusted",
     ("serve", "--gguf"): "an engine loads it; the base is trusted",
@@ -166,7 +172,7 @@ def test_every_parameter_that_names_a_folder_or_a_file_is_in_the_table() -> None
             if names_something(parameter) and parameter.opts[0] not in WRITTEN
         }
         - {(command, "--root") for command, _ in commands(cli)}
-        - {("pull", "folder")}
+        - {("pull", "folder"), ("contract export", "folder")}
     )
 
     assert found == CALLS.keys() | ELSEWHERE.keys()

@@ -281,7 +281,7 @@ def contract_of(adapt: Adapt) -> Contract:
 
 def verdict(adapt: Adapt, what: object, contract: Contract, folder: Path, *options: str) -> dict[str, Any]:
     (folder / "forged.jsonl").write_bytes(contract.to_bytes())
-    done = adapt("test", what, "--tests", folder / "forged.jsonl", "--on", "base-7b", "--json", *options)
+    done = adapt("test", what, "--tests", folder / "forged.jsonl", "--base", "base-7b", "--json", *options)
     assert done.exit_code == {"PASS": 0, "CHANGED": 3, "UNKNOWN": 17}[json.loads(done.stdout)[0]["verdict"]], (
         done.stderr
     )
@@ -330,13 +330,13 @@ def test_tokens_that_the_base_does_not_have_are_those_of_another_tokenizer(recor
 
 def test_answers_that_the_base_gives_prove_nothing(recorded: Adapt, tmp_path: Path) -> None:
     zeroed = recorded.folder / "zeroed"
-    record = ("test", "--record", zeroed, "--examples", recorded.folder / "examples.jsonl", "--on", "base-7b")
+    record = ("contract", "record", zeroed, "--examples", recorded.folder / "examples.jsonl", "--base", "base-7b")
     refused = recorded(*record, "--max-new-tokens", "3", "--margin", "0")
     assert (refused.exit_code, "adapter and base answer alike" in refused.stderr) == (11, True)
 
     plan = "".join(f"[[leave_alone]]\ninput = {json.dumps(one.asked)}\n" for one in contract_of(recorded).goldens)
     (tmp_path / "tests.toml").write_text(plan)
-    recorded.ok("test", "--record", "a", "--tests", tmp_path / "tests.toml", "--detached", tmp_path)
+    recorded.ok("contract", "record", "a", "--tests", tmp_path / "tests.toml", "--detached", tmp_path)
     own = parse_contract((tmp_path / "a-1.0.1.tests.jsonl").read_bytes())
     goldens = [as_golden(golden, own) for golden in contract_of(recorded).goldens]
     forged = replace(contract_of(recorded), goldens=tuple(goldens))

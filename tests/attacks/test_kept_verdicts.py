@@ -131,7 +131,7 @@ def test_no_verdict_outlives_a_changed_file_of_its_base(own: Adapt, change: Call
 
 
 def test_a_changed_config_is_seen_by_every_command_that_tests(own: Adapt) -> None:
-    own.ok("config", "tests", "require")
+    own.ok("contract", "policy", "require")
     work_of(own).ok("sync", "--frozen")
     assert "tested today: PASS on base-7b" in own.ok("info", "a")
     SETTINGS["the norm"](own.folder / "base")
@@ -150,7 +150,7 @@ def test_what_is_signed_is_the_verdict_on_the_files_that_are_there(own: Adapt) -
     SETTINGS["the norm"](own.folder / "base")
     own("test", "a", "--sign")
 
-    [result] = own.json("test", "a", "--results")[0]["results"]
+    [result] = own.json("contract", "results", "a")[0]["results"]
     assert result["verdict"] == "CHANGED"
 
 
@@ -164,11 +164,11 @@ def test_weights_that_are_not_the_registered_ones_are_refused_as_fuse_refuses_th
     assert own("test", "--all", "--require").exit_code == 17
     assert said.removeprefix("error: ") in work_of(own)("sync", "--test").stderr
     assert work_of(own)("sync", "--frozen", "--check", "--test").exit_code == 17
-    own.ok("config", "tests", "require")
+    own.ok("contract", "policy", "require")
     assert said.removeprefix("error: ") in work_of(own).fails(14, "sync")
     own.ok("remove", "a==1.0.1", "--yes")
     assert said in own.fails(11, "install", "a@base-7b==1.0.1", "--from", "./published", "--test")
-    assert own.json("test", "a", "--results")[0]["results"] == []
+    assert own.json("contract", "results", "a")[0]["results"] == []
 
 
 def test_a_base_that_changes_during_a_test_gives_no_verdict(own: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:

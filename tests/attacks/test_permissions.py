@@ -126,7 +126,7 @@ def test_a_download_that_was_cut_is_kept_where_others_cannot_write(library, add,
 DECIDING = {
     "trusted_keys.json": ("key", "list"),
     "remotes.json": ("remote", "list"),
-    "config.json": ("config", "tests"),
+    "config.json": ("contract", "policy"),
 }
 
 
@@ -136,7 +136,7 @@ def decided(tmp_path: Path) -> Adapt:
     adapt.ok("key", "new", "mine", "--unencrypted")
     adapt.ok("key", "trust", "mine", tmp_path / "home" / "keys" / "mine.pub")
     adapt.ok("remote", "add", "ours", "http://127.0.0.1:9")
-    adapt.ok("config", "tests", "warn")
+    adapt.ok("contract", "policy", "warn")
     return adapt
 
 

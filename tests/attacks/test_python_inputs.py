@@ -94,7 +94,7 @@ def test_every_public_function_is_found() -> None:
         "Project.sync",
         "AdapterBank.load",
         "AddOnSave.__init__",
-        "Remotes.add",
+        "KnownRemotes.add",
     } <= names
     assert len(names) > 140
 
@@ -230,20 +230,20 @@ def test_a_stored_policy_of_a_remote_that_is_none_counts_as_require_and_can_be_m
 
 def test_stored_defaults_for_tests_that_cannot_be_meant_are_named_and_can_be_mended(tmp_path: Path) -> None:
     library = ah.Library(tmp_path / "home")
-    library.set_own_tests("require")
+    library.contracts.policy("require")
     file = tmp_path / "home" / "config.json"
     file.write_text(file.read_text().replace('"require"', '"maybe"'))
 
     with pytest.raises(AdapterHubError):
-        _ = library.own_tests
+        library.contracts.policy()
     (line,) = [line for line in library.doctor(offline=True) if line.what == "settings"]
     assert (line.state, "maybe" in line.fact) == ("failed", True)
 
     assert "--reset" in line.hint
 
-    Adapt(tmp_path).ok("config", "tests", "require", "--reset")
+    Adapt(tmp_path).ok("contract", "policy", "require", "--reset")
 
-    assert library.own_tests.policy == "require"
+    assert library.contracts.policy().policy == "require"
 
 
 # ---------------------------------------------------------------- one text where several are expected

@@ -4,7 +4,7 @@
 
 The pipelines are tiny, of random weights and the real structure. Per pipeline, `--trained` adapters learn in as many
 optimizer steps what a fine-tune of the denoiser draws, and two more are random. Each gets a contract of six goldens by
-the code of `adapt test --record`, and that of `adapt test` judges each change of it. The bound of the effect was chosen
+the code of `adapt contract record`, and that of `adapt test` judges each change of it. The bound of the effect was chosen
 on other random adapters, of the sizes 0.05 to 0.4 and with 1 to 8 steps.
 """
 

@@ -27,7 +27,7 @@ ROWS, RECIPE = "./data/row.jsonl", "./data/recip.toml"
 FILES = [
     ("route", "--file", "./data/rout.json", "hi"), ("test", "legal-qa", "--tests", "./data/test.jsonl"),
     ("run", "legal-qa", "--base", "base-7b", "--batch", ROWS), ("merge", "--recipe", RECIPE, "-o", "./x"),
-    ("test", "legal-qa", "--record", "--examples", ROWS),
+    ("contract", "record", "legal-qa", "--examples", ROWS),
     ("merge", "legal-qa", "legal-qa", "--tune", ROWS), ("search", "--try", ROWS, "--base", "base-7b"),
     ("serve", "--route", "./data/rout.json"),
 ]  # fmt: skip

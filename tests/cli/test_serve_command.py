@@ -197,13 +197,13 @@ def test_under_a_policy_of_tests_only_what_has_a_pass_on_the_served_base_is_serv
     build = with_contract(adapt.library, adapt.library.builds_named("legal-qa")[0])
     command = ["serve", "legal-qa==1.0.1", "--base", "base-7b", "--python", python, "--dry-run"]
     adapt.ok(*command)
-    adapt.ok("config", "tests", "require")
+    adapt.ok("contract", "policy", "require")
     measured(adapt.library, build, base_weights=digest_of(b"another base"))
 
     assert "`legal-qa==1.0.1` is not served: has no PASS on this base" in adapt.fails(14, *command)
-    adapt.ok("config", "tests", "warn")
+    adapt.ok("contract", "policy", "warn")
     assert "has no PASS on this base" in adapt(*command).stderr
-    adapt.ok("config", "tests", "require")
+    adapt.ok("contract", "policy", "require")
     measured(adapt.library, build)
     assert adapt.ok(*command)
     without = adapt.fails(14, *[one.replace("==1.0.1", "==1.0.0") if isinstance(one, str) else one for one in command])

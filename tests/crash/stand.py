@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "gc": ("gc", "--grace", "0"),
     "push": ("push", "one@base-7b", "--to", "./pushed"),
     "remove": ("remove", "two@base-7b", "--yes"),
-    "record": ("test", "--record", "b", "--examples", "examples.jsonl", "--max-new-tokens", "5"),
+    "record": ("contract", "record", "b", "--examples", "examples.jsonl", "--max-new-tokens", "5"),
     "install-test": ("install", "three@base-7b", "--from", "./published", "--test"),
     "merge-test": ("merge", "a", "b", "--weights", "1,0.001", "-o", "merged", "--test"),
     "sync": ("sync", "--frozen", "--prune", "--project", "project"),

@@ -27,7 +27,7 @@ def adapt(tmp_path: Path) -> Adapt:
     adapt.ok("add", make_adapter(tmp_path / "free", seed=5), "--name", "free", "--no-base")
     adapt.ok("base", "pin", "free", "b")
     adapt.ok("alias", "set", "prod", "one")
-    adapt.ok("config", "tests", "off")
+    adapt.ok("contract", "policy", "off")
     adapt.ok("remote", "add", "ours", "http://127.0.0.1:9")
     adapt.ok("key", "new", "ann", "--unencrypted")
     adapt.ok("key", "trust", "ann")

@@ -277,9 +277,9 @@ def test_bounds_of_a_project_only_tighten() -> None:
 
 def test_the_user_s_own_default_holds_in_a_project_that_asks_for_less(homes: Homes) -> None:
     write_project(homes, 'tests = "warn"')
-    homes.ben.ok("config", "tests", "require", "--bound", "same=0.95")
+    homes.ben.ok("contract", "policy", "require", "--bound", "same=0.95")
     said = homes.ben.fails(14, "sync")
-    assert "your own `adapt config tests require` refuses what did not pass its contract" in said
+    assert "your own `adapt contract policy require` refuses what did not pass its contract" in said
     measured(homes.ben.library, build_of(homes, "ben"))
     homes.ben.fails(14, "sync")
     measured(homes.ben.library, build_of(homes, "ben"), bounds={"same": 0.95})

@@ -123,7 +123,7 @@ def test_a_result_goes_along_with_a_push_and_comes_with_an_install(world: World)
     world.homes.ben.ok("install", f"{world.repo}@base-7b")
 
     [there] = world.listed(token=None)
-    [here] = world.homes.ben.json("test", world.repo, "--results")[0]["results"]
+    [here] = world.homes.ben.json("contract", "results", world.repo)[0]["results"]
 
     assert (there["verdict"], there["sequence"], there["signer"], there["digest"]) == (
         "PASS", 1, None, world.build.manifest.digest
@@ -182,7 +182,7 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
     elsewhere.ok("base", "add", "./models/base-7b", "--as", "base-7b")
     elsewhere.ok("remote", "add", "ours", world.server.url, "--namespaces", world.team)
     elsewhere.ok("install", f"{world.repo}@base-7b")
-    [document] = elsewhere.json("test", world.repo, "--results")
+    [document] = elsewhere.json("contract", "results", world.repo)
     assert [one["sequence"] for one in document["results"]] == [1]
     assert [world.listed(query) for query in ("?verdict=PASS", f"?base={OTHER[7:]}", "?dtype=int8")] == [[], [], []]
     assert len(world.listed(f"?base={build.base.fingerprint.weights[7:]}&dtype=float32&verdict=CHANGED")) == 1  # type: ignore[union-attr]
@@ -210,8 +210,8 @@ def test_what_passed_elsewhere_moves_on_into_the_namespace_that_asks(world: Worl
 
     signed(ann.library, world.build, "ann")
     ann.ok(*world.push("--results"))
-    assert ben.json("test", world.repo, "--results")[0]["results"] == []
-    [found] = ben.json("test", world.repo, "--results", "--fetch")[0]["results"]
+    assert ben.json("contract", "results", world.repo)[0]["results"] == []
+    [found] = ben.json("contract", "results", world.repo, "--fetch")[0]["results"]
     assert (found["verdict"], found["standing"]) == ("PASS", "unknown_key")
 
     ben.ok(*move)

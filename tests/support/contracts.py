@@ -26,7 +26,7 @@ ASKED = (
     "Where is the boat?", "Hello you", "who", "A cat sat.", "dogs bark", "see me", "blue boats", "fine", "over there",
     "the end", "we", "go on", "no", "yes sir", "ask me", "me too",
 )  # fmt: skip
-RECORD = ("test", "--record", "a", "--examples", "examples.jsonl", "--max-new-tokens", "5")
+RECORD = ("contract", "record", "a", "--examples", "examples.jsonl", "--max-new-tokens", "5")
 SOME = digest_of(b"some bytes")
 
 

@@ -200,7 +200,7 @@ def _keys(w: World) -> None:
     w.says("key-show", "key", "show", "ann")
     w.says("key-trust", "key", "trust", "ann", "--scope", "acme/*", "--not-after", "2099-12-31")
     w.says("key-list", "key", "list")
-    w.says("config-tests", "config", "tests", "off", "--max-age", "90d")
+    w.says("contract-policy", "contract", "policy", "off", "--max-age", "90d")
     w.says("key-policy", "key", "policy", "warn", "--namespace", "acme")
     w.says("sign", "sign", LEGAL)
     w.says("key-untrust", "key", "untrust", "ann")
@@ -308,15 +308,14 @@ def _answers(w: World) -> None:
     inputs = [{"prompt": text, "completion": " At sea."} for text in asked]
     (w.folder / "inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs))
     record = ("--examples", "inputs.jsonl", "--max-new-tokens", 3, "--margin", 0, "--detached", "./beside")
-    w.says("test.record", "test", "--record", "plain", *record)
+    w.says("contract-record", "contract", "record", "plain", *record)
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
     w.adapt.ok("test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl", "--sign", "--key", "ann")
-    w.says("test.results", "test", "plain", "--results")
+    w.says("contract-results", "contract", "results", "plain")
     there = ("--to", "acme/plain", "--remote", "ours", "--token", w.ours.token)
     w.adapt.ok("push", "plain", *there)
     w.says("push.results", "push", "plain", *there, "--results")
-    emit = ("--emit", "lm-eval", "./task")
-    w.says("test.emit", "test", "plain", *emit, "--tests", "./beside/plain-1.0.0.tests.jsonl")
+    w.says("contract-export", "contract", "export", "plain", "./task", "--tests", "./beside/plain-1.0.0.tests.jsonl")
 
 
 def _routing(w: World) -> None:

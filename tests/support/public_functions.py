@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import adapterhub
+from adapterhub.api.contracts.testing import Contracts
+from adapterhub.api.steps.keys import Keys, KnownRemotes
 from adapterhub.core import arguments
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.inference import loader
 from adapterhub.inference.loader import Attached
 from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import Bases
-from adapterhub.library.remotes import Remotes
-from adapterhub.trust.signing.keys import KeyFolder
 
 MADE_BY_US = {
     "Bases.put", "Bases.current", "Bases.state", "Bases.part", "Bases.of", "Bases.hub_id_of", "Bases.by_fingerprint", "Bases.part_for", "Bases.whole",
@@ -71,7 +71,7 @@ def functions() -> Iterator[Function]:
             yield _function(name, found, loader.attach if found is adapterhub.attach else found)  # which it calls
     yield _function("vllm.lora_request", adapterhub.vllm.lora_request, adapterhub.vllm.lora_request)
     for owner in (
-        adapterhub.Library, adapterhub.Project, adapterhub.AdapterBank, Attached, Remotes, KeyFolder, Families, Bases,
+        adapterhub.Library, adapterhub.Project, adapterhub.AdapterBank, Attached, KnownRemotes, Keys, Contracts, Families, Bases,
         adapterhub.callbacks.AddOnSave, adapterhub.MergeInput, adapterhub.PromptForm,
     ):  # fmt: skip
         yield from _methods(owner)
@@ -86,7 +86,10 @@ def _methods(owner: type) -> Iterator[Function]:
         ours = function.__module__.startswith("adapterhub.") and not (
             owner is adapterhub.Library and function.__module__.startswith("adapterhub.library")
         )
-        is_made = owner in (adapterhub.PromptForm, Attached, Remotes, KeyFolder, Families, Bases) and name != "typed"
+        is_made = (
+            owner in (adapterhub.PromptForm, Attached, KnownRemotes, Keys, Contracts, Families, Bases)
+            and name != "typed"
+        )
         if not ours or f"{owner.__name__}.{name}" in MADE_BY_US or (name == "__init__" and is_made):
             continue
         if owner is adapterhub.PromptForm and name != "typed":

@@ -20,5 +20,5 @@ def pirate_library(folder: Path) -> Adapt:
     adapt = Adapt(folder)
     adapt.ok("base", "add", smollm2_base(), "--as", "smol")
     adapt.ok("add", SHIPPED / "pirate", "--name", "pirate", "--base", "smol")
-    adapt.ok("test", "--record", "pirate", "--examples", "examples.jsonl", "--prompt", "raw")
+    adapt.ok("contract", "record", "pirate", "--examples", "examples.jsonl", "--prompt", "raw")
     return adapt

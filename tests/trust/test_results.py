@@ -44,7 +44,7 @@ def push(homes: Homes) -> Path:
 
 
 def shown_to(home: Adapt) -> dict[str, Any]:
-    [document] = home.json("test", "legal-qa", "--results")
+    [document] = home.json("contract", "results", "legal-qa")
     return dict(document)
 
 
@@ -61,7 +61,7 @@ def test_a_result_travels_with_the_build_and_counts_for_those_who_trust_the_key(
     assert (before["standing"], before["signer"]) == ("unknown_key", None)
     assert (after["standing"], after["signer"], after["verdict"]) == ("trusted", "ann", "PASS")
     assert after["base_weights"] == build_of(homes.ben).base.fingerprint.weights  # type: ignore[union-attr]
-    assert "PASS  on base-7b, float32  by `ann`, trusted" in homes.ben.ok("test", "legal-qa", "--results")
+    assert "PASS  on base-7b, float32  by `ann`, trusted" in homes.ben.ok("contract", "results", "legal-qa")
 
 
 def test_a_published_folder_keeps_its_results_beside_it_where_older_clients_pass_over_them(homes: Homes) -> None:

@@ -1,11 +1,12 @@
-"""Behaviour contracts from Python: record what an adapter answers, and test whether it still answers so."""
+"""Behaviour contracts from Python: test whether adapters still answer as they did, and record how they do."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, base_of, text_of
 from adapterhub.core.arguments import (
@@ -17,10 +18,11 @@ from adapterhub.core.arguments import (
     Margin,
     RunnerName,
     StrPath,
+    TestsPolicy,
     parsed,
     path_of,
 )
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.library.store.catalog import AdapterLike
 
@@ -28,10 +30,37 @@ if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.emitting import EmittedTask
     from adapterhub.api.steps.contracts.recording import RecordedContract
     from adapterhub.api.steps.contracts.stating import SignedResults
-    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.api.steps.contracts.subjects import ContractSubject
     from adapterhub.formats.contract.contract import Contract
-    from adapterhub.formats.contract.results import Tested
+    from adapterhub.formats.contract.results import Tested, Verdict
+    from adapterhub.formats.contract.standards import Standards
     from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.trust.signing.keys import SigningKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdicts(Sequence["Tested"]):
+    """The verdict on each adapter; `verdict` is the worst of them."""
+
+    results: tuple[Tested, ...]
+    verdict: Verdict
+
+    @overload
+    def __getitem__(self, at: int) -> Tested: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Tested, ...]: ...
+    def __getitem__(self, at: int | slice) -> Tested | tuple[Tested, ...]:
+        return self.results[at]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The JSON value."""
+        return [result.to_json() for result in self.results]
+
+    def __repr__(self) -> str:
+        return f"<{self.verdict}: {', '.join(map(repr, self.results[:3]))}{', …' * (len(self) > 3)}>"  # noqa: PLR2004 - a line
 
 
 @parsed
@@ -41,9 +70,9 @@ class WithContracts(OpenedLibrary):
     @extra_named("`Library.test`")
     def test(
         self,
-        adapter: AdapterLike,
-        *,
-        on: BaseLike | None = None,
+        *adapters: AdapterLike,
+        everything: bool = False,
+        base: BaseLike | None = None,
         dtype: LoadPrecision = "auto",
         load_in: LoadIn | None = None,
         tests: Contract | StrPath | None = None,
@@ -52,162 +81,149 @@ class WithContracts(OpenedLibrary):
         base_alone: bool = False,
         budget: Budget = 120.0,
         again: bool = False,
+        require: bool = False,
+        runner: RunnerName | None = None,
+        task: StrPath | None = None,
+        junit: StrPath | None = None,
+        statement: StrPath | None = None,
         sign: bool = False,
         key: str | None = None,
         password: str | None = None,
-        runner: RunnerName | None = None,
-        task: StrPath | None = None,
-    ) -> Tested:
-        """Test whether an adapter still answers as its contract records.
+    ) -> Verdicts:
+        """Test whether adapters still answer as their contracts record.
 
         Args:
-            adapter: a spec, a build or a folder.
-            on: the base to ask on; default: the one that it was made for.
+            adapters: specs, builds or folders.
+            everything: test every installed build that has a contract; a base is loaded once for all its builds.
+            base: the base to ask on; default: the one that each was made for.
             dtype: precision of the base in memory.
             load_in: `4bit` or `8bit` packs the base's linear layers.
             tests: a contract, or a file of one, instead of the build's own.
             rules: a file of `never` and `leave_alone` lines to hold it to, too; default: `tests-never` of the project.
             bounds: tighter bounds by name, such as `{"same": 1.0}`.
             base_alone: also measure the base, and compare it with the recording.
-            budget: CPU seconds that the verdict may take.
+            budget: CPU seconds that one verdict may take.
             again: ask again, whatever results are kept.
-            sign: sign the result, and write it beside the build; UNKNOWN and NONE are none.
+            require: count a build without a contract as UNKNOWN in the worst verdict.
+            runner: let an installed tool test, `lm-eval` or `pytest`.
+            task: for the tool: a task of lm-eval instead of the contract's goldens, or tests of pytest.
+            junit: write the results into this file as JUnit XML.
+            statement: write the one result into this file as an in-toto statement.
+            sign: sign the results, and write each beside its build; UNKNOWN and NONE are none.
             key: name of the key; default: ADAPTERHUB_KEY, else your only key.
             password: of the key; default: ADAPTERHUB_PASSWORD.
-            runner: let an installed tool test, `lm-eval` or `pytest`; its results are not kept.
-            task: for the tool: a task of lm-eval instead of the contract's goldens, or tests of pytest.
 
         Returns:
-            `.verdict` is PASS, CHANGED, UNKNOWN or NONE; `.reason`, `.broken`, `.same`, `.retention`, `.metrics`,
-            `.cases`.
+            A sequence of results with the worst `.verdict`. Each has `.verdict`, which is PASS, CHANGED, UNKNOWN or
+            NONE; `.reason`, `.broken`, `.same`, `.retention`, `.metrics` and `.cases`.
 
         Raises:
-            NotFound: the adapter, the base or a file is not here.
-            DigestMismatch, Malformed: the contract is damaged.
-            BaseMismatch: the adapter does not fit the base.
-            UsageProblem: the runner is not installed, or has no such task.
+            NotFound: an adapter, the base or a file is not here.
+            DigestMismatch, Malformed: a contract is damaged.
+            BaseMismatch: an adapter does not fit the base.
+            UsageProblem: options exclude each other, or the runner is not installed, or has no such task.
             EngineFailed: the runner ended without a result.
         """
-        from adapterhub.api.steps.contracts.stating import ensure_can_be_stated, state_result
-        from adapterhub.api.steps.contracts.subjects import subject_of
-        from adapterhub.api.steps.contracts.testing import verdict_on
+        from adapterhub.api.steps.contracts.stating import ensure_can_be_stated
+        from adapterhub.api.steps.contracts.subjects import Models, subject_of
+        from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdicts_on, worst
         from adapterhub.api.steps.keys import signing_key
         from adapterhub.formats.contract.rules import read_rules
 
-        question = _question(on, dtype, load_in, tests, bounds, base_alone=base_alone, budget=budget, again=again)
-        if rules is not None:
-            question = replace(question, rules=read_rules(path_of(rules)))
-        subject = subject_of(self, text_of(adapter))
+        _refuse_first(
+            (bool(adapters) == everything, "give adapters or folders, or `--all`", "see `adapt test --help`"),
+            (everything and (sign or bool(key)), "`--sign` and `--key` are for adapters that are named", "name some"),
+            (key is not None and not sign, "`--key` chooses the key of `--sign`", "add `--sign`"),
+            (statement is not None and len(adapters) != 1, "`--statement` is about one build", "name one adapter"),
+            (task is not None and runner is None, "`--task` is for `--runner`", "add `--runner lm-eval` or `pytest`"),
+            (runner is not None and everything, "`--runner` tests the adapters that you name", "leave out `--all`"),
+            (runner is not None and sign, "a runner's result cannot be signed", "sign the verdict without `--runner`"),
+        )
+        question = Question(
+            on=base_of(base),
+            dtype=dtype,
+            load_in=load_in,
+            contract=_contract(tests),
+            rules=read_rules(path_of(rules)) if rules is not None else None,
+            bounds=dict(bounds or {}),
+            base_alone=base_alone,
+            budget_s=budget,
+            again=again,
+        )
+        library, bars = self.session.project_library, self.reports
+        models = Models(library.bases)
+        signer = signing_key(self.session, key, password) if sign else None
+        subjects = [subject_of(library, text_of(adapter)) for adapter in adapters]
+        for subject in subjects if sign else ():
+            ensure_can_be_stated(subject)
         if runner is not None:
             from adapterhub.api.steps.contracts.running import Runner, run_on
 
-            if sign:
-                raise UsageProblem("a runner's result cannot be signed", hint="sign the verdict without `runner`")
-            return run_on(self, subject, question, Runner(name=runner, task=_path(task)), bars=self.reports)
-        if sign:
-            ensure_can_be_stated(subject)
-        signer = signing_key(self.session, key, password) if sign else None
-        result = verdict_on(self, subject, question, bars=self.reports)
+            tool = Runner(name=runner, task=_path(task))
+            results = [run_on(library, subject, question, tool, bars=bars) for subject in subjects]
+        elif everything:
+            results = verdicts_on(library, list(library.installed()), question, bars=bars, models=models)
+        else:
+            results = [verdict_on(library, subject, question, bars=bars, models=models) for subject in subjects]
+        self._write_results(results, junit, statement)
         if signer is not None:
-            state_result(self, subject, result, signer)
-        return result
+            self._sign_results(subjects, results, signer)
+        for result in results:
+            for warning in result.warnings:
+                self.reports.warn(f"`{shown(result.label, 200)}`: {warning}")
+        return Verdicts(tuple(results), worst(results, requires=require))
 
-    def test_results(self, adapter: AdapterLike, *, fetch: bool = False) -> SignedResults:
-        """The signed results that the library has on an installed build, each verified now.
+    def _write_results(self, results: Sequence[Tested], junit: StrPath | None, statement: StrPath | None) -> None:
+        from adapterhub.formats.contract import reports
 
-        Args:
-            adapter: the installed adapter.
-            fetch: take those at the servers of its namespace first.
+        if junit is not None:
+            _write(junit, reports.junit(results))
+        if statement is not None:
+            if (made := reports.statement(results[0])) is not None:
+                _write(statement, json.dumps(made) + "\n")
+            else:
+                self.reports.warn(f"no statement was written: {results[0].verdict} says nothing to state")
 
-        Returns:
-            `.results`, the latest first, with `.result`, `.signer` and `.standing`; `.refusals` of files that do not
-            count.
+    def _sign_results(self, subjects: Sequence[ContractSubject], results: Sequence[Tested], signer: SigningKey) -> None:
+        from adapterhub.api.steps.contracts.stating import state_result
 
-        Raises:
-            NotFound: the adapter is not here.
-        """
-        from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
-        from adapterhub.api.steps.contracts.subjects import subject_of
+        for subject, result in zip(subjects, results, strict=True):
+            path, label = state_result(self, subject, result, signer), shown(result.label, 200)
+            if path is None:
+                self.reports.warn(f"`{label}`: nothing was signed: {result.verdict} says nothing to state")
+            else:
+                self.reports.note(f"signed the result of `{label}` with {signer.name}: {path}")
 
-        subject = subject_of(self, text_of(adapter))
-        if fetch:
-            fetch_results(self.session, self, subject)
-        return signed_results(self, subject)
+    @property
+    def contracts(self) -> Contracts:
+        """The contracts of adapters: `record`, `results`, `export`, and your own `policy`."""
+        return Contracts(self)
 
-    def emit_task(
-        self,
-        adapter: AdapterLike,
-        folder: StrPath,
-        *,
-        tests: Contract | StrPath | None = None,
-        on: BaseLike | None = None,
-    ) -> EmittedTask:
-        """Write the goldens of a contract as a task of lm-evaluation-harness; nothing is run.
 
-        Args:
-            adapter: a spec, a build or a folder.
-            folder: where the task's YAML file and its JSON Lines go.
-            tests: a contract, or a file of one, instead of the adapter's own.
-            on: the base whose chat template frames the prompts; only the form `chat` needs it.
+@parsed
+class Contracts:
+    """Records contracts, shows the signed results on them, writes them for other tools, and says what a PASS needs."""
 
-        Returns:
-            `.task` is the name, `.files` are the paths, `.command` runs the task in that folder.
+    def __init__(self, library: OpenedLibrary) -> None:
+        self._opened, self._session = library, library.session
 
-        Raises:
-            NotFound: the adapter, or the file of a contract, is not here.
-            CouldNotTell: there is no contract.
-            Incompatible: the tool cannot ask these goldens.
-        """
-        from adapterhub.api.steps.contracts.emitting import emit_task
-        from adapterhub.api.steps.contracts.subjects import subject_of
-
-        subject = subject_of(self, text_of(adapter))
-        return emit_task(self, subject, path_of(folder), contract=_contract(tests), on=base_of(on))
-
-    @extra_named("`Library.test_all`")
-    def test_all(
-        self,
-        *,
-        on: BaseLike | None = None,
-        dtype: LoadPrecision = "auto",
-        load_in: LoadIn | None = None,
-        budget: Budget = 120.0,
-        again: bool = False,
-    ) -> Sequence[Tested]:
-        """Test every installed build that has a contract; a base is loaded once for all its builds.
-
-        Args:
-            on: the base to ask on; default: the one that each was made for.
-            dtype: precision of the bases in memory.
-            load_in: `4bit` or `8bit` packs the bases' linear layers.
-            budget: CPU seconds that each verdict may take.
-            again: ask again, whatever results are kept.
-
-        Returns:
-            One result for each build, as `test` gives it.
-        """
-        from adapterhub.api.steps.contracts.testing import verdicts_on
-
-        question = _question(on, dtype, load_in, None, None, base_alone=False, budget=budget, again=again)
-        return verdicts_on(self, list(self.installed()), question, bars=self.reports)
-
-    @extra_named("`Library.record_contract`")
-    def record_contract(
+    @extra_named("`Library.contracts.record`")
+    def record(
         self,
         adapter: AdapterLike,
         *,
         examples: StrPath | None = None,
         tests: StrPath | None = None,
-        prompt: PromptForm | None = None,
+        form: PromptForm | None = None,
         count: GoldenCount = 20,
         max_new_tokens: GoldenTokens | None = None,
         margin: Margin = 0.05,
         digests: bool = False,
         vectors: bool = False,
         allow_secrets: bool = False,
-        on: BaseLike | None = None,
+        base: BaseLike | None = None,
         dtype: LoadPrecision = "auto",
-        into: StrPath | None = None,
+        detached: StrPath | None = None,
     ) -> RecordedContract:
         """Ask an adapter, and record what it answers: in a new build, or in the folder that `adapter` is.
 
@@ -215,16 +231,16 @@ class WithContracts(OpenedLibrary):
             adapter: a spec, a build or a folder.
             examples: inputs as JSON Lines, `{"prompt": …}` each, with a `completion` where you know what you want.
             tests: inputs and demands as a `tests.toml`; one of the two is needed.
-            prompt: the prompt form; default: that of the plan, else of the build, else `raw`.
+            form: the prompt form; default: that of the plan, else of the build, else `raw`.
             count: how many answers to keep.
             max_new_tokens: length of an answer; default: that of the prompt form, else 64.
             margin: leave out answers that a change of so many nats would flip.
             digests: record digests in place of prompts and answers.
             vectors: also record a classifier's vectors.
             allow_secrets: record texts that look private.
-            on: the base to ask on; default: the one that it was made for.
+            base: the base to ask on; default: the one that it was made for.
             dtype: precision of the base in memory.
-            into: write the contract into this folder, beside a release that is out.
+            detached: write the contract into this folder, beside a release that is out.
 
         Returns:
             `.contract`, `.build` (the new one), `.left_out`, `.warnings`, `.path`.
@@ -239,18 +255,113 @@ class WithContracts(OpenedLibrary):
 
         recipe = Recipe(
             plan=plan_from(_path(examples), _path(tests)),
-            form=prompt,
+            form=form,
             count=count,
             max_new_tokens=max_new_tokens,
             margin=margin,
             as_digests=digests,
             vectors=vectors,
             allow_secrets=allow_secrets,
-            on=base_of(on),
+            on=base_of(base),
             dtype=dtype,
-            into=_path(into),
+            into=_path(detached),
         )
-        return record_contract(self, subject_of(self, text_of(adapter)), recipe, bars=self.reports)
+        library, reports = self._session.project_library, self._opened.reports
+        made = record_contract(library, subject_of(library, text_of(adapter)), recipe, bars=reports)
+        for warning in made.warnings:
+            reports.warn(warning)
+        return made
+
+    def results(self, *adapters: AdapterLike, fetch: bool = False) -> Sequence[SignedResults]:
+        """The signed results that the library has on installed builds, each verified now.
+
+        Args:
+            adapters: the installed adapters.
+            fetch: take those at the servers of their namespaces first.
+
+        Returns:
+            Of each build `.results`, the latest first, with `.result`, `.signer` and `.standing`; `.refusals` of files
+            that do not count.
+
+        Raises:
+            NotFound: an adapter is not here.
+        """
+        from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        library = self._session.project_library
+        subjects = [subject_of(library, text_of(adapter)) for adapter in adapters]
+        for subject in subjects if fetch else ():
+            fetch_results(self._session, library, subject)
+        return [signed_results(library, subject) for subject in subjects]
+
+    def export(
+        self,
+        adapter: AdapterLike,
+        folder: StrPath,
+        *,
+        tests: Contract | StrPath | None = None,
+        base: BaseLike | None = None,
+    ) -> EmittedTask:
+        """Write the goldens of a contract as a task of lm-evaluation-harness; nothing is run.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            folder: where the task's YAML file and its JSON Lines go.
+            tests: a contract, or a file of one, instead of the adapter's own.
+            base: the base whose chat template frames the prompts; only the form `chat` needs it.
+
+        Returns:
+            `.task` is the name, `.files` are the paths, `.command` runs the task in that folder.
+
+        Raises:
+            NotFound: the adapter, or the file of a contract, is not here.
+            CouldNotTell: there is no contract.
+            Incompatible: the tool cannot ask these goldens.
+        """
+        from adapterhub.api.steps.contracts.emitting import emit_task
+        from adapterhub.api.steps.contracts.subjects import subject_of
+
+        library = self._session.project_library
+        subject = subject_of(library, text_of(adapter))
+        return emit_task(library, subject, path_of(folder), contract=_contract(tests), on=base_of(base))
+
+    def policy(
+        self,
+        policy: TestsPolicy | None = None,
+        *,
+        max_age: str | None = None,
+        bounds: Mapping[str, float] | None = None,
+        reset: bool = False,
+    ) -> Standards:
+        """Your own defaults for tests, after the changes that are given; a project may ask for more, never for less.
+
+        Args:
+            policy: what becomes of a build without a PASS: `off`, `warn` or `require`; default: as before.
+            max_age: how old a signed result may be, such as `90d`; default: as before.
+            bounds: the loosest bounds of any test, such as `{"same": 0.95}`; others stay as before.
+            reset: forget what was set before.
+
+        Raises:
+            UsageProblem: a value is none that can be meant; nothing was changed.
+        """
+        from adapterhub.library.own_settings import OwnSettings, set_own_tests
+
+        root = self._opened.root
+        if policy is None and not bounds and max_age is None and not reset:
+            return OwnSettings(root).read()
+        return set_own_tests(root, policy, max_age=max_age, bounds=bounds, reset=reset)
+
+
+def _refuse_first(*cases: tuple[bool, str, str]) -> None:
+    """Raise the first problem that is there; each has its hint.
+
+    Raises:
+        UsageProblem: one is there.
+    """
+    for is_there, problem, hint in cases:
+        if is_there:
+            raise UsageProblem(problem, hint=hint)
 
 
 def _path(place: StrPath | None) -> Path | None:
@@ -264,29 +375,8 @@ def _contract(tests: Contract | StrPath | None) -> Contract | None:
     return tests if tests is None or isinstance(tests, Contract) else read_contract(path_of(tests))
 
 
-def _question(
-    on: BaseLike | None,
-    dtype: str,
-    load_in: LoadIn | None,
-    tests: Contract | StrPath | None,
-    bounds: Mapping[str, float] | None,
-    *,
-    base_alone: bool,
-    budget: Budget,
-    again: bool,
-) -> Question:
-    from adapterhub.api.steps.contracts.testing import Question
-    from adapterhub.formats.contract.contract import Contract
-    from adapterhub.formats.contract.reading import read_contract
+def _write(path: StrPath, text: str) -> None:
+    from adapterhub.core.disk.files import write_durably
+    from adapterhub.core.disk.output_place import output_place
 
-    contract = tests if tests is None or isinstance(tests, Contract) else read_contract(path_of(tests))
-    return Question(
-        on=base_of(on),
-        dtype=dtype,
-        load_in=load_in,
-        contract=contract,
-        bounds=dict(bounds or {}),
-        base_alone=base_alone,
-        budget_s=budget,
-        again=again,
-    )
+    write_durably(output_place(path_of(path)), text.encode())

@@ -631,7 +631,7 @@ def _contracts(session: Session, ingredients: Sequence[Ingredient]) -> dict[str,
     if not found:
         raise CouldNotTell(
             f"none of {', '.join(missing)} has a contract to tune the weights on. Nothing was merged",
-            hint="`adapt test --record NAME` records one; `--tune FILE` takes examples",
+            hint="`adapt contract record NAME` records one; `--tune FILE` takes examples",
         )
     if missing:
         session.out.warn(f"no contract asks for the task of {', '.join(missing)}, so its weight may fall to 0")

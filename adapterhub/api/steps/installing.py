@@ -373,7 +373,7 @@ def _drop_in_gate(session: Session, digest: str, testing: Testing | None, *, bar
     if testing == "keep":
         raise CouldNotTell(
             f"{what} has no contract that a newer release could be held to. Nothing was installed",
-            hint="`adapt test --record NAME` records one; `--accept-changes` upgrades without",
+            hint="`adapt contract record NAME` records one; `--accept-changes` upgrades without",
         )
     session.out.warn(f"{what} has no contract that the newer release could be held to")
     return None

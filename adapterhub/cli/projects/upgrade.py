@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_spec
-from adapterhub.cli.inspect.tested import EXIT_CODES
+from adapterhub.cli.inspect.test import EXIT_CODES
 from adapterhub.cli.options.params import (
     Session,
     common,

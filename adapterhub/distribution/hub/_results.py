@@ -86,7 +86,7 @@ class RegistryResults:
         if manifest.file(CONTRACT_FILE) is None:
             raise NotAllowed(
                 f"{what} a contract, and {manifest.name} {manifest.version} has none. Nothing was sent",
-                hint=f"`adapt test --record {manifest.name} --examples FILE` makes the next version with one",
+                hint=f"`adapt contract record {manifest.name} --examples FILE` makes the next version with one",
             )
         there = [] if is_new else self.on(repo, manifest.version)
         if rule.asks == "passed" and not any(_passes(raw, rule) for raw in [*results, *there]):

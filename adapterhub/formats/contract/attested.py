@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, parse_digest, strict_json
@@ -37,18 +37,18 @@ class Attested:
     `base_alone` says that the base was measured, too.
     """
 
-    name: str
+    name: Annotated[str, "as the tester names the build"]
     manifest: Digest
     contract: Digest
-    base: Digest
-    rules: Digest | None
+    base: Annotated[Digest, "of the base that was asked"]
+    rules: Annotated[Digest | None, "digest of the rules that were checked, too"]
     dtype: str
     load_in: str
-    verdict: Literal["PASS", "CHANGED"]
-    sequence: int
+    verdict: Annotated[Literal["PASS", "CHANGED"], "`PASS` or `CHANGED`"]
+    sequence: Annotated[int, "counts the results of one key on one build"]
     time: float
     bounds: Mapping[str, float] = field(default_factory=dict)
-    base_alone: bool = False
+    base_alone: Annotated[bool, "whether the base was measured, too"] = False
 
     @property
     def question(self) -> tuple[object, ...]:

@@ -98,7 +98,7 @@ def has_contract(folder: Path) -> bool:
 
 def _refused(where: str, problems: list[str]) -> Malformed:
     title = f"{shown(where, 200)}: not a usable contract"
-    return Malformed(problem_list(title, problems), hint="`adapt test --record` writes a sound one")
+    return Malformed(problem_list(title, problems), hint="`adapt contract record` writes a sound one")
 
 
 def _value(line: bytes) -> dict[str, Any]:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, get_args
+from typing import Annotated, Final, get_args
 
 from adapterhub.core.arguments import TestsPolicy
 from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.contract.bounds import looser_than
+from adapterhub.formats.documented import Documented
 
 TESTS_POLICIES: Final[tuple[TestsPolicy, ...]] = get_args(TestsPolicy)
 """From the laxest to the strictest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standards:
-    """The policy, and what a PASS needs.
+class Standards(Documented, keys="tests=policy max_age bounds", title="OwnTests"):
+    """What becomes of builds without a PASS, and what a PASS needs.
 
     `by` names whose results count: `local`, or trusted keys; without any, all of them. `max_age` bounds the age of
     signed results, as `90d`. `bounds` are the loosest of any test.
     """
 
-    policy: TestsPolicy = "off"
+    policy: Annotated[TestsPolicy, "`off`, `warn` or `require`"] = "off"
     by: tuple[str, ...] = ()
-    max_age: str | None = None
-    bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    max_age: Annotated[str | None, "how old a signed result may be, such as `90d`"] = None
+    bounds: Annotated[Mapping[str, float], "the loosest bounds of any test, by name"] = field(
+        default_factory=dict, hash=False
+    )
 
     def and_own(self, own: Standards) -> Standards:
         """The stricter of both in each part; a user's `own` say nothing of `by`, which trusted keys decide."""

@@ -52,5 +52,5 @@ class PassGate:
         label = f"{build.full_name}=={build.manifest.version}"
         raise NotAllowed(
             f"`{shown(label, 200)}` is not served: {reason}",
-            hint="`adapt serve --test` tests what it is given; `adapt test NAME --on BASE` tests a build alone",
+            hint="`adapt serve --test` tests what it is given; `adapt test NAME --base BASE` tests a build alone",
         )

@@ -22,7 +22,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         return
     if contract is None:
         message = "has no behaviour contract, so no test can say whether it still does its task"
-        yield _finding("A_NO_CONTRACT", "note", message, hint="`adapt test --record` writes one")
+        yield _finding("A_NO_CONTRACT", "note", message, hint="`adapt contract record` writes one")
         return
     if loose := contract.bounds.loose:
         message = f"its contract proves nothing: {loose}"

@@ -160,7 +160,7 @@ def ensure_contracts(policy: Policy, adapters: Sequence[LockedAdapter]) -> list[
     if policy.tests == "warn" or not bare:
         return bare
     title = 'the policy `tests = "require"` refuses what has no contract to pass; nothing was locked'
-    raise NotAllowed(problem_list(title, bare), hint="`adapt test --record NAME` records one in the next version")
+    raise NotAllowed(problem_list(title, bare), hint="`adapt contract record NAME` records one in the next version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,9 @@ def ensure_tested(
         return ()
     if standards.policy == "warn":
         return tuple(problems)
-    whose = 'the policy `tests = "require"`' if policy.tests == "require" else "your own `adapt config tests require`"
+    whose = (
+        'the policy `tests = "require"`' if policy.tests == "require" else "your own `adapt contract policy require`"
+    )
     title = f"{whose} refuses what did not pass its contract; no folder was changed"
     hint = "`adapt test NAME` tests a build here; `adapt key trust NAME FILE` lets the signed results of a tester count"
     if has_merge:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
@@ -21,40 +22,29 @@ ResultStanding = Literal["trusted", "unknown_key", "out_of_scope", "expired"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedResult:
-    """A result and whose it is. `standing` says whether the user trusts the key for this adapter."""
+class SignedResult(
+    Documented,
+    keys="name=result.name digest=result.manifest contract=result.contract rules=result.rules"
+    " base_weights=result.base dtype=result.dtype load_in=result.load_in base_alone=result.base_alone"
+    " verdict=result.verdict sequence=result.sequence time signer key standing statement=digest",
+):
+    """A result that a tester signed."""
 
     result: Attested
-    digest: Digest
-    key: Digest
-    signer: str | None
-    standing: ResultStanding
+    digest: Annotated[Digest, "of the file"]
+    key: Annotated[Digest, "fingerprint of the key"]
+    signer: Annotated[str | None, "name of the key here; null for an unknown one"]
+    standing: Annotated[ResultStanding, "`trusted`, `unknown_key`, `out_of_scope` or `expired`"]
+
+    @property
+    def time(self) -> str:
+        """RFC 3339."""
+        return day_text(int(self.result.time))
 
     @property
     def by(self) -> str:
         """The signer in words."""
         return f"`{self.signer}`" if self.signer else f"the unknown key {self.key[:19]}…"
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        one = self.result
-        return {
-            "name": one.name,
-            "digest": one.manifest,
-            "contract": one.contract,
-            "rules": one.rules,
-            "base_weights": one.base,
-            "dtype": one.dtype,
-            "load_in": one.load_in,
-            "base_alone": one.base_alone,
-            "verdict": one.verdict,
-            "sequence": one.sequence,
-            "time": day_text(int(one.time)),
-            "signer": self.signer,
-            "key": self.key,
-            "standing": self.standing,
-            "statement": self.digest,
-        }
 
 
 def sign_result(statement: Mapping[str, Any], key: SigningKey) -> bytes:

@@ -103,7 +103,7 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
         if (known is None or earlier.signer is not None) and _order(said) <= _order(earlier.said):
             later = f"the result {earlier.said.sequence} of this key on the same question is here, which is later"
             raise conflict(
-                f"{later}; `adapt test NAME --results --fetch` takes it, and the next one that you sign follows"
+                f"{later}; `adapt contract results NAME --fetch` takes it, and the next one that you sign follows"
             )
         connection.execute(delete(results).where(results.c.id == before.id))
     else:

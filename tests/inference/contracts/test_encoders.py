@@ -56,7 +56,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     for seed, (name, (task, make)) in enumerate(kinds.items(), 1):
         save_adapter(folder / name, lambda make=make: make(base), LoraConfig(task_type=task, **lora), seed=seed)
         adapt.library.add(folder / name, Description(name=parse_name(name), version="1.0.0"), base=record)
-        adapt.ok("test", "--record", name, *RECORD)
+        adapt.ok("contract", "record", name, *RECORD)
     return adapt
 
 
@@ -87,8 +87,8 @@ def test_a_rolled_head_and_a_lost_update_have_changed(adapt: Adapt, tmp_path: Pa
     rolled = changed(adapt, tmp_path / "rolled", "mood", "classifier", lambda t: t.roll(1, 0))
     lost = changed(adapt, tmp_path / "lost", "near", "lora_B", torch.zeros_like)
 
-    assert "the mean KL divergence is" in str(result_of(adapt, 3, rolled, "--on", "bert")["broken"])
-    assert "the least cosine is" in str(result_of(adapt, 3, lost, "--on", "bert")["broken"])
+    assert "the mean KL divergence is" in str(result_of(adapt, 3, rolled, "--base", "bert")["broken"])
+    assert "the least cosine is" in str(result_of(adapt, 3, lost, "--base", "bert")["broken"])
 
 
 def test_one_golden_in_twenty_on_the_edge_of_a_label_does_not_decide_alone() -> None:
@@ -101,11 +101,11 @@ def test_one_golden_in_twenty_on_the_edge_of_a_label_does_not_decide_alone() -> 
 
 def test_vectors_of_a_classifier_are_held_where_they_were_asked_for(adapt: Adapt, tmp_path: Path) -> None:
     shutil.copytree(adapt.folder / "mood", tmp_path / "mood")
-    record = ("test", "--record", tmp_path / "mood", *RECORD, "--on", "bert", "--count", "4", "--vectors")
+    record = ("contract", "record", tmp_path / "mood", *RECORD, "--base", "bert", "--count", "4", "--vectors")
     adapt.ok(*record)
     contract = contract_in(tmp_path / "mood")
 
     assert contract is not None
     assert [golden.vector is not None for golden in contract.goldens] == [True] * 4
-    assert result_of(adapt, 0, tmp_path / "mood", "--on", "bert")["cosine"] == pytest.approx(1, abs=1e-3)
+    assert result_of(adapt, 0, tmp_path / "mood", "--base", "bert")["cosine"] == pytest.approx(1, abs=1e-3)
     assert (tmp_path / "mood" / CONTRACT_FILE).stat().st_size < 32 << 10

@@ -177,7 +177,7 @@ def test_a_merge_keeps_the_rules_of_all_parents_or_is_not_written(adapt: Adapt) 
 
     goldens = "".join(f'[[golden]]\ninput = "{text}"\n' for text in ASKED)
     (adapt.folder / "tests.toml").write_text(RULES.format(goldens=goldens) + BOUND)
-    adapt.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
+    adapt.ok("contract", "record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
     before = names(adapt)
     for output in ("broken", "./broken"):
         refused = adapt("merge", "a", "b", "-o", output, "--test")
@@ -331,7 +331,7 @@ def test_a_server_starts_only_with_what_passes_on_its_base(adapt: Adapt, tmp_pat
     assert "`b 1.0.0` has no contract. It is not served" in adapt.fails(17, "serve", "b", *options, "--test")
     assert "2 of 3 adapters cannot be served" in adapt.fails(11, "serve", "a", "b", "liar", *options, "--test")
     assert adapt("serve", "liar", *options, "--test=warn").exit_code == 0
-    adapt.ok("config", "tests", "require")
+    adapt.ok("contract", "policy", "require")
     adapt.ok("serve", "a", *options)
     assert "has no PASS on this base" in adapt.fails(14, "serve", "liar", *options, "--test=warn")
 
@@ -341,7 +341,7 @@ def test_a_merge_of_a_project_comes_in_once_it_keeps_what_binds_it(adapt: Adapt,
     adapt.ok("add", "./b", "--name", "b", "--base", "base-7b")
     goldens = "".join(f'[[golden]]\ninput = "{text}"\n' for text in ASKED)
     (adapt.folder / "tests.toml").write_text(RULES.format(goldens=goldens).replace('"0"', '"zebra"'))
-    adapt.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
+    adapt.ok("contract", "record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
     adapt.ok("push", "b", "--to", "./published")
     work = Adapt(tmp_path / "work", "../own/home")
     work.folder.mkdir()

@@ -39,7 +39,7 @@ seed = 7
 [[golden]]
 input = "red dog"
 """
-RECORD = ("test", "--tests", "tests.toml", "--record")
+RECORD = ("contract", "record", "--tests", "tests.toml")
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.zeros_like,
     "negated": torch.neg,
@@ -91,7 +91,7 @@ def test_a_pipeline_draws_as_recorded_and_in_another_precision(adapt: Adapt) -> 
     own, part = results_of(adapt, 0, "watercolour", "line", "--base-alone")
     assert [(one["same"], one["effect"]) for one in (own, part)] == [(1.0, pytest.approx(1, abs=0.01))] * 2
     assert (own["base"], part["base"], own["engine"].partition(" ")[0]) == ("sdxl", "sdxl/unet", "diffusers")
-    (kept,) = results_of(adapt, 0, "line", "--base-alone", "--on", "sdxl")  # the adapter's part of it
+    (kept,) = results_of(adapt, 0, "line", "--base-alone", "--base", "sdxl")  # the adapter's part of it
     assert kept["is_cached"]
     project = '[project]\nbase = "sdxl"\n[adapters]\nline = "*"\n[policy]\ntests = "require"\n'
     (adapt.folder / "adapters.toml").write_text(project)
@@ -104,7 +104,7 @@ def test_a_pipeline_draws_as_recorded_and_in_another_precision(adapt: Adapt) -> 
 
 def test_another_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
     folders = [changed(adapt, tmp_path / name, change) for name, change in CHANGES.items()]
-    found = results_of(adapt, 3, *folders, "--on", "sdxl")
+    found = results_of(adapt, 3, *folders, "--base", "sdxl")
     assert [one["verdict"] for one in found] == ["CHANGED"] * len(CHANGES)
     for one in found:
         assert "of the adapter's effect is kept, at least 0.65 is required" in str(one["broken"])
@@ -116,7 +116,7 @@ def test_the_page_is_true_and_the_same_recording_gives_the_same_bytes(adapt: Ada
     for step in steps(DOCS / "how-to" / "diffusers.md", with_model=True):
         said = adapt.ok(*shlex.split(step.command)[1:])
         assert [line for line in step.shown if not appears(line, said.splitlines())] == []
-        assert "--record" not in step.command or "this build had it already" in said
+        assert " record " not in step.command or "this build had it already" in said
     (build,) = (
         b for b in adapt.library.installed() if (b.manifest.name, b.manifest.version) == ("watercolour", "1.0.1")
     )
@@ -131,13 +131,13 @@ def test_another_scheduler_or_tokenizer_gives_no_verdict(adapt: Adapt, tmp_path:
     place = tmp_path / "sdxl" / "scheduler" / "scheduler_config.json"
     config = json.loads(place.read_text())
     place.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
-    (other,) = results_of(adapt, 17, "watercolour", "--on", tmp_path / "sdxl")
+    (other,) = results_of(adapt, 17, "watercolour", "--base", tmp_path / "sdxl")
     place.write_text(json.dumps({**config, "_diffusers_version": "9.0"}))
     words = tmp_path / "sdxl" / "tokenizer" / "tokenizer.json"
     value = json.loads(words.read_text())
     value["model"]["vocab"] |= {"cat": value["model"]["vocab"]["dog"], "dog": value["model"]["vocab"]["cat"]}
     words.write_text(json.dumps(value))
-    (swapped,) = results_of(adapt, 17, "watercolour", "--on", tmp_path / "sdxl")
+    (swapped,) = results_of(adapt, 17, "watercolour", "--base", tmp_path / "sdxl")
     assert [other["reason"], swapped["reason"]] == ["other-scheduler", "other-tokenizer"]
 
 
@@ -149,7 +149,7 @@ def test_a_merge_says_how_much_of_each_effect_is_left(adapt: Adapt) -> None:
 
 def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path) -> None:
     (tmp_path / "never.toml").write_text('[[never]]\ninput = "a cat"\nnot_contains = ["x"]\n')
-    record = ("test", "--record", "watercolour", "--tests")
+    record = ("contract", "record", "watercolour", "--tests")
     assert "a pipeline draws images" in adapt.fails(2, *record, tmp_path / "never.toml")
     assert "a pipeline takes its prompt unchanged" in adapt.fails(2, *record, "tests.toml", "--prompt", "chat")
     (tmp_path / "huge.toml").write_text(PLAN.replace("width = 16", "width = 1000000").replace("= 2", "= 1000000000"))
@@ -157,14 +157,14 @@ def test_what_makes_no_sense_for_images_is_refused(adapt: Adapt, tmp_path: Path)
     assert "image.width: expected 8 to 1024, got 1000000" in said
     assert "image.steps: expected 1 to 50, got 1000000000" in said
     assert "`--load-in` packs a model of texts" in adapt.fails(2, "test", "watercolour", "--load-in", "8bit")
-    assert "lm-eval compares texts" in adapt.fails(11, "test", "watercolour", "--emit", "lm-eval", tmp_path / "task")
+    assert "lm-eval compares texts" in adapt.fails(11, "contract", "export", "watercolour", tmp_path / "task")
     assert "draws images" in adapt.fails(11, "merge", "line", "line", "--tune", "contracts", "-o", "tuned")
     adapt.ok("base", "add", make_base(tmp_path / "words"), "--as", "words")
-    assert "`words` is one model, expected a pipeline" in adapt.fails(2, "test", "line", "--on", "words")
+    assert "`words` is one model, expected a pipeline" in adapt.fails(2, "test", "line", "--base", "words")
     assert "asks a whole pipeline" in adapt.fails(
         17, "fuse", "line", "--base", "sdxl/unet", "-o", tmp_path / "f", "--test"
     )
     empty = changed(adapt, tmp_path / "none", torch.zeros_like)
     (empty / CONTRACT_FILE).unlink()
-    said = adapt.fails(11, *RECORD, empty, "--on", "sdxl")
+    said = adapt.fails(11, *RECORD, empty, "--base", "sdxl")
     assert "is drawn alike without the adapter: 0.000 apart" in said

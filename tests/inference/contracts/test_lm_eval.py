@@ -45,7 +45,7 @@ def test_exact_match_is_same(adapt: Adapt, tmp_path: Path, form: tuple[str, ...]
 
 
 def test_the_emitted_task_runs_by_its_own_command_and_with_task(adapt: Adapt, tmp_path: Path) -> None:
-    adapt.ok("test", "a", "--emit", "lm-eval", tmp_path / "task")
+    adapt.ok("contract", "export", "a", tmp_path / "task")
     assert (Path(adapt.ok("path", "a").strip()) / CONTRACT_FILE).is_file()
     call = ("test", "a", "--runner", "lm-eval", "--task", tmp_path / "task" / "adapt_a.yaml", "--json")
     [found] = json.loads(adapt.ok(*call, "--bound", "exact_match=1"))

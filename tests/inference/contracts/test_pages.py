@@ -44,8 +44,8 @@ def adapt(tmp_path: Path, request: pytest.FixtureRequest) -> Adapt:
         return adapt
     author = with_base(tmp_path, "author")
     write_examples(tmp_path / "more.jsonl")
-    record_more = ("test", "--record", "./out/legal-qa", "--examples", "more.jsonl", "--max-new-tokens", 4)
-    author.ok(*record_more, "--on", "base-7b")
+    record_more = ("contract", "record", "./out/legal-qa", "--examples", "more.jsonl", "--max-new-tokens", 4)
+    author.ok(*record_more, "--base", "base-7b")
     for name in ("legal-qa", "summarize"):
         author.ok("add", f"./out/{name}", "--name", name, "--base", "base-7b")
         author.ok("push", name, "--to", "./published")

@@ -44,7 +44,7 @@ def result_of(done: Done, exit_code: int) -> dict[str, object]:
 
 # ---------------------------------------------------------------- emit
 def test_the_goldens_become_a_task(adapt: Adapt, tmp_path: Path) -> None:
-    said = adapt.json("test", "a", "--emit", "lm-eval", tmp_path / "task")
+    said = adapt.json("contract", "export", "a", tmp_path / "task")
     contract = contract_of(adapt)
     task = yaml.safe_load((tmp_path / "task" / "adapt_a.yaml").read_text())
     rows = [json.loads(line) for line in (tmp_path / "task" / "adapt_a.jsonl").read_text().splitlines()]
@@ -93,7 +93,7 @@ def _fields(thing: object) -> dict[str, object]:
 def test_a_chat_is_rendered_with_the_base_s_template(adapt: Adapt, tmp_path: Path) -> None:
     adapt.ok(*RECORD, "--system", "be kind", "--detached", tmp_path)
     [path] = tmp_path.glob("*.tests.jsonl")
-    said = adapt.json("test", "a", "--emit", "lm-eval", tmp_path / "task", "--tests", path)
+    said = adapt.json("contract", "export", "a", tmp_path / "task", "--tests", path)
     rows = [json.loads(line) for line in (tmp_path / "task" / "adapt_a.jsonl").read_text().splitlines()]
 
     assert rows[0]["prompt"] == f"<system>be kind|<user>{read_contract(path).distinct[0].asked}|<assistant>"
@@ -103,11 +103,10 @@ def test_a_chat_is_rendered_with_the_base_s_template(adapt: Adapt, tmp_path: Pat
 def test_what_lm_eval_cannot_ask_is_refused(adapt: Adapt, tmp_path: Path) -> None:
     closed = contract_of(adapt).without_texts()
     (tmp_path / "closed.jsonl").write_bytes(closed.to_bytes())
-    emit = ("--emit", "lm-eval", tmp_path / "task")
+    task, closed_file = tmp_path / "task", tmp_path / "closed.jsonl"
 
-    assert "holds digests alone" in adapt.fails(11, "test", "a", *emit, "--tests", tmp_path / "closed.jsonl")
-    assert "has no contract" in adapt.fails(17, "test", "b", *emit)
-    assert "exclude each other" in adapt.fails(2, "test", "a", *emit, "--record")
+    assert "holds digests alone" in adapt.fails(11, "contract", "export", "a", task, "--tests", closed_file)
+    assert "has no contract" in adapt.fails(17, "contract", "export", "b", task)
     with pytest.raises(Incompatible, match="kind `embed`"):
         lm_eval_task(small_contract(kind="embed"), ["hi"], "x")
     assert not (tmp_path / "task").exists()

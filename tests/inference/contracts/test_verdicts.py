@@ -93,7 +93,7 @@ def test_a_zeroed_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
     tensors = {k: t * (0 if "lora_B" in k else 1) for k, t in load_file(folder / WEIGHTS_FILE).items()}
     (folder / WEIGHTS_FILE).unlink()  # a link into the store
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    found = result_of(adapt, 3, folder, "--on", "base-7b")
+    found = result_of(adapt, 3, folder, "--base", "base-7b")
 
     assert (found["verdict"], found["same"]) == ("CHANGED", 0.0)
     assert found["retention"] == pytest.approx(0, abs=1e-3)
@@ -122,19 +122,19 @@ def test_a_base_of_another_shape_is_refused(own: Adapt) -> None:
     write_base(own.folder / "narrow", seed=5)
     own.ok("base", "add", "./narrow", "--as", "narrow")
 
-    assert own("test", "a", "--on", "narrow").exit_code == 11
-    assert own("test", "a", "--on", "nowhere").exit_code == 10
+    assert own("test", "a", "--base", "narrow").exit_code == 11
+    assert own("test", "a", "--base", "nowhere").exit_code == 10
 
 
 def test_the_hint_for_another_base_is_a_command_that_works(own: Adapt) -> None:
     write_base(own.folder / "near", seed=5)
     own.ok("base", "add", "./near", "--as", "near")
-    hint = own.fails(11, "test", "a", "--on", "near").splitlines()[-1]
+    hint = own.fails(11, "test", "a", "--base", "near").splitlines()[-1]
     command = hint.split("`")[1].split()
     own.ok(*command[1:])
 
     assert command == ["adapt", "install", "a==1.0.1", "--base", "near", "--allow-base-mismatch"]
-    assert result_of(own, 3, "a", "--on", "near")["verdict"] == "CHANGED"
+    assert result_of(own, 3, "a", "--base", "near")["verdict"] == "CHANGED"
 
 
 def with_begin_token(base: Path) -> None:
@@ -154,7 +154,7 @@ def other_letters(base: Path) -> None:
 def test_another_tokenizer_is_unknown_before_any_loss(own: Adapt, change: Callable[[Path], None]) -> None:
     change(own.folder / "base")
     own.ok("base", "add", "./base", "--as", "own")
-    found = result_of(own, 17, "a", "--on", "own")
+    found = result_of(own, 17, "a", "--base", "own")
 
     assert (found["verdict"], found["reason"], found["cases"]) == ("UNKNOWN", "other-tokenizer", [])
 
@@ -166,9 +166,9 @@ def test_a_base_without_the_chat_template_is_unknown(own: Adapt) -> None:
     template = path.read_text()
     path.unlink()
 
-    assert result_of(own, 17, "a", "--on", "own")["reason"] == "no-template"
+    assert result_of(own, 17, "a", "--base", "own")["reason"] == "no-template"
     path.write_text(template + "\n")
-    assert result_of(own, 17, "a", "--on", "own")["reason"] in ("other-template", "other-tokenizer")
+    assert result_of(own, 17, "a", "--base", "own")["reason"] in ("other-template", "other-tokenizer")
 
 
 def test_a_recording_in_a_worse_form_names_the_better_one(adapt: Adapt, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_recording_in_a_worse_form_names_the_better_one(adapt: Adapt, tmp_path
     examples = write_examples(
         tmp_path / "e.jsonl", [str(golden.asked) for golden in goldens], [golden.answer for golden in goldens]
     )
-    record = ("test", "--record", "a==1.0.0", "--examples", examples, "--max-new-tokens", "5", "--detached", tmp_path)
+    record = ("contract", "record", "a==1.0.0", "--examples", examples, "--max-new-tokens", "5", "--detached", tmp_path)
     right, wrong = adapt(*record, "--prompt", "raw"), adapt(*record, "--prompt", "chat", "--margin", "0")
 
     assert "is `--prompt" not in right.stderr
@@ -206,12 +206,12 @@ def test_what_proves_nothing_is_not_recorded(adapt: Adapt, tmp_path: Path) -> No
     bounds.write_text('[bounds]\nsame = 0.2\n[[golden]]\ninput = "who"\n')
     unlike = write_examples(tmp_path / "private.jsonl", [f"ann@example.org {n}" for n in "abcdefgh"])
 
-    assert "expected at least 4" in adapt("test", "--record", "a", "--examples", few).stderr
-    assert adapt("test", "--record", "a", "--examples", few).exit_code == 11
-    assert adapt("test", "--record", "a", "--tests", bounds).exit_code == 2
-    private = ("test", "--record", "a", "--examples", unlike, "--max-new-tokens", "2", "--margin", "0")
+    assert "expected at least 4" in adapt("contract", "record", "a", "--examples", few).stderr
+    assert adapt("contract", "record", "a", "--examples", few).exit_code == 11
+    assert adapt("contract", "record", "a", "--tests", bounds).exit_code == 2
+    private = ("contract", "record", "a", "--examples", unlike, "--max-new-tokens", "2", "--margin", "0")
     assert adapt(*private).exit_code == 14
-    assert adapt("test", "--record", "a").exit_code == 2
+    assert adapt("contract", "record", "a").exit_code == 2
 
 
 def test_demands_and_never_lines_are_checked_on_the_text(own: Adapt) -> None:
@@ -221,7 +221,7 @@ def test_demands_and_never_lines_are_checked_on_the_text(own: Adapt) -> None:
         '[[never]]\nid = "no-zero"\ninput = "who"\nnot_contains = ["0"]\n'
         '[[leave_alone]]\nid = "own"\ninput = "we"\n'
     )
-    own.ok("test", "--record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
+    own.ok("contract", "record", "b", "--tests", "tests.toml", "--max-new-tokens", "4", "--margin", "0.01")
     found = result_of(own, 3, "b")
     verdicts = {case["id"]: case["verdict"] for case in found["cases"]}  # type: ignore[attr-defined]
 
@@ -242,7 +242,7 @@ def test_digests_are_checked_by_those_who_have_the_texts(own: Adapt) -> None:
 
 
 def test_a_folder_gets_its_contract_before_it_is_added(own: Adapt) -> None:
-    own.ok("test", "--record", "./b", *RECORD[3:], "--on", "base-7b")
+    own.ok("contract", "record", "./b", *RECORD[3:], "--base", "base-7b")
     own.ok("add", "./b", "--name", "c", "--base", "base-7b")
     (own.folder / "b" / CONTRACT_FILE).write_bytes(b'{"schema":"adapterhub/tests/1"}\n')
     broken = own("add", "./b", "--name", "d", "--base", "base-7b")
@@ -261,11 +261,11 @@ def test_a_budget_ends_a_verdict(adapt: Adapt) -> None:
 def test_all_builds_with_a_contract_are_tested_from_python_too(adapt: Adapt) -> None:
     events: list[adapterhub.ProgressEvent] = []
     library = adapterhub.Library(adapt.library.root, on_progress=events.append)
-    result = library.test("a", bounds={"same": 1.0}, again=True)
+    [result] = library.test("a", bounds={"same": 1.0}, again=True)
 
     assert (result.verdict, result.passed, result.bounds["same"]) == ("PASS", True, 1.0)
     assert events[-1].done == events[-1].total == result.goldens
-    assert [one.name for one in library.test_all()] == ["a"]
+    assert [one.name for one in library.test(everything=True)] == ["a"]
     assert json.loads(adapt.ok("test", "--all", "--json"))[0]["digest"] == result.digest
 
 
@@ -274,7 +274,7 @@ def test_a_verdict_is_signed_beside_the_build_and_shown(own: Adapt) -> None:
     own.ok("key", "trust", "ann")
     own.ok("test", "a", "--sign")
 
-    [found] = own.json("test", "a", "--results")
+    [found] = own.json("contract", "results", "a")
 
     assert found["refusals"] == []
     [result] = found["results"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, base_for
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import CouldNotTell, Incompatible, shown
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.rendering import prompt_texts
 from adapterhub.inference.contracts.runners.task import LmEvalTask, ensure_askable, lm_eval_task
 
@@ -21,29 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmittedTask:
-    """A task that was written; `command` runs it in the folder of its files."""
+class EmittedTask(Documented):
+    """A task that was written for a tool; nothing was run."""
 
-    tool: str
-    task: str
+    tool: Annotated[str, "`lm-eval`"]
+    task: Annotated[str, "its name"]
     goldens: int
     files: tuple[Path, ...]
-    command: tuple[str, ...]
+    command: Annotated[tuple[str, ...], "runs the task in the folder of the files"]
 
     @property
     def typed(self) -> str:
         """The command as one types it."""
         return shlex.join(self.command)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "tool": self.tool,
-            "task": self.task,
-            "goldens": self.goldens,
-            "files": list(map(str, self.files)),
-            "command": list(self.command),
-        }
 
 
 def contract_of(subject: ContractSubject, given: Contract | None) -> Contract:
@@ -56,7 +47,7 @@ def contract_of(subject: ContractSubject, given: Contract | None) -> Contract:
     if (contract := given or subject.contract()) is None:
         raise CouldNotTell(
             f"`{shown(subject.label, 200)}` has no contract",
-            hint="record one with `adapt test --record`, or name one with `--tests FILE`",
+            hint="record one with `adapt contract record`, or name one with `--tests FILE`",
         )
     return contract
 

@@ -135,7 +135,7 @@ class MergeTest:
         if not contracts:
             raise CouldNotTell(
                 "no parent has a contract, so there is nothing to test. Nothing was written",
-                hint="`adapt test --record NAME` records one",
+                hint="`adapt contract record NAME` records one",
             )
         for parent, contract in contracts:
             self.results.append(

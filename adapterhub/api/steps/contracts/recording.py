@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
 from adapterhub.api.steps.contracts.testing import engine_name
@@ -16,15 +15,16 @@ from adapterhub.core.errors import NotAllowed, UsageProblem, problem_list
 from adapterhub.formats.contract.contract import DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded
 from adapterhub.formats.contract.plan import Plan, read_plan
 from adapterhub.formats.contract.private import private_texts
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.library.contracting import add_contract
+from adapterhub.library.store.catalog import Installed
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
-    from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars
 
 _TEXT: Final = PromptForm(form="text")
@@ -51,33 +51,38 @@ class Recipe:
     into: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOutInput(Documented):
+    """An input whose answer was not recorded."""
+
+    id: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedContract:
-    """A contract that was recorded, and where it went. `left_out` pairs an input with the reason."""
+class RecordedContract(
+    Documented,
+    keys="name version contract=contract.digest goldens left_out form=contract.prompt.form path"
+    " digest=build.manifest.digest created warnings",
+):
+    """A contract that was recorded.
+
+    `path` is where it went: into `build`, the new one, or into a folder.
+    """
 
     name: str
     version: str
     contract: Contract
-    left_out: Sequence[tuple[str, str]]
-    warnings: Sequence[str]
+    left_out: tuple[LeftOutInput, ...]
+    warnings: tuple[str, ...]
     path: Path
-    build: Installed | None = None
-    created: bool = True
+    build: Annotated[Installed | None, "the new build"] = None
+    created: Annotated[bool, "false: the build had this contract already"] = True
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "contract": self.contract.digest,
-            "goldens": len(self.contract.goldens),
-            "left_out": [{"id": name, "reason": reason} for name, reason in self.left_out],
-            "form": self.contract.prompt.form,
-            "path": str(self.path),
-            "digest": self.build.manifest.digest if self.build else None,
-            "created": self.created,
-            "warnings": list(self.warnings),
-        }
+    @property
+    def goldens(self) -> int:
+        """How many answers it holds."""
+        return len(self.contract.goldens)
 
 
 def plan_from(examples: Path | None, tests: Path | None) -> Plan:
@@ -164,8 +169,8 @@ def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, 
         name=build.full_name if build else subject.name,
         version=build.manifest.version if build else subject.version,
         contract=contract,
-        left_out=found.left_out,
-        warnings=found.warnings,
+        left_out=tuple(LeftOutInput(*one) for one in found.left_out),
+        warnings=tuple(found.warnings),
         path=path,
         build=build,
         created=created,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import CouldNotTell, Malformed, SignatureRefused, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.results import (
     KeptResults,
@@ -22,10 +25,7 @@ from adapterhub.trust.signing.results import SignedResult, read_result, sign_res
 from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.api.steps.contracts.subjects import ContractSubject
-    from adapterhub.core.digests import Digest
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
@@ -37,19 +37,18 @@ _DAY_S: Final = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedResults:
-    """The signed results on one build, the latest first; `refusals` say why other files do not count."""
+class SignedResults(Documented, keys="name version digest results refusals"):
+    """The signed results on one build, the latest first.
+
+    `bases` are the names of known bases by the digest of their weights.
+    """
 
     name: str
     version: str
     digest: Digest
     results: tuple[SignedResult, ...]
-    refusals: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        value: dict[str, Any] = {"name": self.name, "version": self.version, "digest": self.digest}
-        return value | {"results": [one.to_json() for one in self.results], "refusals": list(self.refusals)}
+    refusals: Annotated[tuple[str, ...], "why other files do not count"]
+    bases: Mapping[str, str]
 
 
 def ensure_can_be_stated(subject: ContractSubject) -> None:
@@ -135,6 +134,7 @@ def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
         digest=build.manifest.digest,
         results=tuple(found),
         refusals=tuple(refusals),
+        bases={one.fingerprint.weights: one.alias or "" for one in library.bases.list()},
     )
 
 

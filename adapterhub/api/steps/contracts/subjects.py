@@ -147,11 +147,11 @@ def base_for(library: Library, subject: ContractSubject, on: BaseSpec | None) ->
         if record is not None and record.path is not None and record.path.is_file():
             raise BaseNotFound(
                 f"base `{label}` is one file, which lacks the settings that a test needs",
-                hint="register its folder with `adapt base add FOLDER --as NAME`, then pass `--on NAME`",
+                hint="register its folder with `adapt base add FOLDER --as NAME`, then pass `--base NAME`",
             )
         raise BaseNotFound(
             f"the weights of base `{label}` are not on this machine",
-            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
+            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--base NAME`",
         )
     return library.bases.current(record)
 

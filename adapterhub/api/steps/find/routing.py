@@ -138,14 +138,14 @@ def make_route(
         lines = [f"`{one.full_name}` has {len(prompts[one.full_name])} example prompts" for one in few]
         raise UsageProblem(
             problem_list(f"routing needs at least {FEWEST_PROMPTS} example prompts of each adapter", lines),
-            hint="`adapt test --record NAME --examples FILE` records a contract, whose prompts count",
+            hint="`adapt contract record NAME --examples FILE` records a contract, whose prompts count",
         )
     builds = [build for build in builds if build not in few]
     if not FEWEST_ADAPTERS <= len(builds) <= MOST_ADAPTERS:
         raise UsageProblem(
             f"{len(builds)} adapters for `{record.label}` have at least {FEWEST_PROMPTS} example prompts;"
             f" routing takes {FEWEST_ADAPTERS} to {MOST_ADAPTERS}",
-            hint="`adapt test --record NAME --examples FILE` records a contract, whose prompts count",
+            hint="`adapt contract record NAME --examples FILE` records a contract, whose prompts count",
         )
     for build in few:
         session.out.note(f"left out: `{build.full_name}` has {len(prompts[build.full_name])} example prompts")

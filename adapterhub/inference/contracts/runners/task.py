@@ -89,7 +89,7 @@ def lm_eval_task(contract: Contract, prompts: Sequence[str], name: str) -> LmEva
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1, "contract": contract.digest},
     }
-    head = "# Made by `adapt test --emit lm-eval`. Run the tool in this folder: the data file's path is relative.\n"
+    head = "# Made by `adapt contract export`. Run the tool in this folder: the data file's path is relative.\n"
     text = head + "".join(f"{key}: {_yaml(value)}\n" for key, value in settings.items())
     # The frame is in the prompts; a rendered chat has its special tokens already.
     model_args = {} if form.has_special_tokens else {"add_bos_token": "False"}

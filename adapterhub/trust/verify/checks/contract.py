@@ -58,5 +58,5 @@ def check(subject: Subject) -> Iterator[Finding]:
         where=CONTRACT_FILE,
         message="asks in another prompt form than the manifest states in `behaviour.prompt`",
         expected=subject.manifest.prompt.label if subject.manifest.prompt else "no contract",
-        hint="`adapt test --record` writes both",
+        hint="`adapt contract record` writes both",
     )
