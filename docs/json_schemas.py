@@ -20,6 +20,7 @@ VARIANTS: Final = {
     "check": "with `--check`",
     "compare": "with `--compare`",
     "diff": "with `--diff`",
+    "engine": "with `--engine`",
     "dry-run": "with `--dry-run`",
     "all": "with `--all`",
     "files": "of several files",

@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of
-from adapterhub.api.results import report_card, report_likeness
+from adapterhub.api.opened import (
+    BaseLike,
+    OpenedLibrary,
+    SpecLike,
+    base_of,
+    paths_of,
+    report_card,
+    report_likeness,
+    spec_of,
+)
 from adapterhub.core.arguments import Namespace, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.ranks import RankRange, Ranks

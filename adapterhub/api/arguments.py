@@ -12,13 +12,16 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec
 
 if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.store.catalog import AdapterLike, Installed
+    from adapterhub.library.store.catalog import Installed
 
 BaseLike = Union[str, os.PathLike[str], BaseSpec, "BaseRecord"]
 """A base: an alias, a Hub id, a digest, a folder, or a record."""
 
 SpecLike = Union[str, AdapterSpec, "Installed"]
 """An adapter by name: a spec as text (`legal-qa@base-7b>=1.2`) or as a value, or an installed build."""
+
+AdapterLike = Union[SpecLike, os.PathLike[str]]  # noqa: UP007 - as above
+"""An adapter by name, or its folder: a path, or text that begins with `.`, `/` or `~`."""
 
 
 def spec_of(adapter: SpecLike) -> AdapterSpec:

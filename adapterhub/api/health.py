@@ -298,7 +298,7 @@ def _index(session: Session) -> Iterator[Line]:
 
 
 def _records(root: Path) -> Iterator[Line]:
-    from adapterhub.api.steps.checking import record_findings
+    from adapterhub.api.checking import record_findings
 
     found = list(record_findings(root)) if root.exists() else []
     for one in found:

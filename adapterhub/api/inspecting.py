@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
-from adapterhub.api.results import Reports
 from adapterhub.core.arguments import By, Cosine, StrPath, Top, parsed, path_of
-from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable, UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
@@ -16,119 +14,17 @@ from adapterhub.library.store.catalog import AdapterLike, Installed
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.checking import Checked
     from adapterhub.api.steps.trying import Tried
     from adapterhub.distribution.hub import AlikeThere
-    from adapterhub.library.audit import Audited
     from adapterhub.library.find.likeness import Likeness, LikenessGroups
     from adapterhub.library.identify import Identity, LoraFiles
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.uses import Use
-    from adapterhub.trust.verify import Report
 
 
 @parsed
 class WithInspection(OpenedLibrary):
     """Everything that looks at adapters and changes nothing."""
-
-    def verify(
-        self,
-        build: AdapterLike,
-        base: BaseLike | None = None,
-        progress: Progress | None = None,
-        *,
-        strict: bool = False,
-        offline: bool = False,
-    ) -> Report:
-        """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
-
-        Args:
-            build: an installed adapter (a spec or a build), or a folder.
-            base: stands in where the adapter declares no base.
-            progress: called with the bytes that were read since the last call.
-            strict: a file beside a signature that it does not cover is an error.
-            offline: ask no server whether it has yanked the adapter; what it said last counts.
-
-        Returns:
-            A report: `.status` is `ok`, `failed` or `unknown`; `.errors`, `.warnings`, `.unknowns`, `.notes`.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
-        """
-        from adapterhub.api.steps.checking import report_of_build, reports_of, strictly
-        from adapterhub.distribution.withdrawn import why_withdrawn
-
-        record = self.record_of(base)
-        find_source = None if offline else self.session.place_source
-        if isinstance(build, Installed):
-            yanked = why_withdrawn(self, build, find_source)
-            report = report_of_build(self, build, record, progress, yanked=yanked)
-        else:
-            with self.reports.progress("verify", None) as told:
-                ((_, report),) = reports_of(
-                    lambda: self, [text_of(build)], record, progress or told, find_source=find_source
-                )
-        return strictly(report) if strict else report
-
-    def verify_all(self, *, base: BaseLike | None = None, strict: bool = False, offline: bool = False) -> Reports:
-        """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-        """
-        from adapterhub.api.steps.checking import reports_of, strictly
-
-        find_source = None if offline else self.session.place_source
-        with self.reports.progress("verify", None) as progress:
-            found = dict(reports_of(lambda: self, (), self.record_of(base), progress, find_source=find_source))
-        return Reports({label: strictly(report) if strict else report for label, report in found.items()})
-
-    def check(
-        self, *adapters: AdapterLike, targets: str | Sequence[str] = (), base: BaseLike | None = None
-    ) -> Sequence[Checked]:
-        """Whether engines read adapters right: for each adapter `.verdicts` with `.ok`, `.reasons` and `.flags`.
-
-        Args:
-            adapters: specs, builds or folders; default: every installed adapter.
-            targets: engines such as `vllm@0.32`, `llama.cpp`, `peft`; default: all that are known.
-            base: stands in where an adapter declares no base.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            RefusedAdapter, AdapterNotFound: the files of one cannot be judged, or are not here.
-            UsageProblem: no such engine.
-        """
-        from adapterhub.api.steps.checking import checked_by, subjects_to_check
-        from adapterhub.formats.engines import names, parse_target
-
-        chosen = [targets] if isinstance(targets, str) else list(targets) or list(names())
-        for target in chosen:
-            parse_target(target)
-        subjects = subjects_to_check(self, [text_of(one) for one in adapters], base_of(base))
-        return [checked_by(one, chosen) for one in subjects]
-
-    def audit(
-        self, *adapters: AdapterLike, offline: bool = False, verify: bool = False, ignore: Sequence[str] = ()
-    ) -> Sequence[Audited]:
-        """Audit signatures, strays, base, lineage, licences, names and withdrawals; nothing is changed.
-
-        Args:
-            adapters: specs, builds or folders; default: every installed adapter, and the store.
-            offline: ask no server whether an adapter was withdrawn.
-            verify: read every byte, too.
-            ignore: codes of findings to leave out.
-
-        Returns:
-            For each adapter `.target` and `.report`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: one is not here.
-        """
-        from adapterhub.api.steps.checking import audited
-
-        texts = [text_of(one) for one in adapters]
-        return list(audited(self.session, texts, ignore, with_bytes=verify, offline=offline, bars=self.reports))
 
     def sbom(self, *specs: SpecLike) -> Mapping[str, Any]:
         """What installed adapters are made of, every one without `specs`, as a CycloneDX 1.6 document.

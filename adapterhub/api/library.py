@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.adapters import WithAdapters
 from adapterhub.api.aliases import WithAliases
+from adapterhub.api.checking import Checking
 from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.find.methods import WithFinding
 from adapterhub.api.inspecting import WithInspection
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 class Library(  # what it can do, by subject
     Searching,
+    Checking,
     WithAdapters,
     WithAliases,
     WithInspection,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adapterhub.core.digests import Progress
+    from adapterhub.library.library import Added
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
     from adapterhub.projects.reporting import Face
@@ -194,3 +195,31 @@ def _reopened(kind: type[OpenedLibrary], root: Path, start: Path | None) -> Open
     if start is not None:
         library._follow(start)  # noqa: SLF001 - of this module
     return library
+
+
+# ---------------------------------------------------------------- warnings about what came in
+def report_card(session: Session, added: Added) -> None:
+    """Warn of what a hub would refuse of the card of an adapter that was just added, while its README can be mended."""
+    from adapterhub.formats.cards.card import make_card, refusals_of
+    from adapterhub.formats.manifest import CARD_FILE
+
+    manifest = added.build.manifest
+    for problem in refusals_of(manifest, make_card(manifest)) if added.created and manifest.card else ():
+        session.out.warn(f"`push` will refuse the metadata of `{CARD_FILE}`: {problem.text}; mend it and add again")
+
+
+def report_likeness(session: Session, added: Added) -> None:
+    """Say which installed builds have the update of an adapter that was just added."""
+    for other in added.same_as:
+        session.out.note(f"this is the update of {other}; `adapt similar {added.build.full_name}` says more")
+
+
+def report_warnings(session: Session, added: Added | None) -> None:
+    """Report the warnings of the checks of what came in.
+
+    A config that names no base is worth one only where the manifest does not record the base either.
+    """
+    is_known = added is not None and added.build.base.fingerprint is not None
+    for finding in added.report.warnings if added else ():
+        if not (is_known and finding.code == "W_BASE_MISSING"):
+            session.out.warn(f"[{finding.code}] {finding.message}")

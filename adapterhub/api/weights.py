@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, base_of, folder_text, paths_of, text_of
-from adapterhub.api.results import report_warnings
+from adapterhub.api.opened import (
+    Adapters,
+    BaseLike,
+    OpenedLibrary,
+    base_of,
+    folder_text,
+    paths_of,
+    report_warnings,
+    text_of,
+)
 from adapterhub.core.arguments import (
     Count,
     ExportFormat,

@@ -65,11 +65,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "path": ("adapterhub.cli.adapters.query:path", "Print the path of an adapter's PEFT folder"),
         "verify": (
             "adapterhub.cli.inspect.verify:verify",
-            "Check bytes, format, shapes, numbers and base",
-        ),
-        "check": (
-            "adapterhub.cli.inspect.check:check",
-            "Check which engines read an adapter correctly, and with which flags",
+            "Check bytes, format, shapes, numbers and base, or what engines make of it",
         ),
         "test": (
             "adapterhub.cli.inspect.test:test",

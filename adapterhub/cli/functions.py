@@ -54,12 +54,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "uninstall": _REMOVE,
     "info": _INFO,
     "show": _INFO,
-    "verify": {
-        "Library.verify": f"{_STEPS}.checking:reports_of",
-        "Library.verify_all": f"{_STEPS}.checking:reports_of",
-    },
-    "check": {"Library.check": f"{_STEPS}.checking:checked_by"},
-    "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
     "sbom": {
         "Library.sbom": f"{_STEPS}.describing:bill_of_adapters",
         "Project.sbom": f"{_STEPS}.describing:bill_of_lock",

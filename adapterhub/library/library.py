@@ -371,7 +371,9 @@ class Library(InstalledBuilds):
         return self._pins.mismatch_allowed(build.manifest, base)
 
     # ------------------------------------------------------------ verify
-    def verify(self, build: Installed, base: BaseRecord | None = None, progress: Progress | None = None) -> Report:
+    def verify_build(
+        self, build: Installed, base: BaseRecord | None = None, progress: Progress | None = None
+    ) -> Report:
         """Run every check on an installed build, against `base` or the registered base that it was made for."""
         from adapterhub.trust.verify import verify_folder
 

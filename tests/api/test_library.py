@@ -106,7 +106,7 @@ def test_every_repr_is_one_line(library):
     merged = library.merge({"legal-qa": 0.7, "./out/tables": 0.3}, output="both")
     base = library.bases.find("base-7b")
     values = [
-        library, library["legal-qa"], library.list(), library.verify("both"), library.verify_all(), merged, base,
+        library, library["legal-qa"], library.list(), library.verify("both"), library.verify(), merged, base,
         library.tree("both"), library.audit("both", offline=True), library.push("both", to="./shared"),
         library.outdated("legal-qa"), library.fuse("legal-qa", output="fused"),
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_progress_goes_to_the_callback_and_nothing_is_printed(folder, capfd):
 
     library.add("out/tables", name="tables", base="base-7b")
     library.merge(["legal-qa", "tables"], output="both")
-    library.verify_all()
+    library.verify()
 
     last = {event.what: event for event in events}
     assert last["add tables"].done > 0
@@ -192,7 +192,7 @@ def test_threads_share_a_library(library, folder):
 
     assert done == [(f"tables-{number}", 1, True) for number in range(10, 34)]
     assert len(library) == 25
-    assert library.verify_all().status == "ok"
+    assert library.verify().status == "ok"
 
 
 # ---------------------------------------------------------------- default library and projects

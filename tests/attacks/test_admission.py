@@ -119,7 +119,7 @@ def test_a_command_that_uses_a_refused_build_is_refused_before_it_writes(strict,
 LOOKS: tuple[tuple[str, ...], ...] = (
     ("list",),
     ("info", "legal-qa"),
-    ("check", "legal-qa"),
+    ("verify", "legal-qa", "--engine", "all"),
     ("compare", "--diff", "legal-qa", "tables"),
     ("tree", "legal-qa"),
     ("why", "legal-qa"),

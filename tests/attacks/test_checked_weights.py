@@ -66,7 +66,6 @@ MORE: Mapping[str, list[str]] = {
 SAYS_SO: Mapping[str, str] = {
     "verify": "finds the damage: that is what it is for (exit 16)",
     "doctor": "finds and mends it",
-    "check": "says of each engine that the adapter is not sound",
     "info": "shows what manifest and header say, and no modules of a damaged one",
     "show": "is `info`",
     "identify": "passes over what it cannot read; it looks at an orphan",

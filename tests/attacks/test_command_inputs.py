@@ -41,8 +41,6 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("base compare", "second"): ("base", "base compare corpus-base {}"),
     ("base set", "which"): ("base", "base set {} --hub-id acme/NEW"),
     ("base show", "which"): ("base", "base show {}"),
-    ("check", "adapters"): ("adapter", "check {}"),
-    ("check", "--base"): ("base", "check ./good --base {}"),
     ("compare", "adapters"): ("adapter", "compare {} ./good"),
     ("compare", "--base"): ("base", "compare kept ./good --base {}"),
     ("doctor", "--project"): ("project", "doctor --project {}"),

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from adapterhub.api.steps.checking import bytes_to_check, reports_of
+from adapterhub.api.checking import bytes_to_check, reports_of
 from adapterhub.cli import cli
 from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
@@ -378,7 +378,7 @@ def test_interrupting_says_so_and_exits_130(filled):
     code = (
         "import os, signal, sys, threading, time; from adapterhub.cli import main; import adapterhub.library.library as l;"
         "strike = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT));"
-        "l.Library.verify = lambda *a: (strike.start(), time.sleep(30));"
+        "l.Library.verify_build = lambda *a: (strike.start(), time.sleep(30));"
         "sys.argv=['adapt','verify','--all']; main()"
     )
     done = subprocess.run(
@@ -404,7 +404,7 @@ def verify(*_):
     except BaseException:
         raise RuntimeError("initialization of a module failed") from None
 
-adapterhub.library.library.Library.verify = verify
+adapterhub.library.library.Library.verify_build = verify
 sys.argv = ["adapt", "verify", "--all"]
 main()
 """

@@ -141,9 +141,8 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt compare --diff legal-qa summ", ["summarize"]),
         ("adapt uninstall jud", ["judge"]),
         ("adapt upgrade jud", ["judge"]),
-        ("adapt check leg", ["legal-qa", "legal-summary"]),
-        ("adapt check legal-qa --target ", ["llama.cpp", "ollama", "peft", "sglang", "tgi", "vllm"]),
-        ("adapt check legal-qa --target vllm --target=ll", ["--target=llama.cpp"]),
+        ("adapt verify legal-qa --engine ", ["llama.cpp", "ollama", "peft", "sglang", "tgi", "vllm"]),
+        ("adapt verify legal-qa --engine vllm --engine=ll", ["--engine=llama.cpp"]),
         ("adapt serve legal-qa leg", ["legal-qa", "legal-summary"]),
         ("adapt serve legal-qa --base b", ["base-7b"]),
         ("adapt serve --engine l", ["llama.cpp"]),
@@ -196,7 +195,7 @@ LINES = [
     "adapt merge a --base ",
     "adapt install x --remote ",
     "adapt run ",
-    "adapt check legal-qa --target ",
+    "adapt verify legal-qa --engine ",
     "adapt serve leg",
 ]
 

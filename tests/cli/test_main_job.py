@@ -47,7 +47,7 @@ def model():
 def test_the_shipped_adapters_verify_without_a_warning(home):
     library, _ = home
 
-    reports = [library.verify(build) for build in library.installed()]
+    reports = [library.verify_build(build) for build in library.installed()]
 
     assert [(r.status, r.warnings) for r in reports] == [("ok", ()), ("ok", ())]
 

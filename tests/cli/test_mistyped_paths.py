@@ -13,7 +13,7 @@ from tests.support.docs_sandbox import make_sandbox
 NOT_FOUND = 10
 WRONG, RIGHT = "./out/legal-q", "./out/legal-qa"
 CASES = [
-    ("add", WRONG), ("add", "out/legal-q"), ("verify", WRONG), ("check", WRONG, "--target", "vllm@0.32"),
+    ("add", WRONG), ("add", "out/legal-q"), ("verify", WRONG), ("verify", WRONG, "--engine", "vllm@0.32"),
     ("audit", WRONG, "--offline"), ("compare", "--diff", "legal-qa", WRONG), ("compare", "legal-qa", WRONG),
     ("merge", "legal-qa", WRONG, "-o", "./x"), ("resize", WRONG, "--rank", "2", "-o", "./x"),
     ("run", WRONG, "hi", "--base", "base-7b"), ("export", WRONG, "--format", "peft", "-o", "e"),

@@ -177,7 +177,7 @@ def test_a_leased_build_is_not_removed_and_its_objects_stay(library, add):
         with pytest.raises(StoreLocked, match=rf"legal-qa.*in use by process {os.getpid()}"):
             Library(library.root).remove([build])
         swept = Library(library.root).gc(grace_s=0)
-        is_whole = library.verify(build).errors == ()
+        is_whole = library.verify_build(build).errors == ()
 
     assert (folder, is_whole, [c.what for c in swept.claims]) == (
         build.folder,

@@ -172,7 +172,7 @@ def damage_in(folder: Path) -> list[str]:
     library = Library(folder / "home")
     found = [f"{b.folder}: {b.reason}" for b in library.broken()]
     for build in library.installed():
-        found += [f"{build.full_name}: {f}" for f in library.verify(build).errors]
+        found += [f"{build.full_name}: {f}" for f in library.verify_build(build).errors]
     found += [f"{d.path}: {d.message}" for d in (*damaged_objects(library), *damaged_index(library))]
     for path in (folder / "pushed").glob("*/[!.]*"):
         found += [f"{path}: {f}" for f in verify_folder(path).errors]

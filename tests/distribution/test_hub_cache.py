@@ -104,7 +104,7 @@ def test_a_snapshot_is_added_as_the_manifest_beside_it_says(world):
     assert (done["name"], done["version"], done["digest"], done["created"]) == ("json", "1.0.0", world.digest, True)
     assert world.bob.json("info", "json")["task"] == "forms"
     assert world.bob.json("add", snapshot, "--base", "base-7b")["created"] is False
-    assert world.bob.library.verify(next(iter(world.bob.library.installed()))).status == "ok"
+    assert world.bob.library.verify_build(next(iter(world.bob.library.installed()))).status == "ok"
 
 
 def test_a_snapshot_that_is_described_otherwise_is_another_adapter(world):

@@ -1,4 +1,4 @@
-"""What engines read: the rules one by one, verdicts, flags, and `adapt check`."""
+"""What engines read: the rules one by one, verdicts, flags, and `adapt verify --engine`."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_every_base_of_llama_cpp_has_names_in_gguf(kind: str) -> None:
     assert BASES[kind].architecture in gguf.MODEL_ARCH_NAMES.values()
 
 
-# ---------------------------------------------------------------- adapt check
+# ---------------------------------------------------------------- adapt verify --engine
 @pytest.fixture
 def adapt(tmp_path: Path, library: Library, base: BaseRecord, add: Any) -> Adapt:
     add("legal-qa")
@@ -277,23 +277,23 @@ def adapt(tmp_path: Path, library: Library, base: BaseRecord, add: Any) -> Adapt
 
 
 def test_check_says_yes_with_flags(adapt: Adapt) -> None:
-    said = adapt.ok("check", "legal-qa", "--target", "vllm@0.32", "--target", "llama.cpp")
+    said = adapt.ok("verify", "legal-qa", "--engine", "vllm@0.32", "--engine", "llama.cpp")
 
     assert "vllm@0.32  yes  --enable-lora --max-lora-rank 8" in said
     assert "llama.cpp  yes" in said
 
 
 def test_check_of_several_adds_up_the_flags(adapt: Adapt) -> None:
-    said = adapt.ok("check", "--all", "--target", "vllm")
+    said = adapt.ok("verify", "--all", "--engine", "vllm")
 
     assert "vllm, 2 adapters on one server: --enable-lora --max-lora-rank 8" in said
 
 
 @pytest.mark.parametrize(("targets", "code"), [(["vllm", "sglang"], 3), (["sglang"], 11), (["vllm", "tgi"], 0)])
 def test_exit_code_of_check(targets: list[str], code: int, adapt: Adapt) -> None:
-    asked = [word for target in targets for word in ("--target", target)]
+    asked = [word for target in targets for word in ("--engine", target)]
 
-    done = adapt("check", "summarize", *asked, "--json")
+    done = adapt("verify", "summarize", *asked, "--json")
 
     document = json.loads(done.stdout)
     assert (code, [v["target"] for v in document[0]["verdicts"]]) == (done.exit_code, targets)
@@ -302,7 +302,7 @@ def test_exit_code_of_check(targets: list[str], code: int, adapt: Adapt) -> None
 
 
 def test_check_without_a_target_asks_every_engine(adapt: Adapt) -> None:
-    document = json.loads(adapt("check", "legal-qa", "--json").stdout)
+    document = json.loads(adapt("verify", "legal-qa", "--engine", "all", "--json").stdout)
 
     assert list(names()) == [v["target"] for v in document[0]["verdicts"]]
 
@@ -314,7 +314,7 @@ def test_what_is_not_sound_is_no_for_everybody(adapt: Adapt, tmp_path: Path) -> 
     next(iter(tensors.values()))[0, 0] = np.nan
     save_file(tensors, path)
 
-    done = adapt("check", str(folder), "--target", "vllm", "--target", "peft")
+    done = adapt("verify", str(folder), "--engine", "vllm", "--engine", "peft")
 
     assert done.exit_code == 11
     assert "invalid: [E_NONFINITE]" in done.stdout
@@ -324,7 +324,7 @@ def test_what_is_not_sound_is_no_for_everybody(adapt: Adapt, tmp_path: Path) -> 
 def test_an_adapter_of_another_base_is_no(adapt: Adapt, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "wider", width=16)
 
-    done = adapt("check", str(folder), "--target", "vllm", "--base", "base-7b")
+    done = adapt("verify", str(folder), "--engine", "vllm", "--base", "base-7b")
 
     assert (done.exit_code, "invalid: [E_" in done.stdout) == (11, True)
 
@@ -332,10 +332,10 @@ def test_an_adapter_of_another_base_is_no(adapt: Adapt, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused_with_its_findings(adapt: Adapt, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert "E_CONFIG" in adapt.fails(16, "check", str(tmp_path / "empty"), "--target", "vllm")
+    assert "E_CONFIG" in adapt.fails(16, "verify", str(tmp_path / "empty"), "--engine", "vllm")
 
 
-@pytest.mark.parametrize("command", [("check", "--target", "vllm"), ("verify",)])
+@pytest.mark.parametrize("command", [("verify", "--engine", "vllm"), ("verify",)])
 def test_check_answers_like_verify_in_the_order_of_the_question(command: tuple[str, ...], adapt: Adapt) -> None:
     make_adapter(adapt.folder / "more")
     asked = ("legal-qa", "./more", "summarize")
@@ -345,7 +345,7 @@ def test_check_answers_like_verify_in_the_order_of_the_question(command: tuple[s
     assert [one["adapter"][:6] for one in said] == ["legal-", "./more", "summar"]
 
 
-@pytest.mark.parametrize("command", [("check", "--target", "vllm"), ("verify",)])
+@pytest.mark.parametrize("command", [("verify", "--engine", "vllm"), ("verify",)])
 def test_a_folder_of_the_same_name_is_not_taken_for_an_adapter(command: tuple[str, ...], adapt: Adapt) -> None:
     (adapt.folder / "legal-qa").mkdir()
 
@@ -355,7 +355,7 @@ def test_a_folder_of_the_same_name_is_not_taken_for_an_adapter(command: tuple[st
 
 
 def test_check_asks_for_adapters_and_known_engines(adapt: Adapt) -> None:
-    assert "give adapters or folders" in adapt.fails(2, "check")
+    assert "give adapters or folders" in adapt.fails(2, "verify")
     assert "unknown engine `tensorrt`, expected one of llama.cpp" in adapt.fails(
-        2, "check", "legal-qa", "--target", "tensorrt"
+        2, "verify", "legal-qa", "--engine", "tensorrt"
     )

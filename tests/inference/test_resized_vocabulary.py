@@ -138,7 +138,7 @@ def test_installed_adapter_is_found_and_verified_for_the_resized_base(
     other = register(library, tmp_path / "padded", grown())
 
     attached = attach(grown(), "legal-qa@padded", library=library)
-    report = library.verify(build, other)
+    report = library.verify_build(build, other)
 
     assert attached.adapters[0].verdict is RESIZED
     assert (report.errors, [f.code for f in report.warnings]) == ((), ["W_BASE_RESIZED"])

@@ -99,7 +99,7 @@ def test_what_one_home_pushes_the_other_finds_and_installs_byte_for_byte(server,
     assert {e.path: (added.build.folder / e.path).read_bytes() for e in build.manifest.files} == {
         e.path: (build.folder / e.path).read_bytes() for e in build.manifest.files
     }
-    assert far.verify(added.build).status == "ok"
+    assert far.verify_build(added.build).status == "ok"
 
 
 def test_tags_alone_find_the_same_on_a_hub_without_our_index(server, library, add, base, team, monkeypatch):

@@ -345,8 +345,8 @@ def _images(w: World) -> None:
 def _engines(w: World) -> None:
     """A stand-in for vLLM: what is printed of it is its interpreter and its version."""
     make_adapter(w.folder / "out" / "rslora", width=WIDTH, base=HUB_ID, seed=8, use_rslora=True)
-    targets = ("--base", "base-7b", "--target", "vllm@0.32", "--target", "sglang")
-    w.says("check", "check", LEGAL, "./out/rslora", *targets, exit_code=3)
+    targets = ("--base", "base-7b", "--engine", "vllm@0.32", "--engine", "sglang")
+    w.says("verify.engine", "verify", LEGAL, "./out/rslora", *targets, exit_code=3)
     w.says("export.format", "export", LEGAL, "--format", "vllm", "-o", "./for-vllm")
     python = make_standin(w.folder / "vllm")
     w.says("serve.dry-run", "serve", "legal-qa", "--base", "base-7b", "--python", python, "--dry-run")

@@ -376,7 +376,7 @@ def test_what_is_installed_is_made_for_the_base_and_remembers_the_tuned_model(tm
         "tuned": tuned.fingerprint.weights,
     } == dict(manifest.recipe)
     assert pytest.approx(result.relative_error, rel=1e-2) == manifest.metrics["extract_relative_error"]
-    assert (manifest.task, manifest.rank, library.verify(added.build).status) == ("legal-qa", 4, "ok")
+    assert (manifest.task, manifest.rank, library.verify_build(added.build).status) == ("legal-qa", 4, "ok")
 
 
 def test_an_extraction_gives_the_same_bytes_every_time(tmp_path, pair, library_with_base):

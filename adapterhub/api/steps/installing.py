@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.results import report_warnings
+from adapterhub.api.opened import report_warnings
 from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTell, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 

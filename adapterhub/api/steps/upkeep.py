@@ -127,7 +127,7 @@ def repair_store(
 
     Small records cannot be mended; the last steps name those that are damaged.
     """
-    from adapterhub.api.steps.checking import record_findings
+    from adapterhub.api.checking import record_findings
     from adapterhub.library.upkeep.repair import Step, repair
 
     def find_source(origin: Origin) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.api.results import report_likeness, report_warnings
+from adapterhub.api.opened import report_likeness, report_warnings
 from adapterhub.cli.adapters.added import added_line
 from adapterhub.cli.output import failure_facts, report_failure
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, UsageProblem, reworded, shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.api.results import report_card, report_likeness, report_warnings
+from adapterhub.api.opened import report_card, report_likeness, report_warnings
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:

@@ -7,21 +7,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from adapterhub.cli.documents._contracts import Tested
-from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, TypedDict
+from adapterhub.cli.documents._parts import Digest, NotRequired, TypedDict
 from adapterhub.cli.documents._values import document_of
-from adapterhub.formats import engines
 from adapterhub.inference import export
 from adapterhub.trust.explaining import Explanation
-
-
-# ---------------------------------------------------------------- would it be read
-class Judged(TypedDict):
-    """The verdicts of several engines on one adapter."""
-
-    adapter: Annotated[str, "the folder as given, or name and version"]
-    status: Annotated[str, "result of `adapt verify`: `ok`, `failed` or `unknown`"]
-    errors: Annotated[list[Finding], "problems that make it unsound for every engine"]
-    verdicts: Annotated[list[document_of(engines.Verdict)], "one for each target, in the order given"]
 
 
 # ---------------------------------------------------------------- in another form
@@ -79,7 +68,6 @@ class Ui(TypedDict):
 
 
 ENGINES = {
-    "check": list[Judged],
     "explain": list[document_of(Explanation)],
     "export.format": document_of(export.Exported),
     "export.router": ExportedRouter,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.api import health, listed, upkeep
+from adapterhub.api import checking, health, listed, upkeep
 from adapterhub.api.steps import trying
 from adapterhub.api.steps.find import routing
 from adapterhub.cli.documents._contracts import Tested
@@ -32,10 +32,8 @@ from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
 from adapterhub.library.bases import families
 from adapterhub.library.upkeep import repair
-from adapterhub.trust.verify import report
 
 Listed = document_of(listed.Listed)
-Audited = document_of(audit.Audited)
 RepairStep = document_of(repair.Step)
 
 
@@ -203,22 +201,6 @@ class Installed(Plan):
     tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
 
 
-class Verified(document_of(report.Report)):
-    """The report of `verify` on one adapter."""
-
-    adapter: Annotated[str, "as given, or name and version"]
-
-
-class Audit(TypedDict):
-    """The audit of all adapters."""
-
-    schema: Annotated[str, "`adapterhub/audit/1`"]
-    exit_code: Annotated[int, "exit code of the command"]
-    counts: Annotated[dict[str, int], "number of findings by severity"]
-    ignored: Annotated[int, "number of findings left out by --ignore"]
-    adapters: list[Audited]
-
-
 class Sbom(TypedDict):
     """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
 
@@ -317,8 +299,9 @@ ADAPTERS = {
     "info": Shown,
     "show.recipe": ShownRecipe,
     "path": Folder,
-    "verify": list[Verified],
-    "audit": Audit,
+    "verify": list[document_of(checking.Verified)],
+    "verify.engine": list[document_of(checking.Checked)],
+    "audit": document_of(audit.Audit),
     "sbom": Sbom,
     "remove": Uninstalled,
     "uninstall": Uninstalled,

@@ -1,28 +1,38 @@
-"""`adapt verify`: run every check on adapters and print each finding with its place and the expected value."""
+"""`adapt verify`: run every check on adapters, or ask what engines make of them."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.api.steps.checking import bytes_to_check, reports_of, strictly
-from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.completion.completing import complete_engine, complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
+from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, UsageProblem, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.api.checking import Checked, Reports
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.trust.verify import Report
 
 _UNSIGNED = "is not signed"
-_EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit_code}
+_ALL = "all"
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
 @click.option("--all", "everything", is_flag=True, help="Check every installed adapter.")
 @click.option("--base", type=BASE, help="Check against this base if the adapter declares none.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="ENGINE[@VERSION]",
+    shell_complete=complete_engine,
+    help="Say whether this engine reads it right: `vllm@0.32`, `llama.cpp`, `ollama`, `peft`, … or `all`; repeatable.",
+)
 @click.option("--strict", is_flag=True, help="Fail when a signed folder has files that its signature does not cover.")
 @click.option("--notes", is_flag=True, help="Also show notes, such as ignored files and scales.")
 @click.option("--offline", is_flag=True, help="Ask no server whether it has yanked an adapter.")
@@ -32,6 +42,7 @@ def verify(
     adapters: tuple[str, ...],
     everything: bool,
     base: BaseSpec | None,
+    engines: tuple[str, ...],
     strict: bool,
     notes: bool,
     offline: bool,
@@ -41,47 +52,41 @@ def verify(
     Also warns about an installed adapter that its server has yanked: asks the server, and if it does not answer, says
     what it said last.
 
+    With --engine, says instead which engines read the adapter correctly, why not, and which flags each needs. Engines
+    do not check what they load, so an adapter that is not sound counts as no. The rules come from the engines' sources;
+    the reference page about engines lists them.
+
     Exits with code 0 when every check passes, 3 when one fails, 12 when bytes do not match their digest, and 17 when a
-    check cannot run, for example because the base is not registered here.
+    check cannot run, for example because the base is not registered here. With --engine, with 11 when all answers are
+    no, and 3 when some are.
 
     \b
     Examples:
       adapt verify --all
       adapt verify ./out/legal-qa --base base-7b
+      adapt verify legal-qa@base-7b --engine vllm@0.32 --engine llama.cpp
     """
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt verify --help`")
-    record = session.library.bases.find(base) if base is not None else None
-    reports: list[tuple[str, Report]] = []
-    total = bytes_to_check(lambda: session.project_library, adapters) if session.out.shows_bars else None
-    find_source = None if offline else session.place_source
-    with session.out.progress("verify", total) as progress:
-        found = reports_of(lambda: session.project_library, adapters, record, progress, find_source=find_source)
-        for label, report in found:
-            reports.append((label, strictly(report) if strict else report))
-    session.out.result(
-        [{"adapter": label, **report.to_json()} for label, report in reports],
-        lambda: _say(session, reports, notes=notes),
-    )
-    code = _exit_code([report for _, report in reports])
+    if engines:
+        if strict or notes:
+            raise UsageProblem("`--engine` asks another question; leave out `--strict` and `--notes`")
+        checked = session.checks.check(*adapters, engines=() if _ALL in engines else engines, base=base)
+        session.out.result([one.to_json() for one in checked], lambda: _say_checked(session, checked))
+        answers = [one.says_yes(verdict) for one in checked for verdict in one.verdicts]
+        code = 0 if all(answers) else EXIT_SOME_FAILED if any(answers) else Incompatible.exit_code
+    else:
+        reports = session.checks.verify(*adapters, base=base, strict=strict, offline=offline)
+        session.out.result(reports.to_json(), lambda: _say(session, reports, notes=notes))
+        code = reports.exit_code
     if code:
         raise SystemExit(code)
 
 
-def _exit_code(reports: list[Report]) -> int:
-    """The code of the worst status: wrong bytes before other failures, and those before unknowns."""
-    if any(f.code == "E_DIGEST" for report in reports for f in report.errors):
-        return DigestMismatch.exit_code
-    for status in ("failed", "unknown"):
-        if any(report.status == status for report in reports):
-            return _EXIT_CODES[status]
-    return 0
-
-
-def _say(session: Session, reports: list[tuple[str, Report]], *, notes: bool) -> None:
+def _say(session: Session, reports: Reports, *, notes: bool) -> None:
     out = session.out
     words = {"ok": "ok", "failed": "FAILED", "unknown": "unknown"}
-    for label, report in reports:
+    for label, report in reports.items():
         signed = [f.message for f in report.notes if f.code == "N_SIGNATURE" and f.message != _UNSIGNED]
         out.line(f"{label}: {words[report.status]}" + "".join(f", {message}" for message in signed))
         for finding in report.findings:
@@ -94,3 +99,25 @@ def _say(session: Session, reports: list[tuple[str, Report]], *, notes: bool) ->
                 out.hint(finding.hint or f"`adapt explain {finding.code}` says what to do")
     if not reports:
         out.line("nothing is installed")
+
+
+def _say_checked(session: Session, checked: Sequence[Checked]) -> None:
+    from adapterhub.formats.engines import together
+
+    out = session.out
+    width = max((len(verdict.target) for one in checked for verdict in one.verdicts), default=0)
+    for one in checked:
+        out.line(shown(one.label, 200))
+        for finding in one.report.errors:
+            out.line(f"  invalid: {finding}")
+        for verdict in one.verdicts:
+            flags = shlex.join(verdict.flags) if one.says_yes(verdict) else ""
+            out.line(f"  {verdict.target:{width}}  {'yes' if one.says_yes(verdict) else 'no'}  {flags}".rstrip())
+            for reason in verdict.reasons:
+                out.line(f"    {reason.text}")
+            for note in (*verdict.steps, *verdict.notes):
+                out.note(f"    note: {note}")
+    for asked in zip(*(one.verdicts for one in checked), strict=True):
+        good = [verdict for one, verdict in zip(checked, asked, strict=True) if one.says_yes(verdict)]
+        if len(good) > 1 and good[0].flags:
+            out.line(f"{good[0].target}, {len(good)} adapters on one server: {shlex.join(together(good))}")

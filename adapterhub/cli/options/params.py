@@ -21,6 +21,7 @@ from adapterhub.projects import session as library_session
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from adapterhub.api.checking import Checking
     from adapterhub.api.library import Library
     from adapterhub.api.searching import Searching
     from adapterhub.core.ranks import RankRange
@@ -50,6 +51,13 @@ class Session(library_session.Session):
         from adapterhub.api.searching import searching_of
 
         return searching_of(self, self.out)
+
+    @property
+    def checks(self) -> Checking:
+        """What judges adapters, for `verify`: a folder needs no library."""
+        from adapterhub.api.checking import checking_of
+
+        return checking_of(self, self.out)
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""

@@ -425,7 +425,7 @@ class AdapterProvider:
         if most is not None and isinstance(needed, int) and needed > most:
             reasons.append(f"rank {needed}: this server accepts ranks up to {most}, as it was started")
         if reasons:
-            hint = f"`adapt check {label} --target {self.engine}` shows details; `adapt export` writes other formats"
+            hint = f"`adapt verify {label} --engine {self.engine}` shows details; `adapt export` writes other formats"
             raise UnsupportedAdapter(f"`{shown(label)}` cannot be served by {self.engine}", reasons, hint=hint)
         return verdict
 

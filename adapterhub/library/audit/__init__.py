@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.formats.documented import Documented
 from adapterhub.library.audit._report import STORE, Audited, Target
 from adapterhub.library.audit._sarif import to_sarif
 from adapterhub.library.audit._subject import FindSource, Subject, Surroundings, subject_of_build, subject_of_folder
 from adapterhub.library.audit.licenses import composition_of
 from adapterhub.library.installed import while_installed
 from adapterhub.library.library import Library
-from adapterhub.trust.verify import Finding, Report
+from adapterhub.trust.verify import Finding, Report, exit_code_of
 
 __all__ = [
     "STORE",
+    "Audit",
     "Audited",
     "FindSource",
     "Subject",
@@ -32,8 +37,57 @@ __all__ = [
     "store_report",
     "subject_of_build",
     "subject_of_folder",
-    "to_sarif",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Audit(Documented, keys="schema exit_code counts ignored adapters"):
+    """The audit of all adapters."""
+
+    adapters: tuple[Audited, ...]
+    strict: bool
+    """Whether warnings and unknowns count for the exit code."""
+    root: Path
+
+    def __iter__(self) -> Iterator[Audited]:
+        return iter(self.adapters)
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def __getitem__(self, at: int) -> Audited:
+        return self.adapters[at]
+
+    @property
+    def schema(self) -> str:
+        """`adapterhub/audit/1`."""
+        return "adapterhub/audit/1"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command."""
+        findings = (finding for one in self.adapters for finding in one.report.findings)
+        return exit_code_of(findings, {"error", "warning", "unknown"} if self.strict else {"error"})
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of findings by severity."""
+        every = [finding.severity for one in self.adapters for finding in one.report.findings]
+        return {severity: every.count(severity) for severity in ("error", "warning", "unknown", "note")}
+
+    @property
+    def ignored(self) -> int:
+        """Number of findings left out by --ignore."""
+        return sum(one.ignored for one in self.adapters)
+
+    def to_sarif(self) -> dict[str, Any]:
+        """The same as a SARIF 2.1.0 document, for code scanning services."""
+        import adapterhub
+
+        return to_sarif(self.adapters, root=self.root, version=adapterhub.__version__)
+
+    def __repr__(self) -> str:
+        return f"<Audit of {len(self)}: {self.counts['error']} errors, {self.counts['warning']} warnings>"
 
 
 def checks() -> tuple[str, ...]:

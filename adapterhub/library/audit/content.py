@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapterhub.library.audit._subject import Subject, Surroundings
-from adapterhub.library.library import Library
 from adapterhub.trust.verify import Finding, verify_folder
 
 
@@ -15,8 +14,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         return
     if subject.build is not None:
         base = around.base_of(subject.base.fingerprint)
-        # not a subclass's `verify`, which judges the signature, too: another check of the audit does that
-        report = Library.verify(around.library, subject.build, base, around.progress)
+        report = around.library.verify_build(subject.build, base, around.progress)
     else:
         report = verify_folder(subject.folder, base_named=True, progress=around.progress)
     yield from report.errors

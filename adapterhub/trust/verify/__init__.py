@@ -32,7 +32,7 @@ from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
 from adapterhub.trust.verify.listing import Entry, Listing, list_folder, take
-from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status
+from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status, exit_code_of
 from adapterhub.trust.verify.subject import Subject
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Subject",
     "check_names",
     "ensure_undamaged",
+    "exit_code_of",
     "manifest_in",
     "open_files",
     "open_subject",

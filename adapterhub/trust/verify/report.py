@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 from adapterhub.core.display import html_table
-from adapterhub.core.errors import shown
+from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, shown
 from adapterhub.formats.documented import Documented
 
 Severity = Literal["error", "warning", "unknown", "note"]
@@ -115,6 +115,16 @@ class Report(Documented, keys="status findings facts"):
         rows = [(f.severity, f.code, f.where, f.message, f.expected, f.hint) for f in self.findings]
         columns = ("severity", "code", "where", "finding", "expected", "hint")
         return html_table(columns, rows, caption=self.status)
+
+
+def exit_code_of(findings: Iterable[Finding], counted: Collection[str]) -> int:
+    """The exit code for the worst finding of these severities: 12 for wrong bytes, else 3, else 17 for unknowns."""
+    found = [finding for finding in findings if finding.severity in counted]
+    if any(finding.code == "E_DIGEST" and finding.severity == "error" for finding in found):
+        return DigestMismatch.exit_code
+    if any(finding.severity != "unknown" for finding in found):
+        return EXIT_SOME_FAILED
+    return CouldNotTell.exit_code if found else 0
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.api.steps.checking import checked_by, subjects_to_check
+from adapterhub.api.checking import checked_by, subjects_to_check
 from adapterhub.api.steps.contracts.emitting import contract_of, task_named
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
 from adapterhub.api.steps.contracts.testing import kept_or_measured, what_decides

@@ -1,23 +1,21 @@
-"""Look at adapters: verify, ask what engines make of them, and audit."""
+"""Check adapters from Python: verify, ask what engines make of them, and audit."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from adapterhub.core.arguments import path_of
-from adapterhub.core.errors import (
-    AdapterHubError,
-    RefusedAdapter,
-    UsageProblem,
-    shown,
-)
+from adapterhub.api.arguments import AdapterLike, BaseLike, base_of, text_of
+from adapterhub.core.arguments import parsed, path_of
+from adapterhub.core.display import html_table
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, names_folder
+from adapterhub.formats.documented import Documented
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
@@ -25,16 +23,241 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.withdrawn import FindSource
     from adapterhub.formats.engines import Verdict
-    from adapterhub.library.audit import Audited
+    from adapterhub.library.audit import Audit, Surroundings
     from adapterhub.library.audit import Subject as AuditSubject
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.reporting import Face
     from adapterhub.projects.session import Session
     from adapterhub.trust.verify import Finding, Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Verified(Documented, keys="adapter status=report.status findings=report.findings facts=report.facts"):
+    """The report of `verify` on one adapter."""
+
+    adapter: Annotated[str, "as given, or name and version"]
+    report: Report
+
+
+class Reports(Mapping[str, "Report"]):
+    """The reports of adapters, by their labels, and what they have found together."""
+
+    def __init__(self, verified: Sequence[Verified]) -> None:
+        self._verified = tuple(verified)
+
+    def __getitem__(self, label: str) -> Report:
+        return {one.adapter: one.report for one in self._verified}[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(one.adapter for one in self._verified))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Those of every report."""
+        return tuple(finding for one in self._verified for finding in one.report.findings)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Reasons not to store or load an adapter."""
+        return self._with("error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Facts that users should know."""
+        return self._with("warning")
+
+    @property
+    def unknowns(self) -> tuple[Finding, ...]:
+        """Questions that the checks cannot decide."""
+        return self._with("unknown")
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """Facts in order, and skipped files."""
+        return self._with("note")
+
+    def _with(self, severity: str) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+    @property
+    def status(self) -> str:
+        """`failed` if one report is, else `unknown` if one is, else `ok`."""
+        return "failed" if self.errors else "unknown" if self.unknowns else "ok"
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 12 for wrong bytes, else 3 for errors, else 17 for unknowns, else 0."""
+        from adapterhub.trust.verify import exit_code_of
+
+        return exit_code_of(self.findings, {"error", "unknown"})
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The JSON value."""
+        return [one.to_json() for one in self._verified]
+
+    def __repr__(self) -> str:
+        return f"<Reports {self.status}: {len(self)} adapter{'s' * (len(self) != 1)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.adapter, one.report.status, f and f.code, f and f.where, f and f.message)
+            for one in self._verified
+            for f in one.report.findings or (None,)
+        ]
+        return html_table(("adapter", "status", "code", "where", "finding"), rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedFolder:
+    """One adapter: its files, what `verify` found in them, and its base, if it is known."""
+
+    label: str
+    folder: Path
+    report: Report
+    record: BaseRecord | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked(Documented, keys="adapter=label status=report.status errors=report.errors verdicts", title="Judged"):
+    """The verdicts of several engines on one adapter."""
+
+    label: Annotated[str, "the folder as given, or name and version"]
+    report: Report
+    verdicts: Annotated[tuple[Verdict, ...], "one for each engine, in the order given"]
+
+    def says_yes(self, verdict: Verdict) -> bool:
+        """Whether the engine reads the adapter right, and the adapter is sound."""
+        return verdict.ok and not self.report.errors
+
+    @property
+    def ok(self) -> bool:
+        """Whether every engine reads it right."""
+        return all(map(self.says_yes, self.verdicts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        verdicts = [{**verdict.to_json(), "ok": self.says_yes(verdict)} for verdict in self.verdicts]
+        return {**Documented.to_json(self), "verdicts": verdicts}
+
+
+@parsed
+class Checking:
+    """Everything that judges adapters and changes nothing. A folder needs no library, unless it is signed."""
+
+    session: Session
+    reports: Face
+
+    def verify(
+        self, *adapters: AdapterLike, base: BaseLike | None = None, strict: bool = False, offline: bool = False
+    ) -> Reports:
+        """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
+
+        Args:
+            adapters: installed adapters (specs or builds), or folders; default: every installed one, and the store.
+            base: stands in where an adapter declares no base.
+            strict: a file beside a signature that it does not cover is an error.
+            offline: ask no server whether it has yanked an adapter; what it said last counts.
+
+        Returns:
+            The report of each adapter by its label. `.status` of all is `ok`, `failed` or `unknown`; `.errors`,
+            `.warnings`, `.unknowns` and `.notes` are those of all.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            AdapterNotFound, NoCompatibleRelease: nothing installed answers to a spec.
+        """
+        session, texts, spec = self.session, [text_of(one) for one in adapters], base_of(base)
+
+        @cache
+        def opened() -> Library:
+            return session.project_library
+
+        record = opened().bases.find(spec) if spec is not None else None
+        find_source = None if offline else self.session.place_source
+        total = bytes_to_check(opened, texts) if self.reports.shows_bars else None
+        with self.reports.progress("verify", total) as progress:
+            found = list(reports_of(opened, texts, record, progress, find_source=find_source))
+        return Reports([Verified(adapter=label, report=_strictly(one) if strict else one) for label, one in found])
+
+    def check(
+        self, *adapters: AdapterLike, engines: str | Sequence[str] = (), base: BaseLike | None = None
+    ) -> Sequence[Checked]:
+        """Whether engines read adapters right: for each adapter `.verdicts` with `.ok`, `.reasons` and `.flags`.
+
+        Args:
+            adapters: specs, builds or folders; default: every installed adapter.
+            engines: such as `vllm@0.32`, `llama.cpp`, `peft`; default: all that are known.
+            base: stands in where an adapter declares no base.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            RefusedAdapter, AdapterNotFound: the files of one cannot be judged, or are not here.
+            UsageProblem: no such engine.
+        """
+        from adapterhub.formats.engines import names, parse_target
+
+        chosen = [engines] if isinstance(engines, str) else list(engines) or list(names())
+        for target in chosen:
+            parse_target(target)
+        subjects = subjects_to_check(self.session.project_library, [text_of(one) for one in adapters], base_of(base))
+        return [checked_by(one, chosen) for one in subjects]
+
+    def audit(
+        self,
+        *adapters: AdapterLike,
+        offline: bool = False,
+        verify: bool = False,
+        ignore: Sequence[str] = (),
+        strict: bool = False,
+    ) -> Audit:
+        """Audit signatures, strays, base, lineage, licences, names and withdrawals; nothing is changed.
+
+        Args:
+            adapters: specs, builds or folders; default: every installed adapter, and the store.
+            offline: ask no server whether an adapter was withdrawn.
+            verify: read every byte, too.
+            ignore: codes of findings to leave out.
+            strict: let warnings and unknowns set `.exit_code`, too.
+
+        Returns:
+            A sequence with `.target` and `.report` of each adapter; `.counts` by severity, `.exit_code`, `.to_sarif()`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: one is not here.
+            UsageProblem: no finding has such a code.
+        """
+        from adapterhub.library.audit import Audit, Surroundings, audit, store_report
+        from adapterhub.trust.explaining import explanations
+
+        for code in ignore:
+            if code not in explanations() or code.isdigit():
+                raise UsageProblem(f"unknown audit code `{code}`", hint="`adapt explain` lists all codes")
+
+        def find_source(origin: Origin) -> Source:
+            return self.session.place_source(origin.place)
+
+        library, texts = self.session.library, [text_of(one) for one in adapters]
+        with self.reports.progress("audit", None) as progress:
+            around = Surroundings(
+                library=library, find_source=None if offline else find_source, with_bytes=verify, progress=progress
+            )
+            found = [*audit(_audit_subjects(library, texts, around), around, ignore=ignore)]
+        broken = None if texts else store_report(library)
+        return Audit(adapters=(*found, *([broken] if broken else [])), strict=strict, root=library.root)
+
+
+def checking_of(session: Session, reports: Face) -> Checking:
+    """The checks of a session; they report to `reports`."""
+    checking = Checking()
+    checking.session, checking.reports = session, reports
+    return checking
 
 
 # ---------------------------------------------------------------- verify
@@ -49,8 +272,7 @@ def reports_of(
     """Each adapter's label and report, every installed one where `adapters` is empty; `record` stands in for a base.
 
     Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
-    without it, what was seen before counts. `opened` gives the library, which takes most of the start of a check and
-    which an unsigned folder does not need.
+    without it, what was seen before counts. `opened` gives the library, which an unsigned folder does not need.
     """
     if not adapters:
         yield from _everything(opened(), record, progress, find_source)
@@ -63,8 +285,7 @@ def reports_of(
             from adapterhub.distribution.choosing import look_up
             from adapterhub.distribution.withdrawn import why_withdrawn
 
-            library = opened()
-            spec = AdapterSpec.parse(text)
+            library, spec = opened(), AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             why = why_withdrawn(library, build, find_source)
             report = report_of_build(library, build, record, progress, yanked=why)
@@ -185,10 +406,9 @@ def report_of_build(
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.library import Library as Local
     from adapterhub.trust.verify import Finding
 
-    report = Local.verify(library, build, record, progress)
+    report = library.verify_build(build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     place = library.origins.place_of(build.manifest.digest, build.full_name)
     found = [*signature_findings(Admission(library), release, lambda: library.provenance(release), place)]
@@ -231,7 +451,7 @@ def _joined(report: Report, found: Sequence[Finding]) -> Report:
     return Report.of([*report.findings, *found], report.facts)
 
 
-def strictly(report: Report) -> Report:
+def _strictly(report: Report) -> Report:
     """The report with an error for each file that the signature does not cover."""
     from adapterhub.library.admission.findings import as_error
     from adapterhub.trust.verify import Report
@@ -240,43 +460,6 @@ def strictly(report: Report) -> Report:
 
 
 # ---------------------------------------------------------------- check
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """One adapter: its files, what `verify` found in them, and its base, if it is known."""
-
-    label: str
-    folder: Path
-    report: Report
-    record: BaseRecord | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """One adapter with its verdicts."""
-
-    label: str
-    report: Report
-    verdicts: tuple[Verdict, ...]
-
-    def says_yes(self, verdict: Verdict) -> bool:
-        """Whether the engine reads the adapter right, and the adapter is sound."""
-        return verdict.ok and not self.report.errors
-
-    @property
-    def ok(self) -> bool:
-        """Whether every engine reads it right."""
-        return all(map(self.says_yes, self.verdicts))
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {
-            "adapter": self.label,
-            "status": self.report.status,
-            "errors": [finding.to_json() for finding in self.report.errors],
-            "verdicts": [{**verdict.to_json(), "ok": self.says_yes(verdict)} for verdict in self.verdicts],
-        }
-
-
 def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress | None = None) -> Report:
     """What `verify` finds in a folder; `record` is its base, or the pipeline that has its base."""
     from adapterhub.trust.verify import Report, open_subject, verify
@@ -291,19 +474,18 @@ def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress |
     return verify(subject, seen=findings)
 
 
-def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
+def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[VerifiedFolder]:
     """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
     from adapterhub.distribution.choosing import look_up
-    from adapterhub.library.library import Library as Local
 
     named = library.bases.find(base) if base is not None else None
 
-    def of_build(build: Installed) -> Subject:
+    def of_build(build: Installed) -> VerifiedFolder:
         declared = build.base.fingerprint
         record = library.bases.by_fingerprint(declared) if declared is not None else named
         label = f"{build.full_name}=={build.manifest.version}"
-        report = Local.verify(library, build, record)
-        return Subject(label=label, folder=build.folder, report=report, record=record)
+        report = library.verify_build(build, record)
+        return VerifiedFolder(label=label, folder=build.folder, report=report, record=record)
 
     if not adapters:
         return [of_build(build) for build in library.installed()]
@@ -312,7 +494,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
         if names_folder(text):
             folder = _there(text)
             report = _folder_report(folder, named)
-            requested.append(Subject(label=text, folder=folder, report=report, record=named))
+            requested.append(VerifiedFolder(label=text, folder=folder, report=report, record=named))
         else:
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
@@ -320,7 +502,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     return requested
 
 
-def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
+def checked_by(adapter: VerifiedFolder, targets: Sequence[str]) -> Checked:
     """What the engines `targets` make of an adapter.
 
     Raises:
@@ -340,48 +522,11 @@ def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
 
 
 # ---------------------------------------------------------------- audit
-def ensure_rules(codes: Sequence[str]) -> None:
-    """Raise unless every code is that of a finding.
-
-    Raises:
-        UsageProblem: one is not.
-    """
-    from adapterhub.trust.explaining import explanations
-
-    for code in codes:
-        if code not in explanations() or code.isdigit():
-            raise UsageProblem(f"unknown audit code `{code}`", hint="`adapt explain` lists all codes")
-
-
-def audited(
-    session: Session, adapters: Sequence[str], ignore: Sequence[str], *, with_bytes: bool, offline: bool, bars: Bars
-) -> Iterator[Audited]:
-    """What an audit finds of each adapter, of every installed one and the store where `adapters` is empty."""
-    ensure_rules(ignore)
-    from adapterhub.library.audit import Surroundings, audit, store_report
-
-    def find_source(origin: Origin) -> Source:
-        return session.place_source(origin.place)
-
-    library = session.library
-    with bars.progress("audit", None) as progress:
-        around = Surroundings(
-            library=library,
-            find_source=None if offline else find_source,
-            with_bytes=with_bytes,
-            progress=progress,
-        )
-        yield from audit(_subjects(library, adapters, around.installed), around, ignore=ignore)
-        broken = None if adapters else store_report(library)
-        if broken is not None:
-            yield broken
-
-
-def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any]) -> Iterator[AuditSubject]:
+def _audit_subjects(library: Library, adapters: Sequence[str], around: Surroundings) -> Iterator[AuditSubject]:
     from adapterhub.library.audit import subject_of_build, subject_of_folder
 
     if not adapters:
-        yield from map(subject_of_build, installed)
+        yield from map(subject_of_build, around.installed)
     for text in adapters:
         if names_folder(text):
             folder = _there(text)
