@@ -91,11 +91,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },
-    "route": {
-        "Library.route": f"{_STEPS}.find.routing:route_text",
-        "Library.make_route": f"{_STEPS}.find.routing:make_route",
-        "Library.check_route": f"{_STEPS}.find.routing:check_route",
-    },
     "export": {
         "Library.export_router": f"{_STEPS}.find.exporting:export_router",
         "Library.export": "adapterhub.core.arguments:path_of",

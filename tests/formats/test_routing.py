@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.api.steps.find.routing import check_route, ensure_good
+from adapterhub.api.steps.find.routing import check_route
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import CouldNotTell, Malformed, NotFound
 from adapterhub.formats.meaning.encoder import Encoder
@@ -118,9 +118,9 @@ def test_a_threshold_that_leaves_too_much_to_the_base_is_refused() -> None:
 
     assert check.accuracy < 0.9
     with pytest.raises(CouldNotTell, match=r"(?s)with the threshold 0\.99, .*20 prompts of `a0` go to the base"):
-        ensure_good(check, "Nothing was written")
-    ensure_good(check_route(replace(route, accepted=True)), "Nothing was written")
-    ensure_good(check_route(replace(route, threshold=0.2)), "Nothing was written")
+        check.ensure_good("Nothing was written")
+    check_route(replace(route, accepted=True)).ensure_good("Nothing was written")
+    check_route(replace(route, threshold=0.2)).ensure_good("Nothing was written")
 
 
 def test_a_file_chooses_as_the_vectors_did_and_leaves_out_what_may_not_be_used(tmp_path: Path) -> None:

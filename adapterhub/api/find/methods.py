@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
 from adapterhub.core.arguments import Cosine, StrPath, parsed, path_of
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import AdapterNotFound, UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.find.routing import CheckedRoute, Routed
-    from adapterhub.formats.route import Route
 
 
 @parsed
@@ -20,84 +19,76 @@ class WithFinding(OpenedLibrary):
     """Which adapter a text is for."""
 
     def route(
-        self, text: str, *, base: BaseLike | None = None, over: Sequence[SpecLike] = (), file: StrPath | None = None
-    ) -> Routed:
+        self,
+        text: str | None = None,
+        *,
+        base: BaseLike | None = None,
+        over: Sequence[SpecLike] = (),
+        file: StrPath | None = None,
+        output: StrPath | None = None,
+        threshold: Cosine | None = None,
+        accept_routing: bool = False,
+        strict: bool = False,
+    ) -> Routed | CheckedRoute:
         """Which adapter a text is for, by the example prompts of each: those of its contract, else of its manifest.
+
+        Without a text, how well texts tell the adapters apart: one prompt of each is left out at a time, and routed.
 
         Args:
             text: what one would ask.
             base: route among adapters for this base.
             over: among these; default: the newest build of each name that has at least 8 example prompts.
-            file: a routing file, instead of `base` and `over`.
+            file: a routing file, instead of all that makes one.
+            output: write a routing file for `adapt serve --route`.
+            threshold: least cosine of a text with an adapter's prompts; default: what keeps 95 % of their own.
+            accept_routing: write it although it confuses more than one text in ten.
+            strict: refuse a text that is for none of the adapters.
 
         Returns:
-            `.name`, `.version` and `.digest`, None where the base alone should answer; `.model`, a name for a server;
-            `.cosine` and `.near`.
+            With a text `.name`, `.version` and `.digest`, None where the base alone should answer; `.model`, a name for
+            a server; `.cosine` and `.near`. Otherwise `.accuracy`, `.confused`, and `.adapters` with the prompts that
+            are right or fall to the base; `ensure_good` refuses them where a server would.
 
         Raises:
             UsageProblem: an adapter has too few prompts, or neither or both of `base` and `file` are given.
             NotFound, Malformed: the file cannot be used, or the model that compares texts is not set up.
-        """
-        from adapterhub.api.steps.find.routing import route_text
-
-        return route_text(self, self._route(base, over, file), text)
-
-    def make_route(
-        self,
-        output: StrPath,
-        *,
-        base: BaseLike,
-        over: Sequence[SpecLike] = (),
-        threshold: Cosine | None = None,
-        accept: bool = False,
-    ) -> CheckedRoute:
-        """Write a routing file for `adapt serve --route`.
-
-        Args:
-            output: the file.
-            base: the base of the adapters.
-            over: as for `route`.
-            threshold: least cosine of a text with an adapter's prompts; default: what keeps 95 % of their own.
-            accept: write it although it confuses more than one text in ten.
-
-        Returns:
-            As `check_route`.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            BaseNotFound: the base is not known here.
             CouldNotTell: it confuses too many; nothing was written.
-            UsageProblem: an adapter has too few prompts.
+            AdapterNotFound: `strict`, and the text is for none of them.
         """
-        from adapterhub.api.steps.find.routing import check_route, ensure_good, make_route, write_route
+        from adapterhub.api.steps.find.routing import (
+            check_route,
+            make_route,
+            route_text,
+            unrouted,
+            write_route,
+        )
+        from adapterhub.formats.route import read_route
 
         on = base_of(base)
-        assert on is not None
-        specs = [spec_of(one) for one in over]
-        made = make_route(self.session, on, specs, threshold=threshold, accept=accept, bars=self.reports)
+        if file is not None and (on or over or output or threshold is not None or accept_routing):
+            raise UsageProblem("`--file` reads a finished routing file; the options that make one exclude it")
+        if output is not None and text:
+            raise UsageProblem("`-o` writes a routing file and routes no text; run `adapt route TEXT --file FILE` then")
+        if strict and not text:
+            raise UsageProblem("`--strict` is for TEXT")
+        if file is not None:
+            made = read_route(path_of(file))
+        elif on is not None:
+            specs = [spec_of(one) for one in over]
+            made = make_route(self.session, on, specs, threshold=threshold, accept=accept_routing, bars=self.reports)
+        else:
+            raise UsageProblem("routing needs `--base` or `--file`", hint='`adapt route "TEXT" --base NAME`')
+        if text is not None:
+            routed = route_text(self, made, text)
+            if strict and routed.name is None:
+                raise AdapterNotFound(unrouted(text), hint="without `--strict`, the base answers it")
+            return routed
         result = check_route(made)
-        ensure_good(result, "Nothing was written")
-        return write_route(made, Path(output), result)
-
-    def check_route(
-        self, file: StrPath | None = None, *, base: BaseLike | None = None, over: Sequence[SpecLike] = ()
-    ) -> CheckedRoute:
-        """How well texts tell adapters apart: one prompt of each is left out at a time, and routed.
-
-        Args:
-            file: a routing file, instead of `base` and `over`, which are as for `route`.
-            base: as for `route`.
-            over: as for `route`.
-
-        Returns:
-            `.accuracy`, `.confused`, and `.adapters` with the prompts that are right or fall to the base.
-
-        Raises:
-            NotFound: there is no such file.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-        """
-        from adapterhub.api.steps.find.routing import check_route
-
-        return check_route(self._route(base, over, file))
+        if output is None:
+            return result
+        result.ensure_good("Nothing was written")
+        return write_route(made, path_of(output), result)
 
     def export_router(self, file: StrPath, output: StrPath, *, url: str = "http://127.0.0.1:8000") -> Path:
         """Write a routing file as a configuration of vLLM's semantic router. It holds the example prompts.
@@ -118,14 +109,3 @@ class WithFinding(OpenedLibrary):
         from adapterhub.formats.route import read_route
 
         return export_router(self, read_route(path_of(file)), Path(output), url=url)
-
-    def _route(self, base: BaseLike | None, over: Sequence[SpecLike], file: StrPath | None) -> Route:
-        from adapterhub.api.steps.find.routing import make_route
-        from adapterhub.formats.route import read_route
-
-        on = base_of(base)
-        if file is not None and on is None and not over:
-            return read_route(path_of(file))
-        if file is not None or on is None:
-            raise UsageProblem("routing takes a routing file or a base")
-        return make_route(self.session, on, [spec_of(one) for one in over], bars=self.reports)

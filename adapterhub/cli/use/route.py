@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,10 @@ from adapterhub.cli.completion.completing import complete_spec
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common
 from adapterhub.core.arguments import Cosine
-from adapterhub.core.errors import AdapterNotFound, UsageProblem
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.find.routing import CheckedRoute
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
 
 
 @click.command()
@@ -41,18 +40,7 @@ if TYPE_CHECKING:
 @click.option("--accept-routing", is_flag=True, help="Write the file although it confuses more than one text in ten.")
 @click.option("--strict", is_flag=True, help="Fail with exit code 10 where TEXT is for none of the adapters.")
 @common
-def route(
-    session: Session,
-    text: tuple[str, ...],
-    base: BaseSpec | None,
-    over: tuple[AdapterSpec, ...],
-    file: Path | None,
-    output: Path | None,
-    check: bool,
-    threshold: float | None,
-    accept_routing: bool,
-    strict: bool,
-) -> None:
+def route(session: Session, text: tuple[str, ...], check: bool, **options: Any) -> None:
     """Print the adapter that TEXT is for, or `base`; or write a routing file for `adapt serve --route`.
 
     Compares TEXT with the example prompts of each adapter: those of its contract, else of its manifest, at least 8.
@@ -67,47 +55,17 @@ def route(
       adapt route --file route.json --check
       adapt serve --base base-7b --route route.json
     """
-    words = " ".join(text)
-    if file is not None and (base or over or output or threshold is not None or accept_routing):
-        raise UsageProblem("`--file` reads a finished routing file; the options that make one exclude it")
-    if file is None and base is None:
-        raise UsageProblem("routing needs `--base` or `--file`", hint='`adapt route "TEXT" --base NAME`')
-    if not (words or output or check):
+    if not (text or options["output"] or check):
         raise UsageProblem(
             "there is no text to route", hint="give TEXT, `--check`, or `-o FILE` to write a routing file"
         )
-    if output is not None and words:
-        raise UsageProblem("`-o` writes a routing file and routes no text; run `adapt route TEXT --file FILE` then")
-    if strict and not words:
-        raise UsageProblem("`--strict` is for TEXT")
-    from adapterhub.api.steps.find.routing import (
-        check_route,
-        ensure_good,
-        make_route,
-        route_text,
-        unrouted,
-        write_route,
-    )
-    from adapterhub.formats.route import read_route
-
-    if file is not None:
-        made = read_route(file)
-    else:
-        assert base is not None
-        made = make_route(session, base, over, threshold=threshold, accept=accept_routing, bars=session.out)
-    if words:
-        routed = route_text(session.library, made, words)
-        if strict and routed.name is None:
-            raise AdapterNotFound(unrouted(words), hint="without `--strict`, the base answers it")
-        session.out.result(routed.to_json(), lambda: session.out.line(routed.name or routed.model))
+    found: Any = session.opened.route(" ".join(text) or None, **options)
+    if text:
+        session.out.result(found.to_json(), lambda: session.out.line(found.name or found.model))
         return
-    result = check_route(made)
-    if output is not None:
-        ensure_good(result, "Nothing was written")
-        result = write_route(made, output, result)
-    session.out.result(result.to_json(), lambda: _say(session, result))
-    if check and output is None:
-        ensure_good(result, "A server does not take it")
+    session.out.result(found.to_json(), lambda: _say(session, found))
+    if check and options["output"] is None:
+        found.ensure_good("A server does not take it")
 
 
 def _say(session: Session, result: CheckedRoute) -> None:

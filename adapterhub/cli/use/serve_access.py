@@ -37,7 +37,7 @@ def routed_specs(
         CouldNotTell: it confuses its adapters, and does not say that this is accepted.
         UsageProblem: an adapter or the base is called `auto`.
     """
-    from adapterhub.api.steps.find.routing import check_route, ensure_good
+    from adapterhub.api.steps.find.routing import check_route
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.route import AUTO
     from adapterhub.inference.serving.auto import route_for
@@ -47,7 +47,7 @@ def routed_specs(
         hint = "`--name` gives the base another one"
         raise UsageProblem(f"`--route` answers the model name `{AUTO}`, which is taken", hint=hint)
     read = route_for(file, record.fingerprint.weights)
-    ensure_good(check_route(read), "Nothing was started")
+    check_route(read).ensure_good("Nothing was started")
     encoder_of(library)
     return tuple(AdapterSpec.parse(one.model) for one in read.adapters)
 

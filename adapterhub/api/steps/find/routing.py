@@ -72,6 +72,25 @@ class CheckedRoute(Documented):
         """Whether it may route requests."""
         return self.accepted or self.accuracy >= LEAST_ACCURACY
 
+    def ensure_good(self, ending: str) -> None:
+        """Refuse a file at whose threshold too few prompts reach their adapter, unless the operator accepts it.
+
+        Raises:
+            CouldNotTell: its accuracy is below 0.9.
+        """
+        if self.is_good:
+            return
+        lines = [f"{one.prompts} prompts of `{one.name}` look like `{one.taken_for}`" for one in self.confused]
+        below = [f"{one.to_base} prompts of `{one.name}` go to the base" for one in self.adapters if one.to_base]
+        title = (
+            f"with the threshold {self.threshold:g}, {self.accuracy:.1%} of left-out prompts reach their own "
+            f"adapter, at least {LEAST_ACCURACY:.0%} are needed. {ending}"
+        )
+        raise CouldNotTell(
+            problem_list(title, [*lines, *below]),
+            hint="leave one of each pair out, add prompts, lower `--threshold`, or accept it with `--accept-routing`",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Near(Documented):
@@ -247,25 +266,6 @@ def check_route(route: Route) -> CheckedRoute:
         ),
         confused=tuple(sorted(confused, key=lambda one: -one.prompts)),
     )
-
-
-def ensure_good(result: CheckedRoute, ending: str) -> None:
-    """Refuse a file at whose threshold too few prompts reach their adapter, unless the operator accepts it.
-
-    Raises:
-        CouldNotTell: its accuracy is below 0.9.
-    """
-    if not result.is_good:
-        lines = [f"{one.prompts} prompts of `{one.name}` look like `{one.taken_for}`" for one in result.confused]
-        below = [f"{one.to_base} prompts of `{one.name}` go to the base" for one in result.adapters if one.to_base]
-        title = (
-            f"with the threshold {result.threshold:g}, {result.accuracy:.1%} of left-out prompts reach their own "
-            f"adapter, at least {LEAST_ACCURACY:.0%} are needed. {ending}"
-        )
-        raise CouldNotTell(
-            problem_list(title, [*lines, *below]),
-            hint="leave one of each pair out, add prompts, lower `--threshold`, or accept it with `--accept-routing`",
-        )
 
 
 def write_route(route: Route, path: Path, result: CheckedRoute) -> CheckedRoute:
