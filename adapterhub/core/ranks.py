@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem, shown
 
-_WRITTEN: Final = re.compile(r"(?P<low>[0-9]{1,9})?(?P<to>\s*-\s*)?(?P<high>[0-9]{1,9})?", re.ASCII)
+_WRITTEN: Final = re.compile(r"(?P<low>[0-9]{1,9})?(?P<to>\s*-\s*(?P<high>[0-9]{1,9})?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
