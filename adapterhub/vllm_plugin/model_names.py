@@ -70,9 +70,8 @@ class ModelNames:
         self._app, self._gate = app, gate
         self._salts: dict[str, str] = {}
         self._looking: Counter[str] = Counter()
-        tenants = gate.tenants
         count = sequences_in(resolver.argv)
-        self.places = Slots(count, None if tenants is None or len(tenants.by_name) == 1 else count // 2)
+        self.places = Slots(count, lambda: count // 2 if gate.tenants and len(gate.tenants.by_name) > 1 else None)
         self.resolver = resolver
         self.residency = residency
 

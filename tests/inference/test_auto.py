@@ -162,7 +162,7 @@ def url(made: Path, auto: Auto, llama: Address) -> Iterator[tuple[str, Names]]:
     adapters = read_route(made / "route.json").adapters
     served = [Served(name=one.model, label=one.label, digest=one.digest) for one in adapters]
     names, port = Names("base-7b", served), free_port("127.0.0.1")
-    with front("127.0.0.1", port, llama, names, auto=auto):
+    with front("127.0.0.1", port, [llama], names, auto=auto):
         yield f"http://127.0.0.1:{port}", names
 
 

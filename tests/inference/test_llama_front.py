@@ -50,7 +50,7 @@ def engine() -> Iterator[Address]:
 @pytest.fixture(scope="module")
 def url(engine: Address) -> Iterator[str]:
     port = free_port("127.0.0.1")
-    with front("127.0.0.1", port, engine, Names("base-7b", SERVED)):
+    with front("127.0.0.1", port, [engine], Names("base-7b", SERVED)):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -59,7 +59,7 @@ def shared(engine: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A front for three tenants."""
     folder, port = tmp_path_factory.mktemp("shared"), free_port("127.0.0.1")
     (folder / "tenants.toml").write_text(TENANTS)
-    with front("127.0.0.1", port, engine, Names("base-7b", SERVED), Gate(folder / "tenants.toml")):
+    with front("127.0.0.1", port, [engine], Names("base-7b", SERVED), Gate(folder / "tenants.toml")):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -207,7 +207,7 @@ def test_a_slot_stays_unused_until_its_owner_was_answered() -> None:
 
 def test_a_tenant_with_many_requests_waits_behind_its_own() -> None:
     async def order() -> list[str]:
-        slots, done = Slots(2, most=1), []
+        slots, done = Slots(2, lambda: 1), []
 
         async def one(tenant: str) -> None:
             async with slots.taken((tenant, None)):
@@ -378,7 +378,7 @@ def test_a_page_of_another_origin_may_ask_a_server_with_keys(
 
 def test_a_front_that_ends_has_no_thread_left(engine: Address) -> None:
     before = set(threading.enumerate())
-    with front("127.0.0.1", free_port("127.0.0.1"), engine, Names("base-7b", SERVED)):
+    with front("127.0.0.1", free_port("127.0.0.1"), [engine], Names("base-7b", SERVED)):
         pass
 
     assert not {one for one in set(threading.enumerate()) - before if not one.name.startswith("asyncio")}

@@ -171,7 +171,7 @@ def test_the_front_of_llama_cpp_counts_under_the_same_names() -> None:
     digest = parse_digest("sha256:" + 64 * "a")
     names = Names("base-7b", [Served(name="legal-qa", label="legal-qa==1.2.0", digest=digest)])
     url = f"http://127.0.0.1:{port}"
-    with started() as where, front("127.0.0.1", port, where, names):
+    with started() as where, front("127.0.0.1", port, [where], names):
         path = "/v1/completions"
         stream = ask(url, "legal-qa", path=path, stream=True).text
         for name in ("legal-qa>=1", "base-7b", "nothing"):

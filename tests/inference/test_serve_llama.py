@@ -48,7 +48,7 @@ NAMES = Names(
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     port = free_port("127.0.0.1")
-    with started() as engine, front("127.0.0.1", port, engine, NAMES):
+    with started() as engine, front("127.0.0.1", port, [engine], NAMES):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -302,7 +302,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     )
     port = free_port("127.0.0.1")
     gate = Gate(folder / "tenants.toml", str(folder / "audit"))
-    with started() as engine, front("127.0.0.1", port, engine, NAMES, gate):
+    with started() as engine, front("127.0.0.1", port, [engine], NAMES, gate):
         yield f"http://127.0.0.1:{port}", folder / "audit"
 
 

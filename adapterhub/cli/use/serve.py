@@ -79,6 +79,12 @@ _CPU_SLOTS: Final = 32
 @click.option(
     "--llama-server", "llama_server", metavar="FILE", help="llama.cpp: the server [default: `llama-server` on PATH]."
 )
+@click.option(
+    "--engines",
+    type=click.IntRange(min=1, max=16),
+    metavar="N",
+    help="llama.cpp: Run N engines, so that N tenants do not wait for each other [default: 2 with --tenants, else 1].",
+)
 @click.option("--engine-args", metavar="TEXT", default="", help="Pass more options to the engine, as one text.")
 @click.option(
     "--log",
@@ -133,6 +139,7 @@ def serve(
     python: str | None,
     gguf: Path | None,
     llama_server: str | None,
+    engines: int | None,
     engine_args: str,
     log: Path | None,
     start_timeout: float,
@@ -253,10 +260,10 @@ def serve(
             raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory")
         if pins:
             raise UsageProblem("`--pin` is for vLLM; llama.cpp keeps every SPEC in memory")
-        serve_llama(session, args, served_name, gguf=gguf, llama_server=llama_server, slots=slots)
+        serve_llama(session, args, served_name, gguf=gguf, llama_server=llama_server, slots=slots, engines=engines)
         return
-    if gguf is not None or llama_server is not None:
-        raise UsageProblem("`--gguf` and `--llama-server` need `--engine llama.cpp`")
+    if gguf is not None or llama_server is not None or engines is not None:
+        raise UsageProblem("`--gguf`, `--llama-server` and `--engines` need `--engine llama.cpp`")
     _serve_vllm(session, args, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
 
 
@@ -353,11 +360,11 @@ def run_vllm(
 
     control_key = new_key()
     ours = replace(args.settings, max_rank=options.max_rank).to_environ() | {CONTROL_KEY: control_key}
-    with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
-        engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
+    with started(session, args, [command_of(vllm, options)], environ_of(vllm, os.environ, ours)) as engines:
+        engines[0].wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
         stay(
             session,
-            engine,
+            engines,
             document,
             drain_s=args.drain_s,
             drain=lambda: ask_to_drain(document["url"], control_key, args.drain_s),

@@ -143,22 +143,29 @@ def _all_of(provider: AdapterProvider, specs: Sequence[AdapterSpec], session: Se
 
 @contextlib.contextmanager
 def started(
-    session: Session, args: ServeArgs, command: Sequence[str], environ: dict[str, str]
-) -> Iterator[EngineProcess]:
-    """The running engine, which writes to the log; it and its processes end with the block."""
+    session: Session, args: ServeArgs, commands: Sequence[Sequence[str]], environ: dict[str, str]
+) -> Iterator[list[EngineProcess]]:
+    """The running engines, which write to the log; they and their processes end with the block.
+
+    Several engines take turns, so that one may be stopped when this process is killed.
+    """
     from adapterhub.inference.serving.process import EngineProcess
 
     with contextlib.ExitStack() as stack:
         output: IO[bytes] | int = (
             sys.stderr.fileno() if args.log is None else stack.enter_context(output_place(args.log).open("ab"))
         )
-        session.out.note(f"starting `{shlex.join(command)}`")
-        yield stack.enter_context(EngineProcess(command, environ, output=output))
+        ends_by = signal.SIGTERM if len(commands) == 1 else signal.SIGKILL
+        engines = []
+        for command in commands:
+            session.out.note(f"starting `{shlex.join(command)}`")
+            engines.append(stack.enter_context(EngineProcess(command, environ, output=output, ends_by=ends_by)))
+        yield engines
 
 
 def stay(
     session: Session,
-    engine: EngineProcess,
+    engines: Sequence[EngineProcess],
     document: dict[str, Any],
     *,
     drain_s: float,
@@ -170,15 +177,16 @@ def stay(
     SIGHUP calls `refresh_aliases`.
 
     Raises:
-        EngineFailed: the engine ended by itself.
+        EngineFailed: an engine ended by itself.
     """
-    document |= {"pid": engine.pid}
+    from adapterhub.inference.serving.process import wait_for
 
+    document |= {"pid": engines[0].pid}
     _refresh_on_hangup(session, refresh_aliases)
     try:
         session.out.result(document, lambda: say_ready(session, document))
         sys.stdout.flush()
-        engine.wait()
+        wait_for(engines)
     except (KeyboardInterrupt, SystemExit):  # the normal end of a server
         if drain_s:
             session.out.note(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.options.params import Session
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, say_dry, started, stay
@@ -15,9 +15,13 @@ from adapterhub.core.extras import require
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
+    from adapterhub.inference.serving.aliases import ServedAliases
+    from adapterhub.inference.serving.llama_cpp.names import Names
 
 ENGINE: Final = "llama.cpp"
 _SLOTS: Final = 4
+_ENGINES: Final = 2
+"""Of a server with tenants: one tenant that is always busy leaves the other to the rest."""
 
 
 def serve_llama(
@@ -28,6 +32,7 @@ def serve_llama(
     gguf: Path | None,
     llama_server: str | None,
     slots: int | None,
+    engines: int | None,
 ) -> None:
     """Check the adapters, write them as GGUF, start the server and its front, and wait.
 
@@ -39,9 +44,9 @@ def serve_llama(
     from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.auto import Auto
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
-    from adapterhub.inference.serving.llama_cpp.engine import address, command_of, environ_of, find_llama_server
-    from adapterhub.inference.serving.llama_cpp.names import Names, Served
+    from adapterhub.inference.serving.llama_cpp.engine import addresses, command_of, environ_of, find_llama_server
     from adapterhub.inference.serving.llama_cpp.server import front
+    from adapterhub.inference.serving.llama_cpp.turns import CAN_STOP
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
@@ -50,33 +55,21 @@ def serve_llama(
         )
     program = find_llama_server(llama_server)
     slots = slots or _SLOTS
-    with address(program) as where, session.library.store.intent("serve llama.cpp") as intent:
+    count = (engines or (1 if args.settings.tenants is None else _ENGINES)) if CAN_STOP else 1
+    with addresses(program, count) as reached, session.library.store.intent("serve llama.cpp") as intent:
         with checked(session, args, ENGINE) as found:
             args, handed, aliases = found.args, found.handed, found.aliases
             loaded = {one.digest: one for one in handed}  # two names may mean one build
             files = [intent.folder / f"{at}-{digest[7:19]}.gguf" for at, digest in enumerate(loaded)]
             if not args.dry_run:
                 _write(session, args, [*loaded.values()], files)
-        command = command_of(program, gguf.absolute(), files, where.words, slots, args.extra)
-        document = document_of(args, served_name, handed, command) | {"engine": ENGINE}
+        commands = [command_of(program, gguf.absolute(), files, where.words, slots, args.extra) for where in reached]
+        document = document_of(args, served_name, handed, commands[0]) | {"engine": ENGINE}
         if args.dry_run:
             session.out.result(document, lambda: say_dry(session, document))
             return
-        moving = [str(spec) for spec in args.specs if spec.base is not None]  # aliases: the others have no base
-        served = [one.model if spec.base else str(spec) for spec, one in zip(args.specs, handed, strict=True)]
-        said = [one["calling"] for one in document["adapters"]]
         digest = args.record.fingerprint.weights
-        names = Names(
-            served_name,
-            [
-                Served(name=name, label=one.label, digest=one.digest, calling=calling)
-                for name, one, calling in zip(served, handed, said, strict=True)
-            ],
-            base_digest=digest,
-            denied=args.denied,
-            moving=moving,
-            aliases=aliases,
-        )
+        names = _names(args, served_name, handed, document, aliases)
         labels = {one.digest: one.label for one in handed}
         find_source = None if args.settings.offline else session.place_source
         remotes = UnreachableRemotes()
@@ -91,16 +84,26 @@ def serve_llama(
             heard = Reactions(served=labels.keys, look_for_yanks=look, refresh_aliases=names.refresh)
             return Followers(lambda: places, lambda place: feed_of(session.place_source(place)), heard, remotes)
 
-        with started(session, args, command, environ_of(os.environ, where)) as engine:
-            engine.wait_until_ready(where.answers, within_s=args.start_timeout_s)
+        with started(session, args, commands, environ_of(os.environ, reached[0])) as running:
+            for engine, where in zip(running, reached, strict=True):
+                engine.wait_until_ready(where.answers, within_s=args.start_timeout_s)
             try:
                 upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
                 following = follow() if args.settings.follow else contextlib.nullcontext()
-                open_front = front(args.host, args.port, where, names, args.gate, auto, slots=slots)
+                open_front = front(
+                    args.host,
+                    args.port,
+                    reached,
+                    names,
+                    args.gate,
+                    auto,
+                    slots=slots,
+                    pids=[one.pid for one in running],
+                )
                 with upkeep, following, open_front as server:
                     stay(
                         session,
-                        engine,
+                        running,
                         document,
                         drain_s=args.drain_s,
                         drain=lambda: server.drain(args.drain_s),
@@ -108,6 +111,32 @@ def serve_llama(
                     )
             except OSError as error:
                 raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
+
+
+def _names(
+    args: ServeArgs,
+    served_name: str,
+    handed: Sequence[LeasedAdapter],
+    document: Mapping[str, Any],
+    aliases: ServedAliases,
+) -> Names:
+    """Say what the names in requests mean."""
+    from adapterhub.inference.serving.llama_cpp.names import Names, Served
+
+    named = zip(args.specs, handed, document["adapters"], strict=True)
+    return Names(
+        served_name,
+        [
+            Served(
+                name=one.model if spec.base else str(spec), label=one.label, digest=one.digest, calling=told["calling"]
+            )
+            for spec, one, told in named
+        ],
+        base_digest=args.record.fingerprint.weights,
+        denied=args.denied,
+        moving=[str(spec) for spec in args.specs if spec.base is not None],  # aliases: the others have no base
+        aliases=aliases,
+    )
 
 
 def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from adapterhub.core.errors import EngineFailed
 
@@ -34,9 +35,19 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class EngineProcess:
-    """A running engine; a context manager that ends the engine and all processes that it started."""
+    """A running engine; a context manager that ends the engine and all processes that it started.
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, output: IO[bytes] | int | None) -> None:
+    It gets the signal `ends_by` when this process is killed; one that may be stopped then ends by SIGKILL only.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        output: IO[bytes] | int | None,
+        ends_by: int = signal.SIGTERM,
+    ) -> None:
         self.command = list(command)
         name = getattr(output, "name", None)
         where = f"at the end of `{name}`" if isinstance(name, str) else "above"
@@ -48,7 +59,7 @@ class EngineProcess:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
+            preexec_fn=functools.partial(_ends_with_parent, ends_by) if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
         )
 
     def __enter__(self) -> Self:
@@ -84,22 +95,22 @@ class EngineProcess:
             hint="a large model may need longer: `--start-timeout SECONDS`",
         )
 
-    def wait(self) -> None:
-        """Block until an interrupt; never returns.
+    def ensure_runs(self) -> None:
+        """Raise unless the engine runs.
 
         Raises:
-            EngineFailed: the engine ended by itself.
+            EngineFailed: it ended by itself.
         """
-        # Not `Popen.wait()`: a signal that comes just before a call that blocks for good would wait with it.
-        while (code := self._process.poll()) is None:
-            time.sleep(_POLL_S)
-        raise EngineFailed(f"the engine {_ended(code)} by itself", hint=self._reason)
+        code = self._process.poll()
+        if code is not None:
+            raise EngineFailed(f"the engine {_ended(code)} by itself", hint=self._reason)
 
     def stop(self, within_s: float = STOP_S) -> None:
         """End the engine and all processes that it started; kill those that still run after `within_s`."""
         try:
             if self._process.poll() is None:
                 self._process.terminate()
+                self._signal_group(signal.SIGCONT)  # it may be stopped, and would not end
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(within_s)
             self._signal_group(signal.SIGTERM)
@@ -127,9 +138,22 @@ class EngineProcess:
         return True
 
 
-def _end_with_parent() -> None:
-    # If this process is killed, the kernel sends the engine SIGTERM. Otherwise it would keep its port and memory.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def wait_for(engines: Sequence[EngineProcess]) -> NoReturn:
+    """Block until an interrupt.
+
+    Raises:
+        EngineFailed: an engine ended by itself.
+    """
+    # Not `Popen.wait()`: a signal that comes just before a call that blocks for good would wait with it.
+    while True:
+        for engine in engines:
+            engine.ensure_runs()
+        time.sleep(_POLL_S)
+
+
+def _ends_with_parent(number: int) -> None:
+    # If this process is killed, the kernel sends the engine the signal. Otherwise it would keep its port and memory.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _answers(url: str) -> bool:

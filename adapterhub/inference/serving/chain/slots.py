@@ -1,15 +1,14 @@
-"""Shares the engine's slots among tenants: each slot holds the keys and values of one tenant and one adapter at a time.
+"""Shares the places of an engine among tenants: a request waits in the line of its tenant, and not in one line for all.
 
-The engine would choose a slot by the likeness of prompts, of any tenant, and wait in one line for all. Here a
-request waits in the line of its tenant, and a slot that is free goes to the tenant that has the fewest.
+Each slot holds the keys and values of one tenant and one adapter at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 Owner = tuple[str | None, str | None]
@@ -18,72 +17,92 @@ Owner = tuple[str | None, str | None]
 
 @dataclass(slots=True)
 class Slot:
-    """A place of the engine for one sequence. `is_fresh`: what it holds is of another owner, and must not be reused."""
+    """A place for one sequence. `is_fresh`: what it holds, if anything, is of another owner, and is not reused."""
 
     number: int
+    engine: int = 0
     owner: Owner | None = None
     used_at: int = 0
     is_fresh: bool = True
 
 
-class Slots:
-    """The slots of one engine, within one event loop. `most` is how many one tenant may hold."""
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A request that waits for a slot."""
 
-    def __init__(self, count: int, most: int | None = None) -> None:
-        self._free = [Slot(number) for number in range(count)]
-        self._most = count if most is None else max(1, most)
-        self._waiting: dict[str | None, deque[tuple[asyncio.Future[Slot], Owner]]] = {}
-        self._held: dict[str | None, int] = {}
-        self._served_at: dict[str | None, int] = {}
+    owner: Owner
+    slot: asyncio.Future[Slot]
+
+
+class Slots:
+    """The slots within one event loop. A free one goes to the tenant that holds the fewest, of at most `most`."""
+
+    def __init__(self, count: int, most: Callable[[], int | None] = lambda: None, *, engines: int = 1) -> None:
+        self._free = [Slot(number, engine) for engine in range(engines) for number in range(count)]
+        self._most = most
+        self._lines: dict[str | None, list[Waiting]] = {}
+        self._asking = Counter[str | None]()
+        self._held = Counter[str | None]()
+        self._served_at = Counter[str | None]()
         self._turn = 0
 
     @contextlib.asynccontextmanager
     async def taken(self, owner: Owner) -> AsyncIterator[Slot]:
         """Hold a slot while the block runs, after waiting for it."""
-        tenant = owner[0]
-        place: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append((place, owner))
-        self._hand_out()
+        one = Waiting(owner, asyncio.get_running_loop().create_future())
+        self._lines.setdefault(owner[0], []).append(one)
+        self._asking[owner[0]] += 1
+        is_left = False
         try:
-            slot = await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._give_back(tenant, place.result())
-            raise
-        try:
+            self._hand_out()
+            slot = await one.slot
+            is_left = True
             yield slot
+            is_left = False
         finally:
-            self._give_back(tenant, slot)
+            self._asking[owner[0]] -= 1
+            if one.slot.done() and not one.slot.cancelled():
+                self._give_back(one.slot.result(), owner, is_left=is_left)
 
-    def _give_back(self, tenant: str | None, slot: Slot) -> None:
+    def _give_back(self, slot: Slot, owner: Owner, *, is_left: bool = False) -> None:  # noqa: ARG002 - for those that inherit
         self._free.append(slot)
-        self._held[tenant] -= 1
-        if not self._held[tenant]:
-            del self._held[tenant]
+        self._held[owner[0]] -= 1
+        self._held += Counter()  # without those that hold none
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Give free slots to those that wait: to the tenant that holds the fewest, then the one served longest ago."""
+        """Give free slots to those that wait."""
         while self._free:
-            for tenant, line in [*self._waiting.items()]:
-                while line and line[0][0].done():  # it left
-                    line.popleft()
-                if not line:
-                    del self._waiting[tenant]
-            ready = [tenant for tenant in self._waiting if self._held.get(tenant, 0) < self._most]
-            if not ready:
+            lines = {tenant: [one for one in line if not one.slot.done()] for tenant, line in self._lines.items()}
+            self._lines = {
+                tenant: line for tenant, line in lines.items() if line
+            }  # without those that got one, or left
+            found = self._next() if self._lines else None
+            if found is None:
                 return
-            tenant = min(ready, key=lambda one: (self._held.get(one, 0), self._served_at.get(one, 0)))
-            place, owner = self._waiting[tenant].popleft()
+            one, slot = found
+            tenant = one.owner[0]
             self._turn += 1
+            self._held[tenant] += 1
             self._served_at[tenant] = self._turn
-            self._held[tenant] = self._held.get(tenant, 0) + 1
-            place.set_result(self._slot_for(owner))
+            self._free.remove(slot)
+            slot.is_fresh = slot.is_fresh or slot.owner != one.owner
+            slot.owner, slot.used_at = one.owner, self._turn
+            one.slot.set_result(slot)
 
-    def _slot_for(self, owner: Owner) -> Slot:
-        """Take the free slot that held the same owner last, or else the one that was used longest ago."""
-        slot = min(self._free, key=lambda one: (one.owner != owner, one.used_at))
-        self._free.remove(slot)
-        slot.is_fresh = slot.is_fresh or slot.owner != owner
-        slot.owner, slot.used_at = owner, self._turn
-        return slot
+    def _next(self) -> tuple[Waiting, Slot] | None:
+        """Choose who gets a slot next; None where nobody can have one now."""
+        most = self._most()
+        ready = [tenant for tenant in self._lines if most is None or self._held[tenant] < max(1, most)]
+        if not ready:
+            return None
+        one = self._lines[self._first(ready)][0]
+        return one, best_of(self._free, one.owner)
+
+    def _first(self, tenants: Iterable[str | None]) -> str | None:
+        return min(tenants, key=lambda one: (self._held[one], self._served_at[one]))
+
+
+def best_of(slots: Sequence[Slot], owner: Owner) -> Slot:
+    """Take the slot that held the same owner last, or else the one that was used longest ago."""
+    return min(slots, key=lambda one: (one.owner != owner, one.used_at))

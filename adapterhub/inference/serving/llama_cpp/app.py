@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -25,7 +25,7 @@ from adapterhub.inference.serving.chain.asgi import Message, Receive, Send, answ
 from adapterhub.inference.serving.chain.bodies import MOST_BYTES, choices_of, demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
-from adapterhub.inference.serving.llama_cpp.engine import Engine
+from adapterhub.inference.serving.llama_cpp.engine import Engine, figures_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.routes import ROUTES, Route
 from adapterhub.inference.serving.metrics import Measured, ServingMetrics, exposition
@@ -56,7 +56,7 @@ class App:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Sequence[Engine],
         names: Names,
         slots: Slots,
         *,
@@ -66,7 +66,7 @@ class App:
         registry: CollectorRegistry | None = None,
         auto: Auto | None = None,
     ) -> None:
-        self._engine, self._names, self._slots = engine, names, slots
+        self._engines, self._names, self._slots = engines, names, slots
         self._proved, self._gate, self._metrics = proved, gate, metrics
         self._registry, self._auto = registry, auto
         self._waiting = ThreadPoolExecutor(_LOOK_UPS, "adapterhub-names")
@@ -95,7 +95,7 @@ class App:
             await answer(send, HTTPStatus.OK, {"status": "ok"})
         elif path == "/metrics" and self._registry is not None:
             data, kind = exposition(self._registry)
-            await send_whole(send, HTTPStatus.OK, data + await self._engine.metrics(), kind)
+            await send_whole(send, HTTPStatus.OK, data + await figures_of(self._engines), kind)
         elif path in _MODELS or path.startswith("/v1/models/"):
             asked: Asked = scope[ASKED]
             listed = self._names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
@@ -214,7 +214,7 @@ class _Call:
         asked: Asked,
         measured: Measured,
     ) -> None:
-        self._engine, self._names, self._slots = app._engine, app._names, app._slots  # noqa: SLF001 - of this file
+        self._engines, self._names, self._slots = app._engines, app._names, app._slots  # noqa: SLF001 - of this file
         self._route, self._value, self._served = route, value, served
         self._owner, self._asked, self._measured = owner, asked, measured
         self._name = app._names.base if served is None else served.name  # noqa: SLF001 - as above
@@ -260,7 +260,7 @@ class _Call:
 
     async def _one(self, value: Mapping[str, Any]) -> tuple[int, Any]:
         async with self._slots.taken(self._owner) as slot:
-            found = await self._engine.ask(self._route.path, self._written(value, slot))
+            found = await self._engines[slot.engine].ask(self._route.path, self._written(value, slot))
             slot.is_fresh = slot.is_fresh and found[0] != HTTPStatus.OK
             return found
 
@@ -284,7 +284,10 @@ class _Call:
         shows_usage = bool((self._value.get("stream_options") or {}).get("include_usage"))
         async with (
             self._slots.taken(self._owner) as slot,
-            self._engine.stream(self._route.path, self._written(self._parts()[0], slot)) as (status, events),
+            self._engines[slot.engine].stream(self._route.path, self._written(self._parts()[0], slot)) as (
+                status,
+                events,
+            ),
         ):
             if status != HTTPStatus.OK:
                 data = b"".join([event async for event in events])

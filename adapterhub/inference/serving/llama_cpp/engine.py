@@ -6,6 +6,7 @@ knows, and gets requests that the front writes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -49,6 +50,9 @@ OURS: Final = {
 
 _ANSWER_S: Final = 3600.0
 _START_S: Final = 5.0
+_KEPT_S: Final = 2.0
+"""How long a connection is kept for another request; the engine ends it after five seconds."""
+
 _HELP_S: Final = 60.0
 _MOST_ANSWER_BYTES: Final = 64 << 20
 _EVENT_END: Final = b"\n\n"
@@ -110,15 +114,16 @@ class Address:
 
 
 @contextlib.contextmanager
-def address(program: str) -> Iterator[Address]:
-    """Choose where the engine listens while the block runs: a socket where its version can, else loopback."""
+def addresses(program: str, count: int) -> Iterator[list[Address]]:
+    """Choose where each engine listens while the block runs: a socket where its version can, else loopback."""
     with tempfile.TemporaryDirectory(
         prefix="adapt-"
     ) as folder:  # of this account only, and short: a path of a socket may have 108 bytes
         if "UNIX socket" in _help_of(program):
-            yield Address(socket=Path(folder, "engine.sock"))
+            yield [Address(socket=Path(folder, f"engine{at}.sock")) for at in range(count)]
         else:
-            yield Address(port=free_port("127.0.0.1"), key=secrets.token_urlsafe(32))
+            key = secrets.token_urlsafe(32)
+            yield [Address(port=free_port("127.0.0.1"), key=key) for _ in range(count)]
 
 
 def _help_of(program: str) -> str:
@@ -160,7 +165,7 @@ class Engine:
     def __init__(self, where: Address) -> None:
         made = httpx.AsyncHTTPTransport(
             uds=None if where.socket is None else str(where.socket),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEPT_S),
         )
         timeout = httpx.Timeout(_ANSWER_S, connect=_START_S)
         self._client = httpx.AsyncClient(
@@ -175,10 +180,13 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _posted(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        # The engine ends a connection after each stream, and does not say so: another request on it would fail.
+        headers = {"connection": "close"} if body.get("stream") else {}
         try:
-            async with self._client.stream("POST", path, json=dict(body)) as answer:
+            async with self._client.stream("POST", path, json=dict(body), headers=headers) as answer:
                 yield answer
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            print("DEBUG", repr(error), flush=True, file=__import__("sys").stderr)
             raise RequestRefused(502, "the engine does not answer") from None
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
@@ -201,13 +209,29 @@ class Engine:
             is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
             yield answer.status_code, _events(answer) if is_stream else _whole(answer)
 
-    async def metrics(self) -> bytes:
+    async def figures(self) -> bytes:
         """The engine's own figures, where it was started with `--metrics`."""
         with contextlib.suppress(httpx.HTTPError):
             answer = await self._client.get("/metrics", timeout=_START_S)
             if answer.status_code == HTTPStatus.OK and answer.headers.get("content-type", "").startswith("text/plain"):
                 return answer.content
         return b""
+
+
+async def figures_of(engines: Sequence[Engine]) -> bytes:
+    """The figures of all engines, which the label `engine` tells apart where there are several."""
+    texts = await asyncio.gather(*(one.figures() for one in engines))
+    if len(texts) == 1:
+        return texts[0]
+    samples: dict[bytes, list[bytes]] = {}
+    for at, text in enumerate(texts):
+        for line in text.splitlines():
+            name, _, value = line.partition(b" ")
+            if name != b"#":
+                samples.setdefault(name, []).append(b'%b{engine="%d"} %b\n' % (name, at, value))
+            elif not at:  # what the next name means
+                samples.setdefault(line.split()[2], []).append(line + b"\n")
+    return b"".join(line for lines in samples.values() for line in lines)
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Final
 
@@ -17,11 +17,11 @@ from adapterhub.inference.serving.auto import Auto
 from adapterhub.inference.serving.chain.draining import Draining
 from adapterhub.inference.serving.chain.entrance import Access
 from adapterhub.inference.serving.chain.origins import Origins
-from adapterhub.inference.serving.chain.slots import Slots
 from adapterhub.inference.serving.llama_cpp.app import App
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine
 from adapterhub.inference.serving.llama_cpp.names import Names
 from adapterhub.inference.serving.llama_cpp.proof import proved_routes
+from adapterhub.inference.serving.llama_cpp.turns import EngineSlots
 from adapterhub.inference.serving.metrics import own_metrics
 from adapterhub.pages.wire import StrictProtocol
 
@@ -48,15 +48,16 @@ class Front:
     def __init__(
         self,
         listener: socket.socket,
-        engine: Address,
+        engines: Sequence[Address],
         names: Names,
         gate: Gate,
         *,
         slots: int,
+        pids: Sequence[int] = (),
         auto: Auto | None = None,
     ) -> None:
-        self._listener, self._where, self._names, self._gate = listener, engine, names, gate
-        self._count, self._auto = slots, auto
+        self._listener, self._where, self._names, self._gate = listener, engines, names, gate
+        self._count, self._auto, self._pids = slots, auto, pids
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._draining: Draining | None = None
@@ -102,12 +103,15 @@ class Front:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         registry, metrics = own_metrics()
-        async with Engine(self._where) as engine:
-            proved = await proved_routes(engine, self._names)
+        async with contextlib.AsyncExitStack() as stack:
+            engines = [await stack.enter_async_context(Engine(where)) for where in self._where]
+            slots = EngineSlots(self._count, self._pids, engines=len(engines))
+            stack.callback(slots.close)
+            proved = await proved_routes(engines[0], self._names)
             app = App(
-                engine,
+                engines,
                 self._names,
-                Slots(self._count, self._most()),
+                slots,
                 proved=proved,
                 gate=self._gate,
                 metrics=metrics,
@@ -135,24 +139,22 @@ class Front:
             self._ready.set()  # the listener queues what comes until it is served
             await self._server.serve([self._listener])
 
-    def _most(self) -> int | None:
-        """The slots that one tenant may hold: half, so that a long answer of one leaves room for the others."""
-        tenants = self._gate.tenants
-        return None if tenants is None or len(tenants.by_name) < 2 else self._count // 2  # noqa: PLR2004 - one needs no share
-
 
 @contextlib.contextmanager
 def front(
     host: str,
     port: int,
-    engine: Address,
+    engines: Sequence[Address],
     names: Names,
     gate: Gate | None = None,
     auto: Auto | None = None,
     *,
     slots: int = 4,
+    pids: Sequence[int] = (),
 ) -> Iterator[Front]:
     """Answer requests on `host` and `port` while the block runs; `auto` answers the model name `auto`.
+
+    Each engine has `slots` places. `pids` are the processes of the engines, which then take turns.
 
     Raises:
         OSError: the port is taken.
@@ -165,7 +167,7 @@ def front(
         listener.bind((host, port))
         listener.listen(_BACKLOG)
         with gate.open():
-            server = Front(listener, engine, names, gate, slots=slots, auto=auto)
+            server = Front(listener, engines, names, gate, slots=slots, pids=pids, auto=auto)
             server.start()
             try:
                 yield server
