@@ -11,22 +11,20 @@ import contextlib
 import json
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.front import free_port
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 OURS: Final = {
     "--cache-ram": "it restores keys and values that another adapter computed",
@@ -48,12 +46,10 @@ OURS: Final = {
 }
 """Options of the engine that `adapt serve` sets or refuses, with the reason."""
 
-_ANSWER_S: Final = 3600.0
 _START_S: Final = 5.0
-_KEPT_S: Final = 2.0
-"""How long a connection is kept for another request; the engine ends it after five seconds."""
-
+_AGAIN_S: Final = 0.05
 _HELP_S: Final = 60.0
+_MOST_LINE_BYTES: Final = 1 << 18
 _MOST_ANSWER_BYTES: Final = 64 << 20
 _EVENT_END: Final = b"\n\n"
 
@@ -160,62 +156,78 @@ def environ_of(environ: Mapping[str, str], where: Address) -> dict[str, str]:
 
 
 class Engine:
-    """What the front asks the engine, within one event loop; a context manager."""
+    """What the front asks the engine, within one event loop.
+
+    Each request has a connection of its own: the engine ends one after each stream, and does not say so.
+    """
 
     def __init__(self, where: Address) -> None:
-        made = httpx.AsyncHTTPTransport(
-            uds=None if where.socket is None else str(where.socket),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEPT_S),
-        )
-        timeout = httpx.Timeout(_ANSWER_S, connect=_START_S)
-        self._client = httpx.AsyncClient(
-            transport=made, base_url=where.url, headers=where.headers, timeout=timeout, trust_env=False
-        )
+        self._where = where
+        fixed = ["Host: engine", "Connection: close", "Content-Type: application/json"]
+        lines = [*fixed, *(f"{name}: {text}" for name, text in where.headers.items())]
+        self._head = "".join(f"{line}\r\n" for line in lines)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._where.socket is None:
+            return await asyncio.open_connection("127.0.0.1", self._where.port, limit=_MOST_LINE_BYTES)
+        place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        place.setblocking(False)
+        try:
+            while True:
+                with contextlib.suppress(
+                    BlockingIOError
+                ):  # its line of connections is full, such as while it is stopped
+                    place.connect(str(self._where.socket))
+                    return await asyncio.open_unix_connection(sock=place, limit=_MOST_LINE_BYTES)
+                await asyncio.sleep(_AGAIN_S)
+        except BaseException:
+            place.close()
+            raise
 
     @contextlib.asynccontextmanager
-    async def _posted(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
-        # The engine ends a connection after each stream, and does not say so: another request on it would fail.
-        headers = {"connection": "close"} if body.get("stream") else {}
-        try:
-            async with self._client.stream("POST", path, json=dict(body), headers=headers) as answer:
-                yield answer
-        except httpx.HTTPError as error:
-            print("DEBUG", repr(error), flush=True, file=__import__("sys").stderr)
-            raise RequestRefused(502, "the engine does not answer") from None
+    async def _asked(
+        self, method: str, path: str, data: bytes = b""
+    ) -> AsyncIterator[tuple[int, dict[str, str], AsyncIterator[bytes]]]:
+        """The status, the headers and the body of an answer, in pieces. Left early, it ends the engine's work."""
+        head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(data)}\r\n\r\n"
+        async with contextlib.AsyncExitStack() as stack:
+            with _unread():
+                reader, writer = await self._connected()
+                stack.callback(writer.close)
+                writer.write(head.encode("latin-1") + data)
+                await writer.drain()
+                first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                pairs = (line.partition(":") for line in lines if line)
+                headers = {name.lower(): text.strip() for name, _, text in pairs}
+                status = int(first.split()[1])
+            yield status, headers, _body(reader, headers)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         """The status and the JSON of an answer. Cancelled, it ends the engine's work."""
-        async with self._posted(path, body) as answer:
-            data = b""
-            async for piece in answer.aiter_bytes():
-                data += piece
-                if len(data) > _MOST_ANSWER_BYTES:
-                    raise RequestRefused(502, "the engine's answer is too long")
+        async with self._asked("POST", path, json.dumps(body).encode()) as (status, _, pieces):
+            data = await _joined(pieces)
         try:
-            return answer.status_code, json.loads(data)
+            return status, json.loads(data)
         except (ValueError, RecursionError):
             raise RequestRefused(502, "the engine's answer cannot be read") from None
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """The status of an answer and its server-sent events, each whole; an error comes as one piece."""
-        async with self._posted(path, body) as answer:
-            is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
-            yield answer.status_code, _events(answer) if is_stream else _whole(answer)
+        async with self._asked("POST", path, json.dumps(body).encode()) as (status, headers, pieces):
+            is_stream = headers.get("content-type", "").startswith("text/event-stream")
+            yield status, _events(pieces) if is_stream else _whole(pieces)
 
     async def figures(self) -> bytes:
         """The engine's own figures, where it was started with `--metrics`."""
-        with contextlib.suppress(httpx.HTTPError):
-            answer = await self._client.get("/metrics", timeout=_START_S)
-            if answer.status_code == HTTPStatus.OK and answer.headers.get("content-type", "").startswith("text/plain"):
-                return answer.content
+        with contextlib.suppress(RequestRefused, asyncio.TimeoutError):
+            return await asyncio.wait_for(self._figures(), _START_S)
         return b""
+
+    async def _figures(self) -> bytes:
+        async with self._asked("GET", "/metrics") as (status, headers, pieces):
+            data = await _joined(pieces)
+        return data if status == HTTPStatus.OK and headers.get("content-type", "").startswith("text/plain") else b""
 
 
 async def figures_of(engines: Sequence[Engine]) -> bytes:
@@ -234,9 +246,31 @@ async def figures_of(engines: Sequence[Engine]) -> bytes:
     return b"".join(line for lines in samples.values() for line in lines)
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
+@contextlib.contextmanager
+def _unread() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError):
+        raise RequestRefused(502, "the engine does not answer") from None
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    with _unread():
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            while size := int(await reader.readline(), 16):
+                yield (await reader.readexactly(size + 2))[:-2]
+            return
+        rest = int(headers["content-length"]) if "content-length" in headers else None
+        while rest != 0 and (piece := await reader.read(_MOST_LINE_BYTES if rest is None else rest)):
+            rest = None if rest is None else rest - len(piece)
+            yield piece
+        if rest:
+            raise EOFError
+
+
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     rest = b""
-    async for piece in answer.aiter_bytes():
+    async for piece in pieces:
         *events, rest = (rest + piece).split(_EVENT_END)
         for event in events:
             yield event
@@ -244,5 +278,15 @@ async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
             raise RequestRefused(502, "the engine's answer is too long")
 
 
-async def _whole(answer: httpx.Response) -> AsyncIterator[bytes]:
-    yield await answer.aread()
+async def _whole(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield await _joined(pieces)
+
+
+async def _joined(pieces: AsyncIterator[bytes]) -> bytes:
+    found, size = list[bytes](), 0
+    async for piece in pieces:
+        found.append(piece)
+        size += len(piece)
+        if size > _MOST_ANSWER_BYTES:
+            raise RequestRefused(502, "the engine's answer is too long")
+    return b"".join(found)

@@ -103,8 +103,8 @@ class Front:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         registry, metrics = own_metrics()
-        async with contextlib.AsyncExitStack() as stack:
-            engines = [await stack.enter_async_context(Engine(where)) for where in self._where]
+        with contextlib.ExitStack() as stack:
+            engines = [Engine(where) for where in self._where]
             slots = EngineSlots(self._count, self._pids, engines=len(engines))
             stack.callback(slots.close)
             proved = await proved_routes(engines[0], self._names)
