@@ -104,7 +104,7 @@ class Turns:
 
     def _signal(self, engine: int, number: signal.Signals | None) -> None:
         assert number is not None  # else there is no engine to stop
-        with contextlib.suppress(ProcessLookupError):  # it ended; whoever watches it says so
+        with contextlib.suppress(ProcessLookupError):  # it ended, which `wait_for` says
             os.kill(self._pids[engine], number)
 
 
