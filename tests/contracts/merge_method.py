@@ -98,15 +98,6 @@ class MergeMethodContract:
         }
         assert all(o.default is None or o.convert(str(o.default)) == o.default for o in about.options)
 
-    @pytest.mark.parametrize("scale", [2.0, 16 / math.sqrt(8), 1e-3])
-    def test_a_one_hot_weight_returns_that_update(self, method: str, scale: float) -> None:
-        deltas = [random_delta(i, out=12, width=10, rank=4, scale=scale) for i in range(3)]
-
-        for i in range(3):
-            result = apply(method, deltas, [float(i == j) for j in range(3)], **lossless(method))
-
-            assert relative(dense([result]), dense([deltas[i]])) < 1e-6
-
     def test_order_changes_nothing(self, method: str) -> None:
         deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(3)]
         weights = [0.7, -0.3, 0.5]
@@ -144,12 +135,18 @@ class MergeMethodContract:
         assert float((dense([forth]) - dense([back])).norm()) <= 1e-6 * max(size, float(dense([forth]).norm()))
 
     @settings(max_examples=10)
-    @given(weight=WEIGHTS, rank=st.integers(1, 6), dtype=st.sampled_from(DTYPES), place=st.integers(0, 2))
+    @given(
+        weight=WEIGHTS,
+        rank=st.integers(1, 6),
+        dtype=st.sampled_from(DTYPES),
+        place=st.integers(0, 2),
+        scale=st.sampled_from([1.0, 16 / math.sqrt(8), 1e-3]),
+    )
     def test_one_adapter_among_weights_of_zero_is_its_update_times_its_weight(
-        self, method: str, weight: float, rank: int, dtype: torch.dtype, place: int
+        self, method: str, weight: float, rank: int, dtype: torch.dtype, place: int, scale: float
     ) -> None:
         assume(weight)
-        deltas = [random_delta(i, out=8, width=7, rank=rank, dtype=dtype) for i in range(3)]
+        deltas = [random_delta(i, out=8, width=7, rank=rank, dtype=dtype, scale=scale) for i in range(3)]
 
         result = apply(method, deltas, [weight * (i == place) for i in range(3)], **lossless(method))
 
@@ -189,18 +186,14 @@ class MergeMethodContract:
         true = error_of(made, exact_sum(folders, weights[: len(folders)]))
         assert result.relative_error == pytest.approx(true, rel=1e-3, abs=1e-7)
 
-    @pytest.mark.parametrize(("out", "width", "rank"), [(1, 1, 1), (1, 5, 1), (5, 1, 3), (2, 3, 4), (3, 2, 8)])
-    @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.0), (1e-6, 1e6)])
-    def test_tiny_shapes_and_odd_weights_give_numbers(
-        self, method: str, out: int, width: int, rank: int, weights: tuple[float, float]
-    ) -> None:
-        deltas = [random_delta(i, out=out, width=width, rank=rank) for i in range(2)]
+    def test_tiny_shapes_and_odd_weights_give_numbers(self, method: str) -> None:
+        shapes = [(1, 1, 1), (1, 5, 1), (5, 1, 3), (2, 3, 4), (3, 2, 8)]
+        for out, width, rank in shapes:
+            deltas = [random_delta(i, out=out, width=width, rank=rank) for i in range(2)]
+            for weights in [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.0), (1e-6, 1e6)]:
+                result = apply(method, deltas, weights)
 
-        result = apply(method, deltas, list(weights))
-
-        assert result.shape == (out, width)
-        assert result.rank >= 1
-        assert result.is_finite()
+                assert (result.shape, result.rank >= 1, result.is_finite()) == ((out, width), True, True), weights
 
     def test_zero_updates_give_numbers(self, method: str) -> None:
         zero = LowRank(a=torch.ones(2, 5), b=torch.zeros(4, 2))

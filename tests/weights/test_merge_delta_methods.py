@@ -244,14 +244,14 @@ def test_an_error_asked_for_is_met_and_stated(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("out", "width"), [(OUT, WIDTH), LARGE])
-def test_one_adapter_that_nothing_is_taken_from_comes_back(method: str, out: int, width: int) -> None:
-    delta = three(out, width)[1]
+def test_one_adapter_that_nothing_is_taken_from_comes_back(method: str) -> None:
+    for shape in ((OUT, WIDTH), LARGE):
+        delta = three(*shape)[1]
 
-    result = apply(method, [delta], [0.7], density=1.0)
+        result = apply(method, [delta], [0.7], density=1.0)
 
-    assert relative(dense([result]), 0.7 * dense([delta])) < 1e-14
-    assert (result.rank, result.scale) == (2, 1.0)
+        assert relative(dense([result]), 0.7 * dense([delta])) < 1e-14
+        assert (result.rank, result.scale) == (2, 1.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
