@@ -19,8 +19,8 @@ from adapterhub.projects.file import reading as project_file
 from adapterhub.projects.lock import _entries as lock_file
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights import catalogue
-from adapterhub.weights.recipes.toml import _reading as recipe_file
-from adapterhub.weights.recipes.toml.values import DTYPES
+from adapterhub.weights.recipes import toml as recipe_file
+from adapterhub.weights.recipes.toml import DTYPES
 
 Schema = dict[str, Any]
 TEXT: Final[Schema] = {"type": "string"}

@@ -34,10 +34,8 @@ from adapterhub.projects.values import (
     MergeRequirement,
 )
 from adapterhub.weights.merge import MergeProgress
-from adapterhub.weights.recipes.combination import Outcome, merge_into_library
-from adapterhub.weights.recipes.parents import combination_of
-from adapterhub.weights.recipes.toml import step_table
-from adapterhub.weights.recipes.toml.values import Recipe, Step
+from adapterhub.weights.recipes.combination import Outcome, combination_of, merge_into_library
+from adapterhub.weights.recipes.toml import Recipe, Step, step_table
 
 Steps = Callable[[], AbstractContextManager[MergeProgress | None]]
 """Shows the progress of a merge."""

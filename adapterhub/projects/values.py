@@ -19,7 +19,7 @@ from adapterhub.formats.contract.bounds import parse_bound
 from adapterhub.formats.contract.standards import Standards
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.weights.recipes.toml.values import Step
+from adapterhub.weights.recipes.toml import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from adapterhub.weights.fuse import fuse
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
-from adapterhub.weights.recipes.toml.values import Step
+from adapterhub.weights.recipes.toml import Step
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 

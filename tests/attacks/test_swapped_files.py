@@ -26,7 +26,7 @@ from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import Side, differ
 from adapterhub.weights.fuse import fuse
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
-from adapterhub.weights.recipes.toml.values import Step
+from adapterhub.weights.recipes.toml import Step
 from tests.attacks.installed import base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 from tests.support.tiny_models import logits

@@ -168,7 +168,7 @@ def main() -> None:
         print(
             f"{'':20}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'written':>9}{'error':>9}{'times floor':>13}{'by CPU':>8}"
         )
-        run(folder, "import adapterhub.api.adapters, adapterhub.weights.merge._run")  # leaves the byte code
+        run(folder, "import adapterhub.api.adapters, adapterhub.weights.merge")  # leaves the byte code
         for method in arguments.methods:
             rank = [f"--rank={arguments.rank}"] if arguments.rank and method in ("svd", "ties_svd") else []
             command = ["merge", *(str(file.parent) for file in files), "--weights=0.7,0.3", f"--method={method}", *rank]

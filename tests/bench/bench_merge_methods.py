@@ -26,8 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, frobenius_norm
-from adapterhub.weights.lowrank.errors import difference_norms
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, difference_norms, frobenius_norm
 from adapterhub.weights.merge.spaces.prune import random_keep
 
 TYPES = (

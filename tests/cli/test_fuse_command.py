@@ -245,7 +245,7 @@ def test_an_interrupted_fuse_leaves_nothing(number: signal.Signals, tmp_path: Pa
     (tmp_path / "made").mkdir()
     words = ("fuse", adapter, "--base", base, "-o", "made/out", "--root", "home")
 
-    done = adapt_interrupted_at("adapterhub.weights.fuse._shards", "_write_at", number, *words, folder=tmp_path)
+    done = adapt_interrupted_at("adapterhub.weights.fuse.writing", "_write_at", number, *words, folder=tmp_path)
 
     assert done.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], done.stderr
     assert "Traceback" not in done.stderr

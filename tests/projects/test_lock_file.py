@@ -40,7 +40,7 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, Step
 from tests.support.hostile_child import slowness
 from tests.support.locks import in_directory, on_hub
 

@@ -15,7 +15,7 @@ from adapterhub.projects.lock.lockfile import lock_text, parse_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.merges import Merges, version_of
 from adapterhub.projects.values import AdapterRequirement, LockedMerge, MergeRequirement, Project
-from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, Step
 from tests.support.locks import entry_of, lock_of, sync
 
 Add = Callable[..., Added]

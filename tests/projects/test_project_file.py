@@ -24,7 +24,7 @@ from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.project import find_project, read_project
 from adapterhub.projects.values import AdapterRequirement, Policy, Project, ProjectRemote
-from adapterhub.weights.recipes.toml.values import Inner, Leaf
+from adapterhub.weights.recipes.toml import Inner, Leaf
 
 WHOLE = """\
 [project]

@@ -26,7 +26,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.extract import ExtractOptions, extract
-from adapterhub.weights.fuse import Fused, _shards, fuse, prepare
+from adapterhub.weights.fuse import Fused, fuse, prepare, writing
 from tests.support.adapter_folders import updates_in, write_folder
 from tests.support.fuse_models import (
     DTYPES,
@@ -108,7 +108,7 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any], int]] = {
 def test_the_fused_model_is_the_base_with_the_adapter_attached(
     name: str, tmp_path: Path, fused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_shards, "PIECE_NUMBERS", 150)  # so that these small matrices are many pieces
+    monkeypatch.setattr(writing, "PIECE_NUMBERS", 150)  # so that these small matrices are many pieces
     make, lora, changed = VARIANTS[name]
 
     result = fused(make, **lora)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.layouts import Layout, plain_name
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.layouts import is_finite, join
+from adapterhub.weights.lowrank.factors import is_finite, join
 from tests.support.adapter_folders import random_delta
 
 layouts = st.one_of(

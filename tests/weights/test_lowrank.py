@@ -16,6 +16,7 @@ from adapterhub.weights.lowrank.algebra import (
     LowRank,
     Summands,
     cut,
+    difference_norms,
     frobenius_norm,
     nothing,
     row_products,
@@ -23,7 +24,6 @@ from adapterhub.weights.lowrank.algebra import (
     spectrum,
     stack,
 )
-from adapterhub.weights.lowrank.errors import difference_norms
 from tests.support.adapter_folders import dense, random_delta, relative
 
 sizes = st.integers(1, 24)

@@ -368,7 +368,7 @@ def test_two_modules_at_once_give_the_bytes_of_one_by_one(
     weighted = list(zip(folders, [0.7, 0.3], strict=True))
 
     two = run(tmp_path / "two", *weighted, method=method, rank=3)
-    monkeypatch.setattr("adapterhub.weights.merge._run.THREADS", 1)
+    monkeypatch.setattr("adapterhub.weights.merge.THREADS", 1)
     one = run(tmp_path / "one", *weighted, method=method, rank=3)
 
     bytes_of_two, bytes_of_one = ((tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("two", "one"))

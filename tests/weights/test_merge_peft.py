@@ -20,10 +20,10 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.weights.lowrank.errors import difference_norms
+from adapterhub.weights.lowrank.algebra import difference_norms
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge import MergeInput, merge
-from adapterhub.weights.merge.config import common_rank, rank_pattern
+from adapterhub.weights.merge.plan import common_rank, rank_pattern
 from tests.support.adapter_folders import write_folder
 from tests.support.peft_bases import Pixels, attached, bert, gpt2, llama, logits, save_several
 

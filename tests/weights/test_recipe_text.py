@@ -11,8 +11,20 @@ from hypothesis import strategies as st
 from adapterhub.core.errors import AdapterHubError, Malformed
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import BaseRef, Manifest
-from adapterhub.weights.recipes.toml import LIMIT_BYTES, parse_recipe, recipe_of, to_toml
-from adapterhub.weights.recipes.toml.values import DTYPES, MAX_DEPTH, MAX_INPUTS, MAX_WHOLE, Inner, Leaf, Recipe, Step
+from adapterhub.weights.recipes.toml import (
+    DTYPES,
+    LIMIT_BYTES,
+    MAX_DEPTH,
+    MAX_INPUTS,
+    MAX_WHOLE,
+    Inner,
+    Leaf,
+    Recipe,
+    Step,
+    parse_recipe,
+    recipe_of,
+    to_toml,
+)
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -17,8 +17,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights import catalogue as merge_methods
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_library
-from adapterhub.weights.recipes.toml import parse_recipe
-from adapterhub.weights.recipes.toml.values import MAX_WHOLE, Step
+from adapterhub.weights.recipes.toml import MAX_WHOLE, Step, parse_recipe
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 

@@ -261,7 +261,7 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
     """
     from adapterhub.weights.compare.similarity import compare_adapters
     from adapterhub.weights.recipes.combination import common_base, in_pipeline
-    from adapterhub.weights.recipes.toml.values import Step
+    from adapterhub.weights.recipes.toml import Step
 
     obstacles: tuple[str, ...] = ()
     try:
@@ -296,7 +296,7 @@ class Choice:
 
     def step(self, inputs: Sequence[Ingredient]) -> Combination:
         """The merge of `inputs` by this choice."""
-        from adapterhub.weights.recipes.toml.values import Step
+        from adapterhub.weights.recipes.toml import Step
 
         return Step(inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed)
 
@@ -318,7 +318,7 @@ def choice_from(
         UsageProblem: two options exclude each other, or the method does not have one.
     """
     from adapterhub.formats.documents import near_name
-    from adapterhub.weights.recipes.toml.values import converted, default_method, options_of
+    from adapterhub.weights.recipes.toml import converted, default_method, options_of
 
     for name in _SET_APART:
         if name in options:
@@ -375,7 +375,7 @@ def one_cut(*, rank: int | None, energy: float | None, max_error: float | None) 
 
 def formula(step: Combination) -> str:
     """The sum that a merge computes, such as `0.7 x a + 0.3 x (1 x b + 1 x c, by ties)`."""
-    from adapterhub.weights.recipes.toml.values import Inner
+    from adapterhub.weights.recipes.toml import Inner
 
     terms = (
         f"{item.weight:g} x "
@@ -387,7 +387,7 @@ def formula(step: Combination) -> str:
 
 def contract_note(combination: Combination, folder: Path) -> str:
     """What became of the contracts of a merge's parents, where the result was not tested; empty where none has one."""
-    from adapterhub.weights.recipes.contracts import is_same_adapter
+    from adapterhub.weights.recipes.combination import is_same_adapter
 
     labels = [f"`{shown(one.label, 200)}`" for one in combination.leaves() if (one.folder / CONTRACT_FILE).is_file()]
     if not labels:
@@ -431,7 +431,7 @@ def plan_resize(
 
     `about` takes the place of what the author of the adapter wrote about it.
     """
-    from adapterhub.weights.recipes.toml.values import Step
+    from adapterhub.weights.recipes.toml import Step
 
     rank = cut.get("rank")
     before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
@@ -496,7 +496,7 @@ def plan_recipe(
         Malformed, NotFound: the file is not a recipe, or does not exist.
         DigestMismatch, AdapterNotFound, BaseMismatch: an input differs from the recipe's, or is missing.
     """
-    from adapterhub.weights.recipes.parents import combination_of
+    from adapterhub.weights.recipes.combination import combination_of
     from adapterhub.weights.recipes.toml import read_recipe
 
     recipe = read_recipe(path)

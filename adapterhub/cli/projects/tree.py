@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.upkeep.lineage import Lineage, Node
     from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge
-    from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+    from adapterhub.weights.recipes.toml import Inner, Leaf, Step
 
 _Branch = tuple[str, Sequence[Any]]
 _LONGEST = 400
@@ -118,7 +118,7 @@ def _title(folder: Path, lock: Lock) -> str:
 def _locked(lock: Lock, lineage: Lineage) -> Any:
     """A function that draws an entry of the lock, an input of its recipe or an ancestor."""
     from adapterhub.projects.values import LockedAdapter, LockedMerge
-    from adapterhub.weights.recipes.toml.values import Inner, Leaf
+    from adapterhub.weights.recipes.toml import Inner, Leaf
 
     by_digest = {entry.digest: entry for entry in lock.entries.values()}
 
@@ -178,7 +178,7 @@ def _document(entry: LockedAdapter | LockedMerge, lock: Lock, lineage: Lineage) 
 
 
 def _inputs(step: Step, lock: Lock, lineage: Lineage) -> list[dict[str, Any]]:
-    from adapterhub.weights.recipes.toml.values import Inner
+    from adapterhub.weights.recipes.toml import Inner
 
     by_digest = {entry.digest: entry for entry in lock.entries.values()}
     found: list[dict[str, Any]] = []

@@ -28,8 +28,7 @@ from adapterhub.inference.export._job import Adapter, Exported, Job
 from adapterhub.inference.export._prompts import prompt_notes, prompt_prefix
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors
-from adapterhub.weights.lowrank.layouts import is_finite
+from adapterhub.weights.lowrank.factors import AdapterFactors, is_finite
 
 _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"

@@ -22,8 +22,7 @@ from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TORCH_DTYPES
-from adapterhub.weights.lowrank.factors import TensorFileWriter
-from adapterhub.weights.lowrank.layouts import is_finite, join
+from adapterhub.weights.lowrank.factors import TensorFileWriter, is_finite, join
 
 _MORE: Final = (
     "method",

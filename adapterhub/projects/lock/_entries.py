@@ -17,8 +17,7 @@ from adapterhub.formats.documents import DocumentReader
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
-from adapterhub.weights.recipes.toml import step_from
-from adapterhub.weights.recipes.toml.values import Step
+from adapterhub.weights.recipes.toml import Step, step_from
 
 _ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "contract", "group", "source", "files")
 _MERGE: Final = (

@@ -31,8 +31,7 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml import step_table
-from adapterhub.weights.recipes.toml.values import Step
+from adapterhub.weights.recipes.toml import Step, step_table
 
 SCHEMA: Final = "adapterhub-lock/1"
 LIMIT_BYTES: Final = 16 << 20

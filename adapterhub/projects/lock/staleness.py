@@ -17,7 +17,7 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, Step
 
 
 def wanted_text(wanted: AdapterRequirement) -> str:

@@ -27,8 +27,7 @@ from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.listing import Listing, safe_listing
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.lowrank.algebra import LowRank, frobenius_norm
-from adapterhub.weights.lowrank.errors import difference_norms
+from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 ABSENT: Final = "absent"

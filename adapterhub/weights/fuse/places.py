@@ -5,24 +5,173 @@ Names, shapes, digests and configs decide everything before any number of the ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
-from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.layouts import NESTED
+from adapterhub.formats.peft.config import AdapterConfig, owner
+from adapterhub.formats.peft.layouts import NESTED, Layout
 from adapterhub.formats.peft.pairs import Factors
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.trust.verify import Subject
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.fuse._model import Model
-from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
-from adapterhub.weights.fuse._source import FuseAdapter
-from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.errors import difference_norms
+from adapterhub.weights.fuse.model import Model
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank, difference_norms
+from adapterhub.weights.lowrank.factors import WeightedAdapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FuseAdapter(WeightedAdapter):
+    """A weighted adapter with its verified files and the names that its modules have in the base."""
+
+    subject: Subject
+    names: BaseNames
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The adapter's config."""
+        return self.subject.config
+
+
+def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
+    """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
+    config, keys = subject.config, subject.keys
+    if not config.is_lora:
+        yield f"is of type {shown(config.peft_type)}, expected LORA"
+        return
+    yield from (one.what for one in config.variants.values() if not one.fuses)
+    init = config.init_lora_weights
+    if config.start_changes_base:
+        yield (
+            f"changed the base weights when it was initialised (init_lora_weights {shown(init)}); its update is "
+            "relative to the changed weights. PEFT saves it as a plain LoRA with "
+            "`path_initial_model_for_weight_conversion`"
+        )
+    elif config.start_is_unknown:
+        yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
+    for spec in keys.others:
+        yield f"holds `{shown(spec.name)}`, which its config does not account for"
+    if not is_alone:
+        yield from _not_additive(subject)
+
+
+def _not_additive(subject: Subject) -> Iterator[str]:
+    """Parts of the adapter that have no meaning in a sum or with a weight other than 1."""
+    keys = subject.keys
+    parts = {
+        "DoRA magnitudes": subject.config.use_dora,
+        "modules that replace those of the base (modules_to_save)": bool(keys.saved),
+        "biases that replace those of the base (bias)": bool(keys.biases),
+        "rows that replace those of an embedding (trainable_token_indices)": bool(keys.tokens),
+    }
+    for what, is_there in parts.items():
+        if is_there:
+            yield f"has {what}, which do not add up; it can be fused alone and with weight 1"
+
+
+_CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
+_CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+"""Modules of these models that are transformers' Conv1D, a linear layer stored as [in, out]."""
+
+_MOST_NESTED: Final = 4
+
+
+class Unclear(Exception):
+    """A pair has no place in this weight; the text ends a sentence that starts with the module."""
+
+
+class OtherShape(Unclear):
+    """A pair was made for a weight of another shape."""
+
+
+def is_turned(module: str, layout: Layout, shape: tuple[int, ...], config: AdapterConfig, model_type: str) -> bool:
+    """Whether a weight of that shape holds the transpose of `B @ A`: an embedding, or a Conv1D as GPT-2 has them.
+
+    Raises:
+        OtherShape: the pair was made for another weight.
+        Unclear: the weight is square, so that both fit; or a grouped convolution.
+    """
+    straight = (layout.out, *layout.a_shape)
+    if layout.kind == "conv":
+        if layout.parts > 1:
+            raise Unclear(
+                f"is a convolution in {layout.parts} groups: PEFT's update covers every input channel, but each group "
+                "of the base's weight only its own channels"
+            )
+        if shape != straight:
+            raise OtherShape(_differs(straight, shape))
+        return False
+    turned = straight[::-1]
+    if layout.kind == "embedding":
+        if shape != turned:
+            raise OtherShape(_differs(turned, shape))
+        return True
+    may_be_turned = config.fan_in_fan_out or module.rpartition(".")[2] in _CONV1D
+    if shape != straight:
+        if shape == turned and may_be_turned:
+            return True
+        raise OtherShape(_differs(straight, shape))
+    if shape != turned or not may_be_turned:
+        return False
+    if model_type in _CONV1D_MODELS:
+        return module.rpartition(".")[2] in _CONV1D
+    if model_type and not config.fan_in_fan_out:
+        return False
+    raise Unclear("is square, and neither config says whether this base stores it as [out, in] or as [in, out]")
+
+
+class Placed(NamedTuple):
+    """The place of a pair: the parameter of the base, and whether each of its matrices is transposed."""
+
+    parameter: str
+    is_turned: bool
+
+
+def place_on_parameters(
+    pairs: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], config: AdapterConfig
+) -> dict[str, Placed]:
+    """The parameter of each pair that PEFT nested on one module (`target_parameters`), by the pair's name.
+
+    `shapes` are those of the parameters. PEFT names the pairs by their depth, in the order in which the module defines
+    its parameters; the files do not contain that order. So this tries every assignment, and exactly one must fit. A
+    three-dimensional parameter is [experts, out, in], or [experts, in, out] in all parameters of the module.
+
+    Raises:
+        Unclear: no assignment fits, or several do.
+    """
+    if len(pairs) != len(shapes) or len(pairs) > _MOST_NESTED:
+        raise Unclear(f"has {len(pairs)} pairs for {len(shapes)} parameters of the base")
+    fitting: set[tuple[Placed, ...]] = set()
+    for names in permutations(shapes):
+        for turned in (False, True):
+            placed = [Placed(name, turned and len(shapes[name]) > MATRIX_NDIM) for name in names]
+            if all(_fits(f, w, shapes[w.parameter], config) for f, w in zip(pairs.values(), placed, strict=True)):
+                fitting.add(tuple(placed))
+    if not fitting:
+        listed = ", ".join(f"{name.rpartition('.')[2]} {list(shape)}" for name, shape in shapes.items())
+        raise Unclear(f"fits no parameter of the base ({listed})")
+    if len(fitting) > 1:
+        raise Unclear("fits the base's parameters in more than one way, and the files do not say which one applies")
+    return dict(zip(pairs, fitting.pop(), strict=True))
+
+
+def _fits(factors: Factors, placed: Placed, shape: tuple[int, ...], config: AdapterConfig) -> bool:
+    layout = factors.layout
+    matrix = (layout.width, layout.out) if placed.is_turned else (layout.out, layout.width)
+    expected = matrix if len(shape) == MATRIX_NDIM else (layout.parts, *matrix)
+    settings = config.rank_of(placed.parameter), config.scaling_of(placed.parameter)
+    is_single = layout.parts == 1 or len(shape) > MATRIX_NDIM
+    return shape == expected and is_single and (factors.rank, factors.scale) == settings
+
+
+def _differs(expected: Sequence[int], shape: Sequence[int]) -> str:
+    return f"was made for a weight of shape {list(expected)}; the base has {list(shape)}"
+
 
 _KEEP: Final = "keep the adapter beside its base; PEFT then adds it at run time"
 _ALIKE: Final = 1e-6
