@@ -23,7 +23,7 @@ from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, hint_for_unk
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
-from adapterhub.formats.peft.attachable import ensure_attachable
+from adapterhub.formats.peft.config import ensure_attachable
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.aliasing import alias_of
 from adapterhub.library.bases.records import BaseRecord

@@ -24,8 +24,7 @@ from adapterhub.pages.values.weights import (
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract
-    from adapterhub.formats.derived.comparison import Comparison
-    from adapterhub.formats.derived.modules import ModuleComparison
+    from adapterhub.formats.derived.comparison import Comparison, ModuleComparison
     from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
 
 MOST_KINDS: Final = 24

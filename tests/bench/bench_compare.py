@@ -47,8 +47,8 @@ def bench_dense(size: int) -> None:
     import torch
 
     from adapterhub.formats.derived.algebra import Update
-    from adapterhub.formats.derived.modules import compare_module
-    from adapterhub.formats.peft.layouts import Layout
+    from adapterhub.formats.derived.comparison import compare_module
+    from adapterhub.formats.peft.pairs import Layout
     from adapterhub.weights.lowrank.algebra import LowRank
 
     generator = torch.Generator().manual_seed(0)

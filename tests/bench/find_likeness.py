@@ -23,10 +23,8 @@ import numpy as np
 
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.likeness import SAME, alike, gram
-from adapterhub.formats.derived.pursuit import explain, pursue
+from adapterhub.formats.derived.likeness import NUMBERS, SAME, Sketch, Sketches, alike, explain, gram, pursue, sketch_of
 from adapterhub.formats.derived.reading import AdapterUpdates
-from adapterhub.formats.derived.sketch import NUMBERS, Sketch, Sketches, sketch_of
 from adapterhub.library.store.index import Index
 from adapterhub.library.store.rows import SketchRow
 from tests.support.adapter_folders import write_folder

@@ -13,11 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import Sample, Update
 from adapterhub.formats.derived.deriving import derive
+from adapterhub.formats.derived.likeness import Sketch, cosines, placed, sketch_of
 from adapterhub.formats.derived.record import DerivedRecord
-from adapterhub.formats.derived.shares import Sample
-from adapterhub.formats.derived.sketch import Sketch, cosines, placed, sketch_of
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.weights.lowrank.factors import AdapterFactors

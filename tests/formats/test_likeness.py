@@ -11,9 +11,18 @@ import torch
 from numpy.testing import assert_allclose
 
 from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.likeness import alike, gram, kind_of
-from adapterhub.formats.derived.pursuit import explain, pursue
-from adapterhub.formats.derived.sketch import NUMBERS, Sketch, Sketches, cosines, sketch_of
+from adapterhub.formats.derived.likeness import (
+    NUMBERS,
+    Sketch,
+    Sketches,
+    alike,
+    cosines,
+    explain,
+    gram,
+    kind_of,
+    pursue,
+    sketch_of,
+)
 from tests.support.adapter_folders import updates_in, write_folder
 from tests.support.disguises import NEGATED, OTHER, SAME, disguise, forged, opened
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from adapterhub.core.errors import MalformedConfig
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.fields import base_is_path, base_problem
 from adapterhub.formats.peft.methods import METHODS
-from adapterhub.formats.peft.names import base_is_path, base_problem
 from adapterhub.formats.peft.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow, pattern_problem
 from tests.support.shared_data import shared
 from tests.support.wild import KEPT

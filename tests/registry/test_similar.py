@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from sqlalchemy import delete, insert, select
 
 from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.sketch import NUMBERS, Sketch, cosines
+from adapterhub.formats.derived.likeness import NUMBERS, Sketch, cosines
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.test_derived import weights

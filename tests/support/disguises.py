@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapterhub.formats.derived.likeness import Sketch, sketch_of
 from adapterhub.formats.derived.reading import AdapterUpdates
-from adapterhub.formats.derived.sketch import Sketch, sketch_of
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
 

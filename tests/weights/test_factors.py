@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from adapterhub.core.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
-from adapterhub.formats.peft.layouts import Layout
+from adapterhub.formats.peft.pairs import Layout
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import AdapterFactors, TensorFileWriter

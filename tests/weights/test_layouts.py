@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.layouts import Layout, plain_name
+from adapterhub.formats.peft.pairs import Layout, plain_name
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import is_finite, join
 from tests.support.adapter_folders import random_delta

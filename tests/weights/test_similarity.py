@@ -18,9 +18,9 @@ from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
 from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.modules import ModuleComparison, compare_module
-from adapterhub.formats.peft.layouts import Layout
+from adapterhub.formats.derived.comparison import ModuleComparison, compare_module
 from adapterhub.formats.peft.methods import VARIANTS
+from adapterhub.formats.peft.pairs import Layout
 from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, compare_adapters
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter

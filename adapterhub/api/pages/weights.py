@@ -230,8 +230,8 @@ class WithFigures(WithBuilds):
         from contextlib import ExitStack, closing
 
         with extra_named("a comparison"), ExitStack() as stack:
+            from adapterhub.formats.derived.comparison import Weighted, compare_two
             from adapterhub.formats.derived.reading import AdapterUpdates
-            from adapterhub.formats.derived.two import Weighted, compare_two
 
             pair = []
             for label, build, weight in zip(("first", "second"), builds, weights, strict=True):
@@ -285,7 +285,7 @@ class WithFigures(WithBuilds):
         return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
 
     def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
-        from adapterhub.formats.derived.sketch import nearest, placed
+        from adapterhub.formats.derived.likeness import nearest, placed
         from adapterhub.library.find.sketching import sketches_of
 
         with self._deriving, extra_named("the map of a base"):

@@ -9,24 +9,378 @@ follow exactly. Signs have no such form and are counted on a sample.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Final
+from types import MappingProxyType
+from typing import Annotated, Any, Final
+
+import numpy as np
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import MergeRefused, UsageProblem, shown
-from adapterhub.formats.derived.algebra import Update
-from adapterhub.formats.derived.forecasting import DTYPES, Forecast, Sum, forecast
-from adapterhub.formats.derived.modules import ModuleComparison, Pair, compare_module, norm_of
-from adapterhub.formats.derived.shares import SAMPLED, Share
+from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
+from adapterhub.formats.derived.algebra import (
+    ENERGIES,
+    SAMPLED,
+    Energies,
+    Floats,
+    Sample,
+    Share,
+    Spectrum,
+    Update,
+    spectrum,
+    stack,
+)
+from adapterhub.formats.derived.reading import MOST_RANK, AdapterUpdates
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.layouts import Layout
-from adapterhub.formats.peft.pairs import Factors
+from adapterhub.formats.peft.methods import VARIANTS
+from adapterhub.formats.peft.pairs import Factors, Layout
+from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
+from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
+from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Documented, title="ComparedPair"):
+    """Two adapters in one module, or in all of them; `first` and `second` are their positions.
+
+    `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare the
+    spaces that the updates write (columns) and read (rows): ‖Q1.T Q2‖_F² / min(r1, r2), 0 for orthogonal spaces, 1 if
+    one contains the other, None if one is zero; this is φ of the LoRA paper (arXiv:2106.09685 §7.2) at full rank.
+    `chance_left` and `chance_right` are the means for random spaces of those ranks. `opposite` is the share of the
+    entries changed by both that change in opposite directions (the sign conflicts of TIES, arXiv:2306.01708), and
+    `cancelled` the share of the summed magnitudes that cancels in the plain sum.
+
+    Over all modules the cosine is exact, too; overlaps are means over the modules in which neither update is zero.
+    """
+
+    first: Annotated[int, "position of the first adapter"]
+    second: Annotated[int, "position of the second adapter"]
+    cosine: Annotated[float | None, "cosine between the updates"]
+    overlap_left: Annotated[float | None, "overlap of the spaces they write to"]
+    overlap_right: Annotated[float | None, "overlap of the spaces they read from"]
+    chance_left: Annotated[float | None, "mean `overlap_left` of random spaces of those ranks"]
+    chance_right: Annotated[float | None, "mean `overlap_right` of random spaces of those ranks"]
+    opposite: Annotated[Share, "share of numbers with opposite signs"]
+    cancelled: Annotated[Share, "share of the magnitudes that the sum loses"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleComparison(
+    Documented,
+    keys="module kind=layout.kind out=layout.out in=layout.width parts=layout.parts updates pairs sum",
+    title="ComparedModule",
+):
+    """One module: `updates` holds a spectrum for each adapter, None where it lacks the module.
+
+    `pairs` are the pairs of adapters that both have the module. `total` has the spectra of the weighted sum, one for
+    each part of the layout; `cancelled` is the share of the weighted magnitudes that cancels in it.
+    """
+
+    module: str
+    layout: Layout
+    updates: Annotated[tuple[Energies | None, ...], "one per adapter; null if it lacks the module"]
+    pairs: tuple[Pair, ...]
+    total: tuple[Energies, ...]
+    cancelled: Share
+
+    @property
+    def sum(self) -> dict[str, Any]:
+        """The spectrum of the sum, and `cancelled`."""
+        return Energies.together(self.total).to_json() | {"cancelled": self.cancelled.to_json()}
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every adapter has it."""
+        return None not in self.updates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Both:
+    """Two updates of one part; every figure adds up over parts.
+
+    `dot` is their inner product; `left` and `right` are ‖Q1.T Q2‖_F² of their column and row spaces, `random_left` and
+    `random_right` are their means for random spaces; shares are as in `Pair`.
+    """
+
+    dot: float
+    left: float
+    right: float
+    random_left: float
+    random_right: float
+    opposite: Share
+    cancelled: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One part of a module, in the adapters that have the module."""
+
+    spectra: tuple[Energies, ...]
+    both: tuple[_Both, ...]
+    total: Energies
+    cancelled: Share
+
+
+def compare_module(
+    module: str,
+    layout: Layout,
+    updates: Sequence[Sequence[Update] | None],
+    weights: Sequence[float],
+    sampled: int,
+) -> ModuleComparison:
+    """The comparison of one module from the parts of its updates; None stands for an adapter that lacks it.
+
+    The parts act on different outputs or experts, so together they form one update with the singular values of all
+    parts. Factors must be finite, and their products must have finite squares in float64.
+    """
+    here = [(i, parts) for i, parts in enumerate(updates) if parts is not None]
+    factors = [weights[i] for i, _ in here]
+    size = max(2, int(sampled / math.sqrt(layout.parts)))
+    compared = [
+        _compare_part(f"{module}#{index}" if layout.parts > 1 else module, deltas, factors, size)
+        for index, deltas in enumerate(zip(*(parts for _, parts in here), strict=True))
+    ]
+    spectra: list[Energies | None] = [None] * len(updates)
+    for at, (i, _) in enumerate(here):
+        spectra[i] = Energies.together([part.spectra[at] for part in compared])
+    pairs = [
+        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in compared])
+        for at, (first, second) in enumerate(combinations([i for i, _ in here], 2))
+    ]
+    return ModuleComparison(
+        module=module,
+        layout=layout,
+        updates=tuple(spectra),
+        pairs=tuple(pairs),
+        total=tuple(part.total for part in compared),
+        cancelled=sum((part.cancelled for part in compared), Share()),
+    )
+
+
+def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | None], parts: Sequence[_Both]) -> Pair:
+    """The pair over all parts of a module."""
+    norms, smaller = 1.0, math.inf
+    for one in spectra:
+        norms *= one.norm if one else 0.0
+        smaller = min(smaller, one.numerical_rank if one else 0)
+
+    def share(total: float) -> float | None:
+        return min(1.0, total / smaller) if smaller else None
+
+    return Pair(
+        first=first,
+        second=second,
+        cosine=min(1.0, max(-1.0, math.fsum(part.dot for part in parts) / norms)) if norms else None,
+        overlap_left=share(math.fsum(part.left for part in parts)),
+        overlap_right=share(math.fsum(part.right for part in parts)),
+        chance_left=share(math.fsum(part.random_left for part in parts)),
+        chance_right=share(math.fsum(part.random_right for part in parts)),
+        opposite=sum((part.opposite for part in parts), Share()),
+        cancelled=sum((part.cancelled for part in parts), Share()),
+    )
+
+
+def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float], size: int) -> _Part:
+    out, width = deltas[0].shape
+    blocks = _blocks([delta.rank for delta in deltas])
+    stacked = stack(deltas, [1.0] * len(deltas))
+    cores = _in_common_space(stacked, blocks)
+    spectra = [spectrum(core) for core in cores]
+    spaces = [_directions(one) for one in spectra]
+    sample = Sample.of(name, out, width, size)
+    entries = _entries(stacked, blocks, sample)
+    both = []
+    for x, y in combinations(range(len(deltas)), 2):
+        ranks = spectra[x].numerical_rank * spectra[y].numerical_rank
+        left, right = (float(np.square(p.T @ q).sum()) for p, q in zip(spaces[x], spaces[y], strict=True))
+        both.append(
+            _Both(
+                dot=_dot(cores[x], cores[y]),
+                left=left,
+                right=right,
+                random_left=ranks / out,
+                random_right=ranks / width,
+                opposite=sample.opposite(entries[x], entries[y]),
+                cancelled=sample.cancelled([entries[x], entries[y]]),
+            )
+        )
+    used = [i for i, weight in enumerate(weights) if weight]
+    total = spectrum(stack([cores[i] for i in used], [weights[i] for i in used])) if used else None
+    return _Part(
+        spectra=tuple(one.energies for one in spectra),
+        both=tuple(both),
+        total=total.energies if total else Energies(values=()),
+        cancelled=sample.cancelled([weights[i] * entries[i] for i in used]) if used else Share(),
+    )
+
+
+def _blocks(ranks: Sequence[int]) -> list[slice]:
+    """The place of each adapter's rows in the stacked A, and of its columns in the stacked B."""
+    ends = [sum(ranks[: i + 1]) for i in range(len(ranks))]
+    return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
+
+
+def _in_common_space(stacked: Update, blocks: Sequence[slice]) -> list[Update]:
+    """The updates in coordinates of the spaces that they span together, at most [R, R].
+
+    With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
+    they are never formed.
+    """
+    triangle_a: Any = np.linalg.qr(stacked.a.T, mode="r")
+    triangle_b: Any = np.linalg.qr(stacked.b, mode="r")
+    return [Update(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
+
+
+def _entries(stacked: Update, blocks: Sequence[slice], sample: Sample) -> list[Floats]:
+    """The sampled entries of each update, [rows, columns]."""
+    a, b = stacked.a[:, sample.columns], stacked.b[sample.rows]
+    return [b[:, block] @ a[block] for block in blocks]
+
+
+def _dot(first: Update, second: Update) -> float:
+    """<b1 a1, b2 a2>."""
+    return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
+
+
+def _directions(update: Spectrum) -> tuple[Floats, Floats]:
+    """Orthonormal columns that span the outputs and the inputs of the update; none for a zero update."""
+    kept = update.numerical_rank
+    return update.left[:, :kept], update.right[:kept].T
+
+
+def norm_of(energies: Sequence[Energies | None]) -> float:
+    """Frobenius norm over several modules; None counts as zero."""
+    return math.hypot(*(one.norm for one in energies if one is not None))
+
+
+DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
+"""The dtypes of a merge: the names that users type, and those of safetensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """The weighted sum of the updates of one module: a spectrum for each part of the layout."""
+
+    module: str
+    layout: Layout
+    parts: tuple[Energies, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageOption(Documented, keys="options rank_min rank_mean rank_max relative_error size_bytes", title="Choice"):
+    """One way to store the sum. The `options` of `adapt merge` and the `ranks` of the modules.
+
+    `relative_error` is ‖result - sum‖ / ‖sum‖ over all modules, without the rounding of the dtype; `size_bytes` is the
+    size of the weights file, up to a few spaces in its header.
+    """
+
+    options: Annotated[str, "options of `adapt merge`"]
+    ranks: tuple[int, ...]
+    relative_error: float
+    size_bytes: Annotated[int, "bytes"]
+
+    @property
+    def rank_min(self) -> int:
+        """The smallest rank of a module."""
+        return min(self.ranks)
+
+    @property
+    def rank_mean(self) -> float:
+        """The mean rank of the modules."""
+        return math.fsum(self.ranks) / len(self.ranks)
+
+    @property
+    def rank_max(self) -> int:
+        """The largest rank of a module."""
+        return max(self.ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast(Documented):
+    """The expected result of a merge.
+
+    `norm` is the Frobenius norm of the weighted sum, `cancelled` the share of the summed magnitudes that cancels.
+    """
+
+    norm: Annotated[float, "Frobenius norm of the sum"]
+    cancelled: Share
+    dtype: str
+    choices: Annotated[tuple[StorageOption, ...], "ways to store the sum"]
+
+
+def forecast(
+    units: Sequence[Sequence[Sum]],
+    cancelled: Share,
+    *,
+    rank: int,
+    others: Sequence[TensorSpec] = (),
+    dtype: str = "float32",
+) -> Forecast:
+    """The exact sum, and the best approximations at ranks around `rank` (the largest input's) and at each energy.
+
+    `units` groups the modules that are stored at one rank. `others` are the tensors that a merge writes besides the
+    factors; `dtype` is one of `DTYPES`.
+    """
+    norm = math.hypot(*(part.norm for unit in units for one in unit for part in one.parts))
+
+    def option(options: str, rank_of: Callable[[Energies], int]) -> StorageOption:
+        kept = [[[_kept(rank_of, part) for part in one.parts] for one in unit] for unit in units]
+        ranks = [max(rank for ranks in of_unit for rank in ranks) for of_unit in kept]
+        lost = math.hypot(
+            *(
+                part.lost_at(rank)
+                for unit, of_unit in zip(units, kept, strict=True)
+                for one, of_one in zip(unit, of_unit, strict=True)
+                for part, rank in zip(one.parts, of_one, strict=True)
+            )
+        )
+        stored = [(one, rank) for unit, rank in zip(units, ranks, strict=True) for one in unit]
+        return StorageOption(
+            options=options,
+            ranks=tuple(rank for _, rank in stored),
+            relative_error=lost / norm if lost else 0.0,
+            size_bytes=_file_bytes(stored, others, DTYPES[dtype]),
+        )
+
+    exact = option("--method cat", lambda energies: energies.numerical_rank)
+    tried = [r for r in _around(rank) if r < max(exact.ranks)]
+    at_ranks = [option(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
+    at_energies = [option(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
+    return Forecast(norm=norm, cancelled=cancelled, dtype=dtype, choices=(exact, *at_ranks, *at_energies))
+
+
+def _kept(rank_of: Callable[[Energies], int], energies: Energies) -> int:
+    """The rank to store, at least 1: a file holds a zero update at rank 1."""
+    return max(1, min(rank_of(energies), energies.numerical_rank))
+
+
+def _constant(rank: int, _energies: Energies) -> int:
+    return rank
+
+
+def _for_energy(energy: float, energies: Energies) -> int:
+    return energies.rank_of_energy(energy)
+
+
+def _around(rank: int) -> list[int]:
+    """A quarter, a half, once, twice and four times the rank."""
+    return sorted({max(1, rank // 4), max(1, rank // 2), rank, 2 * rank, 4 * rank})
+
+
+def _file_bytes(stored: Sequence[tuple[Sum, int]], others: Sequence[TensorSpec], dtype: str) -> int:
+    specs = list(others)
+    for one, rank in stored:
+        pair = zip(one.layout.names(one.module), one.layout.shapes(rank), strict=True)
+        specs += [TensorSpec.planned(name, dtype, shape) for name, shape in pair]
+    return len(header_bytes(specs, {"format": "pt"})) + sum(spec.size_bytes for spec in specs)
+
 
 LARGEST: Final = 1e100
 """The largest product of entries that is measured; sums of its squares stay far below the float64 limit."""
@@ -270,3 +624,73 @@ def _forecast(
         others=others,
         dtype=dtype,
     )
+
+
+MOST_NUMBERS: Final = 1 << 28
+"""The most numbers in the factors of both adapters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted:
+    """One of the two: its name in messages, its weight in the merge, and its updates."""
+
+    label: str
+    weight: float
+    updates: AdapterUpdates
+
+
+def compare_two(pair: Sequence[Weighted], *, time_s: float) -> Comparison:
+    """The comparison. `obstacles` say why there is no forecast; `adapt compare` has those of every kind.
+
+    Raises:
+        UnsupportedAdapter: both together are too large, or take longer than `time_s` seconds.
+        MergeRefused: numbers that are not finite, or no module to compare; lists every reason.
+    """
+    numbers = sum(one.a.elements + one.b.elements for side in pair for one in side.updates.modules.values())
+    if numbers > MOST_NUMBERS:
+        raise UnsupportedAdapter(f"they hold {numbers:,} numbers, compared here up to {MOST_NUMBERS:,}")
+    first, second = (side.updates.modules for side in pair)
+    for module in sorted(first.keys() & second.keys()):
+        if (rank := first[module].rank + second[module].rank) > MOST_RANK:
+            raise UnsupportedAdapter(f"`{shown(module)}` has rank {rank} in both together, compared up to {MOST_RANK}")
+    end = time.monotonic() + time_s
+
+    def check_time(_done: int, _all: int) -> None:
+        if time.monotonic() > end:
+            raise UnsupportedAdapter(f"the comparison takes longer than {time_s:g} seconds")
+
+    obstacles = tuple(_obstacles(pair))
+    sides = [
+        Side(label=one.label, weight=one.weight, modules=one.updates.modules, parts=one.updates.parts) for one in pair
+    ]
+    stored = None if obstacles else Stored(units=_units(pair))
+    return compare_sides(sides, stored=stored, obstacles=obstacles, progress=check_time)
+
+
+def _obstacles(pair: Sequence[Weighted]) -> Iterator[str]:
+    for one in pair:
+        config = one.updates.config
+        for variant in config.variants.values():
+            if variant.merging == "never":
+                yield f"`{shown(one.label)}` {variant.what}"
+        if one.updates.others or config.lora_bias:
+            yield f"`{shown(one.label)}` holds tensors beside its factors, which only `adapt compare` counts"
+        if one.updates.unclear:
+            yield f"`{shown(one.label)}` holds pairs whose meaning its files leave open"
+    for key in (key for key, variant in VARIANTS.items() if variant.merging == "alike"):
+        first, second = (getattr(one.updates.config, key) or () for one in pair)
+        if first != second:
+            yield f"they differ in `{key}`"
+    first, second = (one.updates.modules for one in pair)
+    for module in sorted(first.keys() & second.keys()):
+        if first[module].layout != second[module].layout:
+            yield f"`{shown(module)}` has another shape in each"
+            return
+
+
+def _units(pair: Sequence[Weighted]) -> tuple[tuple[str, ...], ...]:
+    """The modules that a merge stores at one rank: the pairs that PEFT nests on one module of the base."""
+    units: dict[str, list[str]] = {}
+    for module in sorted({module for one in pair for module in one.updates.modules}):
+        units.setdefault(owner(module), []).append(module)
+    return tuple(tuple(modules) for modules in units.values())

@@ -11,12 +11,11 @@ import numpy as np
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, UnsupportedAdapter, first_lines
 from adapterhub.formats import engines
-from adapterhub.formats.derived.algebra import kronecker, spectrum
+from adapterhub.formats.derived.algebra import Energies, kronecker, spectrum
 from adapterhub.formats.derived.comparison import unmeasurable
-from adapterhub.formats.derived.energies import Energies
+from adapterhub.formats.derived.likeness import Sketch
 from adapterhub.formats.derived.reading import AdapterUpdates, Read
 from adapterhub.formats.derived.record import DerivedRecord, EngineRecord, ModuleRecord
-from adapterhub.formats.derived.sketch import Sketch
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 

@@ -11,8 +11,14 @@ import numpy as np
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.pairs import pair_up
-from adapterhub.formats.peft.products import PRODUCTS, kronecker_sides, kronecker_sizes, multiplied, pair_up_products
+from adapterhub.formats.peft.pairs import (
+    PRODUCTS,
+    kronecker_sides,
+    kronecker_sizes,
+    multiplied,
+    pair_up,
+    pair_up_products,
+)
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 

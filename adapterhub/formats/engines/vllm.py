@@ -9,7 +9,7 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.engines._rules import MISREADS, NOTES, REFUSES, Rule, set_to, some
 from adapterhub.formats.engines._traits import Traits
 from adapterhub.formats.engines._verdict import Settings
-from adapterhub.formats.peft.reading import DEFAULT_ALPHA, DEFAULT_RANK
+from adapterhub.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK
 
 NAME: Final = "vLLM"
 VERSIONS: Final = ("0.32", "0.33")

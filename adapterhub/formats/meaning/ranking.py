@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from adapterhub.formats.derived.rows import Rows
+from adapterhub.formats.derived.algebra import Rows
 from adapterhub.formats.meaning.model import SIZE
 
 if TYPE_CHECKING:

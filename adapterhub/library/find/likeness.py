@@ -15,10 +15,23 @@ from typing import Annotated, Final, TypeAlias
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter, UsageProblem, shown
-from adapterhub.formats.derived.likeness import NEAR, RELATED, SAME, Alike, Kind, alike, gram, kind_of
-from adapterhub.formats.derived.pursuit import LEFT, MOST_PARENTS, explain, pursue
+from adapterhub.formats.derived.likeness import (
+    LEFT,
+    MOST_PARENTS,
+    NEAR,
+    RELATED,
+    SAME,
+    Alike,
+    Kind,
+    Sketches,
+    alike,
+    explain,
+    gram,
+    kind_of,
+    pursue,
+    sketch_of,
+)
 from adapterhub.formats.derived.reading import AdapterUpdates
-from adapterhub.formats.derived.sketch import Sketches, sketch_of
 from adapterhub.formats.documented import Documented
 from adapterhub.library.find.sketching import sketches, updates_of
 from adapterhub.library.installed import InstalledBuilds

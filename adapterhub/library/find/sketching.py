@@ -50,7 +50,7 @@ def _updates(subject: Subject) -> AdapterUpdates:
 
 def sketched(digest: Digest, subject: Subject) -> SketchRow:
     """The sketch of an adapter whose files are open; without one the row says why. Never raises for its content."""
-    from adapterhub.formats.derived.sketch import sketch_of
+    from adapterhub.formats.derived.likeness import sketch_of
 
     try:
         updates = _updates(subject)

@@ -80,7 +80,7 @@ class BaseRow(NamedTuple):
 
 
 class SketchRow(NamedTuple):
-    """The sketch of a build's weights (`formats.derived.sketch`); `sketch` is empty where `flags` says why.
+    """The sketch of a build's weights (`formats.derived.likeness`); `sketch` is empty where `flags` says why.
 
     `flags` is `partial` where the sketch is of the factors alone, and they are not the whole update. `norm` estimates
     the norm of the update.

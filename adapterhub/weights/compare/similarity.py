@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub.core.errors import MergeRefused
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ENERGIES, SAMPLED, Energies, Estimate, Share, Update
 from adapterhub.formats.derived.comparison import (
     AdapterFigures,
     CompareProgress,
     Comparison,
+    Forecast,
+    ModuleComparison,
+    Pair,
     Side,
+    StorageOption,
     Stored,
     compare_sides,
 )
-from adapterhub.formats.derived.energies import ENERGIES, Energies
-from adapterhub.formats.derived.forecasting import Forecast, StorageOption
-from adapterhub.formats.derived.modules import ModuleComparison, Pair
 from adapterhub.formats.derived.reading import why_not
-from adapterhub.formats.derived.shares import SAMPLED, Estimate, Share
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge.methods import cat

@@ -27,7 +27,7 @@ from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, ali
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.peft.layouts import PEFT_PREFIX
+from adapterhub.formats.peft.pairs import PEFT_PREFIX
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec

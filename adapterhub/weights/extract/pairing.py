@@ -20,7 +20,7 @@ from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.peft.layouts import Layout
+from adapterhub.formats.peft.pairs import Layout
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord

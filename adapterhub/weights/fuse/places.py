@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig, owner
-from adapterhub.formats.peft.layouts import NESTED, Layout
-from adapterhub.formats.peft.pairs import Factors
+from adapterhub.formats.peft.pairs import NESTED, Factors, Layout
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject

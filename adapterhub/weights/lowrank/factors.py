@@ -22,9 +22,17 @@ from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.base.pipelines import pipeline_name
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.layouts import PEFT_PREFIX, Kind, Layout, Names
-from adapterhub.formats.peft.pairs import Factors, pair_up
-from adapterhub.formats.peft.products import PRODUCTS, multiplied, pair_up_products
+from adapterhub.formats.peft.pairs import (
+    PEFT_PREFIX,
+    PRODUCTS,
+    Factors,
+    Kind,
+    Layout,
+    Names,
+    multiplied,
+    pair_up,
+    pair_up_products,
+)
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files

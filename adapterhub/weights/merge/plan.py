@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.peft.config import AdapterConfig, owner, saved_name
-from adapterhub.formats.peft.layouts import NESTED, PEFT_PREFIX, ROWS, Layout, plain_name
 from adapterhub.formats.peft.methods import ADALORA_MARGIN, CONVERTIBLE_STARTS, METHODS, VARIANTS
+from adapterhub.formats.peft.pairs import NESTED, PEFT_PREFIX, ROWS, Layout, plain_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter

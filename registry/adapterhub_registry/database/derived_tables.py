@@ -27,7 +27,7 @@ sketches = Table(
     Column("digest", String(64), primary_key=True),  # of the build, as in `derived`
     Column("key_id", String(16), nullable=False),  # of the key of its signs; those of other keys cannot be compared
     Column("made_at", BigInteger, nullable=False),
-    Column("sketch", LargeBinary, nullable=False),  # see `formats.derived.sketch`; never sent
+    Column("sketch", LargeBinary, nullable=False),  # see `formats.derived.likeness`; never sent
     Index("sketches_by_time", "made_at"),
 )
 

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from adapterhub_registry.database.derived_tables import sketches
 
 if TYPE_CHECKING:
-    from adapterhub.formats.derived.sketch import Sketches
+    from adapterhub.formats.derived.likeness import Sketches
 
 FLOOR: Final = 0.9
 """The least cosine in an answer. Below, sketches err too much, and each answer would tell more of their key."""
@@ -85,7 +85,7 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
 
 
 def _with(before: Mapping[str, _Known], rows: Sequence[Row[Any]]) -> dict[str, _Known]:
-    from adapterhub.formats.derived.sketch import Sketches  # noqa: PLC0415 - numpy, for these answers alone
+    from adapterhub.formats.derived.likeness import Sketches  # noqa: PLC0415 - numpy, for these answers alone
 
     after = dict(before)
     for key in {row.key_id for row in rows}:

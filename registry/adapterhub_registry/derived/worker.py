@@ -170,7 +170,7 @@ def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, ke
 
 def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, key: str) -> tuple[DerivedRecord, bytes]:
     from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
-    from adapterhub.formats.derived.sketch import Sketch  # noqa: PLC0415 - as above
+    from adapterhub.formats.derived.likeness import Sketch  # noqa: PLC0415 - as above
 
     sketch = Sketch(key)
     opened = open_build(files, blob_store)

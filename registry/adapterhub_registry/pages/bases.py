@@ -101,7 +101,7 @@ def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, .
         return ()
 
     def make() -> tuple[list[tuple[float, float]], list[tuple[int, float]]]:
-        from adapterhub.formats.derived.sketch import nearest, placed  # noqa: PLC0415 - numpy, for this page alone
+        from adapterhub.formats.derived.likeness import nearest, placed  # noqa: PLC0415 - numpy, for this page alone
 
         return placed(packed), nearest(packed)
 

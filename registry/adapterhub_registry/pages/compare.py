@@ -86,8 +86,8 @@ def _parsed(name: str) -> tuple[str, str]:
 
 
 def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[float]) -> Comparison:
+    from adapterhub.formats.derived.comparison import Weighted, compare_two  # noqa: PLC0415
     from adapterhub.formats.derived.reading import AdapterUpdates  # noqa: PLC0415 - numpy, for this page alone
-    from adapterhub.formats.derived.two import Weighted, compare_two  # noqa: PLC0415
 
     pair = []
     for label, mine, weight in zip(("first", "second"), files, weights, strict=True):

@@ -31,7 +31,7 @@ from adapterhub.formats.manifest import (
     Manifest,
 )
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.names import base_is_path
+from adapterhub.formats.peft.fields import base_is_path
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
 from adapterhub_registry.access.adapter_names import TAG

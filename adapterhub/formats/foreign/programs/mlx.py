@@ -14,7 +14,7 @@ from typing import Any, Final
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.reading import MATRIX, MAX_ALPHA, Cut, Module, Reading, Source
 from adapterhub.formats.foreign.writing import Output, Program, Read, plain_alpha
-from adapterhub.formats.peft.names import base_is_path
+from adapterhub.formats.peft.fields import base_is_path
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 

@@ -12,9 +12,8 @@ from functools import cached_property
 from types import MappingProxyType
 
 from adapterhub.core.errors import RefusedAdapter, shown
-from adapterhub.formats.peft.attachable import ensure_attachable
-from adapterhub.formats.peft.config import AdapterConfig, saved_name
-from adapterhub.formats.peft.layouts import PEFT_PREFIX, ROWS
+from adapterhub.formats.peft.config import AdapterConfig, ensure_attachable, saved_name
+from adapterhub.formats.peft.pairs import PEFT_PREFIX, ROWS
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
