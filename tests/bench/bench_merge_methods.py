@@ -1,4 +1,4 @@
-"""Every combination type of PEFT's `add_weighted_adapter`, on one linear layer, beside the method of that name here.
+"""Each combination type of PEFT's `add_weighted_adapter`, on one linear layer, beside the method of that name here.
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_merge_methods [--sizes 1024,2048,4096] [--types svd,ties_svd,…]
 
