@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from adapterhub.api import callbacks
     from adapterhub.api.library import Library
-    from adapterhub.api.opened import ProgressEvent
     from adapterhub.api.project import Project
     from adapterhub.core.errors import AdapterHubError
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.reporting import ProgressEvent
     from adapterhub.trust.explaining import explain, explanations
     from adapterhub.trust.verify import verify_folder
     from adapterhub.vllm_plugin import in_process as vllm
@@ -92,7 +92,7 @@ _MODULES = {
     "Library": "api.library",
     "Manifest": "formats.manifest",
     "MergeInput": "weights.merge",
-    "ProgressEvent": "api.opened",
+    "ProgressEvent": "projects.reporting",
     "Project": "api.project",
     "PromptForm": "formats.prompts.form",
     "Tested": "formats.contract.results",

@@ -28,6 +28,7 @@ VARIANTS: Final = {
     "groups": "without an adapter",
     "format": "with `--format`",
     "holders": "with `--holders`",
+    "invert": "with `--invert`",
     "image": "with `--image`",
     "library": "outside of a project",
     "list": "with `--list`",

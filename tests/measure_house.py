@@ -276,7 +276,7 @@ def methods_called(function: ast.FunctionDef) -> set[str]:
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
             name = ast.unparse(one.func)
             words = name.removeprefix("session.").split(".")
-            is_one = words[0] in {"opened", "library", "project"} or name.startswith(
+            is_one = words[0] in {"opened", "opened_project", "library", "project", "Project"} or name.startswith(
                 ("session.index.", "session.checks.")
             )
             found |= {".".join(words[1:])} if is_one else set()

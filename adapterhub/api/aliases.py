@@ -14,7 +14,6 @@ from adapterhub.formats.alias import Alias, AliasMove
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import Hub
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
 
     Targets = Sequence[tuple[AdapterSpec, float | None]]
@@ -69,7 +68,7 @@ class WithAliases(OpenedLibrary):
                 raise UsageProblem(
                     "`--save` is for the project, `--remote` for a registry", hint="set one after the other"
                 )
-            return set_project_alias(self.session, name, pairs, offline=offline, bars=self.reports)
+            return set_project_alias(self.session, name, pairs, offline=offline)
         if there := _registry(self.session, remote, token, offline=offline):
             return there.set(name, pairs)
         weights = _weights_of(pairs)
@@ -223,7 +222,7 @@ def _adapter_and_alias(spec: AdapterSpec) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- of a project
 def set_project_alias(
-    session: Session, name: str, targets: Targets, *, syncs: bool = True, offline: bool = False, bars: Bars
+    session: Session, name: str, targets: Targets, *, syncs: bool = True, offline: bool = False
 ) -> Alias:
     """Set an alias of the session's project, lock it, and sync unless `syncs` is false.
 
@@ -232,13 +231,13 @@ def set_project_alias(
         UsageProblem, SpecError: a target names no version, or the name or the targets are not usable.
         AdapterHubError: the versions cannot be locked; the project file is as before.
     """
-    from adapterhub.api.steps.projects import sync_project
     from adapterhub.formats.alias import parse_alias
     from adapterhub.projects.aliases import locked_alias
     from adapterhub.projects.file.editing import project_of, text_of_project, with_alias
     from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-    from adapterhub.projects.places import ProjectSources, editing, lock_now
+    from adapterhub.projects.places import ProjectSources, Where, editing, lock_now
     from adapterhub.projects.saving import Saving, key_of, save
+    from adapterhub.projects.syncing import Syncing, sync_project
 
     project, name, weights = session.need_project(), parse_alias(name), _weights_of(targets)
     keys = sorted({key_of(project, spec) for spec, _ in targets})
@@ -257,14 +256,14 @@ def set_project_alias(
     with editing(session.library, project.folder) as now:
         text = with_alias(text_of_project(now.folder), keys[0], name, wanted)
         project, previous = project_of(text, now.folder), previous_lock(now)
-        sources = ProjectSources(session, project, offline=offline)
+        sources = ProjectSources(session, project, Where(offline=offline))
         sources.settle(previous)
-        outcome = lock_now(session, project, sources, previous=previous, bars=bars)
+        outcome = lock_now(session, project, sources, previous=previous)
         save(session, Saving(project=project, text=text, outcome=outcome))
     for warning in outcome.warnings:
         session.out.warn(warning)
     if syncs:
-        sync_project(session, project, offline=offline, delete=lambda _: (), bars=bars)
+        sync_project(session, project, Syncing(offline=offline))
     alias = locked_alias(read_lock(project.folder).entries, keys[0], name)
     assert alias is not None  # it was just locked
     return alias

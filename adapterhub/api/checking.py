@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Face
+    from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.session import Session
     from adapterhub.trust.verify import Finding, Report
 
@@ -152,7 +152,7 @@ class Checking:
     """Everything that judges adapters and changes nothing. A folder needs no library, unless it is signed."""
 
     session: Session
-    reports: Face
+    reports: Reporter
 
     def verify(
         self, *adapters: AdapterLike, base: BaseLike | None = None, strict: bool = False, offline: bool = False
@@ -253,7 +253,7 @@ class Checking:
         return Audit(adapters=(*found, *([broken] if broken else [])), strict=strict, root=library.root)
 
 
-def checking_of(session: Session, reports: Face) -> Checking:
+def checking_of(session: Session, reports: Reporter) -> Checking:
     """The checks of a session; they report to `reports`."""
     checking = Checking()
     checking.session, checking.reports = session, reports
@@ -388,7 +388,7 @@ def _everything(
 def record_findings(root: Path) -> Iterator[Finding]:
     """A finding for each record of a library that is damaged."""
     from adapterhub.library.upkeep.records import damaged_records
-    from adapterhub.projects.trusted import TrustedProjects
+    from adapterhub.projects.trust import TrustedProjects
 
     return damaged_records(root, {"trusted_projects.json": TrustedProjects(root).all})
 

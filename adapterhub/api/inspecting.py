@@ -15,11 +15,13 @@ from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.trying import Tried
+    from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import AlikeThere
     from adapterhub.library.find.likeness import Likeness, LikenessGroups
     from adapterhub.library.identify import Identity, LoraFiles
-    from adapterhub.library.upkeep.lineage import Node
-    from adapterhub.projects.uses import Use
+    from adapterhub.library.upkeep.lineage import Lineage, Tree
+    from adapterhub.projects.session import Session
+    from adapterhub.projects.tree import Holders, Needs, ProjectTree
 
 
 @parsed
@@ -218,23 +220,42 @@ class WithInspection(OpenedLibrary):
 
         return to_toml(recipe_of(self._build(spec).manifest))
 
-    def tree(self, *specs: SpecLike) -> Sequence[Node]:
-        """What installed adapters were merged from, as nodes with `.parents`; without `specs`, every root."""
-        from adapterhub.api.steps.finding import lineage_of
+    def tree(
+        self, *specs: SpecLike, invert: bool = False, holders: bool = False
+    ) -> Tree | ProjectTree | Holders | Needs:
+        """What installed adapters were merged from, as nodes with `.parents`; `print` draws it.
 
-        lineage = lineage_of(self.session)
-        rows = [row for spec in specs for row in lineage.named(spec_of(spec))] if specs else lineage.roots()
-        return [lineage.node(row.digest) for row in rows]
-
-    def why(self, spec: SpecLike) -> Mapping[str, Sequence[Use]]:
-        """Who needs an adapter: for each installed build that `spec` means, projects, merges and processes.
+        Args:
+            specs: only these; default: every one that no other was made from.
+            invert: who needs `specs`: projects, aliases, merges and processes, as `.uses` of each of `.builds`.
+            holders: what each project and process holds, and what nothing holds.
 
         Raises:
-            AdapterNotFound: none is installed.
+            AdapterNotFound: one of `specs` is not installed.
+            UsageProblem: `invert` without an adapter, or `holders` with one.
         """
-        from adapterhub.api.steps.finding import lineage_of, meant_by
-        from adapterhub.projects.uses import Uses
+        from adapterhub.api.steps.finding import lineage_of
+        from adapterhub.library.upkeep.lineage import Tree
 
-        lineage = lineage_of(self.session)
-        uses = Uses(self.root, lineage)
-        return {label: uses.of(digest) for digest, label in meant_by(self.session, lineage, spec_of(spec))}
+        lineage, wanted = lineage_of(self.session), [spec_of(spec) for spec in specs]
+        if invert or holders:
+            return users(self.session, lineage, wanted, invert=invert)
+        rows = [row for spec in wanted for row in lineage.named(spec)] if specs else lineage.roots()
+        return Tree.of([lineage.node_of(row) for row in rows])
+
+
+def users(session: Session, lineage: Lineage, specs: Sequence[AdapterSpec], *, invert: bool) -> Holders | Needs:
+    """Who needs the adapters, or with `invert` false who needs what of all."""
+    from adapterhub.api.steps.finding import meant_by
+    from adapterhub.projects.tree import Holders, Needs, Uses
+
+    uses = Uses(session.root, lineage)
+    if not invert:
+        if specs:
+            hint = "`adapt tree --invert NAME` shows who needs one adapter"
+            raise UsageProblem("`--holders` shows every adapter; give no names", hint=hint)
+        return Holders.of(uses, lineage)
+    if not specs:
+        hint = "`adapt tree --holders` shows what needs which"
+        raise UsageProblem("`--invert` shows who needs an adapter; name one", hint=hint)
+    return Needs.of(uses, [build for spec in specs for build in meant_by(session, lineage, spec)])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.api.adapters import WithAdapters
 from adapterhub.api.aliases import WithAliases
 from adapterhub.api.checking import Checking
 from adapterhub.api.contracts.testing import WithContracts
 from adapterhub.api.find.methods import WithFinding
 from adapterhub.api.inspecting import WithInspection
+from adapterhub.api.installing import WithInstalling
 from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
 from adapterhub.api.searching import Searching
@@ -18,14 +18,14 @@ from adapterhub.api.weights import WithWeights
 from adapterhub.library import library as local
 
 if TYPE_CHECKING:
-    from adapterhub.projects.reporting import Face
+    from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.session import Session
 
 
 class Library(  # what it can do, by subject
     Searching,
     Checking,
-    WithAdapters,
+    WithInstalling,
     WithAliases,
     WithInspection,
     WithPublishing,
@@ -50,7 +50,7 @@ class Library(  # what it can do, by subject
     """
 
 
-def library_of(session: Session, reports: Face) -> Library:
+def library_of(session: Session, reports: Reporter) -> Library:
     """The library of a session that is there, such as that of a command; it reports to `reports`."""
     library = Library.__new__(Library)
     local.Library.__init__(library, session.root)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +14,15 @@ from adapterhub.core.disk.home import default_root
 from adapterhub.library import library as local
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.store.catalog import AdapterLike
-from adapterhub.projects.session import LogReporter, Session
+from adapterhub.projects.reporting import LogReporter, OnProgress, Reporter
+from adapterhub.projects.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.core.digests import Progress
     from adapterhub.library.library import Added
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Face
 
 __all__ = [
     "Adapters",
@@ -52,52 +49,6 @@ def shares(adapters: Adapters, weights: Sequence[float] | None) -> Sequence[floa
     return weights
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgressEvent:
-    """How far one piece of work is: `done` of `total` `unit`s; `total` is None while it is unknown."""
-
-    what: str
-    done: int
-    total: int | None
-    unit: str
-
-
-OnProgress = Callable[[ProgressEvent], None]
-"""Called in the thread that does the work, about once for each megabyte, module or adapter."""
-
-
-class Reports(LogReporter):
-    """Logs notes and warnings, and calls `on_progress` while work goes on."""
-
-    shows_bars = False
-
-    def __init__(self, on_progress: OnProgress | None = None) -> None:
-        super().__init__()
-        self._on_progress = on_progress
-
-    @contextlib.contextmanager
-    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
-        """Yields a function to call with what was done since the last call; threads may share it."""
-        lock, done = threading.Lock(), 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            with lock:
-                done += more
-                self._tell(what, done, total, unit)
-
-        yield advance
-
-    @contextlib.contextmanager
-    def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """Yields a function to call with how many of how many are done."""
-        yield lambda done, total: self._tell(what, done, total, unit)
-
-    def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
-        if self._on_progress is not None:
-            self._on_progress(ProgressEvent(what=what, done=done, total=total, unit=unit))
-
-
 @dataclass(frozen=True, slots=True)
 class PythonSession(Session):
     """The session of a library; `opened` is that library.
@@ -111,8 +62,14 @@ class PythonSession(Session):
     @property
     def library(self) -> local.Library:
         """The library that was opened."""
+        return self._new_library()
+
+    def _new_library(self) -> local.Library:
         assert self.opened is not None  # made by `OpenedLibrary` alone
         return self.opened
+
+    def bind(self, library: local.Library) -> None:
+        """Do nothing: `OpenedLibrary` has told it."""
 
     @property
     def project_folder(self) -> Path | None:
@@ -138,7 +95,7 @@ class OpenedLibrary(local.Library):
 
     def __init__(self, root: StrPath, *, on_progress: OnProgress | None = None) -> None:
         super().__init__(path_of(root).absolute())
-        self.reports: Face = Reports(on_progress)
+        self.reports: Reporter = LogReporter(on_progress=on_progress)
         self.note_choice = self.reports.note
         self.session: Session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
         self.warn_of_choice = self.session.warn_once

@@ -1,49 +1,103 @@
-"""`adapterhub.Project`: one project, with a function for everything that the command line does in it."""
+"""`adapterhub.Project`: one project, with a method for everything that the command line does in it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from adapterhub.api.editing import WithEdits
+from adapterhub.api.aliases import TargetsLike, set_project_alias, targets_of
+from adapterhub.api.installing import Requirements, gate_of, install_specs, offers_for, specs_of
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
 from adapterhub.api.steps.describing import bill_of_lock
-from adapterhub.api.steps.finding import lineage_of, meant_by
-from adapterhub.api.steps.projects import (
-    Synced,
-    current_lock,
-    lock_project,
-    sync_project,
-    trust_project,
-)
-from adapterhub.api.steps.upgrades.projects import Preview, preview_upgrade, upgrade_project
-from adapterhub.core.arguments import StrPath, Testing, parsed, path_of
-from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
-from adapterhub.core.display import html_table
-from adapterhub.core.errors import NotFound
+from adapterhub.core.arguments import LoadIn, Precision, StrPath, Testing, parsed, path_of
+from adapterhub.core.digests import Digest
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE
+from adapterhub.core.display import html_table, listed
+from adapterhub.core.errors import AdapterHubError, BaseNotFound, NotFound, StaleLock, UsageProblem, shown
+from adapterhub.core.ranks import RankRange, Ranks
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.documented import Documented
+from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames, exact_spec
-from adapterhub.projects.file.editing import create_project
-from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, base_to_write
-from adapterhub.projects.project import find_project
-from adapterhub.projects.trusted import TrustedProjects
+from adapterhub.projects.file.editing import create_project, write_project
+from adapterhub.projects.lock.history import History
+from adapterhub.projects.lock.lockfile import previous_lock, read_lock
+from adapterhub.projects.lock.staleness import lock_problems, wanted_text
+from adapterhub.projects.locking import (
+    ALL,
+    Change,
+    DropIn,
+    LockOutcome,
+    LockReport,
+    MakeMerge,
+    changes_between,
+)
+from adapterhub.projects.places import (
+    Asked,
+    ProjectSources,
+    SpecSources,
+    Where,
+    base_to_write,
+    build_sources,
+    editing,
+    lock_now,
+    save_lock,
+)
+from adapterhub.projects.project import find_project, read_project
+from adapterhub.projects.rollback import plan_rollback
+from adapterhub.projects.sync import (
+    Synced,
+    SyncPlan,
+    bring_locked,
+    wanted_entries,
+)
+from adapterhub.projects.syncing import (
+    LockMoved,
+    LockPlan,
+    Syncing,
+    groups_there,
+    plan_there,
+    sync_locked,
+    sync_project,
+    yanked_notices,
+)
+from adapterhub.projects.values import Lock, LockedMerge, LockedSource
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.syncing import DropIns
+    from adapterhub.core.specs import AdapterName
+    from adapterhub.distribution.install import Install
     from adapterhub.distribution.outdated import Offer
-    from adapterhub.library.upkeep.lineage import Node
+    from adapterhub.formats.alias import Alias
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.upkeep.lineage import Tree
     from adapterhub.projects import values
-    from adapterhub.projects.locking import LockOutcome
-    from adapterhub.projects.trusted import TrustedProject
-    from adapterhub.projects.uses import Use
+    from adapterhub.projects.rollback import Rollback
+    from adapterhub.projects.session import Session
+    from adapterhub.projects.tree import Holders, Needs, ProjectTree
+    from adapterhub.projects.trust import RevokedProject, TrustedProject
+    from adapterhub.projects.values import Locked, MergeRequirement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedInstalls:
+    """Adapters that were installed and saved in a project: what changed in its lock, and the sync after it."""
+
+    installs: tuple[Install, ...]
+    changes: tuple[Change, ...]
+    sync: Synced | None
 
 
 @parsed
-class Project(WithEdits):
+class Project(Documented, keys="project=folder file base", title="Init"):
     """The project in a folder: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
 
     `library` is where its adapters are installed; default: the library of the command line. With `trust`, its servers
@@ -55,6 +109,10 @@ class Project(WithEdits):
         >>> project
         <Project .../assistant, base base-7b, 0 adapters>
     """
+
+    folder: Annotated[Path, "its folder"]
+    library: Library
+    _session: Session
 
     def __init__(self, folder: StrPath, *, library: Library | StrPath | None = None, trust: bool = False) -> None:
         """Open a project.
@@ -110,18 +168,56 @@ class Project(WithEdits):
     def create(
         cls, folder: StrPath = ".", *, base: BaseLike | None = None, library: Library | StrPath | None = None
     ) -> Project:
-        """Make a project of a folder: write its `adapters.toml`.
+        """Make a project of a folder: write its `adapters.toml`. It warns of a base that is not known here yet.
 
         Raises:
             Conflict: it has one.
         """
         place, spec = path_of(folder), base_of(base)
-        create_project(place, base_to_write(spec, place) if spec is not None else None)
-        return cls(place, library=library)
+        outer = find_project(place.absolute().parent)
+        base_there = base_to_write(spec, place) if spec is not None else None
+        create_project(place, base_there)
+        made = cls(place, library=library)
+        if outer is not None:
+            made._session.out.note(f"`{outer}` is also a project; commands inside `{place}` use the new one")
+        if base_there is not None and base_there.kind == "alias":
+            try:
+                made.library.bases.get(base_there.text)
+            except BaseNotFound as error:
+                hint = f"`adapt base add PATH --as {base_there.text}` registers it"
+                made._session.out.warn(f"{error.message} is registered yet; {hint}")
+        if base_there is not None and base_there.kind == "path" and not (place / path_of(base_there.text)).is_dir():
+            made._session.out.warn(f"no folder `{base_there.text}` in `{place}` yet")
+        return made
+
+    @classmethod
+    def of_session(cls, session: Session, library: Library) -> Project:
+        """The project of a session that is there, such as that of a command; `library` is the session's.
+
+        Raises:
+            NotFound, Malformed: there is none, or its file is unusable.
+        """
+        project = cls.__new__(cls)
+        project.folder, project.library = session.need_project().folder, library
+        project._session, project._has_own_library = session, False  # noqa: SLF001 - of this class
+        return project
+
+    @property
+    def file(self) -> Path:
+        """Its `adapters.toml`."""
+        return self.folder / PROJECT_FILE
+
+    @property
+    def lock_file(self) -> Path:
+        """Where the lock is or will be."""
+        return self.folder / LOCK_FILE
+
+    def _read(self) -> values.Project:
+        return read_project(self.folder)
 
     @property
     def base(self) -> str | None:
-        """The base of the project, as its file names it."""
+        """As the file writes it."""
         base = self._read().base
         return str(base) if base else None
 
@@ -188,7 +284,7 @@ class Project(WithEdits):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> values.Lock:
+    ) -> LockReport:
         """Lock the project: write `adapters.lock` with the digest of everything that `adapters.toml` asks for.
 
         Args:
@@ -200,37 +296,41 @@ class Project(WithEdits):
             token: access token for it.
             offline: look in the library and in directories only.
 
+        Returns:
+            `.lock`, and without `check` its `.changes`.
+
         Raises:
             StaleLock: with `check`: the lock does not answer the project file; every reason.
             AdapterNotFound, NoCompatibleRelease, ProjectConflict: what is wanted cannot be had.
             ProjectNotTrusted: a server of the project would be asked; see `trust`.
+            UsageProblem: `names` without `upgrade`, or either with `check`.
         """
+        if check and (upgrade or names):
+            raise UsageProblem("`--check` and `--upgrade` exclude each other: `--check` changes nothing")
+        if names and not upgrade:
+            raise UsageProblem("names need `--upgrade`", hint=f"`adapt lock --upgrade {' '.join(names)}`")
+        project = self._read()
         if check:
-            return current_lock(self._read())
-        return self._lock(names, paths_of(places), remote, token, upgrade=upgrade, offline=offline).lock
-
-    def _lock(
-        self,
-        names: Sequence[str],
-        places: tuple[Path, ...],
-        remote: str | None,
-        token: str | None,
-        *,
-        upgrade: bool,
-        offline: bool,
-    ) -> LockOutcome:
-        outcome, _ = lock_project(
-            self._session,
-            self._read(),
-            names,
-            upgrade=upgrade or bool(names),
-            offline=offline,
-            remote=remote,
-            token=token,
-            places=places,
-            bars=self.library.reports,
+            locked = read_lock(self.folder)
+            if problems := lock_problems(project, locked):
+                raise StaleLock(str(self.lock_file), problems, hint="`adapt lock` updates it")
+            return LockReport(project=self.folder, lock=locked, current=True)
+        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        previous = previous_lock(project)
+        sources = ProjectSources(self._session, project, where)
+        sources.settle(previous)
+        chosen_anew = ALL if upgrade and not names else names
+        outcome = lock_now(self._session, project, sources, previous=previous, upgrade=chosen_anew)
+        written = save_lock(self._session, project, outcome.lock)
+        self._warn(outcome.warnings)
+        self._warn_of_only_here(outcome.lock)
+        return LockReport(
+            project=self.folder,
+            lock=outcome.lock,
+            written=written,
+            changes=outcome.changes,
+            warnings=outcome.warnings,
         )
-        return outcome
 
     def sync(
         self,
@@ -242,6 +342,7 @@ class Project(WithEdits):
         groups: Sequence[str] = (),
         all_groups: bool = False,
         delete_foreign: bool = False,
+        agree: Callable[[Sequence[Path]], bool] | None = None,
         signatures: SignaturePolicy | None = None,
         test: Testing | None = None,
     ) -> Synced:
@@ -255,6 +356,7 @@ class Project(WithEdits):
             groups: optional groups, too.
             all_groups: every optional group.
             delete_foreign: with `prune`: also delete folders that sync did not make.
+            agree: without `delete_foreign`, is called with these folders, and says whether they go.
             signatures: `require`, `warn` or `off` for this call.
             test: `keep` changes folders only if every build with a contract passes it; `warn` only says so.
 
@@ -263,75 +365,167 @@ class Project(WithEdits):
 
         Raises:
             StaleLock, NotFound: with `frozen`.
+            UsageProblem: the project lacks a group, or `delete_foreign` is given without `prune`.
             Conflict: something else lies where an adapter belongs; nothing was changed.
             DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
             BehaviourChanged, CouldNotTell: a build does not pass its test; no folder changed.
         """
-        from adapterhub.api.steps.contracts.syncing import SyncTest
+        if delete_foreign and not prune:
+            raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
+        project = self._read()
+        _ensure_groups(project, groups)
+        gate = self._gate(test)
+        if gate is not None:
+            from adapterhub.api.steps.contracts.syncing import admit_locked
 
-        reports = self.library.reports
-        return sync_project(
+        def delete(plan: SyncPlan) -> Sequence[Path]:
+            foreign = [*(step.folder for step in plan.blocked), *plan.foreign]
+            return foreign if foreign and (delete_foreign or (agree and agree(foreign))) else []
+
+        synced = sync_project(
             self._session,
-            self._read(),
-            frozen=frozen,
-            offline=offline,
-            check=check,
-            prune=prune,
-            groups=groups,
-            all_groups=all_groups,
-            delete=lambda plan: [*(step.folder for step in plan.blocked), *plan.foreign] if delete_foreign else (),
-            signatures=signatures,
-            test=SyncTest(self._session.library, test, reports, reports) if test else None,
-            bars=reports,
+            project,
+            Syncing(
+                groups=None if all_groups else groups,
+                is_frozen=frozen,
+                offline=offline,
+                reads_all=check,
+                delete=delete if prune else None,
+                signatures=signatures,
+                test=partial(admit_locked, gate) if gate else None,
+            ),
         )
+        return replace(synced, tests=tuple(gate.results)) if gate else synced
 
-    def upgrade(
+    def _gate(self, test: Testing | None) -> Gate | None:
+        if test is None:
+            return None
+        from adapterhub.api.steps.contracts.gating import Gate
+
+        return Gate(self._session.library, test, self._session.out)
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            self._session.out.warn(warning)
+
+    def _warn_of_only_here(self, lock: Lock) -> None:
+        """Warn of adapters that only this library has: another machine cannot fetch them."""
+        keys = [entry.key for entry in lock.adapters if entry.source.is_library]
+        if keys:
+            told = listed([f"`{key}`" for key in keys], 5)
+            self._session.out.warn(f"only this library has {told}; `adapt sync` will fail on other machines")
+            self._session.out.note(
+                f"hint: publish it with `adapt push {keys[0]} --to DIR` or `--to ORG/NAME`, name that place in "
+                f"`[remotes]`, then run `adapt lock --upgrade {keys[0]}`"
+            )
+
+    # ------------------------------------------------------------ install and take out
+    def install(
         self,
-        *names: str,
-        dry_run: bool = False,
+        *specs: SpecLike,
+        group: str | None = None,
+        sync: bool = True,
+        requirements: StrPath | Iterable[StrPath] = (),
         places: StrPath | Iterable[StrPath] = (),
+        base: BaseLike | None = None,
+        rank: Ranks | None = None,
+        accept_repository: str | Iterable[str] = (),
+        exclude_newer: str | None = None,
+        test: Testing | None = None,
+        dtype: Precision | None = None,
+        load_in: LoadIn | None = None,
         signatures: SignaturePolicy | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-        test: Testing | None = None,
-    ) -> Preview:
-        """Lock the newest that the project allows, of everything or of `names`, and sync.
+    ) -> SavedInstalls:
+        """Install adapters, save them in `adapters.toml` and `adapters.lock`, and sync.
 
-        Args:
-            names: upgrade only these.
-            dry_run: write nothing, and test nothing.
-            places: other places to look in, as `--from` names them.
-            signatures: `require`, `warn` or `off` for this call.
-            remote: ask only this server.
-            token: access token for it.
-            offline: look in the library and in directories only.
-            test: `keep` takes a release only if it passes the contract of the locked one; `warn` takes it, and says so.
-
-        Returns:
-            `.changes` in the lock, `.folders` that changed, `.warnings`, `.tests`.
+        `group` is an optional group to put them in; `sync=False` leaves `adapters/` alone. The other arguments and the
+        errors are those of `Library.install`.
 
         Raises:
-            BehaviourChanged: a build cannot stay as locked, and what would replace it did not pass.
+            Conflict: the project uses a name for another adapter, or something else lies where one belongs in
+                `adapters/`. The project is unchanged; a sync that fails leaves it saved and locked.
+        """
+        if group is not None:
+            parse_name(group)  # before anything is installed
+        session = self._session
+        bounds = RankRange.of(rank)
+        where = SpecSources(session, Where(places=paths_of(places), remote=remote, token=token, offline=offline))
+        asked = Asked(base=base_of(base), bounds=bounds, exclude_newer=exclude_newer, accepted=accept_repository)
+        done = install_specs(
+            where,
+            specs_of(specs, requirements),
+            asked,
+            signatures=signatures,
+            gate=gate_of(session, test, dtype=dtype, load_in=load_in),
+        )
+        saved = [saving.Saved(spec=one.plan.asked.spec, bounds=bounds, plan=one.plan) for one in done]
+        try:
+            with editing(session.library, self.folder) as project:
+                plan = saving.plan_saving(session, project, where, saved, group=group)
+                lock = plan.outcome.lock
+                groups = [name for one in saved if (name := lock.entries[one.spec.name].group) is not None]
+                if sync:
+                    plan_there(session, self.folder, lock, groups)
+                saving.save(session, plan)
+        except AdapterHubError:
+            session.out.note("installed, but not saved: the project is unchanged")
+            raise
+        self._warn(plan.outcome.warnings)
+        synced = None
+        if sync:
+            lock = read_lock(self.folder)  # another command may have saved more meanwhile
+            sources = where.project_sources(self._read())
+            sources.settle(lock)
+            try:
+                synced = sync_locked(session, self.folder, lock, sources, groups=groups, signatures=signatures)
+            except AdapterHubError:
+                session.out.note("saved and locked, but not synced: `adapt sync` tries again")
+                raise
+            done = [
+                replace(one, linked=synced.plan.target.path / saved.spec.name)
+                for one, saved in zip(done, saved, strict=True)
+            ]
+        self._warn_of_only_here(plan.outcome.lock)
+        return SavedInstalls(installs=tuple(done), changes=plan.outcome.changes, sync=synced)
+
+    def uninstall(self, *names: str) -> Sequence[Installed]:
+        """Take adapters out of the project file and the lock, and remove from the library what no other name needs.
+
+        Raises:
+            NotFound: the project has no such name.
+            Malformed: a merge of the project is made of one.
         """
         project = self._read()
-        sources = ProjectSources(
-            self._session, project, offline=offline, remote=remote, token=token, places=paths_of(places)
-        )
-        if dry_run:
-            return preview_upgrade(self._session, project, names, sources, bars=self.library.reports)
-        from adapterhub.api.steps.upgrades.drop_ins import UpgradeTest
+        keys: list[AdapterName] = [saving.key_of(project, spec_of(name)) for name in names]
+        builds = [
+            build
+            for key, name in zip(keys, names, strict=True)
+            for build in saving.builds_of_key(self._session, project, key, spec_of(name))
+        ]
+        saving.take_out(self._session, project, keys)
+        self.library.remove(builds)
+        return builds
 
-        reports = self.library.reports
-        tests = UpgradeTest(self._session.library, test, reports, reports) if test else None
-        outcome, synced = upgrade_project(self._session, project, names, sources, signatures, test=tests, bars=reports)
-        return Preview(
-            changes=tuple(outcome.changes),
-            folders=tuple(step.folder for step, what in synced.done.steps if what != "kept"),
-            warnings=tuple(outcome.warnings),
-            tests=tuple(tests.results) if tests else (),
-        )
+    def set_alias(self, name: str, targets: TargetsLike, *, sync: bool = True, offline: bool = False) -> Alias:
+        """Set an alias in `adapters.toml`, lock it, and sync: `project.set_alias("prod", "legal-qa==1.2")`.
 
+        Args:
+            name: one word; the alias belongs to the project's adapter of the target.
+            targets: an exact version, or several with weights above 0.
+            sync: bring the targets into `adapters/`.
+            offline: use no network.
+
+        Raises:
+            NotFound: the project has no such adapter.
+            UsageProblem, SpecError: a target names no version, or the name or the targets are not usable.
+            AdapterHubError: the versions cannot be locked; the project file is as before.
+        """
+        return set_project_alias(self._session, name, targets_of(targets), syncs=sync, offline=offline)
+
+    # ------------------------------------------------------------ newer and older builds
     def outdated(
         self,
         *names: str,
@@ -345,42 +539,180 @@ class Project(WithEdits):
         Raises:
             NotFound: nothing is locked, or the project has no adapter by a name.
         """
-        from adapterhub.distribution.outdated import offers
         from adapterhub.projects.upgrades import project_requests
 
-        asked = project_requests(
-            self._session,
-            self._read(),
-            [spec_of(name) for name in names],
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=paths_of(places),
+        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        asked = project_requests(self._session, self._read(), [spec_of(name) for name in names], where)
+        return offers_for(self._session, asked)
+
+    def upgrade(
+        self,
+        *names: str,
+        dry_run: bool = False,
+        test: Testing | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> LockPlan:
+        """Lock the newest that the project allows, of everything or of `names`, and sync.
+
+        Args:
+            names: upgrade only these.
+            dry_run: write nothing, and test nothing; merges are listed, not run.
+            test: `keep` takes a release only if it passes the contract of the locked one; `warn` takes it, and says so.
+            places: other places to look in, as `--from` names them.
+            signatures: `require`, `warn` or `off` for this call.
+            remote: ask only this server.
+            token: access token for it.
+            offline: look in the library and in directories only.
+
+        Returns:
+            `.changes` in the lock, `.folders` that changed, `.warnings`; without `dry_run` a `LockMoved` with `.lock`,
+            `.sync` and `.tests`.
+
+        Raises:
+            BehaviourChanged: a build cannot stay as locked, and what would replace it did not pass.
+        """
+        if test and dry_run:
+            raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+        session, project = self._session, self._read()
+        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        sources, previous = ProjectSources(session, project, where), previous_lock(project)
+        sources.settle(previous)
+        lock_anew = partial(lock_now, session, project, sources, previous=previous, upgrade=names or ALL)
+        if dry_run:
+            to_merge: set[str] = set()
+            outcome = lock_anew(make_merge=_put_off(to_merge))
+            self._warn(outcome.warnings)
+            return self._previewed(outcome, to_merge)
+        drop_ins = self._drop_ins(test, sources, signatures)
+        if drop_ins is None or previous is None:
+            outcome = lock_anew()
+        else:
+            first = lock_anew(make_merge=_put_off(set()))
+            outcome = lock_anew(given=drop_ins.choose(previous, first.lock))
+            drop_ins.ensure_taken(previous, outcome.lock)
+        self._warn(outcome.warnings)
+        is_new = save_lock(session, project, outcome.lock)
+        synced = sync_locked(session, self.folder, outcome.lock, sources, signatures=signatures, is_new=is_new)
+        return self._moved(outcome, synced, tuple(drop_ins.results) if drop_ins else None)
+
+    def _drop_ins(
+        self, test: Testing | None, sources: ProjectSources, signatures: SignaturePolicy | None
+    ) -> DropIns | None:
+        if (gate := self._gate(test)) is None:
+            return None
+        from adapterhub.api.steps.contracts.syncing import DropIns
+
+        def bring(lock: Lock, entries: Sequence[Locked]) -> None:
+            bring_locked(gate.library, lock, entries, build_sources(self._session, lock, sources, signatures))
+
+        return DropIns(gate, bring)
+
+    def _moved(self, outcome: LockOutcome, synced: Synced, tests: tuple[DropIn, ...] | None = None) -> LockMoved:
+        return LockMoved(
+            project=self.folder,
+            changes=outcome.changes,
+            warnings=outcome.warnings,
+            folders=tuple(step.folder for step, what in synced.done.steps if what != "kept"),
+            lock=outcome.lock,
+            sync=synced,
+            tests=tests,
         )
-        with self.library.reports.steps("check", unit="adapters") as progress:
-            return offers(self.library, asked, progress)
+
+    def _previewed(self, outcome: LockOutcome, to_merge: Collection[str]) -> LockPlan:
+        plan = plan_there(self._session, self.folder, outcome.lock)
+        changes = tuple(replace(c, text="merged again") if c.key in to_merge else c for c in outcome.changes)
+        folders = tuple(step.folder for step in plan.steps if step.state.standing != "right")
+        return LockPlan(project=self.folder, changes=changes, warnings=outcome.warnings, folders=folders)
+
+    def rollback(self, *names: str, dry_run: bool = False, offline: bool = False) -> LockPlan:
+        """Go back, under each name, to the build that the lock held before, and sync.
+
+        If the project file asked for something else then, that entry is restored as well. Each call goes one step
+        further back; `upgrade` goes forward again. Every build is brought before the first file changes.
+
+        Returns:
+            `.changes` in the lock and `.folders` that changed; with `dry_run` nothing is written.
+
+        Raises:
+            NotFound: the project has no such name, or no earlier build of it is known on this machine.
+            StaleLock: the lock does not answer the project file.
+            Conflict: the earlier build is for another base, of a remote that is gone, or a merge of other inputs.
+            AdapterNotFound, RemoteUnreachable: the earlier build cannot be had any more; nothing was changed.
+        """
+        session, library = self._session, self._session.library
+        sources = ProjectSources(session, self._read(), Where(offline=offline))
+        if dry_run:
+            plan, to_merge = plan_rollback(library, self._read(), names), set[str]()
+            return self._previewed(self._rolled_back(plan, sources, _put_off(to_merge)), to_merge)
+        with editing(library, self.folder) as present:
+            plan = plan_rollback(library, present, names)
+            outcome = self._rolled_back(plan, sources)
+            lock = outcome.lock
+            plan_there(session, self.folder, lock)
+            entries = wanted_entries(lock, groups_there(self.folder, lock))
+            bring_locked(library, lock, entries, build_sources(session, lock, sources))
+            write_project(self.folder, plan.text)
+            save_lock(session, plan.project, lock, back_to=[change.key for change in outcome.changes if change.key])
+            history = History(library.store, self.folder)
+            for entry in plan.entries:
+                history.forget(entry.key, entry)
+        self._warn([*outcome.warnings, *yanked_notices(session, plan.entries, sources)])
+        for wanted in plan.restored:
+            session.out.note(f"`{PROJECT_FILE}` asks for `{wanted_text(wanted)}` again")
+        moved = self._moved(outcome, sync_locked(session, self.folder, lock, sources))
+        return replace(moved, way_forward=self._way_forward(outcome))
+
+    def _way_forward(self, outcome: LockOutcome) -> str:
+        """What takes the newer builds again: an upgrade, unless the project file asks for other versions now."""
+        asked = {wanted.key: wanted.spec for wanted in self._read().adapters}
+        for change in outcome.changes:
+            left, spec = change.before, asked.get(change.key) if change.key else None
+            if left is not None and spec is not None and not spec.matches(left.version):
+                return f"`{PROJECT_FILE}` asks for `{spec}`: change that to go forward to {left.version} again"
+            if left is not None and self._session.library.yanks.places(left.digest):
+                return (
+                    f"{left.version} was yanked; only `=={left.version}` in `{PROJECT_FILE}` goes forward to it again"
+                )
+        return "`adapt upgrade` goes forward again"
+
+    def _rolled_back(self, plan: Rollback, sources: ProjectSources, make_merge: MakeMerge | None = None) -> LockOutcome:
+        """The lock of a plan; merges that no earlier lock has are made again."""
+        sources.settle(plan.lock)
+        outcome = lock_now(self._session, plan.project, sources, previous=plan.lock, make_merge=make_merge)
+        return replace(outcome, changes=changes_between(plan.before, outcome.lock))
 
     # ------------------------------------------------------------ ask
-    def tree(self) -> Mapping[str, Node]:
-        """What is locked, each name with the adapter and its `.parents`.
+    def tree(
+        self, *names: SpecLike, invert: bool = False, holders: bool = False
+    ) -> Tree | ProjectTree | Holders | Needs:
+        """What is locked, each with its `.parents`; `print` draws it; other names as `Library.tree`.
 
         Raises:
             NotFound: nothing is locked yet.
+            AdapterNotFound: one is neither locked nor installed.
+            UsageProblem: `invert` without an adapter, or `holders` with one.
         """
-        lineage = lineage_of(self._session)
-        return {str(entry.key): lineage.node(entry.digest) for entry in self.locked.entries.values()}
+        from adapterhub.api.inspecting import users
+        from adapterhub.api.steps.finding import lineage_of
+        from adapterhub.projects.tree import ProjectTree
 
-    def why(self, name: SpecLike) -> Mapping[str, Sequence[Use]]:
-        """Who needs an adapter of the project: this and other projects, merges, processes.
-
-        Raises:
-            AdapterNotFound: it is neither locked nor installed.
-        """
-        from adapterhub.projects.uses import Uses
-
-        lineage = lineage_of(self._session)
-        uses = Uses(self.library.root, lineage)
-        return {label: uses.of(digest) for digest, label in meant_by(self._session, lineage, spec_of(name))}
+        lineage, specs = lineage_of(self._session), [spec_of(name) for name in names]
+        if invert or holders:
+            return users(self._session, lineage, specs, invert=invert)
+        keys = [str(spec) for spec in specs]
+        try:
+            lock = read_lock(self.folder)
+        except NotFound:
+            if not keys:
+                raise
+            return self.library.tree(*specs)
+        if not lock.entries.keys() >= set(keys):
+            return self.library.tree(*specs)
+        return ProjectTree.of(self.folder, lock, lineage, keys)
 
     def sbom(self) -> Mapping[str, Any]:
         """What the locked adapters are made of, as a CycloneDX 1.6 document; see `Library.sbom`.
@@ -390,28 +722,77 @@ class Project(WithEdits):
         """
         return bill_of_lock(self._session, self._read())
 
-    def requirements(self) -> Sequence[str]:
-        """What is locked, one `name==version#sha256:…` each, as `adapt export --requirements` writes it."""
-        entries = self.locked.adapters
-        return sorted(f"{exact_spec(entry)}#{entry.digest}" for entry in entries)
+    def requirements(self, *, groups: Sequence[str] = (), all_groups: bool = False) -> Requirements:
+        """What is locked, one `name==version#sha256:…` each, for `install(requirements=…)`; merges only if published.
 
-    def trust(self) -> TrustedProject:
+        Args:
+            groups: with these optional groups.
+            all_groups: with every optional group.
+
+        Raises:
+            NotFound: nothing is locked yet.
+            UsageProblem: the lock has no adapter in a group.
+        """
+        lock = read_lock(self.folder)
+        if unknown := [name for name in groups if name not in {e.group for e in lock.entries.values()}]:
+            raise UsageProblem(f"the lock file has no adapter in a group `{unknown[0]}`")
+        entries = wanted_entries(lock, None if all_groups else groups)
+        left = [f"`{entry.key}`" for entry in entries if _is_home_made(entry)]
+        if left:
+            self._session.out.warn(f"skipped, because only their recipe is published: {', '.join(left)}")
+        return Requirements.of(f"{exact_spec(e)}#{e.digest}" for e in entries if not _is_home_made(e))
+
+    def trust(self, *, revoke: bool = False) -> TrustedProject | RevokedProject:
         """Agree to the servers that the project names, once for its folder and what it says of servers.
+
+        With `revoke`, take the agreement back.
 
         Raises:
             NamespaceBound: it claims a name or a namespace of a remote of yours.
         """
-        return trust_project(self._session, self._read())
-
-    def revoke_trust(self) -> bool:
-        """Take the agreement back; returns whether there was one."""
-        return TrustedProjects(self.library.root).revoke(self.folder)
-
-    @property
-    def lock_file(self) -> Path:
-        """Where the lock is or will be."""
-        return self.folder / LOCK_FILE
+        return self.library.trust_project(self.folder, revoke=revoke)
 
 
 def _reopened(folder: Path, library: Library | None, trust: bool) -> Project:  # noqa: FBT001 - called by its place
     return Project(folder, library=library, trust=trust)
+
+
+def _ensure_groups(project: values.Project, groups: Sequence[str]) -> None:
+    """Raise unless the project has every group.
+
+    Raises:
+        UsageProblem: it lacks one.
+    """
+    unknown = [name for name in groups if name not in project.groups]
+    if unknown:
+        known = ", ".join(f"`{name}`" for name in project.groups)
+        raise UsageProblem(
+            f"the project has no group `{shown(unknown[0])}`; its groups: {known or 'none'}",
+            hint="a table `[groups.NAME]` in `adapters.toml` defines a group",
+        )
+
+
+def _is_home_made(entry: Locked) -> bool:
+    return isinstance(entry, LockedMerge) and entry.source.is_library
+
+
+def _put_off(to_merge: set[str]) -> MakeMerge:
+    """Notes the key of a merge instead of running it; without a digest, it differs from any locked or present merge."""
+
+    def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
+        to_merge.add(wanted.key)
+        return LockedMerge(
+            key=wanted.key,
+            version=wanted.version or "",
+            digest=Digest(""),
+            base=None,
+            rank=None,
+            step=wanted.step,
+            task=wanted.task,
+            description=wanted.description,
+            license=wanted.license,
+            source=LockedSource(),
+            files=(),
+        )
+
+    return put_off

@@ -166,8 +166,9 @@ class WithPublishing(OpenedLibrary):
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
         from adapterhub.api.searching import find_build
-        from adapterhub.api.steps.contracts.gating import contract_gate
+        from adapterhub.api.steps.contracts.gating import Gate
         from adapterhub.api.steps.contracts.stating import contract_line, sign_results
+        from adapterhub.api.steps.contracts.testing import Question
         from adapterhub.api.steps.keys import sign_build, signing_key
         from adapterhub.api.steps.publishing import tell_refused
         from adapterhub.formats.cards.card import tags_for
@@ -186,7 +187,7 @@ class WithPublishing(OpenedLibrary):
         there = to if isinstance(to, str) else str(Path(to).absolute())
         if results:
             return self._send_results(build, there, remote=remote, token=token, offline=offline)
-        gate = contract_gate(self, test, bars=self.reports, out=self.reports)
+        gate = Gate(self, test, self.reports, Question(base_alone=True)) if test else None
         release = publishable(
             Release(
                 manifest=build.manifest,
@@ -207,7 +208,7 @@ class WithPublishing(OpenedLibrary):
         for note in card.notes:
             self.reports.note(note)
         if gate is not None:
-            gate.before_sending(build)
+            gate.admit(build, undone="Nothing was sent")
         facts: dict[str, Any] = {"build": build, "to": there, "place": place.label}
         facts |= {"tests": tuple(gate.results) if gate else None}
         signature = self.provenance(release).signature

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index_reader import IndexReader
     from adapterhub.library.store.rows import BuildRow, Hit
-    from adapterhub.projects.reporting import Face
+    from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.session import Session
 
     _Bases = Mapping[str, str]
@@ -132,7 +132,7 @@ class Searching:
     """
 
     session: Session
-    reports: Face
+    reports: Reporter
 
     def __iter__(self) -> Iterator[Installed]:
         return self.session.library.installed()
@@ -343,7 +343,7 @@ class Searching:
         return Listing("adapter", columns, [*shown_rows], partial(_read, self), document)
 
 
-def searching_of(session: Session, reports: Face) -> Searching:
+def searching_of(session: Session, reports: Reporter) -> Searching:
     """What the index of the session's library answers; it reports to `reports`."""
     searching = Searching()
     searching.session, searching.reports = session, reports

@@ -18,14 +18,11 @@ from adapterhub.formats.base.fingerprint import compare
 from adapterhub.formats.documented import Documented
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.sweep import GRACE_S
-from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.health import Line
     from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
-    from adapterhub.api.steps.installing import Upgraded
-    from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.base.fingerprint import Comparison
     from adapterhub.library.bases.families import Families, Family
     from adapterhub.library.bases.records import BaseRecord
@@ -313,64 +310,3 @@ class WithUpkeep(OpenedLibrary):
         return health(self.session, remote=remote, token=token, offline=offline)
 
     # ------------------------------------------------------------ newer releases
-    def outdated(
-        self,
-        *specs: SpecLike,
-        places: StrPath | Iterable[StrPath] = (),
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[Offer]:
-        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`.
-
-        Raises:
-            AdapterNotFound: one of `places` is no folder of adapters.
-        """
-        from adapterhub.distribution.outdated import offers
-        from adapterhub.projects.upgrades import library_requests
-
-        asked = library_requests(
-            self.session,
-            [spec_of(spec) for spec in specs],
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=paths_of(places),
-        )
-        with self.reports.steps("check", unit="adapters") as progress:
-            return offers(self, asked, progress)
-
-    def upgrade(
-        self,
-        *specs: SpecLike,
-        dry_run: bool = False,
-        places: StrPath | Iterable[StrPath] = (),
-        signatures: SignaturePolicy | None = None,
-        test: bool = False,
-        accept_changes: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[Upgraded]:
-        """Install the newest release of each installed name beside the older, which stays until you remove it.
-
-        With `test`, a release must pass the contract of the one that is installed; `.tested` says how it did.
-        `accept_changes` takes one that does not.
-
-        Raises:
-            AdapterNotFound: one of `places` is no folder of adapters.
-        """
-        from adapterhub.api.steps.installing import upgrade_library
-
-        return upgrade_library(
-            self.session,
-            [spec_of(spec) for spec in specs],
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=paths_of(places),
-            signatures=signatures,
-            dry_run=dry_run,
-            testing=None if not test else "warn" if accept_changes else "keep",
-            bars=self.reports,
-        )

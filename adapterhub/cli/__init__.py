@@ -87,15 +87,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Projects": {
         "lock": ("adapterhub.cli.projects.lock:lock", "Resolve the project's adapters and write the lock file"),
         "sync": ("adapterhub.cli.projects.sync:sync", "Make the project's adapters/ match the lock file"),
-        "trust": ("adapterhub.cli.projects.trust:trust", "Trust the servers that a project names"),
         "outdated": (
             "adapterhub.cli.projects.outdated:outdated",
             "Show adapters that have a newer release or were withdrawn",
         ),
         "upgrade": ("adapterhub.cli.projects.upgrade:upgrade", "Move to the newest allowed releases"),
-        "rollback": ("adapterhub.cli.projects.rollback:rollback", "Go back to what the lock held before"),
-        "tree": ("adapterhub.cli.projects.tree:tree", "Show which adapters each merge was made from"),
-        "why": ("adapterhub.cli.projects.why:why", "Show what needs an adapter"),
+        "rollback": ("adapterhub.cli.projects.upgrade:rollback", "Go back to what the lock held before"),
+        "tree": ("adapterhub.cli.projects.tree:tree", "Show what each merge was made from, or what needs an adapter"),
     },
     "Weights": {
         "merge": ("adapterhub.cli.weights.merge:merge", "Merge adapters into one adapter, exactly or at a given rank"),

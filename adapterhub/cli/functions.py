@@ -21,7 +21,6 @@ _INFO: Final = {
 }
 
 FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "init": {"Project.create": "adapterhub.projects.file.editing:create_project"},
     "base add": {"Library.add_base": f"{_STEPS}.upkeep:add_base"},
     "base set": {"Library.set_base_hub_id": f"{_STEPS}.upkeep:set_base_hub_id"},
     "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
@@ -43,13 +42,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.ui": "adapterhub.api.pages.serving:Ui",
         "Library.playground": "adapterhub.inference.playground:Playground",
     },
-    "add": {"Library.add": "adapterhub.library.library:Library.add"},
-    "install": {
-        "Library.install": f"{_STEPS}.installing:install_all",
-        "Library.plan_install": f"{_STEPS}.installing:plan_one",
-        "Project.install": f"{_STEPS}.projects:save_installed",
-        "read_requirements": "adapterhub.distribution.requirements:read_requirements",
-    },
     "remove": _REMOVE,
     "uninstall": _REMOVE,
     "info": _INFO,
@@ -62,26 +54,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.identify": "adapterhub.library.identify:identify",
         "Library.identify_files": "adapterhub.library.identify:identify_files",
     },
-    "lock": {"Project.lock": f"{_STEPS}.projects:lock_project"},
-    "sync": {"Project.sync": f"{_STEPS}.projects:sync_project"},
-    "trust": {
-        "Project.trust": f"{_STEPS}.projects:trust_project",
-        "Project.revoke_trust": "adapterhub.projects.trusted:TrustedProjects.revoke",
-    },
-    "outdated": {
-        "Library.outdated": "adapterhub.projects.upgrades:library_requests",
-        "Project.outdated": "adapterhub.projects.upgrades:project_requests",
-    },
-    "upgrade": {
-        "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
-        "Project.upgrade": f"{_STEPS}.upgrades.projects:upgrade_project",
-    },
-    "rollback": {"Project.rollback": f"{_STEPS}.upgrades.projects:roll_back"},
-    "tree": {
-        "Library.tree": f"{_STEPS}.finding:lineage_of",
-        "Project.tree": f"{_STEPS}.finding:lineage_of",
-    },
-    "why": {"Library.why": f"{_STEPS}.finding:meant_by", "Project.why": f"{_STEPS}.finding:meant_by"},
     "merge": {
         "Library.merge": "adapterhub.weights.catalogue:describe",
     },

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
-size_text = display.size_text
+size_text, listed, counted = display.size_text, display.listed, display.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +250,6 @@ def json_text(document: Any, *, indent: int | None = None, compact: bool = False
 def escaped(text: str) -> str:
     """`text` without secrets, each unprintable character escaped, for messages that may quote untrusted text."""
     return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in without_secrets(text))
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first `most` names and how many follow: `a, b and 3 more`."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def printable(text: str) -> str:

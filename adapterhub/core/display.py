@@ -27,6 +27,17 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """`1 adapter`, `2 adapters`; `several` is the plural where it is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first `most` names and how many follow: `a, b and 3 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> str:
     """An HTML table with every text escaped; None is an empty cell. Without `columns` there is no header."""
     from html import escape  # its table of names costs a millisecond, which `adapt --help` need not pay

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from adapterhub.core.digests import Progress
+from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
@@ -21,7 +21,10 @@ from adapterhub.distribution.moving import follow
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE, FileEntry
+from adapterhub.formats.contract.reading import has_contract
+from adapterhub.formats.contract.results import Tested
+from adapterhub.formats.documented import Documented
+from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.admission.decision import InstallRequest
@@ -64,6 +67,100 @@ class InstallPlan:
     def copy_bytes(self) -> int:
         """Bytes that would be fetched."""
         return sum(entry.size_bytes for entry in self.missing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile(Documented, title="InstallFile"):
+    """A file of a build to install."""
+
+    path: str
+    size_bytes: int
+    sha256: Digest
+    fetch: Annotated[bool, "whether it would be fetched; false: the library has it"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(Documented):
+    """A release that does not fit, and why."""
+
+    release: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Install(
+    Documented,
+    keys="name=plan.release.full_name version=plan.release.manifest.version rank=plan.release.manifest.rank"
+    " digest=plan.release.manifest.digest base_verdict source=plan.release.origin present=is_present path=folder"
+    " copy_bytes files refused base?=added.build.base_name created?=added.created"
+    " size_bytes?=added.build.manifest.size_bytes warnings?=added.report.warnings same_as?=added.same_as"
+    " tests? linked?",
+):
+    """A build that was installed, or would be."""
+
+    plan: InstallPlan
+    added: Added | None = None
+    tests: Annotated[tuple[Tested, ...] | None, "with --test: how it does by its contract"] = None
+    linked: Annotated[Path | None, "with --save: its folder in the project"] = None
+
+    @property
+    def release(self) -> Release:
+        """The chosen release."""
+        return self.plan.release
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.plan.release.manifest
+
+    @property
+    def base_verdict(self) -> BaseVerdict:
+        """How the base that it was made for compares with the requested one."""
+        return self.plan.resolution.chosen.verdict
+
+    @property
+    def is_present(self) -> bool:
+        """Whether it is installed already."""
+        return self.plan.present is not None if self.added is None else not self.added.created
+
+    @property
+    def build(self) -> Installed | None:
+        """The installed build; None where it would only be installed."""
+        return self.added.build if self.added else self.plan.present
+
+    @property
+    def folder(self) -> Path | None:
+        """Its folder; null with --dry-run unless installed."""
+        return self.build.folder if self.build else None
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes to fetch."""
+        return self.plan.copy_bytes
+
+    @property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """Its files."""
+        fetch = {entry.path for entry in self.plan.missing}
+        return tuple(
+            PlannedFile(path=e.path, size_bytes=e.size_bytes, sha256=e.sha256, fetch=e.path in fetch)
+            for e in self.manifest.files
+        )
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """Newer releases that do not fit."""
+        return tuple(Refusal(release=one, reason=why) for one, why in self.plan.resolution.refusals)
+
+    @property
+    def has_contract(self) -> bool:
+        """Whether it has a behaviour contract that can be asked."""
+        return self.folder is not None and self.manifest.file(CONTRACT_FILE) is not None and has_contract(self.folder)
+
+    def __repr__(self) -> str:
+        state = "Already there:" if self.is_present else "Installed" if self.added else "Would install"
+        what = f"{self.release.full_name} {self.manifest.version} from {self.release.origin}>"
+        return f"<{state} {repr(self.build).removeprefix('<Adapter ') if self.build else what}"
 
 
 def look_ahead(library: Library, specs: Sequence[AdapterSpec], places: Sequence[Sequence[Source]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Final
 
 from adapterhub.core.digests import Digest
@@ -12,10 +13,12 @@ from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatibl
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, version_of
 from adapterhub.distribution.choosing import candidates_of, choose
+from adapterhub.distribution.install import InstallPlan
 from adapterhub.distribution.resolve import Candidate, Objection
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.library.bases.requested import RequestedBase
-from adapterhub.library.library import Library
+from adapterhub.library.library import Added, Library
 from adapterhub.library.transfer import Source
 
 AT_ONCE: Final = 8
@@ -93,6 +96,46 @@ class Offer(
     def __repr__(self) -> str:
         newest = self.newest.version if self.newest else "none"
         return f"<Offer {self.request.key} {self.request.version}, newest {newest} in {self.place}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Upgraded(
+    Documented,
+    keys="name=offer.request.key from=offer.request.version to=taken.version digest=taken.digest"
+    " place=offer.place path=folder tests? kept?",
+    title="Newer",
+):
+    """A newer release that was, or would be, installed beside version `from`."""
+
+    offer: Offer
+    plan: InstallPlan
+    added: Added | None
+    tested: Tested | None = None
+
+    @property
+    def taken(self) -> Candidate:
+        """The newer release."""
+        assert self.offer.allowed is not None  # an upgrade takes what is allowed
+        return self.offer.allowed
+
+    @property
+    def folder(self) -> Path | None:
+        """Its folder; null with --dry-run unless installed."""
+        build = self.added.build if self.added else self.plan.present
+        return build.folder if build else None
+
+    @property
+    def tests(self) -> tuple[Tested, ...] | None:
+        """With --test: how it does by the contract of the installed one."""
+        return (self.tested,) if self.tested else None
+
+    @property
+    def kept(self) -> bool | None:
+        """With --test: whether it came in."""
+        return self.folder is not None if self.tested else None
+
+    def __repr__(self) -> str:
+        return f"<Upgraded {self.offer.request.key} {self.offer.request.version} -> {self.taken.version}>"
 
 
 def offers(

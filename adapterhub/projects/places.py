@@ -1,30 +1,32 @@
 """The places of a project, and locking with them: the part that `lock`, `sync`, `upgrade` and `install --save` share.
 
 A project file comes from another person. It may name servers, but none is contacted before the user trusts it
-(`adapt trust`), none receives a token that the user did not give for its URL, and none can answer for a namespace or a
-name that belongs to one of the user's own remotes.
+(`adapt remote trust`), none receives a token that the user did not give for its URL, and none can answer for a
+namespace or a name that belongs to one of the user's own remotes.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.kind import Access
 from adapterhub.distribution.remote_kinds import kind_named
-from adapterhub.projects.session import sources_from
+from adapterhub.projects.session import sources_from, wanted_from
 from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.kind import Kind
     from adapterhub.distribution.resolve import Candidate, Objection
     from adapterhub.library.library import Library
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from adapterhub.projects.builds import SignatureRequirement
     from adapterhub.projects.locking import LockOutcome, MakeMerge
     from adapterhub.projects.merges import Merges
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.projects.sync import Brought, BuildSources
     from adapterhub.projects.values import (
@@ -50,6 +51,30 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.trust import EffectivePolicy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where to look: the folders of `--from`, and the options for servers. `offline` leaves these out."""
+
+    places: tuple[Path, ...] = ()
+    remote: str | None = None
+    token: str | None = None
+    offline: bool = False
+
+
+ANYWHERE: Final = Where()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `install` asks of a build beside its spec; `base` is for specs without one."""
+
+    base: BaseSpec | None = None
+    bounds: RankRange = ANY_RANK
+    allow_base_mismatch: bool = False
+    exclude_newer: str | None = None
+    accepted: str | Iterable[str] = ()
+
+
 class ProjectSources:
     """The places to look up a project's adapters in: its own remotes, then the user's places.
 
@@ -57,24 +82,13 @@ class ProjectSources:
     is opened once.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        project: Project,
-        *,
-        offline: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        places: tuple[Path, ...] = (),
-    ) -> None:
-        """`offline` leaves out servers. `remote` and `token` are the options of the command line.
+    def __init__(self, session: Session, project: Project, where: Where = ANYWHERE) -> None:
+        """Raise where the project takes what is the user's.
 
         Raises:
             NamespaceBound: the project claims a name or a namespace of one of the user's remotes.
         """
-        self._session, self._project, self._offline = session, project, offline
-        self._named, self._token = remote, token
-        self._places = places
+        self._session, self._project, self._where = session, project, where
         self._disk: list[Source] | None = None
         self._directories: dict[tuple[str, str], Source] = {}
         from adapterhub.library.admission.admission import Admission
@@ -85,7 +99,7 @@ class ProjectSources:
 
     def settle(self, lock: Lock | None) -> None:
         """Ask the user on a terminal to trust the project's servers. `lock` is the content of the lock file."""
-        self._trust.settle(lock, offline=self._offline)
+        self._trust.settle(lock, offline=self._where.offline)
 
     # ------------------------------------------------------------ for locking
     def __call__(self, wanted: AdapterRequirement) -> list[Source]:
@@ -105,8 +119,8 @@ class ProjectSources:
     def of_spec(self, spec: AdapterSpec) -> list[Source]:
         """The same for any spec."""
         remotes = [r for r in self._project.remotes if self._admission.may_offer(r.address, spec.namespace)]
-        if self._named is not None:
-            named = next((r for r in remotes if r.name == self._named), None)
+        if self._where.remote is not None:
+            named = next((r for r in remotes if r.name == self._where.remote), None)
             return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
         claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
         if claimed:
@@ -119,15 +133,15 @@ class ProjectSources:
 
     def _servers(self, spec: AdapterSpec) -> list[Source]:
         """The servers that the user would use outside a project; offline, what the Hub's client has of them."""
-        if self._offline:
-            return [] if self._named else self._session.cached_sources()
-        return self._session.sources_of(spec, self._named, token=self._token)
+        if self._where.offline:
+            return [] if self._where.remote else self._session.cached_sources()
+        return self._session.sources_of(spec, self._where.remote, token=self._where.token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
         kind = kind_named(remote.kind)
         if not kind.is_server:
             return [self._opened(kind, remote.address)]
-        if self._offline:
+        if self._where.offline:
             return []
         self._trust.require()
         source = self._opened(kind, remote.address, remote.name)
@@ -150,7 +164,7 @@ class ProjectSources:
         from adapterhub.library.directory import PublishedDirectory
 
         if self._disk is None:
-            found = sources_from(self._session, self._places)
+            found = sources_from(self._session, self._where.places)
             self._disk = [s.read_once() if isinstance(s, PublishedDirectory) else s for s in found]
         return self._disk
 
@@ -167,7 +181,7 @@ class ProjectSources:
 
         source, spec = entry.source, exact_spec(entry)
         kind = None if source.is_library else kind_named(source.kind)
-        is_forbidden = kind is not None and kind.is_server and self._offline
+        is_forbidden = kind is not None and kind.is_server and self._where.offline
         if kind is not None:
             hint = f"`adapt lock --upgrade {entry.key}` looks it up on the server that owns it"
             self._admission.ensure_place_allowed(source.address, spec.namespace, hint=hint)
@@ -194,7 +208,7 @@ class ProjectSources:
         from adapterhub.distribution.remote_kinds import kind_of
 
         kind = kind_of(address)
-        if self._offline or not kind.is_server:
+        if self._where.offline or not kind.is_server:
             return None
         self._trust.require_for(address)
         return self._opened(kind, address, next((r.name for r in self._project.remotes if r.address == address), ""))
@@ -216,12 +230,8 @@ class ProjectSources:
 class SpecSources:
     """The places where `install` looks up a spec: those of the project, else those of the user."""
 
-    def __init__(
-        self, session: Session, places: tuple[Path, ...], *, remote: str | None, token: str | None, offline: bool
-    ) -> None:
-        """`places` are those of `--from`."""
-        self._session, self._places, self._offline, self._token = session, places, offline, token
-        self.remote = remote
+    def __init__(self, session: Session, where: Where = ANYWHERE) -> None:
+        self.session, self.where = session, where
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
         servers = [] if self._project is None else [r for r in self._project.remotes if kind_named(r.kind).is_server]
@@ -236,10 +246,10 @@ class SpecSources:
         if self._inside is not None:
             return self._inside.of_spec(spec)
         if self._disk is None:
-            self._disk = sources_from(self._session, self._places)
-        if not self._offline:
-            return [*self._disk, *self._session.sources_of(spec, self.remote, token=self._token)]
-        return [*self._disk, *([] if self.remote else self._session.cached_sources())]
+            self._disk = sources_from(self.session, self.where.places)
+        if not self.where.offline:
+            return [*self._disk, *self.session.sources_of(spec, self.where.remote, token=self.where.token)]
+        return [*self._disk, *([] if self.where.remote else self.session.cached_sources())]
 
     def policy_of(self, source: Source) -> EffectivePolicy | None:
         """The project's signature policy for builds from `source`; None if it sets none."""
@@ -251,14 +261,7 @@ class SpecSources:
 
     def project_sources(self, project: Project) -> ProjectSources:
         """The places of a project, with the same options."""
-        return ProjectSources(
-            self._session,
-            project,
-            offline=self._offline,
-            remote=self.remote,
-            token=self._token,
-            places=self._places,
-        )
+        return ProjectSources(self.session, project, self.where)
 
 
 @contextmanager
@@ -303,6 +306,37 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
     return objection_of(policy, time.time())
 
 
+def plan_one(
+    session: Session,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    asked: Asked,
+    *,
+    base: BaseSpec | None = None,
+    objection: Objection | None = None,
+) -> InstallPlan:
+    """Choose the build for one spec; `base` is for a spec without one, that of `asked` must be the spec's own.
+
+    Raises:
+        NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
+    """
+    from adapterhub.distribution.install import plan_install
+    from adapterhub.distribution.moving import exact_at
+
+    library = session.library
+    spec, followed = exact_at(library, spec, sources)
+    plan = plan_install(
+        library,
+        spec,
+        sources,
+        wanted=wanted_from(library, spec, asked.base or (base if spec.base is None else spec.base)),
+        bounds=asked.bounds,
+        allow_base_mismatch=asked.allow_base_mismatch,
+        objection=objection,
+    )
+    return replace(plan, followed=followed)
+
+
 def refusal_here(session: Session, candidate: Candidate) -> str | None:
     """Why the policy of the session's project refuses a build; None if it does not, and outside a project."""
     objection = objection_from(session, None)
@@ -328,11 +362,10 @@ def lock_now(
     upgrade: Collection[str] = (),
     given: Mapping[AdapterName, LockedAdapter] | None = None,
     make_merge: MakeMerge | None = None,
-    bars: Bars | None = None,
 ) -> LockOutcome:
     """Resolve the project's requirements. Writes nothing, except that merges go into the library.
 
-    `make_merge` replaces running the merges. `bars` show the progress.
+    `make_merge` replaces running the merges.
 
     Raises:
         As `locking.lock_project`.
@@ -345,9 +378,9 @@ def lock_now(
         from adapterhub.projects.locking import ALL, base_choice
 
         base = base_choice(library, project, previous, takes_new=upgrade == ALL).locked
-        return _merges(session, base, sources, sources.policy_for, wanted.key, bars).make(wanted, inputs)
+        return _merges(session, base, sources, sources.policy_for, wanted.key).make(wanted, inputs)
 
-    with bars.steps("resolve", unit="adapters") if bars else nullcontext() as progress:
+    with session.out.steps("resolve", unit="adapters") as progress:
         return lock_project(
             library,
             project,
@@ -366,7 +399,6 @@ def _merges(
     sources: ProjectSources,
     policy: Callable[[Locked], SignatureRequirement],
     key: AdapterName,
-    bars: Bars | None,
 ) -> Merges:
     from adapterhub.core.extras import extra_named
 
@@ -378,8 +410,8 @@ def _merges(
         base=base,
         places=sources.of_locked,
         policy=policy,
-        bar=bars.progress if bars else None,
-        steps=lambda: bars.steps(f"merge {key}", unit="modules") if bars else nullcontext(),
+        bar=session.out.progress,
+        steps=lambda: session.out.steps(f"merge {key}", unit="modules"),
         warn=session.out.warn,
     )
 
@@ -389,12 +421,11 @@ def build_sources(
     lock: Lock,
     sources: ProjectSources,
     signatures: SignaturePolicy | None = None,
-    *,
-    bars: Bars | None = None,
+    test: Callable[[Lock, Sequence[Locked]], None] | None = None,
 ) -> BuildSources:
     """Where `sync` gets locked builds from: their places, or for merges their recipe.
 
-    `signatures` is the policy of this run; None means the project's.
+    `signatures` is the policy of this run; None means the project's. `test` looks at the builds first.
     """
     from adapterhub.projects.sync import BuildSources
 
@@ -402,9 +433,10 @@ def build_sources(
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:
-        return _merges(session, lock.base, sources, policy, entry.key, bars).rebuild(entry)
+        return _merges(session, lock.base, sources, policy, entry.key).rebuild(entry)
 
-    return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
+    bar = session.out.progress
+    return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bar, test=test)
 
 
 def save_lock(session: Session, project: Project, lock: Lock, *, back_to: Collection[str] = ()) -> bool:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import SpecSources
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.projects.values import Project
 
@@ -56,7 +55,6 @@ def plan_saving(
     installed: Iterable[Saved],
     *,
     group: str | None = None,
-    bars: Bars | None = None,
 ) -> Saving:
     """The project file and the lock with the installed adapters in them.
 
@@ -68,13 +66,13 @@ def plan_saving(
     text = text_of_project(project.folder)
     chosen: dict[AdapterName, LockedAdapter] = {}
     for one in installed:
-        wanted = _wanted(one, project, group, places.remote if places.remote in named else None)
+        wanted = _wanted(one, project, group, places.where.remote if places.where.remote in named else None)
         text = with_adapter(text, wanted)
         chosen[wanted.key] = locked_adapter(project, library, wanted, one.plan.release, one.plan.source)
     project = project_of(text, project.folder)
     previous = previous_lock(project)
     sources = places.project_sources(project)
-    outcome = lock_now(session, project, sources, previous=previous, given=chosen, bars=bars)
+    outcome = lock_now(session, project, sources, previous=previous, given=chosen)
     return Saving(project=project, text=text, outcome=outcome)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import BaseNotFound, NotFound, RemoteUnreachable, SpecError, UsageProblem, reworded, shown
+from adapterhub.projects.reporting import LogReporter, Reporter
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
@@ -25,33 +26,12 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Reporter
-    from adapterhub.projects.trusted import Servers
+    from adapterhub.projects.trust import Servers
     from adapterhub.projects.values import Project
 
 _DAY_S: Final = 86_400.0
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """The same as in `library.remotes`, which is imported only when a server is needed."""
-
-
-class LogReporter:
-    """Reports to the logger `name`, for programs without a terminal."""
-
-    def __init__(self, name: str = "adapterhub") -> None:
-        import logging
-
-        self._log = logging.getLogger(name)
-        ours = logging.getLogger("adapterhub")
-        if not ours.handlers:  # without any, Python prints warnings to stderr
-            ours.addHandler(logging.NullHandler())
-
-    def note(self, text: str) -> None:
-        """Log at level INFO."""
-        self._log.info("%s", text)
-
-    def warn(self, text: str) -> None:
-        """Log at level WARNING."""
-        self._log.warning("%s", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +53,20 @@ class Session:
     ask_password: Callable[[str], str] | None = None
     _opened: dict[tuple[str, str, str | None], Source] = field(default_factory=dict, repr=False, compare=False)
     _noted: set[str] = field(default_factory=set, repr=False, compare=False)
+    _libraries: list[Library] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def library(self) -> Library:
-        """The library."""
+        """The library, the same for the whole session."""
+        if not self._libraries:
+            self._libraries.append(self._new_library())
+            self.bind(self._libraries[0])
+        return self._libraries[0]
+
+    def _new_library(self) -> Library:
         from adapterhub.library.library import Library
 
-        library = Library(self.root)
-        self.bind(library)
-        return library
+        return Library(self.root)
 
     def bind(self, library: Library) -> None:
         """Let `library` report to this session, and know the aliases and rules of its project."""
@@ -134,11 +119,14 @@ class Session:
     @property
     def project_library(self) -> Library:
         """The library, with bare names resolved by the project's lock file."""
-        library, folder = self.library, self.project_folder
-        if folder is not None:
-            from adapterhub.projects.builds import ProjectNames
+        folder = self.project_folder
+        if folder is None:
+            return self.library
+        from adapterhub.projects.builds import ProjectNames
 
-            library.resolve_name = ProjectNames(folder, self.out.note).build
+        library = self._new_library()
+        self.bind(library)
+        library.resolve_name = ProjectNames(folder, self.out.note).build
         return library
 
     @property

@@ -23,7 +23,7 @@ from adapterhub.library.transfer import Source
 from adapterhub.projects.file.policy import objection_of
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.locking import base_choice, in_project
-from adapterhub.projects.places import ProjectSources
+from adapterhub.projects.places import ANYWHERE, ProjectSources, Where
 from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.values import LockedAdapter, Project
 
@@ -32,11 +32,7 @@ def project_requests(
     session: Session,
     project: Project,
     specs: Sequence[AdapterSpec],
-    *,
-    remote: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
-    places: tuple[Path, ...] = (),
+    where: Where = ANYWHERE,
 ) -> list[UpgradeRequest]:
     """One request for each locked adapter, or for those in `specs`, with the places of the project.
 
@@ -50,7 +46,7 @@ def project_requests(
         raise NotFound(f"the project has no adapter `{shown(unknown[0])}`", hint="`adapt tree` shows what is locked")
     base = base_choice(library, project, lock, takes_new=False)
     objection = objection_of(project.policy, time.time())
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    sources = ProjectSources(session, project, where)
     sources.settle(lock)
     found: list[UpgradeRequest] = []
     for wanted in project.adapters:
@@ -78,11 +74,7 @@ def project_requests(
 def library_requests(
     session: Session,
     specs: Sequence[AdapterSpec],
-    *,
-    remote: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
-    places: tuple[Path, ...] = (),
+    where: Where = ANYWHERE,
 ) -> list[UpgradeRequest]:
     """One request for the newest installed build of each name and base, with the places that may have it.
 
@@ -103,7 +95,7 @@ def library_requests(
     for spec in specs:
         if not any(_is_named(build, spec) for build in newest.values()):
             raise library.not_installed(spec.full_name)
-    disk = sources_from(session, places)
+    disk = sources_from(session, where.places)
     # a local merge is not published
     builds = [build for build in newest.values() if not build.manifest.recipe]
     return [
@@ -114,7 +106,7 @@ def library_requests(
             digest=build.manifest.digest,
             rank=build.manifest.rank,
             wanted=_base_of(library, build),
-            sources=_sources(session, library, build, disk, remote=remote, token=token, offline=offline),
+            sources=_sources(session, library, build, disk, where),
             here=frozenset(here[build.full_name] - {build.manifest.digest}),
         )
         for build in sorted(builds, key=lambda b: b.full_name)
@@ -140,28 +132,25 @@ def _sources(
     library: Library,
     build: Installed,
     disk: Sequence[Source],
-    *,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
+    where: Where,
 ) -> Callable[[], Sequence[Source]]:
     """Where a build came from, else the places where its name is looked up."""
 
     def find() -> Sequence[Source]:
         origin = library.origins.of(build.manifest.digest)
         found: list[Source] = list(disk)
-        if remote is None and origin is not None and not origin.is_server:
+        if where.remote is None and origin is not None and not origin.is_server:
             try:
                 place = open_source(Path(origin.place))
             except AdapterHubError:
                 place = None
             if isinstance(place, PublishedDirectory | Library):
                 found.append(place)
-        elif not offline:
-            if remote is None and origin is not None:
-                found.append(session.place_source(origin.place, token=token))
+        elif not where.offline:
+            if where.remote is None and origin is not None:
+                found.append(session.place_source(origin.place, token=where.token))
             else:
-                found += session.sources_of(AdapterSpec.parse(build.full_name), remote, token=token)
+                found += session.sources_of(AdapterSpec.parse(build.full_name), where.remote, token=where.token)
         return list({(source.place, source.label): source for source in found}.values())
 
     return find

@@ -133,8 +133,8 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedFile:
-    """One file of a locked build."""
+class LockedFile(Documented):
+    """One file of a build."""
 
     path: str
     sha256: Digest
@@ -142,8 +142,8 @@ class LockedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedSource:
-    """Where a locked build was found; without a kind, in the library of the one who locked.
+class LockedSource(Documented, keys="remote=name url repo commit path kind?=written_kind image?", title="Place"):
+    """Where a locked build was found; all null: only in the library that locked it. There it has no kind.
 
     `remote` is the name of the place in the project, "" if it has none. `address` is written as the project file
     writes it. `pin` is what its kind needs to find this one build there, such as a repository and a commit.
@@ -159,39 +159,86 @@ class LockedSource:
         """Whether no place is known but the library that it was locked from."""
         return not self.kind
 
+    @property
+    def name(self) -> str | None:
+        """Name of the remote."""
+        return self.remote or None
+
+    @property
+    def url(self) -> str | None:
+        """URL of a server."""
+        return self.table.get("url")
+
+    @property
+    def path(self) -> str | None:
+        """A directory, as the project file writes it."""
+        return self.table.get("path")
+
+    @property
+    def repo(self) -> str | None:
+        """The repository."""
+        return self.pin.get("repo")
+
+    @property
+    def commit(self) -> str | None:
+        """Its commit."""
+        return self.pin.get("commit")
+
+    @property
+    def image(self) -> str | None:
+        """Digest of the image in an OCI registry."""
+        return self.pin.get("image")
+
+    @property
+    def written_kind(self) -> str | None:
+        """The kind of the server, where the key of its address does not tell."""
+        return self.table.get("kind")
+
+    @property
+    def table(self) -> Mapping[str, str]:
+        """The source as the lock file writes it."""
+        from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
+
+        table = {"remote": self.remote}
+        if not self.is_library:
+            kind = kind_named(self.kind)
+            table |= {"kind": kind_to_write(kind) or "", kind.address_key: self.address}
+            table |= {key: self.pin.get(key, "") for key in kind.pin_keys}
+        return {key: text for key, text in table.items() if text}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedAdapter:
+class LockedAdapter(Documented, keys="wanted key name version digest base rank group source files"):
     """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 rank=-16`.
 
     `base` is the weights digest that the build declares; None if it declares none. `contract` is the digest of its
     behaviour contract, looked up only where the policy `tests` of the project wants one.
     """
 
-    key: AdapterName
-    wanted: str
-    name: str
+    key: Annotated[AdapterName, "its name in the project"]
+    wanted: Annotated[str, "the requirement that it meets"]
+    name: Annotated[str, "its own name, with its namespace"]
     version: str
     digest: Digest
-    base: Digest | None
+    base: Annotated[Digest | None, "weights digest of its base"]
     rank: int | None
     source: LockedSource
     files: tuple[LockedFile, ...]
-    group: str | None = None
+    group: Annotated[str | None, "its optional group"] = None
     contract: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedMerge:
+class LockedMerge(Documented, keys="key name=key version digest base rank group source files"):
     """A merge: its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
 
     `source` is where its bytes are without running it; for a merge that was never published, the library.
     """
 
-    key: AdapterName
+    key: Annotated[AdapterName, "its name in the project"]
     version: str
     digest: Digest
-    base: Digest | None
+    base: Annotated[Digest | None, "weights digest of its base"]
     rank: int | None
     step: Step
     task: str | None
@@ -199,7 +246,7 @@ class LockedMerge:
     license: str | None
     source: LockedSource
     files: tuple[LockedFile, ...]
-    group: str | None = None
+    group: Annotated[str | None, "its optional group"] = None
 
 
 Locked = LockedAdapter | LockedMerge

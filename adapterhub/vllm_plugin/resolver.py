@@ -288,7 +288,8 @@ class AdapterHubResolver:
         from adapterhub.inference.serving import AdapterProvider
         from adapterhub.inference.serving.tested import PassGate
         from adapterhub.library.bases.records import Bases
-        from adapterhub.projects.session import LogReporter, Session
+        from adapterhub.projects.reporting import LogReporter
+        from adapterhub.projects.session import Session
 
         settings = self.settings
         variables = {"ADAPTERHUB_TIMEOUT_S": str(TIMEOUT_S), **self._environ}

@@ -48,9 +48,14 @@ def commands() -> Iterator[tuple[str, click.Command]]:
             yield from below(name, command)
 
 
+def owner_of(method: str) -> str:
+    """The class that has a method; most are the library's, also where a project has one of that name."""
+    return "Library" if "." in method or hasattr(adapterhub.Library, method) else "Project"
+
+
 PLAIN = {one.words: one.methods for one in measure_house.commands() if one.is_a_verb and one.methods}
 """The commands that only call methods, which need no pair."""
-METHODS = {f"Library.{name}" for names in PLAIN.values() for name in names}
+METHODS = {f"{owner_of(name)}.{name}" for names in PLAIN.values() for name in names}
 PAIRS = [(path, name, shared) for path, functions in FUNCTIONS.items() for name, shared in functions.items()]
 
 

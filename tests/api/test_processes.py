@@ -127,7 +127,7 @@ def results(library: ah.Library) -> dict[str, Any]:
         "check": library.check("legal-qa", engines="peft"),
         "identify": library.identify("out/tables"),
         "lineage": library.tree("both"),
-        "why": library.why("legal-qa"),
+        "why": library.tree("legal-qa", invert=True),
         "info": library.info("legal-qa"),
         "space": library.space().held,
         "gc": library.gc(dry_run=True),

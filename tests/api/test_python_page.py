@@ -45,7 +45,7 @@ def documented() -> Iterator[tuple[str, Any, str]]:
                     ah if place == "adapterhub" else owner if not place else getattr(ah, place, None)
                 )
                 found = getattr(where, last, None) or getattr(ah, last, None)
-                if found is not None:
+                if callable(found):
                     yield f"{name}({inside})", found, inside
 
 

@@ -122,7 +122,7 @@ LOOKS: tuple[tuple[str, ...], ...] = (
     ("verify", "legal-qa", "--engine", "all"),
     ("compare", "--diff", "legal-qa", "tables"),
     ("tree", "legal-qa"),
-    ("why", "legal-qa"),
+    ("tree", "--invert", "legal-qa"),
     ("remove", "legal-qa", "--yes"),
 )
 

@@ -76,13 +76,13 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
         ("demo", "init", "base", "completion", "config", "explain", "add", "extract"), "takes nothing that is installed"
     ),
     **dict.fromkeys(
-        ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"
+        ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree"), "names and sizes"
     ),
     **dict.fromkeys(("lock", "outdated", "upgrade", "rollback", "sbom"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",
     "serve": "hands out what `AdapterProvider` checked, below",
-    **dict.fromkeys(("key", "remote", "trust"), "no adapters"),
+    **dict.fromkeys(("key", "remote"), "no adapters"),
     **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
     "test": "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
     "registry": "no library",

@@ -98,13 +98,12 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("test", "adapters"): ("adapter", "test {} --base corpus-base"),
     ("tree", "--project"): ("project", "tree --project {}"),
     ("sbom", "--project"): ("project", "sbom --locked --project {}"),
-    ("trust", "folder"): ("project", "trust {}"),
+    ("remote trust", "folder"): ("project", "remote trust {}"),
     ("uninstall", "--project"): ("project", "uninstall kept --save --yes --project {}"),
     ("upgrade", "--from"): ("adapter", "upgrade --offline --project ./project --from {}"),
     ("upgrade", "--project"): ("project", "upgrade --offline --project {}"),
     ("verify", "--base"): ("base", "verify ./good --base {}"),
     ("verify", "adapters"): ("adapter", "verify {}"),
-    ("why", "--project"): ("project", "why kept --project {}"),
 }
 ELSEWHERE: dict[Parameter, str] = {
     ("base export-record", "which"): "names a registered base: its record is read, not its folder",

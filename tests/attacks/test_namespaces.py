@@ -93,7 +93,7 @@ class World:
         (self.work.folder / "adapters.toml").write_text(f'[project]\nbase = "base-7b"\n{text}')
 
     def trust(self) -> None:
-        self.ben.ok("trust", self.work.folder)
+        self.ben.ok("remote", "trust", self.work.folder)
 
     def eves_lock(self, more: str = "") -> None:
         """A project whose lock file, made by Eve, names her server; its project file does not."""
@@ -157,7 +157,7 @@ def test_no_trust_is_given_to_a_project_that_claims_what_is_a_remotes(world, att
     attack(world)
     world.bind()
 
-    world.refused("trust")
+    world.refused("remote", "trust")
     world.refused("install", f"{SPEC}@base-7b")
 
 
@@ -402,7 +402,7 @@ def test_what_the_user_saves_from_a_server_that_he_typed_stays_trusted(world):
     world.write("[adapters]\n")
     world.work.ok("install", f"{SPEC}@base-7b", "--remote", world.servers.eve.url, "--save")
 
-    [one] = world.work.json("trust", "--list")
+    [one] = world.work.json("remote", "trust", "--list")
 
     assert one["sources"] == [world.servers.eve.url]
     second = Adapt(world.work.folder, "../second")

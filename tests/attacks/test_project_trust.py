@@ -87,13 +87,13 @@ def test_a_server_of_a_project_is_not_asked_before_the_user_agreed(work, strange
     told = work.fails(14, *command)
 
     assert stranger.url in told
-    assert f"`adapt trust {work.folder}`" in told
+    assert f"`adapt remote trust {work.folder}`" in told
     assert "`--trust-project`" in told
     assert stranger.seen == []
 
 
 def test_trust_is_given_once_and_lasts(work, stranger):
-    told = work.ok("trust")
+    told = work.ok("remote", "trust")
 
     assert stranger.url in told
     assert is_asked(work, stranger)
@@ -108,26 +108,26 @@ def test_trust_for_one_run_is_not_remembered(work, stranger):
 
 
 def test_trust_can_be_taken_back_also_of_a_folder_that_is_gone(work, stranger, tmp_path):
-    work.ok("trust")
-    assert work.json("trust", "--revoke")["revoked"] is True
+    work.ok("remote", "trust")
+    assert work.json("remote", "trust", "--revoke")["revoked"] is True
     assert not is_asked(work, stranger)
 
-    work.ok("trust")
+    work.ok("remote", "trust")
     shutil.rmtree(work.folder)
     home = Adapt(tmp_path)
-    assert home.json("trust", work.folder, "--revoke") == {"project": str(work.folder), "revoked": True}
-    assert home.json("trust", "--list") == []
-    assert home.json("trust", work.folder, "--revoke")["revoked"] is False
+    assert home.json("remote", "trust", work.folder, "--revoke") == {"project": str(work.folder), "revoked": True}
+    assert home.json("remote", "trust", "--list") == []
+    assert home.json("remote", "trust", work.folder, "--revoke")["revoked"] is False
 
 
 def test_what_is_trusted_is_listed_and_kept_from_others(work, stranger, tmp_path):
-    work.ok("trust")
+    work.ok("remote", "trust")
 
-    [one] = work.json("trust", "--list")
+    [one] = work.json("remote", "trust", "--list")
 
     assert one["folder"] == os.path.realpath(work.folder)
     assert one["remotes"] == [{"name": "x", "url": stranger.url, "namespaces": ["acme"], "signatures": None}]
-    assert stranger.url in work.ok("trust", "--list")
+    assert stranger.url in work.ok("remote", "trust", "--list")
     path = tmp_path / "home" / "trusted_projects.json"
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o622)
@@ -151,7 +151,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_of_what_the_project_says_of_servers_asks_again(work, stranger, edit):
     write(work, remote(stranger, more='signatures = "require"\n'))
-    work.ok("trust")
+    work.ok("remote", "trust")
     path = work.folder / "adapters.toml"
 
     path.write_text(EDITS[edit](path.read_text(), stranger.url))
@@ -160,7 +160,7 @@ def test_an_edit_of_what_the_project_says_of_servers_asks_again(work, stranger, 
 
 
 def test_an_edit_of_other_lines_asks_nothing(work, stranger):
-    work.ok("trust")
+    work.ok("remote", "trust")
     path = work.folder / "adapters.toml"
 
     path.write_text("# a comment\n" + path.read_text().replace("legal-qa", "tables") + "\n[policy]\nmax-rank = 8\n")
@@ -169,7 +169,7 @@ def test_an_edit_of_other_lines_asks_nothing(work, stranger):
 
 
 def test_trust_holds_for_one_folder_whichever_link_leads_there(work, stranger, tmp_path):
-    work.ok("trust")
+    work.ok("remote", "trust")
     (tmp_path / "link").symlink_to(work.folder)
     shutil.copytree(work.folder, tmp_path / "copy")
 
@@ -195,7 +195,7 @@ def test_a_project_of_directories_needs_no_trust(work, tmp_path):
 
     work.ok("sync")
 
-    assert work.json("trust", "--list") == []
+    assert work.json("remote", "trust", "--list") == []
 
 
 def test_what_is_here_is_synced_without_asking_anybody(work, stranger, tmp_path):
@@ -234,7 +234,7 @@ def test_a_server_that_the_lock_file_alone_names_is_not_asked_either(work, stran
 
     assert f"adapters.lock  {stranger.url}" in told
     assert stranger.seen == []
-    fresh.ok("trust")
+    fresh.ok("remote", "trust")
     fresh.fails(13, "sync", "--frozen")
     assert stranger.seen
 
@@ -246,11 +246,11 @@ def test_saving_what_the_user_typed_keeps_the_trust(work, stranger, tmp_path):
     work.ok("add", made, "--name", "legal-qa", "--base", "base-7b")
     work.ok("push", "legal-qa", "--to", "./team")
     work.ok("remove", "legal-qa", "--yes")
-    work.ok("trust")
+    work.ok("remote", "trust")
 
     work.ok("install", "legal-qa", "--from", "./team", "--save", "--offline")
 
-    [one] = work.json("trust", "--list")
+    [one] = work.json("remote", "trust", "--list")
     assert one["remotes"][0]["namespaces"] == ["other"]
     write(work, remote(stranger, '["acme"]'))
     assert not is_asked(work, stranger)
@@ -272,4 +272,4 @@ def test_on_a_terminal_the_user_is_asked(work, stranger, tmp_path, answer, asked
 
     assert stranger.url in done.stderr
     assert (done.returncode, bool(stranger.seen)) == ((13, True) if asked else (14, False)), done.stderr
-    assert bool(work.json("trust", "--list")) == asked
+    assert bool(work.json("remote", "trust", "--list")) == asked

@@ -210,7 +210,7 @@ def test_a_stored_policy_that_is_none_counts_as_require_and_can_be_mended(
     adapt.ok("key", "policy", "off")
 
     assert [line.state for line in library.doctor(offline=True) if line.what == "settings"] == ["ok"]
-    assert library.install("summarize@base-7b", places=world / "published").full_name == "summarize"
+    assert library.install("summarize@base-7b", places=world / "published")[0].build.full_name == "summarize"
 
 
 def test_a_stored_policy_of_a_remote_that_is_none_counts_as_require_and_can_be_mended(tmp_path: Path) -> None:

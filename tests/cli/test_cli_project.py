@@ -374,7 +374,7 @@ def test_a_build_of_a_server_is_locked_with_repository_and_commit(adapt, server,
         adapt,
         f"[remotes.team]\nurl = '{server.url}'\nnamespaces = ['acme']\n[adapters]\nlegal-qa = ''\nsame = 'acme/legal-qa'\n",
     )
-    adapt.ok("trust")
+    adapt.ok("remote", "trust")
 
     adapt.ok("lock")
     lock = read_lock(adapt.folder)
@@ -405,7 +405,7 @@ def test_a_server_that_a_project_names_sees_no_token_of_another(adapt, online, m
     try:
         url = f"http://127.0.0.1:{listener.server_port}"
         write(adapt, f"[remotes.evil]\nurl = '{url}'\nnamespaces = ['acme']\n[adapters]\nx = 'acme/x'\n")
-        adapt.ok("trust")
+        adapt.ok("remote", "trust")
         monkeypatch.setenv("ADAPTERHUB_TOKEN", "secret")
         monkeypatch.setenv("HF_TOKEN", "secret")
         adapt("lock")

@@ -296,7 +296,7 @@ def test_what_a_manifest_calls_its_parents_cannot_steer_a_terminal(world, tmp_pa
     (tmp_path / "odd" / "adapterhub.json").write_bytes(odd.to_bytes())
     world.user.ok("install", "odd@base-7b", "--from", "./odd")
 
-    told = world.user.ok("tree", "odd") + world.user.ok("info", "odd") + world.user.ok("why", "odd")
+    told = world.user.ok("tree", "odd") + world.user.ok("info", "odd") + world.user.ok("tree", "--invert", "odd")
 
     assert "\x1b" not in told
     assert "\\x1b[2Jx" in told
@@ -334,7 +334,7 @@ def test_why_follows_merges_to_whoever_needs_them(project, tmp_path):
     project.user.ok("sync", "--all-groups")
     project.user.ok("merge", "summarize", "judge", "-o", "later", "--root", "./home")
 
-    [answer] = project.user.json("why", "summary")
+    [answer] = project.user.json("tree", "--invert", "summary")
 
     kinds = [(use["kind"], use["who"], use["key"]) for use in answer["uses"]]
     assert ("project", str(tmp_path), "summary") in kinds
@@ -342,7 +342,7 @@ def test_why_follows_merges_to_whoever_needs_them(project, tmp_path):
     assert ("merge", "later==1.0.0", None) in kinds
     merged = next(use for use in answer["uses"] if use["who"].startswith("both=="))
     assert [(use["kind"], use["key"]) for use in merged["uses"]] == [("project", "both")]
-    text = project.user.ok("why", "summary")
+    text = project.user.ok("tree", "--invert", "summary")
     assert "wanted as `summarize==1.0`" in text
     assert "its merge `both` is made from it (0.3 x)" in text
 
@@ -350,11 +350,11 @@ def test_why_follows_merges_to_whoever_needs_them(project, tmp_path):
 def test_why_of_what_nobody_needs(world):
     world.user.ok("install", "judge@base-7b", "--from", "./published")
 
-    done = world.user("why", "judge")
+    done = world.user("tree", "--invert", "judge")
 
     assert done.stdout == "judge 1.0 (rank 4): nothing needs it\n"
     assert "hint: nothing needs judge 1.0 (rank 4); `adapt remove judge --yes`" in done.stderr
-    assert "did you mean `judge`" in world.user.fails(10, "why", "jugde")
+    assert "did you mean `judge`" in world.user.fails(10, "tree", "--invert", "jugde")
 
 
 def test_a_process_that_reads_an_adapter_holds_it(world):
@@ -362,10 +362,10 @@ def test_a_process_that_reads_an_adapter_holds_it(world):
     library = world.user.library
     build = next(b for b in library.installed() if b.manifest.name == "judge")
     with library.lease(build):
-        [answer] = world.user.json("why", "judge")
+        [answer] = world.user.json("tree", "--invert", "judge")
         holders = world.user.json("tree", "--holders")["holders"]
         text = world.user.ok("tree", "--holders")
-    after = world.user.json("why", "judge")[0]["uses"]
+    after = world.user.json("tree", "--invert", "judge")[0]["uses"]
 
     assert [(use["kind"], use["why"]) for use in answer["uses"]] == [("process", "has it open")]
     assert f"process {os.getpid()} " in answer["uses"][0]["who"]
@@ -386,12 +386,12 @@ def test_holders_are_projects_until_their_folder_is_gone(project, tmp_path):
     elsewhere = Adapt(tmp_path / "out")
     (tmp_path / "adapters.lock").unlink()
     (tmp_path / "adapters.toml").unlink()
-    uses = project.user.json("why", "legal-qa")[0]["uses"]
+    uses = project.user.json("tree", "--invert", "legal-qa")[0]["uses"]
     assert {use["kind"] for use in uses} == {"project", "merge"}
     assert elsewhere("tree", "--root", "../home").exit_code == 0
 
 
-@pytest.mark.parametrize("arguments", [["tree"], ["why", "judge"]])
+@pytest.mark.parametrize("arguments", [["tree"], ["tree", "--invert", "judge"]])
 def test_quick_verbs_import_nothing_heavy(world, arguments, tmp_path):
     world.user.ok("install", "judge@base-7b", "--from", "./published")
     forbidden = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich", "tomlkit"]

@@ -137,7 +137,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt export --requirements --group e", ["eval"]),
         ("adapt lock --upgrade ", ["judge", "legal-summary", "summarize"]),
         ("adapt lock --project ./sub --upgrade ", ["other"]),
-        ("adapt why leg", ["legal-qa", "legal-summary"]),
+        ("adapt tree --invert leg", ["legal-qa", "legal-summary"]),
         ("adapt compare --diff legal-qa summ", ["summarize"]),
         ("adapt uninstall jud", ["judge"]),
         ("adapt upgrade jud", ["judge"]),

@@ -31,7 +31,7 @@ FILES = [
     ("merge", "legal-qa", "legal-qa", "--tune", ROWS), ("search", "--try", ROWS, "--base", "base-7b"),
     ("serve", "--route", "./data/rout.json"),
 ]  # fmt: skip
-PROJECTS = [("lock", "--project"), ("sync", "--project"), ("trust",)]
+PROJECTS = [("lock", "--project"), ("sync", "--project"), ("remote", "trust")]
 FROM = [("install", "summarize"), ("upgrade", "summarize"), ("doctor", "--repair")]
 
 

@@ -17,7 +17,8 @@ from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.access.yanks import look_for_yanks
 from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.session import LogReporter, Session
+from adapterhub.projects.reporting import LogReporter
+from adapterhub.projects.session import Session
 from tests.cli.test_cli_verbs_remote import World
 from tests.registry.running import running
 from tests.support.tiny import make_adapter, make_base

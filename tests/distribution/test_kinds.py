@@ -19,7 +19,7 @@ from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import changes_between
-from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
+from adapterhub.projects.places import ProjectSources, Where, build_sources, lock_now, save_lock
 from adapterhub.projects.session import Session
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.projects.values import Lock
@@ -66,7 +66,7 @@ def world(toy: None, add, base, tmp_path: Path) -> Session:
 
 def lock(session: Session, **options: bool) -> Lock:
     project = session.need_project()
-    outcome = lock_now(session, project, ProjectSources(session, project, **options), previous=None)
+    outcome = lock_now(session, project, ProjectSources(session, project, Where(**options)), previous=None)
     save_lock(session, project, outcome.lock)
     return outcome.lock
 
@@ -76,7 +76,7 @@ def sync(session: Session, **options: bool) -> None:
     locked = read_lock(project.folder)
     with syncing(session.library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(locked))
-        sources = ProjectSources(session, project, **options)
+        sources = ProjectSources(session, project, Where(**options))
         run_sync(session.library, locked, plan, build_sources(session, locked, sources))
 
 

@@ -29,7 +29,7 @@ from adapterhub.library.transfer import copy
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.library.upkeep.space import unused_builds
 from adapterhub.projects.session import wanted_from
-from adapterhub.projects.uses import Uses
+from adapterhub.projects.tree import Uses
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def adapt(tmp_path: Path) -> Adapt:
     (tmp_path / "project" / "adapters.toml").write_text(
         '[remotes.r]\nurl = "http://127.0.0.1:9"\nnamespaces = ["x"]\n\n[adapters]\none = ""\n'
     )
-    adapt.ok("trust", "project")
+    adapt.ok("remote", "trust", "project")
     adapt.ok("lock", "--project", "project", "--offline")
     place = tmp_path / "home" / "tests" / ("ab" * 32)
     place.mkdir(parents=True)

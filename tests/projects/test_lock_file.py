@@ -26,7 +26,6 @@ from adapterhub.projects.lock.lockfile import (
     lock_text,
     parse_lock,
     read_lock,
-    source_table,
     write_lock,
 )
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
@@ -226,7 +225,7 @@ def test_usual_adapters_are_read_in_one_match_each():
     usual = adapter("a", base=None, rank=None, group="more"), adapter("b", name="acme/b", source=remote)
     text = lock_text(Lock(base=None, adapters=usual))
 
-    found, rest = usual_adapters(text, lambda source: value_of(source_table(source)))
+    found, rest = usual_adapters(text, lambda source: value_of(source.table))
 
     assert tuple(entry for entry, _ in found.values()) == usual
     assert rest == lock_text(Lock(base=None))

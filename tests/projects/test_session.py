@@ -13,10 +13,11 @@ import pytest
 from adapterhub.core.errors import NotFound, ProjectNotTrusted, UsageProblem
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
+from adapterhub.projects.places import ProjectSources, Where, build_sources, lock_now, save_lock
+from adapterhub.projects.reporting import LogReporter
 from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
-from adapterhub.projects.trusted import Servers
+from adapterhub.projects.trust import Servers
 from adapterhub.projects.upgrades import project_requests
 from adapterhub.projects.values import Project
 from tests.support.command_line import Adapt
@@ -26,10 +27,11 @@ STRANGER = "http://127.0.0.1:9"
 REMOTE = f'[remotes.x]\nurl = "{STRANGER}"\nnamespaces = ["acme"]\n'
 
 
-class Notes:
+class Notes(LogReporter):
     """A reporter that keeps what it is given."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
@@ -67,7 +69,7 @@ def test_a_program_locks_and_syncs_a_project(tmp_path):
     folder = make_project(tmp_path / "work", '[project]\nbase = "base-7b"\n[adapters]\nlegal-qa = "*"\n')
     session = Session(tmp_path / "home", out=Notes(), project_dir=folder)
     project = session.need_project()
-    sources = ProjectSources(session, project, offline=True)
+    sources = ProjectSources(session, project, Where(offline=True))
 
     outcome = lock_now(session, project, sources, previous=None)
     is_new = save_lock(session, project, outcome.lock)
@@ -78,7 +80,7 @@ def test_a_program_locks_and_syncs_a_project(tmp_path):
     assert is_new
     assert list(read_lock(folder).entries) == ["legal-qa"]
     assert (folder / "adapters" / "legal-qa" / "adapter_config.json").is_file()
-    assert [one.key for one in project_requests(session, project, [], offline=True)] == ["legal-qa"]
+    assert [one.key for one in project_requests(session, project, [], Where(offline=True))] == ["legal-qa"]
 
 
 def test_the_caller_is_asked_once_for_the_servers_of_a_project(tmp_path):

@@ -62,7 +62,7 @@ class World:
         shutil.rmtree(self.folder / "work" / "adapters", ignore_errors=True)
         guest = Adapt(self.folder / "work", "../guest")
         guest.ok("base", "add", "../models/base-7b", "--as", "base-7b")
-        guest.ok("trust")
+        guest.ok("remote", "trust")
         return guest
 
     def publish(self, name: str, version: str, *, seed: int) -> None:

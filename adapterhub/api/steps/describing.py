@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects.session import Session
-    from adapterhub.projects.uses import Use
+    from adapterhub.projects.tree import Use
     from adapterhub.projects.values import Project
 
 
@@ -58,7 +58,7 @@ def installed_document(
     Its server says whether it has yanked the build; `offline` and without an answer, what it said last counts.
     """
     from adapterhub.distribution.withdrawn import why_withdrawn
-    from adapterhub.projects.uses import Uses
+    from adapterhub.projects.tree import Uses
 
     manifest = build.manifest
     origin = library.origins.under(manifest.digest, build.full_name)

@@ -100,7 +100,7 @@ def pull_release(
     from adapterhub.distribution.install import admit, asked_of
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.directory import BuildFolder
-    from adapterhub.projects.places import SpecSources
+    from adapterhub.projects.places import SpecSources, Where
 
     library = session.library
     sources: list[Source] = [] if remote else [library]
@@ -118,7 +118,9 @@ def pull_release(
         signature = library.provenance(release).signature
     else:
         asked = asked_of(library, spec, release, wanted, bounds)
-        policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
+        policy = signatures or SpecSources(session, Where(remote=remote, token=token, offline=offline)).policy_of(
+            source
+        )
         admitted = admit(library, release, source, asked, policy)
         admitted.remember()
         signature = admitted.signature

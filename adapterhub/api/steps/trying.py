@@ -32,7 +32,6 @@ from adapterhub.library.find.tried import KeptTrials
 if TYPE_CHECKING:
     from adapterhub.core.digests import Digest, Progress
     from adapterhub.distribution.hub import Search, SearchHit
-    from adapterhub.distribution.install import InstallPlan
     from adapterhub.formats.manifest import Manifest
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import AdapterLike, Installed
@@ -179,10 +178,10 @@ def _of_server(
     signatures: SignaturePolicy | None,
 ) -> tuple[list[Candidate], list[NotTried]]:
     """The builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
-    from adapterhub.projects.places import SpecSources
+    from adapterhub.projects.places import SpecSources, Where
 
     hub = session.named_hub(remote, token=token, offline=False)
-    where = SpecSources(session, (), remote=remote, token=token, offline=False)
+    where = SpecSources(session, Where(remote=remote, token=token))
     found: list[Candidate] = []
     left_out: list[NotTried] = []
     for hit in (one.hit for one in search_server(session, hub, base, search)):
@@ -196,17 +195,19 @@ def _of_server(
 def _planned(
     session: Session, hit: SearchHit, base: BaseSpec, where: SpecSources, signatures: SignaturePolicy | None
 ) -> Candidate:
-    from adapterhub.api.steps.installing import plan_one
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.borrowing import borrowed
     from adapterhub.distribution.install import admit
-    from adapterhub.projects.places import objection_from
+    from adapterhub.projects.places import Asked, objection_from, plan_one
 
     spec = AdapterSpec.parse(hit.repo)
     if hit.digest is not None:
         spec = replace(spec, digest_prefix=hit.digest)
     objection = objection_from(session, None)
-    plan: InstallPlan = plan_one(session, spec, where, base=base, objection=objection)
+    plan = plan_one(session, spec, where(spec), Asked(base=base), objection=objection)
+    for warning in plan.resolution.warnings:
+        session.out.warn(warning)
+    session.note_once(plan.resolution.note)
     policy = signatures or where.policy_of(plan.source)
     if plan.present is None:
         admit(session.library, plan.release, plan.source, plan.asked, policy)  # a kept loss needs no fetch

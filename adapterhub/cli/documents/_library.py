@@ -9,25 +9,22 @@ from typing import Annotated, Any
 from adapterhub.api import checking, health, listed, upkeep
 from adapterhub.api.steps import trying
 from adapterhub.api.steps.find import routing
-from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
     Digest,
-    File,
-    Finding,
     Manifest,
     ModuleGroup,
     Node,
     NotRequired,
     Path,
-    Refusal,
     Size,
     TypedDict,
     Use,
     Verdict,
 )
 from adapterhub.cli.documents._values import document_of
+from adapterhub.distribution import install
 from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
 from adapterhub.library.bases import families
@@ -167,40 +164,6 @@ class Folder(TypedDict):
     path: Annotated[str, "its plain PEFT folder"]
 
 
-class PlannedFile(File):
-    """A file of a build, and whether it must be fetched."""
-
-    fetch: Annotated[bool, "false: the store has it already"]
-
-
-class Plan(TypedDict):
-    """What an install would do."""
-
-    name: str
-    version: str
-    rank: int | None
-    digest: Annotated[str, "of the manifest"]
-    base_verdict: Verdict
-    source: Annotated[str, "where it was found, as text"]
-    present: Annotated[bool, "whether it is installed already"]
-    path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
-    copy_bytes: Annotated[int, "bytes to fetch"]
-    files: list[PlannedFile]
-    refused: Annotated[list[Refusal], "newer releases that do not fit"]
-
-
-class Installed(Plan):
-    """An installed build."""
-
-    base: NotRequired[Annotated[str, "alias, Hub id or digest; empty if unknown"]]
-    created: NotRequired[Annotated[bool, "false: it existed already"]]
-    size_bytes: NotRequired[Size]
-    warnings: NotRequired[list[Finding]]
-    same_as: NotRequired[Annotated[list[str], "installed builds of the same update, each with what differs"]]
-    linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
-    tests: NotRequired[Annotated[list[Tested], "with --test: how it does by the contract"]]
-
-
 class Sbom(TypedDict):
     """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
 
@@ -286,9 +249,9 @@ BASES = {
 ADAPTERS = {
     "add": Added,
     "add.several": AddedSeveral,
-    "install": list[Installed],
-    "install.save": list[Installed],
-    "install.dry-run": list[Plan],
+    "install": list[document_of(install.Install)],
+    "install.save": list[document_of(install.Install)],
+    "install.dry-run": list[document_of(install.Install)],
     "list": list[Listed],
     "search": list[document_of(listed.FoundBuild)],
     "search.setup": document_of(upkeep.SearchModel),

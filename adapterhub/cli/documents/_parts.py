@@ -12,7 +12,7 @@ from adapterhub.formats import manifest
 from adapterhub.formats.modules import groups
 from adapterhub.library import library
 from adapterhub.library.upkeep import lineage
-from adapterhub.projects import uses
+from adapterhub.projects import tree
 from adapterhub.trust.verify import report
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "NotRequired",
     "Parent",
     "Path",
-    "Refusal",
     "Size",
     "TypedDict",
     "Use",
@@ -39,7 +38,7 @@ File = document_of(manifest.FileEntry)
 Finding = document_of(report.Finding)
 ModuleGroup = document_of(groups.ModuleGroup)
 Node = document_of(lineage.Node)
-Use = document_of(uses.Use)
+Use = document_of(tree.Use)
 
 
 class ManifestFile(File):
@@ -115,10 +114,3 @@ class AddedSeveral(TypedDict):
     added: list[Added]
     skipped: list[Skipped]
     failed: list[Refused]
-
-
-class Refusal(TypedDict):
-    """A release that does not fit, and why."""
-
-    release: str
-    reason: str

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Node
-    from adapterhub.projects.uses import Use
+    from adapterhub.projects.tree import Use
 
 
 def show_installed(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from adapterhub.api.checking import Checking
     from adapterhub.api.library import Library
+    from adapterhub.api.project import Project
     from adapterhub.api.searching import Searching
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec
@@ -58,6 +59,22 @@ class Session(library_session.Session):
         from adapterhub.api.checking import checking_of
 
         return checking_of(self, self.out)
+
+    @property
+    def opened_project(self) -> Project:
+        """The project as Python has it, in this session.
+
+        Raises:
+            NotFound, Malformed: there is none, or its file is unusable.
+        """
+        from adapterhub.api.project import Project
+
+        return Project.of_session(self, self.opened)
+
+    @property
+    def project_here(self) -> Project | None:
+        """The same; None outside a project."""
+        return self.opened_project if self.project_folder is not None else None
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""
@@ -134,7 +151,7 @@ def project_option(command: F) -> F:
 
 def trust_option(command: F) -> F:
     """Add `--trust-project`, which `common` puts into the session."""
-    text = "Trust the servers that the project names for this run; `adapt trust` trusts them for good."
+    text = "Trust the servers that the project names for this run; `adapt remote trust` trusts them for good."
     return click.option("--trust-project", is_flag=True, help=text)(command)
 
 

@@ -9,7 +9,7 @@ import click
 from adapterhub.cli.output import Output
 
 if TYPE_CHECKING:
-    from adapterhub.projects.trusted import Servers
+    from adapterhub.projects.trust import Servers
     from adapterhub.projects.values import Project
 
 

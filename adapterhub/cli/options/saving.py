@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.core.errors import UsageProblem
-from adapterhub.core.specs import parse_name
-
-if TYPE_CHECKING:
-    from adapterhub.cli.options.params import Session
-    from adapterhub.projects.values import Project
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,14 +31,11 @@ def save_options(command: F) -> F:
     return command
 
 
-def project_to_save_in(
-    session: Session, *, save: bool, no_sync: bool, group: str | None, dry_run: bool, allow_base_mismatch: bool
-) -> Project | None:
-    """The project to save to; None without `--save`.
+def check_saving(*, save: bool, no_sync: bool, group: str | None, dry_run: bool, allow_base_mismatch: bool) -> None:
+    """Refuse options that exclude each other.
 
     Raises:
-        UsageProblem: options exclude each other, or the group's name is invalid.
-        NotFound: there is no project here.
+        UsageProblem: some do.
     """
     if group is not None and not save:
         raise UsageProblem("`--group` needs `--save`, because a group belongs to the project")
@@ -57,6 +49,3 @@ def project_to_save_in(
             "`--allow-base-mismatch` and `--save` exclude each other: a project locks builds for its own base only",
             hint=hint,
         )
-    if group is not None:
-        parse_name(group)  # before anything is installed
-    return session.need_project() if save else None

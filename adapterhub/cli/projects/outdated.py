@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +15,13 @@ from adapterhub.cli.options.params import (
     remote_options,
     trust_option,
 )
-from adapterhub.cli.output import listed
 from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.outdated import Offer, UpgradeRequest
+    from adapterhub.distribution.outdated import Offer
 
 
 @click.command()
@@ -35,14 +34,7 @@ if TYPE_CHECKING:
 @remote_options
 @common
 def outdated(
-    session: Session,
-    specs: tuple[AdapterSpec, ...],
-    show_all: bool,
-    is_library: bool,
-    places: tuple[Path, ...],
-    remote: str | None,
-    token: str | None,
-    offline: bool,
+    session: Session, specs: tuple[AdapterSpec, ...], show_all: bool, is_library: bool, **options: Any
 ) -> None:
     """Show adapters that have a newer release, one line for each source that has one, and those that were withdrawn.
 
@@ -54,19 +46,20 @@ def outdated(
       adapt outdated
       adapt outdated legal-qa --all
     """
-    from adapterhub.distribution.outdated import offers
-    from adapterhub.projects.upgrades import library_requests, project_requests
-
-    project = None if is_library else session.project
-    if project is not None:
-        asked = project_requests(session, project, specs, remote=remote, token=token, offline=offline, places=places)
-    else:
-        asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
-    with session.out.steps("check", unit="adapters") as progress:
-        found = offers(session.library, asked, progress)
+    project = None if is_library else session.project_here
+    found = project.outdated(*map(str, specs), **options) if project else session.opened.outdated(*specs, **options)
     told = [offer for offer in found if show_all or offer.is_worth_telling]
     session.out.result([offer.to_json() for offer in told], lambda: _say(session, told, is_project=project is not None))
-    _say_rest(session, asked, found)
+    for offer in found:
+        if offer.has_replaced:
+            one = offer.request
+            session.out.hint(
+                f"`adapt remove '{one.key}=={one.version}'` removes the yanked version; another is installed"
+            )
+    if any(offer.has_allowed for offer in found):
+        session.out.hint("`adapt upgrade` installs the allowed versions")
+    elif found and not any(offer.is_worth_telling for offer in found):
+        session.out.note("everything is up to date")
 
 
 def _say(session: Session, told: Sequence[Offer], *, is_project: bool) -> None:
@@ -84,24 +77,4 @@ def _note(offer: Offer) -> str:
         return shown(offer.problem.splitlines()[0], 200)
     if offer.yanked is not None:
         return f"yanked: {shown(offer.yanked or 'no reason given', 200)}"
-    if offer.allowed is None:
-        return "no release here is allowed"
-    return ""
-
-
-def _say_rest(session: Session, asked: Sequence[UpgradeRequest], found: Sequence[Offer]) -> None:
-    """Print the adapters that no source has, and what to do next."""
-    seen = {id(offer.request) for offer in found}
-    nowhere = [f"`{one.key}`" for one in asked if id(one) not in seen]
-    if nowhere:
-        session.out.note(f"no source has {listed(nowhere)}")
-    for offer in found:
-        if offer.has_replaced:
-            one = offer.request
-            session.out.hint(
-                f"`adapt remove '{one.key}=={one.version}'` removes the yanked version; another is installed"
-            )
-    if any(offer.has_allowed for offer in found):
-        session.out.hint("`adapt upgrade` installs the allowed versions")
-    elif found and not any(offer.is_worth_telling for offer in found):
-        session.out.note("everything is up to date")
+    return "" if offer.allowed is not None else "no release here is allowed"

@@ -1,13 +1,12 @@
-"""`adapt upgrade`: move to the newest allowed releases."""
+"""`adapt upgrade` and `adapt rollback`: move to the newest allowed releases, and back."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.completion.completing import complete_spec
+from adapterhub.cli.completion.completing import complete_key, complete_spec
 from adapterhub.cli.inspect.test import EXIT_CODES
 from adapterhub.cli.options.params import (
     Session,
@@ -18,52 +17,29 @@ from adapterhub.cli.options.params import (
     signatures_option,
     trust_option,
 )
-from adapterhub.core.errors import UsageProblem
+from adapterhub.cli.options.testing import test_option
+from adapterhub.cli.projects.lock import say_changes
+from adapterhub.cli.projects.sync import say_synced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.api.steps.projects import Synced
-    from adapterhub.api.steps.upgrades.drop_ins import DropIn
-    from adapterhub.api.steps.upgrades.projects import Preview
-    from adapterhub.core.arguments import Testing
-    from adapterhub.projects.locking import LockOutcome
-    from adapterhub.projects.places import ProjectSources
-    from adapterhub.projects.values import Project
-    from adapterhub.trust.signing.policy import SignaturePolicy
-
-_NOTHING = "no newer release is allowed; `adapt outdated` shows all releases"
+    from adapterhub.distribution.outdated import Upgraded
+    from adapterhub.projects.syncing import LockPlan
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_spec)
 @click.option("--library", "is_library", is_flag=True, help="Upgrade the library even inside a project.")
 @click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
-@click.option(
-    "--test",
-    is_flag=True,
-    help="Take a release only if it passes the contract of the one that it replaces.",
-)
-@click.option("--accept-changes", is_flag=True, help="With --test: take a release that has changed, and say so.")
+@test_option("Take a release only if it passes the contract of the one that it replaces")
 @places_option()
 @signatures_option
 @project_option
 @trust_option
 @remote_options
 @common
-def upgrade(
-    session: Session,
-    names: tuple[str, ...],
-    is_library: bool,
-    dry_run: bool,
-    test: bool,
-    accept_changes: bool,
-    places: tuple[Path, ...],
-    signatures: SignaturePolicy | None,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def upgrade(session: Session, names: tuple[str, ...], is_library: bool, **options: Any) -> None:
     """Move to the newest allowed releases: lock and sync them in a project, install them outside.
 
     In a project, this is `adapt lock --upgrade [NAME...]` followed by `adapt sync`. In the library, it installs the
@@ -72,7 +48,7 @@ def upgrade(
     which of them this command would take. `adapt rollback NAME` goes back.
 
     With --test, a release that passes the contract of the one it replaces is a drop-in. One that does not is left, with
-    exit code 3, or 17 without a verdict.
+    exit code 3, or 17 without a verdict; --test=warn takes it.
 
     \b
     Examples:
@@ -81,171 +57,74 @@ def upgrade(
       adapt upgrade --dry-run
       adapt upgrade legal-qa --test
     """
-    if accept_changes and not test:
-        raise UsageProblem("`--accept-changes` needs `--test`, which tells what has changed")
-    if test and dry_run:
-        raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
-    testing: Testing | None = None if not test else "warn" if accept_changes else "keep"
-    project = None if is_library else session.project
+    project = None if is_library else session.project_here
     if project is None:
-        _upgrade_library(
-            session,
-            names,
-            signatures,
-            remote=remote,
-            token=token,
-            offline=offline,
-            places=places,
-            dry_run=dry_run,
-            testing=testing,
-        )
+        done = session.opened.upgrade(*names, **options)
+        session.out.result([one.to_json() for one in done], lambda: _say(session, done, dry_run=options["dry_run"]))
+        if done and not options["dry_run"]:
+            session.out.hint("the older releases stay; `adapt remove NAME==VERSION` removes one")
+        _exit_for([one.tested.verdict for one in done if one.tested is not None and not one.kept])
         return
-    from adapterhub.projects.places import ProjectSources
-
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
-    if dry_run:
-        _preview_project(session, project, names, sources)
-    else:
-        _upgrade_project(session, project, names, sources, signatures, testing)
+    moved = project.upgrade(*names, **options)
+    session.out.result(moved.to_json(), lambda: _say_moved(session, moved))
+    if not moved.changes:
+        session.out.note("no newer release is allowed; `adapt outdated` shows all releases")
+    _exit_for([one.tested.verdict for one in moved.tests or () if not one.kept])
 
 
-def _upgrade_project(
-    session: Session,
-    project: Project,
-    names: tuple[str, ...],
-    sources: ProjectSources,
-    signatures: SignaturePolicy | None,
-    testing: Testing | None,
-) -> None:
-    from adapterhub.api.steps.upgrades.drop_ins import UpgradeTest
-    from adapterhub.api.steps.upgrades.projects import upgrade_project
-
-    test = UpgradeTest(session.library, testing, session.out, session.out) if testing else None
-    outcome, synced = upgrade_project(session, project, names, sources, signatures, test=test, bars=session.out)
-    tell_outcome(session, project, outcome, synced, tests=test.results if test else None)
-    if not outcome.changes:
-        session.out.note(_NOTHING)
-    if refused := [one.tested.verdict for one in (test.results if test else ()) if not one.is_kept]:
-        raise SystemExit(EXIT_CODES["CHANGED" if "CHANGED" in refused else "UNKNOWN"])
-
-
-def tell_outcome(
-    session: Session,
-    project: Project,
-    outcome: LockOutcome,
-    synced: Synced,
-    *,
-    tests: Sequence[DropIn] | None = None,
-) -> None:
-    """Print what changed in the lock and in `adapters/`, in short lines or as JSON, and what a test said."""
-    from adapterhub.cli.options.lock_changes import tell_changes
-    from adapterhub.cli.projects.lock import lock_document
-    from adapterhub.cli.projects.sync import document_of, say
-
-    document = document_of(project, synced.plan, synced.done, is_new=synced.is_locked_anew)
-
-    def text() -> None:
-        tell_changes(session, outcome.changes, short=True)
-        say(session, document, but={change.key for change in outcome.changes})
-        for one in tests or ():
-            if one.tested.passed:
-                session.out.line(f"  {one.line}")
-
-    tested = {} if tests is None else {"tests": [one.to_json() for one in tests]}
-    session.out.result({**lock_document(outcome), "sync": document, **tested}, text)
-
-
-def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
-    """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
-    from adapterhub.api.steps.upgrades.projects import preview_upgrade
-
-    preview = preview_upgrade(session, project, names, sources, bars=session.out)
-    tell_preview(session, project, preview)
-    if not preview.changes:
-        session.out.note(_NOTHING)
-
-
-def tell_preview(session: Session, project: Project, preview: Preview) -> None:
-    """Print what would change in the lock and in `adapters/`."""
-    from adapterhub.cli.options.lock_changes import tell_changes
-
-    changes, folders = preview.changes, preview.folders
-    document = {
-        "project": str(project.folder),
-        "changes": [change.to_json() for change in changes],
-        "warnings": list(preview.warnings),
-        "folders": [str(folder) for folder in folders],
-    }
-
-    def text() -> None:
-        tell_changes(session, changes, short=True)
-        session.out.line(
-            f"would change {len(changes)} in the lock file and {len(folders)} in {project.folder}/adapters"
-        )
-
-    session.out.result(document, text)
-
-
-def _upgrade_library(
-    session: Session,
-    names: tuple[str, ...],
-    signatures: SignaturePolicy | None,
-    *,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-    places: tuple[Path, ...],
-    dry_run: bool,
-    testing: Testing | None,
-) -> None:
-    from adapterhub.api.steps.installing import upgrade_library
-    from adapterhub.core.specs import AdapterSpec
-
-    done = upgrade_library(
-        session,
-        [AdapterSpec.parse(name) for name in names],
-        remote=remote,
-        token=token,
-        offline=offline,
-        places=places,
-        signatures=signatures,
-        dry_run=dry_run,
-        testing=testing,
-        bars=session.out,
-    )
-    documents: list[dict[str, Any]] = []
-    for one in done:
-        taken, present = one.offer.allowed, one.plan.present
-        assert taken is not None  # an upgrade takes what is allowed
-        documents.append(
-            {
-                "name": one.offer.request.key,
-                "from": one.offer.request.version,
-                "to": taken.version,
-                "digest": taken.digest,
-                "place": one.offer.place,
-                "path": str(one.added.build.folder) if one.added else str(present.folder) if present else None,
-                **({"tests": [one.tested.to_json()], "kept": one.is_kept} if one.tested else {}),
-            }
-        )
-
-    def text() -> None:
-        for d in documents:
-            verb = "would install" if dry_run else "~" if d.get("kept", True) else "not upgraded:"
-            session.out.line(f"{verb} {d['name']}  {d['from']} -> {d['to']}{_drop_in(d)}")
-        if not documents:
-            session.out.line("no newer release found")
-
-    session.out.result(documents, text)
-    if documents and not dry_run:
-        session.out.hint("the older releases stay; `adapt remove NAME==VERSION` removes one")
-    refused = [one.tested.verdict for one in done if one.tested is not None and not one.is_kept]
+def _exit_for(refused: Sequence[str]) -> None:
+    """End with the code for the worst verdict on a release that was left."""
     if refused:
         raise SystemExit(EXIT_CODES["CHANGED" if "CHANGED" in refused else "UNKNOWN"])
 
 
-def _drop_in(document: dict[str, Any]) -> str:
-    """How the newer release does by the contract of the older; empty where that was not tested."""
+def _say(session: Session, done: Sequence[Upgraded], *, dry_run: bool) -> None:
     words = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKNOWN": "no verdict is possible"}
-    found = [f"  {words[one['verdict']]}: {'; '.join(one['broken'])}".rstrip(": ") for one in document.get("tests", ())]
-    return "".join(found)
+    for one in done:
+        verb = "would install" if dry_run else "not upgraded:" if one.kept is False else "~"
+        result = one.tested
+        told = f"  {words[result.verdict]}: {'; '.join(result.broken)}".rstrip(": ") if result else ""
+        request = one.offer.request
+        session.out.line(f"{verb} {request.key}  {request.version} -> {one.taken.version}{told}")
+    if not done:
+        session.out.line("no newer release found")
+
+
+def _say_moved(session: Session, moved: LockPlan) -> None:
+    """Print what changed in the lock and in `adapters/`, or would, and what a test said."""
+    say_changes(session, moved.changes, short=True)
+    if moved.sync is None:
+        changed = f"would change {len(moved.changes)} in the lock file and {len(moved.folders)}"
+        session.out.line(f"{changed} in {moved.project}/adapters")
+        return
+    say_synced(session, moved.sync, but={change.key for change in moved.changes})
+    for one in moved.tests or ():
+        if one.tested.passed:
+            session.out.line(f"  {one.line}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_key)
+@click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
+@click.option("--offline", is_flag=True, help="Use no network.")
+@project_option
+@trust_option
+@common
+def rollback(session: Session, names: tuple[str, ...], **options: Any) -> None:
+    """Go back to the build that the lock held before: lock it and sync.
+
+    If the project file asked for something else then, that entry is restored as well. Merges of the adapter follow.
+    Each rollback goes one step further back; `adapt upgrade` goes forward again, and `NAME = "==VERSION"` in
+    `adapters.toml` keeps a version for good.
+
+    The library remembers the last 20 builds that each name of the project was locked to on this machine. Version
+    control has what others locked.
+
+    \b
+    Examples:
+      adapt rollback legal-qa --dry-run
+      adapt rollback legal-qa
+    """
+    moved = session.opened_project.rollback(*names, **options)
+    session.out.result(moved.to_json(), lambda: _say_moved(session, moved))
+    session.out.hint(moved.way_forward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -11,6 +12,7 @@ from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
+from adapterhub.core.errors import UsageProblem
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -142,3 +144,32 @@ def logout(session: Session, name: str) -> None:
     done = session.opened.remotes.logout(name)
     text = f"deleted the token for {done.url}" if done.forgotten else f"no token is stored for {done.url}"
     session.out.result(done.to_json(), lambda: session.out.line(text))
+
+
+@remote.command("trust")
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path), metavar="[DIR]")
+@click.option("--revoke", is_flag=True, help="Stop trusting the project.")
+@click.option("--list", "is_list", is_flag=True, help="List the trusted projects.")
+@common
+def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) -> None:
+    """Trust the servers that a project names.
+
+    A project file that you did not write may name servers under `[remotes]`, and a lock file may name more. `adapt`
+    contacts none of them before you agree. A later change of their names, URLs, namespaces or signature policies needs
+    your agreement again. Namespaces and names of your own remotes stay yours in any case.
+
+    \b
+    Examples:
+      adapt remote trust
+      adapt remote trust ./assistant --revoke
+      adapt remote trust --list
+    """
+    if is_list:
+        if revoke or folder is not None:
+            raise UsageProblem("`--list` takes no DIR and no `--revoke`: it lists all projects")
+        known = session.opened.trusted_projects
+        rows = [(one.folder, " ".join(one.urls)) for one in known]
+        session.out.result([one.to_json() for one in known], lambda: session.out.table(("project", "servers"), rows))
+        return
+    done = session.opened.trust_project(folder, revoke=revoke)
+    session.out.result(done.to_json(), lambda: session.out.line(str(done)))

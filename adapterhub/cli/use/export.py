@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,8 @@ from adapterhub.cli.options.params import BASE, Session, common, project_option
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
 from adapterhub.core.arguments import ExportFormat, Precision, path_of
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import NotAllowed, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -123,9 +125,7 @@ def export(
     if requirements:
         if adapter or form or base or dtype or ollama_base or allow_base_mismatch or test:
             raise UsageProblem("`--requirements` takes no adapter and none of its options; those need `--format`")
-        from adapterhub.cli.projects.export_list import write_list
-
-        write_list(session, output, groups=groups, all_groups=all_groups, is_library=is_library)
+        _export_list(session, output, groups=groups, all_groups=all_groups, is_library=is_library)
         return
     if groups or all_groups or is_library:
         raise UsageProblem("`--group`, `--all-groups` and `--library` need `--requirements`")
@@ -172,3 +172,24 @@ def _export_router(session: Session, route: Path, output: Path, url: str | None)
     document = {"path": str(path), "adapters": len(read.adapters), "threshold": read.threshold}
     session.out.result(document, lambda: session.out.line(f"wrote {path}"))
     session.out.note("the router compares texts with its own encoder: check its thresholds on your own prompts")
+
+
+def _export_list(
+    session: Session, output: Path | None, *, groups: tuple[str, ...], all_groups: bool, is_library: bool
+) -> None:
+    """Write the locked adapters of the project, else the installed ones."""
+    project = None if is_library else session.project_here
+    if project is None and (groups or all_groups):
+        raise UsageProblem("`--group` needs a project, and there is none here", hint="run it without `--group`")
+    library = session.opened
+    found = project.requirements(groups=groups, all_groups=all_groups) if project else library.requirements()
+    text = "".join(f"{line}\n" for line in found.requirements)
+    if output is not None:
+        try:
+            output_place(output).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise NotAllowed(f"cannot write `{output}`: {error.strerror}") from None
+    document = replace(found, output=output).to_json()
+    session.out.result(document, lambda: None if output else session.out.piece(text))
+    if output is not None:
+        session.out.note(f"wrote {len(found.requirements)} adapters to `{output}`")

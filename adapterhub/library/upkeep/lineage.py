@@ -5,14 +5,14 @@ A node is an adapter by the digest of its manifest. Only the manifests of merges
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from adapterhub.core.digests import Digest, hex_of, parse_digest
-from adapterhub.core.errors import AdapterNotFound, MalformedManifest
+from adapterhub.core.errors import AdapterNotFound, MalformedManifest, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.library.store.rows import BuildRow
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from adapterhub.formats.manifest import Manifest
 
 State = Literal["installed", "stored", "missing", "unknown"]
+Branch = tuple[str, Sequence[Any]]
+"""A line of a tree, and what is below it."""
+LONGEST: Final = 400
+"""Characters in a line: a manifest may name a parent with any text."""
 MOST_LEVELS: Final = 64
 """Levels that are followed; digests allow no circle, but a damaged store might."""
 
@@ -164,3 +168,45 @@ def drawn(label: str, children: Sequence[Any], draw: Callable[[Any], tuple[str, 
         inner = drawn(*draw(child), draw)
         yield ("└── " if is_last else "├── ") + next(inner)
         yield from (("    " if is_last else "│   ") + line for line in inner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Drawn:
+    """A tree; `str` of it is how a terminal shows it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        first, _, rest = self.text.partition("\n")
+        return f"<{type(self).__name__} {first}{' …' if rest else ''}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tree(Drawn, Documented, keys="project adapters"):
+    """Adapters and their parents."""
+
+    project: Annotated[str | None, "the project's folder; null for the library"] = None
+    adapters: tuple[Node, ...]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> Tree:
+        """The tree under each node."""
+        return cls(
+            text=lines_of(line for node in nodes for line in drawn(*branch_of(node), branch_of)), adapters=tuple(nodes)
+        )
+
+
+def lines_of(lines: Iterable[str]) -> str:
+    """The lines as one text, none too long."""
+    return "\n".join(shown(line, LONGEST) for line in lines)
+
+
+def branch_of(node: Node) -> Branch:
+    """A node as a line, and what is below it."""
+    weight = f"{node.weight:g} x " if node.weight is not None else ""
+    method = f" [{node.method}]" if node.method else ""
+    state = {"stored": "  (removed)", "missing": "  (not here)"}.get(node.state, "")
+    return f"{weight}{node.label}{method}{state}", node.parents

@@ -16,7 +16,6 @@ from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
 from adapterhub.core.specs import AdapterName
-from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.formats.toml_lines import both_sides
 from adapterhub.projects.lock._entries import LockReader, Section
 from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
@@ -167,17 +166,7 @@ def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
 
 
 def _source(source: LockedSource) -> str:
-    return value_of(source_table(source))
-
-
-def source_table(source: LockedSource) -> dict[str, str]:
-    """A source as the lock file writes it; `kind` is left out if the key of the address implies it."""
-    table = {"remote": source.remote}
-    if not source.is_library:
-        kind = kind_named(source.kind)
-        table |= {"kind": kind_to_write(kind) or "", kind.address_key: source.address}
-        table |= {key: source.pin.get(key, "") for key in kind.pin_keys}
-    return {key: text for key, text in table.items() if text}
+    return value_of(source.table)
 
 
 def _recipe(step: Step) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import (
     AdapterHubError,
     Incompatible,
@@ -30,6 +32,8 @@ from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.install import looking_ahead
 from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
+from adapterhub.formats.contract.results import Tested
+from adapterhub.formats.documented import Documented
 from adapterhub.library.aliasing import ensure_no_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import AT_ONCE, Source, together
@@ -57,7 +61,9 @@ __all__ = [
     "Asking",
     "Change",
     "Chosen",
+    "DropIn",
     "LockOutcome",
+    "LockReport",
     "MakeMerge",
     "SourcesFor",
     "base_choice",
@@ -87,6 +93,54 @@ class LockOutcome:
     lock: Lock
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockReport(
+    Documented,
+    keys="project lock=file current? written? changes? warnings? base=lock.base adapters=lock.adapters"
+    " merges=lock.merges",
+    title="Lock",
+):
+    """A lock file."""
+
+    project: Annotated[Path, "its folder"]
+    lock: Lock
+    current: Annotated[bool | None, "with --check: true"] = None
+    written: Annotated[bool | None, "false: the file was up to date"] = None
+    changes: tuple[Change, ...] | None = None
+    warnings: tuple[str, ...] | None = None
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return self.project / LOCK_FILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropIn(Documented, keys="key=after.key from=before.version to=after.version kept digest=after.digest tests"):
+    """How a newer build does by the contract of the locked one, which is of version `from`."""
+
+    before: LockedAdapter
+    after: LockedAdapter
+    tested: Tested
+    kept: Annotated[bool, "false: the locked build stays"]
+
+    @property
+    def tests(self) -> tuple[Tested, ...]:
+        """The verdict."""
+        return (self.tested,)
+
+    @property
+    def line(self) -> str:
+        """`a  1.0.1 -> 1.1.0  drop-in`."""
+        why = self.tested.broken or ([self.tested.detail] if self.tested.detail else [])
+        told = ": ".join([DROP_IN_WORDS.get(self.tested.verdict, "no contract to be held to"), *why[:1]])
+        return f"{self.after.key}  {self.before.version} -> {self.after.version}  {shown(told, 400)}"
+
+
+DROP_IN_WORDS: Final = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKNOWN": "no verdict is possible"}
+"""What a verdict by the older contract means for an upgrade."""
 
 
 def lock_project(  # noqa: PLR0913 - the sides of one request

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import is_sound
@@ -22,6 +22,8 @@ from adapterhub.core.disk.root import alone_in
 from adapterhub.core.errors import Conflict
 from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.install import looking_ahead
+from adapterhub.formats.contract.results import Tested
+from adapterhub.formats.documented import Documented
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
@@ -30,6 +32,7 @@ from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import (
     ensure_admissible,
     exact_spec,
+    full_name_of,
     has_files,
     has_objects,
     installed_folder,
@@ -62,6 +65,8 @@ __all__ = [
     "SyncPlan",
     "SyncResult",
     "SyncStep",
+    "Synced",
+    "SyncedFolder",
     "Target",
     "bring",
     "bring_locked",
@@ -144,6 +149,98 @@ class SyncResult:
     brought: tuple[Brought, ...]
     removed: tuple[Path, ...]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncedFolder(
+    Documented, keys="key name version digest group path done from=origin repaired", title="SyncedAdapter"
+):
+    """A folder of `adapters/`; `from` is the place it was fetched from, as text."""
+
+    key: Annotated[str, "its name in the project and of its folder"]
+    name: Annotated[str, "with its namespace"]
+    version: str
+    digest: Digest
+    group: str | None
+    path: Path
+    done: Annotated[FolderChange, "`kept`, `linked` or `replaced`"]
+    origin: str | None
+    repaired: Annotated[tuple[str, ...], "what did not match the lock, as text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftFolder(Documented, title="Left"):
+    """A folder in `adapters/` that does not belong to the project."""
+
+    path: Path
+    made_by_sync: Annotated[bool, "true: `--prune` removes it"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Synced(
+    Documented, keys="project locked_anew=is_locked_anew adapters fetched_bytes removed left tests?", title="Sync"
+):
+    """The result of a sync."""
+
+    lock: Lock
+    plan: SyncPlan
+    done: SyncResult
+    is_locked_anew: Annotated[bool, "true: the lock file was stale or missing and was rewritten"]
+    tests: Annotated[tuple[Tested, ...] | None, "with --test: one for each build that has a contract"] = None
+
+    @property
+    def project(self) -> Path:
+        """Its folder."""
+        return self.plan.target.project
+
+    @property
+    def adapters(self) -> tuple[SyncedFolder, ...]:
+        """The folders of `adapters/`."""
+        brought = {one.entry.key: one.origin for one in self.done.brought}
+        return tuple(
+            SyncedFolder(
+                key=step.entry.key,
+                name=full_name_of(step.entry),
+                version=step.entry.version,
+                digest=step.entry.digest,
+                group=step.entry.group,
+                path=step.folder,
+                done=what,
+                origin=brought.get(step.entry.key),
+                repaired=step.state.reasons if what == "replaced" else (),
+            )
+            for step, what in self.done.steps
+        )
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes received."""
+        return sum(one.sent_bytes for one in self.done.brought)
+
+    @property
+    def removed(self) -> tuple[Path, ...]:
+        """Folders removed by --prune."""
+        return tuple(sorted(self.done.removed))
+
+    @property
+    def left(self) -> tuple[LeftFolder, ...]:
+        """Folders that do not belong to the project."""
+        every = [(path, True) for path in self.plan.left] + [(path, False) for path in self.plan.foreign]
+        return tuple(LeftFolder(path=p, made_by_sync=ours) for p, ours in every if p not in self.done.removed)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names whose folders were linked or replaced."""
+        return tuple(str(step.entry.key) for step, what in self.done.steps if what != "kept")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell the user of the builds that came."""
+        return (*(warning for one in self.done.brought for warning in one.warnings), *self.done.warnings)
+
+    def __repr__(self) -> str:
+        count = len(self.done.steps)
+        return f"<Synced {count} adapter{'s' * (count != 1)}, {len(self.changed)} changed>"
 
 
 def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:

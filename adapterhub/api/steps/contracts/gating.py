@@ -8,42 +8,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, subject_of_build
-from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdict_on_model
+from adapterhub.api.steps.contracts.testing import (
+    Question,
+    verdict_on,
+    verdict_on_model,
+    verdicts_on,
+    verdicts_on_merge,
+)
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.contract.results import Tested
+from adapterhub.library.merged import is_bare_merge
+from adapterhub.library.store.catalog import Installed
 
 if TYPE_CHECKING:
     from adapterhub.core.arguments import Testing
     from adapterhub.distribution.finding import FoundAdapter
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
-    from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 
 
-def contract_gate(
-    library: Library, testing: Testing | None, question: Question | None = None, *, bars: Bars, out: Reporter
-) -> ContractGate | None:
-    """The gate for what comes into a library; None where no test is asked for."""
-    return None if testing is None else ContractGate(library, question or Question(), testing, bars, out)
-
-
 @dataclass(slots=True)
-class ContractGate:
-    """Tests builds before they come in or go out; `results` has the verdicts so far.
+class Gate:
+    """Holds builds to their contracts before they come in, go out, are linked, are served or replace another.
 
-    Its bases stay in memory between builds.
+    `results` has the verdicts so far. Bases stay in memory between builds. Under `warn` everything passes, and a
+    warning names what would not.
     """
 
     library: Library
-    question: Question
     testing: Testing
-    bars: Bars
     out: Reporter
+    question: Question = field(default_factory=Question)
     results: list[Tested] = field(default_factory=list)
     models: Models = field(init=False)
 
@@ -51,27 +51,75 @@ class ContractGate:
         self.models = Models(self.library.bases)
 
     def __call__(self, folder: Path, release: Release) -> None:
-        """Test the staged files of a release.
+        """Test the staged files of a release before they appear in the library.
 
         Raises:
-            BehaviourChanged: it is CHANGED.
-            CouldNotTell: no verdict is possible, or it has no contract.
+            BehaviourChanged, CouldNotTell: as `admit`.
         """
         subject = ContractSubject(folder=folder, label=release.full_name, manifest=release.manifest)
-        self._settle(subject, self.question, ending="Nothing was installed")
+        self.admit(subject, undone="Nothing was installed")
 
-    def before_sending(self, build: Installed) -> None:
-        """Test an installed build that is about to be published, and the base alone against its contract.
+    def admit(self, build: ContractSubject | Installed, *, undone: str, merges: bool = False) -> None:
+        """Test a build, with `merges` one without a contract by the lines of its parents that bind it.
 
         Raises:
-            BehaviourChanged, CouldNotTell: as above; also for a contract that the base alone passes.
+            BehaviourChanged: it is CHANGED, or the base alone passes where that was asked for, too.
+            CouldNotTell: no verdict is possible, or it has no contract. The message ends with `undone`.
         """
-        self._settle(subject_of_build(build), replace(self.question, base_alone=True), ending="Nothing was sent")
+        found: list[Tested] = []
+        if merges and isinstance(build, Installed) and is_bare_merge(build):
+            found = verdicts_on_merge(self.library, build, self.question, bars=self.out, models=self.models)
+        self.results += found
+        for result in found or [self.ask(build, self.question)]:
+            settle(result, self.testing, self.out, ending=undone)
 
-    def _settle(self, subject: ContractSubject, question: Question, *, ending: str) -> None:
-        result = verdict_on(self.library, subject, question, bars=self.bars, models=self.models)
+    def ask(self, build: ContractSubject | Installed, question: Question) -> Tested:
+        """The verdict on a build, which `results` keeps."""
+        subject = subject_of_build(build) if isinstance(build, Installed) else build
+        result = verdict_on(self.library, subject, question, bars=self.out, models=self.models)
         self.results.append(result)
-        settle(result, self.testing, self.out, ending=ending)
+        return result
+
+    def admit_all(self, builds: Sequence[Installed], question: Question, *, undone: str) -> None:
+        """Test the builds that have a contract, and merges by the lines that bind them; name those without any.
+
+        Raises:
+            BehaviourChanged, CouldNotTell: some do not pass; names all of these.
+        """
+        self.results += verdicts_on(self.library, builds, question, bars=self.out, models=self.models)
+        for build in builds:
+            if is_bare_merge(build):
+                try:
+                    self.results += verdicts_on_merge(self.library, build, question, bars=self.out, models=self.models)
+                except CouldNotTell as error:
+                    self.out.note(f"not tested: {shown(build.full_name)} {build.manifest.version}, {error.message}")
+        told = {result.digest for result in self.results}
+        if bare := [build for build in builds if build.manifest.digest not in told]:
+            names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
+            self.out.note(f"not tested, for want of a contract: {names}")
+        settle_all(self.results, self.testing, self.out, undone=undone)
+
+
+def settle_all(results: Sequence[Tested], testing: Testing, out: Reporter, *, undone: str) -> None:
+    """Refuse what did not pass, all in one message; `warn` only says so.
+
+    Raises:
+        BehaviourChanged, CouldNotTell: some did not pass.
+    """
+    failed = [result for result in results if not result.passed]
+    lines = [shown(_line(result), 400) for result in failed]
+    if testing == "warn":
+        for line in lines:
+            out.warn(line)
+    elif failed:
+        message = problem_list(f"these builds do not pass their contracts. {undone}", lines)
+        kind = BehaviourChanged if any(result.verdict == "CHANGED" for result in failed) else CouldNotTell
+        raise kind(message, hint="`--test=warn` only warns")
+
+
+def _line(result: Tested) -> str:
+    why = "; ".join(result.broken) if result.verdict == "CHANGED" else f"{result.reason}: {result.detail}"
+    return f"{result.label}: {result.verdict}, {why}"
 
 
 def settle(

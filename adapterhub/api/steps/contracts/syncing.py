@@ -1,79 +1,41 @@
-"""`sync --test`: every locked build passes its contract on the project's base before a folder changes.
-
-A merge, which has no contract of its own, keeps the lines of its inputs' contracts that bind every merge.
-"""
+"""What a project asks of the contracts of its builds: before a sync changes folders, and before an upgrade."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.subjects import Models
-from adapterhub.api.steps.contracts.testing import Question, verdicts_on, verdicts_on_merge
-from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
+from adapterhub.api.steps.contracts.testing import Question
+from adapterhub.core.errors import AdapterHubError, BehaviourChanged
 from adapterhub.core.specs import BaseSpec
-from adapterhub.library.merged import is_bare_merge
+from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.results import Tested
 from adapterhub.projects.builds import locked_build
-from adapterhub.projects.values import LockedMerge
+from adapterhub.projects.locking import DropIn
+from adapterhub.projects.values import LockedAdapter
 
 if TYPE_CHECKING:
-    from adapterhub.core.arguments import Testing
-    from adapterhub.formats.contract.results import Tested
+    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.core.specs import AdapterName
     from adapterhub.library.library import Library
-    from adapterhub.library.store.catalog import Installed
-    from adapterhub.projects.reporting import Bars, Reporter
     from adapterhub.projects.values import Lock, Locked
 
+Bring = Callable[["Lock", Sequence["Locked"]], object]
+"""Brings builds of a lock into the library."""
 
-@dataclass(slots=True)
-class SyncTest:
-    """Tests the builds of a lock. `results` has the verdicts. It refuses no build for want of a contract, but names it.
+
+def admit_locked(gate: Gate, lock: Lock, entries: Sequence[Locked]) -> None:
+    """Test the builds of a lock on its base; one without a contract is named, and comes in.
 
     The policy `tests` of a project is what demands a contract.
+
+    Raises:
+        BehaviourChanged, CouldNotTell: one does not pass; names all of these.
     """
-
-    library: Library
-    testing: Testing
-    bars: Bars
-    out: Reporter
-    results: list[Tested] = field(default_factory=list)
-
-    def __call__(self, lock: Lock, entries: Sequence[Locked]) -> None:
-        """Test the builds, each base loaded once; a kept result of the very same question is free.
-
-        Raises:
-            BehaviourChanged, CouldNotTell: one does not pass, and `testing` is `keep`; names all of these.
-        """
-        found = [(entry, build) for entry in entries if (build := locked_build(self.library, entry)) is not None]
-        question, models = Question(on=base_of_lock(self.library, lock)), Models(self.library.bases)
-        builds = [build for _, build in found]
-        self.results += verdicts_on(self.library, builds, question, bars=self.bars, models=models)
-        for entry, build in found:
-            if isinstance(entry, LockedMerge) and is_bare_merge(build):
-                self._test_merge(build, question, models)
-        told = {result.digest for result in self.results}
-        if bare := [build for build in builds if build.manifest.digest not in told]:
-            names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
-            self.out.note(f"not tested, for want of a contract: {names}")
-        if not (failed := [result for result in self.results if not result.passed]):
-            return
-        lines = [shown(_line(result), 400) for result in failed]
-        if self.testing == "warn":
-            for line in lines:
-                self.out.warn(line)
-            return
-        message = problem_list("these builds do not pass their contracts. No folder was changed", lines)
-        hint = "`--test=warn` only warns"
-        if any(result.verdict == "CHANGED" for result in failed):
-            raise BehaviourChanged(message, hint=hint)
-        raise CouldNotTell(message, hint=hint)
-
-    def _test_merge(self, merge: Installed, question: Question, models: Models) -> None:
-        try:
-            self.results += verdicts_on_merge(self.library, merge, question, bars=self.bars, models=models)
-        except CouldNotTell as error:
-            self.out.note(f"not tested: {shown(merge.full_name)} {merge.manifest.version}, {error.message}")
+    builds = [build for entry in entries if (build := locked_build(gate.library, entry)) is not None]
+    question = replace(gate.question, on=base_of_lock(gate.library, lock))
+    gate.admit_all(builds, question, undone="No folder was changed")
 
 
 def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
@@ -84,6 +46,59 @@ def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
     return BaseSpec.parse(next((record.alias for record in here if record.alias), lock.base.spec))
 
 
-def _line(result: Tested) -> str:
-    why = "; ".join(result.broken) if result.verdict == "CHANGED" else f"{result.reason}: {result.detail}"
-    return f"{result.label}: {result.verdict}, {why}"
+@dataclass(slots=True)
+class DropIns:
+    """Holds newer builds to the contracts of those that they replace; `results` has a verdict for each."""
+
+    gate: Gate
+    bring: Bring
+    results: list[DropIn] = field(default_factory=list)
+
+    def choose(self, before: Lock, after: Lock) -> dict[AdapterName, LockedAdapter]:
+        """Of each build that would be replaced, the one to lock: the newer one if it may, else the older one."""
+        found: dict[AdapterName, LockedAdapter] = {}
+        for new in after.adapters:
+            old = before.entries.get(new.key)
+            if not isinstance(old, LockedAdapter) or old.digest == new.digest:
+                continue
+            tested = self._verdict(before, old, after, new)
+            one = DropIn(before=old, after=new, tested=tested, kept=tested.passed or self.gate.testing == "warn")
+            self.results.append(one)
+            found[new.key] = new if one.kept else old
+            if not tested.passed:
+                self.gate.out.warn(one.line if one.kept else f"not upgraded: {one.line}")
+        return found
+
+    def _verdict(self, before: Lock, old: LockedAdapter, after: Lock, new: LockedAdapter) -> Tested:
+        library = self.gate.library
+        bare = Tested(name=new.name, version=new.version, digest=new.digest, verdict="NONE")
+        try:
+            self.bring(before, [old])
+            self.bring(after, [new])
+            was, now = locked_build(library, old), locked_build(library, new)
+            if was is None or now is None or (contract := contract_in(was.folder)) is None:
+                return bare
+            return self.gate.ask(now, Question(on=base_of_lock(library, after), contract=contract, is_foreign=True))
+        except AdapterHubError as error:
+            return replace(bare, verdict="UNKNOWN", reason="refused", detail=error.message.splitlines()[0])
+
+    def ensure_taken(self, before: Lock, after: Lock) -> None:
+        """Refuse a lock in which a build was replaced by another than those that may take its place.
+
+        Raises:
+            BehaviourChanged: names each; the project file may not allow the locked release any more.
+        """
+        allowed = {(one.after.key, one.after.digest) for one in self.results if one.kept}
+        wrong = [
+            entry.key
+            for entry in after.adapters
+            if (old := before.entries.get(entry.key)) is not None
+            and old.digest != entry.digest
+            and (entry.key, entry.digest) not in allowed
+        ]
+        if wrong:
+            names = ", ".join(f"`{key}`" for key in wrong)
+            raise BehaviourChanged(
+                f"{names} cannot stay as locked, and what would replace it did not pass. Nothing was changed",
+                hint="`--test=warn` takes it; otherwise require the locked release in `adapters.toml`",
+            )

@@ -1,0 +1,586 @@
+"""Bring adapters into a library: add, install and upgrade them; and see what could be upgraded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from adapterhub.api.opened import (
+    BaseLike,
+    OpenedLibrary,
+    SpecLike,
+    base_of,
+    paths_of,
+    report_card,
+    report_likeness,
+    report_warnings,
+    spec_of,
+)
+from adapterhub.core.arguments import LoadIn, Namespace, Precision, StrPath, Testing, parsed, path_of
+from adapterhub.core.digests import Progress
+from adapterhub.core.display import listed
+from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTell, UsageProblem, shown
+from adapterhub.core.ranks import RankRange, Ranks
+from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name, parse_released
+from adapterhub.formats.documented import Documented
+from adapterhub.library.intake.clashes import Bump, check_naming
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Added
+from adapterhub.library.store.catalog import Installed
+from adapterhub.trust.signing.policy import SignaturePolicy
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.distribution.install import Install, InstallPlan
+    from adapterhub.distribution.outdated import Offer, Upgraded, UpgradeRequest
+    from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.projects.places import Asked, SpecSources
+    from adapterhub.projects.session import Session
+    from adapterhub.projects.trust import RevokedProject, TrustedProject
+
+_T = TypeVar("_T")
+
+
+@parsed
+class WithInstalling(OpenedLibrary):
+    """Everything that brings adapters into a library."""
+
+    def add(
+        self,
+        folder: StrPath,
+        description: Description | str = "",
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
+        task: str | None = None,
+        examples: Sequence[str] = (),
+        license: str | None = None,  # noqa: A002 - the option's name
+        prompt: PromptForm | None = None,
+        base: BaseLike | None = None,
+        guess_base: bool = True,
+        namespace: Namespace | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Added:
+        """Take in what PEFT or another program wrote, after checking it.
+
+        Args:
+            folder: what PEFT's `save_pretrained` wrote; or a LoRA file or folder of diffusers, kohya, ComfyUI or MLX.
+            description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
+            name: name of the adapter; default: the folder's, in lower case. A folder with an `adapterhub.json` is taken
+                in as that describes it, if you give no name and describe nothing else.
+            version: PEP 440 version; default: 1.0.0.
+            bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
+            variant: add a build of another rank to a version that exists.
+            task: what it is for, such as `legal-qa`.
+            examples: up to 16 prompts that show what one asks it; searches look for words in them, too.
+            license: an SPDX expression; default: the one that the folder's README names.
+            prompt: how the adapter wants to be asked; default: what the folder says for certain, such as a Modelfile.
+            base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
+            guess_base: False leaves the base unknown, until `pin`, where none is given; also that of a folder trained
+                from a local path.
+            namespace: as in `acme/legal-qa`.
+            metrics: figures of its training or evaluation, such as `{"eval_loss": 0.41}`; JSON values.
+            progress: called with the bytes that were read since the last call.
+
+        Returns:
+            `.build` is the installed adapter, `.report` its checks; `.created` is False when it was there already.
+
+        Raises:
+            RefusedAdapter, AdapterNotFound: damaged or hostile files, NaN, no pairs, no folder; nothing was stored.
+            BaseMismatch, BaseNotFound, Malformed: it does not fit `base`, which is not known here, or cannot be read.
+            ReleaseExists: the name and version exist for this base with other bytes or at another rank.
+            UsageProblem: no name can be made of the folder's, or arguments exclude each other.
+
+        Example:
+            >>> library.add("out/summarize", name="summarize", base="base-7b", task="summarize").build  # doctest: +SKIP
+            <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
+        """
+        from adapterhub.library.identify import guess
+        from adapterhub.library.identify.guess import guess_name
+        from adapterhub.library.intake.description import check_description, checked_examples
+        from adapterhub.library.intake.foreign import peft_folder
+        from adapterhub.library.intake.prompts import choose_form, says_nothing
+
+        check_naming(bump, variant=variant, version=version)
+        if base is not None and not guess_base:
+            raise UsageProblem("`--base` and `--no-base` exclude each other")
+        folder, record = path_of(folder), self.record_of(base)
+        told = (description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics)
+        with contextlib.ExitStack() as stack:
+            if progress is None:
+                progress = stack.enter_context(self.reports.progress(f"add {name or folder.name}", size_given(folder)))
+            if guess_base and not any(told) and (taken := self._add_described(folder, base_of(base), progress)):
+                return self._reported(taken)
+            ready, notes = stack.enter_context(peft_folder(self.store, folder, record, progress)), list[str]()
+            if not isinstance(description, Description):
+                description = Description(
+                    name=guess_name(ready.named_after) if name is None else parse_name(name),
+                    version=parse_released(version or "1.0.0"),
+                    task=task,
+                    description=description,
+                    license=license,
+                    prompt=prompt,
+                    examples=checked_examples(examples),
+                    metrics=metrics or {},
+                )
+                check_description(description)
+                if record is None and guess_base and ready.folder.is_dir():
+                    guessed = guess.guess_base(self, ready.folder, ready.header.base_sha256)
+                    record = guessed.record
+                    notes.append(guessed.sentence(description.name))
+                chosen = choose_form(ready.folder, prompt, record.hints if record else None)
+                if not (description.description or examples or task) and says_nothing(ready.folder):
+                    notes.append(
+                        f"no description: a search finds `{description.name}` by its name alone; `--description TEXT` "
+                        "gives one"
+                    )
+                description = replace(description, prompt=chosen.form)
+                notes.append(chosen.note)
+            added = super().add(
+                ready.folder,
+                ready.described(description),
+                base=record,
+                namespace=namespace,
+                bump=bump,
+                variant=variant,
+                guess_base=guess_base,
+                progress=progress,
+            )
+        if not guess_base:
+            notes.append(f"the base is unknown; record it with `adapt base pin {description.name} BASE`")
+        for note in filter(None, (*ready.notes, *notes)) if added.created else ():
+            self.reports.note(note)
+        return self._reported(added)
+
+    def _add_described(self, folder: Path, base: BaseSpec | None, progress: Progress) -> Added | None:
+        """Take in a folder as the `adapterhub.json` in it describes it, byte for byte; None where it has none.
+
+        So a build that another library published, or that the Hub's client downloaded, keeps its name, version and
+        digest.
+
+        Raises:
+            MalformedManifest: the file breaks its format.
+            DigestMismatch: other files differ from it; nothing was stored.
+            NoCompatibleRelease: it is for another base than `base`.
+            ReleaseExists: the name and version exist with other bytes.
+            SignatureRefused: as for an install.
+        """
+        from adapterhub.trust.verify import Report, manifest_in
+
+        manifest = manifest_in(folder) if folder.is_dir() else None
+        if manifest is None:
+            return None
+        from adapterhub.distribution.install import plan_install, run_install
+        from adapterhub.library.directory import PublishedDirectory
+        from adapterhub.projects.session import wanted_from
+
+        spec = AdapterSpec(namespace=None, name=manifest.name, base=base, specifiers="", digest_prefix=manifest.digest)
+        plan = plan_install(self, spec, [PublishedDirectory(folder)], wanted=wanted_from(self, spec, None))
+        added = run_install(self, plan, progress)
+        if added is not None or plan.present is None:
+            return added
+        return Added(build=plan.present, report=Report.of([]), created=False)
+
+    def _reported(self, added: Added) -> Added:
+        report_warnings(self.session, added)
+        report_card(self.session, added)
+        report_likeness(self.session, added)
+        return added
+
+    # ------------------------------------------------------------ install
+    def install(
+        self,
+        *specs: SpecLike,
+        requirements: StrPath | Iterable[StrPath] = (),
+        places: StrPath | Iterable[StrPath] = (),
+        base: BaseLike | None = None,
+        rank: Ranks | None = None,
+        dry_run: bool = False,
+        allow_base_mismatch: bool = False,
+        accept_repository: str | Iterable[str] = (),
+        exclude_newer: str | None = None,
+        test: Testing | None = None,
+        dtype: Precision | None = None,
+        load_in: LoadIn | None = None,
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Install]:
+        """Install adapters that fit a base, from `places`, then from the servers that have their namespaces.
+
+        Args:
+            specs: such as `acme/legal-qa@base-7b>=1.2,<2`.
+            requirements: files with a spec a line, as `Library.requirements` writes them; `-` is stdin.
+            places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
+            base: the base, where a spec names none.
+            rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
+            dry_run: choose, and change nothing: `.release`, `.copy_bytes` and `.missing` say what would come.
+            allow_base_mismatch: take a build for other weights of the same shapes; recorded.
+            accept_repository: repositories that may supply an adapter though its name came from another.
+            exclude_newer: take no release newer than a day (`2026-01-31`), a time or an age (`7d`).
+            test: `keep` a build only if it answers as its contract records on your base, or only `warn`.
+            dtype: for `test`: the precision of the base.
+            load_in: for `test`: quantise the base's linear layers.
+            signatures: `require`, `warn` or `off` for this call.
+            remote: ask only this server, a remote's name or a URL.
+            token: access token for it.
+            offline: open no connection.
+
+        Returns:
+            One for each spec, in order: `.build` is the installed adapter, `.folder` its plain PEFT folder.
+
+        Raises:
+            AdapterNotFound, BaseNotFound, NotFound, Malformed: no place has it; no such base, place or remote.
+            NoCompatibleRelease: releases exist, none fits; `.refusals` holds a reason for each.
+            SignatureRefused, NamespaceBound: a policy forbids it; nothing was fetched.
+            DigestMismatch, RemoteUnreachable: one could not be fetched whole; nor was a later one.
+            BehaviourChanged, CouldNotTell: one does not pass its test; it was not installed.
+            UsageProblem: there is nothing to install.
+        """
+        from adapterhub.projects.places import Asked, SpecSources, Where
+
+        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        return install_specs(
+            SpecSources(self.session, where),
+            specs_of(specs, requirements),
+            Asked(
+                base=base_of(base),
+                bounds=RankRange.of(rank),
+                allow_base_mismatch=allow_base_mismatch,
+                exclude_newer=exclude_newer,
+                accepted=accept_repository,
+            ),
+            signatures=signatures,
+            gate=gate_of(self.session, test, dtype=dtype, load_in=load_in),
+            dry_run=dry_run,
+        )
+
+    # ------------------------------------------------------------ take out
+    def uninstall(self, *specs: SpecLike, all_versions: bool = False) -> Sequence[Installed]:
+        """Remove installed adapters, and return them; their bytes stay in the store until `gc`.
+
+        Raises:
+            AdapterNotFound: one is not installed; none was removed.
+            AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
+            StoreLocked: a process uses one; none was removed.
+        """
+        from adapterhub.api.steps.finding import installed_builds, several_fit
+
+        builds: list[Installed] = []
+        for spec in map(spec_of, specs):
+            found = installed_builds(self, spec, all_versions=all_versions)
+            if len(found) > 1 and not all_versions:
+                raise several_fit(spec, found, hint="name one of them, or pass them all")
+            builds += found
+        super().remove(builds)
+        return builds
+
+    def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
+        """Remove one adapter or several, as `uninstall` does."""
+        self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
+
+    # ------------------------------------------------------------ newer releases
+    def outdated(
+        self,
+        *specs: SpecLike,
+        places: StrPath | Iterable[StrPath] = (),
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Offer]:
+        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`.
+
+        Raises:
+            AdapterNotFound: one of `places` is no folder of adapters.
+        """
+        from adapterhub.projects.places import Where
+        from adapterhub.projects.upgrades import library_requests
+
+        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        return offers_for(self.session, library_requests(self.session, [spec_of(spec) for spec in specs], where))
+
+    def upgrade(
+        self,
+        *specs: SpecLike,
+        dry_run: bool = False,
+        test: Testing | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Upgraded]:
+        """Install the newest release of each installed name beside the older, which stays until you remove it.
+
+        Args:
+            specs: upgrade only these.
+            dry_run: install nothing, and test nothing.
+            test: `keep` takes a release only if it passes the contract of the installed one; `warn` takes it, and says
+                so. `.tested` says how it did.
+            places: other places to look in, as `--from` names them.
+            signatures: `require`, `warn` or `off` for this call.
+            remote: ask only this server.
+            token: access token for it.
+            offline: look in directories only.
+
+        Raises:
+            AdapterNotFound: one of `places` is no folder of adapters, or nothing of a name is installed.
+        """
+        from adapterhub.distribution.install import plan_install, run_install
+        from adapterhub.distribution.outdated import Upgraded, offers
+        from adapterhub.projects.places import Where
+        from adapterhub.projects.upgrades import library_requests
+
+        if test and dry_run:
+            raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+        out, where = self.reports, Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        asked = library_requests(self.session, [spec_of(spec) for spec in specs], where)
+        with out.steps("check", unit="adapters") as progress:
+            found = offers(self, asked, progress)
+        best: dict[int, Offer] = {}
+        for offer in found:
+            if offer.yanked is not None:
+                out.warn(_yanked_text(offer))
+            if offer.problem is not None:
+                out.warn(f"`{offer.request.key}`: {offer.problem.splitlines()[0]}")
+            elif offer.has_allowed:
+                best.setdefault(id(offer.request), offer)
+        done: list[Upgraded] = []
+        for offer in best.values():
+            one, taken = offer.request, offer.allowed
+            assert taken is not None  # `has_allowed`
+            spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
+            sources = [source for source in one.sources() if source.label == offer.place]
+            plan = plan_install(self, spec, sources, wanted=one.wanted)
+            for warning in plan.resolution.warnings:
+                out.warn(warning)
+            added = gate = None
+            if not dry_run:
+                gate = self._drop_in_gate(one.digest, test)
+                with out.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
+                    try:
+                        added = run_install(self, plan, bytes_done, signatures=signatures, gate=gate)
+                    except (BehaviourChanged, CouldNotTell) as error:
+                        if gate is None or not gate.results:
+                            raise
+                        out.warn(f"`{one.key}` was not upgraded: {error.message.splitlines()[0]}")
+            report_warnings(self.session, added)
+            tested = gate.results[-1] if gate is not None and gate.results else None
+            done.append(Upgraded(offer=offer, plan=plan, added=added, tested=tested))
+        return done
+
+    def requirements(self) -> Requirements:
+        """What is installed, one `name==version#sha256:…` each, for `install(requirements=…)`."""
+        return Requirements.of(f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in self.installed())
+
+    # ------------------------------------------------------------ projects
+    @property
+    def trusted_projects(self) -> Sequence[TrustedProject]:
+        """The projects whose servers may be asked."""
+        from adapterhub.projects.trust import TrustedProjects
+
+        return tuple(TrustedProjects(self.root).all())
+
+    def trust_project(self, folder: StrPath | None = None, *, revoke: bool = False) -> TrustedProject | RevokedProject:
+        """Agree to the servers that a project names, once for its folder and what it says of servers.
+
+        Args:
+            folder: of the project; default: the one that the library is used in.
+            revoke: take the agreement back; the folder need not be there any more.
+
+        Raises:
+            NotFound: there is no project.
+            NamespaceBound: it claims a name or a namespace of a remote of yours.
+        """
+        from adapterhub.projects.trust import RevokedProject, TrustedProjects, trust_project
+
+        place = self.session.need_project().folder if folder is None else path_of(folder)
+        if revoke:
+            return RevokedProject(project=place, revoked=TrustedProjects(self.root).revoke(place))
+        return trust_project(self.session, place)
+
+    def _drop_in_gate(self, digest: str, test: Testing | None) -> Gate | None:
+        """Tests what is to take the place of an installed build by the contract of that one.
+
+        Raises:
+            CouldNotTell: the installed build has no contract, and `test` wants one kept.
+        """
+        if test is None:
+            return None
+        from adapterhub.api.steps.contracts.gating import Gate
+        from adapterhub.api.steps.contracts.testing import Question
+        from adapterhub.formats.contract.reading import contract_in
+
+        build = next((build for build in self.installed() if build.manifest.digest == digest), None)
+        contract = contract_in(build.folder) if build is not None else None
+        if contract is not None:
+            return Gate(self, test, self.reports, Question(contract=contract, is_foreign=True))
+        what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
+        if test == "keep":
+            raise CouldNotTell(
+                f"{what} has no contract that a newer release could be held to. Nothing was installed",
+                hint="`adapt contract record NAME` records one; `--test=warn` upgrades without",
+            )
+        self.reports.warn(f"{what} has no contract that the newer release could be held to")
+        return None
+
+
+def _yanked_text(offer: Offer) -> str:
+    """That an installed build was yanked, and what to do about it."""
+    one = offer.request
+    said = f"`{one.key}=={one.version}` was yanked: {shown(offer.yanked or 'no reason given', 200)}"
+    if offer.allowed is None:
+        return f"{said}; {offer.place} has no other release that fits"
+    return f"{said}; {offer.allowed.version} replaces it, and `adapt remove '{one.key}=={one.version}'` removes it"
+
+
+# ---------------------------------------------------------------- install, for a library and for a project
+def specs_of(specs: Sequence[SpecLike], requirements: StrPath | Iterable[StrPath]) -> list[AdapterSpec]:
+    """The specs and those in the files `requirements`.
+
+    Raises:
+        UsageProblem: there is none.
+    """
+    from adapterhub.distribution.requirements import read_requirements
+
+    lists = paths_of(requirements)
+    found = [*map(spec_of, specs), *(spec for path in lists for spec in read_requirements(path))]
+    if not found:
+        hint = "run `adapt install NAME@BASE`; in a project, `adapt sync` installs the locked adapters"
+        raise UsageProblem(
+            "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
+        )
+    return found
+
+
+def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_in: str | None) -> Gate | None:
+    """The gate for what comes in; None where no test is asked for.
+
+    Raises:
+        UsageProblem: an option of a test is given without one.
+    """
+    if test is None:
+        if given := "--dtype" if dtype else "--load-in" if load_in else "":
+            raise UsageProblem(f"`{given}` needs `--test`")
+        return None
+    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.testing import Question
+
+    return Gate(session.library, test, session.out, Question(dtype=dtype or "auto", load_in=load_in))
+
+
+def install_specs(
+    where: SpecSources,
+    specs: Sequence[AdapterSpec],
+    asked: Asked,
+    *,
+    signatures: SignaturePolicy | None = None,
+    gate: Gate | None = None,
+    dry_run: bool = False,
+) -> list[Install]:
+    """Choose a build for each spec and install it, unless `dry_run`; several at a time come from servers.
+
+    After the first refusal no other is begun; those that arrived are kept.
+
+    Raises:
+        AdapterHubError: the first refusal.
+    """
+    from adapterhub.distribution.install import Install, forget_ahead, look_ahead, run_install
+    from adapterhub.distribution.remote_kinds import kind_of
+    from adapterhub.library.transfer import AT_ONCE, together
+    from adapterhub.projects.places import objection_from, plan_one, project_base
+
+    session, library = where.session, where.session.library
+    objection, base = objection_from(session, asked.exclude_newer), project_base(session)
+    places = [where(spec) for spec in specs]  # here, because it may ask the user
+    are_servers = any(kind_of(source.place).is_server for one in places for source in one)
+    accepted = [asked.accepted] if isinstance(asked.accepted, str) else asked.accepted
+
+    def planned(number: int, _: object) -> InstallPlan:
+        return plan_one(session, specs[number], places[number], asked, base=base, objection=objection)
+
+    if are_servers:
+        lacking = [n for n, spec in enumerate(specs) if not library.builds_named(spec.name, spec.namespace)]
+        look_ahead(library, [specs[n] for n in lacking], [places[n] for n in lacking])
+    plans: list[InstallPlan] = []
+    at_once = AT_ONCE if are_servers else 1
+    with (
+        library.accepting(accepted),
+        contextlib.closing(together(range(len(specs)), planned, at_once=at_once)) as answers,
+    ):
+        for chosen in answers:
+            plan = _or_raise(chosen)
+            for warning in plan.resolution.warnings:
+                session.out.warn(warning)
+            session.note_once(plan.resolution.note)
+            plans.append(plan)
+    if dry_run:
+        return [Install(plan=plan) for plan in plans]
+
+    def carry_out(plan: InstallPlan, progress: Progress) -> Added | None:
+        policy = signatures or where.policy_of(plan.source)
+        return run_install(library, plan, progress, signatures=policy, gate=gate)
+
+    done: list[Install] = []
+    what = specs[0].full_name if len(specs) == 1 else f"{len(specs)} adapters"
+    are_servers = any(kind_of(plan.source.place).is_server for plan in plans)
+    with (
+        contextlib.ExitStack() as after,
+        library.accepting(accepted),
+        session.out.progress(f"install {what}", sum(plan.copy_bytes for plan in plans)) as progress,
+        contextlib.closing(
+            together(plans, carry_out, progress, at_once=AT_ONCE if are_servers and gate is None else 1)
+        ) as results,
+    ):
+        after.callback(forget_ahead, [plan.source for plan in plans])
+        for plan, answer in zip(plans, results, strict=True):
+            added = _or_raise(answer)
+            report_warnings(session, added)
+            tests = (gate.results[-1],) if gate else None
+            done.append(Install(plan=plan, added=added, tests=tests))
+    return done
+
+
+def offers_for(session: Session, asked: Sequence[UpgradeRequest]) -> Sequence[Offer]:
+    """What each place offers; the session tells what no place has."""
+    from adapterhub.distribution.outdated import offers
+
+    with session.out.steps("check", unit="adapters") as progress:
+        found = offers(session.library, asked, progress)
+    seen = {id(offer.request) for offer in found}
+    if nowhere := [f"`{one.key}`" for one in asked if id(one) not in seen]:
+        session.out.note(f"no source has {listed(nowhere)}")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements(Documented, keys="requirements output"):
+    """A plain list of requirements for `adapt install -r`."""
+
+    requirements: Annotated[tuple[str, ...], "`name==version#sha256:digest`"]
+    output: Annotated[Path | None, "with --output: the file"] = None
+
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> Requirements:
+        """The lines in order."""
+        return cls(requirements=tuple(sorted(lines)))
+
+
+def _or_raise(answer: _T | AdapterHubError) -> _T:
+    if isinstance(answer, AdapterHubError):
+        raise answer
+    return answer
+
+
+def size_given(path: Path) -> int | None:
+    """Bytes that adding `path` reads, as far as its names tell; a foreign file is read once more to convert it."""
+    if path.is_file():
+        return 2 * path.stat().st_size
+    return sum(p.stat().st_size for p in path.glob("adapter_*") if p.is_file()) or None if path.is_dir() else None
