@@ -22,41 +22,24 @@ from starlette.exceptions import HTTPException
 
 from adapterhub.core.errors import AdapterHubError, DiskFull, shown
 from adapterhub.core.extras import extra_named
-from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
-from adapterhub_registry.access.rates import Rates
-from adapterhub_registry.access.refusals import record_refusal
-from adapterhub_registry.access.telemetry import Telemetry
+from adapterhub_registry import vectors, worker
+from adapterhub_registry.access.telemetry import FLUSH_EVERY_S, Downloads, Rates, Telemetry, record_refusal
 from adapterhub_registry.access.tokens import FIRST_USER, Tokens
-from adapterhub_registry.api import adapt_api, operations_api
-from adapterhub_registry.api.bodies import PARSED_AT_ONCE, Slots, UploadSlots
+from adapterhub_registry.api import adapt_api
+from adapterhub_registry.api.bodies import MOST, PARSED_AT_ONCE, Slots, Threads, UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
-from adapterhub_registry.api.hub import files as hub_files
-from adapterhub_registry.api.hub import gates as hub_gates
-from adapterhub_registry.api.hub import history as hub_history
-from adapterhub_registry.api.hub import info as hub_info
-from adapterhub_registry.api.hub import lfs as hub_lfs
-from adapterhub_registry.api.hub import missing as hub_missing
-from adapterhub_registry.api.hub import routes as hub_api
-from adapterhub_registry.api.hub import upload as hub_upload
-from adapterhub_registry.api.hub import xet
-from adapterhub_registry.api.hub.threads import MOST, Threads
+from adapterhub_registry.api.hub import files, info, missing, repositories, upload, xet
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.derived import worker
 from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
-from adapterhub_registry.events.delivery import Deliverer
-from adapterhub_registry.events.outbox import prune
-from adapterhub_registry.events.watching import Watch
-from adapterhub_registry.events.webhooks import Webhooks
-from adapterhub_registry.meaning import vectors
-from adapterhub_registry.meaning.nearest import Nearest
+from adapterhub_registry.outbox import Deliverer, Watch, Webhooks, prune
 from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable, raising_disk_full
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
-from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
-from adapterhub_registry.upkeep.space import sweep_xorbs
+from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.xet import DiskXorbs, XorbStore
+from adapterhub_registry.upkeep import sweep_xorbs
+from adapterhub_registry.vectors import Nearest
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -98,9 +81,9 @@ def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
     if settings.s3 is None:
         return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
     with extra_named("keeping blobs in S3"):
-        from adapterhub_registry.storage import s3_blobs, s3_bucket, s3_xorbs  # noqa: PLC0415 - `obstore` is optional
-    bucket = s3_bucket.Bucket(settings.s3)
-    return s3_blobs.S3Blobs(bucket), s3_xorbs.S3Xorbs(bucket)
+        from adapterhub_registry.storage import s3  # noqa: PLC0415 - `obstore` is optional
+    bucket = s3.Bucket(settings.s3)
+    return s3.S3Blobs(bucket), s3.S3Xorbs(bucket)
 
 
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
@@ -129,11 +112,12 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(StoreUnreachable, _on_unreachable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    hub = (hub_api, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
-    for module in (hub_info, adapt_api, operations_api, xet, *hub):  # `include_router` would build each route again
-        app.router.routes += module.router.routes
+    ours = (adapt_api.router, adapt_api.operations_router)
+    hub = (xet.router, repositories.router, files.router, upload.router, missing.router)
+    for router in (info.router, *ours, *hub):  # `include_router` would build each route again
+        app.router.routes += router.routes
     app.state.threads = Threads(MOST)
-    app.router.routes.insert(0, hub_files.SOONEST)
+    app.router.routes.insert(0, files.SOONEST)
     app.state.pages = add_pages(app, registry)
     registry.repos.reserved |= _first_words(app) - {
         FIRST_USER

@@ -233,10 +233,10 @@ def test_a_rewritten_history_gives_no_name(server: Running, push: Push) -> None:
 @pytest.fixture
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server as the Hugging Face Hub is: it keeps no names, so its listing holds whoever claims one."""
-    from adapterhub_registry.access import adapter_names
+    from adapterhub_registry.access import rights
 
     monkeypatch.setattr(Hub, "features", frozenset())
-    monkeypatch.setattr(adapter_names, "check", lambda *_: None)
+    monkeypatch.setattr(rights, "check", lambda *_: None)
 
 
 def got(server: Running, library: Library, text: str, *, accepted: tuple[str, ...] = ()) -> str:

@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import obstore
 import pytest
-from adapterhub_registry.api.hub.lfs import DIRECT_BYTES, MAX_LINKS
+from adapterhub_registry.api.hub.upload import DIRECT_BYTES, MAX_LINKS
 from adapterhub_registry.app import create_app
-from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.settings import Limits, S3Place, load_settings
+from adapterhub_registry.upkeep import check_holdings
 
 from tests.registry.conftest import MODES
 from tests.registry.pushing import Push

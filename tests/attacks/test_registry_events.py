@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.events import sending
+from adapterhub_registry import outbox
 from adapterhub_registry.settings import Limits, parse_networks
 
 from adapterhub.core.errors import NotAllowed
@@ -169,12 +169,12 @@ INSIDE = [
 
 @pytest.mark.parametrize("address", INSIDE)
 def test_no_address_inside_counts_as_public(address: str) -> None:
-    assert not sending.is_public(ipaddress.ip_address(address))
+    assert not outbox.is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_an_address_on_the_internet_counts_as_public(address: str) -> None:
-    assert sending.is_public(ipaddress.ip_address(address))
+    assert outbox.is_public(ipaddress.ip_address(address))
 
 
 SPELLINGS = [
@@ -214,9 +214,9 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
             found = ["203.0.114.1"] if len(asked) == 1 else ["127.0.0.1"]
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-        monkeypatch.setattr(sending.socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(outbox.socket, "getaddrinfo", resolve)
         with monkeypatch.context() as hasty:
-            hasty.setattr(sending, "TIMEOUT_S", 0.5)
+            hasty.setattr(outbox, "TIMEOUT_S", 0.5)
             first = send(f"https://rebinding.example:{port}/")
         second = send(f"https://rebinding.example:{port}/")
 
@@ -227,7 +227,7 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
 
 def test_one_inside_address_among_public_ones_refuses_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("8.8.8.8", "10.0.0.1")]
-    monkeypatch.setattr(sending.socket, "getaddrinfo", lambda *_, **__: both)
+    monkeypatch.setattr(outbox.socket, "getaddrinfo", lambda *_, **__: both)
 
     assert (
         send("https://both.example/").problem == "the host name leads to an address that this server does not send to"
@@ -261,7 +261,7 @@ def test_an_allowed_network_is_the_only_one(tmp_path: Path) -> None:
 
 
 def test_a_receiver_that_drips_or_floods_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(outbox, "TIMEOUT_S", 1.0)
 
     def drip(handler: Any, _: int) -> None:
         for _ in range(100):
@@ -289,8 +289,8 @@ def test_a_receiver_that_does_not_speak_tls_gets_nothing() -> None:
     assert ssl.create_default_context().check_hostname
 
 
-def send(url: str, allowed: Any = ()) -> sending.Outcome:
-    return asyncio.run(sending.post(url, b"{}", {"webhook-id": "x"}, allowed=allowed))
+def send(url: str, allowed: Any = ()) -> outbox.Outcome:
+    return asyncio.run(outbox.post(url, b"{}", {"webhook-id": "x"}, allowed=allowed))
 
 
 # ------------------------------------------------------------ forged and repeated messages
@@ -359,7 +359,7 @@ def test_tests_of_a_silent_receiver_hold_no_route_up(server: Running) -> None:
 
         assert {status for status, _ in answers} == {202}
         assert len({delivery for _, delivery in answers}) <= 2  # one at a time waits
-        assert took_s < sending.TIMEOUT_S  # no answer waited for the receiver
+        assert took_s < outbox.TIMEOUT_S  # no answer waited for the receiver
         server.send("DELETE", f"/api/adapt/v1/webhooks/{number}", token=mallory)
 
 
@@ -376,6 +376,6 @@ def test_silent_receivers_of_one_user_leave_room_for_those_of_others(server: Run
 
         got.wait_for(1)
 
-        assert time.monotonic() - start < sending.TIMEOUT_S
+        assert time.monotonic() - start < outbox.TIMEOUT_S
         for number in numbers:
             server.send("DELETE", f"/api/adapt/v1/webhooks/{number}", token=mallory)

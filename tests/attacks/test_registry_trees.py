@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from adapterhub_registry.database.db import metadata
-from adapterhub_registry.operations.holdings import check_holdings
+from adapterhub_registry.database.schema import metadata
+from adapterhub_registry.upkeep import check_holdings
 from sqlalchemy import func, select
 
 from tests.registry.conftest import Served, serving

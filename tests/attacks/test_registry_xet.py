@@ -13,10 +13,16 @@ import lz4.frame
 import obstore
 import pytest
 from adapterhub_registry.settings import Limits, S3Place
-from adapterhub_registry.storage.s3_bucket import Bucket
-from adapterhub_registry.storage.s3_xorbs import S3Xorbs
-from adapterhub_registry.storage.xet_format import MAX_CHUNK_BYTES, MAX_XORB_BYTES, MalformedXet, XetHash
-from adapterhub_registry.storage.xorbs import DiskXorbs, XorbPlace, XorbStore
+from adapterhub_registry.storage.s3 import Bucket, S3Xorbs
+from adapterhub_registry.storage.xet import (
+    MAX_CHUNK_BYTES,
+    MAX_XORB_BYTES,
+    DiskXorbs,
+    MalformedXet,
+    XetHash,
+    XorbPlace,
+    XorbStore,
+)
 
 from tests.registry.running import Running, running
 from tests.registry.shared_servers import CREDENTIALS, S3

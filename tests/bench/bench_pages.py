@@ -23,12 +23,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-from adapterhub_registry.database.db import Database, adapters, commits, nodes, places, refs, releases, repo_tags, repos
-from adapterhub_registry.database.derived_tables import derived, sketches
+from adapterhub_registry.database.db import (
+    Database,
+    adapters,
+    commits,
+    derived,
+    nodes,
+    places,
+    refs,
+    releases,
+    repo_tags,
+    repos,
+    sketches,
+)
 from adapterhub_registry.database.search_tables import texts, wordings
-from adapterhub_registry.database.trees.nodes import FileEntry
-from adapterhub_registry.database.trees.trees import EMPTY, Tree
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.database.trees import EMPTY, FileEntry, Tree
+from adapterhub_registry.storage.blobs import DiskBlobs
 from sqlalchemy import select
 
 from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord

@@ -23,8 +23,7 @@ from typing import Any
 import httpx
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import texts
-from adapterhub_registry.database.trees.nodes import FileEntry
-from adapterhub_registry.database.trees.trees import EMPTY, Tree
+from adapterhub_registry.database.trees import EMPTY, FileEntry, Tree
 
 from tests.bench.many_builds import BASES, RANKS, TASKS
 from tests.registry.pushing import Push, put

@@ -9,11 +9,11 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command sets it
 
 import numpy as np
+from adapterhub_registry import vectors
 from adapterhub_registry.database.db import Database, repos
-from adapterhub_registry.database.meaning_tables import meaning as table
-from adapterhub_registry.meaning import vectors
-from adapterhub_registry.meaning.nearest import Nearest
-from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
+from adapterhub_registry.database.db import meaning as table
+from adapterhub_registry.repos.search import AdapterQuery, search_adapters
+from adapterhub_registry.vectors import Nearest
 
 from adapterhub.formats.meaning.model import FILES, MODEL, SIZE
 from adapterhub.formats.meaning.ranking import packed

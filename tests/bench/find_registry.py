@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterhub_registry.database.db import Database, adapters, repos
 from adapterhub_registry.database.search_tables import wordings
-from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters
+from adapterhub_registry.repos.search import AdapterQuery, search_adapters
 
 from adapterhub.formats.relevance import wording_of, words_of
 from tests.bench.find_questions import Card

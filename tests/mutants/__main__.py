@@ -100,10 +100,9 @@ TARGETS = {
             f"adapterhub_registry/{name}.py"
             for name in (
                 "access/tokens",
-                "access/signing",
                 "repos/commits",
-                "repos/tombstones",
-                "repos/ref_names",
+                "repos/adapters",
+                "repos/aliases",
                 "repos/repos",
             )
         ),

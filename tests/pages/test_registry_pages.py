@@ -96,7 +96,7 @@ def test_each_facet_finds_what_it_names(world, query, repos, monkeypatch):
     asked = query.format(base=world.base_sha256)
 
     assert found(world, asked) == repos
-    monkeypatch.setattr("adapterhub_registry.database.conditions.FEW", 0)  # as where many adapters meet a condition
+    monkeypatch.setattr("adapterhub_registry.repos.search.FEW", 0)  # as where many adapters meet a condition
     assert found(world, asked) == repos
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal
+from adapterhub_registry.worker import Once
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from adapterhub.weights.compare.similarity import compare_adapters

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from adapterhub_registry.access.operator import door
+from adapterhub_registry.access.tokens import door
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import create_app
 from adapterhub_registry.database.db import Database

@@ -89,7 +89,7 @@ def test_downloads_are_counted_by_configuration(server: Running) -> None:
 def test_downloads_of_many_repositories_are_written_together_and_those_of_removed_ones_dropped(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub_registry.access.downloads.STEP", 2)
+    monkeypatch.setattr("adapterhub_registry.access.telemetry.STEP", 2)
     names = [make(server, f"many-{number}") for number in range(5)]
     with server.registry.db.read() as connection:
         ids = [connection.scalars(select(repos.c.id).where(repos.c.full_name == name)).one() for name in names]

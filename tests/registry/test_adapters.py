@@ -11,10 +11,18 @@ import pytest
 from adapterhub_registry.database.db import Database, refs, repos
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.repos.adapter_facts import facts_of, tags_of_adapter, without_contradictions
-from adapterhub_registry.repos.adapter_search import AdapterQuery, search_adapters, versions_of
-from adapterhub_registry.repos.adapters import adapt_object, choose_listed, index_commit, unyank, warning_for, yank
-from adapterhub_registry.repos.tombstones import bury
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.repos.adapters import (
+    adapt_object,
+    bury,
+    choose_listed,
+    index_commit,
+    unyank,
+    versions_of,
+    warning_for,
+    yank,
+)
+from adapterhub_registry.repos.search import AdapterQuery, search_adapters
+from adapterhub_registry.storage.blobs import DiskBlobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Row, delete, insert, select, true, update

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from adapterhub_registry.api.hub import model_info
+from adapterhub_registry.api.hub import info
 from adapterhub_registry.database.db import Database, repos
 from huggingface_hub import HfApi, ModelCard
 
@@ -120,9 +120,9 @@ def test_the_path_in_a_config_is_no_tag(server, library, added, team):
 def test_a_listing_reads_fewer_rows_at_once_where_cards_are_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_info, "FEW_AT_ONCE", 1)
-    monkeypatch.setattr(model_info, "LISTED_AT_ONCE", 3)
-    monkeypatch.setattr(model_info, "CHARACTERS_AT_ONCE", 20)  # an empty card and configuration have 4
+    monkeypatch.setattr(info, "FEW_AT_ONCE", 1)
+    monkeypatch.setattr(info, "LISTED_AT_ONCE", 3)
+    monkeypatch.setattr(info, "CHARACTERS_AT_ONCE", 20)  # an empty card and configuration have 4
     database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
     with database.begin() as connection:
         for n, characters in enumerate([2, 2, 2, 2, 30, 2, 14, 2], 1):
@@ -130,7 +130,7 @@ def test_a_listing_reads_fewer_rows_at_once_where_cards_are_long(
             row = names | {"id": n, "private": False, "head": "", "created_at": n, "modified_at": n}
             connection.execute(repos.insert().values(**row, card="{" + " " * (characters - 2) + "}"))
 
-        runs = model_info.runs_of(connection, [1, 2, 3, 4, 5, 6, 7, 8])
+        runs = info.runs_of(connection, [1, 2, 3, 4, 5, 6, 7, 8])
 
     assert runs == [[1, 2, 3], [4], [5], [6, 7], [8]]
     database.close()

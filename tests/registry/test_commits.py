@@ -24,17 +24,26 @@ from adapterhub_registry.database.db import (
     repo_tags,
     repos,
 )
-from adapterhub_registry.database.trees.nodes import FileEntry
-from adapterhub_registry.database.trees.trees import EMPTY
+from adapterhub_registry.database.trees import EMPTY, FileEntry
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import commits as commits_module
-from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
-from adapterhub_registry.repos.commits import GIT_ATTRIBUTES, Proposal, commit, file_at, find_commit, history, tree_of
+from adapterhub_registry.repos.commits import (
+    GIT_ATTRIBUTES,
+    Delete,
+    DeleteFolder,
+    Operation,
+    Proposal,
+    Put,
+    commit,
+    file_at,
+    find_commit,
+    history,
+    tree_of,
+)
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import StoredBlob
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.engine import Connection
 

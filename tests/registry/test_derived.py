@@ -12,13 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry import upkeep, worker
 from adapterhub_registry.app import open_registry
-from adapterhub_registry.database.db import adapters, now_ms
-from adapterhub_registry.database.derived_tables import derived, parents
-from adapterhub_registry.derived import worker
+from adapterhub_registry.database.db import adapters, derived, now_ms, parents
 from adapterhub_registry.operations.commands import registry
 from adapterhub_registry.settings import load_settings
-from adapterhub_registry.upkeep import space
 from click.testing import CliRunner
 from safetensors.torch import save
 from sqlalchemy import select, update
@@ -172,7 +170,7 @@ def test_gc_removes_the_records_of_builds_that_are_gone(server: Running) -> None
         )
     server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "a"})
 
-    space.free_space(server.registry)
+    upkeep.free_space(server.registry)
 
     with server.registry.db.read() as connection:
         kept = set(connection.scalars(select(adapters.c.digest)))

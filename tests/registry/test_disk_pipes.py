@@ -6,12 +6,11 @@ import os
 import threading
 
 import pytest
+from adapterhub_registry.access.tokens import check_is_registry
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.operations.move import BlobsDamaged, _copy_blobs
-from adapterhub_registry.operations.options import check_holds_registry
 from adapterhub_registry.settings import load_settings
-from adapterhub_registry.storage.blobs import digest_of
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.storage.blobs import DiskBlobs, digest_of
+from adapterhub_registry.upkeep import BlobsDamaged, _copy_blobs
 
 from adapterhub.core.errors import BlobNotFound, Malformed, UsageProblem, shown
 
@@ -72,7 +71,7 @@ def test_a_pipe_is_no_file_of_the_database(tmp_path, name, put):
     (tmp_path / name).unlink(missing_ok=True)
     put(tmp_path / name)
 
-    check_holds_registry(tmp_path)
+    check_is_registry(tmp_path)
     error = in_time(lambda: Database(url))
 
     assert isinstance(error, Malformed)

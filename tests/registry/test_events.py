@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry import outbox
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.database.db import Database, now_ms
-from adapterhub_registry.database.event_tables import events
-from adapterhub_registry.events import outbox
+from adapterhub_registry.database.db import Database, events, now_ms
 from sqlalchemy import select, true, update
 
 from tests.registry.pushing import Push

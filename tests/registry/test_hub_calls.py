@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.operations.holdings import check_holdings
+from adapterhub_registry.upkeep import check_holdings
 
 from tests.registry.pushing import Push
 from tests.registry.running import Running

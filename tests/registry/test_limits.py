@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.access.rates import Rates, address_of
+from adapterhub_registry.access.telemetry import Rates, address_of
 from adapterhub_registry.database.db import uploads
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import Limits, parse_networks

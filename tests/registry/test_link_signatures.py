@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapterhub_registry.access import signing
-from adapterhub_registry.access.signing import BadSignature, check, seal, sign, unseal
+from adapterhub_registry.access import tokens
+from adapterhub_registry.access.tokens import BadSignature, check, seal, sign, unseal
 from cryptography.fernet import Fernet
 
 SECRET, OTHER_SECRET = b"s" * 32, b"t" * 32
@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time that the server sees; a test sets `now`."""
     clock = SimpleNamespace(now=NOW)
     clock.time = lambda: clock.now
-    monkeypatch.setattr(signing, "time", clock)
+    monkeypatch.setattr(tokens, "time", clock)
     return clock
 
 

@@ -11,11 +11,10 @@ from urllib.parse import urlencode
 import httpx
 import numpy as np
 import pytest
-from adapterhub_registry.database.db import Database, adapters, repos
-from adapterhub_registry.database.meaning_tables import meaning
-from adapterhub_registry.meaning import vectors
-from adapterhub_registry.meaning.nearest import Nearest
+from adapterhub_registry import vectors
+from adapterhub_registry.database.db import Database, adapters, meaning, repos
 from adapterhub_registry.operations.commands import registry
+from adapterhub_registry.vectors import Nearest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,7 +14,6 @@ from adapterhub_registry.database import schema
 from adapterhub_registry.database.db import (
     Database,
     commits,
-    metadata,
     nodes,
     places,
     releases,
@@ -24,7 +23,8 @@ from adapterhub_registry.database.db import (
     uploads,
     users,
 )
-from adapterhub_registry.database.trees.nodes import FileEntry, Totals
+from adapterhub_registry.database.schema import metadata
+from adapterhub_registry.database.trees import FileEntry, Totals
 from adapterhub_registry.repos.commits import tree_of
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext

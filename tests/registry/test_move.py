@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 from adapterhub_registry.access.tokens import Tokens
-from adapterhub_registry.database.db import Database, metadata, repo_tags, repos, tokens, users
+from adapterhub_registry.database.db import Database, repo_tags, repos, tokens, users
+from adapterhub_registry.database.schema import metadata
 from sqlalchemy import func, insert, select, update
 
 from adapterhub.library.store.catalog import Installed

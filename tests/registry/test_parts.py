@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 from adapterhub_registry.access import tokens as tokens_module
-from adapterhub_registry.access.signing import BadSignature, check, sign
-from adapterhub_registry.access.tokens import Caller, Tokens
+from adapterhub_registry.access.tokens import BadSignature, Caller, Tokens, check, sign
 from adapterhub_registry.api.edge import routed_path
 from adapterhub_registry.database.db import Database, facts
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
-from adapterhub_registry.repos.card import read_config
+from adapterhub_registry.repos.adapter_facts import read_config
 from adapterhub_registry.settings import Limits, load_settings
-from adapterhub_registry.storage.blobs import LEFTOVER_S, UploadId
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs, UploadId
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update

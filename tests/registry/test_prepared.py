@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from adapterhub_registry.access.tokens import Tokens
-from adapterhub_registry.database import engines
+from adapterhub_registry.database import schema
 from adapterhub_registry.database.db import Database, tokens, users
 from adapterhub_registry.database.prepared import Pair, Prepared
 from sqlalchemy import bindparam, select
@@ -99,7 +99,7 @@ def test_lone_statement_takes_a_new_connection_for_one_that_was_closed(postgresq
 def test_connection_that_was_idle_for_long_is_known_to_live_before_a_transaction(
     postgresql: Database, pg: Postgres, monkeypatch: pytest.MonkeyPatch, idle_s: float
 ) -> None:
-    monkeypatch.setattr(engines, "IDLE_S", idle_s)
+    monkeypatch.setattr(schema, "IDLE_S", idle_s)
     close_connections(postgresql, pg)
     is_pinged = idle_s < 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from adapterhub_registry.access import refusals
-from adapterhub_registry.access.refusals import refusal_records
+from adapterhub_registry.access import telemetry
+from adapterhub_registry.access.telemetry import refusal_records
 
 from tests.registry.running import Running
 
@@ -37,7 +37,7 @@ def test_refused_changes_are_kept_with_who_and_why(server: Running) -> None:
 
 
 def test_the_log_is_bounded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "KEPT", 3)
+    monkeypatch.setattr(telemetry, "KEPT", 3)
     server.post("/api/repos/create", {"name": "many", "organization": "ann"})
     readers = [server.registry.tokens.create(f"user-{at}", "read", namespaces=["ann/*"]) for at in range(5)]
 

@@ -16,13 +16,13 @@ from adapterhub_registry.database.db import Database, adapters, refs, releases, 
 from adapterhub_registry.database.db import tombstones as graves
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import RepoId
-from adapterhub_registry.repos import ref_names, tombstones
+from adapterhub_registry.repos import adapters as adapters_module
+from adapterhub_registry.repos import aliases
 from adapterhub_registry.repos.adapter_facts import AdapterFacts
-from adapterhub_registry.repos.changes import Delete, Put
-from adapterhub_registry.repos.commits import Proposal, commit
+from adapterhub_registry.repos.commits import Delete, Proposal, Put, commit
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.storage.blobs import DiskBlobs
 from sqlalchemy import delete, insert, select
 from sqlalchemy.engine import Connection
 
@@ -58,7 +58,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, 
 @pytest.fixture
 def connection(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """A transaction that is undone after the test."""
-    monkeypatch.setattr(tombstones, "now_ms", lambda: NOW)
+    monkeypatch.setattr(adapters_module, "now_ms", lambda: NOW)
     with contextlib.suppress(Undo), parts[0].begin() as connection:
         yield connection
         raise Undo
@@ -101,7 +101,7 @@ def test_a_tombstone_keeps_the_version_its_bytes_and_whose_adapter_it_was(connec
     index(connection, row, row.head, **about)
     index(connection, row, "f" * 40, name="of another commit")
 
-    tombstones.bury(connection, row)
+    adapters_module.bury(connection, row)
 
     kept = {
         "full_name": "ann/x",
@@ -123,7 +123,7 @@ def test_a_release_whose_adapter_is_not_indexed_any_more_gets_its_tombstone(
     release(connection, other, "3.0.0")
     index(connection, other, row.head, name="of another repository")
 
-    tombstones.bury(connection, row)
+    adapters_module.bury(connection, row)
 
     found = [(grave["full_name"], grave["version"], grave["digest"], grave["name"]) for grave in buried(connection)]
     assert found == [("ann/x", "1.0.0", DIGEST, None), ("ann/x", "2.0.0", OTHER, None)]
@@ -134,13 +134,13 @@ def test_an_older_tombstone_stays(connection: Connection, desk: Repos) -> None:
     bury(connection, full_name="ann/x")
     release(connection, row)
 
-    tombstones.bury(connection, row)
+    adapters_module.bury(connection, row)
 
     assert buried(connection) == [GRAVE | {"full_name": "ann/x", "version_key": "1"}]
 
 
 def test_a_repository_without_releases_leaves_no_tombstone(connection: Connection, desk: Repos) -> None:
-    tombstones.bury(connection, create(connection, desk))
+    adapters_module.bury(connection, create(connection, desk))
 
     assert buried(connection) == []
 
@@ -178,10 +178,10 @@ def test_a_removed_version_gets_no_other_bytes_here_or_for_the_same_adapter(
         # another repository may have been private, so its name is not told
         holder = "`ann/x`" if grave.get("full_name") == "ann/x" else "adapter `qa` in `ann`"
         with pytest.raises(Refusal, match=rf"release 1(\.0\.0)? of {holder} was removed") as told:
-            tombstones.check_release(connection, row, "1.0.0", ADAPTER)
+            adapters_module.check_buried_release(connection, row, "1.0.0", ADAPTER)
         assert told.value.status == 409
     else:
-        tombstones.check_release(connection, row, "1.0.0", ADAPTER)
+        adapters_module.check_buried_release(connection, row, "1.0.0", ADAPTER)
 
 
 @pytest.mark.parametrize("unknown", ["base_sha256", "base_model", "rank"])
@@ -192,17 +192,17 @@ def test_what_is_unknown_of_an_adapter_equals_what_was_unknown(
     bury(connection, **{unknown: None})
 
     with pytest.raises(Refusal, match="release 1"):
-        tombstones.check_release(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
+        adapters_module.check_buried_release(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
 
 
 def test_an_adapter_without_a_name_is_compared_within_its_repository_only(connection: Connection, desk: Repos) -> None:
     row, nameless = create(connection, desk), replace(ADAPTER, name=None)
     bury(connection, name=None)
 
-    tombstones.check_release(connection, row, "1.0.0", nameless)
+    adapters_module.check_buried_release(connection, row, "1.0.0", nameless)
     bury(connection, name=None, full_name="ann/x")
     with pytest.raises(Refusal, match="of `ann/x` was removed"):
-        tombstones.check_release(connection, row, "1.0.0", nameless)
+        adapters_module.check_buried_release(connection, row, "1.0.0", nameless)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_a_commit_without_an_adapter_is_no_removed_version(
     row = create(connection, desk)
     bury(connection, **grave)
 
-    tombstones.check_tag_without_adapter(connection, row, None)
+    adapters_module.check_buried_tag(connection, row, None)
     if refused:
         with pytest.raises(Refusal, match=r"release 1\.0\.0(\.0)? of `ann/x` was removed"):
-            tombstones.check_tag_without_adapter(connection, row, "1.0.0")
+            adapters_module.check_buried_tag(connection, row, "1.0.0")
     else:
-        tombstones.check_tag_without_adapter(connection, row, "1.0.0")
+        adapters_module.check_buried_tag(connection, row, "1.0.0")
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_a_repository_brings_no_other_bytes_to_a_name(
 
     if refused:
         with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
-            tombstones.check_arrival(connection, row, "ann/gone")
+            adapters_module.check_buried_arrival(connection, row, "ann/gone")
     else:
-        tombstones.check_arrival(connection, row, "ann/gone")
+        adapters_module.check_buried_arrival(connection, row, "ann/gone")
 
 
 # ---------------------------------------------------------------- names of refs
@@ -266,7 +266,7 @@ def test_a_repository_brings_no_other_bytes_to_a_name(
     ],
 )
 def test_a_name_is_read_as_the_version_that_people_see_in_it(name: str, version: str | None) -> None:
-    assert ref_names._version_like(name) == version
+    assert aliases._version_like(name) == version
 
 
 CASES = [
@@ -286,7 +286,7 @@ CASES = [
 @pytest.mark.parametrize("where", ["released here", "buried here", "released and buried elsewhere"])
 @pytest.mark.parametrize(("kind", "name", "refused"), CASES)
 def test_no_new_ref_takes_the_name_of_a_released_version(
-    connection: Connection, desk: Repos, kind: ref_names.Kind, name: str, where: str, *, refused: bool
+    connection: Connection, desk: Repos, kind: aliases.Kind, name: str, where: str, *, refused: bool
 ) -> None:
     row, other = create(connection, desk), create(connection, desk, "ann/other")
     if where == "released here":
@@ -301,10 +301,10 @@ def test_no_new_ref_takes_the_name_of_a_released_version(
         with pytest.raises(
             Refusal, match=rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
         ) as told:
-            ref_names.check_new(connection, row, kind, name, most=9)
+            aliases.check_new(connection, row, kind, name, most=9)
         assert told.value.status == 409
     else:
-        ref_names.check_new(connection, row, kind, name, most=9)
+        aliases.check_new(connection, row, kind, name, most=9)
 
 
 def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection: Connection, desk: Repos) -> None:
@@ -313,23 +313,23 @@ def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection:
     connection.execute(repos.update().where(repos.c.id == row.id).values(full_name="ann/y"))
 
     with pytest.raises(Refusal, match="names the released version"):
-        ref_names.check_new(connection, row, "branch", "v1.0.0", most=9)
+        aliases.check_new(connection, row, "branch", "v1.0.0", most=9)
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "place"), [("branch", "one", "heads"), ("tag", "one", "heads"), ("tag", "two", "tags")]
 )
 def test_a_tag_takes_no_name_of_another_ref_and_a_branch_none_of_another_branch(
-    connection: Connection, desk: Repos, kind: ref_names.Kind, name: str, place: str
+    connection: Connection, desk: Repos, kind: aliases.Kind, name: str, place: str
 ) -> None:
     row, other = create(connection, desk), create(connection, desk, "ann/y")
     desk.create_branch(connection, ANN, RepoId("ann/x"), "one", start=None)
     desk.create_tag(connection, ANN, RepoId("ann/x"), "two", at="main", message=None)
 
     with pytest.raises(Refusal, match=f"refs/{place}/{name} already exists in `ann/x`") as refused:
-        ref_names.check_new(connection, row, kind, name, most=9)
+        aliases.check_new(connection, row, kind, name, most=9)
     assert refused.value.status == 409
-    ref_names.check_new(connection, other, kind, name, most=9)
+    aliases.check_new(connection, other, kind, name, most=9)
 
 
 def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: Repos) -> None:
@@ -341,13 +341,13 @@ def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: R
     with pytest.raises(Refusal, match="at most 3 branches and tags") as refused:
         desk.create_tag(connection, ANN, RepoId("ann/x"), "three", at="main", message=None)
     assert (refused.value.status, refused.value.code) == (413, "TooLarge")
-    ref_names.check_new(connection, row, "tag", "three", most=4)
+    aliases.check_new(connection, row, "tag", "three", most=4)
 
 
 @pytest.mark.parametrize("name", ["", "refs/heads/x", "a b", "0123abc", "HEAD"])
 def test_what_cannot_name_a_ref_is_refused(connection: Connection, desk: Repos, name: str) -> None:
     with pytest.raises(Refusal, match="is not a valid name for a branch or tag") as refused:
-        ref_names.check_new(connection, create(connection, desk), "tag", name, most=9)
+        aliases.check_new(connection, create(connection, desk), "tag", name, most=9)
     assert refused.value.status == 400
 
 
@@ -356,11 +356,11 @@ def test_refs_of_one_repository_are_made_one_after_the_other(
 ) -> None:
     x, y = create(connection, desk), create(connection, desk, "ann/y")
     locked: list[str] = []
-    monkeypatch.setattr(ref_names, "lock_name", lambda _connection, name: locked.append(name))
-    ref_names.check_new(connection, x, "branch", "one", most=9)
-    ref_names.check_new(connection, x, "tag", "two", most=9)
-    ref_names.check_arrival(connection, x, "ann/z")
-    ref_names.check_new(connection, y, "tag", "two", most=9)
+    monkeypatch.setattr(aliases, "lock_name", lambda _connection, name: locked.append(name))
+    aliases.check_new(connection, x, "branch", "one", most=9)
+    aliases.check_new(connection, x, "tag", "two", most=9)
+    aliases.check_arrival(connection, x, "ann/z")
+    aliases.check_new(connection, y, "tag", "two", most=9)
 
     assert locked[0] == locked[1] == locked[2] != locked[3]
 
@@ -388,30 +388,30 @@ def test_no_ref_arrives_at_a_name_where_it_would_stand_for_another_release(
     release(connection, row if own else other)
     bury(connection)
 
-    ref_names.check_arrival(connection, row, "ann/elsewhere")
+    aliases.check_arrival(connection, row, "ann/elsewhere")
     if refused:
         with pytest.raises(Refusal, match=rf"`{name}` names the released version 1\.0\.0 of `ann/gone`") as told:
-            ref_names.check_arrival(connection, row, "ann/gone")
+            aliases.check_arrival(connection, row, "ann/gone")
         assert told.value.status == 409
     else:
-        ref_names.check_arrival(connection, row, "ann/gone")
+        aliases.check_arrival(connection, row, "ann/gone")
 
 
 def test_refs_that_name_no_version_arrive_anywhere(connection: Connection, desk: Repos) -> None:
     row = create(connection, desk)
     bury(connection)
 
-    ref_names.check_arrival(connection, row, "ann/gone")
+    aliases.check_arrival(connection, row, "ann/gone")
 
 
 def test_only_the_versions_that_are_named_are_found_under_a_name(connection: Connection) -> None:
     bury(connection)
     bury(connection, version="2.0.0")
 
-    assert ref_names._buried(connection, "ann/gone", []) == {}
-    assert ref_names._buried(connection, "ann/gone", ["0.9", "1"]) == {"1": "1.0.0"}
-    assert ref_names._buried(connection, "ann/other", ["1"]) == {}
-    assert ref_names._buried(connection, None, ["1"]) == {}
+    assert aliases._buried(connection, "ann/gone", []) == {}
+    assert aliases._buried(connection, "ann/gone", ["0.9", "1"]) == {"1": "1.0.0"}
+    assert aliases._buried(connection, "ann/other", ["1"]) == {}
+    assert aliases._buried(connection, None, ["1"]) == {}
 
 
 # ---------------------------------------------------------------- a release, from end to end

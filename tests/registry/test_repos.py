@@ -15,14 +15,12 @@ from adapterhub_registry.api.hub.upload import check_no_pull_request
 from adapterhub_registry.database.db import Database, blobs, commits, refs, releases, repos, tombstones, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import RepoId
-from adapterhub_registry.repos import damage
+from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos import repos as repos_module
-from adapterhub_registry.repos.changes import Put
-from adapterhub_registry.repos.commits import Proposal, commit, find_commit
+from adapterhub_registry.repos.commits import Proposal, Put, commit, find_commit
 from adapterhub_registry.repos.repos import Change, Repos
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.storage.blobs import StoredBlob
-from adapterhub_registry.storage.disk_blobs import DiskBlobs
+from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Connection
 
@@ -293,7 +291,7 @@ def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_
     number = row_of(four, REPO).id
     blob = four.store.put([b"sent"])
     four.repos.record_upload(four.connection, number, "ann", blob, token_id=7)
-    damage.mark(four.connection, [blob.sha256])
+    quotas.mark(four.connection, [blob.sha256])
     damaged = four.repos.known_blob(four.connection, ANN, number, blob.sha256)
     four.repos.record_upload(four.connection, number, "bob", blob, token_id=8)
 

@@ -11,11 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.database.db import adapters, releases, repos
-from adapterhub_registry.database.result_tables import results
-from adapterhub_registry.results.results import MOST_CLAIMS, MOST_OF_KEY, forget
-from adapterhub_registry.results.rules import rule_of
-from adapterhub_registry.results.signers import signer_of
+from adapterhub_registry.database.db import adapters, releases, repos, results
+from adapterhub_registry.testing import MOST_CLAIMS, MOST_OF_KEY, forget, rule_of, signer_of
 from sqlalchemy import delete, func, select
 
 import adapterhub as ah
@@ -471,7 +468,7 @@ def test_ten_thousand_results_leave_a_bounded_number_and_room_for_testers(
     """One request of each kind goes over HTTP; the rest is the function behind the route."""
     number_sent = amount(200, 10_000)
     from adapterhub_registry.errors import Refusal
-    from adapterhub_registry.results.results import take
+    from adapterhub_registry.testing import take
 
     world.homes.ann.ok(*world.push())
     world.ask_for_a_pass()

@@ -11,13 +11,10 @@ import httpx
 import obstore
 import pytest
 from adapterhub_registry.settings import S3Place
-from adapterhub_registry.storage import s3_blobs
+from adapterhub_registry.storage import s3
 from adapterhub_registry.storage.blobs import StoreUnreachable, UploadId
-from adapterhub_registry.storage.s3_blobs import S3Blobs
-from adapterhub_registry.storage.s3_bucket import Bucket
-from adapterhub_registry.storage.s3_xorbs import S3Xorbs
-from adapterhub_registry.storage.xet_format import parse_xet_hash
-from adapterhub_registry.storage.xorbs import EPOCH_S, GRACE_S, XorbPlace
+from adapterhub_registry.storage.s3 import Bucket, S3Blobs, S3Xorbs
+from adapterhub_registry.storage.xet import EPOCH_S, GRACE_S, XorbPlace, parse_xet_hash
 
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, Malformed
 from tests.registry.running import Running, running
@@ -134,13 +131,13 @@ def test_a_link_that_is_used_again_during_the_check_changes_nothing(
     good, bad = os.urandom(BIG), os.urandom(BIG)
     link = str(blobs.upload_link(UPLOAD))
     httpx.put(link, content=good).raise_for_status()
-    publish = s3_blobs.S3Blobs._publish
+    publish = s3.S3Blobs._publish
 
     def late(self: S3Blobs, *given: object) -> None:  # the bytes were hashed, and are about to get their name
         httpx.put(link, content=bad).raise_for_status()
         publish(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(s3_blobs.S3Blobs, "_publish", late)
+    monkeypatch.setattr(s3.S3Blobs, "_publish", late)
     blobs.take(UPLOAD.object, sha256(good), BIG)
     httpx.put(link, content=bad).raise_for_status()
 
@@ -187,7 +184,7 @@ def test_what_was_given_up_is_swept_after_a_day(
 
     blobs.sweep()
     assert f"staging/{GIVEN_UP.object}/{GIVEN_UP.owner}" in keys()
-    monkeypatch.setattr(s3_blobs, "LEFTOVER_S", -5)
+    monkeypatch.setattr(s3, "LEFTOVER_S", -5)
     blobs.sweep()
 
     assert f"staging/{GIVEN_UP.object}/{GIVEN_UP.owner}" not in keys()
@@ -262,7 +259,7 @@ def test_a_server_gives_links_to_large_files_and_small_ones_itself(server: Runni
 def test_a_bucket_that_is_away_is_told_and_nothing_else_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("adapterhub_registry.storage.s3_bucket.MOST_RETRIES", 0)
+    monkeypatch.setattr("adapterhub_registry.storage.s3.MOST_RETRIES", 0)
     nowhere = S3Place(bucket="b", endpoint="http://127.0.0.1:9")
 
     with running(tmp_path, s3=nowhere) as server:

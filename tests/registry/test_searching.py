@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapterhub_registry.database import conditions
-from adapterhub_registry.database.conditions import Met
-from adapterhub_registry.database.counting import counted, tagged
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
-from adapterhub_registry.database.prepared import GLANCED
+from adapterhub_registry.database.prepared import GLANCED, Met
+from adapterhub_registry.database.search_tables import counted, tagged
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.meaning.nearest import Nearest
-from adapterhub_registry.meaning.vectors import make, model_place
 from adapterhub_registry.pages import search as search_page
 from adapterhub_registry.repos import search
-from adapterhub_registry.repos.adapter_search import AdapterQuery, ranked, search_adapters
 from adapterhub_registry.repos.adapters import follow_gate, write_words
-from adapterhub_registry.repos.search import Listing, Sort, list_repos
+from adapterhub_registry.repos.search import AdapterQuery, Listing, Sort, list_repos, ranked, search_adapters
+from adapterhub_registry.vectors import Nearest, make, model_place
 from sqlalchemy import delete, event, insert, select, text, true, update
 
 from adapterhub.formats.meaning.model import take_model
@@ -132,8 +128,7 @@ def test_words_follow_the_name_and_go_with_the_repository(url: str) -> None:
 @pytest.mark.parametrize("few", [0, 2000])
 def test_words_of_any_length_are_found_wherever_they_stand(url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     """Both ways of a search: it begins with the few that have a word (2,000), or goes through all in order (0)."""
-    for module in (conditions, search):
-        monkeypatch.setattr(module, "FEW", few)
+    monkeypatch.setattr(search, "FEW", few)
     database = Database(url)
     fill(database, 40)
     with database.begin() as connection:
@@ -417,8 +412,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
     def steps(query: AdapterQuery | Listing) -> int:
         counted: list[None] = []
         with pytest.MonkeyPatch.context() as patched, database.read() as connection:
-            for module in (conditions, search):
-                patched.setattr(module, "FEW", MANY // 50)  # as 2,000 of 100,000
+            patched.setattr(search, "FEW", MANY // 50)  # as 2,000 of 100,000
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.set_progress_handler(lambda: counted.append(None), 100)
@@ -498,7 +492,7 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypa
     with database.read() as connection:
         page = search_adapters(connection, asked, readable, nearest.ranked)
         everything = search_adapters(connection, asked, true(), nearest.ranked)
-        monkeypatch.setattr("adapterhub_registry.meaning.nearest._LOOKED_AT", 1)
+        monkeypatch.setattr("adapterhub_registry.vectors._LOOKED_AT", 1)
         narrow = search_adapters(connection, replace(asked, limit=1), readable, nearest.ranked)
     with database.begin() as connection:
         connection.execute(delete(repos).where(repos.c.id == 5))
@@ -514,10 +508,10 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "given", [{"sort": "newest"}, {"sort": "changed"}, {"sort": "downloads"}, {"q": "adapter number"}]
 )
-@pytest.mark.parametrize("yanked", [0, 3, conditions.FEW + 50])
+@pytest.mark.parametrize("yanked", [0, 3, search.FEW + 50])
 def test_a_list_of_what_was_yanked_begins_at_the_yanks(tmp_path: Path, given: dict[str, str], yanked: int) -> None:
     database, read = Database(f"sqlite:///{tmp_path / 'registry.db'}"), []
-    fill(database, conditions.FEW + 100)
+    fill(database, search.FEW + 100)
     with database.begin() as connection:
         named = {"version": "1.0", "version_key": "1", "tag": "v1.0", "commit_id": "", "digest": "", "created_at": 1}
         yanks = [{"repo_id": n, "yanked_at": 5} for n in range(1, yanked + 1)]

@@ -11,11 +11,10 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from adapterhub_registry.database.db import Database
-from adapterhub_registry.database.derived_tables import derived, sketches
-from adapterhub_registry.derived import worker
-from adapterhub_registry.derived.alike import KnownSketches
+from adapterhub_registry import worker
+from adapterhub_registry.database.db import Database, derived, sketches
 from adapterhub_registry.settings import Limits
+from adapterhub_registry.worker import KnownSketches
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save

@@ -18,16 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry import upkeep
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.database.db import blobs, commits, places, repos, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import S3Place, load_settings
-from adapterhub_registry.storage.xet_format import parse_xet_hash
-from adapterhub_registry.storage.xorbs import EPOCH_S, XorbPlace, epoch_at
-from adapterhub_registry.upkeep import space
-from adapterhub_registry.upkeep.retention import Policy, parse_policy
-from adapterhub_registry.upkeep.space import KEEP_UPLOADS_S, free_space
+from adapterhub_registry.storage.xet import EPOCH_S, XorbPlace, epoch_at, parse_xet_hash
+from adapterhub_registry.upkeep import KEEP_UPLOADS_S, Policy, free_space, parse_policy
 from sqlalchemy import event, insert, select, update
 
 from adapterhub.core.errors import UsageProblem
@@ -64,7 +62,7 @@ def alone(tmp_path: Path) -> Iterator[Running]:
 @pytest.fixture
 def all_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was uploaded up to now counts as old."""
-    monkeypatch.setattr(space, "KEEP_UPLOADS_S", -5)
+    monkeypatch.setattr(upkeep, "KEEP_UPLOADS_S", -5)
 
 
 def client(server: Running) -> httpx.Client:

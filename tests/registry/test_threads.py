@@ -7,7 +7,7 @@ import threading
 from functools import partial
 
 import pytest
-from adapterhub_registry.api.hub.threads import Threads
+from adapterhub_registry.api.bodies import Threads
 
 
 def test_results_and_errors_come_back_to_who_awaits_them() -> None:

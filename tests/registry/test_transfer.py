@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.access import signing
+from adapterhub_registry.access import tokens
 
 from tests.registry.conftest import Served
 
@@ -152,8 +152,8 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
 def test_a_link_holds_for_its_object_and_purpose_only(served: Served, send: Send, repo: str) -> None:
     data = b"link" * 100
     token = batch(send, repo, data)["actions"]["upload"]["href"].rpartition("/")[2]
-    claims = signing.check(token, (served.root / "secret").read_bytes(), purpose="lfs-object")
-    forged = signing.sign({**claims, "oid": "0" * 64}, os.urandom(32), 60)
+    claims = tokens.check(token, (served.root / "secret").read_bytes(), purpose="lfs-object")
+    forged = tokens.sign({**claims, "oid": "0" * 64}, os.urandom(32), 60)
     read = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
     sealed = bytearray(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     sealed[len(sealed) // 2] ^= 1

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from adapterhub_registry.database.db import Database, nodes, repos
-from adapterhub_registry.database.trees.nodes import NODE_BYTES, FileEntry, Totals, key_of
-from adapterhub_registry.database.trees.trees import EMPTY, Tree, stored_nodes
+from adapterhub_registry.database.trees import EMPTY, NODE_BYTES, FileEntry, Totals, Tree, key_of, stored_nodes
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put, changes_of, check_tree
+from adapterhub_registry.repos.commits import Delete, DeleteFolder, Operation, Put, changes_of, check_tree
 from adapterhub_registry.storage.blobs import StoredBlob
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry import outbox
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.events import sending
-from adapterhub_registry.events.delivery import claim
 from adapterhub_registry.operations.commands import registry
+from adapterhub_registry.outbox import claim
 from adapterhub_registry.settings import Limits, parse_networks
 from click.testing import CliRunner
 from sqlalchemy import text
@@ -143,7 +143,7 @@ def test_gone_ends_the_repeats(server: Running) -> None:
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "TIMEOUT_S", 300.0)
+    monkeypatch.setattr(outbox, "TIMEOUT_S", 300.0)
     over = threading.Event()
     with receiver(lambda *_: over.wait(200)) as slow, receiver() as quick:
         hook(server, "slow", slow.url)
@@ -282,7 +282,7 @@ from adapterhub_registry.app import open_registry
 from adapterhub_registry.settings import load_settings
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.names import parse_repo_id
-from adapterhub_registry.events import outbox
+from adapterhub_registry import outbox
 import pathlib
 registry = open_registry(load_settings(pathlib.Path({str(tmp_path)!r})))
 me = Caller(user="ann", role="admin", namespaces=("*",))

@@ -15,9 +15,19 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.access import signing
-from adapterhub_registry.storage.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, MalformedXet, parse_xet_hash
-from adapterhub_registry.storage.xorbs import EPOCH_S, GRACE_S, DiskXorbs, XorbPlace, epoch_at, is_open
+from adapterhub_registry.access import tokens
+from adapterhub_registry.storage.xet import (
+    EPOCH_S,
+    GRACE_S,
+    MAX_SHARD_BYTES,
+    MAX_XORB_BODY_BYTES,
+    DiskXorbs,
+    MalformedXet,
+    XorbPlace,
+    epoch_at,
+    is_open,
+    parse_xet_hash,
+)
 
 from tests.registry.running import Running
 from tests.registry.xet_wire import shard_bytes, xorb_bytes, xorb_name
@@ -106,7 +116,7 @@ def test_a_token_is_short_and_given_three_times(server: Running, repo: str) -> N
     assert answer.headers["X-Xet-Token-Expiration"] == str(value["exp"])
     assert answer.headers["X-Xet-Cas-Url"] == value["casUrl"]
     assert value["casUrl"].startswith(f"{server.url}/_xet/")
-    claims = signing.check(value["accessToken"], server.registry.settings.secret, purpose="xet")
+    claims = tokens.check(value["accessToken"], server.registry.settings.secret, purpose="xet")
     assert claims["exp"] - server.now() <= 3600
 
 
@@ -170,8 +180,8 @@ def test_a_token_opens_one_repository_only(server: Running, repo: str) -> None:
 def test_an_expired_token_and_the_users_own_are_refused(server: Running, repo: str) -> None:
     cas, headers = write_token(server, repo)
     token = headers["Authorization"].partition(" ")[2]
-    claims = signing.check(token, server.registry.settings.secret)
-    old = signing.seal(json.dumps({**claims, "exp": 1}), server.registry.settings.secret).rstrip("=")
+    claims = tokens.check(token, server.registry.settings.secret)
+    old = tokens.seal(json.dumps({**claims, "exp": 1}), server.registry.settings.secret).rstrip("=")
 
     for wrong in (old, server.token):
         answer = send(f"{cas}/v1/shards", {"Authorization": f"Bearer {wrong}"}, b"")

@@ -5,7 +5,7 @@ import random
 import struct
 
 import pytest
-from adapterhub_registry.storage.xet_format import (
+from adapterhub_registry.storage.xet import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_FILES,
@@ -13,12 +13,12 @@ from adapterhub_registry.storage.xet_format import (
     MalformedXet,
     decode_chunk,
     hash_text,
+    is_xorb,
     parse_shard,
     parse_xet_hash,
     scan_xorb,
     spans_of,
 )
-from adapterhub_registry.storage.xet_hash import is_xorb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

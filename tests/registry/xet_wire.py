@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lz4.frame
-from adapterhub_registry.storage.xet_hash import chunk_node, xorb_hash
+from adapterhub_registry.storage.xet import chunk_node, xorb_hash
 
 UPLOAD = """
 import sys

@@ -1,8 +1,16 @@
-"""Issues tokens, stores their digests, and finds the `Caller` of a token.
+"""Who may ask: tokens with their users, roles and log, sessions of browsers, signed links, and the server's operator.
 
-A token is `hf_adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
-before it queries the database, tell a token from a typo. Some clients of the Hub refuse a token without `hf_`. Earlier
-versions made tokens without it; the server takes every token in both forms.
+A token is `hf_adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this
+server before it queries the database, tell a token from a typo. Some clients of the Hub refuse a token without `hf_`.
+Earlier versions made tokens without it; the server takes every token in both forms.
+
+The holder of a link can neither read nor change the claims: they hold numbers, from which one could count what is
+hidden.
+
+A session that was signed out is remembered until its end, so that a copy of its cookie opens nothing any more.
+
+Who may read the folder of a server may change the registry anyway. The operator's token only administers, and is
+written nowhere else.
 """
 
 from __future__ import annotations
@@ -14,23 +22,55 @@ import hashlib
 import json
 import re
 import secrets
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from sqlalchemy import ColumnElement, Row, String, bindparam, false, func, insert, or_, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    String,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.dates import Moment, moment_or_none
-from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.core.disk.claims import claim, finished, living
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.errors import NotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.formats.administration import LogEntry, Token, User
-from adapterhub_registry.database.conditions import Met
-from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, repos, tokens, users
+from adapterhub_registry.database.db import (
+    Database,
+    facts,
+    insert_new,
+    inserted_id,
+    lock_name,
+    now_ms,
+    repos,
+    tokens,
+    users,
+)
 from adapterhub_registry.database.db import records as logged
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import Met, Prepared
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 Role = Literal["read", "write", "admin"]
 FIRST_USER: Final = "admin"
@@ -351,3 +391,159 @@ def _check_digits(random: str) -> str:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.removeprefix(HUB_PREFIX).encode("ascii")).hexdigest()
+
+
+MAX_TOKEN_CHARACTERS = 4096
+LONGEST_TTL_S = 3600
+_STEP_CHARACTERS = 64
+"""The length of what is sealed is a multiple, so that the length of a token counts nothing either."""
+
+
+class BadSignature(Exception):
+    """This server did not make the token, someone changed it, or it has expired; the text says which."""
+
+
+def sign(claims: Mapping[str, Any], secret: bytes, ttl_s: int) -> str:
+    """A token for `claims` that expires in `ttl_s` seconds, at most an hour; adds the claim `exp` (Unix seconds).
+
+    Raises:
+        ValueError: unless 1 <= `ttl_s` <= 3600.
+    """
+    if not 1 <= ttl_s <= LONGEST_TTL_S:
+        raise ValueError(f"a signed token lives 1 to {LONGEST_TTL_S} seconds, not {ttl_s}")
+    text = json.dumps({**claims, "exp": int(time.time()) + ttl_s}, separators=(",", ":"))
+    return seal(text.ljust(-len(text) // _STEP_CHARACTERS * -_STEP_CHARACTERS), secret).rstrip("=")
+
+
+def check(token: str, secret: bytes, *, purpose: str | None = None) -> dict[str, Any]:
+    """The claims of a valid token; with `purpose`, the claim `purpose` must match.
+
+    Raises:
+        BadSignature: the token was not made with `secret`, changed, expired, or has another purpose.
+    """
+    if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
+        raise BadSignature("the signature is not valid")
+    sealed = token + "=" * (-len(token) % 4)
+    try:
+        is_exact = base64.urlsafe_b64encode(base64.urlsafe_b64decode(sealed)).decode().rstrip("=") == token
+        claims: dict[str, Any] = json.loads(unseal(sealed if is_exact else "", secret))
+    except (BadSignature, ValueError):
+        raise BadSignature("the signature is not valid") from None
+    if claims["exp"] < time.time():
+        raise BadSignature("the link has expired")
+    if purpose is not None and claims.get("purpose") != purpose:
+        raise BadSignature("the link has another purpose")
+    return claims
+
+
+def seal(text: str, secret: bytes) -> str:
+    """Encrypt `text`: only a server with `secret` can read or make the result."""
+    return _box(secret).encrypt(text.encode()).decode("ascii")
+
+
+def unseal(sealed: str, secret: bytes) -> str:
+    """Decrypt a sealed text.
+
+    Raises:
+        BadSignature: the text was not sealed with `secret`, or was changed.
+    """
+    from cryptography.fernet import InvalidToken
+
+    try:
+        return _box(secret).decrypt(sealed.encode()).decode()
+    except (InvalidToken, ValueError):
+        raise BadSignature("does not come from this server") from None
+
+
+def _box(secret: bytes) -> Fernet:
+    from cryptography.fernet import Fernet
+
+    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(b"sealed by a registry " + secret).digest()))
+
+
+_PURPOSE: Final = "session"
+_SIGNED_OUT: Final = "signed out "
+_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSession:
+    """One sign-in: the number of its token, its end in Unix seconds, and a random name."""
+
+    token_id: int
+    ends_s: int
+    name: str
+
+
+def cookie_for(token_id: int, secret: bytes, *, lasts_s: int) -> str:
+    """The cookie of a new session."""
+    claims = f"{_PURPOSE} {token_id} {int(time.time()) + lasts_s} {secrets.token_hex(_BYTES)}"
+    return seal(claims, secret).rstrip("=")  # which clients would quote
+
+
+def session_of(cookie: str, secret: bytes, database: Database) -> BrowserSession | None:
+    """The session of a cookie; None for one that was changed, is over, or was signed out."""
+    try:
+        purpose, token_id, ends_s, name = unseal(f"{cookie}{'=' * (-len(cookie) % 4)}", secret).split(" ")
+    except (BadSignature, ValueError):
+        return None
+    if purpose != _PURPOSE or int(ends_s) < time.time():
+        return None
+    with database.read() as connection:
+        if connection.scalar(select(exists().where(facts.c.name == _SIGNED_OUT + name))):
+            return None
+    return BrowserSession(token_id=int(token_id), ends_s=int(ends_s), name=name)
+
+
+def end(database: Database, session: BrowserSession) -> None:
+    """Let nothing open by a session any more, and forget those that are over by themselves."""
+    over = facts.c.name.startswith(_SIGNED_OUT) & (cast(facts.c.value, BigInteger) < int(time.time()))
+    with database.begin() as connection:
+        connection.execute(delete(facts).where(over))
+        insert_new(connection, facts, [{"name": _SIGNED_OUT + session.name, "value": str(session.ends_s)}])
+
+
+FOLDER: Final = "servers"
+DATABASE_FILE: Final = "registry.db"
+
+
+@contextlib.contextmanager
+def door(root: Path, url: str, token: str) -> Iterator[None]:
+    """Let commands on this machine find the server at `url` while the block runs; only the file's owner can read it."""
+    folder = root / FOLDER
+    make_folder(folder)
+    folder.chmod(0o700)
+    for left in finished(folder):
+        left.unlink(missing_ok=True)
+    with claim(folder, f"{url} {token}", mode=0o600):
+        yield
+
+
+def door_of(root: Path) -> tuple[str, str]:
+    """The address and the operator's token of a server that runs over the folder `root`.
+
+    Raises:
+        NotFound: `root` is not the folder of a registry; nothing was created.
+        RemoteUnreachable: no server runs over it on this machine.
+    """
+    if not (root / FOLDER).is_dir():
+        check_is_registry(root)
+    for server in living(root / FOLDER):
+        url, _, token = server.what.partition(" ")
+        return url, token
+    raise RemoteUnreachable(
+        f"no server of `{shown(str(root))}` runs on this machine; nothing was changed",
+        hint=f"start it: `adapt registry serve --root {root}`; or name a server elsewhere: `--url URL`",
+    )
+
+
+def check_is_registry(root: Path) -> None:
+    """Raise unless `root` holds the database of a registry.
+
+    Raises:
+        NotFound: it is not; nothing was created.
+    """
+    if not (root / DATABASE_FILE).exists():
+        raise NotFound(
+            f"`{root}` is not a registry; nothing was created", hint=f"create one: `adapt registry serve --root {root}`"
+        )

@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.routing import Match
 
 from adapterhub.formats.administration import NewToken, Token
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api import aliases_api, events_api, similar_api, tests_api, versions_api
+from adapterhub_registry.api import events_api, tests_api, versions_api
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -40,9 +43,9 @@ from adapterhub_registry.api.adapt_models import (
     YankedRelease,
     YankedReleases,
     YankRequest,
+    adapt_router,
 )
-from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.bodies import sent_by
+from adapterhub_registry.api.bodies import ThreadedRoute, hub_router, sent_by
 from adapterhub_registry.api.context import (
     CallerOf,
     Registry,
@@ -55,15 +58,15 @@ from adapterhub_registry.api.context import (
     sealed_cursor,
     user_of,
 )
-from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.api.hub.threads import ThreadedRoute
+from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
-from adapterhub_registry.database.counting import counted
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
-from adapterhub_registry.errors import Refusal, forbidden
+from adapterhub_registry.database.search_tables import counted
+from adapterhub_registry.errors import Refusal, forbidden, unauthorized
 from adapterhub_registry.names import known_repo_id
-from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
+from adapterhub_registry.repos import search as found
+from adapterhub_registry.storage.blobs import StoreUnreachable
 
 MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
@@ -144,7 +147,7 @@ def releases_in(registry: RegistryOf, caller: CallerOf, query: Annotated[Release
     cursor = opened_cursor(registry, query.cursor)
     with registry.db.read() as connection:
         visible = registry.repos.visible(caller)
-        page = found.releases_in(connection, query.namespace, visible, cursor=cursor, limit=query.limit)
+        rows, position = index.releases_in(connection, query.namespace, visible, cursor=cursor, limit=query.limit)
     listed = [
         ListedRelease(
             repo=row.full_name,
@@ -154,9 +157,9 @@ def releases_in(registry: RegistryOf, caller: CallerOf, query: Annotated[Release
             commit=row.commit_id,
             yanked=row.yanked_at is not None,
         )
-        for row in page.rows
+        for row in rows
     ]
-    return ReleasePage(releases=listed, next_cursor=sealed_cursor(registry, page.next_cursor))
+    return ReleasePage(releases=listed, next_cursor=sealed_cursor(registry, position))
 
 
 @router.get("/yanked")
@@ -292,8 +295,7 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
     return Response("".join(lines), media_type=METRICS_TYPE)
 
 
-router.routes += [*events_api.router.routes, *aliases_api.router.routes, *tests_api.router.routes]
-router.routes += [*similar_api.router.routes, *versions_api.router.routes]
+router.routes += [*events_api.router.routes, *tests_api.router.routes, *versions_api.router.routes]
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)
@@ -330,3 +332,36 @@ def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
         score=fit.score if fit else None,
         matched=Matched(part=fit.matched.part, text=fit.matched.text) if fit else None,
     )
+
+
+operations_router = hub_router()
+
+
+@operations_router.get("/healthz")
+def parts_health(registry: RegistryOf) -> JSONResponse:
+    """200 when the database and the blobs respond; else 503 that names the failing part; the log has the cause."""
+    parts = {"database": "ok", "blobs": "ok"}
+    try:
+        with registry.db.read() as connection:
+            connection.execute(select(1))
+    except SQLAlchemyError:
+        parts["database"] = "unreachable"
+    try:
+        registry.blobs.check()
+    except StoreUnreachable:
+        parts["blobs"] = "unreachable"
+    healthy = set(parts.values()) == {"ok"}
+    return JSONResponse({"status": "ok" if healthy else "unreachable", **parts}, status_code=200 if healthy else 503)
+
+
+@operations_router.get("/metrics")
+def counters(registry: RegistryOf, caller: CallerOf) -> Response:
+    """The counters of this server since its start; `/api/adapt/v1/metrics` measures the content of the registry.
+
+    The counters include the traffic of private repositories, so the caller needs a token that sees all of them.
+    """
+    if caller.user is None:
+        raise unauthorized("metrics need a token that reads all namespaces")
+    if not caller.sees_all:
+        raise forbidden("metrics need a token that reads all namespaces: `--role read --namespaces '*'`")
+    return Response(registry.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from adapterhub.formats.administration import LogEntry, Token, User
+from adapterhub.formats.administration import Delivery, LogEntry, Token, User, Webhook
 from adapterhub.formats.relevance import MAX_QUESTION
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
+from adapterhub_registry.api.bodies import GuardedRoute
+from adapterhub_registry.names import PART
+from adapterhub_registry.outbox import MOST_IN_PAGE, MOST_URL_CHARACTERS, URL, Change
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
-from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE, MAX_RELEASES
-from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS
+from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS, MAX_RELEASES
+from adapterhub_registry.repos.search import BASE_DIGEST, MAX_PAGE
 
 
 def whole(pattern: re.Pattern[str]) -> str:
@@ -261,3 +265,66 @@ class Health(Answer):
     """The server and its database respond."""
 
     status: Literal["ok"]
+
+
+LONGEST_WAIT_S = 30
+SCOPE = f"^{PART.pattern}(/{PART.pattern})?$"
+MOST_NUMBER = 2**53 - 1
+
+
+class EventQuery(BaseModel):
+    """Where to continue. Without `since`, the answer has no event, but the number to begin with."""
+
+    since: Annotated[int, Field(ge=0, le=MOST_NUMBER)] | None = None
+    wait: Annotated[int, Field(ge=0, le=LONGEST_WAIT_S, description="seconds to wait for an event")] = 0
+    limit: Annotated[int, Field(ge=1, le=MOST_IN_PAGE)] = 100
+
+
+class Event(Answer):
+    """Something that changed. Numbers grow, with gaps; `data` has `repo`, and what belongs to the type."""
+
+    id: str
+    type: str
+    timestamp: str
+    number: int
+    data: dict[str, Any]
+
+
+class EventPage(Answer):
+    """Events in their order. Continue with `next`; with `missed`, events after `since` may be gone: look again."""
+
+    events: list[Event]
+    next: int
+    missed: bool
+
+
+class WebhookRequest(Question):
+    """A new webhook: a namespace or `namespace/name`, an https URL, and event types (none means all)."""
+
+    scope: Annotated[str, StringConstraints(max_length=200, pattern=SCOPE)]
+    url: Annotated[str, StringConstraints(max_length=MOST_URL_CHARACTERS, pattern=whole(URL))]
+    types: Annotated[list[Change], Field(max_length=16)] = Field(default_factory=list)
+
+
+class WebhookList(Answer):
+    """The webhooks that the caller owns."""
+
+    webhooks: list[Webhook]
+
+
+class DeliveryList(Answer):
+    """The last deliveries of a webhook, newest first."""
+
+    deliveries: list[Delivery]
+
+
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"model": Problem, "description": "The request is malformed"},
+    401: {"model": Problem, "description": "The request has no token, or an invalid one"},
+    422: {"model": Problem, "description": "A member has the wrong type or exceeds a limit"},
+}
+
+
+def adapt_router() -> APIRouter:
+    """A router for some of these routes; `adapt_api` takes them in."""
+    return APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=PROBLEMS, route_class=GuardedRoute)

@@ -22,24 +22,32 @@ from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import shown
-from adapterhub_registry.access.downloads import Downloads
-from adapterhub_registry.access.rates import Rates, address_of
-from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
-from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
-from adapterhub_registry.access.tokens import ANONYMOUS, OPERATOR, Caller, Tokens, digest_of, new_token, row_of, working
+from adapterhub_registry.access.telemetry import Downloads, Rates, RequestRecord, Telemetry, address_of
+from adapterhub_registry.access.tokens import (
+    ANONYMOUS,
+    MAX_TOKEN_CHARACTERS,
+    OPERATOR,
+    BadSignature,
+    Caller,
+    Tokens,
+    digest_of,
+    new_token,
+    row_of,
+    seal,
+    unseal,
+    working,
+)
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.derived.alike import KnownSketches
-from adapterhub_registry.derived.once import Once
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
-from adapterhub_registry.events.watching import Watch
-from adapterhub_registry.events.webhooks import Webhooks
-from adapterhub_registry.meaning.nearest import Nearest
 from adapterhub_registry.names import RepoId, known_repo_id
+from adapterhub_registry.outbox import Watch, Webhooks
 from adapterhub_registry.repos.commits import Top
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore
-from adapterhub_registry.storage.xorbs import XorbStore
+from adapterhub_registry.storage.xet import XorbStore
+from adapterhub_registry.vectors import Nearest
+from adapterhub_registry.worker import KnownSketches, Once
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 WHOLE_ANSWER_BYTES = 1 << 20

@@ -12,19 +12,18 @@ from starlette.concurrency import run_in_threadpool
 
 from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.adapt_models import Problem
-from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.bodies import Slots
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
-from adapterhub_registry.api.event_models import (
+from adapterhub_registry.api.adapt_models import (
     DeliveryList,
     EventPage,
     EventQuery,
+    Problem,
     WebhookList,
     WebhookRequest,
+    adapt_router,
 )
-from adapterhub_registry.events.outbox import read_page
-from adapterhub_registry.events.webhooks import MOST_DELIVERIES, Webhooks
+from adapterhub_registry.api.bodies import Slots
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
+from adapterhub_registry.outbox import MOST_DELIVERIES, Webhooks, read_page
 
 LOOK_EVERY_S: Final = 0.25
 STOPPING: Final = "adapterhub.stopping"

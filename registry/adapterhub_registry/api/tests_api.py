@@ -13,16 +13,22 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.formats.administration import Asks, NamespaceRule
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, whole
-from adapterhub_registry.api.adapt_router import adapt_router
+from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, adapt_router, whole
 from adapterhub_registry.api.bodies import sent_by
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, caller_of, user_of
-from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.database.db import repos
 from adapterhub_registry.errors import forbidden
 from adapterhub_registry.names import KEY_NAME, known_repo_id
-from adapterhub_registry.results.results import StoredResult, digest_of_version, results_on, take
-from adapterhub_registry.results.rules import MOST_KEYS, change_rule, rule_of
+from adapterhub_registry.testing import (
+    MOST_KEYS,
+    StoredResult,
+    change_rule,
+    digest_of_version,
+    results_on,
+    rule_of,
+    take,
+)
 
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
 _TAKING: Final[dict[int | str, dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""What a client asks to choose a build: the versions of an adapter, and ahead, for many adapters, all that follows."""
+"""The versions of an adapter, builds like them, the aliases that move between versions, and the names of adapters."""
 
 from __future__ import annotations
 
@@ -7,33 +7,48 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import Path, Query
 from pydantic import BaseModel, Field, StringConstraints
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.administration import HeldName
+from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.file import LENGTH_BYTES
+from adapterhub_registry.access import rights
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.adapt_models import NAME, Answer, Info, Problem, Release, Releases, Yanked
-from adapterhub_registry.api.adapt_router import adapt_router
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, dumped
+from adapterhub_registry.api.adapt_models import (
+    NAME,
+    Answer,
+    Info,
+    Problem,
+    Question,
+    Release,
+    Releases,
+    Yanked,
+    adapt_router,
+)
+from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, SeekerOf, dumped, user_of
 from adapterhub_registry.api.hub.files import SMALL_BYTES, file_facts
-from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.api.hub.routes import branches_and_tags
+from adapterhub_registry.api.hub.info import iso_time
+from adapterhub_registry.api.hub.repositories import branches_and_tags
 from adapterhub_registry.api.tests_api import ResultQuery, results_of, rule_seen
+from adapterhub_registry.database.db import adapters, derived, releases, repos, slices
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.db import repos
-from adapterhub_registry.database.trees.nodes import FileEntry
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.database.trees import FileEntry
+from adapterhub_registry.errors import Refusal, forbidden
 from adapterhub_registry.names import PART, known_repo_id
-from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
-from adapterhub_registry.repos import commits
-from adapterhub_registry.repos.search import MAX_PAGE, Listing, list_repos
+from adapterhub_registry.repos import aliases, commits
+from adapterhub_registry.repos.adapters import versions_of
+from adapterhub_registry.repos.aliases import MOST_ALIASES
+from adapterhub_registry.repos.search import MAX_LISTED, Listing, list_repos
+from adapterhub_registry.worker import FLOOR
 
 FEATURES: Final = (
     *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
@@ -62,7 +77,7 @@ def versions(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: 
 
 def releases_of(connection: Connection, repo: Row[Any]) -> Releases:
     """The versions of a repository."""
-    versions = [_release(row) for row in found.versions_of(connection, repo.id)]
+    versions = [_release(row) for row in index.versions_of(connection, repo.id)]
     return Releases(repo=repo.full_name, versions=versions)
 
 
@@ -143,7 +158,7 @@ class _Looking:
         wanted = dict.fromkeys([*query.adapter, *query.repo])
         for full_name in dict.fromkeys(query.adapter):
             namespace, _, name = full_name.partition("/")
-            asked = {"author": namespace, "filter": f"adapter-name:{name}", "limit": MAX_PAGE}
+            asked = {"author": namespace, "filter": f"adapter-name:{name}", "limit": MAX_LISTED}
             names = self._tagged(namespace, str(asked["filter"]))
             if names is not None and len(wanted) + len(names) <= MOST_REPOSITORIES:
                 wanted |= dict.fromkeys(names)
@@ -240,3 +255,289 @@ def _json(path: str, value: object) -> Ahead:
 
 def _answer(path: str, body: bytes) -> Ahead:
     return Ahead(path=path, body=base64.b64encode(body).decode("ascii"))
+
+
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"model": Problem, "description": "Not found"},
+}
+_WRITING: Final[dict[int | str, dict[str, Any]]] = {
+    **_PROBLEMS,
+    403: {"model": Problem, "description": "The token lacks the right"},
+    409: {"model": Problem, "description": "A branch, a tag or a yanked version is in the way"},
+    413: {"model": Problem, "description": "The body is too large, or the repository has too many aliases"},
+}
+
+
+Version = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TargetFacts(Answer):
+    """One build under an alias; its share of the requests is `weight` divided by the sum of all weights."""
+
+    version: str
+    digest: str
+    weight: float
+
+
+class AliasFacts(Answer):
+    """What an alias means now, and its last move. `adapter` is the name in the manifest of its builds."""
+
+    repo: str
+    adapter: str | None
+    alias: str
+    targets: list[TargetFacts]
+    moved_at: str
+    moved_by: str
+    action: str
+
+
+class MoveFacts(Answer):
+    """One move of an alias."""
+
+    action: str
+    at: str
+    by: str
+    targets: list[TargetFacts]
+
+
+class AliasList(Answer):
+    """Aliases, by name."""
+
+    aliases: list[AliasFacts]
+
+
+class MoveList(Answer):
+    """The moves of an alias, oldest first."""
+
+    repo: str
+    alias: str
+    moves: list[MoveFacts]
+
+
+class TargetRequest(Question):
+    """A released version, and its weight."""
+
+    version: Version
+    weight: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 1.0
+
+
+class AliasRequest(Question):
+    """What an alias shall mean."""
+
+    targets: Annotated[list[TargetRequest], Field(min_length=1, max_length=MOST_TARGETS)]
+
+
+class RollbackRequest(Question):
+    """The move to go back to, counted from 1; without it, one step."""
+
+    to: Annotated[int, Field(ge=1, le=MOST_MOVES)] | None = None
+
+
+class NameList(Answer):
+    """The names of a namespace, each with its repositories that the caller sees."""
+
+    namespace: str
+    names: list[HeldName]
+
+
+class NameRequest(Question):
+    """The name of an adapter, and the repository of its namespace that it moves to."""
+
+    name: Annotated[str, Field(min_length=1, max_length=96)]
+    repo: FullName
+
+
+@router.get("/namespaces/{namespace}/names", responses=_PROBLEMS)
+def list_names(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> NameList:
+    """Which repositories may release the adapter names of a namespace."""
+    registry.repos.check_may_read(caller)
+    with registry.db.read() as connection:
+        return _names(connection, namespace, registry.repos.visible(caller))
+
+
+@router.post("/namespaces/{namespace}/names", responses=_WRITING)
+def move_name(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: NameRequest) -> NameList:
+    """Give a name to one repository alone; this needs a token that may write all of the namespace."""
+    user_of(caller)
+    if not caller.owns(namespace):
+        raise forbidden(f"this needs a token that may write all of `{namespace}`")
+    with registry.db.begin() as connection:
+        rights.move(connection, namespace, parse_name(wanted.name), wanted.repo)
+        return _names(connection, namespace, registry.repos.visible(caller))
+
+
+def _names(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> NameList:
+    return NameList(namespace=namespace, names=rights.held_in(connection, namespace, visible))
+
+
+@router.get("/aliases/{namespace}/{name}/{alias}", responses=_PROBLEMS)
+def look_up(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> AliasList:
+    """The aliases of that name, of the repository `name` or of the repositories with the adapter `name`."""
+    registry.repos.check_may_read(caller)
+    with registry.db.read() as connection:
+        found = aliases.named(connection, namespace, name, alias, registry.repos.visible(caller))
+        return AliasList(aliases=[_facts(connection, repo, one) for repo, one in found[:MOST_ALIASES]])
+
+
+@router.get("/adapters/{namespace}/{name}/aliases", responses=_PROBLEMS)
+def list_aliases(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> AliasList:
+    """The aliases of a repository."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
+        return AliasList(aliases=[_facts(connection, repo, one) for one in aliases.all_of(connection, repo)])
+
+
+@router.get("/adapters/{namespace}/{name}/aliases/{alias}/history", responses=_PROBLEMS)
+def history(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> MoveList:
+    """The moves of an alias, also of one that was removed: when, by whom, and what it meant since then."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
+        found = aliases.ever(connection, repo, alias)
+        moves = [_move(move) for move in found.moves] if found else []
+        return MoveList(repo=repo.full_name, alias=alias, moves=moves)
+
+
+@router.post("/adapters/{namespace}/{name}/aliases/{alias}", responses=_WRITING)
+def set_alias(
+    registry: RegistryOf,
+    caller: CallerOf,
+    namespace: NamePart,
+    name: NamePart,
+    alias: NamePart,
+    wanted: AliasRequest,
+) -> AliasFacts:
+    """Point an alias at released versions of a repository."""
+    targets = [(one.version, one.weight) for one in wanted.targets]
+    with registry.db.begin() as connection:
+        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        most = registry.settings.limits.refs
+        moved = aliases.set_alias(connection, repo, alias, targets, by=caller.actor, most_refs=most)
+        return _facts(connection, repo, moved)
+
+
+@router.post("/adapters/{namespace}/{name}/aliases/{alias}/rollback", responses=_WRITING)
+def roll_back(
+    registry: RegistryOf,
+    caller: CallerOf,
+    namespace: NamePart,
+    name: NamePart,
+    alias: NamePart,
+    wanted: RollbackRequest,
+) -> AliasFacts:
+    """Point an alias at what it meant before."""
+    with registry.db.begin() as connection:
+        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        most = registry.settings.limits.refs
+        moved = aliases.roll_back(connection, repo, alias, to=wanted.to, by=caller.actor, most_refs=most)
+        return _facts(connection, repo, moved)
+
+
+@router.post("/adapters/{namespace}/{name}/aliases/{alias}/remove", responses=_WRITING)
+def remove(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> AliasFacts:
+    """Remove an alias; its history stays."""
+    with registry.db.begin() as connection:
+        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        return _facts(connection, repo, aliases.remove(connection, repo, alias, by=caller.actor))
+
+
+def _facts(connection: Connection, repo: Row[Any], alias: Alias) -> AliasFacts:
+    last = alias.moves[-1]
+    adapter = aliases.adapter_of(connection, repo, alias.main.digest) if alias.targets else None
+    return AliasFacts(
+        repo=repo.full_name,
+        adapter=adapter,
+        alias=alias.name,
+        targets=[TargetFacts(**target.to_json()) for target in alias.targets],
+        moved_at=iso_time(int(last.at * 1000)),
+        moved_by=last.by,
+        action=last.action,
+    )
+
+
+def _move(move: AliasMove) -> MoveFacts:
+    targets = [TargetFacts(**target.to_json()) for target in move.targets]
+    return MoveFacts(action=move.action, at=iso_time(int(move.at * 1000)), by=move.by, targets=targets)
+
+
+MOST_LISTED: Final = 100
+
+_SIMILAR: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"model": Problem, "description": "The repository is gated"},
+    404: {"model": Problem, "description": "Not found"},
+    429: {"model": Problem, "description": "Too many requests for like updates"},
+}
+
+
+class SimilarQuery(BaseModel):
+    """The least cosine to list."""
+
+    above: Annotated[float, Field(ge=FLOOR, le=1)] = FLOOR
+
+
+class SimilarBuild(Answer):
+    """A build whose update is alike. `cosine` is an estimate, negative for an opposite update.
+
+    `version` is null for a commit without a release. `same_base`: both declare one base.
+    """
+
+    repo: str
+    version: str | None
+    commit: str
+    digest: str
+    cosine: float
+    same_base: bool
+
+
+class SimilarBuilds(Answer):
+    """The builds whose update is like that of one. `state`: `made`, `waiting` for a worker, or `none` to compare."""
+
+    digest: str
+    state: Literal["made", "waiting", "none"]
+    similar: list[SimilarBuild]
+
+
+@router.get("/adapters/{namespace}/{name}/{version}/similar", responses=_SIMILAR)
+def similar(
+    registry: RegistryOf,
+    caller: SeekerOf,
+    namespace: NamePart,
+    name: NamePart,
+    version: Annotated[str, Path(max_length=64)],
+    query: Annotated[SimilarQuery, Query()],
+) -> SimilarBuilds:
+    """The builds whose update is like that of a release, the most alike first, among what the caller may read."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
+        rows = versions_of(connection, repo.id)
+        mine = next((row for row in rows if row.released_as == version.removeprefix("v")), None)
+        if mine is None:
+            raise Refusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
+        is_seen = rights.is_seen(connection, mine.created_at)
+        near = registry.sketches.near(connection, mine.digest, query.above) if is_seen else None
+        if near is None:
+            state = connection.scalar(select(derived.c.state).where(derived.c.digest == mine.digest))
+            waits = not is_seen or state == "waiting"
+            return SimilarBuilds(digest=f"sha256:{mine.digest}", state="waiting" if waits else "none", similar=[])
+        of_a_release = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
+        wanted = (
+            select(adapters, repos.c.full_name, releases.c.version.label("released_as"))
+            .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
+            .outerjoin(releases, of_a_release)
+            .where(registry.repos.readable(caller), rights.SEEN, adapters.c.is_listed | releases.c.version.is_not(None))
+        )
+        near[mine.digest] = 1.0  # the same build in other repositories
+        found = {
+            (row.digest, row.full_name): SimilarBuild(
+                repo=row.full_name,
+                version=row.released_as,
+                commit=row.commit_id,
+                digest=f"sha256:{row.digest}",
+                cosine=near[row.digest],
+                same_base=row.base_sha256 is not None and row.base_sha256 == mine.base_sha256,
+            )
+            for some in slices(list(near))
+            for row in connection.execute(wanted.where(adapters.c.digest.in_(some)))
+            if (row.repo_id, row.digest) != (repo.id, mine.digest)
+        }
+    ordered = sorted(found.values(), key=lambda one: (-abs(one.cosine), one.cosine < 0, one.repo, one.digest))
+    return SimilarBuilds(digest=f"sha256:{mine.digest}", state="made", similar=ordered[:MOST_LISTED])

@@ -36,22 +36,16 @@ from sqlalchemy.exc import DBAPIError
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import version_key
-from adapterhub_registry.database import (  # noqa: F401 - all are of the schema
-    alias_tables,
-    counting,
-    derived_tables,
-    event_tables,
-    meaning_tables,
-    name_tables,
-    refusal_tables,
-    result_tables,
-    schema,
-    search_tables,
-)
-from adapterhub_registry.database.engines import postgresql_engine, sqlite_engine, url_of
+from adapterhub_registry.database import search_tables
 from adapterhub_registry.database.prepared import Pair, Prepared
-
-metadata = schema.metadata
+from adapterhub_registry.database.schema import (
+    bring_up_to_date,
+    metadata,
+    postgresql_engine,
+    readable,
+    sqlite_engine,
+    url_of,
+)
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
 """Facts that the servers of one database share: a digest of the `secret`, and when a repository lost chunks."""
@@ -384,9 +378,9 @@ class Database:
         except ImportError:
             hint = "for PostgreSQL: `pip install 'adapterhub[scale]'`"
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
-        with schema.readable(None if self.is_shared else parsed.database), self.begin() as connection:
+        with readable(None if self.is_shared else parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
-            schema.bring_up_to_date(connection)
+            bring_up_to_date(connection)
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -430,3 +424,186 @@ class Database:
         """Close every connection; one that a thread still has is closed as it comes back, and keeps no file busy."""
         event.listen(self.engine, "checkin", lambda _connection, record: record.invalidate())
         self.engine.dispose()
+
+
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), nullable=False),
+    Column("alias", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("actor", String(200), nullable=False),  # a user and the token
+    Column("action", String(16), nullable=False),  # set | rollback | remove
+    Column("targets", Text, nullable=False),  # JSON array of version, digest and weight; empty after a removal
+    Index("alias_moves_by_name", "repo_id", "alias", "id"),
+    sqlite_autoincrement=True,
+)
+
+
+derived = Table(
+    "derived",
+    metadata,
+    # one row for each build in `adapters`, by the digest that covers its config and weights
+    Column("digest", String(64), primary_key=True),
+    Column("state", String(8), nullable=False),  # waiting | made | none
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),  # of the next attempt; a worker that makes one moves it on first
+    Column("reason", Text),  # why there are no figures
+    Column("norm", Float),  # of the whole update
+    Column("record", LargeBinary),  # the JSON of a `DerivedRecord`, zlib
+    Index("derived_due", "state", "due_at"),
+)
+
+sketches = Table(
+    "sketches",
+    metadata,
+    # apart from `derived`, whose rows are large: a search for like updates reads all of these
+    Column("digest", String(64), primary_key=True),  # of the build, as in `derived`
+    Column("key_id", String(16), nullable=False),  # of the key of its signs; those of other keys cannot be compared
+    Column("made_at", BigInteger, nullable=False),
+    Column("sketch", LargeBinary, nullable=False),  # see `formats.derived.likeness`; never sent
+    Index("sketches_by_time", "made_at"),
+)
+
+parents = Table(
+    "parents",
+    metadata,
+    # the adapters that a build was merged from, as its manifest has them
+    Column("digest", String(64), primary_key=True),  # of the build, as in `derived`
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("parent", String(64), index=True),  # the digest of the parent's manifest
+    Column("spec", Text, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("relation", String(16)),  # see `Manifest.relation`
+)
+
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # the place in the order of all events; None until the first reader after the commit gives it (see `events.outbox`)
+    Column("number", BigInteger, unique=True),
+    Column("public_id", String(64), nullable=False, unique=True),
+    Column("type", String(32), nullable=False),
+    Column("repo", String(200), nullable=False),  # ns/name at the time of the event
+    Column("private", Boolean, nullable=False),  # whether the repository was private at that time
+    Column("data", Text, nullable=False),  # JSON object
+    Column("created_at", BigInteger, nullable=False, index=True),
+    Index("events_by_repo", "repo", "number"),
+    sqlite_autoincrement=True,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("scope", String(200), nullable=False, index=True),  # a namespace, or ns/name
+    Column("url", String(2000), nullable=False),
+    Column("secret", String(100), nullable=False),
+    Column("types", Text, nullable=False),  # JSON array of event types; an empty one stands for all
+    Column("owner", String(96)),  # the user whose tokens decide what it may learn; None for the server's operator
+    Column("created_at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,  # never reuses a number: who removes a hook by its number means that hook
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("webhook_id", ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("event_id", ForeignKey("events.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("state", String(10), nullable=False),  # waiting | delivered | failed | withheld
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),  # of the next attempt; a server that makes one moves it on first
+    Column("status", Integer),  # of the last answer
+    Column("problem", String(200)),  # of the last attempt
+    Column("ended_at", BigInteger),
+    Index("deliveries_due", "state", "due_at"),
+    Index("deliveries_by_webhook", "webhook_id", "state", "due_at"),
+    sqlite_autoincrement=True,
+)
+
+
+meaning = Table(
+    "meaning",
+    metadata,
+    # of a build that searches show; without a row, it waits for a worker
+    Column("id", Integer, primary_key=True),  # grows, so that a server reads only what is new
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), nullable=False),
+    Column("commit_id", String(40), nullable=False),
+    Column("model", String(16), nullable=False),  # see `formats.meaning.model`
+    Column("vectors", LargeBinary, nullable=False),  # see `formats.meaning.ranking`
+    Index("meaning_of_build", "repo_id", "commit_id", unique=True),
+    Index("meaning_by_model", "model", "id"),
+    sqlite_autoincrement=True,
+)
+
+
+adapter_names = Table(
+    "adapter_names",
+    metadata,
+    Column("namespace", String(96), primary_key=True),
+    Column("name", String(200), primary_key=True),
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),  # of the last one, as repeats share a row
+    Column("user_name", String(96), nullable=False),
+    Column("token_id", Integer),
+    Column("repo", String(200), nullable=False),  # ns/name, or empty where the request's path names none
+    Column("action", String(16), nullable=False),  # commit | upload | create | …
+    Column("status", Integer, nullable=False),
+    Column("code", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Index("refusals_by_time", "created_at", "id"),
+    Index("refusals_by_user", "user_name", "repo"),
+    sqlite_autoincrement=True,
+)
+
+
+results = Table(
+    "results",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), nullable=False),
+    Column("manifest", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),  # of the file
+    Column("key", String(64), nullable=False),  # the fingerprint that the file names
+    Column("question", String(64), nullable=False),  # of what was asked; a later answer of the key replaces this one
+    Column("sent_by", String(200), nullable=False),  # a user and the token
+    Column("created_at", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("verdict", String(8)),  # once the key of a namespace proved the result, for searches
+    Index("results_by_verdict", "verdict", "repo_id"),
+    Index("results_of_key", "repo_id", "manifest", "key", "question", unique=True),
+    sqlite_autoincrement=True,
+)
+
+test_rules = Table(
+    "test_rules",
+    metadata,
+    # what a namespace asks of a version before it is published
+    Column("namespace", String(96), primary_key=True),
+    Column("asks", String(8), nullable=False),  # off | contract | passed
+    Column("keys_only", Boolean, nullable=False),
+)
+
+test_keys = Table(
+    "test_keys",
+    metadata,
+    # the testers of a namespace
+    Column("namespace", String(96), primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("pem", String(2048), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)

@@ -6,7 +6,7 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Select, bindparam, func, literal, select, true
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select, true
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -92,6 +92,13 @@ class Pair:
 def _row_of(statement: Select[Any]) -> Callable[[Sequence[Any]], Any]:
     row = namedtuple("Row", [str(column.key) for column in statement.selected_columns], rename=True)  # type: ignore[misc]  # noqa: PYI024 - its fields are known here
     return row._make
+
+
+class Met(NamedTuple):
+    """What the rows of a search meet, and the values of its parameters."""
+
+    filters: Sequence[ColumnElement[bool]]
+    given: Mapping[str, object]
 
 
 class Found(NamedTuple):

@@ -18,25 +18,26 @@ from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, 
 from adapterhub.core.extras import require
 from adapterhub.formats.administration import MadeRecords, MeaningModel
 from adapterhub.formats.meaning.model import MODEL, is_model, take_model
-from adapterhub_registry.access.operator import check_is_registry
+from adapterhub_registry import vectors
+from adapterhub_registry.access.tokens import check_is_registry
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
-from adapterhub_registry.derived.worker import rebuild, work
-from adapterhub_registry.meaning import vectors
-from adapterhub_registry.operations.holdings import check_holdings
-from adapterhub_registry.operations.move import move_registry
-from adapterhub_registry.operations.options import (
+from adapterhub_registry.operations.server import serve as serve_forever
+from adapterhub_registry.operations.server_commands import (
     JSON,
+    names,
     option,
     place_options,
     server_options,
     settings_of,
+    tests,
+    token,
+    user,
+    webhook,
 )
-from adapterhub_registry.operations.server import serve as serve_forever
-from adapterhub_registry.operations.server_commands import names, tests, token, user, webhook
 from adapterhub_registry.storage.blobs import StoreUnreachable
-from adapterhub_registry.upkeep.retention import Policy, parse_policy
-from adapterhub_registry.upkeep.space import free_space
+from adapterhub_registry.upkeep import Policy, check_holdings, free_space, move_registry, parse_policy
+from adapterhub_registry.worker import rebuild, work
 
 _POLL_S = 2.0
 _AGAIN = "check the options and the credentials, then run the command again; nothing was lost"

@@ -20,15 +20,15 @@ from adapterhub.pages.values.admin import (
     SpacePage,
     UsersPage,
 )
-from adapterhub_registry.access.refusals import KEPT, refusal_records
+from adapterhub_registry.access.telemetry import KEPT, refusal_records
 from adapterhub_registry.access.tokens import ROLES, Caller
 from adapterhub_registry.database.db import blobs
 from adapterhub_registry.errors import Refusal, busy, forbidden, unauthorized
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of
 from adapterhub_registry.pages.visit import Visit
-from adapterhub_registry.repos import adapter_search, adapters, quotas
-from adapterhub_registry.upkeep.space import free_space
+from adapterhub_registry.repos import adapters, quotas
+from adapterhub_registry.upkeep import free_space
 
 _LOG_LINES: Final = 100
 _NAMESPACES: Final = 50
@@ -147,7 +147,7 @@ def handled_page(here: Visit, repo: str, *, problem: str = "") -> HandledPage:
     try:
         with registry.db.read() as connection:
             row = registry.repos.find(connection, caller, known_repo_id(*_split(repo)))
-            found = adapter_search.versions_of(connection, row.id)
+            found = adapters.versions_of(connection, row.id)
     except Refusal as refusal:
         return HandledPage(repo="", problem=problem or refusal.message)
     versions = tuple(

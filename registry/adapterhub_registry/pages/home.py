@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 from urllib.parse import unquote
 
 from fastapi import FastAPI, Request
@@ -12,11 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.pages.rendering import read_templates
 from adapterhub.pages.site import Home, refusal_page, routes, wants_page
-from adapterhub_registry.access.sessions import BrowserSession, session_of
-from adapterhub_registry.access.tokens import ANONYMOUS, Caller
+from adapterhub.pages.values.sessions import Session
+from adapterhub_registry.access import tokens
+from adapterhub_registry.access.tokens import ANONYMOUS, BrowserSession, Caller, session_of
 from adapterhub_registry.api.context import Registry, admitted, base_url, caller_of
 from adapterhub_registry.errors import Refusal, refusal_of
-from adapterhub_registry.pages.source import RegistrySource
+from adapterhub_registry.pages import administering
+from adapterhub_registry.pages.adapter import adapter_page, feed_of
+from adapterhub_registry.pages.builds import base_page, build_page, compare_page, lineage_page
+from adapterhub_registry.pages.files import blob_page, commit_page, raw_file, tree_page
+from adapterhub_registry.pages.search import search_page
+from adapterhub_registry.pages.visit import Visit
 
 _API = ("/api/", "/_lfs/", "/_xet/")
 
@@ -80,3 +87,42 @@ def read_ahead() -> None:
     read_templates()
     with contextlib.suppress(ImportError):
         import adapterhub.formats.derived.likeness  # noqa: F401, PLC0415 - a server starts without numpy
+
+
+SESSION_S: Final = 12 * 3600
+
+
+class RegistrySource(Visit):
+    """What one caller may see of a registry."""
+
+    search = search_page
+    adapter = adapter_page
+    commit = commit_page
+    tree = tree_page
+    blob = blob_page
+    raw = raw_file
+    build = build_page
+    compare = compare_page
+    lineage = lineage_page
+    base = base_page
+    feed = feed_of
+    users = administering.users_page
+    change_tokens = administering.change_tokens
+    space = administering.space_page
+    refusals = administering.refusals_page
+    handled = administering.handled_page
+    withdraw = administering.withdraw
+
+    def sign_in(self, token: str) -> Session | None:
+        """As `PageSource`. The cookie holds the token's number, sealed, and never the token."""
+        caller = self.registry.tokens.authenticate(token)
+        if caller is None:
+            return None
+        assert caller.token_id is not None  # of a token
+        cookie = tokens.cookie_for(caller.token_id, self.registry.settings.secret, lasts_s=SESSION_S)
+        return Session(cookie=cookie, lasts_s=SESSION_S)
+
+    def sign_out(self) -> None:
+        """As `PageSource`."""
+        if self.session is not None:
+            tokens.end(self.registry.db, self.session)

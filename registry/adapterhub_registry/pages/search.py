@@ -24,21 +24,24 @@ from adapterhub.pages.page import Asked
 from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
 from adapterhub.pages.values.common import Badge, Link
 from adapterhub_registry.api.context import opened_cursor, sealed_cursor
-from adapterhub_registry.database.conditions import Condition, Met, after, holding, met, narrowed
-from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
-from adapterhub_registry.database.prepared import Numbers, numbers_of
-from adapterhub_registry.database.result_tables import results, test_keys
+from adapterhub_registry.database.db import adapters, releases, repo_tags, repos, results, test_keys
+from adapterhub_registry.database.prepared import Met, Numbers, numbers_of
 from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos.adapter_facts import MAX_RANK
-from adapterhub_registry.repos.adapter_search import (
+from adapterhub_registry.repos.search import (
     BASE_DIGEST,
     SHOWN,
     AdapterPage,
     AdapterQuery,
+    Condition,
     Fit,
+    after,
     conditions_of,
+    holding,
+    met,
+    narrowed,
     ranked,
 )
 

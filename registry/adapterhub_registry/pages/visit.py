@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from adapterhub.pages.source import PageSource
 from adapterhub.pages.values.common import Link, Viewer
-from adapterhub_registry.access.sessions import BrowserSession
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.tokens import BrowserSession, Caller
 from adapterhub_registry.api.context import Registry
 
 

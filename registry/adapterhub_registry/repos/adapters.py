@@ -2,6 +2,8 @@
 
 A release is a tag `v<version>` on a commit with an adapter. Its record stays when the tag is removed, so a version
 never gets other bytes. Yanking only marks it; its bytes stay, so that locked installs keep working.
+
+The releases of removed repositories are remembered, too: their versions never get other bytes, but may return.
 """
 
 from __future__ import annotations
@@ -12,31 +14,55 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from packaging.version import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import parse_released, parse_version, version_key
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
-from adapterhub_registry.access import adapter_names, seen
-from adapterhub_registry.access.adapter_names import Writes, nobody
-from adapterhub_registry.database.db import adapters, blobs, commits, insert_new, now_ms, places, refs, releases, repos
-from adapterhub_registry.database.derived_tables import derived
+from adapterhub_registry import outbox, testing
+from adapterhub_registry.access import rights
+from adapterhub_registry.access.rights import Writes, nobody
+from adapterhub_registry.database.db import (
+    adapters,
+    blobs,
+    commits,
+    derived,
+    insert_new,
+    now_ms,
+    places,
+    refs,
+    releases,
+    repos,
+    test_rules,
+    tombstones,
+)
 from adapterhub_registry.database.prepared import Prepared
-from adapterhub_registry.database.result_tables import test_rules
 from adapterhub_registry.database.search_tables import put_text
-from adapterhub_registry.database.trees.trees import Tree
-from adapterhub_registry.errors import Refusal, conflict
-from adapterhub_registry.events import outbox
-from adapterhub_registry.events.outbox import EventType
+from adapterhub_registry.database.trees import Tree
+from adapterhub_registry.errors import Refusal, bad_request, conflict
 from adapterhub_registry.names import key_of_version
-from adapterhub_registry.repos import tombstones
+from adapterhub_registry.outbox import EventType
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
-from adapterhub_registry.results import gate
 from adapterhub_registry.storage.blobs import BlobStore
 
 MAX_PLACES: Final = 1000
+MAX_RELEASES: Final = 1000
 
 MAX_REASON_CHARACTERS = 500
 
@@ -71,7 +97,7 @@ def index_commit(
         if tag is not None:
             _release(connection, blobs, repo, commit_id, adapter, files, tag, writes)
         elif adapter.version is not None and adapter.name is not None:
-            adapter_names.check(connection, repo, adapter.name, writes)
+            rights.check(connection, repo, adapter.name, writes)
             _check_release(connection, repo, adapter.version, adapter)
     elif tag is not None:
         _check_tag_without_adapter(connection, repo, tag)
@@ -163,7 +189,7 @@ def check_arrival(connection: Connection, blobs: BlobStore, repo: Row[Any], name
     for row in connection.execute(about.order_by(releases.c.version)).all():
         evals = Tree(connection, repo.id, row.root).find(CONTRACT_FILE)
         build = (row.version, row.digest, row.base_sha256)
-        gate.check_version(connection, blobs, repo, build, evals.sha256 if evals else None, namespace=namespace)
+        testing.check_version(connection, blobs, repo, build, evals.sha256 if evals else None, namespace=namespace)
 
 
 def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
@@ -264,7 +290,7 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     connection.execute(insert(adapters).values(**values, **key))
     # the weights are read later, by a worker
     insert_new(connection, derived, [{"digest": adapter.digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}])
-    seen.push_again(connection, adapter.digest)
+    rights.push_again(connection, adapter.digest)
 
 
 def _release(
@@ -286,14 +312,14 @@ def _release(
     connection.execute(first.with_for_update(key_share=True)).all()
     mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == version_key(version))
     if adapter.name is not None and connection.scalar(select(releases.c.version).where(mine)) is None:
-        adapter_names.claim(connection, repo, adapter.name, writes)
+        rights.claim(connection, repo, adapter.name, writes)
     if adapter.version is not None and version_key(adapter.version) != version_key(version):
         raise conflict(
             f"the tag `{tag}` is on a build whose manifest says version {adapter.version}; nothing was released"
         )
     _check_release(connection, repo, version, adapter)
     build = (version, adapter.digest, adapter.base_sha256)
-    gate.check_version(connection, blobs, repo, build, files.get(CONTRACT_FILE))
+    testing.check_version(connection, blobs, repo, build, files.get(CONTRACT_FILE))
     row = {
         "repo_id": repo.id,
         "version": version,
@@ -318,7 +344,7 @@ def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str)
     released = connection.scalar(mine)
     if released is not None:
         raise _released(f"`{repo.full_name}`", released)
-    tombstones.check_tag_without_adapter(connection, repo, version)
+    check_buried_tag(connection, repo, version)
 
 
 def _check_release(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
@@ -331,8 +357,7 @@ def _check_release(connection: Connection, repo: Row[Any], version: str, adapter
         .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
         .where(releases.c.version_key == version_key(version), releases.c.digest != adapter.digest)
         .where(
-            (repos.c.id == repo.id)
-            | ((repos.c.namespace == repo.namespace) & same_name & tombstones.has_build(adapters, adapter))
+            (repos.c.id == repo.id) | ((repos.c.namespace == repo.namespace) & same_name & has_build(adapters, adapter))
         )
     )
     holders = connection.execute(released.order_by(repos.c.full_name)).all()
@@ -341,7 +366,7 @@ def _check_release(connection: Connection, repo: Row[Any], version: str, adapter
         named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
         holder = f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`"
         raise _released(holder, holders[0].version)
-    tombstones.check_release(connection, repo, version, adapter)
+    check_buried_release(connection, repo, version, adapter)
 
 
 def _check_public(version: str) -> None:
@@ -400,3 +425,130 @@ def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool])
         .limit(MAX_PLACES)
     )
     return connection.execute(wanted).all()
+
+
+def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
+    """Every release of a repository that has its tag, with its facts; the newest version first."""
+    wanted = (
+        select(
+            adapters,
+            releases.c.version.label("released_as"),
+            releases.c.tag,
+            releases.c.created_at.label("released_at"),
+            releases.c.yanked_at,
+            releases.c.yanked_by,
+            releases.c.yanked_reason,
+        )
+        .join_from(
+            releases,
+            adapters,
+            and_(adapters.c.repo_id == releases.c.repo_id, adapters.c.commit_id == releases.c.commit_id),
+        )
+        .join(
+            refs,
+            and_(refs.c.repo_id == releases.c.repo_id, refs.c.kind == "tag", refs.c.name == releases.c.tag),
+        )
+        .where(releases.c.repo_id == repo_id)
+    )
+    return sorted(connection.execute(wanted).all(), key=lambda row: Version(row.released_as), reverse=True)
+
+
+def releases_in(
+    connection: Connection, namespace: str, visible: ColumnElement[bool], *, cursor: str | None, limit: int
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """Every release in a namespace that has its tag: its repository, adapter, version, digest, commit and yank.
+
+    Returns a page of them and the cursor of the next; None on the last.
+
+    Raises:
+        Refusal: 400 for a malformed cursor.
+    """
+    columns = (releases.c.version, releases.c.digest, releases.c.commit_id, releases.c.yanked_at, releases.c.repo_id)
+    same = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    tagged = (refs.c.repo_id == releases.c.repo_id) & (refs.c.kind == "tag") & (refs.c.name == releases.c.tag)
+    found: Select[Any] = select(*columns, repos.c.full_name, adapters.c.name).join(
+        repos, repos.c.id == releases.c.repo_id
+    )
+    found = found.join(adapters, same).join(refs, tagged).where(repos.c.namespace == namespace, visible)
+    if cursor is not None:
+        number, _, version = cursor.partition(" ")
+        if not number.isdecimal():
+            raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
+        later = (releases.c.repo_id == int(number)) & (releases.c.version > version)
+        found = found.where(or_(releases.c.repo_id > int(number), later))
+    rows = connection.execute(found.order_by(releases.c.repo_id, releases.c.version).limit(limit + 1)).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return rows[:limit], None if last is None else f"{last.repo_id} {last.version}"
+
+
+def bury(connection: Connection, repo: Row[Any]) -> None:
+    """Record the releases of a repository that loses its name; call it before the name is free."""
+    # waits for a concurrent release, which refers to this row
+    connection.execute(select(repos.c.id).where(repos.c.id == repo.id).with_for_update())
+    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+    about = (adapters.c.name, adapters.c.base_sha256, adapters.c.base_model, adapters.c.rank)
+    found = connection.execute(
+        select(releases.c.version, releases.c.digest, *about)
+        .join_from(releases, adapters, mine, isouter=True)
+        .where(releases.c.repo_id == repo.id)
+    )
+    named = {"full_name": repo.full_name, "namespace": repo.namespace, "created_at": now_ms()}
+    insert_new(connection, tombstones, [named | dict(row) for row in found.mappings()])
+
+
+def check_buried_release(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
+    """Raise when a removed release of this version, under this name or of the same adapter, had another digest.
+
+    Check the existing releases first: one that is removed meanwhile then has its tombstone.
+
+    Raises:
+        Refusal: 409.
+    """
+    same = (tombstones.c.namespace == repo.namespace) & (tombstones.c.name == adapter.name)
+    same &= has_build(tombstones, adapter)
+    here = tombstones.c.full_name == repo.full_name
+    other = (tombstones.c.version_key == version_key(version)) & (tombstones.c.digest != adapter.digest)
+    wanted = select(tombstones.c.full_name, tombstones.c.version).where(
+        other, here | (same if adapter.name is not None else false())
+    )
+    found = connection.execute(wanted.limit(1)).one_or_none()
+    if found is not None:
+        # never names another repository, which may have been private
+        own = found.full_name == repo.full_name
+        raise _gone(f"`{repo.full_name}`" if own else f"adapter `{adapter.name}` in `{repo.namespace}`", found.version)
+
+
+def check_buried_tag(connection: Connection, repo: Row[Any], version: str | None) -> None:
+    """Raise when a removed release of `repo` had this version, which a commit without an adapter cannot be."""
+    if version is None:
+        return
+    here = (tombstones.c.full_name == repo.full_name) & (tombstones.c.version_key == version_key(version))
+    buried = connection.scalar(select(tombstones.c.version).where(here))
+    if buried is not None:
+        raise _gone(f"`{repo.full_name}`", buried)
+
+
+def check_buried_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
+    """Raise when a repository has other bytes for a version that was released under its new name."""
+    same = (tombstones.c.version_key == releases.c.version_key) & (tombstones.c.digest != releases.c.digest)
+    wanted = select(releases.c.version).join_from(releases, tombstones, same)
+    version = connection.scalar(
+        wanted.where(releases.c.repo_id == repo.id, tombstones.c.full_name == full_name).limit(1)
+    )
+    if version is not None:
+        raise _gone(f"`{full_name}`", version)
+
+
+def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
+    """The condition on `table` (`adapters` or `tombstones`) for the base and rank of an adapter."""
+    return (
+        table.c.base_sha256.is_not_distinct_from(adapter.base_sha256)
+        & table.c.base_model.is_not_distinct_from(adapter.base_model)
+        & table.c.rank.is_not_distinct_from(adapter.rank)
+    )
+
+
+def _gone(holder: str, version: str) -> Exception:
+    return conflict(
+        f"release {version} of {holder} was removed and had other bytes; releases never change, so raise the version"
+    )

@@ -1,28 +1,32 @@
-"""The aliases of a repository: names such as `prod` that move between its released versions.
+"""Aliases such as `prod`, which move between the released versions of a repository, and names of branches and tags.
 
 Hub clients see an alias as a branch that takes no commits: `revision="prod"` gives the files of its target with the
 largest weight. Each change adds a row to `alias_moves`, which says who made it; the newest row of a name counts.
+
+The name of a released version serves that version's bytes or nothing. No branch may therefore take it, not even in a
+later repository of the same name, and a tag may take it only for the same bytes (`adapters.index_commit`).
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub.core.specs import version_key
 from adapterhub.formats.alias import Alias, AliasMove, AliasTarget, check_targets, earlier, parse_alias
-from adapterhub_registry.access import adapter_names
-from adapterhub_registry.database.alias_tables import alias_moves
-from adapterhub_registry.database.db import adapters, lock_name, now_ms, refs, releases, repos
+from adapterhub_registry import outbox
+from adapterhub_registry.access import rights
+from adapterhub_registry.database.db import adapters, alias_moves, lock_name, now_ms, refs, releases, repos, tombstones
 from adapterhub_registry.errors import Refusal, bad_request, conflict
-from adapterhub_registry.events import outbox
-from adapterhub_registry.names import key_of_version
-from adapterhub_registry.repos import ref_names
+from adapterhub_registry.names import key_of_version, parse_ref_name
+from adapterhub_registry.repos.adapters import version_of
 
 KIND: Final = "alias"
 MOST_ALIASES: Final = 100
@@ -43,7 +47,7 @@ def set_alias(
     _lock(connection, repo)
     targets = _targets(connection, repo, name, wanted)
     if find(connection, repo, name) is None:
-        ref_names.check_new(connection, repo, KIND, name, most=most_refs)
+        check_new(connection, repo, KIND, name, most=most_refs)
         if len(all_of(connection, repo)) >= MOST_ALIASES:
             raise Refusal(413, "TooLarge", f"a repository has at most {MOST_ALIASES} aliases; remove some")
     return _move(connection, repo, name, targets, action="set", by=by)
@@ -64,7 +68,7 @@ def roll_back(connection: Connection, repo: Row[Any], name: str, *, to: int | No
     except NotFound as error:
         raise Refusal(404, "MoveNotFound", error.message) from None
     if not alias.targets:
-        ref_names.check_new(connection, repo, KIND, name, most=most_refs)
+        check_new(connection, repo, KIND, name, most=most_refs)
     targets = _targets(connection, repo, name, [(target.version, target.weight) for target in back])
     return _move(connection, repo, name, targets, action="rollback", by=by)
 
@@ -107,7 +111,7 @@ def named(
     wanted = select(repos).where(
         repos.c.namespace == namespace,
         visible,
-        or_(repos.c.full_name == f"{namespace}/{adapter}", repos.c.id.in_(adapter_names.held(adapter, namespace))),
+        or_(repos.c.full_name == f"{namespace}/{adapter}", repos.c.id.in_(rights.held(adapter, namespace))),
     )
     found = []
     for repo in connection.execute(wanted.order_by(repos.c.full_name)).all():
@@ -239,3 +243,78 @@ def _lock(connection: Connection, repo: Row[Any]) -> None:
 
 def _unknown(repo: Row[Any], name: str) -> Refusal:
     return Refusal(404, "AliasNotFound", f"`{repo.full_name}` has no alias `{shown(name)}`")
+
+
+Kind = Literal["branch", "tag", "alias"]
+
+
+def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, most: int) -> None:
+    """Raise unless a new branch or tag of `repo` may have this name. Blocks other new refs until the transaction ends.
+
+    Raises:
+        Refusal: 400 for an invalid name, 409 for a name that is taken or belongs to a released version, 413 when the
+            repository has `most` refs.
+    """
+    parse_ref_name(name)
+    _lock_refs(connection, repo)
+    taken = set(connection.scalars(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name)))
+    if kind != "branch" or taken & {"branch", "alias"}:  # a branch may have the name of a tag, which then means the tag
+        for one in sorted(taken):
+            place = "tags" if one == "tag" else "heads"
+            raise conflict(f"Reference refs/{place}/{name} already exists in `{repo.full_name}`")
+    count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
+    if count >= most:
+        raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some")
+    full_name = connection.scalars(select(repos.c.full_name).where(repos.c.id == repo.id)).one_or_none()
+    version = _version_like(name)
+    if version is None or (kind == "tag" and version_of(name) is not None):
+        return  # writing a version tag compares its bytes with the release
+    key = version_key(version)
+    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version_key == key)
+    held = connection.scalar(mine) or _buried(connection, full_name, [key]).get(key)
+    if held is not None:
+        raise _belongs(name, repo.full_name, held)
+
+
+def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
+    """Raise when one of the refs of `repo` would name another repository's release under the new full name.
+
+    Raises:
+        Refusal: 409.
+    """
+    _lock_refs(connection, repo)
+    named = connection.execute(select(refs.c.kind, refs.c.name).where(refs.c.repo_id == repo.id)).all()
+    mine = set(connection.scalars(select(releases.c.version_key).where(releases.c.repo_id == repo.id)))
+    keys = {(ref.kind, ref.name): version_key(read) for ref in named if (read := _version_like(ref.name))}
+    buried = _buried(connection, full_name, sorted(set(keys.values())))
+    for (kind, name), key in keys.items():
+        # the tag of a release of the repository: `tombstones` compared its bytes
+        own = kind == "tag" and key in mine and version_of(name) is not None
+        if key in buried and not own:
+            raise _belongs(name, full_name, buried[key])
+
+
+def _lock_refs(connection: Connection, repo: Row[Any]) -> None:
+    # a branch and a tag have different keys, so no unique index stops two transactions that make one each
+    lock_name(connection, f"refs of {repo.id}")
+
+
+def _version_like(name: str) -> str | None:
+    """The version that people, and case-insensitive file systems, read in a name."""
+    return version_of(unicodedata.normalize("NFKC", name).casefold())
+
+
+def _buried(connection: Connection, full_name: str | None, keys: list[str]) -> dict[str, str]:
+    """The removed versions with these keys."""
+    buried = (tombstones.c.full_name == full_name) & tombstones.c.version_key.in_(keys)
+    rows = (
+        connection.execute(select(tombstones.c.version_key, tombstones.c.version).where(buried)).all() if keys else ()
+    )
+    return {row.version_key: row.version for row in rows}
+
+
+def _belongs(name: str, full_name: str, version: str) -> Refusal:
+    return conflict(
+        f"`{name}` names the released version {version} of `{full_name}`, and released names never change; "
+        "nothing was created, choose another name"
+    )

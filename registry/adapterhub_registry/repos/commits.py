@@ -1,43 +1,64 @@
-"""Reads and makes commits.
+"""Reads and makes commits, computes their changes, and rewrites histories.
 
 A commit has a parent, files, an author, a message and a time; its id is the sha1 over these, 40 hex digits, as every
 hub client expects. Repeating the same change makes no commit: clients repeat a request when a response is lost.
+
+A history may be rewritten: one commit instead of a branch's many, LFS files removed from every commit. Released
+versions never change: their commits keep their ids and files, and a request that would touch one is refused. The bytes
+of what no commit names any more go with the next `adapt registry gc`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Integer, Row, String, bindparam, func, insert, literal, select, update
+from sqlalchemy import Integer, Row, String, bindparam, delete, func, insert, literal, select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub_registry.access import adapter_names
-from adapterhub_registry.access.adapter_names import Writes, nobody
+from adapterhub_registry.access import rights
+from adapterhub_registry.access.rights import Writes, nobody
 from adapterhub_registry.access.tokens import BY_DIGEST
 from adapterhub_registry.database.db import adapters as adapters_table
 from adapterhub_registry.database.db import blobs as blobs_table
-from adapterhub_registry.database.db import commits, insert_new, nodes, now_ms, places, refs, releases, repo_tags, repos
+from adapterhub_registry.database.db import (
+    commits,
+    insert_new,
+    nodes,
+    now_ms,
+    places,
+    refs,
+    releases,
+    repo_tags,
+    repos,
+    slices,
+    uploads,
+)
 from adapterhub_registry.database.prepared import Pair, Prepared
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees.nodes import FileEntry, Outline, key_of, outline_of, read_node, unpack
-from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
-from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
-from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
-from adapterhub_registry.repos import adapter_facts, adapters, card
-from adapterhub_registry.repos.changes import (
-    Changes,
-    Operation,
-    Put,
-    changes_of,
-    check_tree,
-    digest_after,
-    id_of_changes,
+from adapterhub_registry.database.trees import (
+    EMPTY,
+    Digests,
+    FileEntry,
+    Outline,
+    Tree,
+    changed_digest,
+    key_of,
+    keys_below,
+    outline_of,
+    read_node,
+    unpack,
 )
-from adapterhub_registry.storage.blobs import BlobStore
+from adapterhub_registry.errors import Refusal, bad_request, conflict, entry_not_found, revision_not_found, stale_parent
+from adapterhub_registry.names import COMMIT, COMMIT_PREFIX, MAX_FOLDERS
+from adapterhub_registry.repos import adapter_facts, adapters
+from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
 
 INSERT_ROWS = 500
 GIT_ATTRIBUTES = ".gitattributes"
@@ -353,13 +374,13 @@ def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str
     """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
     digests = Digests(tree)
-    front_matter, config = card.read_card(blobs, digests), card.read_config(blobs, digests)
+    front_matter, config = adapter_facts.read_card(blobs, digests), adapter_facts.read_config(blobs, digests)
     earned = adapters.index_commit(connection, blobs, repo, head, digests, writes=writes)
-    card_tags = adapter_facts.without_contradictions(card.tags_of(front_matter, config, digests), earned)
+    card_tags = adapter_facts.without_contradictions(adapter_facts.tags_of(front_matter, config, digests), earned)
     task = connection.scalar(
         select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
     )
-    adapter_library = "peft" if card.ADAPTER_CONFIG in digests else None
+    adapter_library = "peft" if adapter_facts.ADAPTER_CONFIG in digests else None
     pipeline_tag, now = _text(front_matter.get("pipeline_tag")) or _text(task), now_ms()
     connection.execute(
         update(repos)
@@ -374,7 +395,7 @@ def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str
             config=json.dumps(config),
         )
     )
-    names = {f"{adapter_names.TAG}{name}" for name in adapter_names.names_of(connection, repo.id)}
+    names = {f"{rights.TAG}{name}" for name in rights.names_of(connection, repo.id)}
     tags = {*card_tags, *earned, *names, *([pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else [])}
     connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
     insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag, "modified_at": now} for tag in sorted(tags)])
@@ -382,3 +403,353 @@ def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str
 
 def _text(value: object) -> str | None:
     return value[:200] if isinstance(value, str) and value else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Set a file to a stored blob."""
+
+    path: str
+    blob: StoredBlob
+    lfs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Remove a file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteFolder:
+    """Remove all files below a folder."""
+
+    path: str
+
+
+Operation = Put | Delete | DeleteFolder
+Changes = dict[str, Put | None]
+"""The new content of each changed path, sorted by `key_of`; None removes the file."""
+
+
+def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
+    """The changes that operations make, applied in order; empty when the tree has all of them.
+
+    Raises:
+        Refusal: 404 for removing a file or folder that does not exist.
+    """
+    named = sorted({step.path for step in operations if not isinstance(step, DeleteFolder)}, key=key_of)
+    before = {path: entry.sha256 for path in named if (entry := tree.find(path)) is not None}
+    changes = _Changed(tree, before)
+    for step in operations:
+        if isinstance(step, Put):
+            changes.put(step)
+        elif isinstance(step, DeleteFolder):
+            changes.delete_folder(step.path)
+        else:
+            changes.delete(step.path)
+    return changes.sorted()
+
+
+class _Changed:
+    """The changes so far. `before` has the sha256 of all files that the operations name, and of others."""
+
+    def __init__(self, tree: Tree, before: dict[str, str]) -> None:
+        self._tree, self._before = tree, before
+        self._keys: list[str] = []  # of the files that `put` set
+        self._emptied: set[str] = set()  # folders whose files in the tree were read
+        self.found: Changes = {}
+
+    def put(self, step: Put) -> None:
+        """Set a file."""
+        path, now = step.path, self._before.get(step.path)
+        if path in self.found:
+            put = self.found[path]
+            now = put.blob.sha256 if put is not None else None
+        if now != step.blob.sha256:
+            self._forget(path)
+            self.found[path] = step
+            insort(self._keys, key_of(path))
+
+    def delete(self, path: str) -> None:
+        """Remove a file; where there is a folder of this name, all files below it."""
+        if (self.found[path] if path in self.found else self._before.get(path)) is None:
+            self.delete_folder(path)
+            return
+        self._forget(path)
+        if path in self._before:
+            self.found[path] = None
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove all files below a folder."""
+        start, end = keys_below(folder)
+        gone = [
+            key.replace("\0", "/") for key in self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]
+        ]
+        if not any(parent in self._emptied for parent in [folder, *parents_of(folder)]):
+            for entry in self._tree.walk(folder):
+                if entry.path not in self.found:
+                    self._before[entry.path] = entry.sha256
+                    gone.append(entry.path)
+            self._emptied.add(folder)
+        if not gone:
+            raise _missing(folder)
+        for path in gone:
+            self.delete(path)
+
+    def sorted(self) -> Changes:
+        """The changes, without files that have their old content again."""
+        found = ((path, self.found[path]) for path in sorted(self.found, key=key_of))
+        return {path: put for path, put in found if put is None or put.blob.sha256 != self._before.get(path)}
+
+    def _forget(self, path: str) -> None:
+        if self.found.pop(path, None) is not None:
+            del self._keys[bisect_left(self._keys, key_of(path))]
+
+
+def check_tree(tree: Tree, changes: Changes, max_files: int) -> None:
+    """Raise when the changed tree is too large or too deep, or has a path that is both file and folder.
+
+    Raises:
+        Refusal: 400 or 413.
+    """
+    new = [path for path, put in changes.items() if put is not None and tree.find(path) is None]
+    gone = [path for path, put in changes.items() if put is None]
+    count = tree.totals().files + len(new) - len(gone)
+    if count > max_files:
+        raise Refusal(413, "TooLarge", f"a repository holds at most {max_files} files; this commit would make {count}")
+    gone_keys = [key_of(path) for path in gone]
+    last = ""
+    for path in new:
+        if path.count("/") > MAX_FOLDERS:
+            raise bad_request(
+                f"expected a path of at most {MAX_FOLDERS} folders; nothing was committed because of `{path}`"
+            )
+        if last and path.startswith(f"{last}/"):  # in sorted order, what is below a new path follows it directly
+            raise _file_and_folder(last)
+        last = path
+        _check_kind(tree, path, changes, gone_keys)
+
+
+def _check_kind(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
+    """Raise when a new file's path is a folder, or one of its folders is a file."""
+    parents = parents_of(path)
+    # when a folder exists, so do all folders above it
+    at = bisect_left(range(len(parents)), True, key=lambda at: tree.first_below(parents[at]) is not None)
+    folder = parents[at] if at < len(parents) else None
+    if folder is not None and changes.get(folder, tree.find(folder)) is not None:
+        raise _file_and_folder(folder)
+    start, end = keys_below(path)
+    gone = bisect_left(gone_keys, end) - bisect_left(gone_keys, start)
+    if tree.first_below(path) is not None and tree.totals(path).files > gone:
+        raise _file_and_folder(path)
+
+
+def parents_of(path: str) -> list[str]:
+    """The folders above a path, innermost first."""
+    parents = []
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        parents.append(path)
+    return parents
+
+
+def digest_after(tree: Tree, changes: Changes) -> int:
+    """The digest of all files of `tree` after the changes."""
+    digest = tree.totals().digest
+    for path, put in changes.items():
+        before, after = tree.find(path), put.blob.sha256 if put is not None else None
+        digest = changed_digest(digest, path, before.sha256 if before is not None else None, after)
+    return digest
+
+
+def id_of_changes(changes: Changes) -> str:
+    """A sha256 over the changes; with the parent, it determines the content of a commit."""
+    hasher = hashlib.sha256()
+    for path, put in changes.items():
+        hasher.update(json.dumps([path, put and put.blob.sha256]).encode())
+    return hasher.hexdigest()
+
+
+def _missing(path: str) -> Refusal:
+    return Refusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
+
+
+def _file_and_folder(path: str) -> Refusal:
+    return bad_request(f"`{path}` cannot be both a file and a folder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LfsFile:
+    """An LFS file that a commit of a repository names: its newest place, and the first ref that has it."""
+
+    entry: FileEntry
+    ref: str | None
+
+
+def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str, *, title: str, author: str) -> str:
+    """Replace the commits of a branch by one with the same files, and return its id.
+
+    Commits that no other branch, tag or release needs are removed.
+
+    Raises:
+        Refusal: 404 for a missing branch.
+    """
+    ref = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == branch)
+    head = connection.scalar(select(refs.c.commit_id).where(ref).with_for_update())
+    if head is None:
+        raise revision_not_found(repo.full_name, branch)
+    files = {
+        entry.path: Put(path=entry.path, blob=StoredBlob(entry.sha256, entry.git_sha1, entry.size), lfs=entry.lfs)
+        for entry in tree_of(connection, repo.id, head).walk()
+    }
+    made = write(connection, Tree(connection, repo.id, EMPTY), None, dict(files), (title, "", author))
+    connection.execute(update(refs).where(ref).values(commit_id=made))
+    if branch == "main":
+        describe(connection, blobs, repo, made, rights.anyone)
+    _drop_line(connection, repo.id, head)
+    return made
+
+
+# ------------------------------------------------------------ LFS files
+def lfs_files(connection: Connection, repo: Row[Any]) -> list[LfsFile]:
+    """Every LFS file of the repository, by sha256."""
+    named = connection.execute(select(refs.c.name, refs.c.kind, refs.c.commit_id).where(refs.c.repo_id == repo.id))
+    heads = sorted(named, key=lambda ref: (ref.name != "main", ref.kind, ref.name))
+    refs_of = [(ref.name, ref.commit_id) for ref in heads]
+    rows = connection.execute(select(commits.c.id).where(commits.c.repo_id == repo.id).order_by(commits.c.created_at))
+    found: dict[str, LfsFile] = {}
+    seen: set[str] = set()
+    for ref, commit_id in [*refs_of, *((None, row.id) for row in reversed(rows.all()))]:
+        for entry in _new_entries(connection, repo.id, commit_id, seen):
+            if entry.lfs:
+                found.setdefault(entry.sha256, LfsFile(entry=entry, ref=ref))
+    return [found[sha256] for sha256 in sorted(found)]
+
+
+def forget_files(connection: Connection, blobs: BlobStore, repo: Row[Any], doomed: AbstractSet[str]) -> None:
+    """Remove the LFS files with these sha256 from every commit. A commit that had one gets a new id.
+
+    Raises:
+        Refusal: 409 when a released version has one of them; nothing was removed.
+    """
+    connection.execute(select(refs.c.name).where(refs.c.repo_id == repo.id).with_for_update()).all()
+    _check_unreleased(connection, repo, doomed)
+    rows = connection.execute(select(commits).where(commits.c.repo_id == repo.id)).all()
+    new_ids: dict[str, str] = {}
+    for row in _parents_first(rows):
+        entries = list(Tree(connection, repo.id, row.root).walk())
+        parent = new_ids.get(row.parent, row.parent)
+        mine = (commits.c.repo_id == repo.id) & (commits.c.id == row.id)
+        if not any(entry.sha256 in doomed for entry in entries):
+            connection.execute(update(commits).where(mine).values(parent=parent))
+            continue
+        facts = json.dumps([row.id, parent, sorted(doomed)]).encode()
+        new_ids[row.id] = made = hashlib.sha1(facts, usedforsecurity=False).hexdigest()
+        edits: list[tuple[str, FileEntry | None]] = []
+        for entry in entries:
+            if entry.sha256 in doomed:
+                edits.append((entry.path, None))
+            elif entry.changed_in in new_ids:
+                edits.append((entry.path, replace(entry, changed_in=new_ids[entry.changed_in])))
+        after = Tree(connection, repo.id, row.root).changed(sorted(edits, key=lambda edit: key_of(edit[0])))
+        connection.execute(update(commits).where(mine).values(id=made, parent=parent, root=after.root))
+    for table in (places, uploads):
+        for some in slices(sorted(doomed)):
+            connection.execute(delete(table).where(table.c.repo_id == repo.id, table.c.sha256.in_(some)))
+    _move_refs(connection, blobs, repo, new_ids)
+    drop_unnamed(connection, repo.id)
+
+
+def _check_unreleased(connection: Connection, repo: Row[Any], doomed: AbstractSet[str]) -> None:
+    released = select(releases.c.version, releases.c.commit_id).where(releases.c.repo_id == repo.id)
+    for version, commit_id in connection.execute(released.order_by(releases.c.version)):
+        for entry in tree_of(connection, repo.id, commit_id).walk():
+            if entry.sha256 in doomed:
+                raise conflict(
+                    f"`{entry.path}` belongs to the released version {version} of `{repo.full_name}`, and releases"
+                    " never change; nothing was removed. Yank the version, or delete the repository"
+                )
+
+
+def _parents_first(rows: Sequence[Row[Any]]) -> Iterator[Row[Any]]:
+    by_id = {row.id: row for row in rows}
+    done: set[str] = set()
+    for row in rows:
+        line = []
+        at: Row[Any] | None = row
+        while at is not None and at.id not in done:
+            done.add(at.id)
+            line.append(at)
+            at = by_id.get(at.parent)
+        yield from reversed(line)
+
+
+def _move_refs(connection: Connection, blobs: BlobStore, repo: Row[Any], new_ids: dict[str, str]) -> None:
+    """Let refs and places name the new commits, and describe these where the old ones were described."""
+    for table, column in ((refs, refs.c.commit_id), (places, places.c.commit_id)):
+        for old, new in new_ids.items():
+            connection.execute(update(table).where(table.c.repo_id == repo.id, column == old).values(commit_id=new))
+    for some in slices(sorted(new_ids)):
+        old = (adapters_table.c.repo_id == repo.id) & adapters_table.c.commit_id.in_(some)
+        connection.execute(delete(adapters_table).where(old))
+    for ref in connection.execute(select(refs).where(refs.c.repo_id == repo.id)).all():
+        if ref.commit_id in new_ids.values() and ref.kind == "tag":
+            digests = Digests(tree_of(connection, repo.id, ref.commit_id))
+            adapters.index_commit(connection, blobs, repo, ref.commit_id, digests, tag=ref.name)
+        elif ref.commit_id in new_ids.values() and ref.name == "main":
+            describe(connection, blobs, repo, ref.commit_id, rights.anyone)
+
+
+# ------------------------------------------------------------ what no ref reaches
+def _drop_line(connection: Connection, repo_id: int, head: str) -> None:
+    """Remove a commit and its ancestors, except those that a branch, tag or release reaches."""
+    rows = connection.execute(select(commits.c.id, commits.c.parent).where(commits.c.repo_id == repo_id)).all()
+    parent_of = {row.id: row.parent for row in rows}
+
+    def line(commit_id: str | None) -> Iterator[str]:
+        while commit_id is not None:
+            yield commit_id
+            commit_id = parent_of.get(commit_id)
+
+    reached: set[str] = set()
+    for table in (refs, releases):
+        for named in connection.scalars(select(table.c.commit_id).where(table.c.repo_id == repo_id)):
+            reached.update(takewhile(lambda commit_id: commit_id not in reached, line(named)))
+    for some in slices(sorted(set(line(head)) - reached)):
+        for table, column in ((commits, commits.c.id), (adapters_table, adapters_table.c.commit_id)):
+            connection.execute(delete(table).where(table.c.repo_id == repo_id, column.in_(some)))
+    drop_unnamed(connection, repo_id)
+
+
+def drop_unnamed(connection: Connection, repo_id: int) -> None:
+    """Remove the nodes that no commit's tree has, and the places that no commit has."""
+    left = select(commits.c.id).where(commits.c.repo_id == repo_id).order_by(commits.c.created_at)
+    seen: set[str] = set()
+    homes: dict[tuple[str, str], str] = {}
+    for commit_id in connection.scalars(left).all():
+        for entry in _new_entries(connection, repo_id, commit_id, seen):
+            homes.setdefault((entry.sha256, entry.path), commit_id)
+    stored = set(connection.scalars(select(nodes.c.id).where(nodes.c.repo_id == repo_id)))
+    for some in slices(sorted(stored - seen)):
+        connection.execute(delete(nodes).where(nodes.c.repo_id == repo_id, nodes.c.id.in_(some)))
+    at = (places.c.repo_id == repo_id) & (places.c.sha256 == bindparam("digest")) & (places.c.path == bindparam("at"))
+    gone, moved = [], []
+    for row in connection.execute(select(places).where(places.c.repo_id == repo_id)):
+        home = homes.get((row.sha256, row.path))
+        if home is None:
+            gone.append({"digest": row.sha256, "at": row.path})
+        elif home != row.commit_id:
+            moved.append({"digest": row.sha256, "at": row.path, "home": home})
+    if gone:
+        connection.execute(delete(places).where(at), gone)
+    if moved:
+        connection.execute(update(places).where(at).values(commit_id=bindparam("home")), moved)
+
+
+def _new_entries(connection: Connection, repo_id: int, commit_id: str, seen: set[str]) -> Iterator[FileEntry]:
+    """The files of a commit in nodes that are not in `seen`."""
+    for node in tree_of(connection, repo_id, commit_id).unseen(seen):
+        if not node.height:
+            yield from node.items

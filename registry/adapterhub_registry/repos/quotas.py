@@ -1,8 +1,10 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
 What a client announces counts at once, until it was sent or its links end; what counts is decided in one order for each
-namespace. So uploads at the same time never exceed a quota together. Every refusal is 400
-QuotaExceeded: of 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
+namespace. So uploads at the same time never exceed a quota together. Every refusal is 400 QuotaExceeded: of
+403 the hub client says that the token lacks a permission, and after 429 it waits silently.
+
+A check that reads blobs marks damaged ones, and an upload of the right bytes removes the mark.
 """
 
 from __future__ import annotations
@@ -237,3 +239,26 @@ def _sent_today(connection: Connection, token_id: int) -> int:
     mine = (uploads.c.token_id == token_id) & (uploads.c.created_at > now_ms() - DAY_MS)
     total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(uploads, uploads.c.sha256 == blobs.c.sha256)
     return int(connection.scalar(total.where(mine)) or 0)
+
+
+def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
+    """The marked ones among `digests`."""
+    found: set[str] = set()
+    for some in slices(digests):
+        found |= set(
+            connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some), blobs.c.damaged_at.is_not(None)))
+        )
+    return found
+
+
+def mark(connection: Connection, digests: Sequence[str]) -> None:
+    """Mark blobs whose bytes are wrong or unreadable."""
+    for some in slices(digests):
+        connection.execute(update(blobs).where(blobs.c.sha256.in_(some)).values(damaged_at=now_ms()))
+
+
+def unmark(connection: Connection, digests: Sequence[str]) -> None:
+    """Remove the mark from blobs whose bytes are right."""
+    for some in slices(digests):
+        these = blobs.c.sha256.in_(some) & blobs.c.damaged_at.is_not(None)
+        connection.execute(update(blobs).where(these).values(damaged_at=None))

@@ -14,9 +14,9 @@ from sqlalchemy import ColumnElement, Row, delete, false, func, insert, or_, sel
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.lookalike import fold
-from adapterhub_registry.access import adapter_names, gates
+from adapterhub_registry import outbox
+from adapterhub_registry.access import rights
 from adapterhub_registry.access.tokens import Caller, reached_names, seen_with
-from adapterhub_registry.database.conditions import Met
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import (
     insert_new,
@@ -31,7 +31,8 @@ from adapterhub_registry.database.db import (
     slices,
     uploads,
 )
-from adapterhub_registry.database.trees.trees import Digests
+from adapterhub_registry.database.prepared import Met
+from adapterhub_registry.database.trees import Digests
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
@@ -42,10 +43,9 @@ from adapterhub_registry.errors import (
     repo_not_found,
     unauthorized,
 )
-from adapterhub_registry.events import outbox
 from adapterhub_registry.names import RESERVED_NAMESPACES, RepoId
-from adapterhub_registry.repos import adapters, commits, damage, quotas, ref_names, tombstones
-from adapterhub_registry.repos.ref_names import Kind
+from adapterhub_registry.repos import adapters, aliases, commits, quotas
+from adapterhub_registry.repos.aliases import Kind
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
 
@@ -120,7 +120,7 @@ class Repos:
 
     def reads(self, connection: Connection, caller: Caller, row: RepoRow | Row[Any, Any, Any]) -> bool:
         """Whether a caller who sees a repository may read its files, and what is derived from them."""
-        return not row.gated or caller.reaches(row.full_name) or gates.is_accepted(connection, row.id, caller.user)
+        return not row.gated or caller.reaches(row.full_name) or rights.is_accepted(connection, row.id, caller.user)
 
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository whose files `caller` may read; a gated one accepted the user, or the token covers it."""
@@ -244,7 +244,7 @@ class Repos:
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
         """Remove a repository with its history; blobs stay for other repositories, and released versions stay taken."""
         row = self._find_own(connection, caller, repo_id)
-        tombstones.bury(connection, row)
+        adapters.bury(connection, row)
         outbox.record(connection, row, "repository.deleted")
         connection.execute(delete(repos).where(repos.c.id == row.id))
 
@@ -259,15 +259,15 @@ class Repos:
         self._check_may_write(caller, target)
         self._check_name_is_free(connection, target, besides=row.id)
         folded = self._folded(connection, target, private=row.private)
-        tombstones.bury(connection, row)
-        tombstones.check_arrival(connection, row, target)
-        ref_names.check_arrival(connection, row, target)
+        adapters.bury(connection, row)
+        adapters.check_buried_arrival(connection, row, target)
+        aliases.check_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         if namespace != row.namespace:
             adapters.check_arrival(connection, self._blobs, row, namespace)
         named = {"full_name": target, "namespace": namespace, "folded": folded, "folded_namespace": fold(namespace)}
         connection.execute(update(repos).where(repos.c.id == row.id).values(**named))
-        adapter_names.follow(connection, row, caller.writes)
+        rights.follow(connection, row, caller.writes)
         adapters.write_words(connection, row.id)
         connection.execute(delete(redirects).where(redirects.c.full_name.in_([row.full_name, target])))
         if row.full_name != target:
@@ -368,7 +368,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        ref_names.check_new(connection, repo, kind, name, most=self._limits.refs)
+        aliases.check_new(connection, repo, kind, name, most=self._limits.refs)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
@@ -401,7 +401,7 @@ class Repos:
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
-        damage.unmark(connection, [blob.sha256])
+        quotas.unmark(connection, [blob.sha256])
         insert_new(
             connection,
             uploads,

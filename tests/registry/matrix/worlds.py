@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from adapterhub_registry.derived import worker
+from adapterhub_registry import worker
 from adapterhub_registry.settings import Limits
 
 from adapterhub.core.specs import parse_name

@@ -1,9 +1,13 @@
-"""Hub API: listings of folders, facts about paths, and downloads of files."""
+"""Hub API: listings of folders, facts about paths, and downloads of files.
+
+The conditions of a request (RFC 9110, section 13) are evaluated against the file's strong ETag. Files have no dates
+here and no response carries Last-Modified, so conditions on dates are ignored, as the RFC requires.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, BinaryIO, Final
@@ -15,12 +19,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.hub_ids import COUNTED, COUNTER
-from adapterhub_registry.api import conditions
-from adapterhub_registry.api.bodies import anyone, hub_router, sent_by
+from adapterhub_registry.api.bodies import ThreadedRoute, anyone, hub_router, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -33,17 +37,15 @@ from adapterhub_registry.api.context import (
     json_object,
     next_link,
 )
-from adapterhub_registry.api.hub.model_info import iso_time
-from adapterhub_registry.api.hub.threads import ThreadedRoute
+from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
-from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.database.trees import FileEntry, Totals, Tree, key_of
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
 from adapterhub_registry.names import RESERVED_NAMESPACES, known_repo_id, parse_path
 from adapterhub_registry.repos import commits
-from adapterhub_registry.repos.card import ADAPTER_CONFIG, CONFIG
-from adapterhub_registry.repos.changes import parents_of
+from adapterhub_registry.repos.adapter_facts import ADAPTER_CONFIG, CONFIG
+from adapterhub_registry.repos.commits import parents_of
 
 router = hub_router()
 TREE_PAGE: Final = 1000
@@ -53,7 +55,7 @@ GONE_TITLE: Final = "(removed from the history)"
 MAX_PATHS: Final = 10_000
 SMALL_BYTES: Final = 1 << 16
 """A file of at most this size is read before the answer: for more, the server waits between the head and the bytes."""
-ZERO_COPY: Final = "http.response.zerocopysend"  # of ASGI; see `wire`
+ZERO_COPY: Final = "http.response.zerocopysend"  # of ASGI; see `operations/server.py`
 _RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
 
@@ -222,7 +224,7 @@ def resolve(request: Request) -> Response:
     headers = {"X-Repo-Commit": commit_id, "ETag": etag}
     if warning:
         headers["X-HF-Warning"] = warning
-    answered = conditions.answer_to(request.headers, headers)
+    answered = answer_to(request.headers, headers)
     if answered is not None:
         return answered
     headers |= {
@@ -236,10 +238,10 @@ def resolve(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
     start, end, status = 0, entry.size, 200
-    has_link = entry.lfs and entry.size and not conditions.is_conditional(request.headers)
+    has_link = entry.lfs and entry.size and not is_conditional(request.headers)
     link = registry.blobs.download_link(entry.sha256) if has_link else None
     wanted = None
-    if link is None and conditions.wants_range(request.headers, etag):
+    if link is None and wants_range(request.headers, etag):
         wanted = _range(request.headers.get("range", ""), entry.size)
     if counts:
         registry.downloads.count(found.repo_id)
@@ -331,3 +333,44 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
             416, "RangeNotSatisfiable", "the range lies outside the file", headers={"Content-Range": f"bytes */{size}"}
         )
     return start, end
+
+
+NAMES: Final = ("if-match", "if-none-match", "if-range", "if-modified-since", "if-unmodified-since")
+_OPAQUE = r'"[\x21\x23-\x7e\x80-\xff]*"'
+_TAG = re.compile(rf"(W/)?({_OPAQUE})")
+_ITEM = rf"[ \t]*(?:(?:W/)?{_OPAQUE}[ \t]*)?"  # may be empty; no two adjacent repeats, so matching takes linear time
+_LIST = re.compile(rf"{_ITEM}(?:,{_ITEM})*")
+
+
+def is_conditional(headers: Headers) -> bool:
+    """Whether a request has a condition. Only this server can evaluate it: a bucket has other ETags, and dates."""
+    return any(name in headers for name in NAMES)
+
+
+def answer_to(headers: Headers, facts: Mapping[str, str]) -> Response | None:
+    """304 when the client has the file; None when the server must send it. `facts` holds the ETag and other headers.
+
+    Raises:
+        Refusal: 412 when If-Match names another file.
+    """
+    etag = facts["ETag"]
+    if "if-match" in headers and not _names(headers, "if-match", etag, weak_too=False):
+        raise Refusal(412, "PreconditionFailed", "If-Match names another file", headers=facts)
+    if "if-none-match" in headers and _names(headers, "if-none-match", etag, weak_too=True):
+        return Response(status_code=304, headers=facts)
+    return None
+
+
+def wants_range(headers: Headers, etag: str) -> bool:
+    """Whether a Range header applies: when If-Range names another file, the client gets the whole file."""
+    return headers.getlist("if-range") in ([], [etag])
+
+
+def _names(headers: Headers, name: str, etag: str, *, weak_too: bool) -> bool:
+    """Whether the list in the headers `name` contains the ETag; a malformed list contains nothing."""
+    text = ",".join(headers.getlist(name))
+    if text.strip(" \t") == "*":
+        return True
+    if not _LIST.fullmatch(text):
+        return False
+    return any(opaque == etag and (weak_too or not weak) for weak, opaque in _TAG.findall(text))

@@ -1,23 +1,36 @@
-"""Hub API: the requests before an upload, and the commit that names it. `lfs` and `xet` receive the bytes."""
+"""Hub API: uploads, by commits and by LFS, and which files a repository ignores.
+
+A batch of LFS returns signed links to this server or a bucket, and every upload is checked; `xet` receives the others.
+`.gitignore` names files by git's rules (gitignore(5)), and no pattern takes more time than its length allows.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import contextlib
+import fnmatch
+import hashlib
+import json
 import re
-from collections.abc import Iterator
-from typing import Final
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Final
 
-from fastapi import Request
+from anyio import from_thread
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
-from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import anyone, hub_router, receive_with, sent_by
+from adapterhub_registry.access.tokens import BadSignature, Caller, check, sign
+from adapterhub_registry.api.bodies import Sender, anyone, check_signer, hub_router, in_slot, receive_with, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -28,15 +41,13 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
 )
-from adapterhub_registry.api.hub.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
-from adapterhub_registry.api.hub.lfs import dropping_refused, record_sent, usable_blobs
-from adapterhub_registry.database.db import lock_name, lock_space
-from adapterhub_registry.errors import Refusal, bad_request, busy, not_offered, too_large
+from adapterhub_registry.database.db import blobs, lock_name, lock_space, slices
+from adapterhub_registry.errors import Refusal, bad_request, busy, entry_not_found, forbidden, not_offered, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
-from adapterhub_registry.repos import commits, damage, quotas
-from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
-from adapterhub_registry.repos.commits import Proposal
-from adapterhub_registry.storage.blobs import StoredBlob, check_room
+from adapterhub_registry.repos import commits, quotas
+from adapterhub_registry.repos.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.settings import Limits
+from adapterhub_registry.storage.blobs import StoredBlob, UploadId, check_room
 
 router = hub_router()
 MAX_PREUPLOAD_FILES: Final = 256
@@ -95,7 +106,7 @@ def preupload(
         tree = commits.tree_of(connection, row.id, head)
         paths = [parse_path(file.text("path")) for file in files]
         before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
-        damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+        damaged = quotas.marked(connection, [entry.sha256 for entry in before.values()])
         rules_file = tree.find(IGNORE_FILE)
     rules = body.text_or_none("gitIgnore", limit=MAX_IGNORE_BYTES)
     if rules is None and rules_file is not None:
@@ -308,7 +319,7 @@ class _Draft:
                 if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: LFS object {oid} is missing or has another size; upload it again")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
-            damage.unmark(connection, list(self.regular))
+            quotas.unmark(connection, list(self.regular))
             proposal = Proposal(
                 branch=branch,
                 title=header.text("summary", "", limit=10_000) or "commit",
@@ -335,3 +346,325 @@ def check_no_pull_request(create_pr: str | None) -> None:
     """Raise 501 for a commit that would open a pull request."""
     if create_pr in {"1", "true", "True"}:
         raise not_offered("this registry has no pull requests; commit to a branch")
+
+
+IGNORE_FILE: Final = ".gitignore"
+MAX_IGNORE_BYTES: Final = 1 << 16
+_MAX_RULES: Final = 1000
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One line: the patterns of the parts of a path (None for `**`), and what it says of a path that it fits."""
+
+    parts: tuple[re.Pattern[str] | None, ...]
+    ignores: bool
+    folders_only: bool
+
+
+class Ignored:
+    """The rules of a `.gitignore` at the root of a repository."""
+
+    def __init__(self, text: str) -> None:
+        found = (_rule(line) for line in text[:MAX_IGNORE_BYTES].splitlines()[:_MAX_RULES])
+        self._rules = [rule for rule in found if rule is not None]
+        self._known: dict[str, bool] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether the file is ignored. A rule cannot take back a file whose folder is ignored."""
+        return self._has(path, is_folder=False)
+
+    def _has(self, path: str, *, is_folder: bool) -> bool:
+        key = f"{path}/" if is_folder else path
+        if key not in self._known:
+            folder = path.rpartition("/")[0]
+            below = bool(folder) and self._has(folder, is_folder=True)
+            self._known[key] = below or self._says(path, is_folder=is_folder)
+        return self._known[key]
+
+    def _says(self, path: str, *, is_folder: bool) -> bool:
+        parts = path.split("/")
+        for rule in reversed(self._rules):
+            if (is_folder or not rule.folders_only) and _fits(rule.parts, parts):
+                return rule.ignores
+        return False
+
+
+def _rule(line: str) -> _Rule | None:
+    """The rule of a line; None for an empty line or a comment."""
+    line = re.sub(r"(?<!\\)\s+$", "", line)
+    if not line or line.startswith("#"):
+        return None
+    takes_back, folders_only = line.startswith("!"), line.endswith("/")
+    text = line.removeprefix("!").rstrip("/")
+    if not text:
+        return None
+    parts = text.removeprefix("/").split("/")
+    if "/" not in text:
+        parts = ["**", *parts]  # a name alone fits in every folder
+    patterns = [None if part == "**" else re.compile(fnmatch.translate(_plain(part))) for part in parts]
+    return _Rule(tuple(patterns), ignores=not takes_back, folders_only=folders_only)
+
+
+def _plain(part: str) -> str:
+    """A part of a pattern without backslashes, which `fnmatch` does not know."""
+    return _ESCAPED.sub(lambda found: f"[{found[1]}]" if found[1] in "*?[" else found[1], part)
+
+
+def _fits(patterns: tuple[re.Pattern[str] | None, ...], parts: list[str]) -> bool:
+    """Whether the patterns fit all parts; `**` stands for any number of folders, at the end for one part or more."""
+    reached = {0}  # numbers of parts that the patterns so far may have used
+    for at, pattern in enumerate(patterns):
+        if pattern is None:
+            last = at == len(patterns) - 1
+            reached = set(range(min(reached) + (1 if last else 0), len(parts) + 1)) if reached else reached
+        else:
+            reached = {n + 1 for n in reached if n < len(parts) and pattern.match(parts[n])}
+        if not reached:
+            return False
+    return len(parts) in reached
+
+
+MAX_LFS_OBJECTS: Final = 1000
+HASH_NAMES: Final = ("sha256", "sha_256")  # the second is that of huggingface.js
+MAX_PARTS: Final = 10_000
+MAX_LINKS: Final = 4000
+"""The most parts of all objects in one batch: the more bytes a batch announces, the larger its parts."""
+DIRECT_BYTES: Final = 5 << 30  # the largest PUT of S3
+LARGEST_NUMBER: Final = (1 << 53) - 1  # the largest integer that every JSON reader represents exactly
+_CLOCKS_DIFFER_S: Final = 3600
+_LOOK_EVERY: Final = 32  # objects between two checks that the client is still connected
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
+def lfs_batch(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl
+) -> JSONResponse:
+    """The signed upload links of each object; none when the object is stored and the caller may use it."""
+    if body.text("operation") != "upload":
+        raise bad_request("operation: expected upload; download files from /resolve")
+    if body.text("hash_algo", "sha256") not in HASH_NAMES:
+        raise bad_request("hash_algo: expected sha256")
+    can_split = "multipart" in body.texts("transfers", most=20)
+    limits = registry.settings.limits
+    objects: list[dict[str, Any]] = []
+    wanted = [
+        (parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER))
+        for item in body.objects("objects", most=MAX_LFS_OBJECTS)
+    ]
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+    stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
+    if stored:
+        with registry.db.begin() as connection:
+            kept = registry.repos.keep(connection, row.id, str(caller.user), stored)
+        stored = {oid: blob for oid, blob in stored.items() if oid in kept}
+    for oid, size in wanted:
+        known = stored.get(oid)
+        answer: dict[str, Any] = {"oid": oid, "size": size}
+        if size > limits.file_bytes:
+            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, the limit is {limits.file_bytes}"}
+        elif known is not None and known.size != size:
+            answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+        elif known is None:
+            answer["actions"] = {}
+        objects.append(answer)
+    sent = [answer for answer in objects if "actions" in answer]
+    if quotas.is_limited(limits):
+        with registry.db.begin() as connection:
+            counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
+            sizes = {answer["oid"]: answer["size"] for answer in sent if answer["oid"] not in counted}
+            quotas.reserve(connection, limits, row, token_id=caller.token_id, sizes=sizes)
+    part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
+    for number, answer in enumerate(sent):
+        if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
+            raise bad_request("the client has disconnected")
+        claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
+        claims |= {"oid": answer["oid"], "size": answer["size"], "upload": secrets.token_hex(8)}
+        answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
+    split = any("chunk_size" in answer["actions"]["upload"]["header"] for answer in sent)
+    return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+    """The blobs of `digests` that are stored and that the caller may use in a repository, by digest.
+
+    It looks up each blob in the store: a row of the database alone proves nothing.
+    """
+    with registry.db.read() as connection:
+        known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
+    held = registry.blobs.holds({blob.sha256: blob.size for blob in known if blob is not None})
+    return {blob.sha256: blob for blob in known if blob is not None and blob.sha256 in held}
+
+
+def _part_bytes(limits: Limits, sizes: list[int]) -> int:
+    """The size of the parts in a batch, so that it has at most `MAX_LINKS` parts and a final one for each object.
+
+    Raises:
+        Refusal: 413 when a part would exceed the limit of a bucket.
+    """
+    split = sum(size for size in sizes if size >= limits.multipart_from_bytes)
+    needed = ceil(split / MAX_LINKS)
+    if needed > DIRECT_BYTES:
+        raise Refusal(
+            413,
+            "TooLarge",
+            f"the batch announces {split} bytes in large files, the limit is {MAX_LINKS * DIRECT_BYTES};"
+            " send fewer files in a batch",
+        )
+    return max(limits.part_bytes, needed)
+
+
+class _Links:
+    """Signed links for one object. A link to this server accepts exactly the announced bytes.
+
+    With blobs in a bucket, the links lead there, and the server checks the upload when the client reports it.
+    """
+
+    def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
+        self._settings = registry.settings
+        self._blobs = registry.blobs
+        self._base = base
+        self._claims = claims
+
+    def _link(self, place: str, purpose: str, **more: int) -> str:
+        ttl_s = self._settings.limits.href_ttl_s
+        token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
+        return f"{self._base}/_lfs/{place}/{token}"
+
+    def actions(self, *, part_bytes: int | None, repo_id: RepoId) -> dict[str, Any]:
+        """The member `actions`: one upload, or parts of `part_bytes` for a large object."""
+        limits, size = self._settings.limits, int(self._claims["size"])
+        verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
+        upload = _upload(self._claims)
+        if part_bytes is None or size < limits.multipart_from_bytes:
+            direct = self._blobs.upload_link(upload) if size <= DIRECT_BYTES else None
+            return {"upload": {"href": direct or self._link("object", "lfs-object"), "header": {}}, "verify": verify}
+        header = {"chunk_size": str(part_bytes)}
+        for number in range(1, ceil(size / part_bytes) + 1):
+            length = min(part_bytes, size - (number - 1) * part_bytes)
+            direct = self._blobs.upload_link(upload, number)
+            header[str(number)] = direct or self._link("part", "lfs-part", part=number, length=length)
+        return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
+
+
+def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
+    try:
+        return check(token, registry.settings.secret, purpose=purpose)
+    except BadSignature as problem:
+        raise forbidden(f"upload link: {problem}") from None
+
+
+def _upload(claims: Mapping[str, Any]) -> UploadId:
+    return UploadId(_sent(claims), str(claims.get("upload")))
+
+
+def _sent(claims: Mapping[str, Any]) -> str:
+    """What is sent: the same object of the same user for the same repository always has the same name."""
+    facts = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
+    return hashlib.sha256(facts.encode()).hexdigest()[:48]
+
+
+def _holder(purpose: str) -> Sender:
+    """The holder of a signed link of this purpose, while the token works for which it was signed."""
+
+    async def check_link(request: Request, registry: Registry) -> None:
+        await check_signer(registry, _claims(registry, request.path_params["token"], purpose)["token"])
+
+    return check_link
+
+
+@router.put("/_lfs/object/{token}")
+@sent_by(_holder("lfs-object"))
+async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Receive a whole object; 400, and nothing is kept, unless it matches the announcement."""
+    claims = _claims(registry, token, "lfs-object")
+
+    def work(chunks: Iterator[bytes]) -> None:
+        _record(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+
+    await receive_with(request, claims["token"], work)
+    return Response()
+
+
+@router.put("/_lfs/part/{token}")
+@sent_by(_holder("lfs-part"))
+async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Receive one part; the completion must name its ETag."""
+    claims = _claims(registry, token, "lfs-part")
+    part, length = claims["part"], claims["length"]
+
+    def work(chunks: Iterator[bytes]) -> str:
+        return registry.blobs.put_part(_upload(claims), part, chunks, length, claims["size"])
+
+    etag = await receive_with(request, claims["token"], work)
+    return Response(headers={"ETag": f'"{etag}"'})
+
+
+@router.post("/_lfs/complete/{token}")
+@sent_by(_holder("lfs-complete"))
+async def complete(request: Request, registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
+    """Join the parts; 400 unless the object matches the announcement."""
+    claims = _claims(registry, token, "lfs-complete")
+    listed = body.objects("parts", most=MAX_PARTS)
+    parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
+    if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
+        raise bad_request("parts: expected each part once, in order")
+
+    def work() -> None:
+        blob = registry.blobs.complete(_upload(claims), parts, claims["oid"], claims["size"])
+        _record(registry, claims, blob)
+
+    await in_slot(request, claims["token"], work)
+    return JSONResponse({"success": True})
+
+
+@contextlib.contextmanager
+def dropping_refused(registry: Registry, digests: Iterable[str]) -> Iterator[None]:
+    """Remove these stored bytes when what would name them is refused, unless something else names them."""
+    try:
+        yield
+    except Refusal:
+        with registry.db.begin() as connection:
+            lock_space(connection, shared=False)  # another sender finds them gone, and sends them again
+            unnamed = set(digests)
+            for some in slices(sorted(unnamed)):
+                unnamed -= set(connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some))))
+            registry.blobs.remove(sorted(unnamed), time.time() + _CLOCKS_DIFFER_S)
+        raise
+
+
+def _record(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+    with dropping_refused(registry, [blob.sha256]), registry.db.begin() as connection:
+        registry.repos.record_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
+
+
+def record_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
+    """Check and record an object that the caller may have sent to a bucket."""
+    claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
+    blob = registry.blobs.take(_sent(claims), oid, size)
+    if blob is not None:
+        _record(registry, claims, blob)
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/verify")
+async def verify(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody
+) -> JSONResponse:
+    """200 when the object is stored with that size. An object that was sent to a bucket is checked first."""
+    oid, size = parse_sha256(body.text("oid")), body.value("size")
+    await in_slot(request, caller.token_id, lambda: _verify(registry, caller, repo_id, oid, size))
+    return JSONResponse({"ok": True})
+
+
+def _verify(registry: Registry, caller: Caller, repo_id: RepoId, oid: str, size: object) -> None:
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+    for is_last in (False, True):
+        known = usable_blobs(registry, caller, row.id, [oid]).get(oid)
+        if known is not None or is_last or type(size) is not int or size < 0:
+            break
+        record_sent(registry, caller, row.id, oid, size)
+    if known is None or known.size != size:
+        raise entry_not_found(oid)

@@ -2,8 +2,8 @@
 
 Xet serves uploads only: files arrive as xorbs and shards, the server rebuilds them into ordinary blobs, and clients
 download those like any other file. Nothing is deduplicated across repositories. Each upload space has its own address,
-which changes daily (`xorbs.py` explains why) and after a loss of chunks, and its own short-lived token, bound to the
-user and the repository.
+which changes daily (`storage/xet.py` explains why) and after a loss of chunks, and its own short-lived token, bound to
+the user and the repository.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from sqlalchemy import Row, select
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import DigestMismatch, DiskFull
-from adapterhub_registry.access import signing
+from adapterhub_registry.access import tokens
 from adapterhub_registry.api.bodies import check_signer, hub_router, receive_with, sent_by
 from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
-from adapterhub_registry.api.hub.lfs import dropping_refused
+from adapterhub_registry.api.hub.upload import dropping_refused
 from adapterhub_registry.database.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
-from adapterhub_registry.repos import damage, quotas
+from adapterhub_registry.repos import quotas
 from adapterhub_registry.storage.blobs import StoredBlob, StoreUnreachable, check_room
-from adapterhub_registry.storage.xet_format import (
+from adapterhub_registry.storage.xet import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
+    Ingest,
     MalformedXet,
+    XorbPlace,
+    XorbStore,
+    epoch_at,
+    is_open,
     parse_shard,
     parse_xet_hash,
 )
-from adapterhub_registry.storage.xet_ingest import Ingest
-from adapterhub_registry.storage.xorbs import XorbPlace, XorbStore, epoch_at, is_open
 
 PURPOSE: Final = "xet"
 SPACE: Final = "/_xet/{scope}/{epoch}"
@@ -74,8 +77,8 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
     if kind.lower() != "bearer" or not token:
         raise unauthorized("an upload needs a token from xet-write-token")
     try:
-        claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
-    except signing.BadSignature as error:
+        claims = tokens.check(token, registry.settings.secret, purpose=PURPOSE)
+    except tokens.BadSignature as error:
         raise unauthorized(f"{error}: request a new xet-write-token") from None
     found = _SCOPE.fullmatch(scope)
     if found is None or _named(registry, claims["scope"]) != found[1]:
@@ -143,7 +146,7 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
     now = time.time()
     check_room(registry.blobs, 1)  # clients give up here at once, but send a refused xorb again and again
-    ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
+    ttl_s = min(registry.settings.limits.href_ttl_s, tokens.LONGEST_TTL_S)
     claims = {
         "purpose": PURPOSE,
         "user": caller.user,
@@ -151,7 +154,7 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         "scope": _repository(repo),
         "token": caller.token_id,
     }
-    token = signing.sign(claims, registry.settings.secret, ttl_s)
+    token = tokens.sign(claims, registry.settings.secret, ttl_s)
     named = _named(registry, _repository(repo))
     scope = f"{named}-{lost}" if lost else named
     address = f"{base}/_xet/{scope}/{epoch_at(now)}"
@@ -238,7 +241,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
     named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
     with registry.db.read() as connection:
         counted = quotas.sent_before(connection, space.repo_id, named)
-        damaged = damage.marked(connection, list(counted))
+        damaged = quotas.marked(connection, list(counted))
     here = registry.blobs.holds({sha256: named[sha256].size_bytes for sha256 in counted}) - damaged
     if here:
         with registry.db.begin() as connection:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from alembic import op
 from sqlalchemy import BigInteger, Column, inspect
 
-from adapterhub_registry.database.counting import start_counting
-from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams
+from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams, start_counting
 
 revision = "0017"
 down_revision = "0016"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from adapterhub_registry.database.counting import keep_tag_sets
+from adapterhub_registry.database.search_tables import keep_tag_sets
 
 revision = "0019"
 down_revision = "0018"

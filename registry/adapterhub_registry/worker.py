@@ -1,4 +1,9 @@
-"""Makes the derived records of the builds that wait for one, beside the server or in a process of its own.
+"""Records of weights, made once for each build beside the server or by workers, and the builds with like updates.
+
+Workers have no secret of a server, so the key lies beside the sketches. It is random, and a rebuild makes a new one.
+
+Of like updates, what a caller may read is decided afterwards, for every build that is near, so that hidden ones change
+neither the answer nor its length.
 
 A push only notes that its build waits. A worker claims a build by moving its time on, and counts the attempt before it
 reads a byte: weights that end the worker are given up after three attempts, and one that is killed leaves its build to
@@ -7,16 +12,22 @@ the next. Nothing else in the registry needs a record.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
+import secrets
+import threading
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from threading import Event
-from typing import Any, Final, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, select, true, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import parse_digest
@@ -25,13 +36,160 @@ from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub_registry.access import seen
-from adapterhub_registry.database.db import Database, adapters, now_ms
-from adapterhub_registry.database.derived_tables import derived, parents, sketches
-from adapterhub_registry.derived import keys
+from adapterhub_registry.access import rights
+from adapterhub_registry.database.db import Database, adapters, derived, facts, insert_new, now_ms, parents, sketches
+from adapterhub_registry.errors import busy
 from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
+
+if TYPE_CHECKING:
+    from adapterhub.formats.derived.likeness import Sketches
+
+
+_NAME: Final = "sketch_secret"
+_BYTES: Final = 32
+
+
+def sketch_key(database: Database) -> str:
+    """The key, made when it is first asked for; of all who ask at once, one decides."""
+    wanted = select(facts.c.value).where(facts.c.name == _NAME)
+    with database.read() as connection:
+        found = connection.scalar(wanted)
+    if found is None:
+        with database.begin() as connection:
+            insert_new(connection, facts, [{"name": _NAME, "value": secrets.token_hex(_BYTES)}])
+            found = connection.scalar(wanted)
+    return hmac.new(bytes.fromhex(str(found)), b"sketch/1", hashlib.sha256).hexdigest()
+
+
+def id_of(key: str) -> str:
+    """What tells one key from another and says nothing of it."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def forget(database: Database) -> None:
+    """Let the next sketch have a new key."""
+    with database.begin() as connection:
+        connection.execute(delete(facts).where(facts.c.name == _NAME))
+
+
+KEPT: Final = 64
+AT_ONCE: Final = 2
+
+
+class Once:
+    """Results by key, the latest `KEPT` of them. `subject` is what only one computation at a time may be about."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._running: set[Hashable] = set()
+
+    def result(self, subject: Hashable, key: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - of any type
+        """The result kept under `(subject, key)`, or a new one of `make`.
+
+        Raises:
+            Refusal: 503 with Retry-After while another computation about the subject runs, or many others.
+        """
+        with self._lock:
+            if (subject, key) in self._kept:
+                self._kept.move_to_end((subject, key))
+                return self._kept[subject, key]
+            if subject in self._running or len(self._running) >= AT_ONCE:
+                raise busy("other weights are being compared; try again")
+            self._running.add(subject)
+        try:
+            made = make()
+        finally:
+            with self._lock:
+                self._running.discard(subject)
+        with self._lock:
+            self._kept[subject, key] = made
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+
+FLOOR: Final = 0.9
+"""The least cosine in an answer. Below, sketches err too much, and each answer would tell more of their key."""
+DIGITS: Final = 2
+_COUNTED_S: Final = 60.0
+"""Sketches are counted when there is a later one, and this often: some go, and one may be of the same millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    digests: list[str]
+    packed: Sketches
+
+
+@dataclass(slots=True)
+class KnownSketches:
+    """The sketches of a database: new ones are added to those in memory; all are read again when one is gone."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _count: int = 0
+    _last_ms: int = 0
+    _counted_at: float = -_COUNTED_S
+    _at_last: set[str] = field(default_factory=set)
+    _of_key: dict[str, _Known] = field(default_factory=dict)
+
+    def near(self, connection: Connection, digest: str, above: float) -> dict[str, float] | None:
+        """The cosine with each build, by digest, that is `above` or more or as much negated; None without a sketch.
+
+        The cosines are rounded to `DIGITS`, and `above` is at least `FLOOR`.
+        """
+        wanted = select(sketches.c.key_id, sketches.c.sketch).where(sketches.c.digest == digest)
+        mine = connection.execute(wanted).one_or_none()
+        if mine is None:
+            return None
+        known = self._read(connection).get(mine.key_id)
+        if known is None:
+            return {}
+        found = known.packed.cosines(mine.sketch).round(DIGITS)
+        least = max(above, FLOOR) - 10.0 ** -(DIGITS + 3)  # float32 has no 0.9
+        near = (abs(found) >= least).nonzero()[0].tolist()
+        return {known.digests[at]: round(float(found[at]), DIGITS) for at in near if known.digests[at] != digest}
+
+    def _read(self, connection: Connection) -> dict[str, _Known]:
+        last_ms = connection.scalar(select(func.max(sketches.c.made_at))) or 0
+        with self._lock:
+            if last_ms == self._last_ms and monotonic() < self._counted_at + _COUNTED_S:
+                return self._of_key
+            count = connection.scalar(select(func.count()).select_from(sketches)) or 0
+            self._counted_at = monotonic()
+            if (count, last_ms) == (self._count, self._last_ms):
+                return self._of_key
+            since = _rows(connection, sketches.c.made_at >= self._last_ms)
+            new = [row for row in since if row.digest not in self._at_last]
+            if self._count + len(new) != count:  # some are gone, or were made again
+                self._of_key, new = {}, _rows(connection, true())
+            self._of_key = _with(self._of_key, new)
+            self._count, self._last_ms = count, last_ms
+            self._at_last = {row.digest for row in (*since, *new) if row.made_at == self._last_ms}
+            return self._of_key
+
+
+def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
+    return list(connection.execute(select(sketches).where(which)).all())
+
+
+def _with(before: Mapping[str, _Known], rows: Sequence[Row[Any]]) -> dict[str, _Known]:
+    from adapterhub.formats.derived.likeness import Sketches  # noqa: PLC0415 - numpy, for these answers alone
+
+    after = dict(before)
+    for key in {row.key_id for row in rows}:
+        mine = [row for row in rows if row.key_id == key]
+        found, packed = after.get(key), [row.sketch for row in mine]
+        digests = [row.digest for row in mine]
+        after[key] = (
+            _Known(digests, Sketches(packed))
+            if found is None
+            else _Known([*found.digests, *digests], found.packed.with_more(packed))
+        )
+    return after
+
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -75,7 +233,7 @@ def forget_unnamed(connection: Connection) -> None:
 
 def rebuild(database: Database) -> int:
     """Let every build wait for a new record and a sketch under a new key; their number. Old records stay until then."""
-    keys.forget(database)
+    forget(database)
     with database.begin() as connection:
         return connection.execute(update(derived).values(state="waiting", attempts=0, due_at=now_ms())).rowcount
 
@@ -99,10 +257,10 @@ def work(database: Database, blob_store: BlobStore, *, stopped: Event | None = N
 def _note(database: Database, until_ms: int) -> None:
     """Note that nothing waits, where a build was pushed again that has its record: a write only if it changes much."""
     with database.read() as connection:
-        is_behind = seen.is_behind(connection)
+        is_behind = rights.is_behind(connection)
     if is_behind:
         with database.begin() as connection:
-            seen.note(connection, until_ms)
+            rights.note(connection, until_ms)
 
 
 def _claim(database: Database) -> _Claim | None:
@@ -125,7 +283,7 @@ def _make(database: Database, blob_store: BlobStore, claim: _Claim, stopped: Eve
     digest, attempt = claim.digest, claim.attempt
     values: dict[str, Any]
     mine: list[dict[str, Any]] = []
-    key, sketch = keys.sketch_key(database), b""
+    key, sketch = sketch_key(database), b""
     if attempt > MOST_ATTEMPTS:
         values = _none(f"the worker ended {MOST_ATTEMPTS} times while it read these weights")
     else:
@@ -143,10 +301,10 @@ def _make(database: Database, blob_store: BlobStore, claim: _Claim, stopped: Eve
             connection.execute(insert(parents), mine)
         if "state" in values:
             values["due_at"] = claim.due_at
-            seen.note(connection, claim.due_at)
+            rights.note(connection, claim.due_at)
             connection.execute(delete(sketches).where(sketches.c.digest == digest))
         if sketch:
-            made = {"digest": digest, "key_id": keys.id_of(key), "made_at": now_ms(), "sketch": sketch}
+            made = {"digest": digest, "key_id": id_of(key), "made_at": now_ms(), "sketch": sketch}
             connection.execute(insert(sketches).values(**made))
         connection.execute(update(derived).where(derived.c.digest == digest).values(**values))
 

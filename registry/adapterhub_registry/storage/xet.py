@@ -1,6 +1,10 @@
-"""Reads the two formats in which a Xet client sends files: xorbs (chunks back to back) and shards (how files are cut).
+"""Xet: how clients send files as chunks in xorbs, and the xorbs on disk until their files are made.
 
-Nothing here touches a disk or a network. Both formats come from untrusted clients, so the reader checks every length
+Hashes are BLAKE3 with the protocol's keys. A xorb's hash is the root of a tree over its chunks. The hashes themselves
+decide where a group of two to nine nodes ends, and a group is hashed as a text with a line for each member. The rules
+come from the protocol's specification.
+
+Xorbs and shards come from untrusted clients, so the reader checks every length
 before it uses it, and raises no other error than `MalformedXet`.
 
 The layout follows xet-core's public source (Apache-2.0) and was checked against the bytes of hf-xet 1.5 to 1.8. All
@@ -10,19 +14,111 @@ numbers are little endian.
     chunk   u8 version 0 | u24 packed bytes | u8 scheme | u24 unpacked bytes | data
     shard   48 B header, file blocks, 32 B of 0xFF; the rest (facts about xorbs) is ignored
     block   file header, n segments, n verification entries (flag bit 31), 1 metadata entry (flag bit 30); 48 B each
+
+A Xet client remembers for weeks, per address, which xorbs a server has. The address therefore carries an epoch: a new
+epoch makes every client forget, so the xorbs of an old one can go. Only uploads of the same repository see them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final, NewType, NoReturn
+from io import FileIO
+from pathlib import Path
+from typing import Final, NamedTuple, NewType, NoReturn, Protocol
 
 import lz4.frame
+from blake3 import blake3
 
 from adapterhub.core.errors import Malformed, shown
 from adapterhub_registry.names import SHA256
+from adapterhub_registry.storage.blobs import BlobStore, Freed, StoredBlob, raising_disk_full
+
+_DATA_KEY: Final = bytes.fromhex("6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229")
+_NODE_KEY: Final = bytes.fromhex("017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f86352e64a53713f")
+_MEAN: Final = 4
+_LONGEST: Final = 2 * _MEAN + 1
+
+
+class Node(NamedTuple):
+    """A hash, and the number of bytes below it."""
+
+    hash: bytes
+    size: int
+
+
+def chunk_node(data: bytes) -> Node:
+    """The node of one unpacked chunk."""
+    return Node(blake3(data, key=_DATA_KEY).digest(), len(data))
+
+
+def xorb_hash(chunks: Sequence[Node]) -> XetHash:
+    """The hash of the xorb with these chunks; expects at least one."""
+    nodes = list(chunks)
+    while len(nodes) > 1:
+        merged, start = [], 0
+        while start < len(nodes):
+            end = _end_of_group(nodes, start)
+            merged.append(_parent(nodes[start:end]))
+            start = end
+        nodes = merged
+    return hash_text(nodes[0].hash)
+
+
+def _end_of_group(nodes: Sequence[Node], start: int) -> int:
+    """The end of a group: after its ninth node, or from the third on after a node whose hash is a multiple of four."""
+    end = min(start + _LONGEST, len(nodes))
+    for at in range(start + 2, end):
+        if int.from_bytes(nodes[at].hash[24:], "little") % _MEAN == 0:
+            return at + 1
+    return end
+
+
+def _parent(group: Sequence[Node]) -> Node:
+    text = "".join(f"{hash_text(node.hash)} : {node.size}\n" for node in group)
+    return Node(blake3(text.encode(), key=_NODE_KEY).digest(), sum(node.size for node in group))
+
+
+class XorbCheck:
+    """Reads a xorb as it arrives and unpacks it chunk by chunk; memory grows with the number of chunks."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._scanner = XorbScanner(self._take)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes; raises `MalformedXet` as soon as they exceed a bound or a chunk does not unpack."""
+        self._scanner.feed(data)
+
+    def finish(self, expected: XetHash) -> None:
+        """Raise `MalformedXet` when the xorb is truncated, or its chunks do not have the hash `expected`."""
+        self._scanner.finish()
+        found = xorb_hash(self._nodes)
+        if found != expected:
+            raise MalformedXet("xorb", f"its chunks have the hash {found}, its address names {expected}")
+
+    def _take(self, packed: bytes, span: ChunkSpan) -> None:
+        self._nodes.append(chunk_node(decode_chunk(packed, span)))
+
+
+def is_xorb(pieces: Iterable[bytes], expected: XetHash) -> bool:
+    """Whether these bytes are the xorb with that hash."""
+    check = XorbCheck()
+    try:
+        for piece in pieces:
+            check.feed(piece)
+        check.finish(expected)
+    except MalformedXet:
+        return False
+    return True
+
 
 XetHash = NewType("XetHash", str)
 """64 lower-case hex digits in the text form of the Xet protocol, which reverses each group of eight bytes."""
@@ -324,3 +420,205 @@ def _reject_xorb(reason: str) -> NoReturn:
 
 def _reject_shard(reason: str) -> NoReturn:
     raise MalformedXet("shard", reason)
+
+
+EPOCH_S: Final = 24 * 3600
+GRACE_S: Final = 24 * 3600
+"""How long an epoch's xorbs stay after its end: the longest time that an upload may take."""
+_PIECE_BYTES: Final = 1 << 20
+
+
+def epoch_at(now_s: float) -> int:
+    """The epoch of new uploads at this time (seconds since 1970)."""
+    return int(now_s // EPOCH_S)
+
+
+def is_open(epoch: int, now_s: float) -> bool:
+    """Whether uploads may still use this epoch: its xorbs stay for the epoch and `GRACE_S`."""
+    return epoch <= epoch_at(now_s) and now_s < (epoch + 1) * EPOCH_S + GRACE_S
+
+
+Wanted = Callable[[str], bool]
+"""Whether uploads may still use the xorbs of a scope."""
+
+
+def everything(_scope: str) -> bool:
+    """Every scope is wanted."""
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XorbPlace:
+    """A xorb in an upload space; the server makes `scope`, one for each repository."""
+
+    scope: str
+    epoch: int
+    hash: XetHash
+
+    @property
+    def path(self) -> str:
+        """The relative path where a store keeps the xorb."""
+        return f"{self.epoch}/{self.scope}/{self.hash}"
+
+
+class XorbWriter(Protocol):
+    """Receives one xorb."""
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; raises `MalformedXet` as soon as they exceed a bound."""
+
+    def keep(self) -> None:
+        """Publish the xorb under its hash, unless an undamaged copy is stored already.
+
+        Raises:
+            MalformedXet: the bytes are not the xorb of that hash.
+        """
+
+
+class XorbStore(Protocol):
+    """Keeps xorbs until the shard that names them arrives."""
+
+    def writer(self, place: XorbPlace) -> AbstractContextManager[XorbWriter]:
+        """A writer for one xorb. Leaving the `with` block without `keep` drops the xorb."""
+
+    def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
+        """The position of each chunk of a xorb; None without such a xorb."""
+
+    def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
+        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
+
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
+
+
+class DiskXorbs:
+    """Xorbs as files `<root>/<epoch>/<scope>/<hash>`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @contextlib.contextmanager
+    def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
+        """A writer for one xorb."""
+        path = self._path(place)
+        with raising_disk_full():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+        try:
+            # unbuffered: closing must not write, as the disk may be full
+            with os.fdopen(handle, "wb", buffering=0) as stream:
+                yield _DiskWriter(stream, Path(name), path, place.hash)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
+        """The position of each chunk of a xorb; None without such a xorb."""
+        try:
+            with self._path(place).open("rb") as stream:
+                return scan_xorb(iter(lambda: stream.read(_PIECE_BYTES), b""))
+        except FileNotFoundError:
+            return None
+
+    def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
+        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
+        try:
+            opened = self._path(place).open("rb")
+        except FileNotFoundError:
+            raise MalformedXet("shard", f"names xorb {place.hash}, which has expired; start the upload again") from None
+        with opened as stream:
+            for span in spans:
+                stream.seek(span.start)
+                yield decode_chunk(stream.read(span.packed_bytes), span)
+
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
+        count = size = 0
+        for folder in self._root.glob("*/*"):
+            epoch = folder.parent.name
+            if not epoch.isdecimal() or (is_open(int(epoch), now_s) and wanted(folder.name)):
+                continue
+            for path in folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another server may sweep at the same time
+                    count, size = count + 1, size + path.stat().st_size
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # other scopes are in use
+                    folder.parent.rmdir()
+        return Freed(count, size)
+
+    def _path(self, place: XorbPlace) -> Path:
+        return self._root / place.path
+
+
+class _DiskWriter:
+    def __init__(self, stream: FileIO, temporary: Path, path: Path, expected: XetHash) -> None:
+        self._stream, self._temporary, self._path, self._expected = stream, temporary, path, expected
+        self._check = XorbCheck()
+
+    def write(self, data: bytes) -> None:
+        self._check.feed(data)
+        with raising_disk_full():
+            left = memoryview(data)
+            while left:
+                left = left[self._stream.write(left) or 0 :]
+
+    def keep(self) -> None:
+        self._check.finish(self._expected)
+        if self._is_stored():
+            return
+        with raising_disk_full():
+            # once it knows that the server has the xorb, the client never sends it again
+            os.fsync(self._stream.fileno())
+            self._temporary.replace(self._path)
+
+    def _is_stored(self) -> bool:
+        try:
+            with self._path.open("rb") as stream:
+                return is_xorb(iter(lambda: stream.read(_PIECE_BYTES), b""), self._expected)
+        except OSError:
+            return False
+
+
+_TABLES_KEPT: Final = 16  # files name few xorbs at a time; a table of 8,192 chunks takes a megabyte
+
+
+class Ingest:
+    """Rebuilds files for one upload space, `scope` at `epoch`; it never reads xorbs of another space."""
+
+    def __init__(self, *, xorbs: XorbStore, blobs: BlobStore, scope: str, epoch: int) -> None:
+        self._xorbs, self._blobs = xorbs, blobs
+        self._scope, self._epoch = scope, epoch
+        self._tables: OrderedDict[XetHash, tuple[ChunkSpan, ...]] = OrderedDict()
+
+    def store(self, files: Iterable[ShardFile], *, on_stored: Callable[[StoredBlob], None]) -> None:
+        """Store the files in order, and call `on_stored` after each.
+
+        Raises:
+            MalformedXet: a file names a xorb or chunk that the client did not send, or that does not unpack.
+            DigestMismatch: a file's bytes do not match its sha256.
+        """
+        for file in files:
+            on_stored(self._blobs.put(self._pieces(file), file.sha256, file.size_bytes))
+
+    def _pieces(self, file: ShardFile) -> Iterator[bytes]:
+        for segment in file.segments():
+            spans = spans_of(self._table(segment), segment)
+            yield from self._xorbs.read(self._place(segment), spans)
+
+    def _place(self, segment: Segment) -> XorbPlace:
+        return XorbPlace(scope=self._scope, epoch=self._epoch, hash=segment.xorb)
+
+    def _table(self, segment: Segment) -> tuple[ChunkSpan, ...]:
+        chunks = self._tables.get(segment.xorb)
+        if chunks is None:
+            chunks = self._xorbs.chunks(self._place(segment))
+            if chunks is None:
+                raise MalformedXet(
+                    "shard", f"names xorb {segment.xorb}, which the client did not send; start the upload again"
+                )
+            self._tables[segment.xorb] = chunks
+            if len(self._tables) > _TABLES_KEPT:
+                self._tables.popitem(last=False)
+        else:
+            self._tables.move_to_end(segment.xorb)
+        return chunks

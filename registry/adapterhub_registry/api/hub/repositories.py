@@ -1,19 +1,23 @@
-"""Hub API: the identity of the caller, and repositories with their settings, branches and tags."""
+"""Hub API: who asks, and repositories with their settings, branches, tags, gates and history."""
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qsl
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
+from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import shown
+from adapterhub_registry.access import rights
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.bodies import hub_router
+from adapterhub_registry.api.bodies import hub_router, sent_by, user
 from adapterhub_registry.api.context import (
     BaseUrl,
     CallerOf,
@@ -22,13 +26,15 @@ from adapterhub_registry.api.context import (
     RegistryOf,
     RepoOf,
     RevisionOf,
+    json_object,
     next_link,
     user_of,
 )
-from adapterhub_registry.api.hub.model_info import iso_time, public_number
-from adapterhub_registry.database.db import refs, repos
+from adapterhub_registry.api.hub.info import iso_time, public_number
+from adapterhub_registry.database.db import lock_space, refs, repos
 from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered
-from adapterhub_registry.names import RepoId, parse_repo_id
+from adapterhub_registry.names import RepoId, parse_repo_id, parse_sha256
+from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.repos import Change
 
 router = hub_router()
@@ -264,3 +270,180 @@ def _private(body: JsonObject) -> bool | None:
 def _split(repo_id: str) -> tuple[str, str]:
     namespace, _, name = repo_id.partition("/")
     return namespace, name
+
+
+REQUESTS_PAGE: Final = 1000
+MAX_FIELDS: Final = 50
+_REQUESTS: Final = "/api/models/{namespace}/{name}/user-access-request"
+
+
+@router.post("/{namespace}/{name}/ask-access")
+@sent_by(user)
+async def ask(request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf) -> JSONResponse:
+    """Ask for access as the caller, with the fields of a form or of JSON; `status` is the answer so far."""
+    user = user_of(caller)
+    fields = await _fields(request)
+
+    def work() -> str:
+        with registry.db.begin() as connection:
+            row = registry.repos.find(connection, caller, repo_id)
+            return rights.ask(connection, row, user, fields)
+
+    return JSONResponse({"status": await run_in_threadpool(work)})
+
+
+async def _fields(request: Request) -> dict[str, Any]:
+    if request.headers.get("content-type", "").startswith("application/json"):
+        body = await json_object(request)
+        return {name: body.value(name) for name in body.names()}
+    try:
+        return dict(parse_qsl((await request.body()).decode("utf-8"), max_num_fields=MAX_FIELDS))
+    except ValueError:
+        raise bad_request(f"body: expected a form with at most {MAX_FIELDS} fields, or a JSON object") from None
+
+
+@router.post(f"{_REQUESTS}/cancel")
+def withdraw(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf) -> JSONResponse:
+    """Take back the caller's own request."""
+    user = user_of(caller)
+    with registry.db.begin() as connection:
+        rights.withdraw(connection, registry.repos.find(connection, caller, repo_id), user)
+    return JSONResponse({})
+
+
+@router.post(f"{_REQUESTS}/grant")
+def grant(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """Give a user access, asked or not."""
+    with registry.db.begin() as connection:
+        rights.grant(connection, registry.repos.find_writable(connection, caller, repo_id), body.text("user"))
+    return JSONResponse({})
+
+
+@router.post(f"{_REQUESTS}/handle")
+def handle(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """Accept or reject a user's request, or make it pending again."""
+    reason = body.text_or_none("rejectionReason", limit=rights.MAX_REASON_CHARACTERS)
+    status = _status(body.text("status"))
+    with registry.db.begin() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        rights.answer(connection, row, _user_in(body), status, reason)
+    return JSONResponse({})
+
+
+@router.get(f"{_REQUESTS}/{{status}}")
+def list_requests(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    base: BaseUrl,
+    status: str,
+    after: Annotated[str, Query()] = "",
+) -> JSONResponse:
+    """List the requests that are pending, accepted or rejected; `Link` leads to the next page."""
+    wanted = _status(status)
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        found = rights.listed(connection, row, wanted, after=after, limit=REQUESTS_PAGE + 1)
+    page, headers = found[:REQUESTS_PAGE], {}
+    if len(found) > len(page):
+        headers["Link"] = next_link(request, f"{base}{request.url.path}", after=page[-1].user_name)
+    return JSONResponse([_described(one) for one in page], headers=headers)
+
+
+def _user_in(body: JsonObject) -> str:
+    """The user whose request a body names: by the user's name, or by the id that the list gives a request."""
+    number = body.text_or_none("requestId")
+    if number is None:
+        return body.text("user")
+    try:
+        return bytes.fromhex(number).decode()
+    except ValueError:
+        raise bad_request("requestId: expected one from the list of requests") from None
+
+
+def _described(row: Row[Any]) -> dict[str, Any]:
+    found = {
+        "requestId": row.user_name.encode().hex(),
+        "user": {"user": row.user_name, "fullname": row.user_name},
+        "status": row.status,
+        "timestamp": iso_time(row.created_at),
+    }
+    if row.fields:
+        found["fields"] = json.loads(row.fields)
+    if row.reason:
+        found["rejectionReason"] = row.reason
+    return found
+
+
+def _status(text: str) -> rights.Status:
+    found = next((status for status in rights.STATUSES if status == text), None)
+    if found is None:
+        raise bad_request(f"status `{shown(text)}`: expected one of {', '.join(rights.STATUSES)}")
+    return found
+
+
+FILES_PAGE: Final = 1000
+
+
+@router.post("/api/models/{namespace}/{name}/super-squash/{rev}")
+def squash(
+    registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, body: JsonBody
+) -> JSONResponse:
+    """Replace the commits of a branch by one."""
+    branch = revision.removeprefix("refs/heads/")
+    title = body.text("message", "", limit=10_000) or f"Squash the branch {branch}"
+    with registry.db.begin() as connection:
+        lock_space(connection)
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        made = commits.squash(connection, registry.blobs, row, branch, title=title, author=str(caller.user))
+    return JSONResponse({"commitOid": made})
+
+
+@router.get("/api/models/{namespace}/{name}/lfs-files")
+def list_files(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    base: BaseUrl,
+    cursor: Annotated[str, Query()] = "",
+) -> JSONResponse:
+    """List the LFS files of all commits, by sha256; `Link` leads to the next page."""
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        found = [file for file in commits.lfs_files(connection, row) if file.entry.sha256 > cursor]
+    page, headers = found[:FILES_PAGE], {}
+    if len(found) > len(page):
+        headers["Link"] = next_link(request, f"{base}{request.url.path}", cursor=page[-1].entry.sha256)
+    return JSONResponse(
+        [
+            {
+                "fileOid": file.entry.sha256,
+                "oid": file.entry.sha256,
+                "filename": file.entry.path,
+                "size": file.entry.size,
+                "pushedAt": iso_time(file.entry.changed_at),
+                "ref": file.ref,
+            }
+            for file in page
+        ],
+        headers=headers,
+    )
+
+
+@router.post("/api/models/{namespace}/{name}/lfs-files/batch")
+def delete_files(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """Remove LFS files from every commit."""
+    wanted = body.child("deletions")
+    doomed = {parse_sha256(text, what="sha") for text in wanted.texts("sha", most=FILES_PAGE)}
+    if wanted.flag_or_none("rewriteHistory") is False:
+        raise not_offered("this registry removes LFS files with their history: set rewriteHistory")
+    with registry.db.begin() as connection:
+        lock_space(connection)
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        unknown = doomed - {file.entry.sha256 for file in commits.lfs_files(connection, row)}
+        if unknown:
+            raise bad_request(f"`{row.full_name}` has no LFS file {min(unknown)}; nothing was removed")
+        commits.forget_files(connection, registry.blobs, row, doomed)
+    return JSONResponse({"success": True})

@@ -1,4 +1,6 @@
-"""The builds that are nearest to a question, by the vectors that one server holds in memory.
+"""Search by meaning: the vectors of builds, and the builds nearest to a question.
+
+A push waits for nothing: a build without vectors is simply due. Several workers may make the same ones; the first wins.
 
 Only builds that the caller may see and that meet the conditions count: another build changes neither the answer nor its
 order.
@@ -6,29 +8,113 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, Row, func, select, true
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, select, true
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
 
-from adapterhub.formats.meaning.model import MODEL
-from adapterhub.formats.meaning.texts import FAR, FEWEST
+from adapterhub.core.extras import missing
+from adapterhub.formats.meaning.model import MODEL, is_model
+from adapterhub.formats.meaning.texts import FAR, FEWEST, parts_of
 from adapterhub.formats.relevance import MAX_QUESTION, MOST_RANKED, Matched
-from adapterhub_registry.database.conditions import Met
-from adapterhub_registry.database.db import adapters, repos
-from adapterhub_registry.database.meaning_tables import meaning
+from adapterhub_registry.database.db import Database, adapters, meaning, repos
+from adapterhub_registry.database.prepared import Met
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.meaning.vectors import has_model, model_place, parts
-from adapterhub_registry.repos.adapter_search import SHOWN, AdapterPage, Fit, start_of
+from adapterhub_registry.repos.search import SHOWN, AdapterPage, Fit, start_of
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
     from adapterhub.formats.meaning.ranking import Block
+
+
+AT_ONCE: Final = 32
+DUE: Final = adapters.c.is_listed & ~exists().where(
+    meaning.c.repo_id == adapters.c.repo_id, meaning.c.commit_id == adapters.c.commit_id, meaning.c.model == MODEL
+)
+"""The builds that wait for vectors."""
+
+
+def model_place(root: Path) -> Path:
+    """Where the registry under `root` keeps the model."""
+    return root / "meaning" / MODEL
+
+
+def has_model(root: Path) -> bool:
+    """Whether the model and the packages for it are on this machine."""
+    return is_model(model_place(root)) and not missing("find")
+
+
+def parts(row: Row[Any]) -> list[str]:
+    """The texts of a build, a row of `adapters` with its `full_name`, whose vectors stand for it."""
+    name = row.name or row.full_name.partition("/")[2]
+    return parts_of(name, row.task or "", row.description or "", (row.examples or "").splitlines())
+
+
+def make(database: Database, root: Path, *, stopped: Event | None = None) -> int:
+    """Make the vectors of the builds that are due, until `stopped` is set; their number. Nothing without the model."""
+    if not has_model(root):
+        return 0
+    done, encoder = 0, None
+    wanted = select(adapters, repos.c.full_name).join(repos, repos.c.id == adapters.c.repo_id).where(DUE)
+    while stopped is None or not stopped.is_set():
+        with database.read() as connection:
+            rows = connection.execute(wanted.order_by(adapters.c.repo_id).limit(AT_ONCE)).all()
+        if not rows:
+            break
+        encoder = encoder or _encoder(root)
+        for row in rows:
+            _keep(database, row, _packed(encoder, parts(row)))
+        done += len(rows)
+    if done:
+        with database.begin() as connection:
+            forget_unnamed(connection)
+    return done
+
+
+def _keep(database: Database, row: Row[Any], vectors: bytes) -> None:
+    mine = {"repo_id": row.repo_id, "commit_id": row.commit_id}
+    here = and_(*(meaning.c[name] == value for name, value in mine.items()))
+    with contextlib.suppress(IntegrityError), database.begin() as connection:  # another worker, or no such repository
+        connection.execute(delete(meaning).where(here))
+        connection.execute(insert(meaning).values(**mine, model=MODEL, vectors=vectors))
+
+
+def forget_unnamed(connection: Connection) -> None:
+    """Remove the vectors of builds that searches no longer show."""
+    same = (adapters.c.repo_id == meaning.c.repo_id) & (adapters.c.commit_id == meaning.c.commit_id)
+    connection.execute(delete(meaning).where(~exists().where(same, adapters.c.is_listed)))
+
+
+def rebuild(database: Database) -> int:
+    """Let every build wait for new vectors; the number of those that had some."""
+    with database.begin() as connection:
+        return connection.execute(delete(meaning)).rowcount
+
+
+def waiting(connection: Connection) -> int:
+    """How many builds wait for vectors."""
+    return connection.scalar(select(func.count()).select_from(adapters).where(DUE)) or 0
+
+
+def _encoder(root: Path) -> Encoder:
+    from adapterhub.formats.meaning.encoder import Encoder  # noqa: PLC0415 - numpy, which only a worker needs
+
+    return Encoder(model_place(root))
+
+
+def _packed(encoder: Encoder, texts: list[str]) -> bytes:
+    from adapterhub.formats.meaning.ranking import packed_build  # noqa: PLC0415 - as above
+
+    return packed_build(encoder.vectors(texts))
+
 
 _LOOKED_AT: Final = 8
 """So many times the builds that are needed are looked at first."""

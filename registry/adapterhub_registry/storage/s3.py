@@ -1,8 +1,11 @@
-"""A `BlobStore` in an S3 bucket, which several servers share.
+"""Blobs and xorbs in a bucket of S3.
 
-<prefix>blobs/sha256/ab/cd/<64 hex>   written only with bytes whose digest was checked
-<prefix>staging/<object>/<owner>      an upload that a client sent through a signed link; a part: `<owner>/<n>`
-<prefix>checking/<random>             an upload that is being checked; no signed link leads here
+Only a registry with blobs in S3 imports this module (`open_registry`): `obstore` comes with the extra `scale`.
+
+    <prefix>blobs/sha256/ab/cd/<64 hex>   written only with bytes whose digest was checked
+    <prefix>staging/<object>/<owner>      an upload that a client sent through a signed link; a part: `<owner>/<n>`
+    <prefix>checking/<random>             an upload that is being checked; no signed link leads here
+    <prefix>xorbs/<epoch>/<scope>/<hash>
 
 The holder of an upload link can write its key until the link expires, even after the check. The server therefore first
 copies an upload to a secret key, reads it there once, and copies it to its name from there.
@@ -10,17 +13,26 @@ copies an upload to a secret key, reads it there once, and copies it to its name
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
-from typing import Final
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, Malformed
+from adapterhub_registry.settings import S3Place
 from adapterhub_registry.storage.blobs import (
+    CHUNK_BYTES,
     LEFTOVER_S,
+    Freed,
     Hashes,
     Kept,
     StoredBlob,
@@ -28,8 +40,162 @@ from adapterhub_registry.storage.blobs import (
     UploadId,
     digest_of,
     path_of,
+    raising_disk_full,
 )
-from adapterhub_registry.storage.s3_bucket import COPY_BYTES, Bucket
+from adapterhub_registry.storage.xet import (
+    ChunkSpan,
+    MalformedXet,
+    Wanted,
+    XorbCheck,
+    XorbPlace,
+    XorbWriter,
+    decode_chunk,
+    everything,
+    is_open,
+    is_xorb,
+    scan_xorb,
+)
+
+if TYPE_CHECKING:
+    from obstore import GetResult
+
+PART_BYTES: Final = 8 << 20
+MOST_PARTS: Final = 9000
+MOST_RETRIES: Final = 4
+COPY_BYTES: Final = 5 << 30
+"""The largest object that S3 takes in one PUT and copies in one call."""
+
+
+class Item(NamedTuple):
+    """An object: its key, its size in bytes, and the time of its last write."""
+
+    key: str
+    size: int
+    written: datetime
+
+
+class Bucket:
+    """The keys below a prefix of a bucket. Every method raises `StoreUnreachable` when the bucket does not answer."""
+
+    def __init__(self, place: S3Place) -> None:
+        self._store = _open(place, place.endpoint)
+        self._signing = _open(place, place.public_endpoint) if place.public_endpoint else self._store
+        self._prefix = place.prefix
+        self._ttl = timedelta(seconds=place.link_ttl_s)
+
+    def size(self, key: str) -> int | None:
+        """The size of an object in bytes; None without such an object."""
+        with _reaching():
+            try:
+                return int(obstore.head(self._store, self._prefix + key)["size"])
+            except FileNotFoundError:
+                return None
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> tuple[Iterator[bytes], int, str] | None:
+        """The bytes `[start, end)` in chunks of about a mebibyte, the object's size and ETag; None without an object.
+
+        `end` must be above `start`.
+        """
+        options: Any = {}
+        if (start, end) != (0, None):
+            options = {"range": {"offset": start} if end is None else (start, end)}
+        with _reaching():
+            try:
+                found = obstore.get(self._store, self._prefix + key, options=options)
+            except FileNotFoundError:
+                return None
+        return _chunks(found), int(found.meta["size"]), _plain(found.meta["e_tag"])
+
+    def put(self, key: str, content: bytes | Iterable[bytes], size: int | None = None) -> None:
+        """Write an object. An error that `content` raises aborts the write and leaves no object."""
+        with _reaching():
+            if isinstance(content, bytes):
+                obstore.put(self._store, self._prefix + key, content)
+                return
+            part_bytes = max(PART_BYTES, (size or 0) // MOST_PARTS + 1)
+            # a writer, not an iterator: an iterator that itself reads from a bucket would stop obstore's runtime
+            writer = obstore.open_writer(self._store, self._prefix + key, buffer_size=part_bytes)
+            for chunk in content:
+                writer.write(chunk)
+            writer.close()  # never after an error: closing creates the object
+
+    def etag(self, key: str) -> str:
+        """The ETag of an object; empty without such an object."""
+        with _reaching():
+            try:
+                return _plain(obstore.head(self._store, self._prefix + key)["e_tag"])
+            except FileNotFoundError:
+                return ""
+
+    def written(self, key: str) -> datetime | None:
+        """The time of an object's last write; None without such an object."""
+        with _reaching():
+            try:
+                return obstore.head(self._store, self._prefix + key)["last_modified"]
+            except FileNotFoundError:
+                return None
+
+    def copy(self, source: str, target: str) -> bool:
+        """Copy an object of at most `COPY_BYTES` within the bucket; False without such an object."""
+        with _reaching():
+            try:
+                obstore.copy(self._store, self._prefix + source, self._prefix + target)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, *keys: str) -> None:
+        """Remove those objects that exist. When the bucket does not answer, a later sweep removes them."""
+        with contextlib.suppress(StoreUnreachable, FileNotFoundError), _reaching():
+            obstore.delete(self._store, [self._prefix + key for key in keys])
+
+    def items(self, folder: str) -> Iterator[Item]:
+        """Every object below `folder/`."""
+        with _reaching():
+            for page in obstore.list(self._store, self._prefix + folder):
+                for item in page:
+                    yield Item(item["path"].removeprefix(self._prefix), item["size"], item["last_modified"])
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in `folder`."""
+        with _reaching():
+            found = obstore.list_with_delimiter(self._store, self._prefix + folder)
+        return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+
+    def link(self, method: Literal["GET", "PUT"], key: str) -> str:
+        """A short-lived link whose holder can read or write this one key."""
+        with _reaching():
+            return obstore.sign(self._signing, method, self._prefix + key, self._ttl)
+
+
+def _open(place: S3Place, endpoint: str | None) -> S3Store:
+    options: Any = {"timeout": "3600s", "connect_timeout": "5s"}  # of a whole transfer; of its connection
+    more: dict[str, Any] = {}
+    if endpoint is not None:
+        options["allow_http"] = endpoint.startswith("http://")
+        more = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    retries: Any = {"max_retries": MOST_RETRIES, "retry_timeout": timedelta(seconds=20)}
+    return S3Store(place.bucket, region=place.region, client_options=options, retry_config=retries, **more)
+
+
+def _plain(etag: str | None) -> str:
+    return (etag or "").strip('"')
+
+
+def _chunks(found: GetResult) -> Iterator[bytes]:
+    with _reaching():
+        for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+            yield bytes(chunk)
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn the bucket's errors into `StoreUnreachable`, whose text leaves out the links and keys that theirs hold."""
+    try:
+        yield
+    except BaseError as error:
+        raise StoreUnreachable(f"the bucket does not answer as expected ({type(error).__name__})") from error
+
 
 SMALL_BYTES: Final = 64 * 1024
 KEPT_BYTES: Final = 16 << 20
@@ -300,3 +466,100 @@ class _SmallBlobs:
             self._bytes += len(content)
             while self._bytes > KEPT_BYTES:
                 self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+_IN_MEMORY_BYTES = 8 << 20
+_GAP_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
+
+
+class S3Xorbs:
+    """Xorbs as objects of a bucket."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    @contextlib.contextmanager
+    def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
+        """A writer for one xorb."""
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as stream:
+            yield _S3Writer(self._bucket, place, stream)
+
+    def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
+        """The position of each chunk of a xorb; None without such a xorb."""
+        found = self._bucket.get(_xorb_key(place))
+        return None if found is None else scan_xorb(found[0])
+
+    def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
+        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk.
+
+        One request fetches each run of chunks that lie close together.
+        """
+        for run in _runs(spans):
+            found = self._bucket.get(_xorb_key(place), run[0].start, _end(run[-1]))
+            if found is None:
+                raise MalformedXet("shard", f"names xorb {place.hash}, which has expired; start the upload again")
+            window, at = bytearray(), run[0].start
+            pieces = found[0]
+            for span in run:
+                while at + len(window) < _end(span):
+                    window += next(pieces, b"") or _cut_off(place)
+                del window[: span.start - at]
+                at = span.start
+                yield decode_chunk(bytes(window[: span.packed_bytes]), span)
+
+    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+        """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
+        count = size = 0
+        for epoch in filter(str.isdecimal, self._bucket.folders("xorbs")):
+            for scope in self._bucket.folders(f"xorbs/{epoch}"):
+                if is_open(int(epoch), now_s) and wanted(scope):
+                    continue
+                items = list(self._bucket.items(f"xorbs/{epoch}/{scope}"))
+                count, size = count + len(items), size + sum(item.size for item in items)
+                if items and not dry_run:
+                    self._bucket.remove(*(item.key for item in items))
+        return Freed(count, size)
+
+
+class _S3Writer:
+    def __init__(self, bucket: Bucket, place: XorbPlace, stream: IO[bytes]) -> None:
+        self._bucket, self._place, self._stream = bucket, place, stream
+        self._check = XorbCheck()
+
+    def write(self, data: bytes) -> None:
+        self._check.feed(data)
+        with raising_disk_full():
+            self._stream.write(data)
+
+    def keep(self) -> None:
+        self._check.finish(self._place.hash)
+        key = _xorb_key(self._place)
+        stored = self._bucket.get(key)
+        if stored is not None and is_xorb(stored[0], self._place.hash):
+            return
+        self._stream.seek(0)
+        self._bucket.put(key, iter(lambda: self._stream.read(_PIECE_BYTES), b""))
+
+
+def _xorb_key(place: XorbPlace) -> str:
+    return f"xorbs/{place.path}"
+
+
+def _end(span: ChunkSpan) -> int:
+    return span.start + span.packed_bytes
+
+
+def _runs(spans: tuple[ChunkSpan, ...]) -> Iterator[list[ChunkSpan]]:
+    run: list[ChunkSpan] = []
+    for span in spans:
+        if run and not 0 <= span.start - _end(run[-1]) <= _GAP_BYTES:
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
+
+
+def _cut_off(place: XorbPlace) -> bytes:
+    raise MalformedXet("shard", f"names xorb {place.hash}, which is truncated; start the upload again")

@@ -1,1 +1,0 @@
-"""The trees of files that commits share."""

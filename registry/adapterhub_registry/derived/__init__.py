@@ -1,1 +1,0 @@
-"""What follows from the weights of builds: records, comparisons, relatives, maps of the adapters of a base."""

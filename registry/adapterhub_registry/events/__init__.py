@@ -1,1 +1,0 @@
-"""Tells others what changes: a feed that they follow, and webhooks that the server sends."""

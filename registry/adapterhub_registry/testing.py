@@ -1,0 +1,432 @@
+"""Tests of builds: what a namespace asks of a version before it is published, and the signed results that meet it.
+
+A result by a key of the namespace is checked when it comes. Any other is a claim: only those who may write to the
+repository may store it, and readers check it against the keys that they trust. A later result of a key on the same
+question replaces the earlier one, which cannot come back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from sqlalchemy import Row, delete, exists, insert, select, update
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
+from adapterhub.core.errors import AdapterHubError, Conflict, NotFound, UsageProblem, shown
+from adapterhub.formats.administration import Asks, NamespaceRule, TesterKey
+from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
+from adapterhub.formats.contract.contract import Contract
+from adapterhub.formats.contract.reader import MAX_BYTES
+from adapterhub.formats.contract.reading import claims_contract, parse_contract
+from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
+from adapterhub.formats.signature import read_statement
+from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication
+from adapterhub_registry.database.db import (
+    adapters,
+    lock_name,
+    now_ms,
+    records,
+    releases,
+    results,
+    test_keys,
+    test_rules,
+)
+from adapterhub_registry.errors import Refusal, bad_request, conflict, forbidden, out_of_bounds, too_large
+from adapterhub_registry.names import KEY_NAME, PART, key_of_version
+from adapterhub_registry.storage.blobs import BlobStore
+
+ASKS: Final[tuple[Asks, ...]] = get_args(Asks)
+MOST_KEYS: Final = 20
+
+
+def digest_in(hex_digits: str) -> Digest:
+    """The digest of which a row has the digits."""
+    return Digest(f"sha256:{hex_digits}")
+
+
+def rule_of(connection: Connection, namespace: str) -> NamespaceRule:
+    """The rule of a namespace; one without a rule asks nothing and knows no key."""
+    row = connection.execute(select(test_rules).where(test_rules.c.namespace == namespace)).one_or_none()
+    mine = select(test_keys).where(test_keys.c.namespace == namespace).order_by(test_keys.c.name)
+    return NamespaceRule(
+        namespace=namespace,
+        asks=row.asks if row else "off",
+        keys_only=bool(row and row.keys_only),
+        keys=tuple(
+            TesterKey(name=key.name, fingerprint=digest_in(key.fingerprint), pem=key.pem)
+            for key in connection.execute(mine).all()
+        ),
+    )
+
+
+def change_rule(
+    connection: Connection,
+    namespace: str,
+    *,
+    by: str,
+    asks: str | None = None,
+    keys_only: bool | None = None,
+    trust: Sequence[tuple[str, str]] = (),
+    distrust: Sequence[str] = (),
+) -> NamespaceRule:
+    """Change the rule of a namespace and return it; None keeps a setting. `trust` has names and PEM texts of keys.
+
+    Versions that are published already stay, whatever the rule says.
+
+    Raises:
+        UsageProblem: an invalid namespace, name or rule, too many keys, or `passed` without a key.
+        Malformed: a text is not a public key.
+        Conflict: another key has the name.
+        NotFound: no key has a name of `distrust`.
+    """
+    if not PART.fullmatch(namespace):
+        raise UsageProblem(f"namespace `{shown(namespace)}`: expected a name such as `acme`; nothing was changed")
+    if asks is not None and asks not in ASKS:
+        raise UsageProblem(f"tests `{shown(asks)}`: expected one of {', '.join(ASKS)}; nothing was changed")
+    lock_name(connection, f"tests of {namespace}")
+    rule = rule_of(connection, namespace)
+    keys = {key.name: key for key in rule.keys}
+    for name in distrust:
+        if keys.pop(name, None) is None:
+            hint = f"the keys of `{namespace}` are {', '.join(rule_key.name for rule_key in rule.keys) or 'none yet'}"
+            raise NotFound(f"`{namespace}` has no key `{shown(name)}`; nothing was changed", hint=hint)
+    for name, pem in trust:
+        key = _parsed(name, pem)
+        if keys.setdefault(name, key) != key:
+            hint = "choose another name, or remove that key first: `--distrust NAME`"
+            raise Conflict(f"`{namespace}` has another key `{name}`; nothing was changed", hint=hint)
+    if len({key.fingerprint for key in keys.values()}) < len(keys):
+        raise Conflict(f"`{namespace}` has one of these keys under another name; nothing was changed")
+    if len(keys) > MOST_KEYS:
+        raise UsageProblem(f"`{namespace}` would have {len(keys)} keys, expected at most {MOST_KEYS}")
+    wanted = NamespaceRule(
+        namespace=namespace,
+        asks=rule.asks if asks is None else asks,
+        keys_only=rule.keys_only if keys_only is None else keys_only,
+        keys=tuple(keys[name] for name in sorted(keys)),
+    )
+    if wanted.asks == "passed" and not keys:
+        raise UsageProblem(
+            f"`{namespace}` has no key of a tester, so no version could ever be published; nothing was changed",
+            hint="name one as well: `--trust ben=ben.pub`",
+        )
+    if wanted != rule:
+        _write(connection, wanted, by)
+    return wanted
+
+
+def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
+    before = {hex_of(key.fingerprint) for key in rule_of(connection, rule.namespace).keys}
+    mine = test_keys.c.namespace == rule.namespace
+    connection.execute(delete(test_rules).where(test_rules.c.namespace == rule.namespace))
+    row = {"namespace": rule.namespace, "asks": rule.asks, "keys_only": rule.keys_only}
+    connection.execute(insert(test_rules).values(row))
+    gone = before - {hex_of(key.fingerprint) for key in rule.keys}
+    connection.execute(delete(test_keys).where(mine, test_keys.c.fingerprint.in_(gone)))
+    for key in rule.keys:
+        if hex_of(key.fingerprint) not in before:
+            one = {"fingerprint": hex_of(key.fingerprint), "name": key.name, "pem": key.pem, "created_at": now_ms()}
+            connection.execute(insert(test_keys).values(namespace=rule.namespace, **one))
+            _prove(connection, key)
+    keys = ", ".join(key.name for key in rule.keys) or "no key"
+    subject = f"{rule.namespace}: {rule.asks}{', known keys only' if rule.keys_only else ''}; {keys}"
+    connection.execute(insert(records).values(created_at=now_ms(), actor=by, action="tests", subject=subject))
+
+
+def _prove(connection: Connection, key: TesterKey) -> None:
+    """Note the verdicts of the results by a key that a namespace knows from now on; forged ones get none."""
+    claimed = select(results.c.id, results.c.body).where(
+        results.c.key == hex_of(key.fingerprint), results.c.verdict.is_(None)
+    )
+    for row in connection.execute(claimed).all():
+        bundle = Bundle.parse(row.body)
+        if PublicKey(pem=key.pem).verifies(bundle.signature, pre_authentication(bundle.payload)):
+            verdict = Attested.parse(bundle.payload).verdict
+            connection.execute(update(results).where(results.c.id == row.id).values(verdict=verdict))
+
+
+def _parsed(name: str, pem: str) -> TesterKey:
+    if not KEY_NAME.fullmatch(name):
+        raise UsageProblem(
+            f"key `{shown(name)}`: expected a name of 1 to 64 letters, digits and `._@-`; nothing was changed"
+        )
+    key = PublicKey.parse(pem.encode("utf-8", "replace"), f"key {name}")
+    return TesterKey(name=name, fingerprint=digest_of(key.pem.encode()), pem=key.pem)
+
+
+MOST: Final = 100
+"""Results on one build."""
+MOST_OF_KEY: Final = 20
+MOST_CLAIMS: Final = 50
+"""Results on one build by keys that the namespace does not know, together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResult:
+    """A result, and the file that states it. `signer` is the name of the namespace's key that made it, else None."""
+
+    said: Attested
+    sha256: str
+    key: str
+    signer: str | None
+    sent_by: str
+    sent_at: int
+    body: bytes
+
+
+def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> str:
+    """The digest, 64 hex digits, of the build with this version: a release, or the head of `main` before its tag.
+
+    Raises:
+        Refusal: 404.
+    """
+    key = key_of_version(version)
+    mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == key)
+    found = connection.scalar(select(releases.c.digest).where(mine))
+    if found is None:
+        head = (adapters.c.repo_id == repo.id) & adapters.c.version.is_not(None) & adapters.c.is_head
+        row = connection.execute(select(adapters.c.version, adapters.c.digest).where(head)).one_or_none()
+        found = row.digest if row is not None and key and key_of_version(row.version) == key else None
+    if found is None:
+        raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no build {shown(version)}")
+    return str(found)
+
+
+def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by: str, may_write: bool) -> StoredResult:
+    """Store a result on a version; the same one twice is one.
+
+    Raises:
+        Refusal: 400 for what is no result, 403 for a forged one or a sender without the right, 404 for an unknown
+            version, 409 when a later one is here, 413 for too many or too large, 422 for one about another build or
+            from the future.
+    """
+    if len(raw) > RESULT_LIMIT_BYTES:
+        raise too_large(RESULT_LIMIT_BYTES)
+    digest = digest_of_version(connection, repo, version)
+    bundle, said = _parsed_result(raw)
+    if hex_of(said.manifest) != digest:
+        raise out_of_bounds(
+            f"the result is about {said.manifest[:19]}…; {version} of `{repo.full_name}` is {digest[:12]}…"
+        )
+    if said.time > time.time() + CLOCKS_DIFFER_S:
+        raise out_of_bounds("the result is dated in the future; check the tester's clock")
+    rule, hint = rule_of(connection, repo.namespace), hex_of(bundle.hint)
+    known = rule.key_of(digest_in(hint))
+    if known is not None and not _is_by(bundle, known):
+        raise forbidden(f"the result was not made with the key `{known.name}` that it names: it is forged")
+    if known is None and rule.keys_only:
+        raise forbidden(f"`{repo.namespace}` stores only results by its own keys, and {hint[:12]}… is none of them")
+    if known is None and not may_write:
+        raise forbidden(f"{hint[:12]}… is no key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`")
+    lock_name(connection, f"results of {repo.id}")
+    mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
+    question = _question(said)
+    asked = mine & (results.c.key == hint) & (results.c.question == question)
+    before = connection.execute(select(results).where(asked)).one_or_none()
+    if before is not None:
+        earlier = _stored(before, rule)
+        if earlier.sha256 == hex_of(digest_of(raw)):
+            return earlier
+        # one that was stored before the namespace knew the key may be forged
+        if (known is None or earlier.signer is not None) and _order(said) <= _order(earlier.said):
+            later = f"the result {earlier.said.sequence} of this key on the same question is here, which is later"
+            raise conflict(
+                f"{later}; `adapt contract results NAME --fetch` takes it, and the next one that you sign follows"
+            )
+        connection.execute(delete(results).where(results.c.id == before.id))
+    else:
+        _check_room(connection.scalars(select(results.c.key).where(mine)).all(), hint, rule)
+    connection.execute(
+        insert(results).values(
+            repo_id=repo.id,
+            manifest=digest,
+            sha256=hex_of(digest_of(raw)),
+            key=hint,
+            question=question,
+            sent_by=by,
+            created_at=now_ms(),
+            body=raw,
+            verdict=said.verdict if known is not None else None,
+        )
+    )
+    return _stored(connection.execute(select(results).where(asked)).one(), rule)
+
+
+def results_on(connection: Connection, repo: Row[Any], digest: str, rule: NamespaceRule) -> list[StoredResult]:
+    """The results on a build, the newest first; `rule` names the keys that count."""
+    mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
+    found = [_stored(row, rule) for row in connection.execute(select(results).where(mine)).all()]
+    return sorted(found, key=lambda one: (one.said.time, one.sha256), reverse=True)
+
+
+def passes(found: Sequence[StoredResult], *, contract: str, base: str) -> bool:
+    """Whether one of the results is a PASS by a key of the namespace, by this contract and on this base.
+
+    One that did not measure the base alone does not count where one that did says CHANGED.
+    """
+    counted = [one.said for one in found if one.signer is not None]
+    return any(
+        said.verdict == "PASS"
+        and (hex_of(said.contract), hex_of(said.base)) == (contract, base)
+        and not any(map(said.is_outweighed_by, counted))
+        for said in counted
+    )
+
+
+def forget(connection: Connection, before_ms: int) -> None:
+    """Remove the results on builds that were never released and that no commit shows any more."""
+    shown_now = exists().where(adapters.c.repo_id == results.c.repo_id, adapters.c.digest == results.c.manifest)
+    released = exists().where(releases.c.repo_id == results.c.repo_id, releases.c.digest == results.c.manifest)
+    connection.execute(delete(results).where(results.c.created_at < before_ms, ~shown_now, ~released))
+
+
+def _parsed_result(raw: bytes) -> tuple[Bundle, Attested]:
+    try:
+        bundle = Bundle.parse(raw)
+        return bundle, Attested.parse(bundle.payload)
+    except ValueError as error:
+        raise bad_request(f"the result {shown(str(error), 200)}") from None
+
+
+def _is_by(bundle: Bundle, key: TesterKey) -> bool:
+    return PublicKey(pem=key.pem).verifies(bundle.signature, pre_authentication(bundle.payload))
+
+
+def _question(said: Attested) -> str:
+    return hex_of(digest_of(canonical_json(list(said.question))))
+
+
+def _order(said: Attested) -> tuple[int, bool]:
+    # of two with one number, the CHANGED one counts
+    return said.sequence, said.verdict == "CHANGED"
+
+
+def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
+    """Raise 413 when a build, which has results by the keys `there`, has too many for one more."""
+    claims = [key for key in there if rule.key_of(digest_in(key)) is None]
+    bounds: Mapping[str, tuple[int, int]] = {
+        "by this key": (there.count(hint), MOST_OF_KEY),
+        "by keys that the namespace does not know": (
+            len(claims) if rule.key_of(digest_in(hint)) is None else 0,
+            MOST_CLAIMS,
+        ),
+        "in all": (len(there), MOST),
+    }
+    for which, (count, most) in bounds.items():
+        if count >= most:
+            raise Refusal(413, "TooMany", f"this build has {count} results {which}, which is the most; none was stored")
+
+
+def _stored(row: Row[Any], rule: NamespaceRule) -> StoredResult:
+    bundle, said = _parsed_result(row.body)
+    key = rule.key_of(digest_in(row.key))
+    return StoredResult(
+        said=said,
+        sha256=row.sha256,
+        key=row.key,
+        signer=key.name if key is not None and _is_by(bundle, key) else None,
+        sent_by=row.sent_by,
+        sent_at=row.created_at,
+        body=row.body,
+    )
+
+
+CODE: Final = "TestsRequired"
+"""`X-Error-Code` of a refusal."""
+
+
+def check_version(
+    connection: Connection,
+    blobs: BlobStore,
+    repo: Row[Any],
+    build: tuple[str, str, str | None],
+    evals: str | None,
+    *,
+    namespace: str | None = None,
+) -> None:
+    """Raise unless a version meets the rule of its namespace, or of `namespace`, to which it moves.
+
+    `build` has the version, the digest of the manifest and that of the base's weights; `evals` is the sha256 of the
+    file that may be its contract.
+
+    Raises:
+        Refusal: 422, with the reason and what is missing.
+    """
+    rule = rule_of(connection, namespace or repo.namespace)
+    if rule.asks == "off":
+        return
+    version, digest, base = build
+    reason = _problem(connection, blobs, repo, rule, digest=digest, base=base, evals=evals)
+    if reason is not None:
+        asked = "a contract" if rule.asks == "contract" else "a PASS by one of its keys"
+        raise Refusal(
+            422,
+            CODE,
+            f"`{rule.namespace}` publishes only versions with {asked}: {version} {reason}; it was not published",
+        )
+
+
+def _problem(
+    connection: Connection,
+    blobs: BlobStore,
+    repo: Row[Any],
+    rule: NamespaceRule,
+    *,
+    digest: str,
+    base: str | None,
+    evals: str | None,
+) -> str | None:
+    contract = _contract(blobs, evals)
+    if contract is None:
+        return "has no contract"
+    if contract.bounds.loose:
+        return f"has a contract that is too loose: {contract.bounds.loose}"
+    if rule.asks == "contract":
+        return None
+    if base is None:
+        return "names no base by its digest"
+    if passes(results_on(connection, repo, digest, rule), contract=contract.digest.removeprefix("sha256:"), base=base):
+        return None
+    names = ", ".join(f"`{key.name}`" for key in rule.keys)
+    return f"has no PASS by {names} on its base {base[:12]}…"
+
+
+def _contract(blobs: BlobStore, evals: str | None) -> Contract | None:
+    """The contract in a file of the store; None where it is none that this version can read."""
+    if evals is None or blobs.size(evals) > MAX_BYTES:
+        return None
+    raw = b"".join(blobs.open(evals, 0, MAX_BYTES))
+    try:
+        return parse_contract(raw, CONTRACT_FILE) if claims_contract(raw) else None
+    except AdapterHubError:
+        return None
+
+
+COVERED = (*MEDIA_TYPES, MANIFEST_FILE)
+"""The files that a signature must name where a build has them."""
+
+
+def signer_of(raw: bytes, files: Mapping[str, str], rule: NamespaceRule) -> str | None:
+    """The name of the key of the namespace that signed these files (path to sha256), in the bytes of a `model.sig`.
+
+    None for a signature that does not hold, does not cover the build, was made for another namespace, or is by a key
+    that the namespace does not know.
+    """
+    if len(raw) > SIGNATURE_LIMIT_BYTES:
+        return None
+    try:
+        bundle = Bundle.parse(raw)
+        known = rule.key_of(bundle.hint)
+        if known is None or not PublicKey(pem=known.pem).verifies(bundle.signature, pre_authentication(bundle.payload)):
+            return None
+        said = read_statement(bundle.payload)
+    except ValueError:
+        return None
+    mine = {path: files[path] for path in COVERED if path in files}
+    signed = {path: hex_of(digest) for path, digest in said.files.items()}
+    elsewhere = said.identity is not None and said.identity.namespace not in {None, rule.namespace}
+    return known.name if WEIGHTS_FILE in mine and mine.items() <= signed.items() and not elsewhere else None

@@ -1,1 +1,0 @@
-"""Gives the space of a registry back."""
