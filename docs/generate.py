@@ -132,7 +132,7 @@ def errors_table() -> str:
 def commands_text() -> str:
     """Every command with usage, options and examples."""
     common: dict[str, str] = {}
-    parts = [part for name in cli.COMMANDS for part in _command(cli.cli, (name,), common)]
+    parts = [part for name in (*cli.COMMANDS, *cli.BELOW_HELP) for part in _command(cli.cli, (name,), common)]
     head = [
         "Every command takes these, too (`adapt registry` lists its own):",
         "",
@@ -147,7 +147,7 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
     """The section of one command and those of the commands below it; rows of common options go to `common`."""
     command = group.get_command(click.Context(group), path[-1])
     assert command is not None  # it was listed
-    title = " ".join(["adapt", *path])
+    title = {"explain": "adapt help", "completion": "adapt help completion"}.get(path[-1], " ".join(["adapt", *path]))
     yield f"{'#' * (len(path) + 1)} `{title}`"
     if first := cli.ALIASES.get(" ".join(path)):
         yield f"Alias of [`adapt {first}`](#adapt-{first})."

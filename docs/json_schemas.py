@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import is_typeddict  # that of typing knows only its own before 3.12
 
-from adapterhub.cli import cli
+from adapterhub.cli import BELOW_HELP, cli
 
 Schema = dict[str, Any]
 
@@ -185,6 +185,8 @@ def _text(schema: Schema) -> str:
 
 def _typed(words: str) -> str:
     """The words of a command as they are typed: `base export-record` for `base-export-record`."""
+    if words in BELOW_HELP:
+        return "help completion" if words == "completion" else "help CODE"
     typed, left = list[str](), words.split("-")
     group: click.Command | None = cli
     while left and isinstance(group, click.Group):

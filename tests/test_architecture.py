@@ -295,7 +295,7 @@ def test_files_are_read_in_one_sitting() -> None:
         ["search", "legal"],
         ["search", "legal", "questions"],
         ["path", "nothing"],
-        ["gc", "--help"],
+        ["cache", "clean", "--help"],
     ],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:

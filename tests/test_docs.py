@@ -38,7 +38,7 @@ SKIPPED = {
     r"adapt remote login .*": "needs a token",
     r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
     r".*python -m tests\.(bench|inference\.engines)\..*": "takes minutes",
-    r"eval \"\$\(adapt completion .*": "is for an interactive shell",
+    r"eval \"\$\(adapt help completion .*": "is for an interactive shell",
 }
 """Commands that are shown and not run, with the reason."""
 MOST_SKIPPED = 52

@@ -238,7 +238,7 @@ class Checking:
 
         for code in ignore:
             if code not in explanations() or code.isdigit():
-                raise UsageProblem(f"unknown audit code `{code}`", hint="`adapt explain` lists all codes")
+                raise UsageProblem(f"unknown audit code `{code}`", hint="`adapt help codes` lists all codes")
 
         def find_source(origin: Origin) -> Source:
             return self.session.place_source(origin.place)

@@ -224,12 +224,18 @@ def _home(root: Path) -> Iterator[Line]:
     free = shutil.disk_usage(there).free
     low = free < _LOW_BYTES
     yield Line(
-        "disk", "warning" if low else "ok", f"{size_text(free)} free", "`adapt gc` frees unused objects" if low else ""
+        "disk",
+        "warning" if low else "ok",
+        f"{size_text(free)} free",
+        "`adapt cache clean` frees unused objects" if low else "",
     )
     leftovers = list((root / "tmp").glob("*"))
     if leftovers:
         yield Line(
-            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` deletes them once they are old"
+            "leftovers",
+            "warning",
+            f"{len(leftovers)} in `{root / 'tmp'}`",
+            "`adapt cache clean` deletes them once they are old",
         )
 
 

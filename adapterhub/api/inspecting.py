@@ -28,14 +28,21 @@ if TYPE_CHECKING:
 class WithInspection(OpenedLibrary):
     """Everything that looks at adapters and changes nothing."""
 
-    def sbom(self, *specs: SpecLike) -> Mapping[str, Any]:
+    def sbom(self, *specs: SpecLike, locked: bool = False) -> Mapping[str, Any]:
         """What installed adapters are made of, every one without `specs`, as a CycloneDX 1.6 document.
+
+        With `locked`, what the project of the working directory locks.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
+            NotFound: there is no project, or no lock file.
         """
-        from adapterhub.api.steps.describing import bill_of_adapters
+        from adapterhub.api.steps.describing import bill_of_adapters, bill_of_lock
 
+        if locked:
+            if specs:
+                raise UsageProblem("`--locked` lists what the project locks; leave out the adapters")
+            return bill_of_lock(self.session, self.session.need_project())
         return bill_of_adapters(self.session, [str(spec_of(spec)) for spec in specs])
 
     def identify(self, path: StrPath) -> Identity:

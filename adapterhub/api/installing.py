@@ -29,7 +29,6 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added
-from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
@@ -261,30 +260,6 @@ class WithInstalling(OpenedLibrary):
             gate=gate_of(self.session, test, dtype=dtype, load_in=load_in),
             dry_run=dry_run,
         )
-
-    # ------------------------------------------------------------ take out
-    def uninstall(self, *specs: SpecLike, all_versions: bool = False) -> Sequence[Installed]:
-        """Remove installed adapters, and return them; their bytes stay in the store until `gc`.
-
-        Raises:
-            AdapterNotFound: one is not installed; none was removed.
-            AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
-            StoreLocked: a process uses one; none was removed.
-        """
-        from adapterhub.api.steps.finding import installed_builds, several_fit
-
-        builds: list[Installed] = []
-        for spec in map(spec_of, specs):
-            found = installed_builds(self, spec, all_versions=all_versions)
-            if len(found) > 1 and not all_versions:
-                raise several_fit(spec, found, hint="name one of them, or pass them all")
-            builds += found
-        super().remove(builds)
-        return builds
-
-    def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
-        """Remove one adapter or several, as `uninstall` does."""
-        self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
 
     # ------------------------------------------------------------ newer releases
     def outdated(

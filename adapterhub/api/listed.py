@@ -86,6 +86,19 @@ class AdapterFolder(Documented):
     rank: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedBase(Documented, keys="alias weights model_type dtype parameters hub_id path"):
+    """A registered base in a list; unknown fields are null."""
+
+    alias: str
+    weights: Annotated[str, "`sha256:` and 64 hex digits"]
+    hub_id: str | None
+    model_type: str | None
+    dtype: str | None
+    parameters: int | None
+    path: Annotated[str | None, "a path on this machine"]
+
+
 def listed(one: BuildRow | Hit, *, root: Path, by: str | None, base: str, aliases: Sequence[str]) -> Listed:
     """The document of a build that a list or a search shows."""
     row = one if isinstance(one, BuildRow) else one.row

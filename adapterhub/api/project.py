@@ -73,11 +73,10 @@ from adapterhub.trust.signing.policy import SignaturePolicy
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import Gate
     from adapterhub.api.steps.contracts.syncing import DropIns
-    from adapterhub.core.specs import AdapterName
+    from adapterhub.api.upkeep import Removed
     from adapterhub.distribution.install import Install
     from adapterhub.distribution.outdated import Offer
     from adapterhub.formats.alias import Alias
-    from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Tree
     from adapterhub.projects import values
     from adapterhub.projects.rollback import Rollback
@@ -491,23 +490,16 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         self._warn_of_only_here(plan.outcome.lock)
         return SavedInstalls(installs=tuple(done), changes=plan.outcome.changes, sync=synced)
 
-    def uninstall(self, *names: str) -> Sequence[Installed]:
+    def remove(self, *names: str) -> Removed:
         """Take adapters out of the project file and the lock, and remove from the library what no other name needs.
 
         Raises:
             NotFound: the project has no such name.
             Malformed: a merge of the project is made of one.
         """
-        project = self._read()
-        keys: list[AdapterName] = [saving.key_of(project, spec_of(name)) for name in names]
-        builds = [
-            build
-            for key, name in zip(keys, names, strict=True)
-            for build in saving.builds_of_key(self._session, project, key, spec_of(name))
-        ]
-        saving.take_out(self._session, project, keys)
-        self.library.remove(builds)
-        return builds
+        from adapterhub.api.upkeep import remove_saved
+
+        return remove_saved(self._session, [spec_of(name) for name in names])
 
     def set_alias(self, name: str, targets: TargetsLike, *, sync: bool = True, offline: bool = False) -> Alias:
         """Set an alias in `adapters.toml`, lock it, and sync: `project.set_alias("prod", "legal-qa==1.2")`.

@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Prot
 
 from adapterhub.api.arguments import BaseLike, SpecLike, base_of, spec_of
 from adapterhub.core.arguments import By, Count, Sort, parsed
-from adapterhub.core.display import html_table, size_text
+from adapterhub.core.display import count_text, html_table, size_text
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec
 
 if TYPE_CHECKING:
-    from adapterhub.api.listed import AdapterFolder, FoundThere, Listed
+    from adapterhub.api.listed import AdapterFolder, FoundThere, Listed, ListedBase
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.formats.relevance import Matched
+    from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.find.meaning import Meaning, Steps
     from adapterhub.library.library import Library as LocalLibrary
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index_reader import IndexReader
-    from adapterhub.library.store.rows import BuildRow, Hit
+    from adapterhub.library.store.rows import BaseRow, BuildRow, Hit
     from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.session import Session
 
@@ -239,6 +240,15 @@ class Searching:
         )
         return _folders_of_library(self.session, chosen)
 
+    def list_bases(self) -> Listing[BaseRecord]:
+        """The registered bases; each record is read when it is taken. `library.bases.find(name)` reads one."""
+        rows = ask(self.session, lambda index: index.bases())
+        columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
+        cells = [
+            (r.alias, r.weights[7:19], r.model_type, r.dtype, count_text(r.parameters), r.hub_id, r.path) for r in rows
+        ]
+        return Listing("base", columns, list(zip(rows, cells, strict=True)), partial(_read_base, self), _base_document)
+
     @overload
     def search(
         self,
@@ -354,6 +364,17 @@ def _read(searching: Searching, one: BuildRow | Hit) -> Installed:
     """The build of a row, which a search may have found."""
     row: BuildRow = getattr(one, "row", one)  # type: ignore[arg-type]  # a hit has one
     return searching.session.library.build_of(row)
+
+
+def _read_base(searching: Searching, row: BaseRow) -> BaseRecord:
+    return searching.session.library.bases.get(row.alias)
+
+
+def _base_document(row: BaseRow) -> ListedBase:
+    from adapterhub.api.listed import ListedBase
+
+    facts = {name: value or None for name, value in row._asdict().items()}
+    return ListedBase(**facts)  # type: ignore[arg-type]  # alias and weights are texts
 
 
 def _document(one: BuildRow | Hit, *, root: Path, by: str | None, bases: _Bases, named: _Aliases) -> Listed:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, folder_text, paths_of, spec_of
-from adapterhub.api.searching import Listing
-from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed
-from adapterhub.core.errors import BaseNotFound
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, folder_text, paths_of, spec_of
+from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed, path_of
+from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named
-from adapterhub.formats.base.fingerprint import compare
+from adapterhub.core.hub_ids import parse_hub_id
+from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.formats.documented import Documented
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library import library as local
+from adapterhub.library.store.catalog import Installed, Swept
 from adapterhub.library.store.sweep import GRACE_S
 
 if TYPE_CHECKING:
     from adapterhub.api.health import Line
     from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
-    from adapterhub.formats.base.fingerprint import Comparison
-    from adapterhub.library.bases.families import Families, Family
+    from adapterhub.core.disk.claims import Claim
+    from adapterhub.core.errors import AmbiguousSpec
+    from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
+    from adapterhub.library.bases.families import Family
     from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.store.catalog import Swept
+    from adapterhub.library.store.origins import Origin
+    from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import Step
     from adapterhub.library.upkeep.space import Space
+    from adapterhub.projects.session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,152 @@ class SearchModel(Documented):
     path: Annotated[Path, "a path on this machine"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseTensor(Documented):
+    """One tensor of a base."""
+
+    name: str
+    dtype: Annotated[str, "as safetensors writes it, such as `BF16`"]
+    shape: tuple[int, ...]
+    sha256: Annotated[str, "64 hex digits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownBase(
+    Documented,
+    keys="alias=record.alias path=record.path fingerprint=record.digests hints=record.names parts?=record.by_component"
+    " tensors",
+):
+    """A registered base and its tensors."""
+
+    record: BaseRecord
+
+    @property
+    def tensors(self) -> tuple[BaseTensor, ...]:
+        """Each with its digest."""
+        found = self.record.tensors
+        return tuple(BaseTensor(name=t.name, dtype=t.dtype, shape=t.shape, sha256=t.sha256) for t in found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedBases(Documented, keys="verdict allows_attach=verdict.allows_attach differences parts?"):
+    """How two bases relate; two pipelines also component by component."""
+
+    verdict: BaseVerdict
+    differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
+    parts: Annotated[Mapping[str, Comparison] | None, "of two pipelines"] = field(default=None, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedBase(Documented, keys="removed=record.alias", title="Removed"):
+    """A base that is no longer registered."""
+
+    record: BaseRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned(Documented, keys="adapter=build.spec base=record.alias weights=record.fingerprint.weights"):
+    """An installed build and the base pinned to it."""
+
+    build: Installed
+    record: BaseRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone(Documented, keys="name=build.full_name version=build.manifest.version digest=build.manifest.digest"):
+    """A build that was removed."""
+
+    build: Installed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed(Documented, keys="removed project_names", title="Uninstalled"):
+    """The removed builds, and the entries removed from the project."""
+
+    builds: tuple[Installed, ...]
+    project_names: Annotated[tuple[str, ...], "with --save: names removed from `adapters.toml`"] = ()
+
+    @property
+    def removed(self) -> tuple[Gone, ...]:
+        """Each build."""
+        return tuple(Gone(build=build) for build in self.builds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject(Documented, title="Object"):
+    """An object of the store."""
+
+    path: Annotated[Path, "a path on this machine"]
+    size_bytes: Annotated[int, "bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User(
+    Documented,
+    keys="by=claim.holder what=claim.what host=claim.holder.host pid=claim.holder.pid file=claim.path",
+    title="Holder",
+):
+    """A running program that uses objects of the store."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freed(
+    Swept,
+    Documented,
+    keys="dry_run removed freed_bytes objects spared_bytes spared_objects in_use",
+    title="Swept",
+):
+    """The unused objects of the store."""
+
+    dry_run: Annotated[bool, "true: nothing was deleted"]
+    builds: tuple[Installed, ...]
+
+    @property
+    def removed(self) -> tuple[Gone, ...]:
+        """With --unused: builds that nothing needed."""
+        return tuple(Gone(build=build) for build in self.builds)
+
+    @property
+    def freed_bytes(self) -> int:
+        """Size of `objects`."""
+        return sum(size for _, size in self.gone)
+
+    @property
+    def objects(self) -> tuple[StoredObject, ...]:
+        """The unused objects."""
+        return tuple(StoredObject(path=path, size_bytes=size) for path, size in self.gone)
+
+    @property
+    def spared_bytes(self) -> int:
+        """Unused, but too recent to delete."""
+        return sum(size for _, size in self.spared)
+
+    @property
+    def spared_objects(self) -> int:
+        """Their number."""
+        return len(self.spared)
+
+    @property
+    def in_use(self) -> tuple[User, ...]:
+        """Programs that keep objects in use."""
+        return tuple(User(claim=claim) for claim in self.claims)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired(Documented, keys="dry_run mended steps"):
+    """The result of a repair."""
+
+    dry_run: Annotated[bool, "true: nothing was changed"]
+    steps: tuple[Step, ...]
+
+    @property
+    def mended(self) -> bool:
+        """Whether everything is now intact."""
+        return all(step.is_mended for step in self.steps)
+
+
 @parsed
 class WithUpkeep(OpenedLibrary):
     """The bases of a library, and what keeps it sound and small."""
@@ -47,7 +198,7 @@ class WithUpkeep(OpenedLibrary):
     def add_base(
         self,
         place: StrPath,
-        name: str | None = None,
+        alias: str | None = None,
         *,
         threads: Count | None = None,
         hub_id: str | None = None,
@@ -56,12 +207,12 @@ class WithUpkeep(OpenedLibrary):
         token: str | None = None,
         offline: bool = False,
     ) -> BaseRecord:
-        """Fingerprint a model by its weights and register it under `name`.
+        """Fingerprint a model by its weights and register it under `alias`.
 
         Args:
             place: a folder with safetensors files, a Hub id, taken from the Hub's cache or downloaded, or the
                 `.json` file of a record that `export_base_record` made elsewhere.
-            name: its alias here; default: from the folder or Hub id.
+            alias: its name here; default: from the folder or Hub id.
             threads: hashing threads; default: one per core.
             hub_id: the id of this model on the Hub (`org/model`), for the cards of its adapters; default: known for a
                 Hub id and for a folder of the Hub's cache.
@@ -71,33 +222,38 @@ class WithUpkeep(OpenedLibrary):
             offline: take it from the cache only.
 
         Raises:
-            Conflict: the name belongs to other weights.
+            Conflict: the name belongs to other weights, or is the alias of an adapter.
             BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
             UsageProblem: `hub_id` is no id.
         """
-        from adapterhub.api.steps.upkeep import add_base
+        from adapterhub.formats.base.pipelines import all_weight_files
 
-        return add_base(
-            self.session,
-            place if isinstance(place, str) else folder_text(place),
-            name,
-            threads=threads,
-            hub_id=hub_id,
-            revision=revision,
-            remote=remote,
-            token=token,
-            offline=offline,
-            bars=self.reports,
-        )
+        self._ensure_no_alias(alias)
+        text = place if isinstance(place, str) else folder_text(place)
+        folder = path_of(text)
+        hub_id = hub_id if hub_id is None else _parse_base_id(hub_id)
+        if folder.suffix == ".json" and folder.is_file():
+            record = self.bases.add_record(folder, alias)
+            self.catalog.put_base(record)
+            return record
+        if not folder.exists() and not names_folder(text) and BaseSpec.parse(text).kind == "hub":
+            hub_id = hub_id or text
+            hub = self.session.named_hub(remote, token=token, offline=False, for_bases=True)
+            folder = hub.fetch_base(text, revision=revision, offline=offline)
+        size = sum(path.stat().st_size for path in all_weight_files(folder))
+        with self.reports.progress("fingerprint", size) as progress:
+            record = self.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
+        self.catalog.put_base(record)
+        return record
 
-    def list_bases(self) -> Listing[BaseRecord]:
-        """The registered bases; each record is read when it is taken. `library.bases.find(name)` reads one."""
-        rows = self.catalog.read(lambda index: index.bases())
-        columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
-        shown = [
-            (r.alias, (r.alias, r.weights[7:19], r.model_type, r.dtype, r.parameters, r.hub_id, r.path)) for r in rows
-        ]
-        return Listing("base", columns, shown, self.bases.get)
+    def _ensure_no_alias(self, name: str | None) -> None:
+        """Raise if an adapter has an alias of that name: `legal-qa@prod` would have two meanings."""
+        taken = [alias for alias in self.aliases.all() if alias.name == name] if name else []
+        if taken:
+            raise Conflict(
+                f"`{name}` is an alias already: `{taken[0]}`. Nothing was changed",
+                hint="choose another name for the base; `adapt alias list` shows the aliases",
+            )
 
     def set_base_hub_id(self, base: BaseLike, hub_id: str) -> BaseRecord:
         """Record the id of a registered base on the Hub, and return its new record.
@@ -105,13 +261,26 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
-            UsageProblem: `hub_id` is no id of a repository.
+            UsageProblem: `hub_id` is no id of a repository, or the base is not registered.
         """
-        from adapterhub.api.steps.upkeep import set_base_hub_id
+        name, record = _parse_base_id(hub_id), self._base(base)
+        if not record.alias:
+            raise UsageProblem(
+                f"the base in `{record.path}` is not registered",
+                hint=f"`adapt base add {record.path} --hub-id {name}` registers it",
+            )
+        record = self.bases.set_hub_id(record.alias, name)
+        self.catalog.put_base(record)
+        return record
 
-        spec = base_of(base)
-        assert spec is not None  # `base` is not None
-        return set_base_hub_id(self.session, spec, hub_id)
+    def show_base(self, base: BaseLike) -> ShownBase:
+        """A base with its fingerprint, its hints and each of its tensors.
+
+        Raises:
+            Malformed: its folder cannot be read.
+            BaseNotFound: no such base.
+        """
+        return ShownBase(record=self._base(base))
 
     def export_base_record(self, base: BaseLike) -> bytes:
         """The record of a base for another machine, which `add_base` takes there from a `.json` file.
@@ -122,55 +291,75 @@ class WithUpkeep(OpenedLibrary):
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
-        record = self.record_of(base)
-        assert record is not None  # `base` is not None
-        return record.exported().to_bytes()
+        return self._base(base).exported().to_bytes()
 
-    def remove_base(self, base: BaseLike) -> BaseRecord:
-        """Forget a base, and return its record. Its files and the adapters made for it stay.
+    def remove_base(self, base: BaseLike) -> RemovedBase:
+        """Forget a base. Its files and the adapters made for it stay.
 
         Raises:
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
-        from adapterhub.api.steps.upkeep import remove_base
+        record = self._base(base)
+        self.bases.remove(record.alias)
+        self.catalog.forget_base(record.alias)
+        return RemovedBase(record=record)
 
-        spec = base_of(base)
-        assert spec is not None  # `base` is not None
-        return remove_base(self.session, spec)
-
-    def compare_bases(self, first: BaseLike, second: BaseLike) -> Comparison:
+    def compare_bases(self, first: BaseLike, second: BaseLike) -> ComparedBases:
         """How two bases relate: `.verdict` (`.allows_attach` tells whether adapters may move) and `.differences`.
 
         Raises:
             Malformed: the folder of one cannot be read.
             BaseNotFound: one is not known.
         """
-        a, b = self.record_of(first), self.record_of(second)
-        if a is None or b is None:
-            raise BaseNotFound("two bases are needed to compare")
-        found = compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
-        return self.families.judged(found, a.fingerprint, b.fingerprint)
-
-    @property
-    def families(self) -> Families:
-        """Bases that the user declared to be one family: `.all()`, `.declare(name, records)`, `.remove(name)`."""
+        from adapterhub.formats.base.fingerprint import compare
         from adapterhub.library.bases.families import Families
 
-        return Families(self.bases)
+        a, b, families = self._base(first), self._base(second), Families(self.bases)
+        found = families.judged(
+            compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints)), a.fingerprint, b.fingerprint
+        )
+        parts = {}
+        for name in (name for name in a.components if name in b.components):
+            one, other = a.part(name).fingerprint, b.part(name).fingerprint
+            parts[name] = families.judged(compare(one, other), one, other)
+        return ComparedBases(verdict=found.verdict, differences=found.differences, parts=parts or None)
 
-    def declare_family(self, name: str, bases: Sequence[BaseLike]) -> Family:
-        """Let adapters of each of these bases run on the others, which have the same shapes.
+    def family(self, name: str | None = None, *bases: BaseLike, remove: bool = False) -> Sequence[Family]:
+        """Let adapters of each of these bases run on the others, which have the same shapes: a family.
+
+        Without `bases`, the family of that name; without a name, every family. `remove` forgets one; its bases stay.
 
         Raises:
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
+            NotFound: there is no family of that name.
             UsageProblem: the name is no word, or fewer than two registered bases are given.
             BaseMismatch: two of them do not have the same shapes.
         """
-        records = [record for base in bases if (record := self.record_of(base)) is not None]
-        return self.families.declare(name, records)
+        from adapterhub.library.bases.families import Families
 
-    def pin(self, build: SpecLike, base: BaseLike) -> Installed:
+        families = Families(self.bases)
+        if remove and (name is None or bases):
+            raise UsageProblem("`--remove` takes the name of one family", hint="adapt base family NAME --remove")
+        if name is None:
+            return families.all()
+        if remove:
+            return (families.remove(name),)
+        if bases:
+            return (families.declare(name, [self._base(base) for base in bases]),)
+        found = tuple(each for each in families.all() if each.name == name)
+        if not found:
+            raise NotFound(
+                f"no family `{shown(name)}`", hint=f"`adapt base family {shown(name)} BASE BASE` declares one"
+            )
+        return found
+
+    def _base(self, base: BaseLike) -> BaseRecord:
+        record = self.record_of(base)
+        assert record is not None  # `base` is not None
+        return record
+
+    def pin(self, adapter: SpecLike, base: BaseLike) -> Pinned:
         """Record which base an adapter without a fingerprint was made for.
 
         Raises:
@@ -179,11 +368,55 @@ class WithUpkeep(OpenedLibrary):
         """
         from adapterhub.distribution.choosing import look_up
 
-        record = self.record_of(base)
-        assert record is not None  # `base` is not None
-        return super().pin(build if isinstance(build, Installed) else look_up(self, spec_of(build))[0], record)
+        record = self._base(base)
+        build = adapter if isinstance(adapter, Installed) else look_up(self, spec_of(adapter))[0]
+        return Pinned(build=self.pin_base(build, record), record=record)
 
     # ------------------------------------------------------------ space
+    def remove(  # type: ignore[override]  # it returns what it removed
+        self,
+        *adapters: SpecLike | Iterable[SpecLike],
+        save: bool = False,
+        all_versions: bool = False,
+        choose: Callable[[AdapterSpec, Sequence[Installed]], Sequence[Installed]] | None = None,
+        agree: Callable[[Sequence[Installed]], None] | None = None,
+    ) -> Removed:
+        """Remove installed adapters; their bytes stay in the store until `gc`.
+
+        Args:
+            adapters: specs or builds.
+            save: give the names that the project has for them; they leave the project, and the library if no other
+                name needs them.
+            all_versions: remove every build with the name.
+            choose: called with a spec that fits several ranks of one version, and returns those to remove.
+            agree: called with the others before anything is removed, and may raise.
+
+        Raises:
+            AdapterNotFound: one is not installed; none was removed.
+            AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
+            NotFound, Malformed: with `save`, the project has no such name, or a merge of it needs one.
+            StoreLocked: a process uses one; none was removed.
+        """
+        several = [[one] if isinstance(one, str | AdapterSpec | Installed) else one for one in adapters]
+        specs = [spec_of(each) for some in several for each in some]
+        if save:
+            return remove_saved(self.session, specs, agree)
+        clear: list[Installed] = []
+        chosen: list[Installed] = []
+        for spec in specs:
+            builds = _installed_builds(self, spec, all_versions=all_versions)
+            if len(builds) == 1 or all_versions:
+                clear += builds
+            elif choose is None:
+                raise _several_fit(spec, builds)
+            else:
+                chosen += choose(spec, builds)
+        if clear and agree is not None:
+            agree(clear)
+        gone = list({build.folder: build for build in (*clear, *chosen)}.values())
+        super().remove(gone)
+        return Removed(builds=tuple(gone))
+
     def space(self) -> Space:
         """What takes the library's space: `.held` by adapters, projects and processes, and what nothing holds."""
         from adapterhub.library.upkeep.space import space_of
@@ -197,8 +430,14 @@ class WithUpkeep(OpenedLibrary):
         return unused_builds(self)
 
     def gc(
-        self, *, grace_s: Seconds = GRACE_S, dry_run: bool = False, wait_s: Seconds = 30.0, unused: bool = False
-    ) -> Swept:
+        self,
+        *,
+        grace_s: Seconds = GRACE_S,
+        dry_run: bool = False,
+        wait_s: Seconds = 30.0,
+        unused: bool = False,
+        agree: Callable[[Sequence[Installed]], None] | None = None,
+    ) -> Freed:
         """Delete objects that no installed adapter, project or process uses.
 
         Args:
@@ -206,18 +445,23 @@ class WithUpkeep(OpenedLibrary):
             dry_run: delete nothing.
             wait_s: how long to wait for another process that works on the store.
             unused: first remove the adapters that `unused()` lists.
+            agree: called with these before anything is removed, and may raise.
 
         Returns:
-            `.gone` and `.spared`, each with paths and sizes in bytes.
+            `.gone` and `.spared`, each with paths and sizes in bytes; `.removed`, the adapters.
         """
         from adapterhub.library.store.roots import KnownProjects
 
-        if unused and not dry_run:
-            self.remove(list(self.unused()))
+        builds = tuple(self.unused()) if unused else ()
+        if builds and not dry_run:
+            if agree is not None:
+                agree(builds)
+            super().remove(builds)
         if not dry_run:
             for folder in KnownProjects(self.root).forget_gone():
-                self.reports.note(f"the project `{folder}` is gone, and holds nothing any more")
-        return super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+                self.reports.note(f"the project `{folder}` is gone and no longer keeps anything")
+        swept = super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+        return Freed(gone=swept.gone, spared=swept.spared, claims=swept.claims, dry_run=dry_run, builds=builds)
 
     # ------------------------------------------------------------ pages
     @extra_named("`Library.ui`")
@@ -248,20 +492,35 @@ class WithUpkeep(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Sequence[Step]:
+    ) -> Repaired:
         """Read every byte of the store and mend it, as `adapt doctor --repair` does; damaged files go to quarantine.
 
         Returns:
-            What was done, each with `.action`, `.path` and `.is_mended`; empty if nothing is damaged.
+            `.steps`, each with `.action`, `.path` and `.is_mended`, empty if nothing is damaged; `.mended`.
 
         Raises:
             AdapterNotFound: one of `places` is no folder of adapters.
         """
-        from adapterhub.api.steps.upkeep import repair_store
+        from adapterhub.api.checking import record_findings
+        from adapterhub.library.directory import open_source
+        from adapterhub.library.upkeep.repair import Step, repair
+        from adapterhub.projects.session import sources_from
 
-        return repair_store(
-            self.session, paths_of(places), remote=remote, token=token, dry_run=dry_run, offline=offline
-        )
+        session = self.session
+
+        def find_source(origin: Origin) -> Source:
+            if origin.is_server:
+                if remote or offline:
+                    return session.named_source(session.remote(remote), remote, token=token, offline=offline)
+                return session.place_source(origin.place, token=token)
+            return open_source(Path(origin.place))
+
+        steps = repair(session.library, find_source, sources_from(session, paths_of(places)), dry_run=dry_run)
+        steps += [
+            Step(action="not mended", path=self.root / one.where, detail=f"{one.message}; {one.hint}", is_mended=False)
+            for one in (record_findings(self.root) if self.root.exists() else ())
+        ]
+        return Repaired(dry_run=dry_run, steps=tuple(steps))
 
     def rebuild_index(self) -> int:
         """Make the index, with sketches and vectors, again from the installed folders; returns how many it holds."""
@@ -299,14 +558,71 @@ class WithUpkeep(OpenedLibrary):
                 place = set_up(self, found or MINILM.find(scratch, offline=False, say=self.reports.note, bar=bar))
         return SearchModel(model=MODEL, path=place)
 
-    def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
-        """Check dependencies, home, disk, links, index and connection.
+    def doctor(
+        self, *, offline: bool = False, remote: str | None = None, token: str | None = None, argv0: str = ""
+    ) -> Sequence[Line]:
+        """Check dependencies, home, disk, links, index and connection; `argv0` is the command that runs, if one does.
 
         Returns:
             Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`.
         """
         from adapterhub.api.health import health
 
-        return health(self.session, remote=remote, token=token, offline=offline)
+        return health(self.session, remote=remote, token=token, offline=offline, argv0=argv0)
 
     # ------------------------------------------------------------ newer releases
+
+
+def _parse_base_id(text: str) -> str:
+    """`text`, checked to be the id of a model on the Hub.
+
+    Raises:
+        UsageProblem: it is not.
+    """
+    try:
+        return parse_hub_id(text)
+    except ValueError as error:
+        raise UsageProblem(f"--hub-id: {error}", hint="copy it from the page of the model") from None
+
+
+# ---------------------------------------------------------------- removal
+def remove_saved(
+    session: Session, specs: Sequence[AdapterSpec], agree: Callable[[Sequence[Installed]], None] | None = None
+) -> Removed:
+    """Take adapters out of the project of a session, and from the library what no other name needs."""
+    from adapterhub.projects.saving import builds_of_key, key_of, take_out
+
+    project = session.need_project()
+    keys = [key_of(project, spec) for spec in specs]
+    builds = [b for key, spec in zip(keys, specs, strict=True) for b in builds_of_key(session, project, key, spec)]
+    if builds and agree is not None:
+        agree(builds)
+    take_out(session, project, keys)
+    local.Library.remove(session.library, builds)
+    return Removed(builds=tuple(builds), project_names=tuple(keys))
+
+
+def _installed_builds(library: local.Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
+    """The installed builds that `spec` names: one version in each rank that fits, or every build with its name.
+
+    Raises:
+        AdapterNotFound: no build is installed.
+    """
+    from adapterhub.distribution.choosing import look_up_variants
+    from adapterhub.projects.session import wanted_from
+
+    if not all_versions:
+        return look_up_variants(library, spec, wanted=wanted_from(library, spec, None))
+    builds = library.builds_named(spec.name, spec.namespace)
+    if not builds:
+        raise library.not_installed(spec.full_name)
+    return builds
+
+
+def _several_fit(spec: AdapterSpec, builds: Sequence[Installed]) -> AmbiguousSpec:
+    """The error for a spec that means all of `builds` where one has to be chosen."""
+    from adapterhub.core.errors import AmbiguousSpec
+
+    hint = "name one of them, or pass `--yes` to remove them all"
+    choices = [(build.spec, f"rank {build.manifest.rank}") for build in builds]
+    return AmbiguousSpec(f"`{spec}` fits {len(builds)} builds of one version. Nothing was removed", choices, hint=hint)

@@ -47,8 +47,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "base": ("adapterhub.cli.start.base:base", "Register, list, show and compare base models"),
         "ui": ("adapterhub.cli.start.ui:ui", "Look at the library in a browser, with a playground"),
         "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and repair the store"),
-        "explain": ("adapterhub.cli.start.explain:explain_", "Explain the code of a finding, or an exit code"),
-        "completion": ("adapterhub.cli.start.completion:completion", "Print the completion script for a shell"),
     },
     "Adapters": {
         "add": ("adapterhub.cli.adapters.add:add", "Add a PEFT output folder to the library"),
@@ -57,11 +55,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "adapterhub.cli.adapters.remove:remove",
             "Remove adapters from the library, and from the project with --save",
         ),
-        "uninstall": ("adapterhub.cli.adapters.remove:remove", "Alias of `remove`"),
         "list": ("adapterhub.cli.adapters.query:list_", "List installed adapters"),
         "search": ("adapterhub.cli.adapters.search:search", "Search adapters by text, base, task, rank and method"),
         "info": ("adapterhub.cli.inspect.info:info", "Show the details of an adapter, local or remote"),
-        "show": ("adapterhub.cli.inspect.info:info", "Alias of `info`"),
         "path": ("adapterhub.cli.adapters.query:path", "Print the path of an adapter's PEFT folder"),
         "verify": (
             "adapterhub.cli.inspect.verify:verify",
@@ -127,13 +123,17 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "registry": ("adapterhub_registry.operations.commands:registry", "Run and administer a self-hosted registry"),
     },
     "Space": {
-        "cache": ("adapterhub.cli.inspect.cache:cache", "Show what uses the library's disk space"),
-        "gc": ("adapterhub.cli.inspect.cache:gc", "Delete objects that no adapter uses"),
+        "cache": ("adapterhub.cli.inspect.cache:cache", "Show what uses the library's disk space, and free it"),
     },
 }
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for table in SECTIONS.values() for name, entry in table.items()}
 ALIASES = {"uninstall": "remove", "show": "info"}
-"""Second names of commands, each with the first."""
+"""Second names of commands, each with the first; no list shows them."""
+BELOW_HELP = {
+    "explain": ("adapterhub.cli.start.explain:explain_", "Explain the code of a finding, or an exit code"),
+    "completion": ("adapterhub.cli.start.completion:completion", "Print the completion script for a shell"),
+}
+"""What `adapt help CODE` and `adapt help completion SHELL` run."""
 
 EXIT_TERMINATED = 143
 _NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
@@ -157,11 +157,25 @@ class LazyGroup(Group):
         """The command names in the order of the table."""
         return list(COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read `help E_RANK` as `explain E_RANK`, and `help completion zsh` as the command below `help`."""
+        if args[:1] == [HELP] and not ctx.resilient_parsing:
+            words = [word for word in args[1:] if not word.startswith("-")]
+            if words[:1] == ["completion"] and len(words) > 1:
+                args = args[1:]
+            elif words[:1] == ["codes"]:
+                args = ["explain", *args[2:]]
+            elif words and (words[0][0].isupper() or words[0].isdigit()):
+                args = ["explain", *args[1:]]
+        return super().parse_args(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command."""
-        if cmd_name not in COMMANDS:
+        known = COMMANDS | BELOW_HELP
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in known:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = known[name][0].partition(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError:
@@ -302,7 +316,7 @@ def _run() -> int:
         problem = UsageProblem("adapt runs on Linux and macOS; on Windows, install and run it in WSL (`wsl --install`)")
         report_failure(problem, as_json="--json" in sys.argv)
         return problem.exit_code
-    if completion := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt completion`, never by a user
+    if completion := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt help completion`, never by a user
         from adapterhub.cli.completion.shells import answer
 
         return answer(cli, completion)

@@ -47,7 +47,7 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that `args` name."""
         name, known = args[0] if args else "", self.list_commands(ctx)
-        if name and not name.startswith("-") and name not in known:
+        if name and not name.startswith("-") and name not in known and self.get_command(ctx, name) is None:
             from adapterhub.cli.suggestions import advice
 
             group = f"{ctx.info_name} " if ctx.parent else ""

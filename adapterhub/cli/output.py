@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
-size_text, listed, counted = display.size_text, display.listed, display.counted
+size_text, count_text = display.size_text, display.count_text
+listed, counted = display.listed, display.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +258,3 @@ def printable(text: str) -> str:
     import unicodedata
 
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
-
-
-def count_text(count: int) -> str:
-    """A count such as `134.5M`, as parameter counts are written."""
-    for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
-        if count >= limit:
-            return f"{count / limit:.1f}{unit}"
-    return str(count)

@@ -129,3 +129,11 @@ def _cells(text: str) -> int:
     import unicodedata
 
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def count_text(count: int) -> str:
+    """A count such as `134.5M`, as parameter counts are written."""
+    for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)

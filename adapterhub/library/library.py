@@ -288,7 +288,7 @@ class Library(InstalledBuilds):
                 raise
 
     # ------------------------------------------------------------ remove, gc, pin
-    def remove(self, builds: Sequence[Installed]) -> None:
+    def remove(self, builds: Sequence[Installed], /) -> None:
         """Remove installed builds; their bytes stay in the store until `gc`."""
         with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
             self._leases.ensure_none(builds)
@@ -340,7 +340,7 @@ class Library(InstalledBuilds):
             gone, spared = sweep(self.store, keep, grace_s=grace_s, dry_run=dry_run)
         return Swept(gone=tuple(gone), spared=tuple(spared), claims=claims)
 
-    def pin(self, build: Installed, base: BaseRecord) -> Installed:
+    def pin_base(self, build: Installed, base: BaseRecord) -> Installed:
         """Record that `build`, which declares no fingerprint, was made for `base`; its manifest does not change.
 
         Raises:

@@ -71,5 +71,5 @@ def explain(code: str | int) -> Explanation:
     if found is None:
         near = near_name(name.upper(), known)
         message = f"no finding, exit code or error is called `{shown(name)}`{near}"
-        raise NotFound(message, hint="`adapt explain` lists all codes")
+        raise NotFound(message, hint="`adapt help codes` lists all codes")
     return found

@@ -90,7 +90,7 @@ def test_what_is_refused_leaves_the_library_as_it_was(library):
         lambda: library.merge(["legal-qa"], output="./x", bump="patch"),
         lambda: library.merge({"legal-qa": float("nan")}, output="x"),
         lambda: library.merge(recipe="none.toml", weights=[1]),
-        lambda: library.uninstall("legal-qa", "nothing"),
+        lambda: library.remove("legal-qa", "nothing"),
         lambda: library.resize("legal-qa"),
         lambda: library.install("summarize@base-7b", places="published", rank="-1"),
     ):

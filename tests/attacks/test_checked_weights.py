@@ -67,17 +67,12 @@ SAYS_SO: Mapping[str, str] = {
     "verify": "finds the damage: that is what it is for (exit 16)",
     "doctor": "finds and mends it",
     "info": "shows what manifest and header say, and no modules of a damaged one",
-    "show": "is `info`",
     "identify": "passes over what it cannot read; it looks at an orphan",
     "audit": "reports",
 }
 USES_NO_WEIGHTS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("demo", "init", "base", "completion", "config", "explain", "add", "extract"), "takes nothing that is installed"
-    ),
-    **dict.fromkeys(
-        ("uninstall", "remove", "alias", "list", "search", "path", "cache", "gc", "tree"), "names and sizes"
-    ),
+    **dict.fromkeys(("demo", "init", "base", "add", "extract"), "takes nothing that is installed"),
+    **dict.fromkeys(("remove", "alias", "list", "search", "path", "cache", "tree"), "names and sizes"),
     **dict.fromkeys(("lock", "outdated", "upgrade", "rollback", "sbom"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",

@@ -286,8 +286,8 @@ def stock(adapt: Adapt) -> None:
 
 
 LIBRARY_COMMANDS: dict[str, tuple[str, ...]] = {
-    "gc": ("gc", "--grace", "0"),
-    "gc --unused": ("gc", "--grace", "0", "--unused", "--yes"),
+    "gc": ("cache", "clean", "--grace", "0"),
+    "gc --unused": ("cache", "clean", "--grace", "0", "--unused", "--yes"),
     "doctor --repair": ("doctor", "--repair", "--offline"),
     "doctor --rebuild-index": ("doctor", "--rebuild-index", "--offline"),
     "add": ("add", "made/tables", "--name", "tables"),

@@ -71,7 +71,7 @@ def fill(adapt: Adapt) -> None:
     damaged.write_bytes(b"damaged")
     adapt("doctor", "--repair", "--offline", "--from", "./published")
     adapt("doctor", "--rebuild-index", "--offline")
-    adapt.ok("gc", "--grace", "0")
+    adapt.ok("cache", "clean", "--grace", "0")
     adapt.ok("remote", "add", "ours", "http://127.0.0.1:9", "--namespaces", "acme")
 
 

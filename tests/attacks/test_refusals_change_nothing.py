@@ -41,8 +41,6 @@ REFUSED: dict[str, list[Case]] = {
     "base show": [("nope",)],
     "ui": [("--port", "99999999"), ("--host", "nowhere.invalid")],
     "contract policy": [("maybe",), ("off", "--max-age", "soon")],
-    "explain": [("NOPE",)],
-    "completion": [("nope",)],
     "add": [
         ("nope",), ("models/base-7b",), ("downloads/diverged",), ("out/legal-qa", "--name", "bad name"),
         ("out/tables", "--name", "legal-qa", "--base", "base-7b"), ("out/tables", "--base", "nope"),
@@ -58,11 +56,9 @@ REFUSED: dict[str, list[Case]] = {
         ("summarize", "legal-qa", "nope", "--from", "published"), ("x/y", "--remote", "nope"),
     ],
     "remove": [("nope", "--yes"), ("legal-qa",), ("legal-qa==9", "--yes"), ("held", "--yes")],
-    "uninstall": [("nope", "--yes"), ("legal-qa",), ("held", "--yes")],
     "list": [("--base", "nope")],
     "search": [("x", "--base", "nope"), ("x", "--remote", "nope"), ("x", "--limit", "0")],
     "info": [("nope",), ("legal-qa@nope",), ("acme/nope", "--remote", "ours")],
-    "show": [("nope",)],
     "path": [("nope",), ("legal-qa@nope",)],
     "verify": [("nope",), ("./nope",), ("legal-qa", "--base", "nope"), ("downloads/diverged",),
         ("nope", "--engine", "vllm"), ("legal-qa", "--engine", "nope")],
@@ -131,9 +127,9 @@ REFUSED: dict[str, list[Case]] = {
     "remote remove": [("nope",)],
     "remote trust": [("nope",)],
     "remote set": [("nope", "--signatures", "warn"), ("ours", "--signatures", "maybe")],
-    "cache": [("--nope",)],
+    "cache show": [("--nope",)],
     "doctor": [("--nope",)],
-    "gc": [("--grace", "-1"), ("--unused",)],
+    "cache clean": [("--grace", "-1"), ("--unused",)],
 }  # fmt: skip
 """By command, what it refuses, in the world of `world`."""
 
@@ -154,7 +150,7 @@ PREVIEWS: dict[str, list[Case]] = {
     "yank": [("acme/qa==1.0.0", "--remote", "ours")],
     "unyank": [("acme/qa==1.0.0", "--remote", "ours")],
     "delete": [("acme/qa==1.0.0", "--remote", "ours")],
-    "gc": [("--grace", "0"), ("--grace", "0", "--unused", "--yes")],
+    "cache clean": [("--grace", "0"), ("--grace", "0", "--unused", "--yes")],
 }  # fmt: skip
 """By command, what its `--dry-run` is tried with; it may be refused, too."""
 

@@ -31,7 +31,7 @@ EMPTY, VERIFY = "adapt list --root empty", "adapt verify ./adapter"
 CLICK, NUMPY = "python -c 'import click'", "python -c 'import numpy'"
 NAMES, COMMANDS = "complete a name", "complete a command"
 HF_HELP, HF_LIST, PIP = "hf --help", "hf cache ls", "pip list"
-LINES = {NAMES: "adapt show legal-", COMMANDS: "adapt li"}
+LINES = {NAMES: "adapt info legal-", COMMANDS: "adapt li"}
 BOUNDS = {
     (HELP, HF_HELP): 0.25,
     (LIST, HF_LIST): 0.40,

@@ -42,7 +42,7 @@ CASES = {
     "adapt --help": MAIN.format("'--help'"),
     "adapt list": MAIN.format("'list', '--root', 'one'"),
     "adapt list of none": MAIN.format("'list', '--root', 'none'"),
-    "complete a name": "import os\nos.environ.update(_ADAPT_COMPLETE='zsh_complete', ADAPT_LINE='adapt show r', "
+    "complete a name": "import os\nos.environ.update(_ADAPT_COMPLETE='zsh_complete', ADAPT_LINE='adapt info r', "
     "ADAPTERHUB_HOME='one')\n" + MAIN.format(""),
     "adapt add": "import shutil, tempfile\nfolder = tempfile.mkdtemp(dir='.') + '/home'\nshutil.copytree('bases', folder)\n"
     + MAIN.format("'add', 'adapters/random-0', '--name', 'x', '--base', 'smollm2', '--root', folder"),

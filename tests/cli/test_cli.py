@@ -354,8 +354,8 @@ def test_remove_and_gc(filled):
     here = Adapt(filled.folder)
     here.ok("remove", "summarize", "--yes")
 
-    dry = here.json("gc", "--dry-run", "--grace", "0")
-    freed = here.json("gc", "--grace", "0")
+    dry = here.json("cache", "clean", "--dry-run", "--grace", "0")
+    freed = here.json("cache", "clean", "--grace", "0")
 
     assert dry["freed_bytes"] == freed["freed_bytes"] > 0
     assert [row["name"] for row in here.json("list")] == ["legal-qa"]

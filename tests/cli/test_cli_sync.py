@@ -311,7 +311,7 @@ def test_cache_says_who_holds_what_and_what_nobody_else_does(work):
     work.ok("sync", "--all-groups")
     work.ok("remove", "judge", "--yes")
 
-    told = work.json("cache")
+    told = work.json("cache", "show")
 
     kinds = {one["name"]: one for one in told["holders"]}
     project = kinds[str(work.folder)]
@@ -320,16 +320,16 @@ def test_cache_says_who_holds_what_and_what_nobody_else_does(work):
     assert 0 < project["alone_bytes"] < project["size_bytes"]
     assert kinds["legal-qa 1.0.0 (rank 4)"]["alone_bytes"] == 0
     assert told["unused_bytes"] == 0
-    assert "legal-qa 1.0.0" in work.ok("cache")
+    assert "legal-qa 1.0.0" in work.ok("cache", "show")
 
 
 def test_gc_unused_keeps_what_projects_need_and_removes_the_rest(work):
     work.ok("sync")
     work.ok("merge", "legal-qa==1.0.0", "tables==1.0.0", "-o", "mine")
 
-    assert "would remove mine 1.0.0" in work.ok("gc", "--unused", "--dry-run")
-    assert "--yes" in work.fails(2, "gc", "--unused")
-    told = work.json("gc", "--unused", "--yes", "--grace", "0")
+    assert "would remove mine 1.0.0" in work.ok("cache", "clean", "--unused", "--dry-run")
+    assert "--yes" in work.fails(2, "cache", "clean", "--unused")
+    told = work.json("cache", "clean", "--unused", "--yes", "--grace", "0")
 
     assert [one["name"] for one in told["removed"]] == ["mine"]
     assert told["freed_bytes"] > 0
@@ -337,4 +337,4 @@ def test_gc_unused_keeps_what_projects_need_and_removes_the_rest(work):
     shutil.rmtree(work.folder)
     outside = Adapt(work.folder.parent, "home2")
     shutil.copytree(work.folder.parent / "ann", work.folder.parent / "home2")
-    assert len(outside.json("gc", "--unused", "--yes")["removed"]) == 3
+    assert len(outside.json("cache", "clean", "--unused", "--yes")["removed"]) == 3

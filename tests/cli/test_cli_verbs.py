@@ -322,7 +322,7 @@ def test_parents_that_are_gone_are_told(world):
     world.user.ok("merge", "legal-qa", "summarize", "-o", "both")
     world.user.ok("remove", "legal-qa", "--yes")
     stored = world.user.ok("tree", "both")
-    world.user.ok("gc", "--grace", "0")
+    world.user.ok("cache", "clean", "--grace", "0")
 
     assert "legal-qa 1.0 (rank 4)  (removed)" in stored
     assert "legal-qa 1.0  (not here)" in world.user.ok("tree", "both")

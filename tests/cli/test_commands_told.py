@@ -54,7 +54,11 @@ def problem_of(line: str) -> str:
             return f"no command `{name}`"
         command = found
     options = [word for word in words[: words.index("--")] if "--" in words] if "--" in words else words
-    lacking = [word for word in options if re.match(r"--?[a-zA-Z]", word) and not _has(command, word)]
+    lacking = [
+        word
+        for word in options
+        if re.match(r"--?[a-zA-Z]", word) and word not in {"-N", "-X"} and not _has(command, word)
+    ]
     return f"`{command.name}` has no {', '.join(lacking)}" if lacking else ""
 
 

@@ -47,7 +47,7 @@ inputs = []
 """
 HEAVY = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich", "tomlkit", "fastapi"]
 SHIM = """#!/bin/sh
-if [ -z "$_ADAPT_COMPLETE" ] && [ "$1" != completion ]; then
+if [ -z "$_ADAPT_COMPLETE" ] && [ "$1" != help ]; then
     printf 'ran %s\\n' "$*" >> "$ADAPT_LOG"
     exit
 fi
@@ -109,12 +109,12 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
     [
         ("adapt mir", ["mirror"]),
         ("adapt remote lo", ["login", "logout"]),
-        ("adapt show ", ["judge", "legal-qa", "legal-summary", "summarize"]),
-        ("adapt show leg", ["legal-qa", "legal-summary"]),
-        ("adapt show legal-qa@", ["legal-qa@base-7b"]),
-        ("adapt show legal-qa@b", ["legal-qa@base-7b"]),
-        ("adapt show legal-qa==", ["legal-qa==1.0.0"]),
-        ("adapt show legal-qa@base-7b==1", ["legal-qa@base-7b==1.0.0"]),
+        ("adapt info ", ["judge", "legal-qa", "legal-summary", "summarize"]),
+        ("adapt info leg", ["legal-qa", "legal-summary"]),
+        ("adapt info legal-qa@", ["legal-qa@base-7b"]),
+        ("adapt info legal-qa@b", ["legal-qa@base-7b"]),
+        ("adapt info legal-qa==", ["legal-qa==1.0.0"]),
+        ("adapt info legal-qa@base-7b==1", ["legal-qa@base-7b==1.0.0"]),
         ("adapt list --base b", ["base-7b"]),
         ("adapt list --base=b", ["--base=base-7b"]),
         ("adapt install x --remote ", ["hub", "ours", "theirs"]),
@@ -125,7 +125,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt run leg", ["legal-qa", "legal-summary"]),
         ("adapt run legal-qa leg", []),
         ("adapt run legal-qa --compare none,legal-q", ["none,legal-qa"]),
-        ("adapt show nothing-like-it", []),
+        ("adapt info nothing-like-it", []),
         ("adapt sync --group e", ["eval"]),
         ("adapt install x --save --group e", ["eval"]),
         ("adapt sync --fr", ["--frozen"]),
@@ -139,7 +139,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt lock --project ./sub --upgrade ", ["other"]),
         ("adapt tree --invert leg", ["legal-qa", "legal-summary"]),
         ("adapt compare --diff legal-qa summ", ["summarize"]),
-        ("adapt uninstall jud", ["judge"]),
+        ("adapt remove jud", ["judge"]),
         ("adapt upgrade jud", ["judge"]),
         ("adapt verify legal-qa --engine ", ["llama.cpp", "ollama", "peft", "sglang", "tgi", "vllm"]),
         ("adapt verify legal-qa --engine vllm --engine=ll", ["--engine=llama.cpp"]),
@@ -148,8 +148,8 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt serve --engine l", ["llama.cpp"]),
         ("adapt export leg", ["legal-qa", "legal-summary"]),
         ("adapt export legal-qa --format v", ["vllm"]),
-        ("adapt completion z", ["zsh"]),
-        ("adapt show 'leg", ["legal-qa", "legal-summary"]),
+        ("adapt help completion z", ["zsh"]),
+        ("adapt info 'leg", ["legal-qa", "legal-summary"]),
         ("adapt nonsense ", []),
     ],
 )
@@ -164,12 +164,12 @@ def test_every_command_is_offered_with_its_sentence(prompt):
 def test_the_project_is_found_from_a_folder_below_it(prompt):
     (prompt.folder / "deep" / "er").mkdir(parents=True)
 
-    assert prompt.offered("adapt show jud", cwd=prompt.folder / "deep" / "er") == ["judge"]
+    assert prompt.offered("adapt info jud", cwd=prompt.folder / "deep" / "er") == ["judge"]
 
 
 def test_bash_gets_only_what_stands_after_its_break(prompt):
-    assert prompt.offered("adapt show legal-qa@b", "bash", word="@b") == ["@base-7b"]
-    assert prompt.offered("adapt show legal-qa@b", "bash", word="b") == ["base-7b"]
+    assert prompt.offered("adapt info legal-qa@b", "bash", word="@b") == ["@base-7b"]
+    assert prompt.offered("adapt info legal-qa@b", "bash", word="b") == ["base-7b"]
     assert prompt.offered("adapt list --base=b", "bash", word="b") == ["base-7b"]
 
 
@@ -177,20 +177,20 @@ def test_bash_gets_only_what_stands_after_its_break(prompt):
 def test_a_broken_or_hostile_project_file_takes_nothing_away(prompt, tmp_path, text):
     (tmp_path / "adapters.toml").write_text(text)
 
-    assert prompt.offered("adapt show ", cwd=tmp_path) == ["legal-qa"]
+    assert prompt.offered("adapt info ", cwd=tmp_path) == ["legal-qa"]
 
 
 def test_an_empty_or_broken_home_offers_nothing_and_says_nothing(prompt, tmp_path):
     (tmp_path / "index.db").write_bytes(b"garbage" * 100)
     (tmp_path / "remotes.json").write_text("{")
 
-    assert prompt.offered(f"adapt show --root {tmp_path} leg", cwd=tmp_path) == []
+    assert prompt.offered(f"adapt info --root {tmp_path} leg", cwd=tmp_path) == []
     assert prompt.offered(f"adapt info --root {tmp_path} x --remote ", cwd=tmp_path) == []
 
 
 LINES = [
     "adapt ",
-    "adapt show leg",
+    "adapt info leg",
     "adapt install x@",
     "adapt merge a --base ",
     "adapt install x --remote ",
@@ -228,7 +228,7 @@ STARTS = {  # options, and what is typed first
         f"unsetopt zle_bracketed_paste; PS1='{PROMPT_TEXT}'; autoload -U compinit; compinit -u\n",
     ),
 }
-LOADS = {"bash": 'eval "$(adapt completion bash)"\n', "zsh": 'eval "$(adapt completion zsh)"\n'}
+LOADS = {"bash": 'eval "$(adapt help completion bash)"\n', "zsh": 'eval "$(adapt help completion zsh)"\n'}
 
 
 def typed(prompt: Prompt, shell: str, keys: list[str]) -> list[str]:
@@ -290,15 +290,15 @@ def test_the_licences_in_the_library_complete(tmp_path):
 KEYS = {
     "adapt mir\t": "mirror",
     "adapt sync --froz\t": "sync --frozen",
-    "adapt show legal-q\t": "show legal-qa",
-    "adapt show legal-qa@\t": "show legal-qa@base-7b",
-    "adapt show legal-qa@ba\t": "show legal-qa@base-7b",
-    "adapt show legal-qa==\t": "show legal-qa==1.0.0",
+    "adapt info legal-q\t": "info legal-qa",
+    "adapt info legal-qa@\t": "info legal-qa@base-7b",
+    "adapt info legal-qa@ba\t": "info legal-qa@base-7b",
+    "adapt info legal-qa==\t": "info legal-qa==1.0.0",
     "adapt list --base ba\t": "list --base base-7b",
     "adapt list --base=ba\t": "list --base=base-7b",
     "adapt search --remote th\t x": "search --remote theirs x",
     "adapt verify ./models/base-7b-c\t": "verify ./models/base-7b-chat",
-    "true && adapt show legal-s\t": "show legal-summary",
+    "true && adapt info legal-s\t": "info legal-summary",
 }
 
 
@@ -312,7 +312,7 @@ def test_fish_completes_what_is_typed(prompt):
     fish = needs("fish")
 
     def complete(line: str) -> list[str]:
-        code = f"adapt completion fish | source; complete -C {shlex.quote(line)}"
+        code = f"adapt help completion fish | source; complete -C {shlex.quote(line)}"
         done = subprocess.run(
             [fish, "--no-config", "-c", code],
             env=prompt.environ, cwd=prompt.folder, text=True, capture_output=True, check=True,
@@ -332,7 +332,7 @@ def test_the_script_is_one_that_the_shell_can_read(prompt, shell):
     program = needs(shell)
     environ = prompt.environ
     script = subprocess.run(
-        ["adapt", "completion", shell], env=environ, text=True, capture_output=True, check=True
+        ["adapt", "help", "completion", shell], env=environ, text=True, capture_output=True, check=True
     ).stdout
 
     done = subprocess.run([program, "-n"], input=script, env=environ, text=True, capture_output=True, check=False)

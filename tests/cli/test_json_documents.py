@@ -16,7 +16,7 @@ import jsonschema_rs
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from adapterhub.cli import cli, documents
+from adapterhub.cli import BELOW_HELP, cli, documents
 from tests.cli.test_cli import leaves
 from tests.support.command_line import Adapt
 from tests.support.json_world import ERROR, steady, world
@@ -95,7 +95,7 @@ def test_the_demo_answers_in_its_document(tmp_path, monkeypatch, request):
 
 
 def test_every_command_has_a_golden_file_and_every_golden_file_a_type():
-    commands = {"-".join(words) for words in leaves(cli)}
+    commands = {"-".join(words) for words in leaves(cli)} | {*BELOW_HELP}
     files = {path.stem for path in GOLDENS.glob("*.json")}
 
     assert {name for name in commands if not golden(name).exists()} == set()

@@ -88,7 +88,7 @@ def test_python_logs_the_choice(adapt, tmp_path, caplog):
 
 def test_without_a_terminal_remove_lists_all_and_removes_none(adapt):
     for command in ("remove", "uninstall"):
-        said = adapt.fails(2, command, "qa")
+        said = adapt.fails(AmbiguousSpec.exit_code, command, "qa")
         assert "`qa` fits 2 builds of one version. Nothing was removed" in said
         assert "rank 4" in said
         assert "pass `--yes` to remove them all" in said
@@ -115,7 +115,7 @@ def test_python_refuses_to_choose_what_to_remove(adapt, tmp_path):
     library = adapterhub.Library(tmp_path / "home")
 
     with pytest.raises(AmbiguousSpec) as refusal:
-        library.uninstall("tables", "qa")
+        library.remove("tables", "qa")
     assert len(library) == 3
 
     for spec, _ in refusal.value.choices[:1]:

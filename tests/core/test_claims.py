@@ -90,7 +90,7 @@ def test_gc_tells_of_another_machines_claim_and_keeps_what_it_needs(tmp_path):
     blob.write_bytes(b"x")
     path = leave(tmp_path / "home" / "intents", digests=["sha256:" + "a" * 64])
 
-    done = adapt("gc", "--grace", "0")
+    done = adapt("cache", "clean", "--grace", "0")
 
     assert (done.exit_code, blob.exists()) == (0, True)
     assert "on `another-host`" in done.stderr

@@ -47,7 +47,7 @@ def crowd(folder: Path, *, processes: int = 8, operations: int = 50, seed: int =
     end = context.Event()
     loops = [
         context.Process(target=_loop, args=(folder, words, end))
-        for words in (("gc", "--grace", "0"), ("verify", "--all"))
+        for words in (("cache", "clean", "--grace", "0"), ("verify", "--all"))
     ]
     workers = [context.Process(target=_work, args=(folder, w, operations, seed)) for w in range(processes)]
     for process in (*loops, *workers):

@@ -112,7 +112,7 @@ def _read_only(folder: Path, before: Sequence[str] = ()) -> list[str]:
         (("add", "./new", "--name", "new"), NO_ROOM),
         (("install", "three@base-7b", "--from", "./published"), NO_ROOM),
         (("remove", "one@base-7b", "--yes"), NO_ROOM),
-        (("gc",), NO_ROOM),
+        (("cache", "clean"), NO_ROOM),
         (("doctor", "--repair", "--offline"), NO_ROOM),
     ):
         done = run(folder, arguments, before=before)
@@ -197,9 +197,9 @@ def clock(work: Path) -> Trial:
         problems.append("the clock was not moved")
     for when, arguments in (
         ("-1d", ("add", "./new", "--name", "new", "--base", "base-7b")),
-        ("-1d", ("gc",)),
+        ("-1d", ("cache", "clean")),
         ("+365d", ("install", "three@base-7b", "--from", "./published")),
-        ("+365d", ("gc",)),
+        ("+365d", ("cache", "clean")),
         ("-1d", ("verify", "--all")),
         ("+365d", ("verify", "--all")),
         ("-1d", ("list",)),

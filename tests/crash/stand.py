@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "add": ("add", "./new", "--name", "new", "--base", "base-7b"),
     "install": ("install", "three@base-7b", "--from", "./published"),
     "merge": ("merge", "one@base-7b", "two@base-7b", "-o", "merged"),
-    "gc": ("gc", "--grace", "0"),
+    "gc": ("cache", "clean", "--grace", "0"),
     "push": ("push", "one@base-7b", "--to", "./pushed"),
     "remove": ("remove", "two@base-7b", "--yes"),
     "record": ("contract", "record", "b", "--examples", "examples.jsonl", "--max-new-tokens", "5"),
@@ -266,7 +266,7 @@ class Stand:
         if (state := state_of(folder)) != self.after:
             problems.append(f"again: not as it should be: {state}")
         problems += [f"again: damaged: {text}" for text in damage_in(folder)]
-        Adapt(folder).ok("gc", "--grace", "0")
+        Adapt(folder).ok("cache", "clean", "--grace", "0")
         for path in [
             p for g in ("*/.*.json.*", "intents/.*", "manifests/sha256/.*") for p in (folder / "home").glob(g)
         ]:

@@ -152,7 +152,7 @@ def test_builds_of_a_server_are_tried_and_not_installed(
         owner.ok("push", name, "--to", f"acme/{name}", "--remote", "ours")
     adapt.ok("remove", "a", "b", "0sum", "--yes")
     ask = (*TRY, "--remote", "ours")
-    adapt.ok("gc", "--grace", "0")
+    adapt.ok("cache", "clean", "--grace", "0")
 
     with monkeypatch.context() as patch:
         patch.setattr(trying, "ASK_ABOVE_BYTES", 10)

@@ -317,7 +317,7 @@ def test_a_merge_of_what_is_here_is_clean_and_its_absent_parents_are_told(home):
     [found] = findings(home)
     assert (found["code"], found["where"]) == ("W_PARENT_ABSENT", "adapterhub.json: parents[1]")
 
-    home.ok("gc", "--grace", "0")
+    home.ok("cache", "clean", "--grace", "0")
     assert codes(home) == ["U_LICENSE", "W_PARENT_ABSENT"]
 
 

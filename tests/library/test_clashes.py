@@ -103,7 +103,7 @@ def test_the_same_base_in_another_precision_is_the_same_base(tmp_path, library, 
 
 
 def test_a_build_that_was_pinned_to_the_base_counts(library, base, add):
-    library.pin(add("qa", known=False, rank=8).build, base)
+    library.pin_base(add("qa", known=False, rank=8).build, base)
 
     with pytest.raises(ReleaseExists, match="installed for base-7b"):
         add("qa", rank=4)

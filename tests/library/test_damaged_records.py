@@ -122,7 +122,7 @@ def test_nothing_unused_is_deleted_while_a_holder_cannot_be_read(adapt: Adapt, t
     path = next((tmp_path / "home" / place).glob("*.json"))
     path.write_bytes(b"{")
 
-    assert str(path) in adapt.fails(MALFORMED, "gc", "--unused", "--yes", "--grace", "0")
+    assert str(path) in adapt.fails(MALFORMED, "cache", "clean", "--unused", "--yes", "--grace", "0")
     assert len(adapt.json("list")) == 3
     if place == "projects":
-        assert str(path) in adapt.fails(MALFORMED, "gc", "--grace", "0")
+        assert str(path) in adapt.fails(MALFORMED, "cache", "clean", "--grace", "0")

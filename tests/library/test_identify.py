@@ -67,7 +67,7 @@ def test_a_lone_file_under_any_name_is_known_by_its_bytes(adapt, tmp_path):
 def test_an_adapter_that_was_removed_is_known_until_it_is_swept(adapt, tmp_path):
     adapt.ok("remove", "legal-qa", "--yes")
     before = look(adapt, tmp_path / "legal-qa").matches[0]
-    adapt.ok("gc", "--grace", "0")
+    adapt.ok("cache", "clean", "--grace", "0")
     after = matches(adapt, tmp_path / "legal-qa")
 
     assert (before.sure, before.name, before.folder) == ("proven", "legal-qa==1.0.0", None)

@@ -99,7 +99,7 @@ def test_without_a_base_the_name_in_the_config_is_a_hint_and_the_fingerprint_unk
 def test_pinning_records_the_base_without_touching_the_manifest(library, base, add):
     build = add("legal-qa", known=False).build
 
-    pinned = library.pin(build, base)
+    pinned = library.pin_base(build, base)
 
     [found] = library.builds_named("legal-qa")
     assert (pinned.base.fingerprint, found.base.fingerprint) == (base.fingerprint, base.fingerprint)
@@ -112,7 +112,7 @@ def test_pinning_to_a_base_it_does_not_fit_is_refused(library, tmp_path, add):
     other = library.bases.add(make_base(tmp_path / "wide", width=12), "wide")
 
     with pytest.raises(BaseMismatch):
-        library.pin(build, other)
+        library.pin_base(build, other)
 
     assert library.builds_named("legal-qa")[0].base.fingerprint is None
 

@@ -34,7 +34,7 @@ def test_a_listing_passes_over_what_was_removed_since(
 ) -> None:
     found = asked(library)
     at = names(found).index("two")
-    library.uninstall("two")
+    library.remove("two")
 
     assert sorted(names(found)) == ["one", "three"]
     with pytest.raises(AdapterNotFound, match="no adapter `two`"):
@@ -44,7 +44,7 @@ def test_a_listing_passes_over_what_was_removed_since(
 def test_an_audit_passes_over_what_was_removed_since(library: adapterhub.Library) -> None:
     around = Surroundings(library=library)
     subjects = [subject_of_build(build) for build in around.installed]
-    library.uninstall("two")
+    library.remove("two")
 
     assert sorted(one.target.name for one in audit(subjects, around)) == ["one", "three"]
 
@@ -57,7 +57,7 @@ def test_what_is_removed_and_added_again_during_a_look_is_looked_at_again(
     def look() -> str:
         looks.append(build.folder.stat().st_ino)
         if len(looks) == 1:
-            library.uninstall(build.full_name)
+            library.remove(build.full_name)
             library.add(tmp_path / build.full_name, name=build.full_name, task="t")
             raise FileNotFoundError
         return "seen"
@@ -107,7 +107,7 @@ def test_one_build_is_installed_and_removed_by_many_threads_while_others_list(tm
     def install(own: adapterhub.Library) -> None:
         own.install("x", places=[tmp_path / "published"])
 
-    acts = [("install", install), ("install", install), ("remove", lambda own: own.uninstall("x")), ("look", look)]
+    acts = [("install", install), ("install", install), ("remove", lambda own: own.remove("x")), ("look", look)]
     threads = [threading.Thread(target=again, args=one) for one in acts]
     for thread in threads:
         thread.start()

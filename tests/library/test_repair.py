@@ -164,7 +164,7 @@ def test_a_damaged_object_lies_in_quarantine_byte_for_byte(stand, adapt):
 
     kept = [p.read_bytes() for p in (stand / "home" / "quarantine").iterdir()]
     assert damaged in kept
-    adapt.ok("gc", "--grace", "0")
+    adapt.ok("cache", "clean", "--grace", "0")
     assert damaged in [p.read_bytes() for p in (stand / "home" / "quarantine").iterdir()]
 
 
@@ -198,7 +198,7 @@ def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_
         adapt.ok("remote", "login", "ours", "--token", server.token)
         adapt.ok("push", "three@base-7b", "--to", "acme/three", "--remote", "ours")
         adapt.ok("remove", "three@base-7b", "--yes")
-        adapt.ok("gc", "--grace", "0")
+        adapt.ok("cache", "clean", "--grace", "0")
         shutil.rmtree(stand / "three")
         shutil.rmtree(stand / "published")
         adapt.ok("install", "acme/three@base-7b")

@@ -62,7 +62,7 @@ def test_removing_one_full_name_keeps_the_other(library, pair):
 
 @pytest.mark.parametrize("pair", [False], indirect=True)
 def test_a_base_pinned_for_one_full_name_is_pinned_for_the_build(library, base, pair):
-    library.pin(pair[0], base)
+    library.pin_base(pair[0], base)
 
     assert [row.base_weights for row in library.catalog.search(Filters())] == [base.fingerprint.weights] * 2
     assert library.catalog.differences() == []

@@ -85,8 +85,8 @@ def test_what_it_calls_unused_is_what_gc_would_remove(folder: Path, client: http
     adapt.ok("alias", "set", "prod", "held")
     adapt.ok("add", "out/tables", "--name", "tables")
 
-    removed = {row["name"] for row in adapt.json("gc", "--unused", "--dry-run")["removed"]}
+    removed = {row["name"] for row in adapt.json("cache", "clean", "--unused", "--dry-run")["removed"]}
 
     page = client.get("/library").text.partition("<h2>Unused</h2>")[2]
     assert {name.split("==")[0] for name in re.findall(r"<bdi>([^<]+)</bdi>", page)} == removed == {"loose", "tables"}
-    assert "adapt gc --unused" in page
+    assert "adapt cache clean --unused" in page

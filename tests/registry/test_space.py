@@ -387,8 +387,8 @@ def test_the_command_says_what_it_freed(alone: Running) -> None:
     delete(alone, "acme/x")
     age(alone)
 
-    planned = registry("gc", "--root", alone.root, "--dry-run")
-    done = registry("gc", "--root", alone.root, "--json")
+    planned = registry("cache", "clean", "--root", alone.root, "--dry-run")
+    done = registry("cache", "clean", "--root", alone.root, "--json")
 
     assert planned.stdout.startswith("would remove 3 files (6.")
     found = json.loads(done.stdout)
@@ -398,7 +398,7 @@ def test_the_command_says_what_it_freed(alone: Running) -> None:
 
 
 def test_the_command_creates_no_registry(tmp_path: Path) -> None:
-    done = registry("gc", "--root", tmp_path / "nowhere")
+    done = registry("cache", "clean", "--root", tmp_path / "nowhere")
 
     assert (done.returncode, "is not a registry; nothing was created" in done.stderr) == (10, True)
     assert not (tmp_path / "nowhere").exists()

@@ -47,8 +47,8 @@ _FACTS = {
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
 _FACTS_OF = {
     "alias-history": {"at", "by"},
-    "cache": _SIZES,
-    "gc": _SIZES,
+    "cache-show": _SIZES,
+    "cache-clean": _SIZES,
     "extract": _SIZES,
     "merge.tune": {*_SIZES, "weight", "weights"},
     "registry-check": {"bytes"},
@@ -168,7 +168,6 @@ def _adapters(w: World) -> None:
     w.says("install", "install", SUMMARY, "--from", "./published")
     w.says("list", "list")
     w.says("search", "search", "legal", "--base", "base-7b")
-    w.says("show", "show", LEGAL)
     w.says("info", "info", LEGAL)
     w.says("path", "path", LEGAL)
     w.says("verify", "verify", LEGAL, "./out/tables", "--base", "base-7b")
@@ -188,7 +187,7 @@ def _weights(w: World) -> None:
     w.says("merge", "merge", "legal-qa", "summarize", "--weights", "0.7,0.3", "-o", "both")
     w.says("merge.folder", "merge", "legal-qa", "summarize", "--method", "svd", "--rank", "4", "-o", "./merged")
     w.says("merge.methods", "merge", "--methods")
-    w.says("show.recipe", "show", "both", "--recipe")
+    w.says("info.recipe", "info", "both", "--recipe")
     w.says("resize", "resize", "legal-qa", "--rank", "2")
     w.says("compare", "compare", "legal-qa", "summarize")
     w.says("extract", "extract", "./models/base-7b-chat", "--base", "base-7b", "--rank", "2", "-o", "chat")
@@ -404,10 +403,10 @@ def _verbs(w: World) -> None:
     )
     w.says("similar", "similar", "both")
     w.says("similar.groups", "similar")
-    space = w.says("cache", "cache")
+    space = w.says("cache-show", "cache", "show")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]
-    w.says("uninstall", "uninstall", "both", "legal-qa", "--save", "--yes", inside=True)
+    w.inside.ok("remove", "both", "legal-qa", "--save", "--yes")
     w.says("upgrade.library", "upgrade", "summarize", "--from", "./team")
     w.inside.ok("install", "summarize==1.1.0", "--save", "--no-sync")
     w.says("rollback.dry-run", "rollback", "summarize", "--dry-run", inside=True)
@@ -416,7 +415,7 @@ def _verbs(w: World) -> None:
 
 def _away(w: World) -> None:
     w.says("remove", "remove", "summarize", "--yes")
-    w.says("gc", "gc", "--dry-run", "--grace", "0")
+    w.says("cache-clean", "cache", "clean", "--dry-run", "--grace", "0")
 
 
 # ---------------------------------------------------------------- what stays the same

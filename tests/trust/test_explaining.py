@@ -1,4 +1,4 @@
-"""`adapt explain`: every code that can be printed has an explanation, and a refusal names the command."""
+"""`adapt help codes`: every code that can be printed has an explanation, and a refusal names the command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_command_prints_several_or_all(tmp_path: Path) -> None:
 def test_a_refusal_without_a_hint_of_its_own_names_the_explanation() -> None:
     found = Finding(code="E_ALPHA", severity="error", where="x.safetensors", message="alpha is 0")
 
-    assert refused("x", [found]).hint == "`adapt explain E_ALPHA` says what to do"
+    assert refused("x", [found]).hint == "`adapt help E_ALPHA` says what to do"
 
 
 def test_codes_are_completed() -> None:

@@ -305,7 +305,7 @@ def test_what_stands_in_the_place_of_a_signature_is_told_set_aside_and_the_signa
     put(path)
 
     told = homes.ben("audit", "--offline")
-    swept = homes.ben("gc", "--yes")
+    swept = homes.ben("cache", "clean", "--yes")
     mended = homes.ben.ok("doctor", "--repair", "--offline")
 
     assert (told.exit_code, told.stdout.count("E_SIGNATURE")) == (3, 1)
@@ -313,7 +313,7 @@ def test_what_stands_in_the_place_of_a_signature_is_told_set_aside_and_the_signa
     assert f"quarantined\t{path}" in mended
     assert path.read_bytes() == signed
     assert homes.ben("verify", "legal-qa").exit_code in (0, 17)
-    homes.ben.ok("gc", "--yes")
+    homes.ben.ok("cache", "clean", "--yes")
 
 
 def test_damaged_files_are_not_signed(homes):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from adapterhub.core.errors import AmbiguousSpec
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.resolve import Objection, Resolution
@@ -86,31 +85,6 @@ def choose_release(
     raise AdapterNotFound(
         f"no adapter `{spec.full_name}` in {labels}", hint="`adapt search --remote NAME` lists the adapters of a server"
     )
-
-
-def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed builds that `spec` names: one version in each rank that fits, or every build with its name.
-
-    Raises:
-        AdapterNotFound: no build is installed.
-    """
-    from adapterhub.distribution.choosing import look_up_variants
-    from adapterhub.projects.session import wanted_from
-
-    if not all_versions:
-        return look_up_variants(library, spec, wanted=wanted_from(library, spec, None))
-    builds = library.builds_named(spec.name, spec.namespace)
-    if not builds:
-        raise library.not_installed(spec.full_name)
-    return builds
-
-
-def several_fit(spec: AdapterSpec, builds: Sequence[Installed], *, hint: str) -> AmbiguousSpec:
-    """The error for a spec that means all of `builds` where one has to be chosen."""
-    from adapterhub.core.errors import AmbiguousSpec
-
-    choices = [(build.spec, f"rank {build.manifest.rank}") for build in builds]
-    return AmbiguousSpec(f"`{spec}` fits {len(builds)} builds of one version. Nothing was removed", choices, hint=hint)
 
 
 def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:

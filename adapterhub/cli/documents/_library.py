@@ -12,7 +12,7 @@ from adapterhub.api.steps.find import routing
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
-    Digest,
+    Base,
     Manifest,
     ModuleGroup,
     Node,
@@ -25,55 +25,14 @@ from adapterhub.cli.documents._parts import (
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import install
-from adapterhub.formats.base import fingerprint
 from adapterhub.library import audit
 from adapterhub.library.bases import families
-from adapterhub.library.upkeep import repair
+from adapterhub.library.upkeep import space
 
 Listed = document_of(listed.Listed)
-RepairStep = document_of(repair.Step)
 
 
 # ---------------------------------------------------------------- bases
-class Fingerprint(TypedDict):
-    """The [fingerprint](fingerprint.md) of a base."""
-
-    weights: Annotated[str, "digest of names and values"]
-    tensors: Annotated[str, "digest of values"]
-    structure: Annotated[str, "digest of names and shapes"]
-    files: NotRequired[Annotated[str, "digest of its files, if known"]]
-
-
-class BasePart(TypedDict):
-    """A base, or one component of a pipeline."""
-
-    alias: Annotated[str, "`sdxl`, or `sdxl/unet` for a component"]
-    path: Annotated[Path | None, "its folder, or the file of the whole pipeline"]
-    fingerprint: Fingerprint
-    hints: Annotated[dict[str, Any], "names for display, never proof: `hub_id`, `model_type`, `parameters` …"]
-
-
-class Base(BasePart):
-    """A registered base, new or changed."""
-
-    parts: NotRequired[Annotated[dict[str, BasePart], "of a pipeline, each component by its name"]]
-
-
-class BaseTensor(TypedDict):
-    """One tensor of a base."""
-
-    name: str
-    dtype: Annotated[str, "as safetensors writes it, such as `BF16`"]
-    shape: list[int]
-    sha256: Annotated[str, "64 hex digits"]
-
-
-class ShownBase(Base):
-    """A registered base and its tensors."""
-
-    tensors: list[BaseTensor]
-
-
 class BaseRecord(TypedDict):
     """A base for another machine, in the form of the file that `adapt base add RECORD` takes."""
 
@@ -85,38 +44,6 @@ class BaseRecord(TypedDict):
     hints: dict[str, Any]
     tensors: Annotated[list[list[Any]], "name, dtype, shape, sha256 and samples of each tensor"]
     components: NotRequired[Annotated[dict[str, dict[str, Any]], "of a pipeline, the hints of each component"]]
-
-
-class ComparedBases(document_of(fingerprint.Comparison)):
-    """How two bases relate; two pipelines also component by component."""
-
-    parts: NotRequired[dict[str, document_of(fingerprint.Comparison)]]
-
-
-class ListedBase(TypedDict):
-    """A registered base in a list; unknown fields are null."""
-
-    alias: str
-    weights: Digest
-    model_type: str | None
-    dtype: str | None
-    parameters: int | None
-    hub_id: str | None
-    path: Path | None
-
-
-class Pinned(TypedDict):
-    """An installed build and the base pinned to it."""
-
-    adapter: Annotated[str, "its exact spec"]
-    base: Annotated[str, "alias"]
-    weights: Digest
-
-
-class Removed(TypedDict):
-    """An alias that is no longer registered."""
-
-    removed: Annotated[str, "the alias"]
 
 
 # ---------------------------------------------------------------- adapters
@@ -176,58 +103,6 @@ class Sbom(TypedDict):
     dependencies: Annotated[list[dict[str, Any]], "which component was made from which"]
 
 
-class Gone(TypedDict):
-    """A build that was removed."""
-
-    name: str
-    version: str
-    digest: Digest
-
-
-class Uninstalled(TypedDict):
-    """The removed builds, and the entries removed from the project."""
-
-    removed: list[Gone]
-    project_names: Annotated[list[str], "with --save: names removed from `adapters.toml`"]
-
-
-class Object(TypedDict):
-    """An object of the store."""
-
-    path: Path
-    size_bytes: Size
-
-
-class Holder(TypedDict):
-    """A running program that uses objects of the store."""
-
-    by: Annotated[str, "the process, as text"]
-    what: Annotated[str, "what it uses"]
-    host: str
-    pid: int
-    file: Path
-
-
-class Swept(TypedDict):
-    """The unused objects of the store."""
-
-    dry_run: Annotated[bool, "true: nothing was deleted"]
-    removed: Annotated[list[Gone], "with --unused: builds that nothing needed"]
-    freed_bytes: Annotated[int, "size of `objects`"]
-    objects: Annotated[list[Object], "the unused objects"]
-    spared_bytes: Annotated[int, "unused, but too recent to delete"]
-    spared_objects: Annotated[int, "their number"]
-    in_use: Annotated[list[Holder], "programs that keep objects in use"]
-
-
-class Repaired(TypedDict):
-    """The result of a repair."""
-
-    dry_run: Annotated[bool, "true: nothing was changed"]
-    mended: Annotated[bool, "whether everything is now intact"]
-    steps: list[RepairStep]
-
-
 class Completion(TypedDict):
     """The completion script of a shell."""
 
@@ -238,13 +113,13 @@ class Completion(TypedDict):
 BASES = {
     "base-add": Base,
     "base-set": Base,
-    "base-list": list[ListedBase],
-    "base-show": ShownBase,
+    "base-list": list[document_of(listed.ListedBase)],
+    "base-show": document_of(upkeep.ShownBase),
     "base-export-record": BaseRecord,
-    "base-compare": ComparedBases,
+    "base-compare": document_of(upkeep.ComparedBases),
     "base-family": list[document_of(families.Family)],
-    "base-remove": Removed,
-    "base-pin": Pinned,
+    "base-remove": document_of(upkeep.RemovedBase),
+    "base-pin": document_of(upkeep.Pinned),
 }
 ADAPTERS = {
     "add": Added,
@@ -258,18 +133,17 @@ ADAPTERS = {
     "search.try": document_of(trying.Tried),
     "route": document_of(routing.Routed),
     "route.check": document_of(routing.CheckedRoute),
-    "show": Shown,
     "info": Shown,
-    "show.recipe": ShownRecipe,
+    "info.recipe": ShownRecipe,
     "path": Folder,
     "verify": list[document_of(checking.Verified)],
     "verify.engine": list[document_of(checking.Checked)],
     "audit": document_of(audit.Audit),
     "sbom": Sbom,
-    "remove": Uninstalled,
-    "uninstall": Uninstalled,
-    "gc": Swept,
+    "remove": document_of(upkeep.Removed),
+    "cache-show": document_of(space.Space),
+    "cache-clean": document_of(upkeep.Freed),
     "doctor": list[document_of(health.Line)],
-    "doctor.repair": Repaired,
+    "doctor.repair": document_of(upkeep.Repaired),
     "completion": Completion,
 }

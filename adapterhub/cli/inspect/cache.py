@@ -1,4 +1,4 @@
-"""`adapt cache` and `adapt gc`: show what uses the library's disk space, and free what is unused."""
+"""`adapt cache show`: show what uses the library's disk space, and free what is unused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.output import listed, size_text
@@ -14,44 +15,46 @@ from adapterhub.core.arguments import Count, Seconds
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.library.store.catalog import Installed, Swept
+    from collections.abc import Callable, Sequence
+
+    from adapterhub.api.upkeep import Freed
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.space import Space
 
 _COLUMNS = ("holder", "kind", "objects", "size", "alone")
 
 
-@click.command()
+@click.group(cls=Group)
+def cache() -> None:
+    """Show what uses the library's disk space, and free what nothing uses.
+
+    \b
+    Examples:
+      adapt cache show
+      adapt cache clean --dry-run
+    """
+
+
+@cache.command()
 @click.option("--limit", type=kind_of(Count), default=20, show_default=True, metavar="N", help="Show N rows.")
 @common
-def cache(session: Session, limit: int) -> None:
+def show(session: Session, limit: int) -> None:
     """Show what uses the library's disk space: adapters, projects and processes, the largest first.
 
     Holders can share bytes. The column `alone` counts the bytes that only this holder needs.
 
     \b
     Example:
-      adapt cache
+      adapt cache show
     """
-    from adapterhub.library.upkeep.space import space_of
-
-    space = space_of(session.library)
-    session.out.result(lambda: _document(session, space), lambda: _say(session, space, limit))
+    space = session.opened.space()
+    session.out.result(space.to_json, lambda: _say(session, space, limit))
     if len(space.held) > limit:
         session.out.note(f"{len(space.held) - limit} more; `--limit {len(space.held)}` shows them")
     if space.unused_objects:
-        session.out.hint("`adapt gc` deletes unused objects; `adapt gc --unused` also adapters that no project needs")
-
-
-def _document(session: Session, space: Space) -> dict[str, Any]:
-    return {
-        "root": str(session.root),
-        "objects": space.objects,
-        "size_bytes": space.size_bytes,
-        "holders": [one.to_json() for one in space.held],
-        "unused_objects": space.unused_objects,
-        "unused_bytes": space.unused_bytes,
-        "other": [{"name": name, "size_bytes": size} for name, size in space.other],
-    }
+        session.out.hint(
+            "`adapt cache clean` deletes unused objects; with `--unused` also adapters that no project needs"
+        )
 
 
 def _say(session: Session, space: Space, limit: int) -> None:
@@ -62,24 +65,26 @@ def _say(session: Session, space: Space, limit: int) -> None:
     if space.unused_objects:
         rows.append(("unused", "", space.unused_objects, size_text(space.unused_bytes), size_text(space.unused_bytes)))
     session.out.table(_COLUMNS, rows, right=("objects", "size", "alone"))
-    session.out.line(f"{space.objects} objects, {size_text(space.size_bytes)} in {session.root}")
-    for name, size in space.other:
-        session.out.line(f"{name}\t{size_text(size)}")
+    session.out.line(f"{space.objects} objects, {size_text(space.size_bytes)} in {space.root}")
+    for one in space.other:
+        session.out.line(f"{one.name}\t{size_text(one.size_bytes)}")
 
 
-@click.command()
+@cache.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option(
     "--grace",
     "grace_s",
     type=kind_of(Seconds),
+    default=3600,
+    show_default=True,
     metavar="SECONDS",
-    help="Keep objects younger than this [default: 3600].",
+    help="Keep objects younger than this.",
 )
 @click.option("--unused", is_flag=True, help="First remove adapters that no project, alias or process needs.")
 @click.option("--yes", "-y", is_flag=True, help="With --unused: remove without a prompt.")
 @common
-def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes: bool) -> None:
+def clean(session: Session, yes: bool, dry_run: bool, **options: Any) -> None:
     """Delete objects that no installed adapter, project or running process uses.
 
     A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused, an adapter
@@ -87,75 +92,47 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
 
     \b
     Examples:
-      adapt gc --dry-run
-      adapt gc --unused --dry-run
+      adapt cache clean --dry-run
+      adapt cache clean --unused --dry-run
     """
-    from adapterhub.library.store.roots import KnownProjects
-    from adapterhub.library.store.sweep import GRACE_S
-    from adapterhub.library.upkeep.space import unused_builds
-
-    library = session.library
-    builds = unused_builds(library) if unused else []
-    if builds and not dry_run:
-        _confirm(session, builds, yes=yes)
-        library.remove(builds)
-    if not dry_run:
-        for folder in KnownProjects(session.root).forget_gone():
-            session.out.note(f"the project `{folder}` is gone and no longer keeps anything")
-    swept = library.gc(grace_s=GRACE_S if grace_s is None else grace_s, dry_run=dry_run)
-    gone, spared = sum(s for _, s in swept.gone), sum(s for _, s in swept.spared)
-
-    def text() -> None:
-        for build in builds:
-            verb = "would remove" if dry_run else "removed"
-            session.out.line(f"{verb} {build.full_name} {build.manifest.label}")
-        if dry_run and swept.gone:
-            session.out.line("\n".join(f"{size_bytes}\t{path}" for path, size_bytes in swept.gone))
-        verb = "would free" if dry_run else "freed"
-        session.out.line(f"{verb} {size_text(gone)} in {len(swept.gone)} objects")
-
-    session.out.result(
-        {
-            "dry_run": dry_run,
-            "removed": [
-                {"name": b.full_name, "version": b.manifest.version, "digest": b.manifest.digest} for b in builds
-            ],
-            "freed_bytes": gone,
-            "objects": [{"path": str(p), "size_bytes": s} for p, s in swept.gone],
-            "spared_bytes": spared,
-            "spared_objects": len(swept.spared),
-            "in_use": [
-                {"by": str(c.holder), "what": c.what, "host": c.holder.host, "pid": c.holder.pid, "file": str(c.path)}
-                for c in swept.claims
-            ],
-        },
-        text,
-    )
-    if dry_run and builds:
+    freed = session.opened.gc(dry_run=dry_run, agree=None if yes else _agreeing(session), **options)
+    session.out.result(freed.to_json(), lambda: _say_freed(session, freed))
+    if dry_run and freed.builds:
         session.out.note("the space of these adapters is not counted above")
-    _tell_kept(session, swept, spared)
+    _tell_kept(session, freed)
 
 
-def _confirm(session: Session, builds: list[Installed], *, yes: bool) -> None:
-    names = listed([f"{b.full_name} {b.manifest.label}" for b in builds], 20)
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageProblem(
-            f"cannot ask before removing {names}: not a terminal",
-            hint="pass `--yes` to confirm, or see `adapt gc --unused --dry-run`",
-        )
-    session.out.warn(f"no project, alias or process needs {names}")
-    click.confirm(f"Remove {len(builds)} adapters?", abort=True, err=True)
+def _say_freed(session: Session, freed: Freed) -> None:
+    would = freed.dry_run
+    for build in freed.builds:
+        session.out.line(f"{'would remove' if would else 'removed'} {build.full_name} {build.manifest.label}")
+    if would and freed.gone:
+        session.out.lines([f"{size_bytes}\t{path}" for path, size_bytes in freed.gone])
+    told = f"{size_text(freed.freed_bytes)} in {len(freed.gone)} objects"
+    session.out.line(f"{'would free' if would else 'freed'} {told}")
 
 
-def _tell_kept(session: Session, swept: Swept, spared_bytes: int) -> None:
-    for claim in swept.claims:
+def _agreeing(session: Session) -> Callable[[Sequence[Installed]], None]:
+    def agree(builds: Sequence[Installed]) -> None:
+        names = listed([f"{b.full_name} {b.manifest.label}" for b in builds], 20)
+        if not sys.stdin.isatty():
+            raise UsageProblem(
+                f"cannot ask before removing {names}: not a terminal",
+                hint="pass `--yes` to confirm, or see `adapt cache clean --unused --dry-run`",
+            )
+        session.out.warn(f"no project, alias or process needs {names}")
+        click.confirm(f"Remove {len(builds)} adapters?", abort=True, err=True)
+
+    return agree
+
+
+def _tell_kept(session: Session, freed: Freed) -> None:
+    for claim in freed.claims:
         session.out.note(f"kept the files that `{claim.what}` uses: {claim.holder}")
         if not claim.holder.is_here:
             session.out.hint(f"if that process has ended, delete `{claim.path}`; it counts for a day")
-    if swept.spared:
+    if freed.spared:
         session.out.hint(
-            f"kept {len(swept.spared)} unused objects ({size_text(spared_bytes)}) that are young; "
-            "`adapt gc --grace 0` deletes them, too"
+            f"kept {len(freed.spared)} unused objects ({size_text(freed.spared_bytes)}) that are young; "
+            "`adapt cache clean --grace 0` deletes them, too"
         )

@@ -5,15 +5,22 @@ from __future__ import annotations
 import shlex
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from adapterhub.cli.options.params import Session, common
+from adapterhub.cli.output import size_text
 from adapterhub.core.errors import NotFound, shown
 
 if TYPE_CHECKING:
-    from adapterhub.library.identify import Identity
+    from collections.abc import Iterator, Sequence
+
+    from adapterhub.library.identify import Identity, LoraFile, LoraFiles
+    from adapterhub.library.identify.lora_files import Hashes
+
+_COLUMNS: Final = ("file", "base", "kind", "rank", "size", "triggers", "note")
+_SHOWN_TRIGGERS: Final = 3
 
 
 @click.command()
@@ -41,20 +48,15 @@ def identify(session: Session, paths: tuple[Path, ...]) -> None:
       adapt identify ~/loras
     """
     if len(paths) > 1 or _holds_several(paths[0]):
-        from adapterhub.cli.inspect.identify_files import say_files
-
-        say_files(session, paths)
+        listed = session.opened.identify_files(*paths)
+        session.out.result(listed.to_json(), lambda: _say_files(session, listed, paths))
         return
-    from adapterhub.library.identify import identify as look
-
-    path = paths[0]
-    with session.out.progress("identify", None) as progress:
-        identity = look(session.library, path, progress)
+    identity = session.opened.identify(paths[0])
     for note in identity.notes:
         session.out.note(note)
     if not identity.matches and identity.lora is None:
         raise NotFound(
-            f"`{shown(str(path), 200)}` matches no adapter and no object of the library by its bytes or tensors, "
+            f"`{shown(str(paths[0]), 200)}` matches no adapter and no object of the library by its bytes or tensors, "
             "and no base by its modules",
             hint="`adapt base add PATH` registers a base to compare with",
         )
@@ -70,9 +72,7 @@ def _holds_several(path: Path) -> bool:
 
 def _say(session: Session, identity: Identity) -> None:
     if identity.lora is not None:
-        from adapterhub.cli.inspect.identify_files import facts_of
-
-        for line in facts_of(identity.lora, identity.hashes):
+        for line in _facts_of(identity.lora, identity.hashes):
             session.out.line(line)
     if not identity.matches:
         return
@@ -90,3 +90,48 @@ def _hint(session: Session, identity: Identity) -> None:
     if base is not None and (identity.path.is_dir() or identity.lora is not None):
         folder = shlex.quote(str(identity.path))
         session.out.hint(f"`adapt add {folder} --name NAME --base {base.name}` checks that it fits and adds it")
+
+
+# ---------------------------------------------------------------- LoRA files of other programs
+def _say_files(session: Session, listed: LoraFiles, paths: Sequence[Path]) -> None:
+    """List the files; the total counts duplicates and what no adapter is."""
+    session.out.table(_COLUMNS, [_row(file, paths) for file in listed.files])
+    refused = sum(bool(file.problem) for file in listed.files)
+    counts = (
+        (listed.duplicates, "duplicate" + "s" * (listed.duplicates != 1)),
+        (refused, "that `adapt add` does not take"),
+    )
+    told = "".join(f", {count} {what}" for count, what in counts if count)
+    session.out.note(f"{len(listed.files)} file{'s' * (len(listed.files) != 1)}{told}")
+
+
+def _row(file: LoraFile, given: Sequence[Path]) -> tuple[str, ...]:
+    if file.duplicate_of is not None:
+        note = f"same numbers as {_place(file.duplicate_of, given)}"
+    elif file.adapter is not None:
+        note = f"installed as {shown(file.adapter)}"
+    else:
+        note = file.problem
+    kind = f"{file.method} {file.program}".strip()
+    rank = "" if file.rank is None else str(file.rank)
+    triggers = ", ".join(shown(word, 40) for word in file.triggers[:_SHOWN_TRIGGERS])
+    return _place(file.path, given), file.family, kind, rank, size_text(file.size_bytes), triggers, shown(note, 120)
+
+
+def _place(path: Path, given: Sequence[Path]) -> str:
+    """The path below the folder that was given, or the name of a file that was."""
+    folder = next((place for place in given if place != path and path.is_relative_to(place)), path.parent)
+    return shown(path.relative_to(folder).as_posix(), 80)
+
+
+def _facts_of(file: LoraFile, hashes: Hashes | None) -> Iterator[str]:
+    """The facts of one file, a line each."""
+    parts = f" on {', '.join(file.parts)}" if file.parts else ""
+    size = size_text(file.size_bytes)
+    yield f"{file.method} of {file.program}{parts}: {file.modules} modules, rank {file.rank}, {size}"
+    if file.title:
+        yield f"title     {shown(file.title, 120)}"
+    if file.triggers:
+        yield f"triggers  {', '.join(shown(word, 60) for word in file.triggers)}"
+    for name, digest in hashes.names if hashes is not None else ():
+        yield f"{name:<9} {digest}"

@@ -38,13 +38,13 @@ def info(
 
     Shows an installed adapter if there is one. Otherwise, or with --remote, reads the manifest, the config and the
     first bytes of the weights from a server and downloads nothing else. Inside a project, also shows whether the
-    project's policy refuses the adapter. `adapt show` is the same command.
+    project's policy refuses the adapter.
 
     \b
     Examples:
       adapt info legal-qa@base-7b
       adapt info acme/legal-qa@base-7b --remote ours
-      adapt show legal-summary --recipe > merge.toml
+      adapt info legal-summary --recipe > merge.toml
     """
     from adapterhub.core.ranks import RankRange
 

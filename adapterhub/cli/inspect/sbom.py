@@ -8,10 +8,9 @@ import click
 
 from adapterhub.cli.completion.completing import complete_spec
 from adapterhub.cli.options.params import Session, common, project_option
-from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @click.command()
@@ -31,16 +30,12 @@ def sbom(session: Session, adapters: tuple[str, ...], locked: bool) -> None:
       adapt sbom legal-qa@base-7b --json > legal-qa.cdx.json
       adapt sbom --locked --json > bom.json
     """
-    from adapterhub.api.steps.describing import bill_of_adapters, bill_of_lock
-
-    if locked and adapters:
-        raise UsageProblem("`--locked` lists what the project locks; leave out the adapters")
-    bill = bill_of_lock(session, session.need_project()) if locked else bill_of_adapters(session, adapters)
+    bill = session.opened.sbom(*adapters, locked=locked)
     columns = ("part", "name", "version", "licence")
     session.out.result(bill, lambda: session.out.table(columns, list(_rows(bill))))
 
 
-def _rows(bill: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _rows(bill: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     subject = bill["metadata"]["component"]
     for one in ([subject] if subject["type"] != "application" else []) + bill["components"]:
         said = one.get("licenses", [{}])[0]

@@ -96,7 +96,7 @@ def _say(session: Session, reports: Reports, *, notes: bool) -> None:
             expected = f"; expected {finding.expected}" if finding.expected else ""
             out.line(f"  [{finding.code}] {finding.severity}: {place}{finding.message}{expected}")
             if finding.severity == "error":
-                out.hint(finding.hint or f"`adapt explain {finding.code}` says what to do")
+                out.hint(finding.hint or f"`adapt help {finding.code}` says what to do")
     if not reports:
         out.line("nothing is installed")
 

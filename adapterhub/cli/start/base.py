@@ -12,7 +12,7 @@ from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
 from adapterhub.core.arguments import Count
-from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
+from adapterhub.core.errors import Incompatible
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -37,17 +37,7 @@ def base() -> None:
 @click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
 @remote_options
 @common
-def add(
-    session: Session,
-    place: str,
-    alias: str | None,
-    threads: int | None,
-    hub_id: str | None,
-    revision: str | None,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def add(session: Session, place: str, **options: Any) -> None:
     """Fingerprint a model by its weights and register it under a name.
 
     PATH is a folder with safetensors files: a model, or a pipeline of several (with a `model_index.json`), of which
@@ -65,27 +55,14 @@ def add(
       adapt base add sd_xl_base_1.0.safetensors --as sdxl-file
       adapt base add base.json
     """
-    from adapterhub.api.steps.upkeep import add_base
-
-    record = add_base(
-        session,
-        place,
-        alias,
-        threads=threads,
-        hub_id=hub_id,
-        revision=revision,
-        remote=remote,
-        token=token,
-        offline=offline,
-        bars=session.out,
-    )
+    record = session.opened.add_base(place, **options)
 
     def text() -> None:
         for each in (record, *record.parts()):
             count = count_text(each.hints.parameters or 0)
             session.out.line(f"{each.alias}  {each.fingerprint.weights}  {count} parameters")
 
-    session.out.result(_document(record), text)
+    session.out.result(record.to_json, text)
 
 
 @base.command("set")
@@ -99,10 +76,8 @@ def set_(session: Session, which: BaseSpec, hub_id: str) -> None:
     Example:
       adapt base set base-7b --hub-id acme/base-7b
     """
-    from adapterhub.api.steps.upkeep import set_base_hub_id
-
-    record = set_base_hub_id(session, which, hub_id)
-    session.out.result(_document(record), lambda: session.out.line(f"{record.alias} is {record.hub} on the Hub"))
+    record = session.opened.set_base_hub_id(which, hub_id)
+    session.out.result(record.to_json(), lambda: session.out.line(f"{record.alias} is {record.hub} on the Hub"))
 
 
 @base.command("list")
@@ -114,30 +89,8 @@ def list_(session: Session) -> None:
     Example:
       adapt base list --json
     """
-    rows = session.library.catalog.read(lambda index: index.bases())
-    columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
-    session.out.result(
-        [
-            {
-                "alias": r.alias,
-                "weights": r.weights,
-                "model_type": r.model_type or None,
-                "dtype": r.dtype or None,
-                "parameters": r.parameters or None,
-                "hub_id": r.hub_id or None,
-                "path": r.path or None,
-            }
-            for r in rows
-        ],
-        lambda: session.out.table(
-            columns,
-            [
-                (r.alias, r.weights[7:19], r.model_type, r.dtype, count_text(r.parameters), r.hub_id, r.path)
-                for r in rows
-            ],
-            right=("parameters",),
-        ),
-    )
+    found = session.index.list_bases()
+    session.out.result(found.to_json, lambda: session.out.table(found.columns, found.cells, right=("parameters",)))
 
 
 @base.command("show")
@@ -150,8 +103,8 @@ def show(session: Session, which: BaseSpec) -> None:
     Example:
       adapt base show base-7b
     """
-    record = session.library.bases.find(which)
-    session.out.result(_document(record, tensors=True), lambda: session.out.fields(_pairs(record)))
+    shown = session.opened.show_base(which)
+    session.out.result(shown.to_json, lambda: session.out.fields(_pairs(shown.record)))
 
 
 @base.command("export-record")
@@ -167,7 +120,7 @@ def export_record(session: Session, which: BaseSpec) -> None:
     Example:
       adapt base export-record base-7b > base.json
     """
-    raw = session.library.bases.find(which).exported().to_bytes()
+    raw = session.opened.export_base_record(which)
     session.out.result(lambda: json.loads(raw), lambda: session.out.line(raw.decode()))
 
 
@@ -185,29 +138,17 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
     Example:
       adapt base compare base-7b ./models/base-7b-bf16
     """
-    from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
-    from adapterhub.library.bases.families import Families
-
-    bases = session.library.bases
-    a, b = bases.find(first), bases.find(second)
-    comparison = compare_fingerprints(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
-    families = Families(bases)
-    comparison = families.judged(comparison, a.fingerprint, b.fingerprint)
-    verdict = comparison.verdict
-    shared = [name for name in a.components if name in b.components]
-    pairs = [(a.part(name).fingerprint, b.part(name).fingerprint) for name in shared]
-    parts = [families.judged(compare_fingerprints(one, other), one, other) for one, other in pairs]
+    found = session.opened.compare_bases(first, second)
 
     def text() -> None:
-        session.out.line(verdict.name)
-        for sentence in comparison.differences:
+        session.out.line(found.verdict.name)
+        for sentence in found.differences:
             session.out.line(f"  {sentence}")
-        for name, part in zip(shared, parts, strict=True):
+        for name, part in (found.parts or {}).items():
             session.out.line(f"  {name}: {part.verdict.name}")
 
-    by_part = {name: part.to_json() for name, part in zip(shared, parts, strict=True)}
-    session.out.result(comparison.to_json() | ({"parts": by_part} if by_part else {}), text)
-    if not verdict.allows_attach:
+    session.out.result(found.to_json(), text)
+    if not found.verdict.allows_attach:
         raise SystemExit(Incompatible.exit_code)
 
 
@@ -228,24 +169,7 @@ def family(session: Session, name: str | None, members: tuple[BaseSpec, ...], re
       adapt base family sdxl --remove
       adapt base family
     """
-    from adapterhub.library.bases.families import Families
-
-    bases = session.library.bases
-    families = Families(bases)
-    if removes and (name is None or members):
-        raise UsageProblem("`--remove` takes the name of one family", hint="adapt base family NAME --remove")
-    if name is None:
-        found = families.all()
-    elif removes:
-        found = (families.remove(name),)
-    elif not members:
-        found = tuple(each for each in families.all() if each.name == name)
-        if not found:
-            raise NotFound(
-                f"no family `{shown(name)}`", hint=f"`adapt base family {shown(name)} BASE BASE` declares one"
-            )
-    else:
-        found = (families.declare(name, [bases.find(member) for member in members]),)
+    found = session.opened.family(name, *members, remove=removes)
 
     def text() -> None:
         for each in found:
@@ -265,10 +189,8 @@ def remove(session: Session, alias: BaseSpec) -> None:
     Example:
       adapt base remove base-7b
     """
-    from adapterhub.api.steps.upkeep import remove_base
-
-    record = remove_base(session, alias)
-    session.out.result({"removed": record.alias}, lambda: session.out.line(f"removed {record.alias}"))
+    gone = session.opened.remove_base(alias)
+    session.out.result(gone.to_json(), lambda: session.out.line(f"removed {gone.record.alias}"))
 
 
 @base.command("pin")
@@ -282,16 +204,9 @@ def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
     Example:
       adapt base pin summarize base-7b
     """
-    from adapterhub.distribution.choosing import look_up
-
-    library = session.library
-    build, _ = look_up(library, spec)
-    record = library.bases.find(which)
-    library.pin(build, record)
-    session.out.result(
-        {"adapter": build.spec, "base": record.alias, "weights": record.fingerprint.weights},
-        lambda: session.out.line(f"pinned {build.full_name} {build.manifest.label} to {record.alias}"),
-    )
+    done = session.opened.pin(spec, which)
+    told = f"pinned {done.build.full_name} {done.build.manifest.label} to {done.record.alias}"
+    session.out.result(done.to_json(), lambda: session.out.line(told))
 
 
 def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
@@ -313,21 +228,3 @@ def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
         ("tokenizer", hints.tokenizer_sha256),
         ("chat template", hints.chat_template_sha256),
     ]
-
-
-def _document(record: BaseRecord, *, tensors: bool = False) -> dict[str, Any]:
-    fingerprint = record.fingerprint.to_json()
-    fingerprint.pop("samples")
-    document: dict[str, Any] = {
-        "alias": record.alias,
-        "path": str(record.path) if record.path else None,
-        "fingerprint": fingerprint,
-        "hints": record.hints.to_json(),
-    }
-    if record.components:
-        document["parts"] = {part.component: _document(part) for part in record.parts()}
-    if tensors:
-        document["tensors"] = [
-            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "sha256": t.sha256} for t in record.tensors
-        ]
-    return document

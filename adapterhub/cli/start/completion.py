@@ -1,4 +1,4 @@
-"""`adapt completion`: print the completion script of a shell."""
+"""`adapt help completion`: print the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def completion(session: Session, shell: str) -> None:
 
     \b
     Examples:
-      eval "$(adapt completion bash)"
-      adapt completion zsh > ~/.zfunc/_adapt
-      adapt completion fish > ~/.config/fish/completions/adapt.fish
+      eval "$(adapt help completion bash)"
+      adapt help completion zsh > ~/.zfunc/_adapt
+      adapt help completion fish > ~/.config/fish/completions/adapt.fish
     """
     from adapterhub.cli import cli
     from adapterhub.cli.completion.shells import script

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.health import health
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options
 from adapterhub.core.errors import EXIT_SOME_FAILED, UsageProblem
-from adapterhub.library.find.meaning import refresh
+
+if TYPE_CHECKING:
+    from adapterhub.api.upkeep import Repaired
 
 
 @click.command()
@@ -26,16 +27,7 @@ from adapterhub.library.find.meaning import refresh
 @project_option
 @remote_options
 @common
-def doctor(
-    session: Session,
-    rebuild_index: bool,
-    is_repair: bool,
-    dry_run: bool,
-    places: tuple[Path, ...],
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def doctor(session: Session, rebuild_index: bool, is_repair: bool, dry_run: bool, **options: Any) -> None:
     """Check the installation: dependencies, command, home, disk, links, index, project and hub connection.
 
     With --repair, repairs the store. Files that do not match their digest move to `quarantine/` and are never deleted.
@@ -49,19 +41,20 @@ def doctor(
       adapt doctor --rebuild-index
       adapt doctor --repair --dry-run
     """
+    places = options.pop("places")
     if (dry_run or places) and not is_repair:
         raise UsageProblem("`--dry-run` and `--from` need `--repair`", hint="`adapt doctor --repair --dry-run`")
     if is_repair:
-        _repair(session, places, remote, token, dry_run=dry_run, offline=offline)
+        repaired = session.opened.repair(places=places, dry_run=dry_run, **options)
+        session.out.result(repaired.to_json(), lambda: _say(session, repaired))
+        if not repaired.mended:
+            session.out.hint("install or add these again, or fetch them with `--from DIR`")
+        if not repaired.mended or (dry_run and repaired.steps):
+            raise SystemExit(EXIT_SOME_FAILED)
         return
     if rebuild_index:
-        from adapterhub.library.find import sketching
-
-        with session.out.progress("sketch", None, unit="adapters") as progress:
-            count = sketching.rebuild_index(session.library, progress)
-        session.out.note(f"index rebuilt: {count} builds")
-        refresh(session.library)
-    lines = health(session, remote=remote, token=token, offline=offline, argv0=sys.argv[0])
+        session.out.note(f"index rebuilt: {session.opened.rebuild_index()} builds")
+    lines = session.opened.doctor(argv0=sys.argv[0], **options)
 
     def text() -> None:
         session.out.table(("check", "state", "fact"), [(line.what, line.state, line.fact) for line in lines])
@@ -73,24 +66,10 @@ def doctor(
         raise SystemExit(EXIT_SOME_FAILED)
 
 
-def _repair(
-    session: Session, places: tuple[Path, ...], remote: str | None, token: str | None, *, dry_run: bool, offline: bool
-) -> None:
-    from adapterhub.api.steps.upkeep import repair_store
-
-    steps = repair_store(session, places, remote=remote, token=token, dry_run=dry_run, offline=offline)
-    rest = sum(not step.is_mended for step in steps)
-
-    def text() -> None:
-        would = "would be " if dry_run else ""
-        for step in steps:
-            action = f"{would}{step.action}" if step.is_mended else step.action
-            session.out.line(f"{action}\t{step.path}" + (f"\t{step.detail}" if step.detail else ""))
-        if not steps:
-            session.out.line("nothing is damaged")
-
-    session.out.result({"dry_run": dry_run, "mended": rest == 0, "steps": [step.to_json() for step in steps]}, text)
-    if rest:
-        session.out.hint("install or add these again, or fetch them with `--from DIR`")
-    if rest or (dry_run and steps):
-        raise SystemExit(EXIT_SOME_FAILED)
+def _say(session: Session, repaired: Repaired) -> None:
+    would = "would be " if repaired.dry_run else ""
+    for step in repaired.steps:
+        action = f"{would}{step.action}" if step.is_mended else step.action
+        session.out.line(f"{action}\t{step.path}" + (f"\t{step.detail}" if step.detail else ""))
+    if not repaired.steps:
+        session.out.line("nothing is damaged")

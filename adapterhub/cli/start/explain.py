@@ -1,4 +1,4 @@
-"""`adapt explain`: say what a code of a finding or an exit code means, and what to do."""
+"""`adapt help CODE`: say what a code of a finding or an exit code means, and what to do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLUMNS = ("code", "kind", "meaning")
 def explain_(session: Session, codes: tuple[str, ...]) -> None:
     """Explain the codes of findings, and exit codes: what they mean and what to do.
 
-    CODE is one that `verify`, `audit` or a refusal prints in brackets, an exit code, or an error class of Python.
-    Without CODE, lists all. Works without a network.
+    CODE is one that `verify`, `audit` or a refusal prints in brackets, an exit code, or an error class of Python;
+    `adapt help codes` lists all. Works without a network.
 
     \b
     Examples:
-      adapt explain E_BASE_WEIGHT
-      adapt explain 11
+      adapt help E_BASE_WEIGHT
+      adapt help 11
     """
     if not codes:
         rows = list(explanations().values())

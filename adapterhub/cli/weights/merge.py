@@ -139,7 +139,7 @@ def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     "--recipe",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Merge as this TOML file says, which `adapt show --recipe` prints.",
+    help="Merge as this TOML file says, which `adapt info --recipe` prints.",
 )
 @places_option("With --recipe: also look here for adapters that are not installed; may be repeated.")
 @click.option("--offline", is_flag=True, help="With --recipe: use no network.")

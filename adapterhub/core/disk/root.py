@@ -47,7 +47,7 @@ class Root:
             free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
             return DiskFull(
                 f"no room to write in `{self.root}` ({error.strerror}; {free:,} bytes free). Nothing was stored",
-                hint="`adapt gc` frees what no installed adapter uses",
+                hint="`adapt cache clean` frees what no installed adapter uses",
             )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return NotAllowed(
@@ -97,7 +97,7 @@ class Root:
             raise DiskFull(
                 f"no room in `{self.root}`: {size_bytes:,} bytes are needed and {reserve:,} kept in reserve, "
                 f"{usage.free:,} are free. Nothing was stored",
-                hint="`adapt gc` frees what no installed adapter uses",
+                hint="`adapt cache clean` frees what no installed adapter uses",
             )
 
     @contextlib.contextmanager

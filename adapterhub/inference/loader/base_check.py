@@ -142,7 +142,7 @@ def pin(library: Library, found: FoundAdapter, known_base: Callable[[], BaseReco
     if record is None:
         return ("is not pinned: this model is not a registered base (`adapt base add PATH` registers one)",)
     try:
-        library.pin(build, record)
+        library.pin_base(build, record)
     except AdapterHubError as error:
         # The adapter works; a failure to record its base must not take it off again.
         return (f"could not be pinned to base `{record.label}`: {error.message.splitlines()[0]}",)

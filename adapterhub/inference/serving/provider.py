@@ -96,8 +96,8 @@ class AdapterProvider:
     `find_installed` looks a name up in the library and never waits for a source; `fetch` looks in the library and then
     in `sources`, and installs what it finds there. Before the first lease of a build, it checks the bytes, format,
     shapes, numbers and base, the rules of `engine` (such as `vllm@0.32`), and then calls `gate`. A leased build has its
-    own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from the engine. `progress` counts the bytes
-    that come from sources.
+    own links, so `adapt remove`, `adapt cache clean` and `rm` cannot take it away from the engine. `progress` counts
+    the bytes that come from sources.
     """
 
     def __init__(  # noqa: PLR0913 - the sides of one server

@@ -54,6 +54,6 @@ def _like_names(subject: Subject, around: Surroundings) -> Iterator[Finding]:
             continue
         message = f"`{shown(name)}` looks like `{shown(other)}`, {how}"
         hint = (
-            "make sure that both are meant; `adapt show NAME` tells where each belongs, `adapt remove` takes one away"
+            "make sure that both are meant; `adapt info NAME` tells where each belongs, `adapt remove` takes one away"
         )
         yield Finding(code="W_LOOK_ALIKE", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.digests import canonical_json, strict_json
 from adapterhub.core.errors import BaseNotFound, Malformed, SpecError, shown
@@ -15,6 +15,7 @@ from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.safetensors.facts import TensorFacts
 
 SCHEMA: Final = "adapterhub/base/1"
@@ -22,16 +23,26 @@ LIMIT_BYTES: Final = 512 << 20
 _KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tensors")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests(Documented, keys="weights tensors structure files?", title="Fingerprint"):
+    """The [fingerprint](fingerprint.md) of a base."""
+
+    weights: Annotated[str, "digest of names and values"]
+    tensors: Annotated[str, "digest of values"]
+    structure: Annotated[str, "digest of names and shapes"]
+    files: Annotated[str | None, "digest of its files, if known"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BaseRecord:
+class BaseRecord(Documented, keys="alias path fingerprint=digests hints=names parts?=by_component", title="Base"):
     """One base. `alias` is "" for a folder that is not registered; `tensors` are sorted by name, buffers too.
 
     `components`: for a pipeline of several models, the hints of each; its tensors are named `unet.conv_in.weight`.
     `component`: the one that this record is, of a pipeline; `path` is its folder, or the file of the whole pipeline.
     """
 
-    alias: str
-    path: Path | None
+    alias: Annotated[str, "`sdxl`, or `sdxl/unet` for a component"]
+    path: Annotated[Path | None, "its folder, or the file of the whole pipeline"]
     hub: str | None
     fingerprint: BaseFingerprint
     hints: BaseHints
@@ -43,6 +54,23 @@ class BaseRecord:
     def label(self) -> str:
         """Its name in messages: alias, else Hub id, else folder."""
         return self.alias or self.hub or str(self.path or self.fingerprint.weights)
+
+    @property
+    def digests(self) -> Digests:
+        """Its fingerprint without the samples."""
+        own = self.fingerprint
+        return Digests(weights=own.weights, tensors=own.tensors, structure=own.structure, files=own.files or None)
+
+    @property
+    def names(self) -> Mapping[str, Any]:
+        """Names for display, never proof, such as `hub_id`, `model_type` and `parameters`."""
+        found: Mapping[str, Any] = self.hints.to_json()
+        return found
+
+    @property
+    def by_component(self) -> Mapping[str, BaseRecord] | None:
+        """Of a pipeline, each component by its name."""
+        return {part.component: part for part in self.parts()} or None
 
     def __repr__(self) -> str:
         return f"<Base {self.label}, {len(self.tensors)} tensors, {self.fingerprint.weights[:19]}>"

@@ -38,7 +38,7 @@ def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
 def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
     """The exception for the errors among `findings`."""
     errors = [f for f in findings if f.severity == "error"]
-    explain = f"`adapt explain {errors[0].code}` says what to do" if errors else ""
+    explain = f"`adapt help {errors[0].code}` says what to do" if errors else ""
     hint = next((f.hint for f in errors if f.hint), explain)
     head = f"refused `{shown(what.strip('`'), 200)}`. Nothing was stored"
     if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):

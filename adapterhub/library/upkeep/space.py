@@ -47,15 +47,24 @@ class Held(Documented, keys="kind=holder.kind name=holder.name objects size_byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """The space of a library. `unused_bytes` are of objects without a holder; `other` is everything but objects."""
+class Other(Documented):
+    """A part of the library outside the store's objects."""
 
-    held: tuple[Held, ...]
+    name: str
+    size_bytes: Annotated[int, "bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space(Documented, keys="root objects size_bytes holders=held unused_objects unused_bytes other"):
+    """The space that the library uses."""
+
+    root: Annotated[Path, "a path on this machine"]
+    held: Annotated[tuple[Held, ...], "what uses the objects"]
     objects: int
-    size_bytes: int
-    unused_objects: int
+    size_bytes: Annotated[int, "bytes"]
+    unused_objects: Annotated[int, "objects that nothing uses"]
     unused_bytes: int
-    other: tuple[tuple[str, int], ...]
+    other: Annotated[tuple[Other, ...], "parts of the library outside the objects"]
 
 
 def holders_of(library: Library) -> list[Holder]:
@@ -105,12 +114,15 @@ def space_of(library: Library) -> Space:
     ]
     unused = [size for digest, size in sizes.items() if not named[digest]]
     return Space(
+        root=library.root,
         held=tuple(sorted(held, key=lambda h: (-h.size_bytes, h.holder.kind, h.holder.name))),
         objects=len(sizes),
         size_bytes=sum(sizes.values()),
         unused_objects=len(unused),
         unused_bytes=sum(unused),
-        other=tuple((name, size) for name in _OTHER if (size := _bytes_below(library.root / name))),
+        other=tuple(
+            Other(name=name, size_bytes=size) for name in _OTHER if (size := _bytes_below(library.root / name))
+        ),
     )
 
 

@@ -335,7 +335,7 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
         if not comparison.verdict.allows_attach:
             lines = [f"`{first.label}` and `{other.label}` were made for different bases; their sum has no meaning"]
             lines += [f"  {sentence}" for sentence in comparison.differences]
-            raise BaseMismatch("\n".join(lines), hint="`adapt show NAME` shows the base of each")
+            raise BaseMismatch("\n".join(lines), hint="`adapt info NAME` shows the base of each")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             warnings.append(f"`{other.label}` was made for the same base in another precision")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:

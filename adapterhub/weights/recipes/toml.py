@@ -346,7 +346,7 @@ def read_recipe(path: Path) -> Recipe:
         NotFound: no such plain file.
         Malformed: not a recipe; lists every problem with its path.
     """
-    raw = read_typed(path, LIMIT_BYTES, hint="`adapt show NAME --recipe` prints the recipe of a merge")
+    raw = read_typed(path, LIMIT_BYTES, hint="`adapt info NAME --recipe` prints the recipe of a merge")
     return parse_recipe(raw, str(path))
 
 
@@ -373,7 +373,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
         Malformed: this version cannot run its recipe.
     """
     if not manifest.recipe.get("inputs"):
-        raise NotFound(f"`{manifest.name}` is not a merge, so it has no recipe", hint=f"`adapt show {manifest.name}`")
+        raise NotFound(f"`{manifest.name}` is not a merge, so it has no recipe", hint=f"`adapt info {manifest.name}`")
     fingerprint = manifest.base.fingerprint
     document: dict[str, Any] = {
         "format": FORMAT,

@@ -47,5 +47,5 @@ def test_a_killed_command_leaves_old_or_new_and_can_be_run_again(
         assert damage_in(folder) == []
         assert run(folder) is not None
         assert (state_of(folder), damage_in(folder)) == (new, [])
-        Adapt(folder).ok("gc", "--grace", "0")
+        Adapt(folder).ok("cache", "clean", "--grace", "0")
         assert [name for name in leftovers_in(folder) if "/." not in name] == []  # those are swept when an hour old

@@ -107,7 +107,7 @@ def test_what_is_served_survives_remove_gc_and_rm(
 
     refused = _adapt(served, "remove", "many-0", "--yes")
     shutil.rmtree(build.folder)
-    _adapt(served, "gc", "--grace", "0", check=True)
+    _adapt(served, "cache", "clean", "--grace", "0", check=True)
     for number in range(1, 6):  # more than the engine keeps: the first has to be read again
         server.complete(f"many-{number}", PROMPTS[0])
 
