@@ -1,25 +1,31 @@
 """Reads and writes `adapters.lock`; see `docs/reference/lock-file.md`.
 
 The text is canonical (order, spaces, quotes), so equal locks are equal files, and a file that does not print as it came
-read is damaged. Errors name the line.
+read is damaged. Errors name the line. Any TOML reader can read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.core.digests import parse_digest
 from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
-from adapterhub.core.specs import AdapterName
+from adapterhub.core.hub_ids import parse_hub_id
+from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
+from adapterhub.formats.contract.bounds import bound_text
+from adapterhub.formats.documents import DocumentReader, toml_of
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.toml_lines import both_sides
-from adapterhub.projects.lock._entries import LockReader, Section
-from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
-from adapterhub.projects.lock._usual import usual_adapters
+from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,
@@ -30,16 +36,32 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml import Step, step_table
+from adapterhub.weights.recipes.toml import Step, step_from, step_table
 
 SCHEMA: Final = "adapterhub-lock/1"
 LIMIT_BYTES: Final = 16 << 20
 MOST_ENTRIES: Final = 10_000
-"""Reading takes 0.3 ms an entry where something is wrong with the file."""
+"""Reading takes 0.3 ms an entry."""
 PROBLEMS_SHOWN: Final = 20
 
 _HEAD: Final = f"# Written by `adapt lock` from {PROJECT_FILE}, which is the file to edit.\n"
 _HINT: Final = f"restore `{LOCK_FILE}` from version control, or delete it and run `adapt lock`"
+
+
+_ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "contract", "group", "source", "files")
+_MERGE: Final = (
+    "key", "version", "digest", "base", "rank", "group", "task", "license", "description", "source", "files", "recipe",
+)  # fmt: skip
+_RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
+_BASE: Final = tuple(one.name for one in fields(LockedBase))
+_POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
+_POLICY_TEXTS: Final = ("exclude_newer", "tests", "tests_max_age", "tests_never")
+_FILE_KEYS: Final = {"path", "sha256", "size"}
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+_ESCAPES: Final = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 # ---------------------------------------------------------------- files
@@ -107,18 +129,13 @@ def write_lock(folder: Path, lock: Lock) -> bool:
 # ---------------------------------------------------------------- printing
 def lock_text(lock: Lock) -> str:
     """The canonical text of a lock; the order of its entries does not matter."""
-    return _text(lock, {})
-
-
-def _text(lock: Lock, printed: Mapping[AdapterName, str]) -> str:
-    """As `lock_text`, but the tables in `printed`, by key, word for word."""
     parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
     if lock.base is not None:
         parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
     policy = policy_table(lock.policy)
     if policy:
         parts.append("\n[policy]\n" + _pairs(policy))
-    parts += (printed.get(e.key) or _adapter(e) for e in sorted(lock.adapters, key=lambda entry: entry.key))
+    parts += (_adapter(entry) for entry in sorted(lock.adapters, key=lambda entry: entry.key))
     parts += (_merge(entry) for entry in sorted(lock.merges, key=lambda entry: entry.key))
     return "".join(parts)
 
@@ -162,11 +179,7 @@ def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
         f"  {{ path = {text_of(file.path)}, sha256 = {text_of(file.sha256)}, size = {file.size_bytes} }},\n"
         for file in sorted(files, key=lambda file: file.path)
     ]
-    return f"source = {_source(source)}\nfiles = [\n{''.join(listed)}]\n"
-
-
-def _source(source: LockedSource) -> str:
-    return value_of(source.table)
+    return f"source = {value_of(source.table)}\nfiles = [\n{''.join(listed)}]\n"
 
 
 def _recipe(step: Step) -> dict[str, Any]:
@@ -191,6 +204,36 @@ def _lines(key: str, items: Iterable[object]) -> str:
     return f"{key} = [\n{''.join(f'  {value_of(item)},{chr(10)}' for item in items)}]\n"
 
 
+def text_of(text: str) -> str:
+    """`text` as a TOML string; unprintable characters are escaped by number."""
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _numbered(c)) for c in text) + '"'
+
+
+def _numbered(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04X}" if code < 1 << 16 else f"\\U{code:08X}"
+
+
+def value_of(value: object) -> str:
+    """A value on one line."""
+    if isinstance(value, str):
+        return text_of(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        inside = ", ".join(
+            f"{key if _BARE.fullmatch(key) else text_of(key)} = {value_of(v)}" for key, v in value.items()
+        )
+        return f"{{ {inside} }}" if inside else "{}"
+    assert isinstance(value, Sequence)
+    inside = ", ".join(value_of(item) for item in value)
+    return f"[ {inside} ]" if inside else "[]"
+
+
 # ---------------------------------------------------------------- reading
 def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     """Parse the text of a lock; `where` names the file in errors.
@@ -204,86 +247,259 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     count = text.count("\n[[")
     if count > MOST_ENTRIES:
         raise _damaged(where, [f"has {count:,} entries, at most {MOST_ENTRIES:,} are read"])
-    return _quickly(text) or _closely(text, where)
-
-
-def _quickly(text: str) -> Lock | None:
-    """The lock, its usual adapters each in one match; None if a close look must say what is wrong."""
-    usual, rest = usual_adapters(text, _source)
     try:
-        other = _closely(rest, "") if usual else None
-    except Malformed:
-        return None
-    if other is None:
-        return None
-    adapters = [*(entry for entry, _ in usual.values()), *other.adapters]
-    lock = replace(other, adapters=tuple(sorted(adapters, key=lambda entry: entry.key)))
-    is_double = len(lock.entries) < len(lock.adapters) + len(lock.merges)
-    return None if is_double or _text(lock, {key: table for key, (_, table) in usual.items()}) != text else lock
-
-
-def _closely(text: str, where: str) -> Lock:
-    """The lock, each value with its line."""
-    try:
-        sections = list(_sections(text))
+        document = toml_of(text.encode())
     except ValueError as error:
-        raise _damaged(where, [str(error)]) from None
-    reader = LockReader()
-    schema = sections[0].values.get("schema")
+        raise _damaged(where, [_with_line(str(error), text)]) from None
+    reader = _LockReader(text)
+    schema = document.get("schema")
     if schema != SCHEMA:
         newer = isinstance(schema, str) and schema.startswith("adapterhub-lock/")
         hint = "a newer adapterhub wrote it: `pip install -U adapterhub`" if newer else _HINT
         found = f"expected `{SCHEMA}`, got {f'`{shown(schema)}`' if isinstance(schema, str) else 'nothing'}"
-        raise _damaged(where, [f"line {sections[0].line_of('schema')}: schema: {found}"], hint)
-    lock = reader.lock(sections)
-    if reader.problems or lock is None:
-        raise _damaged(where, reader.problems)
+        raise _damaged(where, [f"line {reader.root.line_of('schema')}: schema: {found}"], hint)
+    lock = reader.lock(document)
+    if lock is None:
+        raise _damaged(where, reader.found)
     printed = lock_text(lock)
     if printed != text:
         raise _damaged(where, [_first_difference(text, printed)])
     return lock
 
 
-def _sections(text: str) -> Iterator[Section]:
-    """The tables of the text, each value with its line.
+def _with_line(told: str, text: str) -> str:
+    """What the parser says, with the line in front."""
+    place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", told)
+    if place is None:
+        return told if told.startswith("line ") else f"line 1: {told}"
+    line = place[1] or text.count("\n") + 1
+    return f"line {line}: {told[: place.start()]}{told[place.end() :]}"
 
-    Raises:
-        ValueError: a line that cannot be read.
-    """
-    section = Section("", 1)
-    items: list[Any] | None = None  # of the list that is open
-    lines: list[int] = []  # of the last key and its items
+
+@dataclass
+class _Section:
+    """Where one table stands: its line, and by key the lines of a value, the first that of the key, then of items."""
+
+    line: int = 1
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def line_of(self, path: str) -> int:
+        """The line of a value such as `files[2].size`; that of the table when it lacks the key."""
+        key, _, rest = path.partition("[")
+        lines = self.lines.get(path) or self.lines.get(key.partition(".")[0]) or [self.line]
+        item = rest.partition("]")[0]
+        return lines[int(item) + 1] if item.isdecimal() and int(item) + 1 < len(lines) else lines[0]
+
+
+def _sections(text: str) -> Iterator[tuple[str, _Section]]:
+    """The tables of a text as `lock_text` prints them, each with its header; of another text, at least their lines."""
+    header, section, is_list, lines = "", _Section(), False, list[int]()
     for number, line in enumerate(text.split("\n"), 1):
-        if items is not None:
-            if line == "]":
-                items = None
-            else:
-                items.append(_value(line.strip().removesuffix(","), number))
-                lines.append(number)
-        elif not line or line.startswith("#"):
-            continue
+        if is_list:
+            is_list = line != "]"
+            lines.append(number)
         elif line.startswith("["):
-            yield section
-            section = Section(line.strip(), number)
-        else:
-            key, equals, value = line.partition(" = ")
-            if not equals:
-                raise ValueError(f"line {number}: expected `key = value`, got `{shown(line)}`")
-            if key in section.values:
-                raise ValueError(f"line {number}: key `{shown(key)}` is given twice")
-            items = [] if value == "[" else None
-            section.values[key] = _value(value, number) if items is None else items
-            section.lines[key] = lines = [number]
-    if items is not None:
-        raise ValueError(f"line {number}: ends inside a list")
-    yield section
+            yield header, section
+            header, section = line.strip("[] "), _Section(number)
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            section.lines[key.strip()] = lines = [number]
+            is_list = value.strip() == "["
+    yield header, section
 
 
-def _value(text: str, number: int) -> Value:
-    try:
-        return parse_value(text)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {shown(str(error), 200)}") from None
+class _TableReader(DocumentReader):
+    """Reads one table; its problems go to `found` with their line."""
+
+    def __init__(self, values: Mapping[str, Any], section: _Section, found: list[str]) -> None:
+        super().__init__()
+        self.values, self.section, self.found = values, section, found
+
+    def say(self, path: str, text: str) -> None:
+        super().say(path, text)
+        self.found.append(f"line {self.section.line_of(path)}: {shown(path, 200)}: {text}")
+
+    def base(self) -> LockedBase:
+        self.known(self.values, _BASE)
+        digests = {key: self.checked(self.values, key, parse_digest) for key in ("weights", "tensors", "structure")}
+        return LockedBase(
+            spec=self.checked(self.values, "spec", _text, required=True) or "",
+            hub_id=self.checked(self.values, "hub_id", parse_hub_id),
+            **digests,
+        )
+
+    def policy(self) -> Policy:
+        self.known(self.values, _POLICY)
+        fields: dict[str, Any] = {}
+        for key, name in _POLICY.items():
+            if key not in self.values:
+                continue
+            if name == "max_rank":
+                fields[name] = self.take(self.values, key, int)
+            elif name in _POLICY_TEXTS:
+                fields[name] = self.checked(self.values, key, _text)
+            else:
+                fields[name] = self.texts(self.values, key, parse=bound_text if name == "tests_bounds" else None)
+        return Policy(**fields)
+
+    def adapter(self) -> LockedAdapter | None:
+        self.known(self.values, _ADAPTER)
+        entry = LockedAdapter(
+            key=self.checked(self.values, "key", parse_key, required=True),
+            wanted=self.checked(self.values, "wanted", _text, required=True),
+            name=self.checked(self.values, "name", _full_name, required=True),
+            contract=self.checked(self.values, "contract", parse_digest),
+            **self.build(),
+        )
+        if self.problems:
+            return None
+        for path, text in _adapter_problems(entry):
+            self.say(path, text)
+        return entry
+
+    def merge(self, at: _Section) -> LockedMerge | None:
+        """The merge; its recipe stands at `at`."""
+        self.known(self.values, _MERGE)
+        table = self.take(self.values, "recipe", dict, required=True) or {}
+        recipe = _TableReader(table, at, self.found)
+        entry = LockedMerge(
+            key=self.checked(self.values, "key", parse_name, required=True),
+            step=recipe.step(),
+            task=self.take(self.values, "task", str),
+            description=self.take(self.values, "description", str) or "",
+            license=self.take(self.values, "license", str),
+            **self.build(),
+        )
+        return None if self.problems or recipe.problems else entry
+
+    def build(self) -> dict[str, Any]:
+        """The fields that adapters and merges share."""
+        return {
+            "version": self.checked(self.values, "version", _version_text, required=True),
+            "digest": self.checked(self.values, "digest", parse_digest, required=True),
+            "base": self.checked(self.values, "base", parse_digest),
+            "rank": self.rank(self.values, "rank"),
+            "group": self.checked(self.values, "group", parse_name),
+            "source": self.source(),
+            "files": self.files(),
+        }
+
+    def source(self) -> LockedSource:
+        table = self.take(self.values, "source", dict, required=True) or {}
+        named = self.text(table, "kind", "source.")
+        kind = self.parsed(named or "", lambda text: kind_by_keys(table, text or None), "source.kind")
+        if kind is None and len(KIND_OF_KEY.keys() & table.keys()) > 1:
+            self.say("source", "expected either `url` or `path`")
+        place = (kind.address_key, *kind.pin_keys) if kind else tuple(KIND_OF_KEY)
+        keys = ("remote", *(["kind"] if "kind" in table else []), *place)
+        self.known(table, keys, "source.")
+        texts = {key: self.text(table, key, "source.") or "" for key in keys if key in table}
+        if kind is None:
+            return LockedSource(remote=texts.get("remote", ""))
+        address = texts.get(kind.address_key, "")
+        pin = {key: texts[key] for key in kind.pin_keys if texts.get(key)}
+        for problem in kind.problems(address, pin):
+            key, _, reason = problem.rpartition(": ") if problem[0] == "`" else problem.partition(": ")
+            self.say(f"source.{key}" if key else "source", reason)
+        return LockedSource(remote=texts.get("remote", ""), kind=kind.name, address=address, pin=pin)
+
+    def files(self) -> tuple[LockedFile, ...]:
+        if self.values.get("files") == []:
+            self.say("files", "none; every file of a build is locked with its hash")
+        found = []
+        for path, item in self.tables(self.values, "files", required=True):
+            if item.keys() != _FILE_KEYS:
+                self.known(item, sorted(_FILE_KEYS), path)
+            size = self.take(item, "size", int, path, required=True) or 0
+            if size < 0:
+                self.say(f"{path}size", f"expected a whole number of bytes, got {shown(size)}")
+            name = self.parsed(self.take(item, "path", str, path, required=True), _file_name, path, "path")
+            sha256 = self.parsed(self.take(item, "sha256", str, path, required=True), parse_digest, path, "sha256")
+            found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
+        return tuple(found)
+
+    def step(self) -> Step:
+        self.known(self.values, _RECIPE)
+        step, problems = step_from({key: self.values[key] for key in _RECIPE if key in self.values}, "")
+        for path, text in problems:
+            self.say(path, text)
+        if not problems and any(leaf.digest is None for leaf in step.leaves()):
+            self.say("inputs", "an input has no digest; every input is locked with its digest")
+        return step
+
+
+class _LockReader(_TableReader):
+    """Reads the whole file and collects every problem."""
+
+    def __init__(self, text: str) -> None:
+        self.sections = list(_sections(text))
+        self.root, self.first = self.sections[0][1], dict[str, int]()
+        self.root.lines |= {name: [section.line] for name, section in reversed(self.sections) if name}
+        super().__init__({}, self.root, [])
+
+    def at(self, header: str) -> Iterator[_Section]:
+        """Where the tables of that name stand, in order."""
+        found = [section for name, section in self.sections if name == header]
+        return itertools.chain(found, itertools.repeat(_Section()))
+
+    def tables_at(self, document: Mapping[str, Any], key: str) -> Iterator[_TableReader]:
+        """A reader for each table of a list, after a look whether another has its key."""
+        for (_, values), section in zip(self.tables(document, key), self.at(key), strict=False):
+            if isinstance(name := values.get("key"), str):
+                line = section.line_of("key")
+                if (first := self.first.setdefault(name, line)) != line:
+                    self.found.append(f"line {line}: `{shown(name)}` is locked twice, here and on line {first}")
+            yield _TableReader(values, section, self.found)
+
+    def lock(self, document: Mapping[str, Any]) -> Lock | None:
+        """The lock; None when there is a problem."""
+        self.known(document, ("schema", "base", "policy", "adapter", "merge"))
+        base, policy = (self.take(document, key, dict) for key in ("base", "policy"))
+        adapters = [r.adapter() for r in self.tables_at(document, "adapter")]
+        recipes = self.at("merge.recipe")
+        merges = [r.merge(next(recipes)) for r in self.tables_at(document, "merge")]
+        made = Lock(
+            base=_TableReader(base, next(self.at("base")), self.found).base() if base is not None else None,
+            policy=_TableReader(policy or {}, next(self.at("policy")), self.found).policy(),
+            adapters=tuple(filter(None, adapters)),
+            merges=tuple(filter(None, merges)),
+        )
+        return None if self.found else made
+
+
+def _adapter_problems(entry: LockedAdapter) -> Iterator[tuple[str, str]]:
+    """What does not fit together in an adapter whose values are right alone: the path of a value, and why."""
+    if entry.contract is not None and (CONTRACT_FILE, entry.contract) not in [(f.path, f.sha256) for f in entry.files]:
+        yield "contract", f"is not the digest of `{CONTRACT_FILE}` among the files"
+    namespace, slash, _ = entry.name.rpartition("/")
+    source = entry.source
+    owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)
+    if slash and owner and owner.lower() != namespace.lower():
+        yield "source.repo", f"`{entry.name}` is not published by `{owner}`, but by `{namespace}`"
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("expected text, got nothing")
+    return text
+
+
+def _version_text(text: str) -> str:
+    if (normal := parse_version(text)) != text:
+        raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
+    return text
+
+
+def _full_name(text: str) -> str:
+    if AdapterSpec.parse(text).full_name != text:
+        raise ValueError(f"expected a name, got `{shown(text)}`")
+    return text
+
+
+def _file_name(text: str) -> str:
+    if not _FILE.fullmatch(text) or ".." in text:
+        raise ValueError(f"expected the name of a file, got `{shown(text)}`")
+    return text
 
 
 def _first_difference(text: str, printed: str) -> str:
