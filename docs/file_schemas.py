@@ -16,7 +16,7 @@ from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.contract.standards import TESTS_POLICIES
 from adapterhub.formats.manifest import MEDIA_TYPES, Manifest
 from adapterhub.projects.file import reading as project_file
-from adapterhub.projects.lock import _entries as lock_file
+from adapterhub.projects.lock import lockfile as lock_file
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights import catalogue
 from adapterhub.weights.recipes import toml as recipe_file
@@ -123,8 +123,8 @@ def lock() -> Schema:
     build |= {"files": listed(file) | {"minItems": 1}}
     needed = ["key", "version", "digest", "source", "files"]
     adapter = {"wanted": TEXT, "name": TEXT, "version": TEXT, "contract": DIGEST}
-    merge = table(lock_file._MERGE, needed, **build, **ABOUT)
-    merge["properties"]["recipe"] = table(lock_file._RECIPE, ["inputs"], **STEP)
+    recipe = table(lock_file._RECIPE, ["inputs"], **STEP)
+    merge = table(lock_file._MERGE, needed, **build, **ABOUT, recipe=recipe)
     policy = {key: {"type": ["string", "array", "integer"]} for key in lock_file._POLICY}
     base = {"spec": TEXT, "hub_id": TEXT, "weights": DIGEST, "tensors": DIGEST, "structure": DIGEST}
     return table(

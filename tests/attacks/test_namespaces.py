@@ -408,7 +408,7 @@ def test_what_the_user_saves_from_a_server_that_he_typed_stays_trusted(world):
     second = Adapt(world.work.folder, "../second")
     second.ok("base", "add", world.servers.folder / "models" / "base-7b", "--as", "base-7b")
     shutil.rmtree(world.work.folder / "adapters", ignore_errors=True)
-    assert "adapt trust" in second.fails(14, "sync", "--frozen")
+    assert "adapt remote trust" in second.fails(14, "sync", "--frozen")
     second.ok("sync", "--frozen", "--trust-project")
 
 
