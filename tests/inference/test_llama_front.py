@@ -26,7 +26,7 @@ from adapterhub.inference.serving.access.tenants import Tenant
 from adapterhub.inference.serving.chain.bodies import demand_of
 from adapterhub.inference.serving.chain.slots import Owner, Slots
 from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.llama_cpp.engine import Address, command_of, environ_of
+from adapterhub.inference.serving.llama_cpp.engine import Address, Engine, command_of, environ_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
 from tests.support.standin_llama import HELD, started
@@ -158,6 +158,72 @@ def test_the_engine_is_closed_to_requests_without_its_key(engine: Address) -> No
     answer = httpx.post(f"{engine.url}/v1/completions", json={"prompt": "a"}, trust_env=False)
 
     assert answer.status_code == 401
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+
+
+def test_a_request_after_a_stream_is_answered_where_the_engine_ends_the_connection_without_a_word(
+    tmp_path: Path,
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if b"stream" in await _read(reader):
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"b\r\ndata: one\n\n\r\n0\r\n\r\n")
+            await asyncio.sleep(0.1)
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async def run() -> tuple[list[bytes], tuple[int, Any]]:
+        where = Address(socket=tmp_path / "s")
+        async with await asyncio.start_unix_server(answer, where.socket):
+            engine = Engine(where)
+            async with engine.stream("/v1/completions", {"stream": True}) as (_, events):
+                told = [event async for event in events]
+            return told, await engine.ask("/v1/completions", {})
+
+    assert asyncio.run(run()) == ([b"data: one"], (200, {}))
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"]
+)
+def test_an_answer_that_ends_early_or_cannot_be_read_is_a_refusal(answer: bytes, tmp_path: Path) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _read(reader)
+        writer.write(answer)
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_unix_server(cut, tmp_path / "s"):
+            await Engine(Address(socket=tmp_path / "s")).ask("/v1/completions", {})
+
+    with pytest.raises(RequestRefused) as refused:
+        asyncio.run(run())
+    assert refused.value.status == 502
+
+
+def test_a_stopped_engine_whose_line_of_connections_is_full_is_asked_again(tmp_path: Path) -> None:
+    async def run() -> list[tuple[int, Any]]:
+        with socket.socket(socket.AF_UNIX) as place:
+            place.bind(str(tmp_path / "s"))
+            place.listen(0)
+            engine = Engine(Address(socket=tmp_path / "s"))
+            asked = [asyncio.create_task(engine.ask("/v1/completions", {})) for _ in range(6)]
+            await asyncio.sleep(0.3)
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await _read(reader)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                writer.close()
+
+            async with await asyncio.start_unix_server(answer, sock=place):
+                return await asyncio.gather(*asked)
+
+    assert asyncio.run(run()) == [(200, {})] * 6
 
 
 # ---------------------------------------------------------------- the engine's command

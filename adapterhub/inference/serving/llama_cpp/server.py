@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as NotInTime
-from typing import Final
+from typing import Any, Final, cast
 
 import uvicorn
 
@@ -33,13 +33,45 @@ _READY_S: Final = 600.0
 _STOP_S: Final = 2
 
 
+class _Joining:
+    """A transport that sends at once what is written in one turn of the loop: a head, and the events that are there."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the transport has it
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def flush(self) -> None:
+        """Send what was written."""
+        if self._pieces:
+            self._transport.write(b"".join(self._pieces))
+            self._pieces.clear()
+
+
 class _Protocol(StrictProtocol):
     """Reads little at a time: what a client without a key sends is kept until it is refused."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Wait for the first request."""
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio's own, and without effect elsewhere
-        super().connection_made(transport)
+        self._joining = _Joining(transport)
+        super().connection_made(cast("asyncio.Transport", self._joining))
+
+    def eof_received(self) -> None:
+        """Send the answer before the end of the connection, which follows."""
+        self._joining.flush()
+        super().eof_received()
 
 
 class Front:
