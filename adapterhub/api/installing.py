@@ -547,6 +547,18 @@ class Requirements(Documented, keys="requirements output"):
         """The lines in order."""
         return cls(requirements=tuple(sorted(lines)))
 
+    @property
+    def text(self) -> str:
+        """One adapter a line."""
+        return "".join(f"{line}\n" for line in self.requirements)
+
+    def written(self, place: Path) -> Requirements:
+        """Write the lines to a file."""
+        from adapterhub.core.disk.new_folder import write_output
+
+        write_output(place, self.text.encode())
+        return replace(self, output=place)
+
 
 def _or_raise(answer: _T | AdapterHubError) -> _T:
     if isinstance(answer, AdapterHubError):

@@ -24,7 +24,7 @@ from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.documented import Documented
 from adapterhub.projects import saving
-from adapterhub.projects.builds import ProjectNames, exact_spec
+from adapterhub.projects.builds import ProjectNames
 from adapterhub.projects.file.editing import create_project, write_project
 from adapterhub.projects.lock.history import History
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
@@ -55,6 +55,7 @@ from adapterhub.projects.sync import (
     Synced,
     SyncPlan,
     bring_locked,
+    exact_list,
     wanted_entries,
 )
 from adapterhub.projects.syncing import (
@@ -725,14 +726,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
             NotFound: nothing is locked yet.
             UsageProblem: the lock has no adapter in a group.
         """
-        lock = read_lock(self.folder)
-        if unknown := [name for name in groups if name not in {e.group for e in lock.entries.values()}]:
-            raise UsageProblem(f"the lock file has no adapter in a group `{unknown[0]}`")
-        entries = wanted_entries(lock, None if all_groups else groups)
-        left = [f"`{entry.key}`" for entry in entries if _is_home_made(entry)]
-        if left:
-            self._session.out.warn(f"skipped, because only their recipe is published: {', '.join(left)}")
-        return Requirements.of(f"{exact_spec(e)}#{e.digest}" for e in entries if not _is_home_made(e))
+        return Requirements.of(exact_list(self.folder, self._session.out, groups, all_groups=all_groups))
 
     def trust(self, *, revoke: bool = False) -> TrustedProject | RevokedProject:
         """Agree to the servers that the project names, once for its folder and what it says of servers.
@@ -762,10 +756,6 @@ def _ensure_groups(project: values.Project, groups: Sequence[str]) -> None:
             f"the project has no group `{shown(unknown[0])}`; its groups: {known or 'none'}",
             hint="a table `[groups.NAME]` in `adapters.toml` defines a group",
         )
-
-
-def _is_home_made(entry: Locked) -> bool:
-    return isinstance(entry, LockedMerge) and entry.source.is_library
 
 
 def _put_off(to_merge: set[str]) -> MakeMerge:

@@ -40,8 +40,10 @@ from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:
+    from adapterhub.api.installing import Requirements
     from adapterhub.api.steps.combining import Held
     from adapterhub.api.steps.contracts.gating import MergeTest
+    from adapterhub.api.steps.exporting import ExportedRouter
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.results import Tested
     from adapterhub.inference.export import Exported
@@ -693,34 +695,44 @@ class WithWeights(OpenedLibrary):
     @extra_named("`export`")
     def export(
         self,
-        adapter: AdapterLike,
-        output: StrPath,
+        adapter: AdapterLike | None = None,
+        output: StrPath | None = None,
         *,
-        format: ExportFormat,  # noqa: A002 - the option's name
+        format: ExportFormat | Literal["semantic-router"] | None = None,  # noqa: A002 - the option's name
         base: BaseLike | None = None,
         dtype: Precision | None = None,
-        ollama_base: str | None = None,
+        gguf: str | None = None,
         allow_base_mismatch: bool = False,
         test: bool = False,
-        gguf: StrPath | None = None,
         llama_server: str | None = None,
-    ) -> Exported:
-        """Write an adapter for another program, meaning exactly what PEFT means by it.
+        groups: Sequence[str] = (),
+        all_groups: bool = False,
+        library: bool = False,
+        url: str | None = None,
+    ) -> Exported | ExportedRouter | Requirements:
+        """Write an adapter for another program, meaning exactly what PEFT means by it; or a plain list of adapters.
 
         Args:
-            adapter: a spec, a build or a folder.
-            output: a new file for gguf, comfyui, diffusers and kohya, a new folder for the other formats.
+            adapter: a spec, a build or a folder; for `semantic-router`, a routing file. None makes the list: the locked
+                adapters of the project that the library follows, otherwise the installed ones.
+            output: a new file for gguf, comfyui, diffusers, kohya, semantic-router and the list, a new folder for the
+                other formats.
             format: the program or the form, such as `gguf`, `vllm` or `peft`.
             base: the base, where the spec names none.
             dtype: precision of what is written; default: exact.
-            ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
+            gguf: the base as a GGUF file: for gguf with `test`, what llama.cpp's server is asked on; for ollama, this
+                file or what Ollama calls the base.
             allow_base_mismatch: take a base of the same shapes with other weights.
             test: for gguf, merged, peft and vllm: load it again, and keep it only if it passes its contract.
-            gguf: with `test`, for gguf: the base as a GGUF file, on which llama.cpp's server is asked.
             llama_server: that program; default: `llama-server` in PATH.
+            groups: of the list: these optional groups of the project, too.
+            all_groups: of the list: every group.
+            library: list the library, also in a project.
+            url: for semantic-router: where `adapt serve` answers; default: `http://127.0.0.1:8000`.
 
         Returns:
-            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`.
+            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`; of the list `.requirements`,
+            of a router `.path`.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
@@ -730,25 +742,43 @@ class WithWeights(OpenedLibrary):
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
         """
+        from adapterhub.api.installing import Requirements
+        from adapterhub.api.steps.exporting import export_router, listed
+
+        place = None if output is None else path_of(output)
+        how = {"base": base, "dtype": dtype, "gguf": gguf, "allow_base_mismatch": allow_base_mismatch, "test": test}
+        how |= {"llama_server": llama_server}
+        if adapter is None:
+            _refuse("a list of adapters has no format", format=format, url=url, **how)
+            made = Requirements.of(listed(self, groups=groups, all_groups=all_groups, whole_library=library))
+            return made if place is None else made.written(place)
+        _refuse("these choose from a list; name no adapter", group=groups, all_groups=all_groups, library=library)
+        if format is None or place is None:
+            hint = "`adapt export NAME --format gguf -o NAME.gguf`; without a name, it prints a plain list"
+            raise UsageProblem("an export needs an adapter, `--format` and `-o`", hint=hint)
+        if format == "semantic-router":
+            _refuse("a routing file holds no weights", **how)
+            return export_router(self, path_of(text_of(adapter)), place, url=url)
+        _refuse("`--url` is for `--format semantic-router`", url=url)
         require("export" if format in _AS_GGUF else "weights", f"`--format {format}`")
         from adapterhub.api.steps.contracts.exporting import export_test
         from adapterhub.inference.export import export
 
-        if (gguf is not None or llama_server) and not test:
+        if ((gguf is not None and format != "ollama") or llama_server) and not test:
             raise UsageProblem("`--gguf` and `--llama-server` are for `--test`")
-        asked, library, spec = None, self.named, base_of(base)
+        asked, known, spec = None, self.named, base_of(base)
         if test:
             file = None if gguf is None else path_of(gguf)
-            asked = export_test(library, format, on=spec, gguf=file, llama_server=llama_server, bars=self.reports)
+            asked = export_test(known, format, on=spec, gguf=file, llama_server=llama_server, bars=self.reports)
         with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
             exported = export(
                 adapter,
-                path_of(output),
+                place,
                 form=format,
-                library=library,
+                library=known,
                 base=spec,
                 dtype=dtype,
-                ollama_base=ollama_base,
+                ollama_base=gguf if format == "ollama" else None,
                 allow_base_mismatch=allow_base_mismatch,
                 test=asked,
                 progress=progress,

@@ -30,11 +30,6 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.attach": "adapterhub.inference.loader:attach",
         "Library.bank": "adapterhub.inference.bank:AdapterBank",
     },
-    "export": {
-        "Library.export_router": f"{_STEPS}.find.exporting:export_router",
-        "Library.export": "adapterhub.core.arguments:path_of",
-        "Project.requirements": "adapterhub.projects.builds:exact_spec",
-    },
 }
 """By command, subcommands included: the public functions, each with what both call."""
 

@@ -9,7 +9,7 @@ COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
     "rm": "remove",
     "del": "remove",
     "ls": "list",
-    "freeze": "export --requirements",
+    "freeze": "export",
     "login": "remote login",
     "logout": "remote logout",
     "whoami": "remote list",

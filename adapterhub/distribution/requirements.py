@@ -1,4 +1,4 @@
-"""A plain list of adapters with one spec per line, as `export --requirements` writes and `install -r` reads it.
+"""A plain list of adapters with one spec per line, as `export` writes and `install -r` reads it.
 
 # comment
 acme/legal-qa==1.2.0#sha256:9f86d081884c7d65…      # a comment starts a line or follows a space
@@ -60,6 +60,6 @@ def parse_requirements(text: str, where: str = "requirements") -> list[AdapterSp
     if problems:
         raise Malformed(
             "\n".join([f"`{shown(where, 200)}`: not a list of adapters; nothing was changed", *problems]),
-            hint="write one spec per line, as `adapt export --requirements` does",
+            hint="write one spec per line, as `adapt export` does",
         )
     return specs

@@ -359,9 +359,9 @@ def outputs(place: str) -> dict[str, tuple[str, ...]]:
         "export peft": ("export", "legal-qa", "--format", "peft", "-o", place),
         "export vllm": ("export", "legal-qa", "--format", "vllm", "-o", place),
         "export gguf": ("export", "legal-qa", "--format", "gguf", "-o", place),
-        "export ollama": ("export", "legal-qa", "--format", "ollama", "-o", place, "--ollama-base", "x"),
+        "export ollama": ("export", "legal-qa", "--format", "ollama", "-o", place, "--gguf", "x"),
         "export merged": ("export", "legal-qa", "--format", "merged", "-o", place),
-        "export list": ("export", "--requirements", "--library", "-o", place),
+        "export list": ("export", "--library", "-o", place),
         "merge": ("merge", "legal-qa", "second", "-o", f"./{place}"),
         "resize": ("resize", "legal-qa", "--rank", "2", "-o", f"./{place}"),
         "fuse": ("fuse", "legal-qa", "-o", place),
@@ -442,7 +442,7 @@ def test_outputs_go_through_links_that_lie_outside_of_projects(with_base, work, 
     (tmp_path / "models").symlink_to(work)
 
     with_base.ok("pull", "legal-qa", "models/legal-qa")
-    with_base.ok("export", "--requirements", "--library", "-o", "models/list.txt")
+    with_base.ok("export", "--library", "-o", "models/list.txt")
 
     assert (work / "legal-qa" / MANIFEST_FILE).is_file()
     assert (work / "list.txt").is_file()

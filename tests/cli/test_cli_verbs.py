@@ -462,7 +462,7 @@ def test_layers_are_told_as_ranges():
 
 # ---------------------------------------------------------------- export and install -r
 def test_a_list_that_is_exported_installs_the_same_bytes_elsewhere(project, tmp_path):
-    text = project.user.ok("export", "--requirements", "--all-groups")
+    text = project.user.ok("export", "--all-groups")
     (tmp_path / "adapters.txt").write_text("# what we use\n\n" + text.replace("\n", "   # pinned\n"))
     other = Adapt(tmp_path, "second-home")
     other.ok("base", "add", "./base", "--as", "base-7b")
@@ -477,7 +477,7 @@ def test_a_list_that_is_exported_installs_the_same_bytes_elsewhere(project, tmp_
 
 
 def test_groups_and_home_made_merges_are_left_out(project):
-    done = project.user("export", "--requirements")
+    done = project.user("export")
 
     assert [line.partition("==")[0] for line in done.stdout.splitlines()] == ["legal-qa", "summarize"]
     assert "skipped, because only their recipe is published: `both`" in done.stderr
@@ -487,11 +487,11 @@ def test_the_library_is_exported_outside_of_a_project(world, tmp_path):
     world.user.ok("install", "judge@base-7b", "--from", "./published")
     digest = world.user.json("show", "judge")["digest"]
 
-    assert world.user.ok("export", "--requirements") == f"judge==1.0#{digest}\n"
-    world.user.ok("export", "--requirements", "-o", "list.txt")
+    assert world.user.ok("export") == f"judge==1.0#{digest}\n"
+    world.user.ok("export", "-o", "list.txt")
     assert (tmp_path / "list.txt").read_text() == f"judge==1.0#{digest}\n"
-    assert "`adapt export --requirements` for a plain list" in world.user.fails(2, "export")
-    assert "`--group`" in world.user.fails(2, "export", "--requirements", "--group", "eval")
+    assert "without a name, it prints a plain list" in world.user.fails(2, "export", "judge")
+    assert "`--group`" in world.user.fails(2, "export", "--group", "eval")
 
 
 def test_a_list_with_wrong_lines_installs_nothing_and_names_them_all(world, tmp_path):

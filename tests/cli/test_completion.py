@@ -134,7 +134,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt help mer", ["merge"]),
         ("adapt help base a", ["add"]),
         ("adapt lock --u", ["--upgrade"]),
-        ("adapt export --requirements --group e", ["eval"]),
+        ("adapt export --group e", ["eval"]),
         ("adapt lock --upgrade ", ["judge", "legal-summary", "summarize"]),
         ("adapt lock --project ./sub --upgrade ", ["other"]),
         ("adapt tree --invert leg", ["legal-qa", "legal-summary"]),

@@ -120,7 +120,7 @@ sign legal-qa --key ann
 push legal-qa --to ./published
 pull legal-qa@base-7b ./pulled
 install legal-qa@base-7b --from ./published
-export --requirements
+export
 completion bash
 merge --methods
 registry --help

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.api.steps.find.routing import check_route
+from adapterhub.api.steps.routing import check_route
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import CouldNotTell, Malformed, NotFound
 from adapterhub.formats.meaning.encoder import Encoder

@@ -326,9 +326,7 @@ def _routing(w: World) -> None:
     fill(library, base, w.folder / "out" / "routed")
     own.says("route.check", "route", "--base", "small", "-o", "route.json")
     own.says("route", "route", "Please send Pia 4 stools for 60 euros.", "--file", "route.json")
-    own.says(
-        "export.router", "export", "router", "--for", "semantic-router", "--route", "route.json", "-o", "route.yaml"
-    )
+    own.says("export.router", "export", "./route.json", "--format", "semantic-router", "-o", "route.yaml")
 
 
 def _images(w: World) -> None:
@@ -379,7 +377,7 @@ def _project(w: World) -> None:
     w.says("outdated", "outdated", "--all", inside=True)
     w.says("upgrade.dry-run", "upgrade", "--dry-run", inside=True)
     w.says("upgrade", "upgrade", inside=True)
-    w.says("export", "export", "--requirements", inside=True)
+    w.says("export", "export", inside=True)
     w.says("list.format", "list", "--format", "vllm", inside=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
@@ -11,7 +10,7 @@ from adapterhub.core.arguments import Cosine, StrPath, parsed, path_of
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.find.routing import CheckedRoute, Routed
+    from adapterhub.api.steps.routing import CheckedRoute, Routed
 
 
 @parsed
@@ -56,13 +55,7 @@ class WithFinding(OpenedLibrary):
             CouldNotTell: it confuses too many; nothing was written.
             AdapterNotFound: `strict`, and the text is for none of them.
         """
-        from adapterhub.api.steps.find.routing import (
-            check_route,
-            make_route,
-            route_text,
-            unrouted,
-            write_route,
-        )
+        from adapterhub.api.steps.routing import check_route, make_route, route_text, unrouted, write_route
         from adapterhub.formats.route import read_route
 
         on = base_of(base)
@@ -89,23 +82,3 @@ class WithFinding(OpenedLibrary):
             return result
         result.ensure_good("Nothing was written")
         return write_route(made, path_of(output), result)
-
-    def export_router(self, file: StrPath, output: StrPath, *, url: str = "http://127.0.0.1:8000") -> Path:
-        """Write a routing file as a configuration of vLLM's semantic router. It holds the example prompts.
-
-        Args:
-            file: the routing file.
-            output: the YAML file to write.
-            url: where `adapt serve` answers.
-
-        Returns:
-            The path.
-
-        Raises:
-            NotFound: there is no such file.
-            CouldNotTell: a build of the file is not installed here.
-        """
-        from adapterhub.api.steps.find.exporting import export_router
-        from adapterhub.formats.route import read_route
-
-        return export_router(self, read_route(path_of(file)), Path(output), url=url)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Also install every spec in FILE, as `adapt export --requirements` writes it; `-` reads stdin.",
+    help="Also install every spec in FILE, as `adapt export` writes it; `-` reads stdin.",
 )
 @places_option(
     "Also look in this library, directory of published builds or PEFT folder; may be repeated "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from adapterhub.api.steps import exporting
 from adapterhub.cli.documents._contracts import Tested
 from adapterhub.cli.documents._parts import Digest, NotRequired, TypedDict
 from adapterhub.cli.documents._values import document_of
@@ -14,14 +15,6 @@ from adapterhub.trust.explaining import Explanation
 
 
 # ---------------------------------------------------------------- in another form
-class ExportedRouter(TypedDict):
-    """A routing file as the configuration of another router."""
-
-    path: Annotated[str, "the file that was written"]
-    adapters: int
-    threshold: Annotated[float, "least cosine by our encoder; the router has its own"]
-
-
 class Calling(TypedDict):
     """How clients ask an adapter; engines apply no prompt form."""
 
@@ -70,7 +63,7 @@ class Ui(TypedDict):
 ENGINES = {
     "explain": list[document_of(Explanation)],
     "export.format": document_of(export.Exported),
-    "export.router": ExportedRouter,
+    "export.router": document_of(exporting.ExportedRouter),
     "serve": Served,
     "serve.dry-run": ServePlan,
     "ui": Ui,

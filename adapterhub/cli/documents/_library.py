@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from adapterhub.api import checking, health, listed, upkeep
-from adapterhub.api.steps import trying
-from adapterhub.api.steps.find import routing
+from adapterhub.api.steps import routing, trying
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,

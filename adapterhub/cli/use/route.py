@@ -14,7 +14,7 @@ from adapterhub.core.arguments import Cosine
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.find.routing import CheckedRoute
+    from adapterhub.api.steps.routing import CheckedRoute
 
 
 @click.command()

@@ -37,7 +37,7 @@ def routed_specs(
         CouldNotTell: it confuses its adapters, and does not say that this is accepted.
         UsageProblem: an adapter or the base is called `auto`.
     """
-    from adapterhub.api.steps.find.routing import check_route
+    from adapterhub.api.steps.routing import check_route
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.route import AUTO
     from adapterhub.inference.serving.auto import route_for

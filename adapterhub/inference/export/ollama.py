@@ -32,9 +32,7 @@ def export(job: Job, out: Path) -> Exported:
     base = job.ollama_base
     if not base or not base.isprintable() or base != base.strip():
         problem = f"`{shown(base)}` is not a model name" if base else "Ollama's name for the base is missing"
-        raise UsageProblem(
-            problem, hint="pass a model, or a GGUF file of the base, such as `--ollama-base llama3.2:1b`"
-        )
+        raise UsageProblem(problem, hint="pass a model, or a GGUF file of the base, such as `--gguf llama3.2:1b`")
     with job.opened("ollama", needs_base=True) as adapter:
         with new_folder(out, durable=True) as folder:
             write_gguf(adapter, folder / ADAPTER_FILE, dtype=job.dtype or "float32", job=job)

@@ -19,7 +19,7 @@ from adapterhub.core.disk.files import is_sound
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
-from adapterhub.core.errors import Conflict
+from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.install import looking_ahead
 from adapterhub.formats.contract.results import Tested
@@ -39,6 +39,8 @@ from adapterhub.projects.builds import (
     locked_build,
     namespace_of,
 )
+from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.reporting import Reporter
 from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, server_of
 from adapterhub.projects.sync._folders import (
     FolderState,
@@ -246,6 +248,24 @@ class Synced(
 def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:
     """The entries for `adapters/`: those in no group and those in `groups` (None: all groups)."""
     return [e for e in lock.entries.values() if e.group is None or groups is None or e.group in groups]
+
+
+def exact_list(folder: Path, out: Reporter, groups: Collection[str], *, all_groups: bool) -> list[str]:
+    """What the lock in `folder` holds, one `name==version#sha256:…` each, in order; merges only if published.
+
+    Raises:
+        NotFound: nothing is locked yet.
+        UsageProblem: the lock has no adapter in a group.
+    """
+    lock = read_lock(folder)
+    if unknown := [name for name in groups if name not in {entry.group for entry in lock.entries.values()}]:
+        raise UsageProblem(f"the lock file has no adapter in a group `{unknown[0]}`")
+    entries = wanted_entries(lock, None if all_groups else groups)
+    left = [entry for entry in entries if isinstance(entry, LockedMerge) and entry.source.is_library]
+    if left:
+        names = ", ".join(f"`{entry.key}`" for entry in left)
+        out.warn(f"skipped, because only their recipe is published: {names}")
+    return sorted(f"{exact_spec(entry)}#{entry.digest}" for entry in entries if entry not in left)
 
 
 @contextlib.contextmanager

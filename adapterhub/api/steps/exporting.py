@@ -1,42 +1,75 @@
-"""A routing file as a configuration of vLLM's semantic router, in its form v0.3 (`vllm-sr` 0.4).
-
-Each adapter becomes an embedding signal with its example prompts, and a decision that takes its LoRA on the base. The
-base is the default model. The router compares with its own encoder, so the thresholds are a beginning.
-"""
+"""Exports that need no numbers: a plain list of adapters, and a routing file for another router."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from adapterhub.api.steps.find.routing import prompts_of
-from adapterhub.core.arguments import path_of
+from adapterhub.api.steps.routing import prompts_of
 from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import CouldNotTell, UsageProblem, problem_list, shown
+from adapterhub.formats.documented import Documented
 
 if TYPE_CHECKING:
+    from adapterhub.api.opened import OpenedLibrary as Library
     from adapterhub.formats.route import Route, RoutedAdapter
-    from adapterhub.library.library import Library
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _LISTEN_PORT: Final = 8801
 
 
-def export_router(library: Library, route: Route, path: Path, *, url: str = DEFAULT_URL) -> Path:
-    """Write the configuration; `url` is where `adapt serve` answers. Returns the path.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedRouter(Documented):
+    """A routing file as the configuration of another router."""
+
+    path: Annotated[Path, "the file that was written"]
+    adapters: int
+    threshold: Annotated[float, "least cosine by our encoder; the router has its own"]
+
+
+def listed(library: Library, *, groups: Sequence[str], all_groups: bool, whole_library: bool) -> list[str]:
+    """The locked adapters of the session's project, otherwise the installed ones, one `name==version#sha256:…` each.
+
+    Raises:
+        UsageProblem: there is no such group, or no project.
+    """
+    from adapterhub.projects.sync import exact_list
+
+    folder = None if whole_library else library.session.project_folder
+    if folder is not None:
+        return exact_list(folder, library.session.out, groups, all_groups=all_groups)
+    if groups or all_groups:
+        raise UsageProblem("`--group` needs a project, and there is none here", hint="run it without `--group`")
+    return [f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in library.installed()]
+
+
+# ---------------------------------------------------------------- semantic router
+# Its form v0.3 (`vllm-sr` 0.4): each adapter becomes an embedding signal with its example prompts, and a decision that
+# takes its LoRA on the base, which is the default model. The router compares with its own encoder, so the thresholds
+# are a beginning.
+def export_router(library: Library, file: Path, path: Path, *, url: str | None) -> ExportedRouter:
+    """Write the routing file `file` as a configuration; `url` is where `adapt serve` answers.
 
     It holds the example prompts themselves, which are read from the installed builds.
 
     Raises:
         UsageProblem: `url` is none.
+        NotFound: there is no such file.
         CouldNotTell: a build of the routing file is not installed here, or has no prompts.
         NotAllowed: the place cannot be written.
     """
     import yaml
 
-    text = yaml.safe_dump(semantic_router(library, route, url=url), sort_keys=False, allow_unicode=True, width=120)
-    return write_output(path_of(path), text.encode())
+    from adapterhub.formats.route import read_route
+
+    route = read_route(file)
+    made = semantic_router(library, route, url=url or DEFAULT_URL)
+    text = yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+    written = write_output(path, text.encode())
+    return ExportedRouter(path=written, adapters=len(route.adapters), threshold=route.threshold)
 
 
 def semantic_router(library: Library, route: Route, *, url: str = DEFAULT_URL) -> dict[str, Any]:
