@@ -26,13 +26,13 @@ from adapterhub_registry import vectors, worker
 from adapterhub_registry.access.telemetry import FLUSH_EVERY_S, Downloads, Rates, Telemetry, record_refusal
 from adapterhub_registry.access.tokens import FIRST_USER, Tokens
 from adapterhub_registry.api import adapt_api
-from adapterhub_registry.api.bodies import MOST, PARSED_AT_ONCE, Slots, Threads, UploadSlots
+from adapterhub_registry.api.bodies import MOST, PARSED_AT_ONCE, FairSlots, Threads, UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files, info, missing, repositories, upload, xet
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import Refusal, busy, conflict, refusal_of
-from adapterhub_registry.outbox import Deliverer, Watch, Webhooks, prune
+from adapterhub_registry.errors import HttpRefusal, busy, conflict, refusal_of
+from adapterhub_registry.outbox import Deliverer, EventWatch, Webhooks, prune
 from adapterhub_registry.pages.home import add_pages
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
@@ -72,7 +72,7 @@ def open_registry(settings: Settings) -> Registry:
         rates=Rates(),
         telemetry=Telemetry(sys.stderr if settings.log_requests else None),
         webhooks=Webhooks(database, networks=settings.webhook_networks, limits=settings.limits),
-        watch=Watch(database),
+        watch=EventWatch(database),
         nearest=Nearest(settings.root),
     )
 
@@ -101,9 +101,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.state.registry = registry
     app.state.upload_slots = UploadSlots(settings.limits.uploads_at_once)
     app.state.parsing = anyio.CapacityLimiter(PARSED_AT_ONCE)
-    app.state.follower_slots = Slots(settings.limits.followers_at_once, "followers")
+    app.state.follower_slots = FairSlots(settings.limits.followers_at_once, "followers")
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
-    app.add_exception_handler(Refusal, _on_refusal)
+    app.add_exception_handler(HttpRefusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
     app.add_exception_handler(IntegrityError, _on_race)
     app.add_exception_handler(OperationalError, _on_busy)
@@ -171,7 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _on_refusal(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, HttpRefusal)
     record_refusal(request.app.state.registry.db, request.scope, error)
     return error.response()
 
@@ -226,7 +226,7 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
     status = 422 if request.url.path.startswith(ADAPT_PREFIX) else 400
-    return Refusal(status, "BadRequest", "; ".join(shown(text, 200) for text in problems[:5])).response()
+    return HttpRefusal(status, "BadRequest", "; ".join(shown(text, 200) for text in problems[:5])).response()
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -236,4 +236,4 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if page is not None:
         return cast("Response", page)
     code = _CODE_OF.get(error.status_code, "BadRequest")
-    return Refusal(error.status_code, code, str(error.detail), headers=error.headers).response()
+    return HttpRefusal(error.status_code, code, str(error.detail), headers=error.headers).response()

@@ -28,7 +28,7 @@ MESSAGE_CHARACTERS = 400
 BUSY_RETRY_S = 2
 
 
-class Refusal(HTTPException):
+class HttpRefusal(HTTPException):
     """A refused request: `status`, `code` (X-Error-Code), a message, further headers and members of the body."""
 
     def __init__(
@@ -56,34 +56,34 @@ class Refusal(HTTPException):
         return JSONResponse({"error": self.message, **self.body}, status_code=self.status, headers=headers)
 
 
-def bad_request(message: str) -> Refusal:
+def bad_request(message: str) -> HttpRefusal:
     """400: the request is malformed."""
-    return Refusal(400, "BadRequest", message)
+    return HttpRefusal(400, "BadRequest", message)
 
 
-def out_of_bounds(message: str) -> Refusal:
+def out_of_bounds(message: str) -> HttpRefusal:
     """422: a path or parameter exceeds a limit."""
-    return Refusal(422, "BadRequest", message)
+    return HttpRefusal(422, "BadRequest", message)
 
 
-def unauthorized(message: str = "this needs a token: run `hf auth login` or set HF_TOKEN") -> Refusal:
+def unauthorized(message: str = "this needs a token: run `hf auth login` or set HF_TOKEN") -> HttpRefusal:
     """401: no token, or an unknown one."""
-    return Refusal(401, "Unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+    return HttpRefusal(401, "Unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
 
 
-def forbidden(message: str) -> Refusal:
+def forbidden(message: str) -> HttpRefusal:
     """403: the caller is known but lacks the right."""
-    return Refusal(403, "Forbidden", message)
+    return HttpRefusal(403, "Forbidden", message)
 
 
-def repo_not_found(repo_id: str) -> Refusal:
+def repo_not_found(repo_id: str) -> HttpRefusal:
     """404: no such repository, or one that this caller may not see; the answers are the same."""
-    return Refusal(404, "RepoNotFound", f"repository `{repo_id}` not found")
+    return HttpRefusal(404, "RepoNotFound", f"repository `{repo_id}` not found")
 
 
-def gated(repo_id: str) -> Refusal:
+def gated(repo_id: str) -> HttpRefusal:
     """403: the caller may see the repository but not read its files."""
-    return Refusal(
+    return HttpRefusal(
         403,
         "GatedRepo",
         f"Access to model `{repo_id}` is restricted and you are not in the authorized list;"
@@ -91,53 +91,53 @@ def gated(repo_id: str) -> Refusal:
     )
 
 
-def revision_not_found(repo_id: str, revision: str) -> Refusal:
+def revision_not_found(repo_id: str, revision: str) -> HttpRefusal:
     """404: no branch, tag or commit has that name."""
-    return Refusal(404, "RevisionNotFound", f"`{repo_id}` has no revision `{revision}`")
+    return HttpRefusal(404, "RevisionNotFound", f"`{repo_id}` has no revision `{revision}`")
 
 
-def entry_not_found(path: str, commit: str | None = None) -> Refusal:
+def entry_not_found(path: str, commit: str | None = None) -> HttpRefusal:
     """404: the commit has no such file. With `commit`, the client caches that the file does not exist there."""
     headers = {"X-Repo-Commit": commit} if commit else {}
-    return Refusal(404, "EntryNotFound", f"no file `{path}`", headers=headers)
+    return HttpRefusal(404, "EntryNotFound", f"no file `{path}`", headers=headers)
 
 
-def conflict(message: str, **body: object) -> Refusal:
+def conflict(message: str, **body: object) -> HttpRefusal:
     """409: the name is taken."""
-    return Refusal(409, "Conflict", message, body=body)
+    return HttpRefusal(409, "Conflict", message, body=body)
 
 
-def stale_parent(parent: str, head: str) -> Refusal:
+def stale_parent(parent: str, head: str) -> HttpRefusal:
     """412: the branch has moved since the caller read it."""
-    return Refusal(412, "StaleParent", f"parent commit {parent} is not the head of the branch, which is {head}")
+    return HttpRefusal(412, "StaleParent", f"parent commit {parent} is not the head of the branch, which is {head}")
 
 
-def too_large(limit_bytes: int) -> Refusal:
+def too_large(limit_bytes: int) -> HttpRefusal:
     """413: the body exceeds the limit. The connection closes, and the server reads no more of it."""
-    return Refusal(
+    return HttpRefusal(
         413, "TooLarge", f"the body exceeds the limit of {limit_bytes} bytes", headers={"Connection": "close"}
     )
 
 
-def too_slow(what: str, limit_s: float) -> Refusal:
+def too_slow(what: str, limit_s: float) -> HttpRefusal:
     """408: the client was too slow. The connection closes."""
     message = f"{what} did not arrive within {limit_s:g} seconds; send it again"
-    return Refusal(408, "TooSlow", message, headers={"Connection": "close"})
+    return HttpRefusal(408, "TooSlow", message, headers={"Connection": "close"})
 
 
-def too_many(message: str, *, after_s: int) -> Refusal:
+def too_many(message: str, *, after_s: int) -> HttpRefusal:
     """429: the caller can retry later."""
-    return Refusal(429, "TooMany", message, headers={"Retry-After": str(after_s)})
+    return HttpRefusal(429, "TooMany", message, headers={"Retry-After": str(after_s)})
 
 
-def busy(message: str) -> Refusal:
+def busy(message: str) -> HttpRefusal:
     """503: the client tries again by itself."""
-    return Refusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
+    return HttpRefusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
 
 
-def not_offered(message: str) -> Refusal:
+def not_offered(message: str) -> HttpRefusal:
     """501: this server lacks a feature of the Hub."""
-    return Refusal(501, "NotImplemented", message)
+    return HttpRefusal(501, "NotImplemented", message)
 
 
 _STATUS_OF: tuple[tuple[type[AdapterHubError], int, str], ...] = (
@@ -151,9 +151,9 @@ _STATUS_OF: tuple[tuple[type[AdapterHubError], int, str], ...] = (
 )
 
 
-def refusal_of(error: AdapterHubError) -> Refusal:
+def refusal_of(error: AdapterHubError) -> HttpRefusal:
     """The refusal that stands for an error of the library."""
     for kind, status, code in _STATUS_OF:
         if isinstance(error, kind):
-            return Refusal(status, code, error.message)
-    return Refusal(500, "InternalError", error.message)
+            return HttpRefusal(status, code, error.message)
+    return HttpRefusal(500, "InternalError", error.message)

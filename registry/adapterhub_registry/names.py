@@ -7,7 +7,7 @@ from typing import NewType
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import version_key
-from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, repo_not_found
+from adapterhub_registry.errors import HttpRefusal, bad_request, out_of_bounds, repo_not_found
 
 RepoId = NewType("RepoId", str)
 """`namespace/name`; only `parse_repo_id` makes one."""
@@ -35,7 +35,7 @@ def parse_repo_id(namespace: str, name: str) -> RepoId:
     """Parse the id of a new or existing repository.
 
     Raises:
-        Refusal: 400, with the rule that the id breaks.
+        HttpRefusal: 400, with the rule that the id breaks.
     """
     text = f"{namespace}/{name}"
     for part in (namespace, name):
@@ -55,7 +55,7 @@ def known_repo_id(namespace: str, name: str) -> RepoId:
     """The id of a repository in a URL; a malformed id is a 404, like any repository that does not exist."""
     try:
         return parse_repo_id(namespace, name)
-    except Refusal:
+    except HttpRefusal:
         raise repo_not_found(shown(f"{namespace}/{name}")) from None
 
 
@@ -63,7 +63,7 @@ def parse_ref_name(text: str) -> str:
     """Parse the name of a branch or tag by git's rules; a name that looks like a commit id is refused.
 
     Raises:
-        Refusal: 400.
+        HttpRefusal: 400.
     """
     wrong = (
         not 1 <= len(text) <= MAX_REF_CHARACTERS
@@ -85,7 +85,7 @@ def parse_path(text: str, *, what: str = "path") -> str:
     """Parse a path in a repository: relative, with `/`, without `.`, `..`, `.git` or control characters.
 
     Raises:
-        Refusal: 422.
+        HttpRefusal: 422.
     """
     segments = text.split("/")
     wrong = (
@@ -107,7 +107,7 @@ def parse_sha256(text: str, *, what: str = "oid") -> str:
     """Parse the 64 lower-case hex digits of a sha256.
 
     Raises:
-        Refusal: 400.
+        HttpRefusal: 400.
     """
     if not SHA256.fullmatch(text):
         raise bad_request(f"{what} `{shown(text)}`: expected the 64 lower-case hex digits of a sha256")

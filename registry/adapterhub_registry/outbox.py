@@ -60,9 +60,9 @@ from adapterhub_registry.database.db import (
     repos,
     webhooks,
 )
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import parse_repo_id
-from adapterhub_registry.settings import Limits, Network
+from adapterhub_registry.settings import Network, ServerLimits
 
 Change = Literal[
     "version.published",
@@ -84,7 +84,7 @@ MOST_IN_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class EventPart:
     """Events in their order. `next` is the number to continue from; `missed`: some after the start may be gone."""
 
     events: list[dict[str, Any]]
@@ -141,7 +141,7 @@ def latest(database: Database) -> int:
 
 def read_page(
     database: Database, caller: Caller, readable: ColumnElement[bool], *, since: int | None, limit: int
-) -> Page:
+) -> EventPart:
     """The events after `since` of repositories that the caller sees; with None, no event, but where to begin.
 
     `readable` is the condition on `repos` for the public ones that the caller may see.
@@ -155,11 +155,13 @@ def read_page(
     with database.read() as connection:
         if since is None:
             start = connection.scalar(select(func.max(events.c.number)).where(visible)) or 0
-            return Page(events=[], next=start, missed=False)
+            return EventPart(events=[], next=start, missed=False)
         wanted = select(events).where(events.c.number > since, visible).order_by(events.c.number).limit(limit)
         rows = connection.execute(wanted).all()
     oldest = int((time.time() - KEPT_S) * 1_000_000)
-    return Page(events=[document(row) for row in rows], next=rows[-1].number if rows else since, missed=since < oldest)
+    return EventPart(
+        events=[document(row) for row in rows], next=rows[-1].number if rows else since, missed=since < oldest
+    )
 
 
 def document(row: Row[Any]) -> dict[str, Any]:
@@ -208,7 +210,7 @@ FRESH_S: Final = 0.25
 """How old the answer of the database may be."""
 
 
-class Watch:
+class EventWatch:
     """The newest event of one database, as the waiting requests of one server see it."""
 
     def __init__(self, database: Database) -> None:
@@ -240,7 +242,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class DeliveryOutcome:
     """The status of an answer, or None; `problem` says in a few words why the message did not arrive."""
 
     status: int | None
@@ -278,23 +280,25 @@ def check_url(url: str, allowed: tuple[Network, ...]) -> None:
         )
 
 
-async def post(url: str, body: bytes, headers: Mapping[str, str], *, allowed: tuple[Network, ...]) -> Outcome:
+async def post(url: str, body: bytes, headers: Mapping[str, str], *, allowed: tuple[Network, ...]) -> DeliveryOutcome:
     """Send a JSON body. Hosts in the networks `allowed` may be private, and may use http."""
     try:
         return await asyncio.wait_for(_post(urlsplit(url), body, headers, allowed), TIMEOUT_S)
     except (asyncio.TimeoutError, TimeoutError):
-        return Outcome(status=None, problem=f"no answer within {TIMEOUT_S:.0f} s")
+        return DeliveryOutcome(status=None, problem=f"no answer within {TIMEOUT_S:.0f} s")
     except _NotSent as error:
-        return Outcome(status=None, problem=str(error))
+        return DeliveryOutcome(status=None, problem=str(error))
     except ssl.SSLError as error:
-        return Outcome(status=None, problem=f"TLS: {shown(error.reason or 'failed', 100)}")
+        return DeliveryOutcome(status=None, problem=f"TLS: {shown(error.reason or 'failed', 100)}")
     except OSError:
-        return Outcome(status=None, problem="could not connect")
+        return DeliveryOutcome(status=None, problem="could not connect")
     except (h11.RemoteProtocolError, h11.LocalProtocolError):
-        return Outcome(status=None, problem="the answer is not HTTP")
+        return DeliveryOutcome(status=None, problem="the answer is not HTTP")
 
 
-async def _post(place: SplitResult, body: bytes, headers: Mapping[str, str], allowed: tuple[Network, ...]) -> Outcome:
+async def _post(
+    place: SplitResult, body: bytes, headers: Mapping[str, str], allowed: tuple[Network, ...]
+) -> DeliveryOutcome:
     host = place.hostname or ""
     port = place.port or (443 if place.scheme == "https" else 80)
     address = await _resolved(host, port, allowed, scheme=place.scheme)
@@ -314,7 +318,7 @@ async def _post(place: SplitResult, body: bytes, headers: Mapping[str, str], all
         writer.transport.abort()
 
 
-async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> Outcome:
+async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> DeliveryOutcome:
     read = 0
     while True:
         event = connection.next_event()
@@ -322,12 +326,12 @@ async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> O
             data = await reader.read(_BLOCK_BYTES)
             read += len(data)
             if read > MOST_ANSWER_BYTES:
-                return Outcome(status=None, problem="the head of the answer is too long")
+                return DeliveryOutcome(status=None, problem="the head of the answer is too long")
             connection.receive_data(data)
         elif isinstance(event, h11.Response):
-            return Outcome(status=event.status_code, problem=_problem(event.status_code))
+            return DeliveryOutcome(status=event.status_code, problem=_problem(event.status_code))
         elif not isinstance(event, h11.InformationalResponse):
-            return Outcome(status=None, problem="no answer")
+            return DeliveryOutcome(status=None, problem="no answer")
 
 
 def _problem(status: int) -> str | None:
@@ -444,7 +448,7 @@ class Deliverer:
         finally:
             del self._running[one.webhook_id]
 
-    def _note(self, one: Claimed, outcome: Outcome) -> None:
+    def _note(self, one: Claimed, outcome: DeliveryOutcome) -> None:
         with self._db.begin() as connection:
             note(connection, one, outcome, retry_s=self._retry_s)
 
@@ -472,7 +476,12 @@ def claim(database: Database, most: int, busy: Sequence[Claimed] = ()) -> list[C
             if row.owner is not None and held[row.owner] > OF_ONE_OWNER:
                 continue
             if not may_hear(connection, row.owner, row.repo):
-                _end(connection, number, "withheld", Outcome(status=None, problem="its owner may not know this event"))
+                _end(
+                    connection,
+                    number,
+                    "withheld",
+                    DeliveryOutcome(status=None, problem="its owner may not know this event"),
+                )
                 continue
             values = {"due_at": now_ms() + CLAIM_MS, "attempts": row.attempts + 1}
             connection.execute(update(deliveries).where(deliveries.c.id == number).values(values))
@@ -480,7 +489,7 @@ def claim(database: Database, most: int, busy: Sequence[Claimed] = ()) -> list[C
         return claimed
 
 
-def note(connection: Connection, one: Claimed, outcome: Outcome, *, retry_s: float) -> None:
+def note(connection: Connection, one: Claimed, outcome: DeliveryOutcome, *, retry_s: float) -> None:
     """Write down how an attempt went, and when the next one is."""
     if outcome.problem is None:
         _end(connection, one.id, "delivered", outcome)
@@ -499,7 +508,7 @@ def note(connection: Connection, one: Claimed, outcome: Outcome, *, retry_s: flo
         connection.execute(update(deliveries).where(rest, deliveries.c.due_at < due_at).values(due_at=due_at))
 
 
-async def _attempt(one: Claimed, allowed: tuple[Network, ...]) -> Outcome:
+async def _attempt(one: Claimed, allowed: tuple[Network, ...]) -> DeliveryOutcome:
     headers = signed_headers(one.secret, one.event, one.body, at=now_ms() / 1000)
     return await post(one.url, one.body, headers, allowed=allowed)
 
@@ -537,7 +546,7 @@ def _claimed(row: Row[Any]) -> Claimed:
     )
 
 
-def _end(connection: Connection, number: int, state: str, outcome: Outcome) -> None:
+def _end(connection: Connection, number: int, state: str, outcome: DeliveryOutcome) -> None:
     values = {"state": state, "status": outcome.status, "problem": _short(outcome.problem), "ended_at": now_ms()}
     connection.execute(update(deliveries).where(deliveries.c.id == number).values(values))
 
@@ -559,12 +568,12 @@ class Webhooks:
         database: Database,
         *,
         networks: tuple[Network, ...] = (),
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         caller: Caller = OPERATOR,
     ) -> None:
         self._db = database
         self._networks = networks
-        self._limits = limits or Limits()
+        self._limits = limits or ServerLimits()
         self._caller = caller
 
     def of(self, caller: Caller) -> Webhooks:
@@ -668,7 +677,7 @@ def _parse_scope(scope: str) -> str:
     namespace, slash, name = scope.partition("/")
     try:
         return str(parse_repo_id(namespace, name if slash else "any")).removesuffix("" if slash else "/any")
-    except Refusal:
+    except HttpRefusal:
         raise NotFound(
             f"scope `{shown(scope)}`: expected a namespace such as acme, or a repository such as acme/legal-qa"
         ) from None

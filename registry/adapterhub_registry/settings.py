@@ -21,7 +21,7 @@ _SECRET_LIMIT_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """Limits on what clients send; sizes in bytes, times in seconds. A default of 0 means no limit."""
 
     json_body_bytes: int = 4 * MEBIBYTE
@@ -53,7 +53,7 @@ class Limits:
     webhook_retry_s: int = 5  # before the first repeat of a failed delivery; each further wait is four times as long
     followers_at_once: int = 512  # requests of one server that wait for the next event
 
-    def with_values(self, assignments: tuple[str, ...]) -> Limits:
+    def with_values(self, assignments: tuple[str, ...]) -> ServerLimits:
         """These limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
 
         Raises:
@@ -108,7 +108,7 @@ class Settings:
     database_url: str | None = None
     public_url: str | None = None
     anonymous_read: bool = True
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
     s3: S3Place | None = None
     trusted_proxies: tuple[Network, ...] = ()
     webhook_networks: tuple[Network, ...] = ()
@@ -127,7 +127,7 @@ def load_settings(
     serves: bool = True,
     secret_file: Path | None = None,
     public_url: str | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     **more: Any,  # noqa: ANN401 - further members of Settings
 ) -> Settings:
     """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
@@ -144,7 +144,7 @@ def load_settings(
         root=root,
         secret=secret,
         public_url=public_url.rstrip("/") if public_url else None,
-        limits=limits or Limits(),
+        limits=limits or ServerLimits(),
         **more,
     )
 

@@ -35,7 +35,7 @@ from adapterhub_registry.database.db import (
     test_keys,
     test_rules,
 )
-from adapterhub_registry.errors import Refusal, bad_request, conflict, forbidden, out_of_bounds, too_large
+from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, forbidden, out_of_bounds, too_large
 from adapterhub_registry.names import KEY_NAME, PART, key_of_version
 from adapterhub_registry.storage.blobs import BlobStore
 
@@ -182,7 +182,7 @@ def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> s
     """The digest, 64 hex digits, of the build with this version: a release, or the head of `main` before its tag.
 
     Raises:
-        Refusal: 404.
+        HttpRefusal: 404.
     """
     key = key_of_version(version)
     mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == key)
@@ -192,7 +192,7 @@ def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> s
         row = connection.execute(select(adapters.c.version, adapters.c.digest).where(head)).one_or_none()
         found = row.digest if row is not None and key and key_of_version(row.version) == key else None
     if found is None:
-        raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no build {shown(version)}")
+        raise HttpRefusal(404, "VersionNotFound", f"`{repo.full_name}` has no build {shown(version)}")
     return str(found)
 
 
@@ -200,7 +200,7 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
     """Store a result on a version; the same one twice is one.
 
     Raises:
-        Refusal: 400 for what is no result, 403 for a forged one or a sender without the right, 404 for an unknown
+        HttpRefusal: 400 for what is no result, 403 for a forged one or a sender without the right, 404 for an unknown
             version, 409 when a later one is here, 413 for too many or too large, 422 for one about another build or
             from the future.
     """
@@ -318,7 +318,9 @@ def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
     }
     for which, (count, most) in bounds.items():
         if count >= most:
-            raise Refusal(413, "TooMany", f"this build has {count} results {which}, which is the most; none was stored")
+            raise HttpRefusal(
+                413, "TooMany", f"this build has {count} results {which}, which is the most; none was stored"
+            )
 
 
 def _stored(row: Row[Any], rule: NamespaceRule) -> StoredResult:
@@ -354,7 +356,7 @@ def check_version(
     file that may be its contract.
 
     Raises:
-        Refusal: 422, with the reason and what is missing.
+        HttpRefusal: 422, with the reason and what is missing.
     """
     rule = rule_of(connection, namespace or repo.namespace)
     if rule.asks == "off":
@@ -363,7 +365,7 @@ def check_version(
     reason = _problem(connection, blobs, repo, rule, digest=digest, base=base, evals=evals)
     if reason is not None:
         asked = "a contract" if rule.asks == "contract" else "a PASS by one of its keys"
-        raise Refusal(
+        raise HttpRefusal(
             422,
             CODE,
             f"`{rule.namespace}` publishes only versions with {asked}: {version} {reason}; it was not published",

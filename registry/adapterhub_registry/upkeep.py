@@ -51,15 +51,15 @@ from adapterhub_registry.database.db import (
 from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.schema import metadata, readable
-from adapterhub_registry.database.trees import EMPTY, Tree, stored_nodes
+from adapterhub_registry.database.trees import EMPTY, FileTree, stored_nodes
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos.commits import drop_unnamed
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, Freed, Kept, digest_of
+from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, Freed, KeptBlob, digest_of
 from adapterhub_registry.worker import forget_unnamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class RetentionPolicy:
     """How many unreleased commits stay: the number for each named namespace, and for the `others`; None keeps all."""
 
     others: int | None = None
@@ -83,7 +83,7 @@ class Dropped:
     parents: dict[str, str | None]
 
 
-def parse_policy(texts: tuple[str, ...]) -> Policy:
+def parse_policy(texts: tuple[str, ...]) -> RetentionPolicy:
     """The policy of options such as `20`, which is for every namespace, and `acme=50`.
 
     Raises:
@@ -101,7 +101,7 @@ def parse_policy(texts: tuple[str, ...]) -> Policy:
             named[namespace] = int(number)
         else:
             others = int(number)
-    return Policy(others=others, namespaces=tuple(named.items()))
+    return RetentionPolicy(others=others, namespaces=tuple(named.items()))
 
 
 def plan_policy(connection: Connection, repo_id: int, *, keep: int, before_ms: int) -> Dropped | None:
@@ -117,7 +117,7 @@ def plan_policy(connection: Connection, repo_id: int, *, keep: int, before_ms: i
     seen: set[str] = set()
     kept: set[tuple[str, str]] = set()
     for row in rows:
-        for node in Tree(connection, repo_id, row.root).unseen(seen) if row.id not in gone else ():
+        for node in FileTree(connection, repo_id, row.root).unseen(seen) if row.id not in gone else ():
             kept.update((entry.sha256, entry.path) for entry in (() if node.height else node.items))
     named = select(places.c.sha256, places.c.path).where(places.c.repo_id == repo_id)
     lost = {(row.sha256, row.path) for row in connection.execute(named)} - kept
@@ -156,14 +156,14 @@ Lost = set[tuple[int, str, str]]
 """The places, as `(repo_id, sha256, path)`, that go with the commits of a dry run."""
 
 
-def free_space(registry: Registry, *, policy: Policy | None = None, dry_run: bool = False) -> FreedSpace:
+def free_space(registry: Registry, *, policy: RetentionPolicy | None = None, dry_run: bool = False) -> FreedSpace:
     """Remove the commits that `policy` drops, then every blob and xorb that nothing names. Servers may run meanwhile.
 
     Each step is a short transaction of its own: an interruption loses nothing, and the next call goes on.
     `dry_run` only counts.
     """
     before_s = time.time() - KEEP_UPLOADS_S
-    dropped, lost = _drop_commits(registry, policy or Policy(), before_s, dry_run=dry_run)
+    dropped, lost = _drop_commits(registry, policy or RetentionPolicy(), before_s, dry_run=dry_run)
     if not dry_run:
         _forget(registry, before_s)
     freed = Freed()
@@ -200,12 +200,12 @@ def sweep_xorbs(registry: Registry, *, dry_run: bool = False) -> Freed:
     return registry.xorbs.sweep(time.time(), wanted=wanted, dry_run=dry_run)
 
 
-def _drop_commits(registry: Registry, policy: Policy, before_s: float, *, dry_run: bool) -> tuple[int, Lost]:
+def _drop_commits(registry: Registry, policy: RetentionPolicy, before_s: float, *, dry_run: bool) -> tuple[int, Lost]:
     count = 0
     lost: Lost = set()
     all_of = select(repos.c.id, repos.c.namespace, func.count().label("commits")).join(commits).group_by(repos.c.id)
     with registry.db.read() as connection:
-        found = connection.execute(all_of.order_by(repos.c.id)).all() if policy != Policy() else ()
+        found = connection.execute(all_of.order_by(repos.c.id)).all() if policy != RetentionPolicy() else ()
     for repo in found:
         keep = policy.commits_of(repo.namespace)
         if keep is None or repo.commits <= keep:
@@ -239,7 +239,7 @@ def _forget(registry: Registry, before_s: float) -> None:
         vectors.forget_unnamed(connection)
 
 
-def _unnamed(registry: Registry, before_s: float, lost: Lost) -> Iterator[Kept]:
+def _unnamed(registry: Registry, before_s: float, lost: Lost) -> Iterator[KeptBlob]:
     """The blobs that were uploaded before `before_s` and that nothing names."""
     old = (kept for kept in registry.blobs.kept() if kept.uploaded_s < before_s)
     for digit, some in groupby(old, lambda kept: kept.sha256[0]):
@@ -267,7 +267,7 @@ def _is_one_of(digests: list[str], column: Column[str]) -> ColumnElement[bool]:
     return column.in_(digests)
 
 
-def _batches(found: Iterator[Kept]) -> Iterator[list[Kept]]:
+def _batches(found: Iterator[KeptBlob]) -> Iterator[list[KeptBlob]]:
     while some := list(islice(found, AT_ONCE)):
         yield some
 

@@ -28,7 +28,7 @@ from adapterhub_registry.database.db import Database, adapters, meaning, repos
 from adapterhub_registry.database.prepared import Met
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.repos.search import SHOWN, AdapterPage, Fit, start_of
+from adapterhub_registry.repos.search import SHOWN, Fit, FoundAdapters, start_of
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
@@ -187,7 +187,7 @@ class Nearest:
         """Whether to search for `text` by meaning: on demand, else for several words where this server has the model.
 
         Raises:
-            Refusal: 400 when it is demanded and the server lacks the model.
+            HttpRefusal: 400 when it is demanded and the server lacks the model.
         """
         is_here = by != "words" and has_model(self._root)
         if by == "meaning" and not is_here:
@@ -208,13 +208,13 @@ class Nearest:
         *,
         cursor: str | None,
         limit: int,
-    ) -> AdapterPage:
+    ) -> FoundAdapters:
         """The builds that meet the conditions, nearest first, as `adapter_search.ranked` gives them by words.
 
         When all are far from the text, the best five.
 
         Raises:
-            Refusal: 400 for a malformed cursor.
+            HttpRefusal: 400 for a malformed cursor.
         """
         first = start_of(cursor)
         needed = min(first + limit + 1, MOST_RANKED)
@@ -230,7 +230,7 @@ class Nearest:
             if number in found
         }
         listed: list[Row[Any]] = [found[number] for number in fits]
-        return AdapterPage(rows=listed, next_cursor=str(end) if end < len(near) else None, fits=fits)
+        return FoundAdapters(rows=listed, next_cursor=str(end) if end < len(near) else None, fits=fits)
 
     def _best(self, connection: Connection, text: str, wanted: Met, needed: int) -> list[tuple[int, float, int]]:
         """The best permitted builds by number, score and part: at least `needed`, if so many are there.

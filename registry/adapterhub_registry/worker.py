@@ -90,7 +90,7 @@ class Once:
         """The result kept under `(subject, key)`, or a new one of `make`.
 
         Raises:
-            Refusal: 503 with Retry-After while another computation about the subject runs, or many others.
+            HttpRefusal: 503 with Retry-After while another computation about the subject runs, or many others.
         """
         with self._lock:
             if (subject, key) in self._kept:
@@ -119,7 +119,7 @@ _COUNTED_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownSketches:
     digests: list[str]
     packed: Sketches
 
@@ -133,7 +133,7 @@ class KnownSketches:
     _last_ms: int = 0
     _counted_at: float = -_COUNTED_S
     _at_last: set[str] = field(default_factory=set)
-    _of_key: dict[str, _Known] = field(default_factory=dict)
+    _of_key: dict[str, _KnownSketches] = field(default_factory=dict)
 
     def near(self, connection: Connection, digest: str, above: float) -> dict[str, float] | None:
         """The cosine with each build, by digest, that is `above` or more or as much negated; None without a sketch.
@@ -152,7 +152,7 @@ class KnownSketches:
         near = (abs(found) >= least).nonzero()[0].tolist()
         return {known.digests[at]: round(float(found[at]), DIGITS) for at in near if known.digests[at] != digest}
 
-    def _read(self, connection: Connection) -> dict[str, _Known]:
+    def _read(self, connection: Connection) -> dict[str, _KnownSketches]:
         last_ms = connection.scalar(select(func.max(sketches.c.made_at))) or 0
         with self._lock:
             if last_ms == self._last_ms and monotonic() < self._counted_at + _COUNTED_S:
@@ -175,7 +175,7 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
     return list(connection.execute(select(sketches).where(which)).all())
 
 
-def _with(before: Mapping[str, _Known], rows: Sequence[Row[Any]]) -> dict[str, _Known]:
+def _with(before: Mapping[str, _KnownSketches], rows: Sequence[Row[Any]]) -> dict[str, _KnownSketches]:
     from adapterhub.formats.derived.likeness import Sketches  # noqa: PLC0415 - numpy, for these answers alone
 
     after = dict(before)
@@ -184,9 +184,9 @@ def _with(before: Mapping[str, _Known], rows: Sequence[Row[Any]]) -> dict[str, _
         found, packed = after.get(key), [row.sketch for row in mine]
         digests = [row.digest for row in mine]
         after[key] = (
-            _Known(digests, Sketches(packed))
+            _KnownSketches(digests, Sketches(packed))
             if found is None
-            else _Known([*found.digests, *digests], found.packed.with_more(packed))
+            else _KnownSketches([*found.digests, *digests], found.packed.with_more(packed))
         )
     return after
 

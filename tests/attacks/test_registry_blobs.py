@@ -21,7 +21,7 @@ import obstore
 import pytest
 from adapterhub_registry.api.hub.upload import DIRECT_BYTES, MAX_LINKS
 from adapterhub_registry.app import create_app
-from adapterhub_registry.settings import Limits, S3Place, load_settings
+from adapterhub_registry.settings import S3Place, ServerLimits, load_settings
 from adapterhub_registry.upkeep import check_holdings
 
 from tests.registry.conftest import MODES
@@ -79,7 +79,7 @@ def test_parts_of_a_large_batch_grow_and_cover_every_byte(server: Running) -> No
     assert sum(links_in(answer)) <= MAX_LINKS + len(sizes)
     for size, header in zip(sizes[:3], headers, strict=False):
         part = int(header["chunk_size"])
-        assert part >= Limits().part_bytes
+        assert part >= ServerLimits().part_bytes
         assert -(-size // part) == len(header) - 1
 
 
@@ -293,7 +293,7 @@ def test_lost_bytes_come_back_to_a_namespace_that_is_full(
     content = os.urandom(60_000)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / WEIGHTS).write_bytes(content)
-    with running(tmp_path / "root", limits=Limits(namespace_bytes=70_000)) as server:
+    with running(tmp_path / "root", limits=ServerLimits(namespace_bytes=70_000)) as server:
         made = clients[mode](server, "acme/full", tmp_path / "folder")
         DiskPlace(server).remove(hashlib.sha256(content).hexdigest())
 

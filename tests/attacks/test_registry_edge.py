@@ -14,8 +14,8 @@ import pytest
 from adapterhub_registry.access.telemetry import RequestRecord
 from adapterhub_registry.api import edge
 from adapterhub_registry.api.bodies import UploadSlots
-from adapterhub_registry.errors import Refusal
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.errors import HttpRefusal
+from adapterhub_registry.settings import ServerLimits
 
 from tests.attacks.raw_http import Line, head_of, line_to
 from tests.registry.pushing import Push
@@ -210,12 +210,12 @@ def test_json_that_two_programs_read_differently_is_refused(server: Running, bod
 
 # ------------------------------------------------------------ heads
 def test_a_head_is_waited_for_ten_seconds_at_most() -> None:
-    assert Limits().head_s <= 10
+    assert ServerLimits().head_s <= 10
 
 
 def test_half_sent_heads_are_closed_and_others_are_answered(tmp_path: Path) -> None:
     halves = [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET /api/models HTTP/1.1\r\nHost: x\r\nX-A: "] * 25
-    with running(tmp_path, limits=Limits(head_s=SHORT_S)) as server, ExitStack() as lines:
+    with running(tmp_path, limits=ServerLimits(head_s=SHORT_S)) as server, ExitStack() as lines:
         opened = []
         for half in halves:  # at once: the server closes a connection that says nothing in time
             opened.append(lines.enter_context(line_to(server.url)))
@@ -228,7 +228,7 @@ def test_half_sent_heads_are_closed_and_others_are_answered(tmp_path: Path) -> N
 
 
 def test_a_head_that_drips_gets_no_more_time_for_it(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(head_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(head_s=SHORT_S)) as server, line_to(server.url) as line:
         line.send(b"GET /api/models HTTP/1.1\r\nHost: x\r\nX-A: ")
         for _ in range(1000):
             line.send(b"a")
@@ -239,7 +239,7 @@ def test_a_head_that_drips_gets_no_more_time_for_it(tmp_path: Path) -> None:
 
 
 def test_a_second_head_is_no_more_patient_than_the_first(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(head_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(head_s=SHORT_S)) as server, line_to(server.url) as line:
         line.send(head_of("GET", "/api/adapt/v1/healthz"))
         first = line.answer()
         line.send(b"GET /api")
@@ -248,14 +248,14 @@ def test_a_second_head_is_no_more_patient_than_the_first(tmp_path: Path) -> None
 
 
 def test_a_head_that_came_with_the_request_before_it_is_waited_for_too(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(head_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(head_s=SHORT_S)) as server, line_to(server.url) as line:
         line.send(head_of("GET", "/api/adapt/v1/healthz") + b"GET /api")
 
         assert (line.answer().status, line.answer().status, line.rest()) == (200, 408, b"")
 
 
 def test_a_connection_between_two_requests_may_be_quiet_for_longer(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(head_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(head_s=SHORT_S)) as server, line_to(server.url) as line:
         line.send(head_of("GET", "/api/adapt/v1/healthz"))
         first = line.answer()
 
@@ -292,7 +292,7 @@ def commit(server: Running, repo: str, token: str) -> int:
 
 
 def test_one_token_with_slow_uploads_leaves_room_for_others(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(uploads_at_once=8)) as server, ExitStack() as lines:
+    with running(tmp_path, limits=ServerLimits(uploads_at_once=8)) as server, ExitStack() as lines:
         for name in ("ann", "bob"):
             assert server.post("/api/repos/create", {"organization": name, "name": "x"}).status_code == 200
         ann, bob = (server.registry.tokens.create(name, "write") for name in ("ann", "bob"))
@@ -309,7 +309,10 @@ def test_one_token_with_slow_uploads_leaves_room_for_others(tmp_path: Path) -> N
 
 
 def test_slow_bodies_are_given_up_and_their_places_are_free_again(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(uploads_at_once=2, body_grace_s=SHORT_S)) as server, ExitStack() as lines:
+    with (
+        running(tmp_path, limits=ServerLimits(uploads_at_once=2, body_grace_s=SHORT_S)) as server,
+        ExitStack() as lines,
+    ):
         server.post("/api/repos/create", {"organization": "ann", "name": "x"})
         line = slow_commit(server, "ann/x", server.token)
         lines.callback(line.close)
@@ -328,7 +331,7 @@ def test_slow_bodies_are_given_up_and_their_places_are_free_again(tmp_path: Path
     [("POST", "/api/repos/create"), ("POST", "/api/adapt/v1/tokens"), ("PUT", "/_lfs/object/{link}")],
 )
 def test_every_body_must_come_in_time(tmp_path: Path, method: str, path: str) -> None:
-    with running(tmp_path, limits=Limits(body_grace_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(body_grace_s=SHORT_S)) as server, line_to(server.url) as line:
         server.post("/api/repos/create", {"organization": "ann", "name": "x"})
         asked = {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1000}]}
         batch = server.post("/ann/x.git/info/lfs/objects/batch", asked).json()
@@ -340,7 +343,7 @@ def test_every_body_must_come_in_time(tmp_path: Path, method: str, path: str) ->
 
 
 def test_the_rest_of_a_body_that_is_not_needed_is_not_waited_for(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(body_grace_s=SHORT_S)) as server, line_to(server.url) as line:
+    with running(tmp_path, limits=ServerLimits(body_grace_s=SHORT_S)) as server, line_to(server.url) as line:
         line.send(head_of("GET", "/api/adapt/v1/healthz", "Content-Length: 1000") + b"{")
         first = line.answer()
         for _ in range(1000):
@@ -362,7 +365,7 @@ def read_body(pieces: list[bytes], seconds_each: float, monkeypatch: pytest.Monk
 
     async def read() -> None:
         nonlocal got
-        bounded = edge._bounded(receive, 1 << 30, Limits(**limits), RequestRecord())
+        bounded = edge._bounded(receive, 1 << 30, ServerLimits(**limits), RequestRecord())
         while got < len(pieces):
             await bounded()
             got += 1
@@ -385,7 +388,7 @@ def test_a_body_at_the_least_rate_may_take_long(monkeypatch: pytest.MonkeyPatch)
 def test_a_body_below_the_least_rate_or_beyond_the_longest_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch, piece: bytes, limits: dict[str, float]
 ) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(HttpRefusal) as refused:
         read_body([piece] * 100, 9.0, monkeypatch, **limits)
 
     assert refused.value.status == 408
@@ -398,7 +401,7 @@ def test_places_are_shared_by_halves() -> None:
         for number in range(100):
             try:
                 held.enter_context(slots.hold(token))
-            except Refusal:
+            except HttpRefusal:
                 return number
         return 100
 
@@ -410,7 +413,7 @@ def test_places_are_shared_by_halves() -> None:
 
 # ------------------------------------------------------------ answers
 def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(answer_stall_s=SHORT_S)) as server:
+    with running(tmp_path, limits=ServerLimits(answer_stall_s=SHORT_S)) as server:
         weights = bytes(64 << 20)
         with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
             Push(repo="ann/x", weights=weights).run(client)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry import outbox
-from adapterhub_registry.settings import Limits, parse_networks
+from adapterhub_registry.settings import ServerLimits, parse_networks
 
 from adapterhub.core.errors import NotAllowed
 from adapterhub.core.webhooks import WINDOW_S, new_secret, signed_headers, verify_webhook
@@ -31,7 +31,7 @@ LOOPBACK = parse_networks(("127.0.0.0/8",))
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A registry with a private adapter of alice and a public one of bob."""
-    limits = Limits(webhook_retry_s=1)
+    limits = ServerLimits(webhook_retry_s=1)
     with running(tmp_path_factory.mktemp("registry"), webhook_networks=LOOPBACK, limits=limits) as server:
         with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
             made = {"organization": "alice", "name": "secret", "private": True}
@@ -289,7 +289,7 @@ def test_a_receiver_that_does_not_speak_tls_gets_nothing() -> None:
     assert ssl.create_default_context().check_hostname
 
 
-def send(url: str, allowed: Any = ()) -> outbox.Outcome:
+def send(url: str, allowed: Any = ()) -> outbox.DeliveryOutcome:
     return asyncio.run(outbox.post(url, b"{}", {"webhook-id": "x"}, allowed=allowed))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.database.db import reservations
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from sqlalchemy import update
 
 from tests.registry.running import Running, running
@@ -27,7 +27,7 @@ LARGE = 900_000
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     more = {"database_url": request.getfixturevalue("pg").new_database()} if request.param == "postgresql" else {}
-    with running(tmp_path, limits=Limits(namespace_bytes=QUOTA), **more) as server:
+    with running(tmp_path, limits=ServerLimits(namespace_bytes=QUOTA), **more) as server:
         server.post("/api/repos/create", {"organization": "acme", "name": "x"}).raise_for_status()
         yield server
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.settings import Limits, S3Place
+from adapterhub_registry.settings import S3Place, ServerLimits
 
 from tests.registry.running import Running, running
 from tests.registry.shared_servers import CREDENTIALS, S3
 
 MEBIBYTE = 1 << 20
-LIMITS = Limits(multipart_from_bytes=8 * MEBIBYTE, part_bytes=5 * MEBIBYTE)
+LIMITS = ServerLimits(multipart_from_bytes=8 * MEBIBYTE, part_bytes=5 * MEBIBYTE)
 LARGE_BYTES = 24 * MEBIBYTE + 7
 CLIENT = """
 import json, sys

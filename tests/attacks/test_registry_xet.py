@@ -12,7 +12,7 @@ import httpx
 import lz4.frame
 import obstore
 import pytest
-from adapterhub_registry.settings import Limits, S3Place
+from adapterhub_registry.settings import S3Place, ServerLimits
 from adapterhub_registry.storage.s3 import Bucket, S3Xorbs
 from adapterhub_registry.storage.xet import (
     MAX_CHUNK_BYTES,
@@ -92,7 +92,7 @@ def test_a_file_of_one_chunk_again_and_again_is_accepted(server: Running) -> Non
 
 
 def test_what_chunks_are_good_for_is_counted_over_all_shards_of_a_user(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(xet_free_bytes=1, xet_ratio=16)) as server:
+    with running(tmp_path, limits=ServerLimits(xet_free_bytes=1, xet_ratio=16)) as server:
         chunk = os.urandom(10_000)
         first, second = Space(server, "one"), Space(server, "two")
         xorb, sent = first.send([(chunk, 0)]), len(xorb_bytes([(chunk, 0)]))
@@ -111,7 +111,7 @@ def test_what_chunks_are_good_for_is_counted_over_all_shards_of_a_user(tmp_path:
 
 def test_a_shard_that_is_refused_over_and_over_does_not_unpack_for_free(tmp_path: Path) -> None:
     """Each attempt costs the server as much as a good one."""
-    with running(tmp_path, limits=Limits(xet_free_bytes=1, xet_ratio=16)) as server:
+    with running(tmp_path, limits=ServerLimits(xet_free_bytes=1, xet_ratio=16)) as server:
         space, chunk = Space(server, "one"), os.urandom(10_000)
         xorb = space.send([(chunk, 0)])
 

@@ -37,7 +37,7 @@ from adapterhub_registry.database.db import (
     sketches,
 )
 from adapterhub_registry.database.search_tables import texts, wordings
-from adapterhub_registry.database.trees import EMPTY, FileEntry, Tree
+from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile
 from adapterhub_registry.storage.blobs import DiskBlobs
 from sqlalchemy import select
 
@@ -98,7 +98,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
     card = blobs.put([b"---\nlicense: mit\n---\n# An adapter\n\nIt answers questions.\n"])
     packed = [zlib.compress(json.dumps(record_of(seed).to_json(), separators=(",", ":")).encode()) for seed in range(8)]
     signs = [random.Random(seed).randbytes(256) for seed in range(8)]
-    entry = FileEntry(
+    entry = TreeFile(
         path="README.md",
         size=card.size,
         sha256=card.sha256,
@@ -138,7 +138,7 @@ def fill(database: Database, blobs: DiskBlobs, builds: int) -> None:
                 (places, "places"),
             ):
                 for row in tables[key] if table is commits else ():
-                    row["root"] = Tree(connection, row["repo_id"], EMPTY).changed([("README.md", entry)]).root  # type: ignore[arg-type]
+                    row["root"] = FileTree(connection, row["repo_id"], EMPTY).changed([("README.md", entry)]).root  # type: ignore[arg-type]
                 if tables[key]:
                     connection.execute(table.insert(), tables[key])
     with database.begin() as connection:

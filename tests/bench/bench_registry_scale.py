@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import texts
-from adapterhub_registry.database.trees import EMPTY, FileEntry, Tree
+from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile
 
 from tests.bench.many_builds import BASES, RANKS, TASKS
 from tests.registry.pushing import Push, put
@@ -49,7 +49,9 @@ def fill(database: Database, builds: int) -> None:
                 for row in (
                     rows if table is commits else ()
                 ):  # the repositories, whose nodes these are, are there by now
-                    row["root"] = Tree(connection, row["repo_id"], EMPTY).changed(_files(row["repo_id"] - 1, row)).root
+                    row["root"] = (
+                        FileTree(connection, row["repo_id"], EMPTY).changed(_files(row["repo_id"] - 1, row)).root
+                    )
                 connection.execute(table.insert(), rows)
     if not database.is_shared:
         return  # a server keeps no statistics in SQLite
@@ -59,10 +61,10 @@ def fill(database: Database, builds: int) -> None:
         connection.exec_driver_sql("SELECT setval(pg_get_serial_sequence('repos', 'id'), (SELECT max(id) FROM repos))")
 
 
-def _files(n: int, commit: dict[str, Any]) -> list[tuple[str, FileEntry]]:
+def _files(n: int, commit: dict[str, Any]) -> list[tuple[str, TreeFile]]:
     changed = {"changed_in": commit["id"], "changed_at": commit["created_at"]}
     return [
-        (path, FileEntry(path=path, sha256=sha256, git_sha1=sha256[:40], size=1000, lfs=lfs, **changed))
+        (path, TreeFile(path=path, sha256=sha256, git_sha1=sha256[:40], size=1000, lfs=lfs, **changed))
         for path, sha256, lfs in (
             ("adapter_config.json", digest(f"config {n % 100}"), False),
             ("adapter_model.safetensors", digest(f"weights {n}"), True),

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.worker import Once
 from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -261,7 +261,7 @@ def test_one_computation_about_a_pair_runs_at_a_time() -> None:
     thread = threading.Thread(target=once.result, args=("pair", 1, slow))
     thread.start()
     begun.wait(60)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(HttpRefusal) as refused:
         once.result("pair", 2, lambda: 2)
     other = once.result("other pair", 1, lambda: 3)
     goes_on.set()

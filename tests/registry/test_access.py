@@ -193,9 +193,9 @@ def test_a_failure_inside_is_json_and_leaves_the_connection_open(
 
 
 def test_uploads_at_once_are_bounded(tmp_path: Path) -> None:
-    from adapterhub_registry.settings import Limits
+    from adapterhub_registry.settings import ServerLimits
 
-    with running(tmp_path / "root", limits=Limits(uploads_at_once=1)) as server:
+    with running(tmp_path / "root", limits=ServerLimits(uploads_at_once=1)) as server:
         repo = make(server)
         body = b'{"key":"header","value":{"summary":"x"}}\n'
         slow = HTTPConnection(server.url.removeprefix("http://"), timeout=60)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from adapterhub_registry.database.db import Database, refs, repos
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.repos.adapter_facts import facts_of, tags_of_adapter, without_contradictions
 from adapterhub_registry.repos.adapters import (
     adapt_object,
@@ -222,7 +222,7 @@ def test_a_version_with_other_bytes_is_refused(shelf: AdapterCache, built: Calla
     shelf.commit("acme/x", built("legal-qa", seed=1), tag="v1.0.0")
 
     for tag in (None, "v1.0.0"):
-        with pytest.raises(Refusal, match=r"1\.0\.0 of `acme/x` exists with other bytes") as refusal:
+        with pytest.raises(HttpRefusal, match=r"1\.0\.0 of `acme/x` exists with other bytes") as refusal:
             shelf.commit("acme/x", built("legal-qa", seed=2), tag=tag)
         assert refusal.value.status == 409
 
@@ -232,7 +232,7 @@ def test_a_version_keeps_its_bytes_when_its_tag_is_deleted(shelf: AdapterCache, 
     shelf.connection.execute(delete(refs).where(refs.c.kind == "tag"))
     choose_listed(shelf.connection, shelf.repo("acme/x").id)
 
-    with pytest.raises(Refusal, match="other bytes"):
+    with pytest.raises(HttpRefusal, match="other bytes"):
         shelf.commit("acme/x", plain(tmp_path / "b", seed=2), tag="v1.0.0")
 
 
@@ -255,10 +255,10 @@ def test_one_namespace_has_one_build_of_a_version_for_each_base_and_rank(
     shelf.commit("acme/y", built("legal-qa", rank=8, seed=1), tag="v1.0.0")
     shelf.commit("other/x", built("legal-qa", rank=4, seed=2), tag="v1.0.0")
 
-    with pytest.raises(Refusal, match="`acme/x` exists with other bytes"):
+    with pytest.raises(HttpRefusal, match="`acme/x` exists with other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
     shelf.connection.execute(update(repos).where(repos.c.full_name == "acme/x").values(private=True))
-    with pytest.raises(Refusal, match="of adapter `legal-qa` in `acme` exists with other bytes"):
+    with pytest.raises(HttpRefusal, match="of adapter `legal-qa` in `acme` exists with other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
 
 
@@ -270,7 +270,7 @@ def test_a_build_of_a_removed_repository_keeps_its_version_in_its_namespace(
     bury(shelf.connection, shelf.repo("acme/x"))
     shelf.connection.execute(delete(repos))
 
-    with pytest.raises(Refusal, match=r"1\.0\.0 of adapter `legal-qa` in `acme` was removed and had other bytes"):
+    with pytest.raises(HttpRefusal, match=r"1\.0\.0 of adapter `legal-qa` in `acme` was removed and had other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
     shelf.commit("acme/eight", built("legal-qa", rank=8, seed=3), tag="v1.0.0")
     shelf.commit("acme/named", built("tax-qa", rank=4, seed=3), tag="v1.0.0")
@@ -317,7 +317,7 @@ def test_the_head_does_not_bring_back_yanked_bytes(shelf: AdapterCache, built: C
 def test_yanking_what_was_never_released_is_refused(shelf: AdapterCache, tmp_path: Path) -> None:
     shelf.commit("acme/x", plain(tmp_path / "a"))
 
-    with pytest.raises(Refusal, match=r"no release 1\.0\.0") as refusal:
+    with pytest.raises(HttpRefusal, match=r"no release 1\.0\.0") as refusal:
         yank(shelf.connection, shelf.repo("acme/x"), "1.0.0", reason="x", by="ann")
     assert refusal.value.status == 404
 
@@ -371,7 +371,7 @@ def test_conditions_are_all_met(
     "query", [{"base_sha256": "abc"}, {"base_sha256": "g" * 64}, {"cursor": "x"}, {"q": "a " * 17}]
 )
 def test_questions_that_cannot_be_read_are_refused(shelf: AdapterCache, query: dict[str, Any]) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(HttpRefusal) as refusal:
         shelf.found(**query)
 
     assert refusal.value.status == 400

@@ -24,8 +24,8 @@ from adapterhub_registry.database.db import (
     repo_tags,
     repos,
 )
-from adapterhub_registry.database.trees import EMPTY, FileEntry
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.database.trees import EMPTY, TreeFile
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import commits as commits_module
 from adapterhub_registry.repos.commits import (
@@ -42,7 +42,7 @@ from adapterhub_registry.repos.commits import (
     tree_of,
 )
 from adapterhub_registry.repos.repos import Repos
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.engine import Connection
@@ -87,7 +87,7 @@ def connection(parts: tuple[Database, DiskBlobs]) -> Iterator[Connection]:
 @pytest.fixture
 def desk(connection: Connection, store: DiskBlobs, clock: SimpleNamespace) -> Desk:
     """The repositories `ann/x` and `ann/y`, empty; the clock goes on one second."""
-    made = Repos(store, anonymous_read=True, limits=Limits())
+    made = Repos(store, anonymous_read=True, limits=ServerLimits())
     for name in ("ann/x", "ann/y"):
         made.create(connection, ANN, RepoId(name), private=False)
     clock.now = NOW + 1000
@@ -172,7 +172,7 @@ def test_a_file_says_its_bytes_and_the_commit_that_gave_them(desk: Desk, clock: 
     later = desk.commit(put("b"))
 
     blob = file.blob
-    expected = FileEntry(
+    expected = TreeFile(
         path="d/a",
         sha256=blob.sha256,
         git_sha1=blob.git_sha1,
@@ -188,7 +188,7 @@ def test_a_file_says_its_bytes_and_the_commit_that_gave_them(desk: Desk, clock: 
 def test_a_file_that_is_not_at_a_commit_is_named_with_the_commit(desk: Desk) -> None:
     head = desk.commit(put("a"))
 
-    with pytest.raises(Refusal, match="no file `b`") as refused:
+    with pytest.raises(HttpRefusal, match="no file `b`") as refused:
         file_at(desk.connection, desk.row().id, head, "b")
     assert (refused.value.status, refused.value.headers["X-Repo-Commit"]) == (404, head)
 
@@ -296,7 +296,9 @@ def test_the_same_change_on_the_same_parent_sent_again_is_the_commit_it_made(
     if same:
         assert desk.commit(*again, parent=parent[:digits], title="other words") == head
     else:
-        with pytest.raises(Refusal, match=f"parent commit {parent[:digits]} is not the head .* is {head}") as refused:
+        with pytest.raises(
+            HttpRefusal, match=f"parent commit {parent[:digits]} is not the head .* is {head}"
+        ) as refused:
             desk.commit(*again, parent=parent[:digits])
         assert (refused.value.status, refused.value.code) == (412, "StaleParent")
     assert (desk.count(), desk.head()) == (count, head)
@@ -308,13 +310,13 @@ def test_the_same_change_on_another_parent_is_refused(desk: Desk) -> None:
     head = desk.commit(put("b", b"2"))
 
     for parent in (first, "f" * 40, desk.head(name="ann/y")):
-        with pytest.raises(Refusal, match="is not the head"):
+        with pytest.raises(HttpRefusal, match="is not the head"):
             desk.commit(put("b", b"2"), parent=parent)
     assert desk.commit(put("b", b"2"), parent=second) == head
 
 
 def test_a_repository_with_its_first_commit_only_refuses_another_parent(desk: Desk) -> None:
-    with pytest.raises(Refusal, match="is not the head"):
+    with pytest.raises(HttpRefusal, match="is not the head"):
         desk.commit(parent="f" * 40)
 
 
@@ -322,7 +324,7 @@ def test_a_change_that_was_made_in_another_repository_is_not_this_one(desk: Desk
     other = desk.head(name="ann/y")
     desk.commit(put("a"), name="ann/y")
 
-    with pytest.raises(Refusal, match="is not the head"):
+    with pytest.raises(HttpRefusal, match="is not the head"):
         desk.commit(put("a"), parent=other)
 
 
@@ -333,7 +335,7 @@ def test_a_branch_that_moved_meanwhile_refuses_the_commit(desk: Desk, monkeypatc
         desk.connection.execute(update(refs).where(refs.c.name == "main").values(commit_id="f" * 40))
 
     monkeypatch.setattr(commits_module, "check_tree", move)
-    with pytest.raises(Refusal, match=f"parent commit {head} is not the head") as refused:
+    with pytest.raises(HttpRefusal, match=f"parent commit {head} is not the head") as refused:
         desk.commit(put("a"))
     assert (refused.value.status, desk.head()) == (412, "f" * 40)
 
@@ -343,7 +345,7 @@ def test_a_branch_that_is_not_there_takes_no_commit(desk: Desk) -> None:
     desk.repos.create_tag(desk.connection, ANN, RepoId("ann/x"), "tag", at="main", message=None)
 
     for branch in ("dev", "tag", "none"):
-        with pytest.raises(Refusal, match=f"`ann/x` has no revision `{branch}`") as refused:
+        with pytest.raises(HttpRefusal, match=f"`ann/x` has no revision `{branch}`") as refused:
             desk.commit(put("a"), branch=branch)
         assert (refused.value.status, refused.value.code) == (404, "RevisionNotFound")
 
@@ -361,7 +363,7 @@ def test_a_commit_moves_its_own_branch_only(desk: Desk) -> None:
 def test_a_commit_holds_as_many_files_as_it_may(desk: Desk) -> None:
     desk.commit(put("a"), put("b"), max_files=3)
 
-    with pytest.raises(Refusal, match="at most 3 files; this commit would make 4"):
+    with pytest.raises(HttpRefusal, match="at most 3 files; this commit would make 4"):
         desk.commit(put("c"), max_files=3)
     desk.commit(put("c"), Delete(path="a"), max_files=3)
     assert desk.files(desk.head()).keys() == {"b", "c"}
@@ -477,7 +479,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(desk: Desk) -> None:
 def test_what_names_no_commit_is_refused_with_its_name(desk: Desk, revision: str) -> None:
     desk.repos.create_tag(desk.connection, ANN, RepoId("ann/x"), "good", at="main", message=None)
 
-    with pytest.raises(Refusal, match=f"`ann/x` has no revision `{revision}`") as refused:
+    with pytest.raises(HttpRefusal, match=f"`ann/x` has no revision `{revision}`") as refused:
         find_commit(desk.connection, desk.row(), revision)
     assert refused.value.status == 404
 
@@ -487,7 +489,7 @@ def test_a_commit_or_branch_of_another_repository_is_no_revision(desk: Desk) -> 
     desk.branch("dev", name="ann/y")
 
     for revision in (other, other[:7], other[:12], "dev", "refs/heads/dev"):
-        with pytest.raises(Refusal, match="no revision"):
+        with pytest.raises(HttpRefusal, match="no revision"):
             find_commit(desk.connection, desk.row(), revision)
 
 
@@ -497,7 +499,7 @@ def test_digits_that_begin_two_commits_name_neither(desk: Desk) -> None:
     for made in (one, two):
         desk.connection.execute(insert(commits).values(id=made, **values))
 
-    with pytest.raises(Refusal, match="no revision `abcdef0`"):
+    with pytest.raises(HttpRefusal, match="no revision `abcdef0`"):
         find_commit(desk.connection, desk.row(), "abcdef0")
     assert [find_commit(desk.connection, desk.row(), digits) for digits in ("abcdef01", two)] == [one, two]
 
@@ -624,5 +626,5 @@ def test_a_commit_of_a_removed_repository_is_gone(desk: Desk, five: list[str]) -
     row = desk.row()
     desk.connection.execute(delete(repos).where(repos.c.id == row.id))
 
-    with pytest.raises(Refusal, match="no revision"):
+    with pytest.raises(HttpRefusal, match="no revision"):
         find_commit(desk.connection, row, five[0])

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 from adapterhub_registry.operations.commands import registry
-from adapterhub_registry.settings import Limits, parse_networks
+from adapterhub_registry.settings import ServerLimits, parse_networks
 
 from adapterhub.core.extras import EXTRAS
 from tests.registry.conftest import ROOT
@@ -48,7 +48,7 @@ def test_the_compose_file_starts_two_servers_with_options_that_exist(compose: di
 
 def test_the_limits_and_proxies_of_the_compose_file_can_be(compose: dict[str, Any]) -> None:
     environment = compose["services"]["registry-1"]["environment"]
-    limits = Limits().with_values(tuple(environment["ADAPTERHUB_REGISTRY_LIMITS"].split()))
+    limits = ServerLimits().with_values(tuple(environment["ADAPTERHUB_REGISTRY_LIMITS"].split()))
     subnet = compose["networks"]["inside"]["ipam"]["config"][0]["subnet"]
 
     assert limits.namespace_bytes == 100 << 30
@@ -103,7 +103,7 @@ def test_the_page_names_every_option_and_its_variable() -> None:
 def test_the_page_names_every_limit() -> None:
     part = PAGE.partition("## Limits")[2].partition("## Watch")[0]
 
-    assert {field.name for field in fields(Limits)} == {
+    assert {field.name for field in fields(ServerLimits)} == {
         name for row in re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
 

@@ -175,7 +175,7 @@ def test_numbers_grow_though_the_clock_goes_back(database: Database, monkeypatch
     assert numbers == [5_000_000_000_000_000, 5_000_000_000_000_001]
 
 
-def read(database: Database, since: int) -> outbox.Page:
+def read(database: Database, since: int) -> outbox.EventPart:
     return outbox.read_page(database, ANN, true(), since=since, limit=100)
 
 

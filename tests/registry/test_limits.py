@@ -14,7 +14,7 @@ import pytest
 from adapterhub_registry.access.telemetry import Rates, address_of
 from adapterhub_registry.database.db import uploads
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
-from adapterhub_registry.settings import Limits, parse_networks
+from adapterhub_registry.settings import ServerLimits, parse_networks
 from sqlalchemy import select
 
 from adapterhub.core.errors import UsageProblem
@@ -28,7 +28,7 @@ KILO = 1000
 
 
 def limited(tmp_path: Path, **limits: int) -> Any:
-    return running(tmp_path, limits=Limits(**limits))
+    return running(tmp_path, limits=ServerLimits(**limits))
 
 
 def client(server: Running, token: str | None = None) -> httpx.Client:
@@ -83,7 +83,7 @@ def test_an_address_without_a_good_token_has_a_rate_of_its_own(tmp_path: Path) -
 @pytest.mark.parametrize("trusts", [True, False])
 def test_a_proxy_is_believed_only_when_it_is_trusted(tmp_path: Path, *, trusts: bool) -> None:
     proxies = parse_networks(("127.0.0.1",)) if trusts else ()
-    with running(tmp_path, limits=Limits(address_requests_per_minute=1), trusted_proxies=proxies) as server:
+    with running(tmp_path, limits=ServerLimits(address_requests_per_minute=1), trusted_proxies=proxies) as server:
         seen = [
             httpx.get(f"{server.url}/api/models", headers={"X-Forwarded-For": f"203.0.113.{n}"}).status_code
             for n in range(3)
@@ -298,15 +298,15 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
 )
 def test_a_limit_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageProblem):
-        Limits().with_values((text,))
+        ServerLimits().with_values((text,))
 
 
 @pytest.mark.parametrize(
     ("text", "size_bytes"), [("10GB", 10_000_000_000), ("512MiB", 512 << 20), ("2tb", 2 * 10**12), ("7", 7)]
 )
 def test_a_size_may_have_a_unit(text: str, size_bytes: int) -> None:
-    assert Limits().with_values((f"namespace_bytes={text}",)).namespace_bytes == size_bytes
+    assert ServerLimits().with_values((f"namespace_bytes={text}",)).namespace_bytes == size_bytes
 
 
 def test_a_bound_can_be_taken_away() -> None:
-    assert Limits(namespace_bytes=5).with_values(("namespace_bytes=0",)).namespace_bytes == 0
+    assert ServerLimits(namespace_bytes=5).with_values(("namespace_bytes=0",)).namespace_bytes == 0

@@ -24,7 +24,7 @@ from adapterhub_registry.database.db import (
     users,
 )
 from adapterhub_registry.database.schema import metadata
-from adapterhub_registry.database.trees import FileEntry, Totals
+from adapterhub_registry.database.trees import Totals, TreeFile
 from adapterhub_registry.repos.commits import tree_of
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -230,7 +230,7 @@ def content(number: int) -> tuple[object, ...]:
     return digest, digest[:40], abs(number), number % 2 == 0
 
 
-def facts(entry: FileEntry) -> tuple[object, ...]:
+def facts(entry: TreeFile) -> tuple[object, ...]:
     return entry.sha256, entry.git_sha1, entry.size, entry.lfs, entry.changed_in
 
 

@@ -16,10 +16,10 @@ from adapterhub_registry.access import tokens as tokens_module
 from adapterhub_registry.access.tokens import BadSignature, Caller, Tokens, check, sign
 from adapterhub_registry.api.edge import routed_path
 from adapterhub_registry.database.db import Database, facts
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
 from adapterhub_registry.repos.adapter_facts import read_config
-from adapterhub_registry.settings import Limits, load_settings
+from adapterhub_registry.settings import ServerLimits, load_settings
 from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs, UploadId
 from hypothesis import given
 from hypothesis import strategies as st
@@ -308,9 +308,9 @@ def test_repository_ids(name: str) -> None:
 @pytest.mark.parametrize("name", ["a/", "/b", "a/b--c", "a/b..c", "a/..", "a/b.git", "API/b", "_lfs/b", "a/é", "a/b c"])
 def test_repository_ids_that_cannot_be(name: str) -> None:
     namespace, _, rest = name.partition("/")
-    with pytest.raises(Refusal) as new:
+    with pytest.raises(HttpRefusal) as new:
         parse_repo_id(namespace, rest)
-    with pytest.raises(Refusal) as old:
+    with pytest.raises(HttpRefusal) as old:
         known_repo_id(namespace, rest)
 
     assert (new.value.status, old.value.status, old.value.code) == (400, 404, "RepoNotFound")
@@ -326,7 +326,7 @@ def test_look_alikes_fold_to_the_same() -> None:
 def test_a_path_that_is_accepted_stays_inside(text: str) -> None:
     try:
         path = parse_path(text)
-    except Refusal:
+    except HttpRefusal:
         return
 
     root = Path("/root")
@@ -338,7 +338,7 @@ def test_a_path_that_is_accepted_stays_inside(text: str) -> None:
 def test_a_ref_name_that_is_accepted_could_be_one_in_git(text: str) -> None:
     try:
         name = parse_ref_name(text)
-    except Refusal:
+    except HttpRefusal:
         return
 
     assert name.isprintable()
@@ -353,7 +353,7 @@ def test_a_routed_path_gives_every_segment_back(segments: list[str]) -> None:
     raw = "/".join(["", *(quote(segment, safe="") for segment in segments)])
     try:
         path = routed_path({"raw_path": raw.encode(), "path": ""})
-    except Refusal:
+    except HttpRefusal:
         assert any(ord(char) < 32 or ord(char) == 127 for segment in segments for char in segment)
         return
 
@@ -405,7 +405,7 @@ def test_a_secret_that_was_cut_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["files", "files=", "files=-1", "files=0", "files=1.5", "no_such=1", "=", "files=१"])
 def test_limits_that_cannot_be(text: str) -> None:
     with pytest.raises(AdapterHubError, match="expected NAME=VALUE"):
-        Limits().with_values((text,))
+        ServerLimits().with_values((text,))
 
 
 # ------------------------------------------------------------ database

@@ -10,7 +10,7 @@ import pytest
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.database import schema
 from adapterhub_registry.database.db import Database, tokens, users
-from adapterhub_registry.database.prepared import Pair, Prepared
+from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import InternalError, OperationalError
 
@@ -28,7 +28,7 @@ def test_prepared_statement_answers_as_the_same_statement_of_sqlalchemy(tmp_path
     database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
     for user, role in (("ann", "admin"), ("ann", "read"), ("bob", "write")):
         Tokens(database).create(user, role, label=f"{user} {role}")
-    prepared = Prepared(STATEMENT)
+    prepared = PreparedSql(STATEMENT)
     with database.read() as connection:
         for user in ("bob", "ann", "eve"):
             expected = connection.execute(STATEMENT, {"user": user}).first()
@@ -42,7 +42,7 @@ def test_prepared_statement_fails_with_the_errors_of_sqlalchemy(tmp_path: Path) 
     with database.begin() as connection:
         connection.exec_driver_sql("DROP TABLE tokens")
     with pytest.raises(OperationalError, match="no such table"), database.read() as connection:
-        Prepared(STATEMENT).first(connection, user="ann")
+        PreparedSql(STATEMENT).first(connection, user="ann")
     database.close()
 
 
@@ -65,7 +65,7 @@ def test_two_statements_in_one_find_what_each_finds(
     database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
     Tokens(database).create("ann", "read", label="ann read")
 
-    one, other = database.look(Pair(TOKEN, USER), label=label, user=user)
+    one, other = database.look(PreparedPair(TOKEN, USER), label=label, user=user)
 
     assert (one and one.label, other and other.name) == expected
     database.close()
@@ -92,7 +92,7 @@ def test_lone_statement_takes_a_new_connection_for_one_that_was_closed(postgresq
     for _ in range(2):
         close_connections(postgresql, pg)
 
-        assert postgresql.look(Prepared(USER), user="ann").name == "ann"
+        assert postgresql.look(PreparedSql(USER), user="ann").name == "ann"
 
 
 @pytest.mark.parametrize("idle_s", [-1.0, 1e9])
@@ -104,20 +104,20 @@ def test_connection_that_was_idle_for_long_is_known_to_live_before_a_transaction
     is_pinged = idle_s < 0
 
     with contextlib.nullcontext() if is_pinged else pytest.raises(OperationalError), postgresql.read() as connection:
-        Prepared(USER).first(connection, user="ann")
+        PreparedSql(USER).first(connection, user="ann")
 
     with postgresql.read() as connection:  # one failure makes all connections new
-        assert Prepared(USER).first(connection, user="ann") is None
+        assert PreparedSql(USER).first(connection, user="ann") is None
 
 
 def test_reading_transaction_sees_one_snapshot_and_changes_nothing(postgresql: Database, pg: Postgres) -> None:
     other = Database(postgresql.engine.url.render_as_string(hide_password=False))
     with postgresql.read() as connection:
-        assert Prepared(USER).first(connection, user="ann") is None
+        assert PreparedSql(USER).first(connection, user="ann") is None
         Tokens(other).create("ann", "read")
-        assert Prepared(USER).first(connection, user="ann") is None
+        assert PreparedSql(USER).first(connection, user="ann") is None
         with pytest.raises(InternalError, match="read-only"):
             connection.execute(users.delete())
     with postgresql.read() as connection:
-        assert Prepared(USER).first(connection, user="ann") is not None
+        assert PreparedSql(USER).first(connection, user="ann") is not None
     other.close()

@@ -14,14 +14,14 @@ import pytest
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.database.db import Database, adapters, refs, releases, repos
 from adapterhub_registry.database.db import tombstones as graves
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import adapters as adapters_module
 from adapterhub_registry.repos import aliases
 from adapterhub_registry.repos.adapter_facts import AdapterFacts
 from adapterhub_registry.repos.commits import Delete, Proposal, Put, commit
 from adapterhub_registry.repos.repos import Repos
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import DiskBlobs
 from sqlalchemy import delete, insert, select
 from sqlalchemy.engine import Connection
@@ -66,7 +66,7 @@ def connection(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def desk(parts: tuple[Database, DiskBlobs]) -> Repos:
-    return Repos(parts[1], anonymous_read=True, limits=Limits(refs=3))
+    return Repos(parts[1], anonymous_read=True, limits=ServerLimits(refs=3))
 
 
 def create(connection: Connection, desk: Repos, name: str = "ann/x") -> Any:
@@ -177,7 +177,7 @@ def test_a_removed_version_gets_no_other_bytes_here_or_for_the_same_adapter(
     if refused:
         # another repository may have been private, so its name is not told
         holder = "`ann/x`" if grave.get("full_name") == "ann/x" else "adapter `qa` in `ann`"
-        with pytest.raises(Refusal, match=rf"release 1(\.0\.0)? of {holder} was removed") as told:
+        with pytest.raises(HttpRefusal, match=rf"release 1(\.0\.0)? of {holder} was removed") as told:
             adapters_module.check_buried_release(connection, row, "1.0.0", ADAPTER)
         assert told.value.status == 409
     else:
@@ -191,7 +191,7 @@ def test_what_is_unknown_of_an_adapter_equals_what_was_unknown(
     row = create(connection, desk)
     bury(connection, **{unknown: None})
 
-    with pytest.raises(Refusal, match="release 1"):
+    with pytest.raises(HttpRefusal, match="release 1"):
         adapters_module.check_buried_release(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
 
 
@@ -201,7 +201,7 @@ def test_an_adapter_without_a_name_is_compared_within_its_repository_only(connec
 
     adapters_module.check_buried_release(connection, row, "1.0.0", nameless)
     bury(connection, name=None, full_name="ann/x")
-    with pytest.raises(Refusal, match="of `ann/x` was removed"):
+    with pytest.raises(HttpRefusal, match="of `ann/x` was removed"):
         adapters_module.check_buried_release(connection, row, "1.0.0", nameless)
 
 
@@ -223,7 +223,7 @@ def test_a_commit_without_an_adapter_is_no_removed_version(
 
     adapters_module.check_buried_tag(connection, row, None)
     if refused:
-        with pytest.raises(Refusal, match=r"release 1\.0\.0(\.0)? of `ann/x` was removed"):
+        with pytest.raises(HttpRefusal, match=r"release 1\.0\.0(\.0)? of `ann/x` was removed"):
             adapters_module.check_buried_tag(connection, row, "1.0.0")
     else:
         adapters_module.check_buried_tag(connection, row, "1.0.0")
@@ -242,7 +242,7 @@ def test_a_repository_brings_no_other_bytes_to_a_name(
     bury(connection, **grave)
 
     if refused:
-        with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
+        with pytest.raises(HttpRefusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
             adapters_module.check_buried_arrival(connection, row, "ann/gone")
     else:
         adapters_module.check_buried_arrival(connection, row, "ann/gone")
@@ -299,7 +299,7 @@ def test_no_new_ref_takes_the_name_of_a_released_version(
 
     if refused and "here" in where and "elsewhere" not in where:
         with pytest.raises(
-            Refusal, match=rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
+            HttpRefusal, match=rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
         ) as told:
             aliases.check_new(connection, row, kind, name, most=9)
         assert told.value.status == 409
@@ -312,7 +312,7 @@ def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection:
     bury(connection, full_name="ann/y")
     connection.execute(repos.update().where(repos.c.id == row.id).values(full_name="ann/y"))
 
-    with pytest.raises(Refusal, match="names the released version"):
+    with pytest.raises(HttpRefusal, match="names the released version"):
         aliases.check_new(connection, row, "branch", "v1.0.0", most=9)
 
 
@@ -326,7 +326,7 @@ def test_a_tag_takes_no_name_of_another_ref_and_a_branch_none_of_another_branch(
     desk.create_branch(connection, ANN, RepoId("ann/x"), "one", start=None)
     desk.create_tag(connection, ANN, RepoId("ann/x"), "two", at="main", message=None)
 
-    with pytest.raises(Refusal, match=f"refs/{place}/{name} already exists in `ann/x`") as refused:
+    with pytest.raises(HttpRefusal, match=f"refs/{place}/{name} already exists in `ann/x`") as refused:
         aliases.check_new(connection, row, kind, name, most=9)
     assert refused.value.status == 409
     aliases.check_new(connection, other, kind, name, most=9)
@@ -338,7 +338,7 @@ def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: R
     for name in ("one", "two"):
         desk.create_branch(connection, ANN, RepoId("ann/x"), name, start=None)
 
-    with pytest.raises(Refusal, match="at most 3 branches and tags") as refused:
+    with pytest.raises(HttpRefusal, match="at most 3 branches and tags") as refused:
         desk.create_tag(connection, ANN, RepoId("ann/x"), "three", at="main", message=None)
     assert (refused.value.status, refused.value.code) == (413, "TooLarge")
     aliases.check_new(connection, row, "tag", "three", most=4)
@@ -346,7 +346,7 @@ def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: R
 
 @pytest.mark.parametrize("name", ["", "refs/heads/x", "a b", "0123abc", "HEAD"])
 def test_what_cannot_name_a_ref_is_refused(connection: Connection, desk: Repos, name: str) -> None:
-    with pytest.raises(Refusal, match="is not a valid name for a branch or tag") as refused:
+    with pytest.raises(HttpRefusal, match="is not a valid name for a branch or tag") as refused:
         aliases.check_new(connection, create(connection, desk), "tag", name, most=9)
     assert refused.value.status == 400
 
@@ -390,7 +390,7 @@ def test_no_ref_arrives_at_a_name_where_it_would_stand_for_another_release(
 
     aliases.check_arrival(connection, row, "ann/elsewhere")
     if refused:
-        with pytest.raises(Refusal, match=rf"`{name}` names the released version 1\.0\.0 of `ann/gone`") as told:
+        with pytest.raises(HttpRefusal, match=rf"`{name}` names the released version 1\.0\.0 of `ann/gone`") as told:
             aliases.check_arrival(connection, row, "ann/gone")
         assert told.value.status == 409
     else:
@@ -453,7 +453,7 @@ def test_the_tag_of_a_version_comes_back_on_its_own_bytes_only(connection: Conne
     desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
     desk.delete_tag(connection, ANN, x, "v1.0.0")
 
-    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` exists with other bytes"):
+    with pytest.raises(HttpRefusal, match=r"release 1\.0\.0 of `ann/x` exists with other bytes"):
         desk.create_tag(connection, ANN, x, "v1.0.0", at=second, message=None)
     connection.execute(delete(refs).where(refs.c.kind == "tag"))
     desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
@@ -467,9 +467,9 @@ def test_the_tag_of_a_version_moves_in_one_step_to_its_own_bytes_only(connection
     other, again = push(connection, desk, 4), push(connection, desk, 8)
     named = select(refs.c.commit_id).where(refs.c.kind == "tag")
 
-    with pytest.raises(Refusal, match=r"already exists in `ann/x`"):
+    with pytest.raises(HttpRefusal, match=r"already exists in `ann/x`"):
         desk.create_tag(connection, ANN, x, "v1.0.0", at=again, message=None)
-    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` exists"), connection.begin_nested():
+    with pytest.raises(HttpRefusal, match=r"release 1\.0\.0 of `ann/x` exists"), connection.begin_nested():
         desk.create_tag(connection, ANN, x, "v1.0.0", at=other, message=None, overwrites=True)
     assert list(connection.scalars(named)) == [first]
     desk.create_tag(connection, ANN, x, "v1.0.0", at=again, message=None, overwrites=True)
@@ -492,5 +492,5 @@ def test_a_commit_whose_adapter_was_removed_is_no_released_version(connection: C
     commit(connection, desk._blobs, row, gone, max_files=9)
     bury(connection, full_name="ann/x")
 
-    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` was removed"):
+    with pytest.raises(HttpRefusal, match=r"release 1\.0\.0 of `ann/x` was removed"):
         desk.create_tag(connection, ANN, RepoId("ann/x"), "v1.0.0", at="main", message=None)

@@ -13,13 +13,13 @@ from adapterhub_registry.access import tokens as tokens_module
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller
 from adapterhub_registry.api.hub.upload import check_no_pull_request
 from adapterhub_registry.database.db import Database, blobs, commits, refs, releases, repos, tombstones, uploads
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import RepoId
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos import repos as repos_module
 from adapterhub_registry.repos.commits import Proposal, Put, commit, find_commit
-from adapterhub_registry.repos.repos import Change, Repos
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.repos.repos import RepoChange, Repos
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Connection
@@ -55,7 +55,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, 
 def desk(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     database, store = parts
     monkeypatch.setattr(repos_module, "now_ms", lambda: NOW)
-    limits = Limits(namespace_repos=6, refs=3)
+    limits = ServerLimits(namespace_repos=6, refs=3)
     made = Repos(store, anonymous_read=True, limits=limits)
     closed = Repos(store, anonymous_read=False, limits=limits)
     with contextlib.suppress(Undo), database.begin() as connection:
@@ -73,7 +73,7 @@ def four(desk: Desk) -> Desk:
     for name in (REPO, PRIVATE, GATED, HIDDEN_GATED):
         create(desk, name, private=name in {PRIVATE, HIDDEN_GATED})
     for name in (GATED, HIDDEN_GATED):
-        desk.repos.change(desk.connection, ANN, name, Change(gated="manual"))
+        desk.repos.change(desk.connection, ANN, name, RepoChange(gated="manual"))
     return desk
 
 
@@ -89,7 +89,7 @@ def status_of(action: Callable[[], object]) -> int:
     """What the caller gets: 200, or the status of the refusal."""
     try:
         action()
-    except Refusal as refusal:
+    except HttpRefusal as refusal:
         return refusal.status
     return 200
 
@@ -204,11 +204,11 @@ def test_a_pattern_becomes_one_of_sql() -> None:
 
 
 def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:
-    with pytest.raises(Refusal, match="the token `bob-write` \\(write\\) cannot change `ann/open`"):
+    with pytest.raises(HttpRefusal, match="the token `bob-write` \\(write\\) cannot change `ann/open`"):
         four.repos.find_writable(four.connection, STRANGER, REPO)
-    with pytest.raises(Refusal, match="repository `ann/private` not found"):
+    with pytest.raises(HttpRefusal, match="repository `ann/private` not found"):
         four.repos.find(four.connection, STRANGER, PRIVATE)
-    with pytest.raises(Refusal, match="Access to model `ann/gated` is restricted") as gated:
+    with pytest.raises(HttpRefusal, match="Access to model `ann/gated` is restricted") as gated:
         four.repos.find_files(four.connection, STRANGER, GATED)
     assert gated.value.code == "GatedRepo"
 
@@ -225,7 +225,7 @@ def test_a_caller_that_may_not_write_changes_nothing(four: Desk, act: str, who: 
     acts: dict[str, Callable[[], object]] = {
         "delete": lambda: do.delete(connection, caller, name),
         "move": lambda: do.move(connection, caller, name, RepoId("bob/y")),
-        "change": lambda: do.change(connection, caller, name, Change(private=name == REPO)),
+        "change": lambda: do.change(connection, caller, name, RepoChange(private=name == REPO)),
         "branch": lambda: do.create_branch(connection, caller, name, "new", start=None),
         "unbranch": lambda: do.delete_branch(connection, caller, name, "branch"),
         "tag": lambda: do.create_tag(connection, caller, name, "new", at="main", message=None),
@@ -304,7 +304,7 @@ def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_
 def test_an_upload_for_a_repository_that_is_gone_is_refused(four: Desk) -> None:
     gone, blob = max(row_of(four, name).id for name in ORDER) + 1, four.store.put([b"late"])
 
-    with pytest.raises(Refusal, match="was removed during the upload") as refused:
+    with pytest.raises(HttpRefusal, match="was removed during the upload") as refused:
         four.repos.record_upload(four.connection, gone, "ann", blob)
 
     assert (refused.value.status, refused.value.code) == (404, "RepoNotFound")
@@ -368,11 +368,11 @@ def test_a_private_namespace_is_not_told_of(desk: Desk) -> None:
 def test_refusals_of_a_name_say_which_one_it_is_near(desk: Desk) -> None:
     create(desk, REPO)
 
-    with pytest.raises(Refusal, match="A model repository called `ann/open` already exists"):
+    with pytest.raises(HttpRefusal, match="A model repository called `ann/open` already exists"):
         create(desk, REPO)
-    with pytest.raises(Refusal, match="A model repository called `ann/open` already exists"):
+    with pytest.raises(HttpRefusal, match="A model repository called `ann/open` already exists"):
         create(desk, "ann/Open")
-    with pytest.raises(Refusal, match="`ann/0pen` looks too much like `ann/open`"):
+    with pytest.raises(HttpRefusal, match="`ann/0pen` looks too much like `ann/open`"):
         create(desk, "ann/0pen")
 
 
@@ -483,24 +483,24 @@ def test_a_token_moves_only_within_what_it_writes(desk: Desk, source: str, targe
 @pytest.mark.parametrize(
     ("was_private", "change", "private", "gated"),
     [
-        (False, Change(), False, "auto"),
-        (True, Change(), True, "auto"),
-        (False, Change(private=True), True, "auto"),
-        (True, Change(private=False), False, "auto"),
-        (True, Change(private=True), True, "auto"),
-        (False, Change(private=False), False, "auto"),
-        (False, Change(gated="manual"), False, "manual"),
-        (False, Change(gated="no"), False, None),
-        (True, Change(private=False, gated="no"), False, None),
+        (False, RepoChange(), False, "auto"),
+        (True, RepoChange(), True, "auto"),
+        (False, RepoChange(private=True), True, "auto"),
+        (True, RepoChange(private=False), False, "auto"),
+        (True, RepoChange(private=True), True, "auto"),
+        (False, RepoChange(private=False), False, "auto"),
+        (False, RepoChange(gated="manual"), False, "manual"),
+        (False, RepoChange(gated="no"), False, None),
+        (True, RepoChange(private=False, gated="no"), False, None),
     ],
 )
 def test_a_change_sets_what_it_names_and_nothing_else(
-    desk: Desk, change: Change, gated: str | None, *, was_private: bool, private: bool
+    desk: Desk, change: RepoChange, gated: str | None, *, was_private: bool, private: bool
 ) -> None:
     create(desk, "ann/X", private=was_private)
     create(desk, "ann/other")
     other = row_of(desk, "ann/other")
-    desk.repos.change(desk.connection, ANN, RepoId("ann/X"), Change(gated="auto"))
+    desk.repos.change(desk.connection, ANN, RepoId("ann/X"), RepoChange(gated="auto"))
 
     row = desk.repos.change(desk.connection, ANN, RepoId("ann/X"), change)
 
@@ -514,7 +514,7 @@ def test_what_becomes_public_is_compared_with_what_looks_like_it(desk: Desk) -> 
     create(desk, "ann/xy")
 
     def publish(name: str) -> int:
-        return status_of(lambda: desk.repos.change(desk.connection, ANN, RepoId(name), Change(private=False)))
+        return status_of(lambda: desk.repos.change(desk.connection, ANN, RepoId(name), RepoChange(private=False)))
 
     assert publish("ann/Xy") == 409
     assert row_of(desk, "ann/Xy").private
@@ -527,7 +527,7 @@ def test_what_is_public_or_stays_private_is_compared_with_nothing(desk: Desk, mo
     compared: list[object] = []
     monkeypatch.setattr(Repos, "_check_name_is_free", lambda *_args, **_more: compared.append(1))
     for name, private in (("ann/open", False), ("ann/open", True), ("ann/secret", True)):
-        desk.repos.change(desk.connection, ANN, RepoId(name), Change(private=private))
+        desk.repos.change(desk.connection, ANN, RepoId(name), RepoChange(private=private))
 
     assert compared == []
 
@@ -566,7 +566,7 @@ def test_no_repository_moves_to_where_its_version_had_other_bytes(desk: Desk, ki
     else:
         desk.repos.create_branch(desk.connection, ANN, RepoId("ann/x"), "v1.0.0", start=None)
 
-    with pytest.raises(Refusal, match=r"1\.0\.0 of `ann/y`"):
+    with pytest.raises(HttpRefusal, match=r"1\.0\.0 of `ann/y`"):
         desk.repos.move(desk.connection, ANN, RepoId("ann/x"), RepoId("ann/y"))
 
 
@@ -618,9 +618,9 @@ def test_a_branch_or_tag_that_is_removed_takes_no_other_with_it(desk: Desk) -> N
 def test_a_branch_that_is_not_there_is_named(desk: Desk) -> None:
     create(desk, "ann/x")
 
-    with pytest.raises(Refusal, match="Invalid rev id: `ann/x` has no branch `none`"):
+    with pytest.raises(HttpRefusal, match="Invalid rev id: `ann/x` has no branch `none`"):
         desk.repos.delete_branch(desk.connection, ANN, RepoId("ann/x"), "none")
-    with pytest.raises(Refusal, match="`ann/x` has no revision `none`"):
+    with pytest.raises(HttpRefusal, match="`ann/x` has no revision `none`"):
         desk.repos.create_tag(desk.connection, ANN, RepoId("ann/x"), "v1", at="none", message=None)
 
 
@@ -632,6 +632,6 @@ def test_a_pull_request_is_refused(asked: str | None, refused: int) -> None:
 
 
 def test_the_refusal_of_a_pull_request_says_what_to_do() -> None:
-    with pytest.raises(Refusal, match="no pull requests; commit to a branch") as refused:
+    with pytest.raises(HttpRefusal, match="no pull requests; commit to a branch") as refused:
         check_no_pull_request("1")
     assert refused.value.code == "NotImplemented"

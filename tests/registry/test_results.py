@@ -467,7 +467,7 @@ def test_ten_thousand_results_leave_a_bounded_number_and_room_for_testers(
 ) -> None:
     """One request of each kind goes over HTTP; the rest is the function behind the route."""
     number_sent = amount(200, 10_000)
-    from adapterhub_registry.errors import Refusal
+    from adapterhub_registry.errors import HttpRefusal
     from adapterhub_registry.testing import take
 
     world.homes.ann.ok(*world.push())
@@ -484,7 +484,7 @@ def test_ten_thousand_results_leave_a_bounded_number_and_room_for_testers(
             try:
                 take(connection, repo, "1.0.1", claim, by="ann", may_write=True)
                 statuses.append(200)
-            except Refusal as refusal:
+            except HttpRefusal as refusal:
                 statuses.append(refusal.status)
     assert (len(world.listed()), statuses) == (MOST_CLAIMS, [200] * MOST_CLAIMS + [413] * (number_sent - MOST_CLAIMS))
     claim = Bundle(hint=OTHER, payload=first.payload, signature=b"none").to_bytes()

@@ -12,11 +12,11 @@ import pytest
 from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import GLANCED, Met
 from adapterhub_registry.database.search_tables import counted, tagged
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.pages import search as search_page
 from adapterhub_registry.repos import search
 from adapterhub_registry.repos.adapters import follow_gate, write_words
-from adapterhub_registry.repos.search import AdapterQuery, Listing, Sort, list_repos, ranked, search_adapters
+from adapterhub_registry.repos.search import AdapterQuery, RepoListing, Sort, list_repos, ranked, search_adapters
 from adapterhub_registry.vectors import Nearest, make, model_place
 from sqlalchemy import delete, event, insert, select, text, true, update
 
@@ -52,7 +52,7 @@ def found(database: Database, **query: Any) -> list[str]:
 
 def listed(database: Database, *tags: str, **query: Any) -> list[str]:
     with database.read() as connection:
-        rows = list_repos(connection, Listing(filters=tags, **query), true()).rows
+        rows = list_repos(connection, RepoListing(filters=tags, **query), true()).rows
         names = {row.id: row.full_name for row in connection.execute(select(repos))}
     return [names[row.id] for row in rows]
 
@@ -284,7 +284,7 @@ def test_pages_of_tags_are_in_order(url: str, sort: Sort) -> None:
         ):
             cursor, seen = None, []
             while True:
-                page = list_repos(connection, Listing(filters=tags, sort=sort, cursor=cursor, limit=2), true())
+                page = list_repos(connection, RepoListing(filters=tags, sort=sort, cursor=cursor, limit=2), true())
                 seen += page.ids
                 cursor = page.next_cursor
                 if cursor is None:
@@ -387,7 +387,7 @@ def test_a_ranking_has_pages(tmp_path: Path) -> None:
             page = search_adapters(connection, asked, true())
             pages.append([row.repo_id for row in page.rows])
             cursor = page.next_cursor
-        with pytest.raises(Refusal, match="cursor"):
+        with pytest.raises(HttpRefusal, match="cursor"):
             search_adapters(connection, AdapterQuery(q="films number", by_relevance=True, cursor="1-2"), true())
 
     assert [len(page) for page in pages] == [90, 90, 20]
@@ -409,14 +409,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
             connection.execute(text(f"INSERT INTO repo_tags {rows}"))
         connection.execute(text("INSERT INTO repo_tags SELECT id, 'odd', modified_at FROM repos WHERE id % 2 = 1"))
 
-    def steps(query: AdapterQuery | Listing) -> int:
+    def steps(query: AdapterQuery | RepoListing) -> int:
         counted: list[None] = []
         with pytest.MonkeyPatch.context() as patched, database.read() as connection:
             patched.setattr(search, "FEW", MANY // 50)  # as 2,000 of 100,000
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.set_progress_handler(lambda: counted.append(None), 100)
-            if isinstance(query, Listing):
+            if isinstance(query, RepoListing):
                 list_repos(connection, query, true())
             else:
                 search_adapters(connection, query, true())
@@ -476,7 +476,7 @@ def test_a_search_reads_few_rows_of_many(many: Callable[..., int], query: dict[s
 )
 @pytest.mark.slow
 def test_a_listing_reads_few_rows_of_many(many: Callable[..., int], query: dict[str, Any], sort: Sort) -> None:
-    assert many(Listing(limit=20, sort=sort, **query)) < MANY // 30
+    assert many(RepoListing(limit=20, sort=sort, **query)) < MANY // 30
 
 
 def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from adapterhub_registry import worker
 from adapterhub_registry.database.db import Database, derived, sketches
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.worker import KnownSketches
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,7 +84,7 @@ def test_what_is_held_follows_each_change_of_the_table(database: Database, steps
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """`acme/a`, copies of it in disguise and a stranger; each has its sketch."""
-    limits = Limits(similar_requests_per_minute=0)
+    limits = ServerLimits(similar_requests_per_minute=0)
     with running(tmp_path_factory.mktemp("alike"), derives=False, limits=limits) as server:
         push(server, "acme/a", weights())
         push(server, "acme/copy", changed(weights(), 1, noise=0.3))  # 0.96: each registry draws its own directions
@@ -204,7 +204,7 @@ def test_the_command_asks_a_server(server: Running, tmp_path: Path) -> None:
 
 
 def test_questions_are_limited_by_token_and_by_address(tmp_path: Path) -> None:
-    with running(tmp_path / "registry", derives=False, limits=Limits(similar_requests_per_minute=2)) as server:
+    with running(tmp_path / "registry", derives=False, limits=ServerLimits(similar_requests_per_minute=2)) as server:
         push(server, "acme/a", weights())
         other = server.registry.tokens.create("eve", "read")
         path = "/api/adapt/v1/adapters/acme/a/1.0.0/similar"

@@ -21,11 +21,11 @@ import pytest
 from adapterhub_registry import upkeep
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.database.db import blobs, commits, places, repos, uploads
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import S3Place, load_settings
 from adapterhub_registry.storage.xet import EPOCH_S, XorbPlace, epoch_at, parse_xet_hash
-from adapterhub_registry.upkeep import KEEP_UPLOADS_S, Policy, free_space, parse_policy
+from adapterhub_registry.upkeep import KEEP_UPLOADS_S, RetentionPolicy, free_space, parse_policy
 from sqlalchemy import event, insert, select, update
 
 from adapterhub.core.errors import UsageProblem
@@ -165,7 +165,7 @@ def test_an_upload_that_lost_its_file_meanwhile_is_sent_again(server: Running, a
     blob = server.registry.blobs.put([b"arrives now"])
     free_space(server.registry)
 
-    with server.registry.db.begin() as connection, pytest.raises(Refusal) as refused:
+    with server.registry.db.begin() as connection, pytest.raises(HttpRefusal) as refused:
         server.registry.repos.record_upload(connection, 1, "ann", blob)
 
     assert refused.value.status == 503
@@ -230,7 +230,7 @@ def test_the_bytes_of_rewritten_histories_go_and_what_is_left_stays_whole(alone:
     alone.post("/api/models/acme/x/lfs-files/batch", forgotten).raise_for_status()
     alone.post("/api/models/acme/x/super-squash/main", {}).raise_for_status()
 
-    freed = free_space(alone.registry, policy=Policy(others=0))
+    freed = free_space(alone.registry, policy=RetentionPolicy(others=0))
 
     assert (freed.blobs, freed.blob_bytes) == (3, 6000 + 2 * len("note 0"))
     assert alone.get("/acme/x/resolve/main/notes.txt").text == "note 2"
@@ -262,7 +262,7 @@ def _statements_over(root: Path, count: int) -> int:
     asked: list[str] = []
     event.listen(registry.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 
-    freed = free_space(registry, policy=Policy(others=5), dry_run=True)
+    freed = free_space(registry, policy=RetentionPolicy(others=5), dry_run=True)
 
     registry.db.close()
     assert freed.blobs == count // 2
@@ -292,8 +292,8 @@ def test_the_last_commits_and_every_release_stay_and_the_others_go(server: Runni
     made = [write(server, "acme/x", "notes.txt", f"note {number}") for number in range(6)]
     tagged = history(server, "acme/x")[-2]
 
-    planned = free_space(server.registry, policy=Policy(others=2), dry_run=True)
-    freed = free_space(server.registry, policy=Policy(others=2))
+    planned = free_space(server.registry, policy=RetentionPolicy(others=2), dry_run=True)
+    freed = free_space(server.registry, policy=RetentionPolicy(others=2))
 
     assert planned == replace(freed, dry_run=True)
     assert freed.commits == 4  # the empty first one, and notes 0 to 2
@@ -303,14 +303,14 @@ def test_the_last_commits_and_every_release_stay_and_the_others_go(server: Runni
     assert is_whole(server, released)
     assert server.get(f"/acme/x/resolve/{made[3]}/notes.txt").text == "note 3"
     assert server.get(f"/acme/x/resolve/{made[0]}/notes.txt").status_code == 404
-    assert free_space(server.registry, policy=Policy(others=2)).commits == 0
+    assert free_space(server.registry, policy=RetentionPolicy(others=2)).commits == 0
 
 
 def test_what_stays_is_whole_after_others_went(alone: Running, all_is_old: None) -> None:
     push(alone, "acme/x", b"one" * 2000)
     for number in range(5):
         write(alone, "acme/x", f"folder/{number}.txt", f"file {number}")
-    free_space(alone.registry, policy=Policy(others=0))
+    free_space(alone.registry, policy=RetentionPolicy(others=0))
 
     listed = alone.get("/api/models/acme/x/tree/main/folder?expand=true").json()
     done = registry("check", "--root", alone.root, "--bytes", "--json")

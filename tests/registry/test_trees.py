@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from adapterhub_registry.database.db import Database, nodes, repos
-from adapterhub_registry.database.trees import EMPTY, NODE_BYTES, FileEntry, Totals, Tree, key_of, stored_nodes
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.database.trees import EMPTY, NODE_BYTES, FileTree, Totals, TreeFile, key_of, stored_nodes
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.repos.commits import Delete, DeleteFolder, Operation, Put, changes_of, check_tree
 from adapterhub_registry.storage.blobs import StoredBlob
 from hypothesis import given
@@ -36,9 +36,9 @@ def new_repo(connection: Connection) -> int:
     return number
 
 
-def entry(path: str, content: int = 0) -> FileEntry:
+def entry(path: str, content: int = 0) -> TreeFile:
     digest = random.Random(f"{path} {content}").randbytes(32).hex()
-    return FileEntry(
+    return TreeFile(
         path=path,
         sha256=digest,
         git_sha1=digest[:40],
@@ -49,11 +49,11 @@ def entry(path: str, content: int = 0) -> FileEntry:
     )
 
 
-def edited(tree: Tree, edits: dict[str, FileEntry | None]) -> Tree:
+def edited(tree: FileTree, edits: dict[str, TreeFile | None]) -> FileTree:
     return tree.changed([(path, edits[path]) for path in sorted(edits, key=key_of)])
 
 
-def files_of(tree: Tree) -> list[FileEntry]:
+def files_of(tree: FileTree) -> list[TreeFile]:
     return list(tree.walk())
 
 
@@ -65,9 +65,9 @@ def test_a_tree_reads_as_the_files_that_were_put_whatever_the_edits(database: Da
     rng = random.Random(7)
     names = [f"{rng.choice('abc')}/{rng.choice(['x', 'x-y', 'x/z'])}/{n:04}" for n in range(1000)]
     with database.begin() as connection:
-        tree, held = Tree(connection, new_repo(connection), EMPTY), dict[str, FileEntry]()
+        tree, held = FileTree(connection, new_repo(connection), EMPTY), dict[str, TreeFile]()
         for step, count in enumerate([700, 1, 1, 200, 500, 1, 950, 1, 300]):
-            edits: dict[str, FileEntry | None] = {
+            edits: dict[str, TreeFile | None] = {
                 name: entry(name, step) if name not in held or rng.random() < 0.3 else None
                 for name in rng.sample(names, count)
             }
@@ -88,7 +88,7 @@ def test_a_tree_reads_as_the_files_that_were_put_whatever_the_edits(database: Da
 def test_a_walk_goes_on_after_any_file(database: Database) -> None:
     paths = sorted([f"{a}/{b}" for a in ("a", "a-b", "b") for b in range(300)] + ["a.b", "z"], key=key_of)
     with database.begin() as connection:
-        tree = edited(Tree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
+        tree = edited(FileTree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
 
         for at in range(0, len(paths), 97):
             assert [found.path for found in tree.walk(after=paths[at])] == paths[at + 1 :]
@@ -100,7 +100,7 @@ def test_one_change_of_many_files_writes_the_nodes_on_its_way_only(database: Dat
     paths = [f"data/part-{n:05}.safetensors" for n in range(4000)]
     with database.begin() as connection:
         repo_id = new_repo(connection)
-        tree = edited(Tree(connection, repo_id, EMPTY), {path: entry(path) for path in paths})
+        tree = edited(FileTree(connection, repo_id, EMPTY), {path: entry(path) for path in paths})
         before = nodes_of(connection, repo_id)
         for n, path in enumerate(random.Random(1).sample(paths, 20)):
             tree = edited(tree, {path: entry(path, n + 1)})
@@ -114,7 +114,7 @@ def test_the_longest_paths_make_a_tree_as_any_others(database: Database) -> None
     paths = sorted((f"{n:03}" + "/" + "x" * 250 for n in range(300)), key=key_of)
     paths = [f"{path}/{'y' * 250}/{'z' * 250}/{'w' * 250}" for path in paths]
     with database.begin() as connection:
-        tree = edited(Tree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
+        tree = edited(FileTree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
         tree = edited(tree, {paths[7]: entry(paths[7], 1)})
 
         assert [found.path for found in tree.walk()] == paths
@@ -124,10 +124,10 @@ def test_the_longest_paths_make_a_tree_as_any_others(database: Database) -> None
 def test_files_that_go_leave_no_thin_nodes(database: Database) -> None:
     paths = [f"{n:05}" for n in range(3000)]
     with database.begin() as connection:
-        tree = edited(Tree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
+        tree = edited(FileTree(connection, new_repo(connection), EMPTY), {path: entry(path) for path in paths})
         few = edited(tree, dict.fromkeys(path for n, path in enumerate(paths) if n % 50))
         reads = set[str]()
-        few = Tree(connection, few.repo_id, few.root)
+        few = FileTree(connection, few.repo_id, few.root)
         load = few._load
         few._load = lambda ids: [reads.add(i) for i in ids] and load(ids)  # type: ignore[method-assign]
 
@@ -156,9 +156,11 @@ def test_operations_change_what_they_would_change_in_a_plain_list(
         plain = plain if gone else None
 
     with database.begin() as connection:
-        tree = edited(Tree(connection, new_repo(connection), EMPTY), {path: entry(path, c) for path, c in held.items()})
+        tree = edited(
+            FileTree(connection, new_repo(connection), EMPTY), {path: entry(path, c) for path, c in held.items()}
+        )
         if plain is None:
-            with pytest.raises(Refusal, match="doesn't exist"):
+            with pytest.raises(HttpRefusal, match="doesn't exist"):
                 changes_of(tree, operations)
             return
         changes = changes_of(tree, operations)
@@ -170,7 +172,7 @@ def test_operations_change_what_they_would_change_in_a_plain_list(
         assert all(held.get(path) != (put and put.blob.size) for path, put in changes.items())
         if not any(_is_file_and_folder(held)):
             if any(_is_file_and_folder(plain)):
-                with pytest.raises(Refusal, match="cannot be both a file and a folder"):
+                with pytest.raises(HttpRefusal, match="cannot be both a file and a folder"):
                     check_tree(tree, changes, 100)
             else:
                 check_tree(tree, changes, 100)
@@ -184,7 +186,7 @@ def test_the_nodes_of_a_repository_go_with_it(database: Database) -> None:
     with database.begin() as connection:
         mine, other = new_repo(connection), new_repo(connection)
         for repo_id in (mine, other):
-            edited(Tree(connection, repo_id, EMPTY), {f"{n}": entry(f"{n}") for n in range(500)})
+            edited(FileTree(connection, repo_id, EMPTY), {f"{n}": entry(f"{n}") for n in range(500)})
         connection.execute(delete(repos).where(repos.c.id == mine))
 
         assert (nodes_of(connection, mine), nodes_of(connection, other) > 1) == (0, True)

@@ -21,7 +21,7 @@ from adapterhub_registry import outbox
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.commands import registry
 from adapterhub_registry.outbox import claim
-from adapterhub_registry.settings import Limits, parse_networks
+from adapterhub_registry.settings import ServerLimits, parse_networks
 from click.testing import CliRunner
 from sqlalchemy import text
 
@@ -34,7 +34,7 @@ from tests.registry.running import Running, running
 from tests.registry.shared_servers import Postgres
 
 LOOPBACK = parse_networks(("127.0.0.0/8",))
-QUICK = Limits(webhook_retry_s=1)
+QUICK = ServerLimits(webhook_retry_s=1)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_a_test_event_says_how_the_receiver_answers(server: Running) -> None:
 
 
 def test_a_namespace_has_a_bounded_number_of_webhooks(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(namespace_webhooks=2)) as server:
+    with running(tmp_path, limits=ServerLimits(namespace_webhooks=2)) as server:
         body = {"scope": "acme", "url": "https://hooks.example.org/"}
         answers = [
             server.post("/api/adapt/v1/webhooks", body | {"scope": scope})

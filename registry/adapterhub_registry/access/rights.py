@@ -32,8 +32,8 @@ from adapterhub_registry.database.db import (
     repos,
     users,
 )
-from adapterhub_registry.database.prepared import Prepared
-from adapterhub_registry.errors import Refusal, bad_request, forbidden
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.errors import HttpRefusal, bad_request, forbidden
 
 Status = Literal["pending", "accepted", "rejected"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -52,7 +52,8 @@ def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, 
     Asking again changes nothing.
 
     Raises:
-        Refusal: 400 when the repository is not gated or the fields are too long, 403 when the owners rejected the user.
+        HttpRefusal: 400 when the repository is not gated or the fields are too long, 403 when the owners rejected the
+            user.
     """
     _check_gated(repo)
     text = json.dumps(fields) if fields else None
@@ -62,7 +63,7 @@ def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, 
     _add(connection, repo, user, status, text)
     now = _status(connection, repo.id, user)
     if now == "rejected":
-        raise Refusal(403, "GatedRepo", f"the owners of `{repo.full_name}` rejected your request for access")
+        raise HttpRefusal(403, "GatedRepo", f"the owners of `{repo.full_name}` rejected your request for access")
     return now or status
 
 
@@ -86,7 +87,7 @@ def grant(connection: Connection, repo: Row[Any], user: str) -> None:
     """Let a user read the files who may not have asked.
 
     Raises:
-        Refusal: 400 when the repository is not gated or the user has access, 404 for an unknown user.
+        HttpRefusal: 400 when the repository is not gated or the user has access, 404 for an unknown user.
     """
     _check_gated(repo)
     _check_known(connection, user)
@@ -100,8 +101,8 @@ def answer(connection: Connection, repo: Row[Any], user: str, status: Status, re
     """Accept or reject a request, or put it back among the pending ones.
 
     Raises:
-        Refusal: 400 when the repository is not gated, 404 for an unknown user, for a user who did not ask, and for a
-            request that has this status.
+        HttpRefusal: 400 when the repository is not gated, 404 for an unknown user, for a user who did not ask, and for
+            a request that has this status.
     """
     _check_gated(repo)
     _check_known(connection, user)
@@ -109,7 +110,7 @@ def answer(connection: Connection, repo: Row[Any], user: str, status: Status, re
     if before is None:
         raise _no_request(repo, user)
     if before == status:
-        raise Refusal(404, "NotFound", f"the request of `{user}` for `{repo.full_name}` is {status} already")
+        raise HttpRefusal(404, "NotFound", f"the request of `{user}` for `{repo.full_name}` is {status} already")
     _set(connection, repo, user, status, reason)
 
 
@@ -119,7 +120,7 @@ def _status(connection: Connection, repo_id: int, user: str) -> Status | None:
 
 
 _mine = (access_requests.c.repo_id == bindparam("repo")) & (access_requests.c.user_name == bindparam("user"))
-_STATUS: Final = Prepared(select(access_requests.c.status).where(_mine))
+_STATUS: Final = PreparedSql(select(access_requests.c.status).where(_mine))
 
 
 def _add(connection: Connection, repo: Row[Any], user: str, status: Status, fields: str | None) -> None:
@@ -139,11 +140,11 @@ def _check_gated(repo: Row[Any]) -> None:
 
 def _check_known(connection: Connection, user: str) -> None:
     if connection.scalar(select(users.c.id).where(users.c.name == user)) is None:
-        raise Refusal(404, "NotFound", f"this registry has no user `{user}`")
+        raise HttpRefusal(404, "NotFound", f"this registry has no user `{user}`")
 
 
-def _no_request(repo: Row[Any], user: str) -> Refusal:
-    return Refusal(404, "NotFound", f"`{user}` has no request for access to `{repo.full_name}`")
+def _no_request(repo: Row[Any], user: str) -> HttpRefusal:
+    return HttpRefusal(404, "NotFound", f"`{user}` has no request for access to `{repo.full_name}`")
 
 
 _NAME: Final = "derived until"
@@ -200,7 +201,7 @@ def check(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> 
     """Raise unless a repository may release the adapter `name` of its namespace.
 
     Raises:
-        Refusal: 403.
+        HttpRefusal: 403.
     """
     full_name = f"{repo.namespace}/{name}"
     if writes(full_name) or repo.full_name == full_name or name in names_of(connection, repo.id):
@@ -216,7 +217,7 @@ def claim(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> 
     """Note that a repository releases the adapter `name`; call it in the transaction of the release.
 
     Raises:
-        Refusal: as `check`.
+        HttpRefusal: as `check`.
     """
     lock_name(connection, f"adapter {repo.namespace}/{name}")  # a move at the same moment comes before or after
     check(connection, repo, name, writes)
@@ -227,12 +228,14 @@ def move(connection: Connection, namespace: str, name: str, target: str) -> None
     """Give a name of a namespace to one of its repositories alone; the caller has checked the right.
 
     Raises:
-        Refusal: 404.
+        HttpRefusal: 404.
     """
     mine = (repos.c.full_name == target) & (repos.c.namespace == namespace)
     repo = connection.execute(select(repos).where(mine)).one_or_none()
     if repo is None:
-        raise Refusal(404, "RepoNotFound", f"`{shown(namespace)}` has no repository `{shown(target)}`; nothing changed")
+        raise HttpRefusal(
+            404, "RepoNotFound", f"`{shown(namespace)}` has no repository `{shown(target)}`; nothing changed"
+        )
     lock_name(connection, f"adapter {namespace}/{name}")
     others = held(name, namespace).where(adapter_names.c.repo_id != repo.id)
     gone = connection.scalars(others).all()
@@ -246,7 +249,7 @@ def follow(connection: Connection, before: Row[Any], writes: Writes) -> None:
     """Let a repository, whose row was `before`, keep its names in another namespace; call it when it is there.
 
     Raises:
-        Refusal: as `check`, of a name in the new namespace.
+        HttpRefusal: as `check`, of a name in the new namespace.
     """
     repo = connection.execute(select(repos).where(repos.c.id == before.id)).one()
     if repo.namespace == before.namespace:

@@ -35,7 +35,7 @@ from adapterhub.core.errors import shown
 from adapterhub.core.redaction import without_secrets
 from adapterhub.formats.administration import RefusedChange
 from adapterhub_registry.database.db import Database, downloads, insert_new, now_ms, refusals, repos
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.settings import Network
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -275,7 +275,7 @@ _ACTIONS: Final[Mapping[str, str]] = {
 """By route: the changes whose refusals count."""
 
 
-def record_refusal(database: Database, scope: Scope, refusal: Refusal) -> None:
+def record_refusal(database: Database, scope: Scope, refusal: HttpRefusal) -> None:
     """Record a refusal of a change by a known user; one that cannot be recorded is logged, and changes no answer."""
     record: RequestRecord | None = scope.get("adapterhub.record")
     action = _ACTIONS.get(getattr(scope.get("route"), "path", ""))

@@ -67,7 +67,7 @@ from adapterhub_registry.database.db import (
     users,
 )
 from adapterhub_registry.database.db import records as logged
-from adapterhub_registry.database.prepared import Met, Prepared
+from adapterhub_registry.database.prepared import Met, PreparedSql
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -324,7 +324,7 @@ def callers_of(connection: Connection, user: str) -> list[Caller]:
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
 BY_DIGEST = _SELECT.where(tokens.c.sha256 == bindparam("token"))
-_BY_DIGEST = Prepared(BY_DIGEST)
+_BY_DIGEST = PreparedSql(BY_DIGEST)
 
 
 def _log(connection: Connection, actor: str, action: str, subject: str) -> None:

@@ -22,20 +22,19 @@ from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
     USER_NAME,
-    Adapter,
-    AdapterPage,
+    BlobPlace,
+    BlobPlaces,
     Health,
-    Info,
+    ListedAdapter,
+    ListedAdapters,
     ListedRelease,
     Log,
-    Matched,
-    Place,
-    Places,
-    Problem,
+    ProblemAnswer,
     ReleasePage,
     ReleaseQuery,
     Releases,
     SearchQuery,
+    ServerInfo,
     TokenList,
     TokenRequest,
     UnyankRequest,
@@ -62,7 +61,7 @@ from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.database.search_tables import counted
-from adapterhub_registry.errors import Refusal, forbidden, unauthorized
+from adapterhub_registry.errors import HttpRefusal, forbidden, unauthorized
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapters as index
 from adapterhub_registry.repos import search as found
@@ -72,9 +71,11 @@ MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "description": "The token lacks the right"}}
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
-_BODY: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too large"}}
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {
+    403: {"model": ProblemAnswer, "description": "The token lacks the right"}
+}
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ProblemAnswer, "description": "Not found"}}
+_BODY: dict[int | str, dict[str, Any]] = {413: {"model": ProblemAnswer, "description": "The body is too large"}}
 
 router = adapt_router()
 
@@ -82,7 +83,7 @@ NamePart = Annotated[str, Path(pattern=NAME)]
 
 
 @router.get("/info")
-def info(registry: RegistryOf) -> Info:
+def info(registry: RegistryOf) -> ServerInfo:
     """The version and the features of this server."""
     return info_of(registry)
 
@@ -97,7 +98,7 @@ def search(request: Request) -> Response:
         wanted = found.AdapterQuery(**asked, by_relevance=query.rank_by == "relevance" or query.by == "meaning")
         rank = registry.nearest.ranked if wanted.is_ranked and registry.nearest.serves(wanted.q, query.by) else None
         page = found.search_adapters(connection, wanted, registry.repos.sight(caller), rank)
-        answer = AdapterPage(
+        answer = ListedAdapters(
             adapters=[_adapter(row, page.fits.get(row.repo_id)) for row in page.rows],
             by=None if not wanted.is_ranked else "words" if rank is None else "meaning",
             next_cursor=sealed_cursor(registry, page.next_cursor),
@@ -113,7 +114,7 @@ router.add_api_route(
     "/adapters",
     search,
     methods=["GET"],
-    response_model=AdapterPage,
+    response_model=ListedAdapters,
     responses=_MISSING,
     dependencies=[Depends(_documented)],
     route_class_override=ThreadedRoute,
@@ -183,16 +184,16 @@ def yanked(
 
 
 @router.get("/blobs/{sha256}", responses=_MISSING)
-def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pattern=SHA256)]) -> Places:
+def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pattern=SHA256)]) -> BlobPlaces:
     """The locations of a file with these bytes, in repositories that the caller may read."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
         rows = index.places_of(connection, sha256, registry.repos.visible(caller))
     rows = [row for row in rows if not row.gated or caller.reaches(row.full_name)]
     if not rows:
-        raise Refusal(404, "BlobNotFound", f"no file with sha256 {sha256}")
-    places = [Place(repo=row.full_name, commit=row.commit_id, path=row.path, size=row.size) for row in rows]
-    return Places(sha256=sha256, places=places)
+        raise HttpRefusal(404, "BlobNotFound", f"no file with sha256 {sha256}")
+    places = [BlobPlace(repo=row.full_name, commit=row.commit_id, path=row.path, size=row.size) for row in rows]
+    return BlobPlaces(sha256=sha256, places=places)
 
 
 async def administrator(request: Request, registry: Registry) -> None:
@@ -305,8 +306,8 @@ def nothing_else(request: Request) -> Response:
     allowed = sorted({method for route in matched for method in getattr(route, "methods", ())})
     if allowed:
         headers = {"Allow": ", ".join(allowed)}
-        raise Refusal(405, "MethodNotAllowed", "the path does not allow this method", headers=headers)
-    raise Refusal(404, "NotFound", "no such route")
+        raise HttpRefusal(405, "MethodNotAllowed", "the path does not allow this method", headers=headers)
+    raise HttpRefusal(404, "NotFound", "no such route")
 
 
 def _administrator(caller: Caller) -> str:
@@ -321,8 +322,8 @@ def _metric(name: str, text: str, value: int | None) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {int(value or 0)}\n"
 
 
-def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
-    return Adapter(
+def _adapter(row: Row[Any], fit: found.Fit | None) -> ListedAdapter:
+    return ListedAdapter(
         **index.facts_json(row),
         repo=row.full_name,
         commit=row.commit_id,
@@ -330,7 +331,7 @@ def _adapter(row: Row[Any], fit: found.Fit | None) -> Adapter:
         downloads=row.downloads,
         last_modified=iso_time(row.modified_at),
         score=fit.score if fit else None,
-        matched=Matched(part=fit.matched.part, text=fit.matched.text) if fit else None,
+        matched=fit.matched if fit else None,
     )
 
 

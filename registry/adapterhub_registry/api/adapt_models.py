@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapterhub.formats.administration import Delivery, LogEntry, Token, User, Webhook
-from adapterhub.formats.relevance import MAX_QUESTION
+from adapterhub.formats.relevance import MAX_QUESTION, Matched
 from adapterhub_registry import names
 from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
 from adapterhub_registry.api.bodies import GuardedRoute
@@ -32,25 +32,25 @@ Text = Annotated[str, StringConstraints(max_length=256, pattern=_LINE)]
 """One line of text in a query."""
 
 
-class Answer(BaseModel):
+class ApiAnswer(BaseModel):
     """A response; later versions may add members but never remove any."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Question(BaseModel):
+class ApiQuestion(BaseModel):
     """A request body; an unknown member is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Problem(Answer):
+class ProblemAnswer(ApiAnswer):
     """Why the server refused a request; the header `X-Error-Code` has the kind."""
 
     error: str
 
 
-class Info(Answer):
+class ServerInfo(ApiAnswer):
     """The version and the features of this server."""
 
     version: str
@@ -83,7 +83,7 @@ class SearchQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
 
 
-class Facts(Answer):
+class ListedFacts(ApiAnswer):
     """The facts about one adapter. `digest` is the digest of its manifest, or of its list of files."""
 
     name: str | None
@@ -103,14 +103,7 @@ class Facts(Answer):
     description: str
 
 
-class Matched(Answer):
-    """The part of a build's text that holds most of the words: `name`, `task`, `description` or `prompt`."""
-
-    part: str
-    text: str
-
-
-class Adapter(Facts):
+class ListedAdapter(ListedFacts):
     """The adapter that represents a repository: its newest release, or the head of `main` without releases.
 
     `score` says how well it fits the words where these give the order; more is better.
@@ -125,18 +118,18 @@ class Adapter(Facts):
     matched: Matched | None = None
 
 
-class AdapterPage(Answer):
+class ListedAdapters(ApiAnswer):
     """One page; `next_cursor` leads to the next page and is null on the last.
 
     `by` is what the scores compare; null where time gives the order.
     """
 
-    adapters: list[Adapter]
+    adapters: list[ListedAdapter]
     by: Literal["words", "meaning"] | None
     next_cursor: str | None
 
 
-class Yanked(Answer):
+class Yanked(ApiAnswer):
     """Why, when and by whom a version was yanked."""
 
     reason: str
@@ -144,7 +137,7 @@ class Yanked(Answer):
     at: str
 
 
-class Release(Facts):
+class ReleaseFacts(ListedFacts):
     """One version of an adapter; `version` comes from its tag. `unyanked`: why it was yanked before that was undone."""
 
     tag: str
@@ -154,14 +147,14 @@ class Release(Facts):
     unyanked: str | None = None
 
 
-class Releases(Answer):
+class Releases(ApiAnswer):
     """All versions of an adapter, newest first."""
 
     repo: str
-    versions: list[Release]
+    versions: list[ReleaseFacts]
 
 
-class YankedRelease(Answer):
+class YankedRelease(ApiAnswer):
     """A yanked release; `digest` is that of its manifest."""
 
     repo: str
@@ -170,13 +163,13 @@ class YankedRelease(Answer):
     yanked: Yanked
 
 
-class YankedReleases(Answer):
+class YankedReleases(ApiAnswer):
     """The yanked ones among the digests of a request, in repositories that the caller may read."""
 
     releases: list[YankedRelease]
 
 
-class YankRequest(Question):
+class YankRequest(ApiQuestion):
     """The version to yank and the reason, which users see."""
 
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -185,13 +178,13 @@ class YankRequest(Question):
     ]
 
 
-class UnyankRequest(Question):
+class UnyankRequest(ApiQuestion):
     """The version to restore."""
 
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
-class Place(Answer):
+class BlobPlace(ApiAnswer):
     """A file with the requested bytes."""
 
     repo: str
@@ -200,11 +193,11 @@ class Place(Answer):
     size: int
 
 
-class Places(Answer):
+class BlobPlaces(ApiAnswer):
     """The files with these bytes that the caller may read; at most 1,000, newest first."""
 
     sha256: str
-    places: list[Place]
+    places: list[BlobPlace]
 
 
 class ReleaseQuery(BaseModel):
@@ -215,7 +208,7 @@ class ReleaseQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_RELEASES)] = MAX_RELEASES
 
 
-class ListedRelease(Answer):
+class ListedRelease(ApiAnswer):
     """A release in a namespace. `name` is the adapter's, which may differ from the repository's."""
 
     repo: str
@@ -226,14 +219,14 @@ class ListedRelease(Answer):
     yanked: bool
 
 
-class ReleasePage(Answer):
+class ReleasePage(ApiAnswer):
     """One page; `next_cursor` leads to the next page and is null on the last."""
 
     releases: list[ListedRelease]
     next_cursor: str | None
 
 
-class TokenRequest(Question):
+class TokenRequest(ApiQuestion):
     """A token to create. By default it covers all namespaces for an admin, else the user's own."""
 
     user: Annotated[str, StringConstraints(pattern=whole(USER))]
@@ -243,25 +236,25 @@ class TokenRequest(Question):
     days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
 
 
-class TokenList(Answer):
+class TokenList(ApiAnswer):
     """Tokens, oldest first, including revoked and expired ones."""
 
     tokens: list[Token]
 
 
-class UserList(Answer):
+class UserList(ApiAnswer):
     """Users that have or had a token, by name."""
 
     users: list[User]
 
 
-class Log(Answer):
+class Log(ApiAnswer):
     """Creations and revocations of tokens, oldest first."""
 
     entries: list[LogEntry]
 
 
-class Health(Answer):
+class Health(ApiAnswer):
     """The server and its database respond."""
 
     status: Literal["ok"]
@@ -280,7 +273,7 @@ class EventQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MOST_IN_PAGE)] = 100
 
 
-class Event(Answer):
+class EventFacts(ApiAnswer):
     """Something that changed. Numbers grow, with gaps; `data` has `repo`, and what belongs to the type."""
 
     id: str
@@ -290,15 +283,15 @@ class Event(Answer):
     data: dict[str, Any]
 
 
-class EventPage(Answer):
+class EventList(ApiAnswer):
     """Events in their order. Continue with `next`; with `missed`, events after `since` may be gone: look again."""
 
-    events: list[Event]
+    events: list[EventFacts]
     next: int
     missed: bool
 
 
-class WebhookRequest(Question):
+class WebhookRequest(ApiQuestion):
     """A new webhook: a namespace or `namespace/name`, an https URL, and event types (none means all)."""
 
     scope: Annotated[str, StringConstraints(max_length=200, pattern=SCOPE)]
@@ -306,22 +299,22 @@ class WebhookRequest(Question):
     types: Annotated[list[Change], Field(max_length=16)] = Field(default_factory=list)
 
 
-class WebhookList(Answer):
+class WebhookList(ApiAnswer):
     """The webhooks that the caller owns."""
 
     webhooks: list[Webhook]
 
 
-class DeliveryList(Answer):
+class DeliveryList(ApiAnswer):
     """The last deliveries of a webhook, newest first."""
 
     deliveries: list[Delivery]
 
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"model": Problem, "description": "The request is malformed"},
-    401: {"model": Problem, "description": "The request has no token, or an invalid one"},
-    422: {"model": Problem, "description": "A member has the wrong type or exceeds a limit"},
+    400: {"model": ProblemAnswer, "description": "The request is malformed"},
+    401: {"model": ProblemAnswer, "description": "The request has no token, or an invalid one"},
+    422: {"model": ProblemAnswer, "description": "A member has the wrong type or exceeds a limit"},
 }
 
 

@@ -127,7 +127,8 @@ SMALL_BYTES: Final = 1 << 14
 
 T = TypeVar("T")
 Sender = Callable[[Request, Registry], Awaitable[int | None]]
-"""Raises a `Refusal` unless the sender of a request may send its body; returns the most bytes of it, if it knows."""
+"""Raises a `HttpRefusal` unless the sender of a request may send its body; returns the most bytes of it, if it
+knows."""
 
 
 # ------------------------------------------------------------ who may send a body
@@ -156,7 +157,7 @@ async def check_signer(registry: Registry, token_id: int | None) -> None:
     """Let a signed link or token end with the token for which it was signed.
 
     Raises:
-        Refusal: 401 when that one is revoked or has expired.
+        HttpRefusal: 401 when that one is revoked or has expired.
     """
     caller = None if token_id is None else await run_in_threadpool(registry.tokens.caller_numbered, token_id)
     if caller is None:
@@ -195,7 +196,7 @@ class GuardedRequest(Request):
         """The body in pieces; every other way to read it comes here.
 
         Raises:
-            Refusal: the sender may not send it, or sends too much.
+            HttpRefusal: the sender may not send it, or sends too much.
         """
         try:
             most = await self._sender(self, self.app.state.registry)
@@ -209,7 +210,7 @@ class GuardedRequest(Request):
         """The body as JSON, parsed in a thread unless it is small; a few at the same time, so that memory is bounded.
 
         Raises:
-            Refusal: 400.
+            HttpRefusal: 400.
         """
         raw = await self.body()
         parse = partial(strict_json, raw, limit_bytes=max(len(raw), 1), most_values=MOST_VALUES)
@@ -257,7 +258,7 @@ def hub_router(kind: type[APIRoute] = GuardedRoute) -> APIRouter:
 # ------------------------------------------------------------ large bodies
 
 
-class Slots:
+class FairSlots:
     """Limits the requests of a kind (`what`) that run at the same time, and shares the slots fairly between tokens.
 
     A token gets another slot only while more are free than it holds. Alone it takes half of them, the next token half
@@ -275,7 +276,7 @@ class Slots:
         """Hold a slot for a request of this token; call it from the event loop only.
 
         Raises:
-            Refusal: 429 when no slot is free for this token.
+            HttpRefusal: 429 when no slot is free for this token.
         """
         if self._free <= self._held[token_id]:
             raise too_many(f"too many {self._what} at the same time", after_s=RETRY_AFTER_S)
@@ -290,7 +291,7 @@ class Slots:
                 del self._held[token_id]
 
 
-class UploadSlots(Slots):
+class UploadSlots(FairSlots):
     """The slots of uploads, each with a thread."""
 
     def __init__(self, total: int) -> None:
@@ -302,7 +303,7 @@ async def in_slot(request: Request, token_id: int | None, work: Callable[[], T])
     """Run work that reads whole uploads in the threads for uploads, so that it holds up no other route.
 
     Raises:
-        Refusal: 429 when no slot is free for this token.
+        HttpRefusal: 429 when no slot is free for this token.
     """
     slots = cast("UploadSlots", request.app.state.upload_slots)
     with slots.hold(token_id):
@@ -313,7 +314,7 @@ async def receive_with(request: Request, token_id: int | None, work: Callable[[I
     """Run `work` on the body in a worker thread and return its result; it gets blocks of about a mebibyte.
 
     Raises:
-        Refusal: 429 when no slot is free for this token.
+        HttpRefusal: 429 when no slot is free for this token.
     """
     stream = request.stream()
 

@@ -38,9 +38,9 @@ from adapterhub_registry.access.tokens import (
     working,
 )
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
+from adapterhub_registry.errors import HttpRefusal, bad_request, too_many, unauthorized
 from adapterhub_registry.names import RepoId, known_repo_id
-from adapterhub_registry.outbox import Watch, Webhooks
+from adapterhub_registry.outbox import EventWatch, Webhooks
 from adapterhub_registry.repos.commits import Top
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
@@ -68,7 +68,7 @@ class Registry:
     rates: Rates
     telemetry: Telemetry
     webhooks: Webhooks
-    watch: Watch
+    watch: EventWatch
     nearest: Nearest
     operator: str = field(default_factory=new_token, repr=False)
     """The token of commands on this machine, which ends with the server."""
@@ -96,7 +96,7 @@ async def authenticated(request: Request, registry: Registry) -> Caller:
     """The sender of a request; anonymous without a token.
 
     Raises:
-        Refusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
+        HttpRefusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
             minute than this token, or this address without a valid token, may send.
     """
     token = _token_of(request)
@@ -114,7 +114,7 @@ def reading(request: Request, registry: Registry) -> Iterator[tuple[Connection, 
     """A transaction that reads, and the sender of the request, which it finds there: `caller_of` takes one of its own.
 
     Raises:
-        Refusal: as `caller_of`.
+        HttpRefusal: as `caller_of`.
     """
     token = _token_of(request)
     if token is None:
@@ -138,7 +138,7 @@ def glanced(request: Request, registry: Registry, wanted: Top, **given: object) 
     """The sender of a request, and what it asks for: one statement, hence one way to the database and back.
 
     Raises:
-        Refusal: as `caller_of`.
+        HttpRefusal: as `caller_of`.
     """
     token = _token_of(request)
     if token is None:
@@ -172,7 +172,7 @@ def admitted(request: Request, registry: Registry, caller: Caller) -> Caller:
     """Note the caller of a request for the log, and return it.
 
     Raises:
-        Refusal: 429, as `caller_of`.
+        HttpRefusal: 429, as `caller_of`.
     """
     peer = request.client.host if request.client else None
     address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
@@ -201,7 +201,7 @@ def seeker_of(request: Request, registry: RegistryOf, caller: CallerOf) -> Calle
     """The caller of a route that compares updates, which may ask less often: each answer says a little of the key.
 
     Raises:
-        Refusal: 429, as `caller_of`.
+        HttpRefusal: 429, as `caller_of`.
     """
     address = request.scope["adapterhub.record"].address
     asking = f"token {caller.token_id}" if caller.user is not None else f"address {address}"
@@ -238,7 +238,7 @@ def base_of(request: Request, registry: Registry) -> str:
     The hub client refuses URLs of other hosts, so links follow the Host header (or `public_url`).
 
     Raises:
-        Refusal: 400 for a malformed Host header.
+        HttpRefusal: 400 for a malformed Host header.
     """
     public = registry.settings.public_url
     if public is not None:
@@ -267,14 +267,14 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
     """Decrypt the position that a client sent back.
 
     Raises:
-        Refusal: 404 for a cursor that does not come from this registry.
+        HttpRefusal: 404 for a cursor that does not come from this registry.
     """
     if cursor is None:
         return None
     try:
         return unseal(cursor, registry.settings.secret)
     except BadSignature as problem:
-        raise Refusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
+        raise HttpRefusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
 
 
 def dumped(value: object) -> bytes:
@@ -325,7 +325,7 @@ RevisionOf = Annotated[str, Depends(revision_of)]
 
 
 class JsonObject:
-    """A JSON object from a client, read by member; a wrong type is a `Refusal` 400 that names the member."""
+    """A JSON object from a client, read by member; a wrong type is a `HttpRefusal` 400 that names the member."""
 
     def __init__(self, values: dict[str, Any], where: str = "") -> None:
         self._values = values
@@ -414,7 +414,7 @@ async def json_object(request: Request) -> JsonObject:
     """Parse the body as a JSON object; the request of a `GuardedRoute` asks first whether its sender may send one.
 
     Raises:
-        Refusal: 400.
+        HttpRefusal: 400.
     """
     value = await request.json()
     if not isinstance(value, dict):

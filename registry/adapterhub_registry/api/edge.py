@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
-from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, refusal_of, too_large, too_slow
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.errors import HttpRefusal, bad_request, out_of_bounds, refusal_of, too_large, too_slow
+from adapterhub_registry.settings import ServerLimits
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -37,7 +37,7 @@ MAX_PARAMETER_CHARACTERS = 1024
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, limits: ServerLimits, telemetry: Telemetry) -> None:
         self._app = app
         self._limits = limits
         self._telemetry = telemetry
@@ -93,7 +93,7 @@ def routed_path(scope: Scope) -> str:
     """The path for routing: decoded once, except `%2F` and `%25`, which handlers decode in each parameter.
 
     Raises:
-        Refusal: 400 for a path that is not UTF-8 or contains control characters.
+        HttpRefusal: 400 for a path that is not UTF-8 or contains control characters.
     """
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     kept = re.sub(rb"%(2[fF5])", rb"%25\1", raw.partition(b"?")[0])
@@ -111,7 +111,7 @@ def _check_lengths(path: str, query: bytes) -> None:
     """Raise unless the path and every parameter are within bounds; the database sees only what passes.
 
     Raises:
-        Refusal: 422.
+        HttpRefusal: 422.
     """
     if len(unquote_to_bytes(path)) > MAX_PATH_BYTES and not path.startswith(_SIGNED):
         raise out_of_bounds(f"path: expected at most {MAX_PATH_BYTES} bytes")
@@ -134,7 +134,7 @@ def _check_fields(scope: Scope) -> None:
     if names.count(b"authorization") > 1:
         raise bad_request("Authorization: expected one field")
     if b"content-encoding" in names:
-        raise Refusal(
+        raise HttpRefusal(
             415, "BadRequest", "Content-Encoding: expected an uncompressed body", headers={"Connection": "close"}
         )
 
@@ -145,7 +145,7 @@ def _check_announced(scope: Scope, limit: int) -> None:
             raise too_large(limit)
 
 
-def _bounded(receive: Receive, limit_bytes: int, limits: Limits, record: RequestRecord) -> Receive:
+def _bounded(receive: Receive, limit_bytes: int, limits: ServerLimits, record: RequestRecord) -> Receive:
     """Wrap `receive` to bound the size of a body and enforce the minimum rate.
 
     Only the time that the server waits for the client counts: a slow disk is not the client's fault.
@@ -176,8 +176,8 @@ def _bounded(receive: Receive, limit_bytes: int, limits: Limits, record: Request
     return bounded
 
 
-def _response_to(error: Exception, scope: Scope, number: str) -> Refusal:
-    if isinstance(error, Refusal):
+def _response_to(error: Exception, scope: Scope, number: str) -> HttpRefusal:
+    if isinstance(error, HttpRefusal):
         return error
     if isinstance(error, AdapterHubError):
         return refusal_of(error)
@@ -186,4 +186,4 @@ def _response_to(error: Exception, scope: Scope, number: str) -> Refusal:
     # signed links grant access by their path: only its first two segments go to the log
     place = "/".join(str(scope["path"]).split("/")[:3])
     log.error("request %s: %s %s failed", number, scope["method"], shown(place), exc_info=error)
-    return Refusal(500, "InternalError", f"internal error; see request {number} in the server's log")
+    return HttpRefusal(500, "InternalError", f"internal error; see request {number} in the server's log")

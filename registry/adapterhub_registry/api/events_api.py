@@ -14,14 +14,14 @@ from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import (
     DeliveryList,
-    EventPage,
+    EventList,
     EventQuery,
-    Problem,
+    ProblemAnswer,
     WebhookList,
     WebhookRequest,
     adapt_router,
 )
-from adapterhub_registry.api.bodies import Slots
+from adapterhub_registry.api.bodies import FairSlots
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
 from adapterhub_registry.outbox import MOST_DELIVERIES, Webhooks, read_page
 
@@ -29,14 +29,14 @@ LOOK_EVERY_S: Final = 0.25
 STOPPING: Final = "adapterhub.stopping"
 """The member of a request's state that says that the server is about to stop."""
 
-_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
+_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ProblemAnswer, "description": "Not found"}}
 _SCOPE: Final[dict[int | str, dict[str, Any]]] = {
     **_MISSING,
-    403: {"model": Problem, "description": "The server does not send to this address"},
-    409: {"model": Problem, "description": "The namespace has as many webhooks as the registry allows"},
-    413: {"model": Problem, "description": "The body is too large"},
+    403: {"model": ProblemAnswer, "description": "The server does not send to this address"},
+    409: {"model": ProblemAnswer, "description": "The namespace has as many webhooks as the registry allows"},
+    413: {"model": ProblemAnswer, "description": "The body is too large"},
 }
-_BUSY: Final[dict[int | str, dict[str, Any]]] = {429: {"model": Problem, "description": "Too many requests wait"}}
+_BUSY: Final[dict[int | str, dict[str, Any]]] = {429: {"model": ProblemAnswer, "description": "Too many requests wait"}}
 
 router = adapt_router()
 
@@ -46,7 +46,7 @@ Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 @router.get("/events", responses=_BUSY)
 async def events(
     request: Request, registry: RegistryOf, caller: CallerOf, query: Annotated[EventQuery, Query()]
-) -> EventPage:
+) -> EventList:
     """What changed in repositories that the caller sees: new, yanked and deleted versions, moved aliases.
 
     With `wait`, the answer comes with the first event, or when the time is over.
@@ -56,7 +56,7 @@ async def events(
     page = await run_in_threadpool(_page, registry, caller, query)
     if query.since is None or page.events or not query.wait:
         return page
-    waiting = cast("Slots", request.app.state.follower_slots)
+    waiting = cast("FairSlots", request.app.state.follower_slots)
     with waiting.hold(caller.token_id):
         while time.monotonic() < end and STOPPING not in request.scope["state"]:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -71,10 +71,10 @@ async def events(
     return page
 
 
-def _page(registry: Registry, caller: Caller, query: EventQuery) -> EventPage:
+def _page(registry: Registry, caller: Caller, query: EventQuery) -> EventList:
     registry.repos.check_may_read(caller)
     page = read_page(registry.db, caller, registry.repos.visible(caller), since=query.since, limit=query.limit)
-    return EventPage.model_validate(asdict(page))
+    return EventList.model_validate(asdict(page))
 
 
 @router.get("/webhooks")

@@ -13,7 +13,16 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.formats.administration import Asks, NamespaceRule
 from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
 from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.adapt_models import NAME, SHA256, Answer, Problem, Question, Text, adapt_router, whole
+from adapterhub_registry.api.adapt_models import (
+    NAME,
+    SHA256,
+    ApiAnswer,
+    ApiQuestion,
+    ProblemAnswer,
+    Text,
+    adapt_router,
+    whole,
+)
 from adapterhub_registry.api.bodies import sent_by
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, caller_of, user_of
 from adapterhub_registry.api.hub.info import iso_time
@@ -30,18 +39,18 @@ from adapterhub_registry.testing import (
     take,
 )
 
-_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "Not found"}}
+_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ProblemAnswer, "description": "Not found"}}
 _TAKING: Final[dict[int | str, dict[str, Any]]] = {
     **_MISSING,
-    403: {"model": Problem, "description": "The result is forged, or the token may not send it"},
-    409: {"model": Problem, "description": "A later result by the same key on the same question is here"},
-    413: {"model": Problem, "description": "The result is too large, or the build has too many results"},
+    403: {"model": ProblemAnswer, "description": "The result is forged, or the token may not send it"},
+    409: {"model": ProblemAnswer, "description": "A later result by the same key on the same question is here"},
+    413: {"model": ProblemAnswer, "description": "The result is too large, or the build has too many results"},
 }
 _RULING: Final[dict[int | str, dict[str, Any]]] = {
     **_MISSING,
-    403: {"model": Problem, "description": "The token does not administer the namespace"},
-    409: {"model": Problem, "description": "Another key has this name, or the key has another one"},
-    413: {"model": Problem, "description": "The body is too large"},
+    403: {"model": ProblemAnswer, "description": "The token does not administer the namespace"},
+    409: {"model": ProblemAnswer, "description": "Another key has this name, or the key has another one"},
+    413: {"model": ProblemAnswer, "description": "The body is too large"},
 }
 
 _BUNDLE: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -61,7 +70,7 @@ class ResultQuery(BaseModel):
     verdict: Annotated[str, StringConstraints(pattern="^(PASS|CHANGED)$")] | None = None
 
 
-class ResultFacts(Answer):
+class ResultFacts(ApiAnswer):
     """A signed result. `signer` is the name of the namespace's key that made it, else null: then it is a claim.
 
     `bundle` is the file that was signed, to be checked by the reader.
@@ -84,7 +93,7 @@ class ResultFacts(Answer):
     bundle: str
 
 
-class ResultList(Answer):
+class ResultList(ApiAnswer):
     """The results on a version, the newest first."""
 
     repo: str
@@ -93,14 +102,14 @@ class ResultList(Answer):
     results: list[ResultFacts]
 
 
-class KeyRequest(Question):
+class KeyRequest(ApiQuestion):
     """A public key in PEM, and its name here."""
 
     name: KeyName
     pem: Annotated[str, StringConstraints(min_length=1, max_length=16 << 10)]
 
 
-class RuleRequest(Question):
+class RuleRequest(ApiQuestion):
     """What to change; a member that is left out, or null, stays."""
 
     asks: Asks | None = None
@@ -168,7 +177,7 @@ def results_of(connection: Connection, repo: Row[Any], version: str, query: Resu
     """Those results on a version of a repository that meet a query.
 
     Raises:
-        Refusal: 404 for an unknown version.
+        HttpRefusal: 404 for an unknown version.
     """
     digest = digest_of_version(connection, repo, version)
     found = results_on(connection, repo, digest, rule_of(connection, repo.namespace))

@@ -24,12 +24,12 @@ from adapterhub_registry.access import rights
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import (
     NAME,
-    Answer,
-    Info,
-    Problem,
-    Question,
-    Release,
+    ApiAnswer,
+    ApiQuestion,
+    ProblemAnswer,
+    ReleaseFacts,
     Releases,
+    ServerInfo,
     Yanked,
     adapt_router,
 )
@@ -40,14 +40,14 @@ from adapterhub_registry.api.hub.repositories import branches_and_tags
 from adapterhub_registry.api.tests_api import ResultQuery, results_of, rule_seen
 from adapterhub_registry.database.db import adapters, derived, releases, repos, slices
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.trees import FileEntry
-from adapterhub_registry.errors import Refusal, forbidden
+from adapterhub_registry.database.trees import TreeFile
+from adapterhub_registry.errors import HttpRefusal, forbidden
 from adapterhub_registry.names import PART, known_repo_id
 from adapterhub_registry.repos import adapters as index
 from adapterhub_registry.repos import aliases, commits
 from adapterhub_registry.repos.adapters import versions_of
 from adapterhub_registry.repos.aliases import MOST_ALIASES
-from adapterhub_registry.repos.search import MAX_LISTED, Listing, list_repos
+from adapterhub_registry.repos.search import MAX_LISTED, RepoListing, list_repos
 from adapterhub_registry.worker import FLOOR
 
 FEATURES: Final = (
@@ -67,7 +67,9 @@ NamePart = Annotated[str, Path(pattern=NAME)]
 FullName = Annotated[str, StringConstraints(max_length=200, pattern=rf"^{PART.pattern}/{PART.pattern}$")]
 
 
-@router.get("/adapters/{namespace}/{name}/versions", responses={404: {"model": Problem, "description": "Not found"}})
+@router.get(
+    "/adapters/{namespace}/{name}/versions", responses={404: {"model": ProblemAnswer, "description": "Not found"}}
+)
 def versions(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> Releases:
     """Every version of an adapter, newest first; yanked versions are marked."""
     with registry.db.read() as connection:
@@ -81,10 +83,10 @@ def releases_of(connection: Connection, repo: Row[Any]) -> Releases:
     return Releases(repo=repo.full_name, versions=versions)
 
 
-def _release(row: Row[Any]) -> Release:
+def _release(row: Row[Any]) -> ReleaseFacts:
     facts = index.facts_json(row) | {"version": row.released_as}
     why = None if row.yanked_at is None else why_yanked(row)
-    return Release(
+    return ReleaseFacts(
         **facts,
         tag=row.tag,
         commit=row.commit_id,
@@ -107,7 +109,7 @@ class AheadQuery(BaseModel):
     repo: Annotated[list[FullName], Field(max_length=MOST_AHEAD)] = []
 
 
-class Ahead(Answer):
+class AheadAnswer(ApiAnswer):
     """The answer to one request: its body in base64, or the code of its error.
 
     `path` is its path and query. After `#head`, the body is the length and the header of a safetensors file.
@@ -118,15 +120,15 @@ class Ahead(Answer):
     error: str | None = None
 
 
-class AheadPage(Answer):
+class AheadPage(ApiAnswer):
     """The answers that a client would get to its next requests, as far as the server has them at hand."""
 
-    answers: list[Ahead]
+    answers: list[AheadAnswer]
 
 
-def info_of(registry: Registry) -> Info:
+def info_of(registry: Registry) -> ServerInfo:
     """The version and the features of this server."""
-    return Info(
+    return ServerInfo(
         version=version("adapterhub"),
         features=list(FEATURES),
         upload_modes=list(UPLOAD_MODES),
@@ -153,7 +155,7 @@ class _Looking:
         self._left = MOST_BYTES
         self._commits_left = MOST_COMMITS
 
-    def answers(self, query: AheadQuery) -> Iterator[Ahead]:
+    def answers(self, query: AheadQuery) -> Iterator[AheadAnswer]:
         yield _answer("api/adapt/v1/info", info_of(self._registry).model_dump_json().encode())
         wanted = dict.fromkeys([*query.adapter, *query.repo])
         for full_name in dict.fromkeys(query.adapter):
@@ -176,14 +178,14 @@ class _Looking:
         for name in wanted:
             try:
                 self._registry.repos.find(self._connection, self._caller, known_repo_id(*name.split("/")))
-            except Refusal as refusal:
-                yield Ahead(path=f"api/adapt/v1/adapters/{name}/versions", error=refusal.code)
-                yield Ahead(path=f"api/models/{name}/refs", error=refusal.code)
+            except HttpRefusal as refusal:
+                yield AheadAnswer(path=f"api/adapt/v1/adapters/{name}/versions", error=refusal.code)
+                yield AheadAnswer(path=f"api/models/{name}/refs", error=refusal.code)
 
     def _tagged(self, namespace: str, tag: str) -> list[str] | None:
         """The repositories of a namespace with a tag; None for more than a few."""
         visible = self._registry.repos.visible(self._caller)
-        wanted = Listing(filters=(tag,), author=namespace, limit=MOST_REPOSITORIES)
+        wanted = RepoListing(filters=(tag,), author=namespace, limit=MOST_REPOSITORIES)
         page = list_repos(self._connection, wanted, visible)
         if page.more:
             return None
@@ -191,7 +193,7 @@ class _Looking:
         names = dict[int, str]((row.id, row.full_name) for row in rows)
         return [names[number] for number in page.ids]
 
-    def _repository(self, row: Row[Any], *, is_pushed: bool) -> Iterator[Ahead]:
+    def _repository(self, row: Row[Any], *, is_pushed: bool) -> Iterator[AheadAnswer]:
         name = row.full_name
         listed = releases_of(self._connection, row)
         yield _answer(f"api/adapt/v1/adapters/{name}/versions", listed.model_dump_json().encode())
@@ -199,7 +201,7 @@ class _Looking:
             yield _json(f"api/models/{name}/refs", branches_and_tags(self._connection, row.id))
         if row.gated and not self._caller.reaches(name):
             return
-        with contextlib.suppress(Refusal):  # a damaged repository
+        with contextlib.suppress(HttpRefusal):  # a damaged repository
             if not listed.versions:
                 yield from self._commit(row, row.head, (*MEDIA_TYPES, CARD_FILE), is_plain=True)
             for one in listed.versions[:1]:
@@ -212,7 +214,7 @@ class _Looking:
 
     def _commit(
         self, row: Row[Any], commit_id: str, files: Sequence[str], *, is_plain: bool = False
-    ) -> Iterator[Ahead]:
+    ) -> Iterator[AheadAnswer]:
         """The manifest and signature at a commit, and `files`; also what describes one without a manifest."""
         self._commits_left -= 1
         place = f"{row.full_name}/resolve/{commit_id}"
@@ -231,47 +233,47 @@ class _Looking:
             path = f"{place}/{quote(name)}"
             if entry is None:
                 if name in (MANIFEST_FILE, SIGNATURE_FILE):
-                    yield Ahead(path=path, error="EntryNotFound")
+                    yield AheadAnswer(path=path, error="EntryNotFound")
             elif name == WEIGHTS_FILE:
                 if (head := self._head(entry)) is not None:
                     yield _answer(f"{path}#head", head)
             elif entry.size <= SMALL_BYTES:
                 yield _answer(path, self._bytes(entry, entry.size))
 
-    def _bytes(self, entry: FileEntry, end: int) -> bytes:
+    def _bytes(self, entry: TreeFile, end: int) -> bytes:
         self._left -= end
         return b"".join(self._registry.blobs.open(entry.sha256, 0, end))
 
-    def _head(self, entry: FileEntry) -> bytes | None:
+    def _head(self, entry: TreeFile) -> bytes | None:
         """Length and header of a safetensors file; None for one that is large, or no such file."""
         begin = self._bytes(entry, min(entry.size, LENGTH_BYTES))
         end = LENGTH_BYTES + int.from_bytes(begin, "little")
         return self._bytes(entry, end) if end <= min(entry.size, SMALL_BYTES) else None
 
 
-def _json(path: str, value: object) -> Ahead:
+def _json(path: str, value: object) -> AheadAnswer:
     return _answer(path, json.dumps(value, ensure_ascii=False).encode())
 
 
-def _answer(path: str, body: bytes) -> Ahead:
-    return Ahead(path=path, body=base64.b64encode(body).decode("ascii"))
+def _answer(path: str, body: bytes) -> AheadAnswer:
+    return AheadAnswer(path=path, body=base64.b64encode(body).decode("ascii"))
 
 
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"model": Problem, "description": "Not found"},
+    404: {"model": ProblemAnswer, "description": "Not found"},
 }
 _WRITING: Final[dict[int | str, dict[str, Any]]] = {
     **_PROBLEMS,
-    403: {"model": Problem, "description": "The token lacks the right"},
-    409: {"model": Problem, "description": "A branch, a tag or a yanked version is in the way"},
-    413: {"model": Problem, "description": "The body is too large, or the repository has too many aliases"},
+    403: {"model": ProblemAnswer, "description": "The token lacks the right"},
+    409: {"model": ProblemAnswer, "description": "A branch, a tag or a yanked version is in the way"},
+    413: {"model": ProblemAnswer, "description": "The body is too large, or the repository has too many aliases"},
 }
 
 
 Version = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class TargetFacts(Answer):
+class TargetFacts(ApiAnswer):
     """One build under an alias; its share of the requests is `weight` divided by the sum of all weights."""
 
     version: str
@@ -279,7 +281,7 @@ class TargetFacts(Answer):
     weight: float
 
 
-class AliasFacts(Answer):
+class AliasFacts(ApiAnswer):
     """What an alias means now, and its last move. `adapter` is the name in the manifest of its builds."""
 
     repo: str
@@ -291,7 +293,7 @@ class AliasFacts(Answer):
     action: str
 
 
-class MoveFacts(Answer):
+class MoveFacts(ApiAnswer):
     """One move of an alias."""
 
     action: str
@@ -300,13 +302,13 @@ class MoveFacts(Answer):
     targets: list[TargetFacts]
 
 
-class AliasList(Answer):
+class AliasList(ApiAnswer):
     """Aliases, by name."""
 
     aliases: list[AliasFacts]
 
 
-class MoveList(Answer):
+class MoveList(ApiAnswer):
     """The moves of an alias, oldest first."""
 
     repo: str
@@ -314,33 +316,33 @@ class MoveList(Answer):
     moves: list[MoveFacts]
 
 
-class TargetRequest(Question):
+class TargetRequest(ApiQuestion):
     """A released version, and its weight."""
 
     version: Version
     weight: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 1.0
 
 
-class AliasRequest(Question):
+class AliasRequest(ApiQuestion):
     """What an alias shall mean."""
 
     targets: Annotated[list[TargetRequest], Field(min_length=1, max_length=MOST_TARGETS)]
 
 
-class RollbackRequest(Question):
+class RollbackRequest(ApiQuestion):
     """The move to go back to, counted from 1; without it, one step."""
 
     to: Annotated[int, Field(ge=1, le=MOST_MOVES)] | None = None
 
 
-class NameList(Answer):
+class NameList(ApiAnswer):
     """The names of a namespace, each with its repositories that the caller sees."""
 
     namespace: str
     names: list[HeldName]
 
 
-class NameRequest(Question):
+class NameRequest(ApiQuestion):
     """The name of an adapter, and the repository of its namespace that it moves to."""
 
     name: Annotated[str, Field(min_length=1, max_length=96)]
@@ -462,9 +464,9 @@ def _move(move: AliasMove) -> MoveFacts:
 MOST_LISTED: Final = 100
 
 _SIMILAR: Final[dict[int | str, dict[str, Any]]] = {
-    403: {"model": Problem, "description": "The repository is gated"},
-    404: {"model": Problem, "description": "Not found"},
-    429: {"model": Problem, "description": "Too many requests for like updates"},
+    403: {"model": ProblemAnswer, "description": "The repository is gated"},
+    404: {"model": ProblemAnswer, "description": "Not found"},
+    429: {"model": ProblemAnswer, "description": "Too many requests for like updates"},
 }
 
 
@@ -474,7 +476,7 @@ class SimilarQuery(BaseModel):
     above: Annotated[float, Field(ge=FLOOR, le=1)] = FLOOR
 
 
-class SimilarBuild(Answer):
+class SimilarBuild(ApiAnswer):
     """A build whose update is alike. `cosine` is an estimate, negative for an opposite update.
 
     `version` is null for a commit without a release. `same_base`: both declare one base.
@@ -488,7 +490,7 @@ class SimilarBuild(Answer):
     same_base: bool
 
 
-class SimilarBuilds(Answer):
+class SimilarBuilds(ApiAnswer):
     """The builds whose update is like that of one. `state`: `made`, `waiting` for a worker, or `none` to compare."""
 
     digest: str
@@ -511,7 +513,7 @@ def similar(
         rows = versions_of(connection, repo.id)
         mine = next((row for row in rows if row.released_as == version.removeprefix("v")), None)
         if mine is None:
-            raise Refusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
+            raise HttpRefusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
         is_seen = rights.is_seen(connection, mine.created_at)
         near = registry.sketches.near(connection, mine.digest, query.above) if is_seen else None
         if near is None:

@@ -37,7 +37,7 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import version_key
 from adapterhub_registry.database import search_tables
-from adapterhub_registry.database.prepared import Pair, Prepared
+from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
 from adapterhub_registry.database.schema import (
     bring_up_to_date,
     metadata,
@@ -398,7 +398,7 @@ class Database:
             with connection.begin():
                 yield connection
 
-    def look(self, statement: Prepared | Pair, **given: object) -> Any:  # noqa: ANN401 - as `Prepared.first`
+    def look(self, statement: PreparedSql | PreparedPair, **given: object) -> Any:  # noqa: ANN401 - as `Prepared.first`
         """The first row of one statement, which needs no transaction around it.
 
         It runs once more where the connection at hand turns out to be closed, as reading twice does no harm.

@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 
-class _Form(NamedTuple):
+class _DriverForm(NamedTuple):
     """A statement in the words of one driver, with its constants; `names` in their order where it has positions."""
 
     text: str
@@ -22,7 +22,7 @@ class _Form(NamedTuple):
     row: Callable[[Sequence[Any]], Any]
 
 
-class Prepared:
+class PreparedSql:
     """A statement with named parameters, which takes a fifth of the time of `Connection.execute`.
 
     The values are those of the driver: SQLite has 0 and 1 for booleans.
@@ -30,7 +30,7 @@ class Prepared:
 
     def __init__(self, statement: Select[Any]) -> None:
         self._statement = statement
-        self._forms: dict[str, _Form] = {}
+        self._forms: dict[str, _DriverForm] = {}
 
     def first(self, connection: Connection, **given: object) -> Any | None:  # noqa: ANN401 - as `rows`
         """The first row, by the names of its columns, in the transaction of `connection`; None without rows."""
@@ -60,13 +60,13 @@ class Prepared:
         finally:
             cursor.close()
 
-    def _form(self, dialect: Dialect, given: dict[str, object]) -> _Form:
+    def _form(self, dialect: Dialect, given: dict[str, object]) -> _DriverForm:
         state = self._statement.compile(dialect=dialect).construct_expanded_state(given)
         names = None if state.positiontup is None else tuple(state.positiontup)
-        return _Form(state.statement, names, dict(state.parameters), _row_of(self._statement))
+        return _DriverForm(state.statement, names, dict(state.parameters), _row_of(self._statement))
 
 
-class Pair:
+class PreparedPair:
     """Two statements as one, for one way to the database and back: each finds a row at most, whose first value is set.
 
     Their parameters have different names.
@@ -79,7 +79,7 @@ class Pair:
         first, second = one.subquery(), other.subquery()
         columns = [*(column.label(None) for column in (*first.c, *second.c))]
         joined = always.outerjoin(first, true()).outerjoin(second, true())
-        self._both = Prepared(select(*columns).select_from(joined))
+        self._both = PreparedSql(select(*columns).select_from(joined))
 
     def first(self, connection: Connection, **given: object) -> tuple[Any | None, Any | None]:
         """The row of each, by the names of its columns; None for one without."""
@@ -101,7 +101,7 @@ class Met(NamedTuple):
     given: Mapping[str, object]
 
 
-class Found(NamedTuple):
+class FoundNumbers(NamedTuple):
     """Numbers as one value in JSON, and how many they are."""
 
     many: int
@@ -118,41 +118,41 @@ class Numbers(NamedTuple):
     With the values `glance`, it finds these numbers and others in less time.
     """
 
-    statement: Prepared
+    statement: PreparedSql
     given: Mapping[str, object]
     glance: Mapping[str, object] | None = None
 
-    def read(self, connection: Connection, most: int) -> Found | None:
+    def read(self, connection: Connection, most: int) -> FoundNumbers | None:
         """The numbers, with others where a glance finds at most `GLANCED`; None for more than `most`."""
         glances = [] if self.glance is None else [(self.glance, min(most, GLANCED))]
         for given, enough in (*glances, (self.given, most)):
             ((count, numbers),) = self.statement.tuples(connection, **given, rows=enough + 1)
             if count <= enough:
-                return Found(count, numbers)
+                return FoundNumbers(count, numbers)
         return None
 
 
-def numbers_of(statement: Select[Any]) -> Prepared:
+def numbers_of(statement: Select[Any]) -> PreparedSql:
     """The statement of `Numbers`, for one that selects them."""
     some = statement.limit(bindparam("rows", type_=Integer)).subquery()
-    found: Any = select(func.count(), Listed(next(iter(some.c))))
-    return Prepared(found)
+    found: Any = select(func.count(), JsonList(next(iter(some.c))))
+    return PreparedSql(found)
 
 
-class Listed(FunctionElement[str]):
+class JsonList(FunctionElement[str]):
     """The values of a column as a list in JSON."""
 
     inherit_cache = True
     name = "listed"
 
 
-@compiles(Listed)
-def _of_postgresql(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(JsonList)
+def _of_postgresql(element: JsonList, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
 
 
-@compiles(Listed, "sqlite")
-def _of_sqlite(element: Listed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+@compiles(JsonList, "sqlite")
+def _of_sqlite(element: JsonList, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
     return f"json_group_array({compiler.process(element.clauses, **options)})"
 
 

@@ -47,7 +47,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from adapterhub.formats.relevance import Wording, words_of
-from adapterhub_registry.database.prepared import Numbers, Prepared, numbers_of
+from adapterhub_registry.database.prepared import Numbers, PreparedSql, numbers_of
 from adapterhub_registry.database.schema import metadata
 
 GRAM: Final = 3
@@ -142,14 +142,14 @@ def _all_of(grams: Iterable[str]) -> str:
 
 
 @lru_cache
-def _matching(index: Trigrams) -> Prepared:
+def _matching(index: Trigrams) -> PreparedSql:
     grams = table(index.name, column("rowid"), column(index.name))  # the column of its own name stands for all of it
     wanted = grams.c[index.name].op("MATCH")(bindparam("grams", type_=Text))
     return numbers_of(select(grams.c.rowid.label("repo_id")).where(wanted))
 
 
 @lru_cache
-def _beginning(index: Trigrams) -> Prepared:
+def _beginning(index: Trigrams) -> PreparedSql:
     vocabulary = table(f"{index.name}_vocab", column("term"), column("doc"))
     # each place of a text begins a trigram, as two spaces follow the text
     spans = vocabulary.c.term.between(bindparam("least"), bindparam("last"))
@@ -361,7 +361,7 @@ def counted_repos(connection: Connection) -> int:
     return 0 if row is None else int(row.value)
 
 
-_REPOS: Final = Prepared(select(counts.c.value).where(counts.c.name == "repos"))
+_REPOS: Final = PreparedSql(select(counts.c.value).where(counts.c.name == "repos"))
 
 
 def start_counting(connection: Connection) -> None:
@@ -414,16 +414,16 @@ def tagged(connection: Connection, tags: Sequence[str], *, most: int) -> list[in
 _FREQUENT: Final = 1000
 """Of tags in at least so many blocks, any may be the first."""
 _some = select(_sets.c.block).where(_sets.c.tag == bindparam("tag")).limit(_FREQUENT).subquery()
-_BLOCKS: Final = Prepared(select(func.count(_some.c.block)))
+_BLOCKS: Final = PreparedSql(select(func.count(_some.c.block)))
 _tags = table("repo_tags", column("repo_id"), column("tag"))
-_MORE: Final = Prepared(
+_MORE: Final = PreparedSql(
     select(_tags.c.repo_id).where(_tags.c.tag == bindparam("tag")).limit(1).offset(bindparam("most", type_=Integer))
 )
 """Whether more repositories than `most` have a tag: a row, or none."""
 
 
 @lru_cache(maxsize=64)
-def _together(count: int) -> Prepared:
+def _together(count: int) -> PreparedSql:
     """The blocks in which repositories have all of so many tags."""
     first, *others = (_sets.alias(f"set_{at}") for at in range(count))
     bits: ColumnElement[Any] = first.c.bits
@@ -431,7 +431,7 @@ def _together(count: int) -> Prepared:
     for at, other in enumerate(others, 1):
         bits = bits.op("&")(other.c.bits)
         wanted += [other.c.tag == bindparam(f"tag_{at}"), other.c.block == first.c.block]
-    return Prepared(select(first.c.block, bits.label("bits")).where(*wanted, bits != 0))
+    return PreparedSql(select(first.c.block, bits.label("bits")).where(*wanted, bits != 0))
 
 
 def keep_tag_sets(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 A leaf holds files; an index node holds links to nodes one level below. Both are sorted by `key_of`, the order of a walk
 that enters each folder at its name: `a`, `a/x`, `a-b`. The files of a folder are therefore adjacent.
 
-A tree is a B+ tree of immutable nodes (`Node`). Reading loads only the nodes on the way, so a page of a listing
+A tree is a B+ tree of immutable nodes (`TreeNode`). Reading loads only the nodes on the way, so a page of a listing
 needs little memory. Nodes belong to a repository and are removed with it; two commits that write the same node share a
 row. The commit stores the id of the top node.
 """
@@ -25,9 +25,9 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import insert_new, nodes
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 
 POINTER: Final = "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
 NODE_BYTES: Final = 1900
@@ -53,7 +53,7 @@ def keys_below(folder: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
+class TreeFile:
     """One file of a commit. Clients know `lfs` files by their sha256, others by their git object name."""
 
     path: str
@@ -117,7 +117,7 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class NodeLink:
     """A link to a child node: the path of its first file, its id, and the sums over its files."""
 
     path: str
@@ -126,7 +126,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Node:
+class TreeNode:
     """Files (`height` 0), or links to nodes of the height below."""
 
     height: int
@@ -137,7 +137,7 @@ class Node:
         """The key of each item."""
         return [key_of(item.path) for item in self.items]
 
-    def file(self, key: str) -> FileEntry | None:
+    def file(self, key: str) -> TreeFile | None:
         """The file of a leaf with this key."""
         at = bisect_left(self.keys, key)
         return self.items[at] if at < len(self.keys) and self.keys[at] == key else None
@@ -178,10 +178,10 @@ def unpack(body: bytes) -> bytes:
     return zlib.decompress(body)
 
 
-def read_node(raw: bytes) -> Node:
+def read_node(raw: bytes) -> TreeNode:
     """The node with this content."""
     height, rows = from_json(raw)
-    return Node(height, [_link(row) if height else _file(row) for row in rows])
+    return TreeNode(height, [_link(row) if height else _file(row) for row in rows])
 
 
 class Outline(NamedTuple):
@@ -233,21 +233,21 @@ def changed_digest(digest: int, path: str, before: str | None, after: str | None
     return (digest - less + (content_digest(path, after) if after else 0)) % _DIGEST_RANGE
 
 
-def _weight(item: FileEntry | Link) -> int:
-    return len(item.path.encode()) + (_FILE_BYTES if isinstance(item, FileEntry) else _LINK_BYTES)
+def _weight(item: TreeFile | NodeLink) -> int:
+    return len(item.path.encode()) + (_FILE_BYTES if isinstance(item, TreeFile) else _LINK_BYTES)
 
 
-def _row_of(item: FileEntry | Link) -> list[object]:
-    if isinstance(item, FileEntry):
+def _row_of(item: TreeFile | NodeLink) -> list[object]:
+    if isinstance(item, TreeFile):
         facts = (item.sha256, item.git_sha1, item.size, int(item.lfs), item.changed_in, item.changed_at)
         return [item.path, *facts]
     t = item.totals
     return [item.path, item.id, t.files, t.safetensors, t.bytes, f"{t.digest:x}", t.changed_at, t.changed_in]
 
 
-def _file(row: list[Any]) -> FileEntry:
+def _file(row: list[Any]) -> TreeFile:
     path, sha256, git_sha1, size, lfs, changed_in, changed_at = row
-    return FileEntry(
+    return TreeFile(
         path=path,
         sha256=sha256,
         git_sha1=git_sha1,
@@ -258,9 +258,9 @@ def _file(row: list[Any]) -> FileEntry:
     )
 
 
-def _link(row: list[Any]) -> Link:
+def _link(row: list[Any]) -> NodeLink:
     path, node_id, files, safetensors, size, digest, changed_at, changed_in = row
-    return Link(path, node_id, Totals(files, safetensors, size, int(digest, 16), changed_at, changed_in))
+    return NodeLink(path, node_id, Totals(files, safetensors, size, int(digest, 16), changed_at, changed_in))
 
 
 def _git_name(content: bytes) -> str:
@@ -271,39 +271,39 @@ def _git_name(content: bytes) -> str:
 KEPT_NODES: Final = 128
 LOADED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 100
-EMPTY: Final = id_of(Node(0, ()).raw)
+EMPTY: Final = id_of(TreeNode(0, ()).raw)
 """The id of the empty tree, which has no row."""
 
-Edit = tuple[str, FileEntry | None]
+Edit = tuple[str, TreeFile | None]
 """A path and its new file; None removes it."""
 
 
-_NODES: Final = Prepared(
+_NODES: Final = PreparedSql(
     select(nodes.c.id, nodes.c.body).where(nodes.c.repo_id == bindparam("repo"), among(nodes.c.id, "ids"))
 )
 
 
-class Tree:
+class FileTree:
     """The files of one commit, read through one connection; it caches the last nodes. `top` is that of `root`."""
 
     def __init__(self, connection: Connection, repo_id: int, root: str, *, top: bytes | None = None) -> None:
         self._connection = connection
         self.repo_id = repo_id
-        self._kept: OrderedDict[str, Node] = OrderedDict()
+        self._kept: OrderedDict[str, TreeNode] = OrderedDict()
         self._unwritten: dict[str, bytes] = {}
         self.root = root
         if top is not None:
             self._kept[root] = read_node(unpack(top))
 
     # ------------------------------------------------------------ reading
-    def find(self, path: str) -> FileEntry | None:
+    def find(self, path: str) -> TreeFile | None:
         """The file with this path."""
         key, node = key_of(path), self._node(self.root)
         while node.height:
             node = self._node(node.items[node.place_of(key)].id)
         return node.file(key)
 
-    def walk(self, folder: str = "", *, after: str = "", past: str = "") -> Iterator[FileEntry]:
+    def walk(self, folder: str = "", *, after: str = "", past: str = "") -> Iterator[TreeFile]:
         """The files below a folder, in order: from `after` a path on, or `past` a path and everything below it."""
         start, end = keys_below(folder)
         if after:
@@ -315,7 +315,7 @@ class Tree:
                 return
             yield entry
 
-    def _walk(self, node: Node, start: str) -> Iterator[FileEntry]:
+    def _walk(self, node: TreeNode, start: str) -> Iterator[TreeFile]:
         if not node.height:
             yield from (entry for key, entry in zip(node.keys, node.items, strict=True) if key >= start)
             return
@@ -325,7 +325,7 @@ class Tree:
                 yield from self._walk(child, start)
             at, count = at + count, LOADED_AT_ONCE
 
-    def first_below(self, path: str) -> FileEntry | None:
+    def first_below(self, path: str) -> TreeFile | None:
         """The file with this path, or the first file below it."""
         start = key_of(path)
         found = next(self._walk(self._node(self.root), start), None)
@@ -337,7 +337,7 @@ class Tree:
         start, end = keys_below(folder)
         return self._totals(self._node(self.root), start, end, END) if folder else self._node(self.root).totals
 
-    def unseen(self, seen: set[str]) -> Iterator[Node]:
+    def unseen(self, seen: set[str]) -> Iterator[TreeNode]:
         """The nodes whose ids are not in `seen`; their ids join it."""
         waiting = [self.root]
         while waiting:
@@ -348,7 +348,7 @@ class Tree:
                 yield node
                 waiting += [link.id for link in node.items] if node.height else []
 
-    def _totals(self, node: Node, start: str, end: str, bound: str) -> Totals:
+    def _totals(self, node: TreeNode, start: str, end: str, bound: str) -> Totals:
         """The sums over the files in `[start, end)`; `bound` is after all files of the node."""
         found, ends = Totals(), [*node.keys[1:], bound]
         for key, item, item_end in zip(node.keys, node.items, ends, strict=True):
@@ -361,10 +361,10 @@ class Tree:
                 found += item.totals if whole else self._totals(self._node(item.id), start, end, item_end)
         return found
 
-    def _node(self, node_id: str) -> Node:
+    def _node(self, node_id: str) -> TreeNode:
         return self._load([node_id])[0]
 
-    def _load(self, ids: Sequence[str]) -> list[Node]:
+    def _load(self, ids: Sequence[str]) -> list[TreeNode]:
         missing = [node_id for node_id in ids if node_id not in self._kept and node_id != EMPTY]
         fresh = {node_id: read_node(self._unwritten[node_id]) for node_id in missing if node_id in self._unwritten}
         wanted = [node_id for node_id in missing if node_id not in fresh]
@@ -372,10 +372,10 @@ class Tree:
             rows = _NODES.tuples(self._connection, repo=self.repo_id, ids=json.dumps(wanted))
             fresh |= {node_id: read_node(unpack(body)) for node_id, body in rows}
             if len(fresh) < len(set(missing)):
-                raise Refusal(
+                raise HttpRefusal(
                     500, "Incomplete", "a part of this commit is missing; run `adapt registry check` on the server"
                 )
-        found = [Node(0, ()) if i == EMPTY else fresh[i] if i in fresh else self._kept[i] for i in ids]
+        found = [TreeNode(0, ()) if i == EMPTY else fresh[i] if i in fresh else self._kept[i] for i in ids]
         for node_id, node in zip(ids, found, strict=True):
             self._kept[node_id] = node
             self._kept.move_to_end(node_id)
@@ -384,7 +384,7 @@ class Tree:
         return found
 
     # ------------------------------------------------------------ writing
-    def changed(self, edits: Sequence[Edit]) -> Tree:
+    def changed(self, edits: Sequence[Edit]) -> FileTree:
         """Apply edits of distinct paths, sorted by `key_of`; write the new nodes and return the new tree."""
         top = self._node(self.root)
         links, height = self._seal(top.height, [self._changed(top, edits)]), top.height
@@ -395,13 +395,13 @@ class Tree:
         while (node := self._node(root)).height and len(node.items) == 1:
             root = node.items[0].id
         self._flush()
-        return Tree(self._connection, self.repo_id, root)
+        return FileTree(self._connection, self.repo_id, root)
 
-    def _changed(self, node: Node, edits: Sequence[Edit]) -> Sequence[Any]:
+    def _changed(self, node: TreeNode, edits: Sequence[Edit]) -> Sequence[Any]:
         """The new items of a node. It makes the nodes below, but the caller may still split or join this one."""
         if not node.height:
             return _merged(node, edits)
-        parts: list[Link | Sequence[Any]] = []  # links to unchanged nodes, and the items of changed ones
+        parts: list[NodeLink | Sequence[Any]] = []  # links to unchanged nodes, and the items of changed ones
         at = 0
         for place, link in enumerate(node.items):
             end = at
@@ -414,14 +414,14 @@ class Tree:
                 items = self._changed(self._node(link.id), edits[at:end])
                 parts += [items] if items else []
             at = end
-        links: list[Link] = []
+        links: list[NodeLink] = []
         for run in self._joined(parts):
-            links += [run] if isinstance(run, Link) else self._seal(node.height - 1, [run])
+            links += [run] if isinstance(run, NodeLink) else self._seal(node.height - 1, [run])
         return links
 
-    def _joined(self, parts: Sequence[Link | Sequence[Any]]) -> Iterator[Link | Sequence[Any]]:
+    def _joined(self, parts: Sequence[NodeLink | Sequence[Any]]) -> Iterator[NodeLink | Sequence[Any]]:
         """The parts, with every sparse part joined to a neighbour."""
-        waiting: Link | Sequence[Any] | None = None
+        waiting: NodeLink | Sequence[Any] | None = None
         for part in parts:
             if waiting is None:
                 waiting = part
@@ -433,18 +433,18 @@ class Tree:
         if waiting is not None:
             yield waiting
 
-    def _items(self, part: Link | Sequence[Any]) -> Sequence[Any]:
-        return self._node(part.id).items if isinstance(part, Link) else part
+    def _items(self, part: NodeLink | Sequence[Any]) -> Sequence[Any]:
+        return self._node(part.id).items if isinstance(part, NodeLink) else part
 
-    def _seal(self, height: int, runs: Iterable[Sequence[Any]]) -> list[Link]:
+    def _seal(self, height: int, runs: Iterable[Sequence[Any]]) -> list[NodeLink]:
         """Make nodes of runs of items, and return the links to them; `_flush` writes the nodes."""
         made = []
         for items in (piece for run in runs for piece in cut(run)):
-            node = Node(height, items)
+            node = TreeNode(height, items)
             raw = node.raw
             node_id = id_of(raw)
             self._unwritten[node_id] = raw
-            made.append(Link(items[0].path, node_id, node.totals))
+            made.append(NodeLink(items[0].path, node_id, node.totals))
             if len(self._unwritten) >= WRITTEN_AT_ONCE:
                 self._flush()
         return made
@@ -455,7 +455,7 @@ class Tree:
         self._unwritten.clear()
 
 
-def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, Node | None]]:
+def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, TreeNode | None]]:
     """Every stored node: its repository, its id and the node; None when the content does not match the id."""
     rows = select(nodes).order_by(nodes.c.repo_id, nodes.c.id)
     for row in connection.execute(rows, execution_options={"yield_per": WRITTEN_AT_ONCE}):
@@ -466,10 +466,10 @@ def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, Node | None
         yield row.repo_id, row.id, read_node(raw) if id_of(raw) == row.id else None
 
 
-class Digests(Mapping[str, str]):
+class TreeDigests(Mapping[str, str]):
     """A mapping from the paths of a tree to sha256; it looks up each path on demand."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: FileTree) -> None:
         self._tree = tree
 
     def __getitem__(self, path: str) -> str:
@@ -490,7 +490,7 @@ class Digests(Mapping[str, str]):
         return self._tree.totals()
 
 
-def _merged(leaf: Node, edits: Sequence[Edit]) -> Sequence[FileEntry]:
+def _merged(leaf: TreeNode, edits: Sequence[Edit]) -> Sequence[TreeFile]:
     after = dict(zip(leaf.keys, leaf.items, strict=True))
     for path, entry in edits:
         if entry is None:
@@ -500,5 +500,5 @@ def _merged(leaf: Node, edits: Sequence[Edit]) -> Sequence[FileEntry]:
     return [after[key] for key in sorted(after)]
 
 
-def _is_sparse(part: Link | Sequence[Any]) -> bool:
-    return not isinstance(part, Link) and weight_of(part) < SPARSE_BYTES
+def _is_sparse(part: NodeLink | Sequence[Any]) -> bool:
+    return not isinstance(part, NodeLink) and weight_of(part) < SPARSE_BYTES

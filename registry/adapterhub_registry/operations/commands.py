@@ -36,7 +36,7 @@ from adapterhub_registry.operations.server_commands import (
     webhook,
 )
 from adapterhub_registry.storage.blobs import StoreUnreachable
-from adapterhub_registry.upkeep import Policy, check_holdings, free_space, move_registry, parse_policy
+from adapterhub_registry.upkeep import RetentionPolicy, check_holdings, free_space, move_registry, parse_policy
 from adapterhub_registry.worker import rebuild, work
 
 _POLL_S = 2.0
@@ -167,7 +167,7 @@ def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> 
     if as_json:
         click.echo(json.dumps(space.to_json(), indent=1))
         return
-    commits = f"{space.commits} commits, " if policy != Policy() else ""
+    commits = f"{space.commits} commits, " if policy != RetentionPolicy() else ""
     files = f"{space.blobs} files ({size_text(space.blob_bytes)})"
     uploads = f"{space.xorbs} parts of uploads ({size_text(space.xorb_bytes)})"
     click.echo(f"{'would remove' if dry_run else 'removed'} {commits}{files}, {uploads}")

@@ -38,9 +38,9 @@ from adapterhub_registry.access.tokens import door
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.events_api import STOPPING
 from adapterhub_registry.app import create_app, open_registry
-from adapterhub_registry.errors import Refusal, too_slow
+from adapterhub_registry.errors import HttpRefusal, too_slow
 from adapterhub_registry.pages.home import read_ahead
-from adapterhub_registry.settings import Limits, Settings
+from adapterhub_registry.settings import ServerLimits, Settings
 
 KEEP_ALIVE_S = 75
 BACKLOG = 512
@@ -205,7 +205,7 @@ SLOW = 408
 class Protocol(StrictProtocol):
     """The strict protocol with the limits of a registry."""
 
-    limits: ClassVar[Patience] = Limits()
+    limits: ClassVar[Patience] = ServerLimits()
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Protocol(StrictProtocol):
         if status == SLOW:
             made = too_slow("the head of a request", self.limits.head_s)
         else:
-            made = Refusal(status, "TooLarge" if status == TOO_LARGE else "BadRequest", message)
+            made = HttpRefusal(status, "TooLarge" if status == TOO_LARGE else "BadRequest", message)
         answer = made.response()
         return answer.raw_headers, bytes(answer.body)
 
@@ -315,7 +315,7 @@ def _send_some(descriptor: int, file: BinaryIO, start: int, count: int) -> int:
     return sent
 
 
-def protocol_of(bounds: Limits) -> type[Protocol]:
+def protocol_of(bounds: ServerLimits) -> type[Protocol]:
     """The protocol class of a server with these limits, in the form that uvicorn expects."""
 
     class Bounded(Protocol):

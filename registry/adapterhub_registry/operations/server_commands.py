@@ -22,7 +22,7 @@ from adapterhub.formats.signed import KEY_LIMIT_BYTES
 from adapterhub_registry.access.tokens import ROLES, door_of
 from adapterhub_registry.operations.far import FarNames, FarRegistry, FarTests, FarTokens, FarWebhooks
 from adapterhub_registry.outbox import TYPES
-from adapterhub_registry.settings import Limits, Settings, load_settings, parse_networks, parse_s3
+from adapterhub_registry.settings import ServerLimits, Settings, load_settings, parse_networks, parse_s3
 from adapterhub_registry.testing import ASKS
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
@@ -114,7 +114,7 @@ def settings_of(given: Mapping[str, Any], *, serves: bool) -> Settings:
     Raises:
         UsageProblem: an option has an invalid value.
     """
-    limits = Limits().with_values(tuple(given.get("limits", ())))
+    limits = ServerLimits().with_values(tuple(given.get("limits", ())))
     s3 = None
     if given.get("blobs"):
         s3 = parse_s3(

@@ -27,8 +27,8 @@ from adapterhub.pages.values.common import Badge, Link, Snippet
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import Unindexed, among
-from adapterhub_registry.database.trees import Tree
-from adapterhub_registry.errors import Refusal, bad_request
+from adapterhub_registry.database.trees import FileTree
+from adapterhub_registry.errors import HttpRefusal, bad_request
 from adapterhub_registry.pages.files import file_line, repo_of, text_of
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
@@ -67,7 +67,7 @@ def adapter_page(here: Visit, repo: str, asked: Asked) -> AdapterPage:  # noqa: 
         try:
             repo_of(registry, connection, caller, repo, files=True)
             reads = True
-        except Refusal:
+        except HttpRefusal:
             reads = False
         of_head = select(adapters).where(adapters.c.repo_id == row.id, adapters.c.commit_id == row.head)
         head = connection.execute(of_head).one_or_none()
@@ -161,7 +161,7 @@ def _badges(
             yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
 
 
-def _signed(registry: Registry, tree: Tree, rule: NamespaceRule, *, reads: bool) -> Badge:
+def _signed(registry: Registry, tree: FileTree, rule: NamespaceRule, *, reads: bool) -> Badge:
     """Whether the build is signed, and by whom where the namespace knows the key."""
     entry = tree.find(SIGNATURE_FILE)
     if entry is None:
@@ -238,14 +238,14 @@ def _snippets(repo: str, row: Row[Any], address: str) -> Iterator[Snippet]:
         yield Snippet(program="llama.cpp", text=f"{export}\nllama-server --model base.gguf --lora {name}.gguf")
 
 
-def _text(registry: Registry, tree: Tree, path: str, most: int) -> str:
+def _text(registry: Registry, tree: FileTree, path: str, most: int) -> str:
     entry = tree.find(path)
     if entry is None or entry.size > most:
         return ""
     return text_of(b"".join(registry.blobs.open(entry.sha256))) or ""
 
 
-def contract_of(registry: Registry, tree: Tree) -> Contract | None:
+def contract_of(registry: Registry, tree: FileTree) -> Contract | None:
     """The contract of a build, if it is readable."""
     entry = tree.find(CONTRACT_FILE)
     if entry is None or entry.size > MAX_CONTRACT_BYTES:

@@ -23,7 +23,7 @@ from adapterhub.pages.values.admin import (
 from adapterhub_registry.access.telemetry import KEPT, refusal_records
 from adapterhub_registry.access.tokens import ROLES, Caller
 from adapterhub_registry.database.db import blobs
-from adapterhub_registry.errors import Refusal, busy, forbidden, unauthorized
+from adapterhub_registry.errors import HttpRefusal, busy, forbidden, unauthorized
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.files import url_of
 from adapterhub_registry.pages.visit import Visit
@@ -40,7 +40,7 @@ def check_admin(caller: Caller) -> str:
     """The administrator as the logs name it.
 
     Raises:
-        Refusal: 401 without a sign-in, 403 for anyone else.
+        HttpRefusal: 401 without a sign-in, 403 for anyone else.
     """
     if caller.user is None:
         raise unauthorized()
@@ -103,7 +103,7 @@ def space_page(here: Visit, *, preview: bool) -> SpacePage:
     """Quotas, the largest namespaces, and with `preview` what a collection would remove now.
 
     Raises:
-        Refusal: 503 while another page counts.
+        HttpRefusal: 503 while another page counts.
     """
     registry, caller = here.registry, here.caller
     check_admin(caller)
@@ -148,7 +148,7 @@ def handled_page(here: Visit, repo: str, *, problem: str = "") -> HandledPage:
         with registry.db.read() as connection:
             row = registry.repos.find(connection, caller, known_repo_id(*_split(repo)))
             found = adapters.versions_of(connection, row.id)
-    except Refusal as refusal:
+    except HttpRefusal as refusal:
         return HandledPage(repo="", problem=problem or refusal.message)
     versions = tuple(
         VersionLine(
@@ -187,7 +187,7 @@ def withdraw(here: Visit, asked: Asked) -> HandledPage | Elsewhere:
                 adapters.yank(connection, row, version, reason=reason, by=str(caller.user))
             elif what == "unyank":
                 adapters.unyank(connection, row, version)
-    except Refusal as refusal:
+    except HttpRefusal as refusal:
         return handled_page(here, repo, problem=refusal.message)
     return Elsewhere(url=asked.url)
 

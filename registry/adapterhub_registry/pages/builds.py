@@ -43,8 +43,8 @@ from adapterhub_registry.access.rights import SEEN, is_seen
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, derived, parents, places, releases, repos, sketches, slices
-from adapterhub_registry.database.trees import Tree
-from adapterhub_registry.errors import Refusal, bad_request
+from adapterhub_registry.database.trees import FileTree
+from adapterhub_registry.errors import HttpRefusal, bad_request
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.pages.adapter import contract_of
 from adapterhub_registry.pages.files import config_of, url_of
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
+class ShownBuild:
     """One indexed build: its repository, the version or revision that names it, and its row in `adapters`."""
 
     repo: Row[Any]
@@ -80,13 +80,13 @@ class Build:
         return f"{self.repo.full_name}{'==' if self.is_release else '@'}{self.version}"
 
 
-def find_build(registry: Registry, connection: Connection, caller: Caller, repo: str, version: str) -> Build:
+def find_build(registry: Registry, connection: Connection, caller: Caller, repo: str, version: str) -> ShownBuild:
     """A build by its version or a revision; an empty one is the newest version, if possible one that is not yanked.
 
     Without any version, it is the head of `main`.
 
     Raises:
-        Refusal: 404 unless the caller may read the files, or where there is no adapter; 403 for a gated one.
+        HttpRefusal: 404 unless the caller may read the files, or where there is no adapter; 403 for a gated one.
     """
     namespace, _, name = repo.partition("/")
     found = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
@@ -96,13 +96,13 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     chosen = next((r for r in rows if r.released_as == wanted or not version), None)
     if chosen is not None:
         yanked = chosen.yanked_reason or "" if chosen.yanked_at is not None else None
-        return Build(repo=found, version=chosen.released_as, row=chosen, yanked=yanked)
+        return ShownBuild(repo=found, version=chosen.released_as, row=chosen, yanked=yanked)
     commit_id = commits.find_commit(connection, found, version or "main")
     mine = select(adapters).where(adapters.c.repo_id == found.id, adapters.c.commit_id == commit_id)
     row = connection.execute(mine).one_or_none()
     if row is None:
-        raise Refusal(404, "EntryNotFound", "no adapter is indexed at this revision")
-    return Build(repo=found, version=version or "main", row=row, is_release=False)
+        raise HttpRefusal(404, "EntryNotFound", "no adapter is indexed at this revision")
+    return ShownBuild(repo=found, version=version or "main", row=row, is_release=False)
 
 
 def record_of(connection: Connection, build: Row[Any]) -> tuple[str, str, DerivedRecord | None]:
@@ -129,7 +129,9 @@ RELATED = select(
 )
 
 
-def related(registry: Registry, connection: Connection, caller: Caller, *where: ColumnElement[bool]) -> Iterator[Build]:
+def related(
+    registry: Registry, connection: Connection, caller: Caller, *where: ColumnElement[bool]
+) -> Iterator[ShownBuild]:
     """The readable builds that meet the conditions, one for each digest and repository, newest first, at most 100."""
     same = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
     wanted: Select[Any] = RELATED.join(repos, repos.c.id == adapters.c.repo_id).outerjoin(releases, same)
@@ -141,7 +143,7 @@ def related(registry: Registry, connection: Connection, caller: Caller, *where: 
             seen.add(key)
             yanked = row.yanked_reason or "" if row.yanked_at is not None else None
             version = row.released_as or row.commit_id
-            yield Build(repo=row, version=version, row=row, yanked=yanked, is_release=row.released_as is not None)
+            yield ShownBuild(repo=row, version=version, row=row, yanked=yanked, is_release=row.released_as is not None)
 
 
 def license_of(row: Row[Any]) -> str | None:
@@ -190,7 +192,7 @@ def build_page(here: Visit, repo: str, version: str) -> BuildPage:
     )
 
 
-def badges_of(build: Build) -> tuple[Badge, ...]:
+def badges_of(build: ShownBuild) -> tuple[Badge, ...]:
     """Whether it was yanked, and its licence."""
     yanked = [Badge(text="yanked", detail=build.yanked, tone="bad")] if build.yanked is not None else []
     name = license_of(build.repo)
@@ -206,7 +208,7 @@ def lineage_page(here: Visit, repo: str, version: str) -> LineagePage:
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, repo, version)
-        seen = _Seen(registry, connection, caller)
+        seen = _SeenBuilds(registry, connection, caller)
         direct, above = seen.parents_of(build.row.digest), seen.ancestors_of(build.row.digest)
         return LineagePage(
             repo=build.repo.full_name,
@@ -219,13 +221,13 @@ def lineage_page(here: Visit, repo: str, version: str) -> LineagePage:
         )
 
 
-class _Seen:
+class _SeenBuilds:
     """The builds of one registry, as one caller may see them in one snapshot."""
 
     def __init__(self, registry: Registry, connection: Connection, caller: Caller) -> None:
         self._registry, self._connection, self._caller = registry, connection, caller
 
-    def builds(self, *where: ColumnElement[bool]) -> list[Build]:
+    def builds(self, *where: ColumnElement[bool]) -> list[ShownBuild]:
         return list(related(self._registry, self._connection, self._caller, *where))
 
     def parents_of(self, digest: str) -> list[Relative]:
@@ -233,12 +235,12 @@ class _Seen:
         rows = self._connection.execute(wanted.limit(MOST_LISTED)).all()
         usual = "merged from" if len(rows) > 1 else "made from"  # until a worker has read the manifest again
         named = {row.parent for row in rows if row.parent}
-        known: dict[str, Build] = {}
+        known: dict[str, ShownBuild] = {}
         for build in self.builds(adapters.c.digest.in_(named)) if named else ():
             known.setdefault(build.row.digest, build)
         return [self._parent(row, row.relation or usual, known.get(row.parent)) for row in rows]
 
-    def _parent(self, row: Row[Any], relation: str, build: Build | None) -> Relative:
+    def _parent(self, row: Row[Any], relation: str, build: ShownBuild | None) -> Relative:
         found = relative(relation, build) if build is not None else None
         return Relative(
             relation=relation,
@@ -281,7 +283,7 @@ class _Seen:
         return [relative("made from it", build, weights[build.row.digest]) for build in found]
 
 
-def _others(seen: _Seen, build: Build) -> list[Relative]:
+def _others(seen: _SeenBuilds, build: ShownBuild) -> list[Relative]:
     row, found = build.row, []
     mine = (adapters.c.repo_id == row.repo_id) & (adapters.c.commit_id == row.commit_id)
     if row.weights_sha256:
@@ -298,7 +300,7 @@ def _others(seen: _Seen, build: Build) -> list[Relative]:
     return list({one.url: one for one in reversed(found)}.values())[::-1]
 
 
-def relative(relation: str, build: Build, weight: float | None = None) -> Relative:
+def relative(relation: str, build: ShownBuild, weight: float | None = None) -> Relative:
     """A build as a relative of another."""
     return Relative(
         relation=relation,
@@ -322,7 +324,7 @@ def base_page(here: Visit, fingerprint: str) -> BasePage:
     """A base that some adapter of the caller's names.
 
     Raises:
-        Refusal: 404 for a malformed digest, or one without an adapter that the caller may see.
+        HttpRefusal: 404 for a malformed digest, or one without an adapter that the caller may see.
     """
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
@@ -355,14 +357,14 @@ def base_page(here: Visit, fingerprint: str) -> BasePage:
 
 def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool]) -> str:
     if not BASE_DIGEST.fullmatch(fingerprint):
-        raise Refusal(404, "NotFound", f"base `{shown(fingerprint)}`: expected 8 to 64 lower-case hex digits")
+        raise HttpRefusal(404, "NotFound", f"base `{shown(fingerprint)}`: expected 8 to 64 lower-case hex digits")
     begin = fingerprint.removeprefix("sha256:")
     same = (adapters.c.base_sha256 >= begin) & (adapters.c.base_sha256 < f"{begin}g")
     wanted = select(adapters.c.base_sha256).join(repos, repos.c.id == adapters.c.repo_id)
     wanted = wanted.where(same, adapters.c.is_listed, visible).order_by(adapters.c.base_sha256)
     found = connection.scalar(wanted.limit(1))
     if found is None:
-        raise Refusal(404, "NotFound", "no adapter here is for this base")
+        raise HttpRefusal(404, "NotFound", "no adapter here is for this base")
     return str(found)
 
 
@@ -451,7 +453,7 @@ def compare_page(here: Visit, asked: Asked) -> ComparePage:
     """The comparison that the query asks for; the form alone without both builds.
 
     Raises:
-        Refusal: 503 while another comparison of these two runs, or many others.
+        HttpRefusal: 503 while another comparison of these two runs, or many others.
     """
     registry, caller = here.registry, here.caller
     named = [asked.query.get(key, "").strip() for key in "ab"]
@@ -515,7 +517,7 @@ def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[f
     return compare_two(pair, time_s=TIME_S)
 
 
-def _contract(registry: Registry, tree: Tree) -> tuple[str, ...]:
+def _contract(registry: Registry, tree: FileTree) -> tuple[str, ...]:
     """What the contract of a build records, in a few words."""
     if tree.find(CONTRACT_FILE) is None:
         return ()

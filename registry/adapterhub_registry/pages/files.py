@@ -17,11 +17,11 @@ from adapterhub.pages.values.common import Link
 from adapterhub.pages.values.files import BlobPage, Change, CommitPage, FileChange, FileLine, RawFile, TreePage
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.api.hub.files import Folder, walk_flat
+from adapterhub_registry.api.hub.files import TreeFolder, walk_flat
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.db import releases
-from adapterhub_registry.database.trees import EMPTY, FileEntry, Tree, key_of
-from adapterhub_registry.errors import Refusal, entry_not_found
+from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile, key_of
+from adapterhub_registry.errors import HttpRefusal, entry_not_found
 from adapterhub_registry.names import known_repo_id, parse_path
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
@@ -31,7 +31,7 @@ MAX_TEXT_BYTES: Final = 256 << 10
 
 
 def repo_of(registry: Registry, connection: Connection, caller: Caller, repo: str, *, files: bool = False) -> Row[Any]:
-    """A repository that the caller may see, or with `files` read; else a `Refusal`."""
+    """A repository that the caller may see, or with `files` read; else a `HttpRefusal`."""
     namespace, _, name = repo.partition("/")
     find = registry.repos.find_files if files else registry.repos.find
     return find(connection, caller, known_repo_id(namespace, name))
@@ -43,11 +43,11 @@ def url_of(repo: str, kind: str, revision: str, path: str = "") -> str:
     return f"{whole}/{quote(path)}" if path else whole
 
 
-def file_line(repo: str, revision: str, entry: FileEntry | Folder, *, below: str = "") -> FileLine:
+def file_line(repo: str, revision: str, entry: TreeFile | TreeFolder, *, below: str = "") -> FileLine:
     """The line of a file or folder in the folder `below`."""
     name = entry.path[len(below) + 1 :] if below else entry.path
-    url = url_of(repo, "tree" if isinstance(entry, Folder) else "blob", revision, entry.path)
-    if isinstance(entry, Folder):
+    url = url_of(repo, "tree" if isinstance(entry, TreeFolder) else "blob", revision, entry.path)
+    if isinstance(entry, TreeFolder):
         return FileLine(path=entry.path, name=name, url=url, is_folder=True, changed_at=entry.totals.changed_at)
     size, sha256, changed_at = entry.size, entry.sha256, entry.changed_at
     return FileLine(path=entry.path, name=name, url=url, size=size, sha256=sha256, changed_at=changed_at)
@@ -120,7 +120,7 @@ def text_of(raw: bytes) -> str | None:
     return None if "\0" in text else text
 
 
-def _file(registry: Registry, caller: Caller, repo: str, revision: str, path: str) -> tuple[str, str, FileEntry]:
+def _file(registry: Registry, caller: Caller, repo: str, revision: str, path: str) -> tuple[str, str, TreeFile]:
     parse_path(path)
     with registry.db.read() as connection:
         row = repo_of(registry, connection, caller, repo, files=True)
@@ -149,7 +149,7 @@ def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> Co
         wanted = select(commits_table).where(commits_table.c.repo_id == row.id, commits_table.c.id == commit_id)
         made = connection.execute(wanted).one()
         since = commits.find_commit(connection, row, before) if before else made.parent
-        old = commits.tree_of(connection, row.id, since) if since else Tree(connection, row.id, EMPTY)
+        old = commits.tree_of(connection, row.id, since) if since else FileTree(connection, row.id, EMPTY)
         new = commits.tree_of(connection, row.id, commit_id)
         pairs = list(_differing(old, new))
         named = select(releases.c.version).where(releases.c.repo_id == row.id, releases.c.commit_id == commit_id)
@@ -157,7 +157,7 @@ def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> Co
         try:
             repo_of(registry, connection, caller, repo, files=True)
             reads = True
-        except Refusal:
+        except HttpRefusal:
             reads = False
     name = row.full_name
     return CommitPage(
@@ -177,7 +177,7 @@ def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> Co
     )
 
 
-def _differing(old: Tree, new: Tree) -> Iterator[tuple[FileEntry | None, FileEntry | None]]:
+def _differing(old: FileTree, new: FileTree) -> Iterator[tuple[TreeFile | None, TreeFile | None]]:
     """The files that differ, by path."""
     both = heapq.merge(_keyed(old, 0), _keyed(new, 1), key=lambda item: item[:2])
     for _, same in groupby(both, key=lambda item: item[0]):
@@ -187,12 +187,12 @@ def _differing(old: Tree, new: Tree) -> Iterator[tuple[FileEntry | None, FileEnt
             yield before, after
 
 
-def _keyed(tree: Tree, side: int) -> Iterator[tuple[str, int, FileEntry]]:
+def _keyed(tree: FileTree, side: int) -> Iterator[tuple[str, int, TreeFile]]:
     return ((key_of(entry.path), side, entry) for entry in tree.walk())
 
 
 def _file_change(
-    registry: Registry, repo: str, commit_id: str, before: FileEntry | None, after: FileEntry | None, *, reads: bool
+    registry: Registry, repo: str, commit_id: str, before: TreeFile | None, after: TreeFile | None, *, reads: bool
 ) -> FileChange:
     path = (after or before).path  # type: ignore[union-attr]  # one of them is there
     kind = "Added" if before is None else "Removed" if after is None else "Changed"
@@ -209,7 +209,7 @@ def _file_change(
     )
 
 
-def config_of(registry: Registry, entry: FileEntry | None) -> Mapping[str, Any]:
+def config_of(registry: Registry, entry: TreeFile | None) -> Mapping[str, Any]:
     """The JSON object of a file; an empty one when there is none, or it is unreadable or long."""
     if entry is None or entry.lfs or entry.size > MAX_CONFIG_BYTES:
         return {}

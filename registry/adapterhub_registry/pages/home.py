@@ -17,7 +17,7 @@ from adapterhub.pages.values.sessions import Session
 from adapterhub_registry.access import tokens
 from adapterhub_registry.access.tokens import ANONYMOUS, BrowserSession, Caller, session_of
 from adapterhub_registry.api.context import Registry, admitted, base_url, caller_of
-from adapterhub_registry.errors import Refusal, refusal_of
+from adapterhub_registry.errors import HttpRefusal, refusal_of
 from adapterhub_registry.pages import administering
 from adapterhub_registry.pages.adapter import adapter_page, feed_of
 from adapterhub_registry.pages.builds import base_page, build_page, compare_page, lineage_page
@@ -60,7 +60,7 @@ class RegistryHome(Home):
         """The answer of the API."""
         if isinstance(error, AdapterHubError):
             return refusal_of(error).response()
-        return error.response() if isinstance(error, Refusal) else super().json_refusal(error)
+        return error.response() if isinstance(error, HttpRefusal) else super().json_refusal(error)
 
     async def nothing_here(self, request: Request, error: Exception) -> Response | None:
         """The page for an address without a route; None for the API and for programs."""

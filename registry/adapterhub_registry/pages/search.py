@@ -33,10 +33,10 @@ from adapterhub_registry.repos.adapter_facts import MAX_RANK
 from adapterhub_registry.repos.search import (
     BASE_DIGEST,
     SHOWN,
-    AdapterPage,
     AdapterQuery,
     Condition,
     Fit,
+    FoundAdapters,
     after,
     conditions_of,
     holding,
@@ -137,14 +137,14 @@ def _page(
     wanted: _Wanted,
     visible: Met,
     at: str | None,
-    rank: Callable[..., AdapterPage],
-) -> AdapterPage:
+    rank: Callable[..., FoundAdapters],
+) -> FoundAdapters:
     if wanted.order == "relevance":
         conditions = [*conditions_of(connection, replace(_query(wanted), q=None)), *_states(wanted)]
         return rank(connection, wanted.get("q"), met(conditions, visible, _listed(wanted)), cursor=at, limit=PAGE_ROWS)
     rows = _rows(connection, wanted, visible, at)
     last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
-    return AdapterPage(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
+    return FoundAdapters(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
 
 
 def _rows(connection: Connection, wanted: _Wanted, visible: Met, at: str | None) -> list[Row[Any]]:

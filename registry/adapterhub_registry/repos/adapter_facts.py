@@ -40,7 +40,7 @@ from adapterhub.formats.peft.fields import base_is_path
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
 from adapterhub_registry.access.rights import TAG
-from adapterhub_registry.database.trees import Digests
+from adapterhub_registry.database.trees import TreeDigests
 from adapterhub_registry.storage.blobs import BlobStore
 
 CONFIG_LIMIT_BYTES: Final = 1 << 20
@@ -328,7 +328,7 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     return shown
 
 
-def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> list[str]:
+def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: TreeDigests) -> list[str]:
     """The tags that the Hub derives, sorted: library, format, base, license, datasets, and those of the card."""
     found = {
         tag for tag in _tags_of(card, config, files) if tag.isprintable() and 0 < len(tag) <= MAX_CARD_TAG_CHARACTERS
@@ -336,7 +336,7 @@ def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) 
     return sorted(found)[:MAX_TAGS]
 
 
-def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> Iterator[str]:
+def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: TreeDigests) -> Iterator[str]:
     is_adapter = ADAPTER_CONFIG in files
     if is_adapter:
         yield "peft"

@@ -52,10 +52,10 @@ from adapterhub_registry.database.db import (
     test_rules,
     tombstones,
 )
-from adapterhub_registry.database.prepared import Prepared
+from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.search_tables import put_text
-from adapterhub_registry.database.trees import Tree
-from adapterhub_registry.errors import Refusal, bad_request, conflict
+from adapterhub_registry.database.trees import FileTree
+from adapterhub_registry.errors import HttpRefusal, bad_request, conflict
 from adapterhub_registry.names import key_of_version
 from adapterhub_registry.outbox import EventType
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
@@ -84,8 +84,8 @@ def index_commit(
     the ref. An unreadable file is not an error; its facts stay unknown.
 
     Raises:
-        Refusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace, 403
-            when the name of the adapter belongs to another repository.
+        HttpRefusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace,
+            403 when the name of the adapter belongs to another repository.
     """
     adapter = facts_of(files, blobs)
     if adapter is not None and repo.gated and adapter.version is None:
@@ -180,14 +180,14 @@ def check_arrival(connection: Connection, blobs: BlobStore, repo: Row[Any], name
     """Raise when a repository that moves to a namespace has a version that does not meet its rule.
 
     Raises:
-        Refusal: 422.
+        HttpRefusal: 422.
     """
     mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
     at = (commits.c.repo_id == releases.c.repo_id) & (commits.c.id == releases.c.commit_id)
     about = select(releases.c.version, releases.c.digest, adapters.c.base_sha256, commits.c.root)
     about = about.join_from(releases, adapters, mine).join(commits, at).where(releases.c.repo_id == repo.id)
     for row in connection.execute(about.order_by(releases.c.version)).all():
-        evals = Tree(connection, repo.id, row.root).find(CONTRACT_FILE)
+        evals = FileTree(connection, repo.id, row.root).find(CONTRACT_FILE)
         build = (row.version, row.digest, row.base_sha256)
         testing.check_version(connection, blobs, repo, build, evals.sha256 if evals else None, namespace=namespace)
 
@@ -196,7 +196,7 @@ def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, b
     """Mark a release as yanked; yanking it again replaces the reason.
 
     Raises:
-        Refusal: 404 for an unknown version.
+        HttpRefusal: 404 for an unknown version.
     """
     reason = reason[:MAX_REASON_CHARACTERS]
     version = _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason)
@@ -227,7 +227,7 @@ def _mark(connection: Connection, repo: Row[Any], version: str, **values: object
     key = (releases.c.repo_id == repo.id) & (releases.c.version_key == key_of_version(version))
     released = connection.scalar(select(releases.c.version).where(key))
     if released is None:
-        raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+        raise HttpRefusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
     connection.execute(update(releases).where(key).values(**values))
     choose_listed(connection, repo.id)
     return str(released)
@@ -253,7 +253,7 @@ def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[s
     return None if row is None else facts_json(row)
 
 
-_AT_COMMIT: Final = Prepared(
+_AT_COMMIT: Final = PreparedSql(
     select(adapters).where(adapters.c.repo_id == bindparam("repo"), adapters.c.commit_id == bindparam("at"))
 )
 
@@ -373,15 +373,15 @@ def _check_public(version: str) -> None:
     """Raise for a local version, which `==` reads as the one without its local part in every other tool.
 
     Raises:
-        Refusal: 422.
+        HttpRefusal: 422.
     """
     try:
         parse_released(version)
     except SpecError as error:
-        raise Refusal(422, "LocalVersion", f"version {shown(version)}: {error.reason}; {error.hint}") from None
+        raise HttpRefusal(422, "LocalVersion", f"version {shown(version)}: {error.reason}; {error.hint}") from None
 
 
-def _released(holder: str, version: str) -> Refusal:
+def _released(holder: str, version: str) -> HttpRefusal:
     return conflict(
         f"release {version} of {holder} exists with other bytes; releases never change, so raise the version"
     )
@@ -461,7 +461,7 @@ def releases_in(
     Returns a page of them and the cursor of the next; None on the last.
 
     Raises:
-        Refusal: 400 for a malformed cursor.
+        HttpRefusal: 400 for a malformed cursor.
     """
     columns = (releases.c.version, releases.c.digest, releases.c.commit_id, releases.c.yanked_at, releases.c.repo_id)
     same = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
@@ -502,7 +502,7 @@ def check_buried_release(connection: Connection, repo: Row[Any], version: str, a
     Check the existing releases first: one that is removed meanwhile then has its tombstone.
 
     Raises:
-        Refusal: 409.
+        HttpRefusal: 409.
     """
     same = (tombstones.c.namespace == repo.namespace) & (tombstones.c.name == adapter.name)
     same &= has_build(tombstones, adapter)

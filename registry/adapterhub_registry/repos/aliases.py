@@ -24,7 +24,7 @@ from adapterhub.formats.alias import Alias, AliasMove, AliasTarget, check_target
 from adapterhub_registry import outbox
 from adapterhub_registry.access import rights
 from adapterhub_registry.database.db import adapters, alias_moves, lock_name, now_ms, refs, releases, repos, tombstones
-from adapterhub_registry.errors import Refusal, bad_request, conflict
+from adapterhub_registry.errors import HttpRefusal, bad_request, conflict
 from adapterhub_registry.names import key_of_version, parse_ref_name
 from adapterhub_registry.repos.adapters import version_of
 
@@ -40,8 +40,8 @@ def set_alias(
     """Point an alias at released versions, each with a weight.
 
     Raises:
-        Refusal: 400 for targets that no alias may have, 404 for an unknown version, 409 for a yanked one, for versions
-            of several adapters, or for a name that no alias may have or that a branch or tag has.
+        HttpRefusal: 400 for targets that no alias may have, 404 for an unknown version, 409 for a yanked one, for
+            versions of several adapters, or for a name that no alias may have or that a branch or tag has.
     """
     name = _parsed(name)
     _lock(connection, repo)
@@ -49,7 +49,7 @@ def set_alias(
     if find(connection, repo, name) is None:
         check_new(connection, repo, KIND, name, most=most_refs)
         if len(all_of(connection, repo)) >= MOST_ALIASES:
-            raise Refusal(413, "TooLarge", f"a repository has at most {MOST_ALIASES} aliases; remove some")
+            raise HttpRefusal(413, "TooLarge", f"a repository has at most {MOST_ALIASES} aliases; remove some")
     return _move(connection, repo, name, targets, action="set", by=by)
 
 
@@ -57,7 +57,7 @@ def roll_back(connection: Connection, repo: Row[Any], name: str, *, to: int | No
     """Point an alias at what it was one step before, or after the move number `to` of its history.
 
     Raises:
-        Refusal: 404 for an unknown alias or move; else as `set_alias`.
+        HttpRefusal: 404 for an unknown alias or move; else as `set_alias`.
     """
     _lock(connection, repo)
     alias = ever(connection, repo, name)
@@ -66,7 +66,7 @@ def roll_back(connection: Connection, repo: Row[Any], name: str, *, to: int | No
     try:
         back = earlier(alias, to)
     except NotFound as error:
-        raise Refusal(404, "MoveNotFound", error.message) from None
+        raise HttpRefusal(404, "MoveNotFound", error.message) from None
     if not alias.targets:
         check_new(connection, repo, KIND, name, most=most_refs)
     targets = _targets(connection, repo, name, [(target.version, target.weight) for target in back])
@@ -77,7 +77,7 @@ def remove(connection: Connection, repo: Row[Any], name: str, *, by: str) -> Ali
     """Remove an alias; its history stays.
 
     Raises:
-        Refusal: 404.
+        HttpRefusal: 404.
     """
     _lock(connection, repo)
     if find(connection, repo, name) is None:
@@ -199,7 +199,7 @@ def _targets(
     for version, weight in wanted:
         row = rows.get(key_of_version(version))
         if row is None:
-            raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+            raise HttpRefusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
         if row.yanked_at is not None:
             raise conflict(f"release {version} of `{repo.full_name}` is yanked; the alias was not moved")
         found.append(AliasTarget(version=row.version, digest=Digest(f"sha256:{row.digest}"), weight=weight))
@@ -241,8 +241,8 @@ def _lock(connection: Connection, repo: Row[Any]) -> None:
     lock_name(connection, f"aliases of {repo.id}")
 
 
-def _unknown(repo: Row[Any], name: str) -> Refusal:
-    return Refusal(404, "AliasNotFound", f"`{repo.full_name}` has no alias `{shown(name)}`")
+def _unknown(repo: Row[Any], name: str) -> HttpRefusal:
+    return HttpRefusal(404, "AliasNotFound", f"`{repo.full_name}` has no alias `{shown(name)}`")
 
 
 Kind = Literal["branch", "tag", "alias"]
@@ -252,8 +252,8 @@ def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, 
     """Raise unless a new branch or tag of `repo` may have this name. Blocks other new refs until the transaction ends.
 
     Raises:
-        Refusal: 400 for an invalid name, 409 for a name that is taken or belongs to a released version, 413 when the
-            repository has `most` refs.
+        HttpRefusal: 400 for an invalid name, 409 for a name that is taken or belongs to a released version, 413 when
+            the repository has `most` refs.
     """
     parse_ref_name(name)
     _lock_refs(connection, repo)
@@ -264,7 +264,7 @@ def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, 
             raise conflict(f"Reference refs/{place}/{name} already exists in `{repo.full_name}`")
     count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
     if count >= most:
-        raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some")
+        raise HttpRefusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some")
     full_name = connection.scalars(select(repos.c.full_name).where(repos.c.id == repo.id)).one_or_none()
     version = _version_like(name)
     if version is None or (kind == "tag" and version_of(name) is not None):
@@ -280,7 +280,7 @@ def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> Non
     """Raise when one of the refs of `repo` would name another repository's release under the new full name.
 
     Raises:
-        Refusal: 409.
+        HttpRefusal: 409.
     """
     _lock_refs(connection, repo)
     named = connection.execute(select(refs.c.kind, refs.c.name).where(refs.c.repo_id == repo.id)).all()
@@ -313,7 +313,7 @@ def _buried(connection: Connection, full_name: str | None, keys: list[str]) -> d
     return {row.version_key: row.version for row in rows}
 
 
-def _belongs(name: str, full_name: str, version: str) -> Refusal:
+def _belongs(name: str, full_name: str, version: str) -> HttpRefusal:
     return conflict(
         f"`{name}` names the released version {version} of `{full_name}`, and released names never change; "
         "nothing was created, choose another name"

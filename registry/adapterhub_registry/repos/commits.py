@@ -40,14 +40,14 @@ from adapterhub_registry.database.db import (
     slices,
     uploads,
 )
-from adapterhub_registry.database.prepared import Pair, Prepared
+from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import (
     EMPTY,
-    Digests,
-    FileEntry,
+    FileTree,
     Outline,
-    Tree,
+    TreeDigests,
+    TreeFile,
     changed_digest,
     key_of,
     keys_below,
@@ -55,7 +55,14 @@ from adapterhub_registry.database.trees import (
     read_node,
     unpack,
 )
-from adapterhub_registry.errors import Refusal, bad_request, conflict, entry_not_found, revision_not_found, stale_parent
+from adapterhub_registry.errors import (
+    HttpRefusal,
+    bad_request,
+    conflict,
+    entry_not_found,
+    revision_not_found,
+    stale_parent,
+)
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX, MAX_FOLDERS
 from adapterhub_registry.repos import adapter_facts, adapters
 from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
@@ -102,7 +109,7 @@ class FoundFile:
 
     repo_id: int
     commit_id: str
-    entry: FileEntry
+    entry: TreeFile
     warning: str | None
 
 
@@ -128,10 +135,10 @@ def file_in(top: Row[Any], path: str) -> FoundFile | None:
 
 def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
     """A file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
-    return _found(top, path, Tree(connection, top.id, top.root, top=top.body).find(path))
+    return _found(top, path, FileTree(connection, top.id, top.root, top=top.body).find(path))
 
 
-def _found(top: Row[Any], path: str, entry: FileEntry | None) -> FoundFile:
+def _found(top: Row[Any], path: str, entry: TreeFile | None) -> FoundFile:
     if entry is None:
         raise entry_not_found(path, top.commit_id)
     return FoundFile(repo_id=top.id, commit_id=top.commit_id, entry=entry, warning=warning_of(top))
@@ -145,8 +152,8 @@ def warning_of(top: Row[Any]) -> str | None:
 class Top(NamedTuple):
     """The statement of a top node by itself, and beside that of a token."""
 
-    alone: Prepared
-    with_token: Pair
+    alone: PreparedSql
+    with_token: PreparedPair
 
 
 def _tops(*, of_ref: bool) -> Top:
@@ -163,7 +170,7 @@ def _tops(*, of_ref: bool) -> Top:
     found = found.join(commits, at).join(nodes, top)
     found = found.join(releases, gone & releases.c.yanked_at.is_not(None), isouter=True)
     found = found.where(repos.c.full_name == bindparam("full_name")).order_by(releases.c.version).limit(1)
-    return Top(Prepared(found), Pair(BY_DIGEST, found))
+    return Top(PreparedSql(found), PreparedPair(BY_DIGEST, found))
 
 
 _TOP_OF_COMMIT: Final = _tops(of_ref=False)
@@ -180,7 +187,7 @@ def find_commit(
     `prefers` decides where a branch and a tag have the same name.
 
     Raises:
-        Refusal: 404 RevisionNotFound.
+        HttpRefusal: 404 RevisionNotFound.
     """
     revision = "main" if revision == "HEAD" else revision
     kinds, name = ["alias", "branch", "tag"], revision
@@ -200,10 +207,10 @@ def find_commit(
     return str(found[0])
 
 
-def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
+def tree_of(connection: Connection, repo_id: int, commit_id: str) -> FileTree:
     """The files at a commit."""
     wanted = select(commits.c.root).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
-    return Tree(connection, repo_id, connection.scalars(wanted).one())
+    return FileTree(connection, repo_id, connection.scalars(wanted).one())
 
 
 def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Outline]:
@@ -212,7 +219,7 @@ def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[i
     return {(number, head): outline_of(body) for number, head, body in rows}
 
 
-_TOPS: Final = Prepared(
+_TOPS: Final = PreparedSql(
     select(repos.c.id, repos.c.head, nodes.c.body)
     .join_from(repos, commits, (commits.c.repo_id == repos.c.id) & (commits.c.id == repos.c.head))
     .join(nodes, (nodes.c.repo_id == repos.c.id) & (nodes.c.id == commits.c.root))
@@ -220,11 +227,11 @@ _TOPS: Final = Prepared(
 )
 
 
-def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> FileEntry:
+def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> TreeFile:
     """One file at a commit.
 
     Raises:
-        Refusal: 404 EntryNotFound, with the commit.
+        HttpRefusal: 404 EntryNotFound, with the commit.
     """
     entry = tree_of(connection, repo_id, commit_id).find(path)
     if entry is None:
@@ -244,7 +251,7 @@ def history(
     return found, found[-1].parent
 
 
-def _history() -> Prepared:
+def _history() -> PreparedSql:
     mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
     characters = func.length(commits.c.title) + func.length(commits.c.message)
     first = select(commits.c.id, commits.c.parent, literal(1).label("place"), characters.label("characters"))
@@ -253,7 +260,7 @@ def _history() -> Prepared:
     most, enough = (bindparam(name, type_=Integer) for name in ("limit", "characters"))
     fits = (line.c.place < most) & (line.c.characters < enough)
     line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
-    return Prepared(select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place))
+    return PreparedSql(select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place))
 
 
 _HISTORY: Final = _history()
@@ -264,12 +271,12 @@ def count(connection: Connection, repo_id: int, commit_id: str) -> int:
     return int(_LENGTH.tuples(connection, repo=repo_id, start=commit_id)[0][0])
 
 
-def _length() -> Prepared:
+def _length() -> PreparedSql:
     mine, start = commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start")
     line = select(commits.c.parent).where(mine, start).cte("line", recursive=True)
     line = line.union_all(select(commits.c.parent).join(line, commits.c.id == line.c.parent).where(mine))
     counted: Any = select(func.count()).select_from(line)
-    return Prepared(counted)
+    return PreparedSql(counted)
 
 
 _LENGTH: Final = _length()
@@ -280,15 +287,15 @@ def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, ful
     put = Put(path=GIT_ATTRIBUTES, blob=blobs.put([_ATTRIBUTES], size=len(_ATTRIBUTES)), lfs=False)
     # with the name, so that two repositories of one moment do not share a commit id; a number would count hidden ones
     words = ("initial commit", full_name, author)
-    return write(connection, Tree(connection, repo_number, EMPTY), None, {put.path: put}, words)
+    return write(connection, FileTree(connection, repo_number, EMPTY), None, {put.path: put}, words)
 
 
 def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int) -> str:
     """Apply a proposal to its branch and index the result; return the new head, or the old one without changes.
 
     Raises:
-        Refusal: 404 for a missing branch or a missing file to remove, 412 when the branch has moved, 400 or 413 for an
-            invalid tree, 409 for a released version with other bytes.
+        HttpRefusal: 404 for a missing branch or a missing file to remove, 412 when the branch has moved, 400 or 413 for
+            an invalid tree, 409 for a released version with other bytes.
     """
     branch = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == proposal.branch)
     head = connection.scalar(select(refs.c.commit_id).where(branch).with_for_update())
@@ -314,7 +321,7 @@ def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: P
     return made
 
 
-def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal, head: str, tree: Tree) -> bool:
+def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal, head: str, tree: FileTree) -> bool:
     """Whether the head is the same change on the same parent: a request that the client repeated."""
     wanted = select(commits.c.parent).where(commits.c.repo_id == repo.id, commits.c.id == head)
     parent = connection.scalar(wanted)
@@ -323,12 +330,14 @@ def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal,
     before = tree_of(connection, repo.id, parent)
     try:
         changes = changes_of(before, proposal.operations)
-    except Refusal:
+    except HttpRefusal:
         return False
     return digest_after(before, changes) == tree.totals().digest
 
 
-def write(connection: Connection, tree: Tree, parent: str | None, changes: Changes, words: tuple[str, str, str]) -> str:
+def write(
+    connection: Connection, tree: FileTree, parent: str | None, changes: Changes, words: tuple[str, str, str]
+) -> str:
     """Write a commit of `tree` with the changes; `words` are its title, message and author. Return its id."""
     title, message, author = words
     now, repo_number = now_ms(), tree.repo_id
@@ -358,8 +367,8 @@ def write(connection: Connection, tree: Tree, parent: str | None, changes: Chang
     return made
 
 
-def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
-    return FileEntry(
+def _entry(put: Put, commit_id: str, now: int) -> TreeFile:
+    return TreeFile(
         path=put.path,
         sha256=put.blob.sha256,
         git_sha1=put.blob.git_sha1,
@@ -373,7 +382,7 @@ def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
 def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str, writes: Writes) -> None:
     """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
-    digests = Digests(tree)
+    digests = TreeDigests(tree)
     front_matter, config = adapter_facts.read_card(blobs, digests), adapter_facts.read_config(blobs, digests)
     earned = adapters.index_commit(connection, blobs, repo, head, digests, writes=writes)
     card_tags = adapter_facts.without_contradictions(adapter_facts.tags_of(front_matter, config, digests), earned)
@@ -433,11 +442,11 @@ Changes = dict[str, Put | None]
 """The new content of each changed path, sorted by `key_of`; None removes the file."""
 
 
-def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
+def changes_of(tree: FileTree, operations: Sequence[Operation]) -> Changes:
     """The changes that operations make, applied in order; empty when the tree has all of them.
 
     Raises:
-        Refusal: 404 for removing a file or folder that does not exist.
+        HttpRefusal: 404 for removing a file or folder that does not exist.
     """
     named = sorted({step.path for step in operations if not isinstance(step, DeleteFolder)}, key=key_of)
     before = {path: entry.sha256 for path in named if (entry := tree.find(path)) is not None}
@@ -455,7 +464,7 @@ def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
 class _Changed:
     """The changes so far. `before` has the sha256 of all files that the operations name, and of others."""
 
-    def __init__(self, tree: Tree, before: dict[str, str]) -> None:
+    def __init__(self, tree: FileTree, before: dict[str, str]) -> None:
         self._tree, self._before = tree, before
         self._keys: list[str] = []  # of the files that `put` set
         self._emptied: set[str] = set()  # folders whose files in the tree were read
@@ -508,17 +517,19 @@ class _Changed:
             del self._keys[bisect_left(self._keys, key_of(path))]
 
 
-def check_tree(tree: Tree, changes: Changes, max_files: int) -> None:
+def check_tree(tree: FileTree, changes: Changes, max_files: int) -> None:
     """Raise when the changed tree is too large or too deep, or has a path that is both file and folder.
 
     Raises:
-        Refusal: 400 or 413.
+        HttpRefusal: 400 or 413.
     """
     new = [path for path, put in changes.items() if put is not None and tree.find(path) is None]
     gone = [path for path, put in changes.items() if put is None]
     count = tree.totals().files + len(new) - len(gone)
     if count > max_files:
-        raise Refusal(413, "TooLarge", f"a repository holds at most {max_files} files; this commit would make {count}")
+        raise HttpRefusal(
+            413, "TooLarge", f"a repository holds at most {max_files} files; this commit would make {count}"
+        )
     gone_keys = [key_of(path) for path in gone]
     last = ""
     for path in new:
@@ -532,7 +543,7 @@ def check_tree(tree: Tree, changes: Changes, max_files: int) -> None:
         _check_kind(tree, path, changes, gone_keys)
 
 
-def _check_kind(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
+def _check_kind(tree: FileTree, path: str, changes: Changes, gone_keys: list[str]) -> None:
     """Raise when a new file's path is a folder, or one of its folders is a file."""
     parents = parents_of(path)
     # when a folder exists, so do all folders above it
@@ -555,7 +566,7 @@ def parents_of(path: str) -> list[str]:
     return parents
 
 
-def digest_after(tree: Tree, changes: Changes) -> int:
+def digest_after(tree: FileTree, changes: Changes) -> int:
     """The digest of all files of `tree` after the changes."""
     digest = tree.totals().digest
     for path, put in changes.items():
@@ -572,11 +583,11 @@ def id_of_changes(changes: Changes) -> str:
     return hasher.hexdigest()
 
 
-def _missing(path: str) -> Refusal:
-    return Refusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
+def _missing(path: str) -> HttpRefusal:
+    return HttpRefusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
 
 
-def _file_and_folder(path: str) -> Refusal:
+def _file_and_folder(path: str) -> HttpRefusal:
     return bad_request(f"`{path}` cannot be both a file and a folder")
 
 
@@ -584,7 +595,7 @@ def _file_and_folder(path: str) -> Refusal:
 class LfsFile:
     """An LFS file that a commit of a repository names: its newest place, and the first ref that has it."""
 
-    entry: FileEntry
+    entry: TreeFile
     ref: str | None
 
 
@@ -594,7 +605,7 @@ def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str
     Commits that no other branch, tag or release needs are removed.
 
     Raises:
-        Refusal: 404 for a missing branch.
+        HttpRefusal: 404 for a missing branch.
     """
     ref = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == branch)
     head = connection.scalar(select(refs.c.commit_id).where(ref).with_for_update())
@@ -604,7 +615,7 @@ def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str
         entry.path: Put(path=entry.path, blob=StoredBlob(entry.sha256, entry.git_sha1, entry.size), lfs=entry.lfs)
         for entry in tree_of(connection, repo.id, head).walk()
     }
-    made = write(connection, Tree(connection, repo.id, EMPTY), None, dict(files), (title, "", author))
+    made = write(connection, FileTree(connection, repo.id, EMPTY), None, dict(files), (title, "", author))
     connection.execute(update(refs).where(ref).values(commit_id=made))
     if branch == "main":
         describe(connection, blobs, repo, made, rights.anyone)
@@ -632,14 +643,14 @@ def forget_files(connection: Connection, blobs: BlobStore, repo: Row[Any], doome
     """Remove the LFS files with these sha256 from every commit. A commit that had one gets a new id.
 
     Raises:
-        Refusal: 409 when a released version has one of them; nothing was removed.
+        HttpRefusal: 409 when a released version has one of them; nothing was removed.
     """
     connection.execute(select(refs.c.name).where(refs.c.repo_id == repo.id).with_for_update()).all()
     _check_unreleased(connection, repo, doomed)
     rows = connection.execute(select(commits).where(commits.c.repo_id == repo.id)).all()
     new_ids: dict[str, str] = {}
     for row in _parents_first(rows):
-        entries = list(Tree(connection, repo.id, row.root).walk())
+        entries = list(FileTree(connection, repo.id, row.root).walk())
         parent = new_ids.get(row.parent, row.parent)
         mine = (commits.c.repo_id == repo.id) & (commits.c.id == row.id)
         if not any(entry.sha256 in doomed for entry in entries):
@@ -647,13 +658,13 @@ def forget_files(connection: Connection, blobs: BlobStore, repo: Row[Any], doome
             continue
         facts = json.dumps([row.id, parent, sorted(doomed)]).encode()
         new_ids[row.id] = made = hashlib.sha1(facts, usedforsecurity=False).hexdigest()
-        edits: list[tuple[str, FileEntry | None]] = []
+        edits: list[tuple[str, TreeFile | None]] = []
         for entry in entries:
             if entry.sha256 in doomed:
                 edits.append((entry.path, None))
             elif entry.changed_in in new_ids:
                 edits.append((entry.path, replace(entry, changed_in=new_ids[entry.changed_in])))
-        after = Tree(connection, repo.id, row.root).changed(sorted(edits, key=lambda edit: key_of(edit[0])))
+        after = FileTree(connection, repo.id, row.root).changed(sorted(edits, key=lambda edit: key_of(edit[0])))
         connection.execute(update(commits).where(mine).values(id=made, parent=parent, root=after.root))
     for table in (places, uploads):
         for some in slices(sorted(doomed)):
@@ -696,7 +707,7 @@ def _move_refs(connection: Connection, blobs: BlobStore, repo: Row[Any], new_ids
         connection.execute(delete(adapters_table).where(old))
     for ref in connection.execute(select(refs).where(refs.c.repo_id == repo.id)).all():
         if ref.commit_id in new_ids.values() and ref.kind == "tag":
-            digests = Digests(tree_of(connection, repo.id, ref.commit_id))
+            digests = TreeDigests(tree_of(connection, repo.id, ref.commit_id))
             adapters.index_commit(connection, blobs, repo, ref.commit_id, digests, tag=ref.name)
         elif ref.commit_id in new_ids.values() and ref.name == "main":
             describe(connection, blobs, repo, ref.commit_id, rights.anyone)
@@ -748,7 +759,7 @@ def drop_unnamed(connection: Connection, repo_id: int) -> None:
         connection.execute(update(places).where(at).values(commit_id=bindparam("home")), moved)
 
 
-def _new_entries(connection: Connection, repo_id: int, commit_id: str, seen: set[str]) -> Iterator[FileEntry]:
+def _new_entries(connection: Connection, repo_id: int, commit_id: str, seen: set[str]) -> Iterator[TreeFile]:
     """The files of a commit in nodes that are not in `seen`."""
     for node in tree_of(connection, repo_id, commit_id).unseen(seen):
         if not node.height:

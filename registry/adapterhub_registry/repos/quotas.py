@@ -28,21 +28,21 @@ from adapterhub_registry.database.db import (
     uploads,
     xet_use,
 )
-from adapterhub_registry.errors import Refusal
+from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import StoredBlob
 
 DAY_MS = 86_400_000
 
 
 def reserve(
-    connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, sizes: Mapping[str, int]
+    connection: Connection, limits: ServerLimits, repo: Row[Any], *, token_id: int | None, sizes: Mapping[str, int]
 ) -> None:
     """Let the files of `sizes` (sha256: size) count from now on, until they are recorded or their links end.
 
     Raises:
-        Refusal: 400 QuotaExceeded; then none of them counts.
+        HttpRefusal: 400 QuotaExceeded; then none of them counts.
     """
     if not is_limited(limits) or not sizes:
         return
@@ -62,11 +62,13 @@ def release(connection: Connection, repo_id: int, digests: Iterable[str]) -> Non
         connection.execute(delete(reservations).where(mine))
 
 
-def take(connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, blob: StoredBlob) -> None:
+def take(
+    connection: Connection, limits: ServerLimits, repo: Row[Any], *, token_id: int | None, blob: StoredBlob
+) -> None:
     """Count a file that has arrived, in the transaction that records it.
 
     Raises:
-        Refusal: 400 QuotaExceeded, where it was not announced, or a limit is lower by now.
+        HttpRefusal: 400 QuotaExceeded, where it was not announced, or a limit is lower by now.
     """
     if not is_limited(limits):
         return
@@ -79,33 +81,33 @@ def take(connection: Connection, limits: Limits, repo: Row[Any], *, token_id: in
         check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=blob.size)
 
 
-def is_limited(limits: Limits) -> bool:
+def is_limited(limits: ServerLimits) -> bool:
     """Whether bytes have a quota here."""
     return bool(limits.namespace_bytes or limits.token_upload_bytes_per_day)
 
 
-def check_chunks(connection: Connection, limits: Limits, user: str, epoch: int) -> None:
+def check_chunks(connection: Connection, limits: ServerLimits, user: str, epoch: int) -> None:
     """Let the chunks that a user sent in an epoch, and that are no file yet, take as much as a quota at most.
 
     They may become a file that counts already, so that the other files do not count against them.
 
     Raises:
-        Refusal: 400 QuotaExceeded.
+        HttpRefusal: 400 QuotaExceeded.
     """
     most = min(filter(None, (limits.namespace_bytes, limits.token_upload_bytes_per_day)), default=0)
     row = connection.execute(select(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch == epoch)).one_or_none()
     waiting = 0 if row is None else row.sent_bytes - row.unpacked_bytes
     if most and waiting > most:
-        raise Refusal(400, "QuotaExceeded", f"quota reached: {size_text(waiting)} of your chunks are no file yet")
+        raise HttpRefusal(400, "QuotaExceeded", f"quota reached: {size_text(waiting)} of your chunks are no file yet")
 
 
 def check_upload(
-    connection: Connection, limits: Limits, *, namespace: str, token_id: int | None, more_bytes: int
+    connection: Connection, limits: ServerLimits, *, namespace: str, token_id: int | None, more_bytes: int
 ) -> None:
     """Raise when `more_bytes` would exceed the quota of a namespace or of a token.
 
     Raises:
-        Refusal: 400 QuotaExceeded.
+        HttpRefusal: 400 QuotaExceeded.
     """
     if limits.namespace_bytes:
         used = bytes_of(connection, namespace) + _announced(connection, repos.c.namespace == namespace)
@@ -118,7 +120,7 @@ def check_upload(
 
 
 def check_announced(
-    connection: Connection, limits: Limits, repo: Row[Any], *, token_id: int | None, sizes: Sequence[int]
+    connection: Connection, limits: ServerLimits, repo: Row[Any], *, token_id: int | None, sizes: Sequence[int]
 ) -> None:
     """Raise as `check_upload` when files of these sizes cannot fit; a Xet client shows no later refusal to its user.
 
@@ -144,9 +146,9 @@ def _announced(connection: Connection, which: ColumnElement[bool]) -> int:
     return int(connection.scalar(total.where(which, reservations.c.ends_at >= now_ms(), ~sent)) or 0)
 
 
-def _exceeded(state: str, more_bytes: int) -> Refusal:
+def _exceeded(state: str, more_bytes: int) -> HttpRefusal:
     more = f"{size_text(more_bytes)} more do not fit"
-    return Refusal(400, "QuotaExceeded", f"quota reached: {state}; {more}, so nothing was published")
+    return HttpRefusal(400, "QuotaExceeded", f"quota reached: {state}; {more}, so nothing was published")
 
 
 def _of(used_bytes: int, limit_bytes: int) -> str:
@@ -168,21 +170,21 @@ def record_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int
     _use(connection, user, epoch, sent_bytes=sent_bytes)
 
 
-def count_unpacking(connection: Connection, limits: Limits, *, user: str, epoch: int, more_bytes: int) -> None:
+def count_unpacking(connection: Connection, limits: ServerLimits, *, user: str, epoch: int, more_bytes: int) -> None:
     """Count `more_bytes` of files before unpacking them; a negative number gives them back.
 
     By compression and repetition, a few bytes of chunks can name files of any size. The bytes that a user may unpack in
     an epoch therefore grow with the bytes that the user sent in it.
 
     Raises:
-        Refusal: 413 when they exceed what the chunks allow.
+        HttpRefusal: 413 when they exceed what the chunks allow.
     """
     _use(connection, user, epoch, unpacked_bytes=more_bytes)
     row = connection.execute(select(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch == epoch)).one()
     allowed = limits.xet_free_bytes + limits.xet_ratio * row.sent_bytes
     if more_bytes > 0 and row.unpacked_bytes > allowed:
         before = row.unpacked_bytes - more_bytes
-        raise Refusal(
+        raise HttpRefusal(
             413,
             "TooLarge",
             f"the files have {more_bytes} bytes, but the {row.sent_bytes} bytes of chunks that you sent allow"
@@ -200,13 +202,13 @@ def _use(connection: Connection, user: str, epoch: int, *, sent_bytes: int = 0, 
     )
 
 
-def check_new_repo(connection: Connection, limits: Limits, namespace: str) -> None:
+def check_new_repo(connection: Connection, limits: ServerLimits, namespace: str) -> None:
     """Raise 400 QuotaExceeded when a namespace cannot have another repository."""
     if not limits.namespace_repos:
         return
     count = connection.scalar(select(func.count()).where(repos.c.namespace == namespace)) or 0
     if count >= limits.namespace_repos:
-        raise Refusal(
+        raise HttpRefusal(
             400, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
         )
 

@@ -32,9 +32,9 @@ from adapterhub_registry.database.db import (
     uploads,
 )
 from adapterhub_registry.database.prepared import Met
-from adapterhub_registry.database.trees import Digests
+from adapterhub_registry.database.trees import TreeDigests
 from adapterhub_registry.errors import (
-    Refusal,
+    HttpRefusal,
     bad_request,
     busy,
     conflict,
@@ -46,7 +46,7 @@ from adapterhub_registry.errors import (
 from adapterhub_registry.names import RESERVED_NAMESPACES, RepoId
 from adapterhub_registry.repos import adapters, aliases, commits, quotas
 from adapterhub_registry.repos.aliases import Kind
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
 
 RepoRow = Row[Any]
@@ -55,7 +55,7 @@ HIDDEN: Final = "~"  # prefix in `folded` of private repositories; no id begins 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class RepoChange:
     """New settings of a repository; None keeps a setting. `gated` is `auto`, `manual` or, for open, `no`."""
 
     private: bool | None = None
@@ -65,7 +65,7 @@ class Change:
 class Repos:
     """The repositories of one registry."""
 
-    def __init__(self, blobs: BlobStore, *, anonymous_read: bool, limits: Limits) -> None:
+    def __init__(self, blobs: BlobStore, *, anonymous_read: bool, limits: ServerLimits) -> None:
         self._blobs, self._limits, self._anonymous_read = blobs, limits, anonymous_read
         self.reserved = RESERVED_NAMESPACES  # in lower case; the application adds what its routes begin with
 
@@ -108,7 +108,7 @@ class Repos:
         """A repository that `caller` may see, by its id in any case, or by an id that it had before.
 
         Raises:
-            Refusal: 401 when reading needs a token and the caller has none; else 404.
+            HttpRefusal: 401 when reading needs a token and the caller has none; else 404.
         """
         self.check_may_read(caller)
         for wanted in _spellings(repo_id):
@@ -135,7 +135,7 @@ class Repos:
         """A file at a revision, which `caller` may read; one statement where the id and the revision are exact.
 
         Raises:
-            Refusal: 401, 403 or 404 as `find_files`, 404 for an unknown revision or file.
+            HttpRefusal: 401, 403 or 404 as `find_files`, 404 for an unknown revision or file.
         """
         self.check_may_read(caller)
         top = commits.top_at(connection, repo_id, revision)
@@ -181,7 +181,7 @@ class Repos:
         """Create a repository whose first commit on `main` holds `.gitattributes`, as on the Hub.
 
         Raises:
-            Refusal: 409 when it exists, 400 when its name looks like another one.
+            HttpRefusal: 409 when it exists, 400 when its name looks like another one.
         """
         lock_space(connection)
         self._check_may_write(caller, repo_id)
@@ -252,7 +252,7 @@ class Repos:
         """Rename a repository. The old id becomes free, and leads here until another repository takes it.
 
         Raises:
-            Refusal: 409 when the new id exists, or has a released version with other bytes; 422 when a version does
+            HttpRefusal: 409 when the new id exists, or has a released version with other bytes; 422 when a version does
                 not meet the rule of the new namespace; 403 when a name belongs to another there; else as `create`.
         """
         row = self._find_own(connection, caller, source)
@@ -276,7 +276,7 @@ class Repos:
             outbox.record(connection, row, "repository.moved", to=None if row.private else target)
             outbox.follow_move(connection, row.full_name, target)
 
-    def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
+    def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: RepoChange) -> RepoRow:
         """Change settings and return the new row; 400 when it becomes public and looks like another public name."""
         row = self.find_writable(connection, caller, repo_id)
         values: dict[str, object] = {}
@@ -310,7 +310,7 @@ class Repos:
         When it exists, `overwrites` moves it to `start`, or keeps it without `start`.
 
         Raises:
-            Refusal: 409 when it exists, 403 when `main` would move.
+            HttpRefusal: 409 when it exists, 403 when `main` would move.
         """
         lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
@@ -346,7 +346,7 @@ class Repos:
         When it exists, `overwrites` moves it; the tag of a released version moves only to a commit with the same build.
 
         Raises:
-            Refusal: 409 when it exists, or the version has other bytes.
+            HttpRefusal: 409 when it exists, or the version has other bytes.
         """
         lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
@@ -354,7 +354,7 @@ class Repos:
         mine = (refs.c.repo_id == row.id) & (refs.c.kind == "tag") & (refs.c.name == name)
         if not (overwrites and connection.execute(update(refs).where(mine).values(commit_id=commit)).rowcount):
             self._create_ref(connection, row, "tag", name, commit, message)
-        digests = Digests(commits.tree_of(connection, row.id, commit))
+        digests = TreeDigests(commits.tree_of(connection, row.id, commit))
         adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name, writes=caller.writes)
         adapters.record_release(connection, row, "version.published", tag=name)
 
@@ -380,7 +380,7 @@ class Repos:
             delete(refs).where(refs.c.repo_id == repo.id, refs.c.kind == kind, refs.c.name == name)
         )
         if not gone.rowcount:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: `{repo.full_name}` has no {kind} `{name}`")
+            raise HttpRefusal(404, "RevisionNotFound", f"Invalid rev id: `{repo.full_name}` has no {kind} `{name}`")
 
     # ------------------------------------------------------------ blobs
     def record_upload(
@@ -389,12 +389,12 @@ class Repos:
         """Record an upload to a repository; commits to it may then name the blob.
 
         Raises:
-            Refusal: 404 without the repository; 400 beyond a quota; 503 when `gc` removed the bytes a moment ago.
+            HttpRefusal: 404 without the repository; 400 beyond a quota; 503 when `gc` removed the bytes a moment ago.
         """
         lock_space(connection)
         repo = connection.execute(select(repos).where(repos.c.id == repo_id)).one_or_none()
         if repo is None:
-            raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
+            raise HttpRefusal(404, "RepoNotFound", "the repository was removed during the upload")
         quotas.take(connection, self._limits, repo, token_id=token_id, blob=blob)
         if not self._blobs.holds({blob.sha256: blob.size}):
             raise busy("the server removed an unused file with the same bytes at this moment; send it again")

@@ -50,7 +50,7 @@ from adapterhub.formats.relevance import (
     weigh,
 )
 from adapterhub_registry.database.db import adapters, places, repo_tags, repos
-from adapterhub_registry.database.prepared import Found, Met, Numbers, Prepared, numbers_of, plan_for_values
+from adapterhub_registry.database.prepared import FoundNumbers, Met, Numbers, PreparedSql, numbers_of, plan_for_values
 from adapterhub_registry.database.search_tables import (
     GRAM,
     NAMES,
@@ -113,7 +113,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterPage:
+class FoundAdapters:
     """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last.
 
     `fits` has an entry for each row that comes by relevance, by the number of its repository.
@@ -138,14 +138,14 @@ def search_adapters(
     connection: Connection,
     query: AdapterQuery,
     visible: ColumnElement[bool] | Met,
-    rank: Callable[..., AdapterPage] | None = None,
-) -> AdapterPage:
+    rank: Callable[..., FoundAdapters] | None = None,
+) -> FoundAdapters:
     """One adapter for each repository that matches and that `visible` admits: newest first, or by relevance.
 
     `rank` gives the order by relevance, as `ranked` does.
 
     Raises:
-        Refusal: 400 for a malformed digest or cursor.
+        HttpRefusal: 400 for a malformed digest or cursor.
     """
     if query.is_ranked:
         wanted = met(conditions_of(connection, replace(query, q=None)), adapters.c.is_listed, visible)
@@ -162,24 +162,24 @@ def search_adapters(
     )
     more = len(rows) > query.limit
     rows = rows[: query.limit]
-    return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
+    return FoundAdapters(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
 
 
 @lru_cache(maxsize=512)
-def _newest(has_cursor: bool, conditions: tuple[ColumnElement[bool], ...]) -> Prepared:  # noqa: FBT001 - part of a key
+def _newest(has_cursor: bool, conditions: tuple[ColumnElement[bool], ...]) -> PreparedSql:  # noqa: FBT001 - part of a key
     """The statement of a page, newest first; the same SQL has the same objects in `conditions`."""
     found = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(adapters.c.is_listed, *conditions)
     if has_cursor:
         found = found.where(after_given(adapters.c.created_at, adapters.c.repo_id))
     newest = (adapters.c.created_at.desc(), adapters.c.repo_id.desc())
-    return Prepared(found.order_by(*newest).limit(bindparam("most", type_=Integer)))
+    return PreparedSql(found.order_by(*newest).limit(bindparam("most", type_=Integer)))
 
 
 def start_of(cursor: str | None) -> int:
     """Where a page of a ranking begins.
 
     Raises:
-        Refusal: 400 for a malformed cursor.
+        HttpRefusal: 400 for a malformed cursor.
     """
     first = int(cursor) if cursor and cursor.isdecimal() else 0
     if cursor is not None and not 0 < first < MOST_RANKED:
@@ -187,13 +187,13 @@ def start_of(cursor: str | None) -> int:
     return first
 
 
-def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None, limit: int) -> AdapterPage:
+def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None, limit: int) -> FoundAdapters:
     """The rows that meet the conditions and hold a word of `text`, the best first, 200 on all pages together.
 
     Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
 
     Raises:
-        Refusal: 400 for a malformed cursor.
+        HttpRefusal: 400 for a malformed cursor.
     """
     first = start_of(cursor)
     words, holds = question_words(text), word_holder(connection)
@@ -216,7 +216,7 @@ def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None
     page = weighed[first : first + limit]
     shown = json.dumps([number for _, number, _ in page])
     rows = {row.repo_id: row for row in steps.shown.rows(connection, **wanted.given, numbers=shown)}
-    return AdapterPage(
+    return FoundAdapters(
         rows=[rows[number] for _, number, _ in page if number in rows],
         next_cursor=str(first + limit) if first + limit < len(weighed) else None,
         fits={
@@ -225,7 +225,7 @@ def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None
     )
 
 
-_SAID: Final = Prepared(
+_SAID: Final = PreparedSql(
     select(wordings.c.repo_id, *(wordings.c[name] for name in Wording._fields)).where(
         among(wordings.c.repo_id, "numbers")
     )
@@ -235,9 +235,9 @@ _SAID: Final = Prepared(
 class _Ranking(NamedTuple):
     """The statements of a ranking: who holds words, how many there are with the last of them, and what a page shows."""
 
-    held: Prepared
-    counted: Prepared
-    shown: Prepared
+    held: PreparedSql
+    counted: PreparedSql
+    shown: PreparedSql
 
 
 @lru_cache(maxsize=128)
@@ -252,9 +252,9 @@ def _ranking(holds: WordHolder, conditions: tuple[ColumnElement[bool], ...]) -> 
     some = select(func.count()).select_from(by_number.limit(_COUNTED).subquery()).scalar_subquery()
     last = by_number.order_by(wordings.c.repo_id.desc()).limit(1).scalar_subquery()
     return _Ranking(
-        held=Prepared(held.limit(bindparam("most", type_=Integer))),
-        counted=Prepared(select(some.label("few"), last.label("newest"))),
-        shown=Prepared(SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions, AMONG)),
+        held=PreparedSql(held.limit(bindparam("most", type_=Integer))),
+        counted=PreparedSql(select(some.label("few"), last.label("newest"))),
+        shown=PreparedSql(SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(*conditions, AMONG)),
     )
 
 
@@ -323,13 +323,13 @@ def _base_begins(connection: Connection, text: str) -> Condition:
 
 
 @lru_cache
-def _bases_within() -> Prepared:
+def _bases_within() -> PreparedSql:
     ends = []
     for name in _BASES:
         column = adapters.c[name]
         span = select(column).where(column >= bindparam("begin"), column < bindparam("past")).limit(1)
         ends += [span.order_by(column).scalar_subquery(), span.order_by(column.desc()).scalar_subquery()]
-    return Prepared(select(*(end.label(f"end_{at}") for at, end in enumerate(ends))))
+    return PreparedSql(select(*(end.label(f"end_{at}") for at, end in enumerate(ends))))
 
 
 FEW: Final = 1000
@@ -392,7 +392,7 @@ class Few(NamedTuple):
     """The repositories that may meet the condition at a place."""
 
     at: int
-    found: Found
+    found: FoundNumbers
 
 
 _TOGETHER: Final = frozenset({"base_sha256", "task"})
@@ -447,7 +447,7 @@ def holding(
 
 
 @lru_cache
-def _held(table: Table, of_it: ColumnElement[bool]) -> tuple[ColumnElement[bool], Prepared]:
+def _held(table: Table, of_it: ColumnElement[bool]) -> tuple[ColumnElement[bool], PreparedSql]:
     there = exists().where(table.c.repo_id == adapters.c.repo_id, of_it)
     return there, numbers_of(select(table.c.repo_id).where(of_it))
 
@@ -481,7 +481,7 @@ def _holders_of(connection: Connection, index: Trigrams, words: Sequence[str]) -
 
 
 @lru_cache
-def _containing(index: Trigrams, count: int) -> Prepared:
+def _containing(index: Trigrams, count: int) -> PreparedSql:
     number, body = (repos.c.id, func.lower(repos.c.full_name)) if index is NAMES else (texts.c.repo_id, texts.c.body)
     parts = (bindparam(f"part_{at}", type_=Text) for at in range(count))
     return numbers_of(select(number).where(*(body.contains(part, escape=ESCAPE) for part in parts)))
@@ -490,7 +490,7 @@ def _containing(index: Trigrams, count: int) -> Prepared:
 class _Within(NamedTuple):
     filters: ColumnElement[bool]
     serves: ColumnElement[bool]
-    holders: Prepared
+    holders: PreparedSql
 
 
 def spanning(spans: Mapping[str, tuple[Any, Any]], *, in_order: bool = True) -> Condition:
@@ -556,7 +556,7 @@ _ORDER: dict[Sort, Column[Any]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class RepoListing:
     """The conditions of a listing; empty and None match anything. Each of `filters` is a tag or the pipeline tag.
 
     `num_parameters` has the form `min:1M,max:7B`. `never` holds filters that no repository here can match.
@@ -596,14 +596,14 @@ class ListPage:
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
-def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool] | Met) -> ListPage:
+def list_repos(connection: Connection, wanted: RepoListing, visible: ColumnElement[bool] | Met) -> ListPage:
     """The repositories that match and that `visible` admits, in descending order; ties newest first.
 
     It begins with those that meet a condition, or have all tags, where these are few. Else it goes through a tag or all
     repositories in the order of the list, which soon finds a page.
 
     Raises:
-        Refusal: 400 for a malformed cursor or number, or too many filters.
+        HttpRefusal: 400 for a malformed cursor or number, or too many filters.
     """
     if len(wanted.filters) > MAX_FILTERS:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
@@ -613,7 +613,7 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
     given: dict[str, object] = {"most": wanted.limit + 1, **values}
     if wanted.cursor is not None:
         given["value"], given["last"] = _read_cursor(wanted.cursor, wanted.sort)
-    reading = _Reading(connection, wanted, tuple(filters), given)
+    reading = _PageReading(connection, wanted, tuple(filters), given)
     few = rarest(connection, conditions) if conditions or len(tags) > 1 else None
     if few is not None:
         return reading.among(few.found.numbers, tags)
@@ -625,11 +625,11 @@ _Begin = Literal["numbers", "tag", "part of a tag", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _PageReading:
     """One page, in the ways to read it. Each form of its statement is prepared once."""
 
     connection: Connection
-    wanted: Listing
+    wanted: RepoListing
     filters: tuple[ColumnElement[bool], ...]
     given: dict[str, object]
 
@@ -656,7 +656,7 @@ class _Reading:
         return self._page("all", tags) if numbers is None else self.among(numbers)
 
     def _page(self, begin: _Begin, tags: Sequence[str], **more: object) -> ListPage:
-        form = _Form(self.wanted.sort, begin, len(tags), self.wanted.cursor is not None, self.filters)
+        form = _PageForm(self.wanted.sort, begin, len(tags), self.wanted.cursor is not None, self.filters)
         rows = _page_of(form).rows(self.connection, **self.given, **_named(tags), **more)
         limit = self.wanted.limit
         return ListPage(rows=rows[:limit], more=len(rows) > limit, sort=self.wanted.sort)
@@ -676,7 +676,7 @@ class _Reading:
         return None if numbers is None else json.dumps(numbers)
 
 
-class _Form(NamedTuple):
+class _PageForm(NamedTuple):
     """The form of a page's statement; `filters` are always the same objects for the same SQL."""
 
     sort: Sort
@@ -687,7 +687,7 @@ class _Form(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _page_of(form: _Form) -> Prepared:
+def _page_of(form: _PageForm) -> PreparedSql:
     order: Column[Any] = _ORDER[form.sort]
     query = select(repos.c.id, repos.c.head, order.label("place"))
     place, number = order, repos.c.id
@@ -702,20 +702,20 @@ def _page_of(form: _Form) -> Prepared:
     query = query.where(*(_has_tag(number, at) for at in others), *form.filters)
     if form.has_cursor:
         query = query.where(after_given(place, number))
-    return Prepared(query.order_by(place.desc(), number.desc()).limit(bindparam("most", type_=Integer)))
+    return PreparedSql(query.order_by(place.desc(), number.desc()).limit(bindparam("most", type_=Integer)))
 
 
 @lru_cache
-def _end_of(*, has_cursor: bool) -> Prepared:
+def _end_of(*, has_cursor: bool) -> PreparedSql:
     place, number = repo_tags.c.modified_at, repo_tags.c.repo_id
     query = select(place, number).where(repo_tags.c.tag == bindparam("tag"))
     if has_cursor:
         query = query.where(after_given(place, number))
-    return Prepared(query.order_by(place.desc(), number.desc()).limit(1).offset(bindparam("rows", type_=Integer)))
+    return PreparedSql(query.order_by(place.desc(), number.desc()).limit(1).offset(bindparam("rows", type_=Integer)))
 
 
 @lru_cache(maxsize=MAX_FILTERS)
-def _all_of(tags: int) -> Prepared:
+def _all_of(tags: int) -> PreparedSql:
     mine = select(repo_tags.c.repo_id).where(repo_tags.c.tag == bindparam("tag_0"))
     return numbers_of(mine.where(*(_has_tag(repo_tags.c.repo_id, at) for at in range(1, tags))))
 
@@ -730,7 +730,7 @@ def _named(tags: Sequence[str]) -> dict[str, str]:
 
 
 # ------------------------------------------------------------ conditions
-def _conditions(connection: Connection, wanted: Listing) -> list[Condition]:
+def _conditions(connection: Connection, wanted: RepoListing) -> list[Condition]:
     conditions: list[Condition] = []
     if wanted.author is not None:
         given = {"author": wanted.author}

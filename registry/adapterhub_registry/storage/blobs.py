@@ -68,7 +68,7 @@ class StoredBlob(NamedTuple):
     size: int
 
 
-class Kept(NamedTuple):
+class KeptBlob(NamedTuple):
     """A blob in the store: its `sha256`, the number of its bytes, and when they were last uploaded (s since 1970)."""
 
     sha256: str
@@ -141,7 +141,7 @@ class BlobStore(Protocol):
         """Remove what abandoned uploads left a day ago or longer."""
         ...
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[KeptBlob]:
         """Every blob in the store, whether the database names it or not; those with one first digit come together."""
         ...
 
@@ -189,7 +189,7 @@ def path_of(sha256: str) -> str:
     return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
-class Hashes:
+class BlobHashes:
     """The digests of a stream of bytes, `announced` of them; None when their number is not known in advance."""
 
     def __init__(self, announced: int | None) -> None:
@@ -209,9 +209,9 @@ class Hashes:
             self._git.update(chunk)
             yield chunk
 
-    def copy(self) -> Hashes:
+    def copy(self) -> BlobHashes:
         """The same digests; each copy goes on for itself."""
-        twin = Hashes(self.announced)
+        twin = BlobHashes(self.announced)
         twin.size, twin._git, twin._sha256 = self.size, self._git.copy(), self._sha256.copy()
         return twin
 
@@ -246,7 +246,7 @@ class DiskBlobs:
         self._parts = self._uploads / "parts"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._parts.mkdir(parents=True, exist_ok=True)
-        self._runs: OrderedDict[UploadId, _Run] = OrderedDict()
+        self._runs: OrderedDict[UploadId, _PartRun] = OrderedDict()
         self.sweep()
 
     def _path(self, sha256: str) -> Path:
@@ -299,7 +299,7 @@ class DiskBlobs:
         """
         check_room(self, size or 0)
         with self._temporary() as (stream, temporary):
-            hashes = Hashes(size)
+            hashes = BlobHashes(size)
             for chunk in hashes.over(chunks):
                 stream.write(chunk)
             blob = hashes.checked(expected_sha256)
@@ -314,7 +314,7 @@ class DiskBlobs:
         with raising_disk_full():
             folder.mkdir(exist_ok=True)
         if number == 1:
-            self._runs[upload] = _Run(folder / f"run-{secrets.token_hex(8)}", total)
+            self._runs[upload] = _PartRun(folder / f"run-{secrets.token_hex(8)}", total)
             while len(self._runs) > MOST_RUNS:
                 self._runs.popitem(last=False)  # its parts stay, and are joined by copying them
         with self._held_run(upload, waits=False) as run:
@@ -347,7 +347,7 @@ class DiskBlobs:
             raise Conflict(f"{under_way} uploads of this file are under way; try again in an hour at the latest")
 
     @contextlib.contextmanager
-    def _held_run(self, upload: UploadId, *, waits: bool) -> Iterator[_Run | None]:
+    def _held_run(self, upload: UploadId, *, waits: bool) -> Iterator[_PartRun | None]:
         """The parts of an upload that came in order, held; None without any, and unless it `waits`, for a busy run."""
         run = self._runs.get(upload)
         if run is None or not run.busy.acquire(blocking=waits):
@@ -434,7 +434,7 @@ class DiskBlobs:
 
     def _stored(self, sha256: str, size: int) -> StoredBlob:
         """A blob that is stored already, with its git object name."""
-        hashes = Hashes(size)
+        hashes = BlobHashes(size)
         for _ in hashes.over(self.open(sha256)):
             pass
         return hashes.checked(None)
@@ -465,7 +465,7 @@ class DiskBlobs:
                 else:
                     path.unlink()
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[KeptBlob]:
         """Every blob in the folder, sorted by the first four digits."""
         for folder in sorted(self._blobs.glob("??/??")):
             with os.scandir(folder) as listed:
@@ -473,7 +473,7 @@ class DiskBlobs:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     facts = entry.stat()
-                    yield Kept(entry.name, facts.st_size, facts.st_mtime)
+                    yield KeptBlob(entry.name, facts.st_size, facts.st_mtime)
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
         """Remove blobs; those that were uploaded since `before_s` stay."""
@@ -487,7 +487,7 @@ class DiskBlobs:
         return removed
 
 
-class _Run:
+class _PartRun:
     """Parts from the first on that came one after the other, in one file and hashed on the way.
 
     Only this process appends to the file, one part at a time (`busy`). What a link names in it never changes.
@@ -495,7 +495,7 @@ class _Run:
 
     def __init__(self, path: Path, total: int) -> None:
         self.path = path
-        self.hashes = Hashes(total)
+        self.hashes = BlobHashes(total)
         self.etags: list[str] = []
         self.busy = threading.Lock()
 

@@ -32,9 +32,9 @@ from adapterhub_registry.settings import S3Place
 from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
     LEFTOVER_S,
+    BlobHashes,
     Freed,
-    Hashes,
-    Kept,
+    KeptBlob,
     StoredBlob,
     StoreUnreachable,
     UploadId,
@@ -45,7 +45,7 @@ from adapterhub_registry.storage.blobs import (
 from adapterhub_registry.storage.xet import (
     ChunkSpan,
     MalformedXet,
-    Wanted,
+    WantedXorbs,
     XorbCheck,
     XorbPlace,
     XorbWriter,
@@ -264,7 +264,7 @@ class S3Blobs:
             DigestMismatch: the digest is not `expected_sha256`.
             Malformed: `chunks` holds more or fewer than `size` bytes.
         """
-        hashes = Hashes(size)
+        hashes = BlobHashes(size)
         source = hashes.over(chunks)
         first = b""
         for chunk in source:
@@ -272,14 +272,16 @@ class S3Blobs:
             if len(first) > SMALL_BYTES:
                 return self._stream(first, source, hashes, expected_sha256)
         if size is None:  # git's name begins with the length, which is known only now
-            hashes = Hashes(len(first))
+            hashes = BlobHashes(len(first))
             first = b"".join(hashes.over([first]))
         blob = hashes.checked(expected_sha256)
         self._bucket.put(_key(blob.sha256), first)  # even over the same bytes: `remove` looks at the time of the write
         self._small.keep(blob.sha256, first)
         return blob
 
-    def _stream(self, first: bytes, source: Iterator[bytes], hashes: Hashes, expected_sha256: str | None) -> StoredBlob:
+    def _stream(
+        self, first: bytes, source: Iterator[bytes], hashes: BlobHashes, expected_sha256: str | None
+    ) -> StoredBlob:
         checking = _checking()
 
         def whole() -> Iterator[bytes]:
@@ -298,8 +300,8 @@ class S3Blobs:
             self._bucket.remove(checking)
         return blob
 
-    def _read(self, key: str, size: int) -> Hashes:
-        hashes = Hashes(size)
+    def _read(self, key: str, size: int) -> BlobHashes:
+        hashes = BlobHashes(size)
         for _ in hashes.over(self._content(key)):
             pass
         return hashes
@@ -317,7 +319,7 @@ class S3Blobs:
             if not self._bucket.copy(checking, key):
                 raise StoreUnreachable("an object has disappeared from the bucket")
             return
-        again = Hashes(blob.size)
+        again = BlobHashes(blob.size)
 
         def whole() -> Iterator[bytes]:
             yield from again.over(self._content(checking))
@@ -375,7 +377,7 @@ class S3Blobs:
 
     def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
         """Keep one part that a client sent through this server."""
-        hashes = Hashes(size)
+        hashes = BlobHashes(size)
 
         def whole() -> Iterator[bytes]:
             yield from hashes.over(chunks)
@@ -409,10 +411,10 @@ class S3Blobs:
             if old:
                 self._bucket.remove(*old)
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[KeptBlob]:
         """Every blob in the bucket."""
         for item in self._bucket.items("blobs/sha256"):
-            yield Kept(item.key.rpartition("/")[2], item.size, item.written.timestamp())
+            yield KeptBlob(item.key.rpartition("/")[2], item.size, item.written.timestamp())
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
         """Remove blobs; those that were uploaded since `before_s` stay."""
@@ -508,7 +510,7 @@ class S3Xorbs:
                 at = span.start
                 yield decode_chunk(bytes(window[: span.packed_bytes]), span)
 
-    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
         count = size = 0
         for epoch in filter(str.isdecimal, self._bucket.folders("xorbs")):

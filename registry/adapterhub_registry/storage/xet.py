@@ -47,19 +47,19 @@ _MEAN: Final = 4
 _LONGEST: Final = 2 * _MEAN + 1
 
 
-class Node(NamedTuple):
+class HashNode(NamedTuple):
     """A hash, and the number of bytes below it."""
 
     hash: bytes
     size: int
 
 
-def chunk_node(data: bytes) -> Node:
+def chunk_node(data: bytes) -> HashNode:
     """The node of one unpacked chunk."""
-    return Node(blake3(data, key=_DATA_KEY).digest(), len(data))
+    return HashNode(blake3(data, key=_DATA_KEY).digest(), len(data))
 
 
-def xorb_hash(chunks: Sequence[Node]) -> XetHash:
+def xorb_hash(chunks: Sequence[HashNode]) -> XetHash:
     """The hash of the xorb with these chunks; expects at least one."""
     nodes = list(chunks)
     while len(nodes) > 1:
@@ -72,7 +72,7 @@ def xorb_hash(chunks: Sequence[Node]) -> XetHash:
     return hash_text(nodes[0].hash)
 
 
-def _end_of_group(nodes: Sequence[Node], start: int) -> int:
+def _end_of_group(nodes: Sequence[HashNode], start: int) -> int:
     """The end of a group: after its ninth node, or from the third on after a node whose hash is a multiple of four."""
     end = min(start + _LONGEST, len(nodes))
     for at in range(start + 2, end):
@@ -81,16 +81,16 @@ def _end_of_group(nodes: Sequence[Node], start: int) -> int:
     return end
 
 
-def _parent(group: Sequence[Node]) -> Node:
+def _parent(group: Sequence[HashNode]) -> HashNode:
     text = "".join(f"{hash_text(node.hash)} : {node.size}\n" for node in group)
-    return Node(blake3(text.encode(), key=_NODE_KEY).digest(), sum(node.size for node in group))
+    return HashNode(blake3(text.encode(), key=_NODE_KEY).digest(), sum(node.size for node in group))
 
 
 class XorbCheck:
     """Reads a xorb as it arrives and unpacks it chunk by chunk; memory grows with the number of chunks."""
 
     def __init__(self) -> None:
-        self._nodes: list[Node] = []
+        self._nodes: list[HashNode] = []
         self._scanner = XorbScanner(self._take)
 
     def feed(self, data: bytes) -> None:
@@ -438,7 +438,7 @@ def is_open(epoch: int, now_s: float) -> bool:
     return epoch <= epoch_at(now_s) and now_s < (epoch + 1) * EPOCH_S + GRACE_S
 
 
-Wanted = Callable[[str], bool]
+WantedXorbs = Callable[[str], bool]
 """Whether uploads may still use the xorbs of a scope."""
 
 
@@ -487,7 +487,7 @@ class XorbStore(Protocol):
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
         """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
 
-    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
 
 
@@ -530,7 +530,7 @@ class DiskXorbs:
                 stream.seek(span.start)
                 yield decode_chunk(stream.read(span.packed_bytes), span)
 
-    def sweep(self, now_s: float, *, wanted: Wanted = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
         count = size = 0
         for folder in self._root.glob("*/*"):

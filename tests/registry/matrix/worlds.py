@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from adapterhub_registry import worker
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 
 from adapterhub.core.specs import parse_name
 from adapterhub.distribution.hub import Hub
@@ -187,7 +187,7 @@ def world(
     """A registry with what everybody sees, and before it what is hidden, if anything."""
     library, builds = made
     clock = SimpleNamespace(now_ns=0)
-    limits = Limits(similar_requests_per_minute=0)
+    limits = ServerLimits(similar_requests_per_minute=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr(

@@ -40,8 +40,8 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.trees import FileEntry, Totals, Tree, key_of
-from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
+from adapterhub_registry.database.trees import FileTree, Totals, TreeFile, key_of
+from adapterhub_registry.errors import HttpRefusal, bad_request, entry_not_found
 from adapterhub_registry.names import RESERVED_NAMESPACES, known_repo_id, parse_path
 from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.adapter_facts import ADAPTER_CONFIG, CONFIG
@@ -140,42 +140,42 @@ async def _requested_paths(request: Request) -> tuple[list[str], bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class TreeFolder:
     """A folder in a listing, with the sums over its files."""
 
     path: str
     totals: Totals
 
 
-def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | Folder]:
+def _walk_deep(tree: FileTree, folder: str, cursor: str) -> Iterator[TreeFile | TreeFolder]:
     """Files and folders below `folder` after `cursor`; each folder precedes its content."""
     listed = max(key_of(cursor), key_of(folder))
     for entry in tree.walk(folder, after=cursor):
         for parent in reversed(parents_of(entry.path)):
             if key_of(parent) > listed:
-                yield Folder(parent, tree.totals(parent))
+                yield TreeFolder(parent, tree.totals(parent))
         listed = key_of(entry.path)
         yield entry
 
 
-def walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | Folder]:
+def walk_flat(tree: FileTree, folder: str, cursor: str) -> Iterator[TreeFile | TreeFolder]:
     """Files and folders directly in `folder` after `cursor`."""
     start = len(folder) + 1 if folder else 0
     while (entry := next(tree.walk(folder, past=cursor), None)) is not None:
         end = entry.path.find("/", start)
         cursor = entry.path if end == -1 else entry.path[:end]
-        yield entry if end == -1 else Folder(cursor, tree.totals(cursor))
+        yield entry if end == -1 else TreeFolder(cursor, tree.totals(cursor))
 
 
-def _entry_at(tree: Tree, path: str) -> FileEntry | Folder | None:
+def _entry_at(tree: FileTree, path: str) -> TreeFile | TreeFolder | None:
     entry = tree.first_below(path)
-    return Folder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
+    return TreeFolder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
 
 
 def _described(
-    connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | Folder], *, expand: bool
+    connection: Connection, repo: Row[Any], entries: Sequence[TreeFile | TreeFolder], *, expand: bool
 ) -> list[dict[str, Any]]:
-    found = [_folder(entry) if isinstance(entry, Folder) else file_facts(entry) for entry in entries]
+    found = [_folder(entry) if isinstance(entry, TreeFolder) else file_facts(entry) for entry in entries]
     if expand:
         changed = [entry.totals.changed_in for entry in entries]
         query = select(commits_table.c.id, commits_table.c.title, commits_table.c.created_at).where(
@@ -189,12 +189,12 @@ def _described(
     return found
 
 
-def _folder(entry: Folder) -> dict[str, Any]:
+def _folder(entry: TreeFolder) -> dict[str, Any]:
     # not git's tree id, which needs file modes; clients only need an id that changes with the content
     return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
 
 
-def file_facts(entry: FileEntry) -> dict[str, Any]:
+def file_facts(entry: TreeFile) -> dict[str, Any]:
     """A file as listings describe it."""
     found: dict[str, Any] = {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
     if entry.lfs:
@@ -307,7 +307,7 @@ def _stands_for_download(database: Database, found: commits.FoundFile, path: str
     try:
         with database.read() as connection:
             commits.file_at(connection, found.repo_id, found.commit_id, ADAPTER_CONFIG)
-    except Refusal:
+    except HttpRefusal:
         return True
     return False
 
@@ -316,7 +316,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
     """Parse a Range header as `[start, end)`; None (the whole file) for no range, several, or a malformed one.
 
     Raises:
-        Refusal: 416, with the file's size.
+        HttpRefusal: 416, with the file's size.
     """
     found = _RANGE.fullmatch(header)
     if found is None or not any(found.groups()):
@@ -329,7 +329,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
         if last and int(last) < int(first):
             return None
     if start >= end:
-        raise Refusal(
+        raise HttpRefusal(
             416, "RangeNotSatisfiable", "the range lies outside the file", headers={"Content-Range": f"bytes */{size}"}
         )
     return start, end
@@ -351,11 +351,11 @@ def answer_to(headers: Headers, facts: Mapping[str, str]) -> Response | None:
     """304 when the client has the file; None when the server must send it. `facts` holds the ETag and other headers.
 
     Raises:
-        Refusal: 412 when If-Match names another file.
+        HttpRefusal: 412 when If-Match names another file.
     """
     etag = facts["ETag"]
     if "if-match" in headers and not _names(headers, "if-match", etag, weak_too=False):
-        raise Refusal(412, "PreconditionFailed", "If-Match names another file", headers=facts)
+        raise HttpRefusal(412, "PreconditionFailed", "If-Match names another file", headers=facts)
     if "if-none-match" in headers and _names(headers, "if-none-match", etag, weak_too=True):
         return Response(status_code=304, headers=facts)
     return None

@@ -37,15 +37,15 @@ from adapterhub_registry.api.context import (
 )
 from adapterhub_registry.database.db import Database, repo_tags, repos
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.prepared import Listed, Prepared
+from adapterhub_registry.database.prepared import JsonList, PreparedSql
 from adapterhub_registry.database.search_tables import among
-from adapterhub_registry.database.trees import Digests, FileEntry, Node, Outline, Tree, read_node, unpack
+from adapterhub_registry.database.trees import FileTree, Outline, TreeDigests, TreeFile, TreeNode, read_node, unpack
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT, RepoId, known_repo_id
 from adapterhub_registry.repos import adapter_facts, adapters, commits
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.repos.repos import MAIN
-from adapterhub_registry.repos.search import MAX_LISTED, SORTS, Listing, list_repos
+from adapterhub_registry.repos.search import MAX_LISTED, SORTS, RepoListing, list_repos
 from adapterhub_registry.storage.blobs import BlobStore
 
 router = hub_router(ThreadedRoute)
@@ -74,18 +74,18 @@ class ListQuery(BaseModel):
     expand: list[str] = []
     cursor: str | None = None
 
-    def listing(self, position: str | None) -> Listing:
+    def listing(self, position: str | None) -> RepoListing:
         """The query of the search, from a position in its order.
 
         Raises:
-            Refusal: 400 for an unknown order.
+            HttpRefusal: 400 for an unknown order.
         """
         sort = next((known for known in SORTS if known == self.sort), None)
         if sort is None:
             raise bad_request(f"sort `{shown(self.sort)}`: expected one of {', '.join(SORTS)}")
         never = [self.inference, *self.inference_provider]
         tags = [*self.filter, self.pipeline_tag, *self.apps]
-        return Listing(
+        return RepoListing(
             filters=tuple(tag for tag in tags if tag),
             author=self.author,
             search=self.search,
@@ -126,7 +126,7 @@ def list_models(request: Request) -> Response:
         def reads(connection: Connection, row: Row[Any]) -> bool:
             return registry.repos.reads(connection, caller, row)
 
-        wanted = Wanted(registry.blobs, sees, reads, members, outlines)
+        wanted = WantedMembers(registry.blobs, sees, reads, members, outlines)
         first, *others = runs_of(connection, page.ids)
         said = told(connection, first, wanted)
     answer = listed(registry.db, said, others, wanted)
@@ -168,7 +168,7 @@ def repo_info(request: Request) -> Response:
     return json_answer(answer, {"X-HF-Warning": at.warning} if at.warning else {})
 
 
-class _Seen(NamedTuple):
+class _SeenRevision(NamedTuple):
     """A repository at a commit: its row, the root of its files, that node where it was read, and the warning."""
 
     row: Row[Any]
@@ -178,17 +178,17 @@ class _Seen(NamedTuple):
     warning: str | None
 
 
-def _seen(connection: Connection, registry: Registry, caller: Caller, repo_id: RepoId, revision: str) -> _Seen:
+def _seen(connection: Connection, registry: Registry, caller: Caller, repo_id: RepoId, revision: str) -> _SeenRevision:
     """What the caller sees by this id and revision; one statement finds it where both are exact."""
     registry.repos.check_may_read(caller)
     top = commits.top_at(connection, repo_id, revision)
     if top is not None and (not top.private or caller.reaches(top.full_name)):
         row = row_of(connection, top.id)
-        return _Seen(row, top.commit_id, top.root, top.body, commits.warning_of(top))
+        return _SeenRevision(row, top.commit_id, top.root, top.body, commits.warning_of(top))
     row = registry.repos.find(connection, caller, repo_id)
     commit_id = commits.find_commit(connection, row, revision)
     root = commits.tree_of(connection, row.id, commit_id).root
-    return _Seen(row, commit_id, root, None, adapters.warning_for(connection, row.id, commit_id))
+    return _SeenRevision(row, commit_id, root, None, adapters.warning_for(connection, row.id, commit_id))
 
 
 class HistoryQuery(BaseModel):
@@ -261,12 +261,12 @@ def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[s
     return {number: sorted(from_json(found.get(number, "[]"))) for number in wanted}
 
 
-_TAGS: Final = Prepared(
-    select(repo_tags.c.repo_id, Listed(repo_tags.c.tag))
+_TAGS: Final = PreparedSql(
+    select(repo_tags.c.repo_id, JsonList(repo_tags.c.tag))
     .where(among(repo_tags.c.repo_id, "numbers"))
     .group_by(repo_tags.c.repo_id)
 )
-_ROWS: Final = Prepared(select(repos).where(among(repos.c.id, "numbers")))
+_ROWS: Final = PreparedSql(select(repos).where(among(repos.c.id, "numbers")))
 
 
 def row_of(connection: Connection, repo_id: int) -> Row[Any]:
@@ -295,13 +295,13 @@ def runs_of(connection: Connection, ids: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-_SIZES: Final = Prepared(
+_SIZES: Final = PreparedSql(
     select(repos.c.id, func.length(repos.c.card) + func.length(repos.c.config)).where(among(repos.c.id, "numbers"))
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedMembers:
     """What a listing says of each repository: `ALWAYS`, `members`, and of its files what is known in `outlines`."""
 
     blobs: BlobStore
@@ -315,7 +315,7 @@ Told = tuple[dict[str, Any], int, str | None]
 """The facts of a repository, its number, and the root of its files where they are read later."""
 
 
-def told(connection: Connection, ids: Sequence[int], wanted: Wanted) -> list[Told]:
+def told(connection: Connection, ids: Sequence[int], wanted: WantedMembers) -> list[Told]:
     """Some repositories at their heads, without those that were removed, or that the caller no longer `sees`."""
     rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(ids)) if wanted.sees(row)}
     tags = tags_of(connection, rows) if "tags" in wanted.members else {}
@@ -332,7 +332,9 @@ def told(connection: Connection, ids: Sequence[int], wanted: Wanted) -> list[Tol
     return found
 
 
-def listed(database: Database, first: list[Told], runs: Sequence[Sequence[int]], wanted: Wanted) -> Iterator[bytes]:
+def listed(
+    database: Database, first: list[Told], runs: Sequence[Sequence[int]], wanted: WantedMembers
+) -> Iterator[bytes]:
     """JSON of the repositories in `first` and in the runs behind it, each of which it reads when its turn comes."""
     before, found = b"[", first
     for some in (*runs, None):
@@ -346,7 +348,7 @@ def listed(database: Database, first: list[Told], runs: Sequence[Sequence[int]],
     yield b"[]" if before == b"[" else b"]"
 
 
-def _chosen(connection: Connection, wanted: Wanted, row: Row[Any], tags: list[str]) -> dict[str, Any]:
+def _chosen(connection: Connection, wanted: WantedMembers, row: Row[Any], tags: list[str]) -> dict[str, Any]:
     info = at_head(row, tags)
     if wanted.members & {"cardData", "config"}:
         info |= documents_of(row)
@@ -367,7 +369,7 @@ def described(
     root: str | None,
     *,
     with_blobs: bool,
-    top: Node | None = None,
+    top: TreeNode | None = None,
 ) -> Iterator[bytes]:
     """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page.
 
@@ -383,7 +385,7 @@ def described(
     after, before = "", b""
     while True:
         with database.read() as connection:
-            page = list(islice(Tree(connection, repo_id, root).walk(after=after), SIBLINGS_AT_ONCE))
+            page = list(islice(FileTree(connection, repo_id, root).walk(after=after), SIBLINGS_AT_ONCE))
         if page:
             yield before + b",".join(dumped(_sibling(entry, with_blobs=with_blobs)) for entry in page)
             after, before = page[-1].path, b","
@@ -436,7 +438,7 @@ def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id
         if adapt["base"]:
             info["baseModels"] = {"relation": "adapter", "models": [{"_id": "", "id": adapt["base"]}]}
     if commit_id != row.head:
-        info |= _of_older(connection, blobs, row, commit_id, Digests(tree_of(connection, row.id, commit_id)))
+        info |= _of_older(connection, blobs, row, commit_id, TreeDigests(tree_of(connection, row.id, commit_id)))
     return info
 
 
@@ -454,7 +456,7 @@ def _of_older(
     }
 
 
-def _sibling(entry: FileEntry, *, with_blobs: bool) -> dict[str, Any]:
+def _sibling(entry: TreeFile, *, with_blobs: bool) -> dict[str, Any]:
     if not with_blobs:
         return {"rfilename": entry.path}
     found: dict[str, Any] = {"rfilename": entry.path, "size": entry.size, "blobId": entry.oid}

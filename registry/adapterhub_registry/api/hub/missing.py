@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse, Response
 from adapterhub.core.errors import shown
 from adapterhub_registry.api.bodies import hub_router
 from adapterhub_registry.api.context import BaseUrl
-from adapterhub_registry.errors import Refusal, not_offered, repo_not_found
+from adapterhub_registry.errors import HttpRefusal, not_offered, repo_not_found
 
 router = hub_router()
 METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -65,9 +65,9 @@ async def other_calls(request: Request, kind: str, rest: str = "") -> Response:
         raise repo_not_found(shown(namespace))
     is_look = request.method == "GET" and bool(namespace) and (not below or below.startswith("revision/"))
     if is_look and kind in OTHER_KINDS:
-        raise Refusal(404, "RepoNotFound", f"this registry has no {kind.rstrip('s')} `{shown(rest)}`")
+        raise HttpRefusal(404, "RepoNotFound", f"this registry has no {kind.rstrip('s')} `{shown(rest)}`")
     if kind not in MISSING:
-        raise Refusal(404, "NotFound", "no such route")
+        raise HttpRefusal(404, "NotFound", "no such route")
     raise not_offered(f"this registry has no {MISSING[kind]}")
 
 

@@ -32,10 +32,10 @@ from adapterhub_registry.api.context import (
 )
 from adapterhub_registry.api.hub.info import iso_time, public_number
 from adapterhub_registry.database.db import lock_space, refs, repos
-from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered
+from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, not_offered
 from adapterhub_registry.names import RepoId, parse_repo_id, parse_sha256
 from adapterhub_registry.repos import commits
-from adapterhub_registry.repos.repos import Change
+from adapterhub_registry.repos.repos import RepoChange
 
 router = hub_router()
 REPOSITORIES_PAGE = 1000
@@ -97,8 +97,8 @@ def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: Ba
     try:
         with registry.db.begin() as connection:
             row = registry.repos.create(connection, caller, repo_id, private=_private(body) or False)
-    except (Refusal, IntegrityError) as error:  # IntegrityError: another request created it at the same moment
-        if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
+    except (HttpRefusal, IntegrityError) as error:  # IntegrityError: another request created it at the same moment
+        if isinstance(error, HttpRefusal) and error.status != HTTPStatus.CONFLICT:
             raise
         raise conflict(f"repository `{repo_id}` already exists", url=url) from None
     return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
@@ -132,7 +132,7 @@ def change_settings(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, bod
         if not isinstance(wanted, str | bool) or wanted not in GATED:
             raise bad_request(f"gated: expected `auto`, `manual` or false, got {shown(wanted)}")
         gated = GATED[wanted]
-    change = Change(private=_private(body), gated=gated)  # type: ignore[arg-type]  # one of the three, by GATED
+    change = RepoChange(private=_private(body), gated=gated)  # type: ignore[arg-type]  # one of the three, by GATED
     with registry.db.begin() as connection:
         row = registry.repos.change(connection, caller, repo_id, change)
     visibility = "private" if row.private else "public"

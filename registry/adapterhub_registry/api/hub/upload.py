@@ -42,11 +42,19 @@ from adapterhub_registry.api.context import (
     RevisionOf,
 )
 from adapterhub_registry.database.db import blobs, lock_name, lock_space, slices
-from adapterhub_registry.errors import Refusal, bad_request, busy, entry_not_found, forbidden, not_offered, too_large
+from adapterhub_registry.errors import (
+    HttpRefusal,
+    bad_request,
+    busy,
+    entry_not_found,
+    forbidden,
+    not_offered,
+    too_large,
+)
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, quotas
 from adapterhub_registry.repos.commits import Delete, DeleteFolder, Operation, Proposal, Put
-from adapterhub_registry.settings import Limits
+from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import StoredBlob, UploadId, check_room
 
 router = hub_router()
@@ -232,7 +240,7 @@ class _Draft:
             self._header = content
             return
         if len(self._operations) >= self._registry.settings.limits.operations:
-            raise Refusal(
+            raise HttpRefusal(
                 413, "TooLarge", f"a commit has at most {self._registry.settings.limits.operations} operations"
             )
         self._operations.append(
@@ -498,16 +506,16 @@ def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: 
     return {blob.sha256: blob for blob in known if blob is not None and blob.sha256 in held}
 
 
-def _part_bytes(limits: Limits, sizes: list[int]) -> int:
+def _part_bytes(limits: ServerLimits, sizes: list[int]) -> int:
     """The size of the parts in a batch, so that it has at most `MAX_LINKS` parts and a final one for each object.
 
     Raises:
-        Refusal: 413 when a part would exceed the limit of a bucket.
+        HttpRefusal: 413 when a part would exceed the limit of a bucket.
     """
     split = sum(size for size in sizes if size >= limits.multipart_from_bytes)
     needed = ceil(split / MAX_LINKS)
     if needed > DIRECT_BYTES:
-        raise Refusal(
+        raise HttpRefusal(
             413,
             "TooLarge",
             f"the batch announces {split} bytes in large files, the limit is {MAX_LINKS * DIRECT_BYTES};"
@@ -625,7 +633,7 @@ def dropping_refused(registry: Registry, digests: Iterable[str]) -> Iterator[Non
     """Remove these stored bytes when what would name them is refused, unless something else names them."""
     try:
         yield
-    except Refusal:
+    except HttpRefusal:
         with registry.db.begin() as connection:
             lock_space(connection, shared=False)  # another sender finds them gone, and sends them again
             unnamed = set(digests)

@@ -28,7 +28,7 @@ from adapterhub_registry.api.bodies import check_signer, hub_router, receive_wit
 from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
 from adapterhub_registry.api.hub.upload import dropping_refused
 from adapterhub_registry.database.db import facts, now_ms, repos
-from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
+from adapterhub_registry.errors import HttpRefusal, forbidden, too_large, unauthorized
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.storage.blobs import StoredBlob, StoreUnreachable, check_room
 from adapterhub_registry.storage.xet import (
@@ -53,7 +53,7 @@ router = hub_router()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
+class UploadSpace:
     """One upload space: a repository, an epoch, and the user of the token.
 
     `repository` identifies the repository permanently; `scope` begins with it and names the folder of its xorbs.
@@ -67,11 +67,11 @@ class Space:
     token_id: int | None
 
 
-def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> Space:
+def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> UploadSpace:
     """The upload space of a request, after a check of its token.
 
     Raises:
-        Refusal: 401 without a valid token, 403 for a token of another space, 404 for a closed epoch.
+        HttpRefusal: 401 without a valid token, 403 for a token of another space, 404 for a closed epoch.
     """
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token:
@@ -85,7 +85,7 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
         raise forbidden("this token is for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
-    return Space(
+    return UploadSpace(
         repo_id=claims["repo"],
         repository=claims["scope"],
         scope=f"{claims['scope']}{found[2] or ''}",
@@ -95,7 +95,7 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
     )
 
 
-SpaceOf = Annotated[Space, Depends(space_of)]
+SpaceOf = Annotated[UploadSpace, Depends(space_of)]
 
 
 async def holder(request: Request, registry: Registry) -> None:
@@ -127,8 +127,8 @@ def _lost(repo_id: int) -> str:
     return f"xet chunks of {repo_id}"
 
 
-def _not_here(what: str) -> Refusal:
-    return Refusal(404, "NotFound", f"no such {what}")
+def _not_here(what: str) -> HttpRefusal:
+    return HttpRefusal(404, "NotFound", f"no such {what}")
 
 
 @router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
@@ -237,7 +237,7 @@ def telemetry() -> JSONResponse:
     return JSONResponse({})
 
 
-def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
+def _ingest(registry: Registry, xorbs: XorbStore, space: UploadSpace, raw: bytes) -> None:
     named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
     with registry.db.read() as connection:
         counted = quotas.sent_before(connection, space.repo_id, named)
