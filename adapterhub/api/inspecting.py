@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
 from adapterhub.core.arguments import By, Cosine, StrPath, Top, parsed, path_of
-from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable, UsageProblem
+from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease, RemoteUnreachable, UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
+from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.library.store.catalog import AdapterLike, Installed
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.api.describing import Shown, ShownThere
     from adapterhub.api.steps.trying import Tried
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import AlikeThere
@@ -37,7 +38,7 @@ class WithInspection(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
             NotFound: there is no project, or no lock file.
         """
-        from adapterhub.api.steps.describing import bill_of_adapters, bill_of_lock
+        from adapterhub.api.describing import bill_of_adapters, bill_of_lock
 
         if locked:
             if specs:
@@ -176,11 +177,6 @@ class WithInspection(OpenedLibrary):
                 least = 0.5 if above is None else above
                 return similar_to(self, subject, above=least, with_parents=parents, progress=progress)
 
-    def _build(self, spec: SpecLike) -> Installed:
-        from adapterhub.api.searching import find_build
-
-        return find_build(self.session, spec_of(spec), ANY_RANK, to="show")
-
     def info(
         self,
         spec: SpecLike,
@@ -190,8 +186,11 @@ class WithInspection(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Mapping[str, Any]:
-        """Everything about one adapter, as `adapt info --json` prints it; looked up on a server if it is not installed.
+    ) -> Shown | ShownThere:
+        """Everything about one adapter; looked up on a server if it is not installed.
+
+        Returns:
+            `.manifest`, `.signature`, `.judged`, the verdict on its base, and more; `to_json()` has it all.
 
         Raises:
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
@@ -199,33 +198,39 @@ class WithInspection(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
             RemoteUnreachable: it is not here, and `offline` forbids to ask.
         """
+        from adapterhub.api.describing import shown_build, shown_on_server
         from adapterhub.api.searching import find_build
-        from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
 
-        bounds = RankRange.of(rank)
+        bounds, session = RankRange.of(rank), self.session
         asked, base_spec = spec_of(spec), base_of(base)
-        not_here = None
+        not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None
         if remote is None:
             try:
-                build = find_build(self.session, asked, bounds, to="show", base=base_spec)
-                document, _, _ = installed_document(self.session, self, build, offline=offline)
-                return document | verdict_document(self, build.base, asked, base_spec)
-            except (AdapterNotFound, NoCompatibleRelease) as error:
+                build = find_build(session, asked, bounds, to="show", base=base_spec)
+                return shown_build(session, session.library, build, asked, base_spec, offline=offline)
+            except (AdapterNotFound, BaseNotFound, NoCompatibleRelease) as error:  # a server may have such an alias
                 not_here = error
         if offline:
-            raise not_here or RemoteUnreachable("`offline` forbids asking a server")
-        return document_on_server(self.session, asked, base_spec, bounds, remote=remote, token=token, not_here=not_here)
+            raise RemoteUnreachable(
+                "`--offline` forbids asking a server"
+                if not_here is None
+                else f"`{asked.full_name}` is not installed, and `--offline` forbids asking a server",
+                hint=f"`adapt info {asked.name}` asks the library" if not_here is None else not_here.hint,
+            )
+        return shown_on_server(session, asked, base_spec, bounds, remote=remote, token=token, not_here=not_here)
 
-    def recipe(self, spec: SpecLike) -> str:
+    def recipe(self, spec: SpecLike, *, base: BaseLike | None = None, rank: Ranks | None = None) -> str:
         """How an installed adapter was merged, as TOML for `merge(recipe=…)`.
 
         Raises:
-            AdapterNotFound: it is not installed.
+            AdapterNotFound, NoCompatibleRelease, BaseNotFound: it is not installed.
             NotFound: it is no merge.
         """
+        from adapterhub.api.searching import find_build
         from adapterhub.weights.recipes.toml import recipe_of, to_toml
 
-        return to_toml(recipe_of(self._build(spec).manifest))
+        build = find_build(self.session, spec_of(spec), RankRange.of(rank), to="show", base=base_of(base))
+        return to_toml(recipe_of(build.manifest))
 
     def tree(
         self, *specs: SpecLike, invert: bool = False, holders: bool = False

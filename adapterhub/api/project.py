@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.aliases import TargetsLike, set_project_alias, targets_of
+from adapterhub.api.describing import bill_of_lock
 from adapterhub.api.installing import Requirements, gate_of, install_specs, offers_for, specs_of
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
-from adapterhub.api.steps.describing import bill_of_lock
 from adapterhub.core.arguments import LoadIn, Precision, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE

@@ -10,17 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 _STEPS: Final = "adapterhub.api.steps"
-_INFO: Final = {
-    "Library.info": f"{_STEPS}.describing:installed_document",
-    "Library.recipe": "adapterhub.weights.recipes.toml:recipe_of",
-}
-
 FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "ui": {
         "Library.ui": "adapterhub.api.pages.serving:Ui",
         "Library.playground": "adapterhub.inference.playground:Playground",
     },
-    "info": _INFO,
     "merge": {
         "Library.merge": "adapterhub.weights.catalogue:describe",
     },

@@ -268,7 +268,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
             "library/identify/_orphan.py",
             "library/identify/_builds.py",
             "library/identify/lora_files.py",
-            "api/steps/describing.py",
+            "api/describing.py",
         ),
         "shows, and uses nothing",
     ),

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
+from adapterhub.api.describing import Shown, shown_build
 from adapterhub.api.pages.addresses import DIGITS, NO_NAMESPACE, address_of
 from adapterhub.api.searching import ask, base_name, method_text, search_installed
-from adapterhub.api.steps.describing import installed_document
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.contract.reading import contract_in
 from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE
 from adapterhub.pages.source import PageSource
@@ -44,7 +45,8 @@ class WithBuilds(PageSource):
         namespace, _, name = repo.partition("/")
         builds = self._builds(repo)
         build = self._chosen(builds, asked.query.get("build", ""))
-        document, node, uses = installed_document(self._library.session, self._library, build, offline=True)
+        spec = AdapterSpec.parse(build.spec)
+        shown = shown_build(self._library.session, self._library, build, spec, offline=True)
         manifest = build.manifest
         here = address_of(build.namespace, manifest.name, manifest.digest)
         revision = manifest.digest.removeprefix("sha256:")
@@ -57,9 +59,9 @@ class WithBuilds(PageSource):
             "Parameters": f"{manifest.parameters:,}",
             "Modules": ", ".join(manifest.target_modules),
             "Licence": manifest.license or "",
-            "Merged from": ", ".join(f"{parent.label} times {parent.weight:g}" for parent in node.parents),
-            "Used by": "; ".join(f"{use.who} ({use.why})" for use in uses),
-            "From": str(document["origin"] or ""),
+            "Merged from": ", ".join(f"{parent.label} times {parent.weight:g}" for parent in shown.node.parents),
+            "Used by": "; ".join(f"{use.who} ({use.why})" for use in shown.used_by),
+            "From": shown.origin or "",
             "Folder": str(build.folder),
         }
         return AdapterPage(
@@ -69,7 +71,7 @@ class WithBuilds(PageSource):
             private=False,
             description=manifest.description,
             card=_card(build.folder),
-            badges=tuple(_badges(document)),
+            badges=tuple(_badges(shown)),
             facts=tuple((label, text) for label, text in facts.items() if text),
             versions=tuple(
                 VersionLine(
@@ -82,8 +84,8 @@ class WithBuilds(PageSource):
                 )
                 for one in builds
             ),
-            note="" if document["yanked"] is None else "This build is yanked; `adapt remove` removes it",
-            snippets=_snippets(build) if document["yanked"] is None else (),
+            note="" if shown.yanked is None else "This build is yanked; `adapt remove` removes it",
+            snippets=_snippets(build) if shown.yanked is None else (),
             files=tuple(_files(build, repo, revision)),
             more_files=0,
             answers=tuple(_answers(build.folder)),
@@ -202,17 +204,14 @@ class WithBuilds(PageSource):
         return build, entry
 
 
-def _badges(document: Mapping[str, object]) -> Iterator[Badge]:
-    signature = document["signature"]
-    assert isinstance(signature, Mapping)
-    is_good = signature["signer"] is not None
-    yield Badge(
-        text=str(signature["standing"]), detail=str(signature["signer"] or ""), tone="good" if is_good else "plain"
-    )
-    if document["yanked"] is not None:
-        yield Badge(text="yanked", detail=str(document["yanked"]), tone="bad")
-    if document["policy_refusal"] is not None:
-        yield Badge(text="refused by the project's policy", detail=str(document["policy_refusal"]), tone="bad")
+def _badges(shown: Shown) -> Iterator[Badge]:
+    signature = shown.signature
+    is_good = signature.signer is not None
+    yield Badge(text=signature.standing, detail=signature.signer or "", tone="good" if is_good else "plain")
+    if shown.yanked is not None:
+        yield Badge(text="yanked", detail=shown.yanked, tone="bad")
+    if shown.policy_refusal is not None:
+        yield Badge(text="refused by the project's policy", detail=shown.policy_refusal, tone="bad")
 
 
 def _snippets(build: Installed) -> tuple[Snippet, ...]:

@@ -6,21 +6,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.api import checking, health, listed, upkeep
+from adapterhub.api import checking, describing, health, listed, upkeep
 from adapterhub.api.steps import routing, trying
 from adapterhub.cli.documents._parts import (
     Added,
     AddedSeveral,
     Base,
     Manifest,
-    ModuleGroup,
-    Node,
     NotRequired,
     Path,
-    Size,
     TypedDict,
-    Use,
-    Verdict,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import install
@@ -46,36 +41,8 @@ class BaseRecord(TypedDict):
 
 
 # ---------------------------------------------------------------- adapters
-class SignatureState(TypedDict):
-    """The signature and how it is judged."""
-
-    standing: Annotated[str, "`trusted`, `unsigned`, `unknown_key`, `out_of_scope`, `expired` or `other_name`"]
-    message: Annotated[str, "as text"]
-    signer: Annotated[str | None, "name of the trusted key"]
-    policy: Annotated[str | None, "the signature policy that applies"]
-
-
-class Shown(Manifest):
+class Shown(Manifest, document_of(describing.Shown)):
     """Everything about an installed build."""
-
-    installed: Annotated[bool, "true"]
-    namespace: str | None
-    path: Annotated[str, "its plain PEFT folder"]
-    added_at: Annotated[str, "RFC 3339"]
-    origin: Annotated[str | None, "where it was installed from; null: made or added here"]
-    yanked: Annotated[str | None, "why its server has yanked it; null: it has not, as far as is known"]
-    size_bytes: Size
-    base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
-    base_verdict: Verdict
-    base_differences: Annotated[list[str], "one sentence per difference"]
-    base_pinned: Annotated[bool, "true: `adapt base pin` set the base, which it does not declare"]
-    signature: SignatureState
-    lineage: Annotated[list[Node], "the adapters merged into it"]
-    used_by: Annotated[list[Use], "reasons to keep it"]
-    aliases: Annotated[list[str], "aliases that have it as a target, such as `prod`"]
-    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
-    groups: Annotated[list[ModuleGroup], "its modules, grouped"]
-    whole: Annotated[list[str], "tensors that replace a tensor of the base"]
 
 
 class ShownRecipe(TypedDict):

@@ -6,15 +6,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from adapterhub.api import listed, publishing
+from adapterhub.api import describing, listed, publishing
 from adapterhub.api.steps import publishing as steps
 from adapterhub.cli.documents._keys import REMOTES
 from adapterhub.cli.documents._parts import (
     Manifest,
-    ModuleGroup,
-    Size,
-    TypedDict,
-    Verdict,
 )
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import withdrawal
@@ -22,42 +18,8 @@ from adapterhub.formats import administration
 
 
 # ---------------------------------------------------------------- servers
-class Header(TypedDict):
-    """Facts from the header of the weights file."""
-
-    tensors: int
-    parameters: int
-    dtypes: list[str]
-    modules: int
-
-
-class Config(TypedDict):
-    """Facts from `adapter_config.json`."""
-
-    peft_type: str
-    r: int | None
-    lora_alpha: float | None
-    base_model_name_or_path: str | None
-
-
-class Info(Manifest):
+class Info(Manifest, document_of(describing.ShownThere)):
     """An adapter on a server."""
-
-    installed: Annotated[bool, "false"]
-    remote: str
-    repository: str
-    commit: str
-    yanked: Annotated[str | None, "the reason; null: not yanked"]
-    base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
-    base_verdict: Verdict
-    base_differences: Annotated[list[str], "one sentence per difference"]
-    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
-    size_bytes: Size
-    header: Header
-    config: Config
-    groups: list[ModuleGroup]
-    whole: Annotated[list[str], "tensors that replace a tensor of the base"]
-    received_bytes: Annotated[int, "bytes received for this document"]
 
 
 SERVERS = {

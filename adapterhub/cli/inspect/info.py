@@ -1,4 +1,4 @@
-"""`adapt info`, also called `show`: show the details of one adapter, installed or on a server."""
+"""`adapt info`: show the details of one adapter, installed or on a server."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.inspect.info_modules import group_fields, prompt_label, verdict_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_option, remote_options
-from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
-from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from adapterhub.core.ranks import RankRange
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from collections.abc import Iterator
+
+    from adapterhub.api.describing import Shown, ShownThere
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.library.upkeep.lineage import Node
+
+_Fields = list[tuple[str, object]]
 
 
 @click.command()
@@ -24,16 +27,7 @@ if TYPE_CHECKING:
 @click.option("--recipe", is_flag=True, help="Show only the merge recipe, as TOML for `adapt merge --recipe`.")
 @remote_options
 @common
-def info(
-    session: Session,
-    spec: AdapterSpec,
-    base: BaseSpec | None,
-    rank: RankRange | None,
-    recipe: bool,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
+def info(session: Session, spec: AdapterSpec, recipe: bool, **options: Any) -> None:
     """Show the details of one adapter: base, files, modules with rank and alpha, lineage, signature and users.
 
     Shows an installed adapter if there is one. Otherwise, or with --remote, reads the manifest, the config and the
@@ -46,71 +40,106 @@ def info(
       adapt info acme/legal-qa@base-7b --remote ours
       adapt info legal-summary --recipe > merge.toml
     """
-    from adapterhub.core.ranks import RankRange
-
-    bounds = RankRange.of(rank)
-    not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None
-    if remote is None:
-        from adapterhub.cli.inspect.info_local import show_installed
-
-        try:
-            show_installed(session, spec, base, bounds, recipe=recipe, offline=offline)
-        except (AdapterNotFound, BaseNotFound, NoCompatibleRelease) as error:  # a server may have an alias of that name
-            not_here = error
-            if recipe:
-                raise
-        else:
-            return
-    if offline:
-        raise RemoteUnreachable(
-            f"`{spec.full_name}` is not installed, and `--offline` forbids asking a server"
-            if remote is None
-            else "`--offline` forbids asking a server",
-            hint=not_here.hint if not_here else f"`adapt info {spec.name}` asks the library",
-        )
-    _show_remote(session, spec, base, bounds, remote, token, not_here)
+    if recipe:
+        text = session.opened.recipe(spec, base=options["base"], rank=options["rank"])
+        session.out.result({"recipe": text}, lambda: session.out.line(text.rstrip()))
+        return
+    found: Any = session.opened.info(spec, **options)
+    session.out.result(
+        found.to_json, lambda: session.out.fields(_installed(found) if found.installed else _on_server(found))
+    )
+    if found.installed and not session.out.as_json:
+        session.out.fields([("used by", f"{use.kind} {use.who}: {use.why}") for use in found.used_by])
+        gone = [one.label for one in _all(found.node) if one.state == "missing"]
+        if gone:
+            session.out.note(f"no longer installed: {shown(', '.join(gone), 400)}")
 
 
-def _show_remote(
-    session: Session,
-    spec: AdapterSpec,
-    base: BaseSpec | None,
-    bounds: RankRange,
-    remote: str | None,
-    token: str | None,
-    not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None,
-) -> None:
-    from adapterhub.api.steps.describing import document_on_server
-
-    document = document_on_server(session, spec, base, bounds, remote=remote, token=token, not_here=not_here)
-    session.out.result(document, lambda: session.out.fields(_fields(document)))
-
-
-def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:
-    hints = d["base"].get("hints", {})
-    pairs: list[tuple[str, object]] = [
-        ("name", d["name"]),
-        ("version", d["version"]),
-        ("yanked", d["yanked"]),
-        ("digest", d["digest"]),
-        ("repository", f"{d['repository']} on {d['remote']}"),
-        ("commit", d["commit"]),
-        ("base weights", d["base"].get("weights", "unknown")),
-        ("base hub id", hints.get("hub_id")),
-        *verdict_fields(d),
-        *policy_fields(d),
-        ("task", d.get("task")),
-        ("description", d.get("description") or None),
-        ("license", d.get("license")),
-        ("prompt form", prompt_label(d)),
-        ("method", ", ".join(d["method"]).lower()),
-        ("rank", d.get("rank")),
-        ("alpha", d.get("alpha")),
-        ("target modules", ", ".join(d.get("target_modules", ())) or None),
-        *group_fields(d),
-        ("tensors", f"{d['header']['tensors']} ({', '.join(d['header']['dtypes'])})"),
-        ("parameters", f"{d['header']['parameters']:,}"),
+def _installed(one: Shown) -> _Fields:
+    build, manifest, fingerprint = one.build, one.manifest, one.build.base.fingerprint
+    pairs: _Fields = [
+        ("name", build.full_name),
+        ("version", manifest.version),
+        ("aliases", ", ".join(one.aliases) or None),
+        ("yanked", None if one.yanked is None else shown(one.yanked or "no reason given", 200)),
+        ("digest", manifest.digest),
+        ("base", (build.base_name or "unknown") + (" (pinned)" if one.base_pinned else "")),
+        ("base weights", fingerprint.weights if fingerprint else "unknown"),
+        ("base hub id", one.base_hub_id or None),
+        *_verdict(one),
+        ("task", manifest.task),
+        ("description", manifest.description or None),
+        ("license", manifest.license),
+        ("prompt form", manifest.prompt.label if manifest.prompt else None),
+        ("contract", one.contract),
+        *_method(one),
+        ("parameters", f"{manifest.parameters:,} ({manifest.dtype})"),
+        ("path", build.folder),
+        ("added", one.added_at),
+        ("from", one.origin),
+        ("signature", one.signature.message),
     ]
-    pairs += [("file", f"{f['path']}  {size_text(f['size_bytes'])}  {f['sha256']}") for f in d["files"]]
-    pairs.append(("read", f"{size_text(d['received_bytes'])} of {size_text(d['size_bytes'])}"))
+    pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
+    pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
+    if manifest.recipe:
+        options = manifest.recipe.get("options")
+        words = [manifest.recipe.get("method"), manifest.recipe.get("dtype")]
+        words[1:1] = [f"{k} {v}" for k, v in options.items()] if isinstance(options, dict) else []
+        pairs.append(("recipe", ", ".join(str(word) for word in words if word is not None)))
+    pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
     return pairs
+
+
+def _on_server(one: ShownThere) -> _Fields:
+    manifest, fingerprint = one.manifest, one.manifest.base.fingerprint
+    pairs: _Fields = [
+        ("name", one.release.full_name),
+        ("version", manifest.version),
+        ("yanked", one.release.yanked),
+        ("digest", manifest.digest),
+        ("repository", f"{one.repository} on {one.remote}"),
+        ("commit", one.commit),
+        ("base weights", fingerprint.weights if fingerprint else "unknown"),
+        ("base hub id", manifest.base.hints.hub_id),
+        *_verdict(one),
+        ("task", manifest.task),
+        ("description", manifest.description or None),
+        ("license", manifest.license),
+        ("prompt form", manifest.prompt.label if manifest.prompt else None),
+        *_method(one),
+        ("tensors", f"{one.header.tensors} ({', '.join(one.header.dtypes)})"),
+        ("parameters", f"{one.header.parameters:,}"),
+    ]
+    pairs += [("file", f"{f.path}  {size_text(f.size_bytes)}  {f.sha256}") for f in manifest.files]
+    pairs.append(("read", f"{size_text(one.received_bytes)} of {size_text(manifest.size_bytes)}"))
+    return pairs
+
+
+def _verdict(one: Shown | ShownThere) -> _Fields:
+    """The base that the adapter's base was compared with, the verdict, and each difference; what the policy says."""
+    judged = one.judged
+    asked = f", `{judged.asked}`" if judged.asked else ""
+    differs: _Fields = [("base differs", text) for text in judged.differences]
+    refusal: _Fields = (
+        [("policy", f"refused by the project's policy: {one.policy_refusal}")] if one.policy_refusal else []
+    )
+    return [("base verdict", f"{judged.verdict.name}{asked}"), *differs, *refusal]
+
+
+def _method(one: Shown | ShownThere) -> _Fields:
+    """Method, rank and alpha, and the modules in groups."""
+    manifest = one.manifest
+    pairs: _Fields = [
+        ("method", ", ".join(manifest.method).lower()),
+        ("rank", manifest.rank),
+        ("alpha", f"{manifest.alpha:g}" if manifest.alpha is not None else None),
+        ("target modules", ", ".join(manifest.target_modules) or None),
+    ]
+    pairs += [("modules", group) for group in one.modules.groups]
+    return pairs + [("whole tensor", name) for name in one.modules.whole]
+
+
+def _all(node: Node) -> Iterator[Node]:
+    for parent in node.parents:
+        yield parent
+        yield from _all(parent)

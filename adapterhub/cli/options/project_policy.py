@@ -1,4 +1,4 @@
-"""`--exclude-newer`, and the line that tells why the project's policy refuses a build."""
+"""`--exclude-newer`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,3 @@ def exclude_newer_option(command: F) -> F:
     """Add `--exclude-newer`."""
     text = "Ignore releases newer than a date (2026-01-31), time or age (7d, 2w, 12h) [default: the project's setting]."
     return click.option("--exclude-newer", metavar="DATE|AGE", help=text)(command)
-
-
-def policy_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
-    """The line that shows `policy_refusal` of a document."""
-    refusal = document["policy_refusal"]
-    return [("policy", f"refused by the project's policy: {refusal}")] if refusal else []
