@@ -15,7 +15,7 @@ from typing import Any, Final
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.contract.standards import TESTS_POLICIES
 from adapterhub.formats.manifest import MEDIA_TYPES, Manifest
-from adapterhub.projects.file import reading as project_file
+from adapterhub.projects import file as project_file
 from adapterhub.projects.lock import lockfile as lock_file
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights import catalogue

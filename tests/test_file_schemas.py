@@ -11,7 +11,7 @@ import adapterhub
 from adapterhub.core.errors import Malformed
 from adapterhub.formats.documents import toml_of
 from adapterhub.formats.manifest import Manifest
-from adapterhub.projects.file.reading import parse_project
+from adapterhub.projects.file import parse_project
 from adapterhub.weights.recipes.toml import parse_recipe
 from tests.support.docs_sandbox import make_sandbox
 

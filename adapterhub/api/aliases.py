@@ -233,7 +233,7 @@ def set_project_alias(
     """
     from adapterhub.formats.alias import parse_alias
     from adapterhub.projects.aliases import locked_alias
-    from adapterhub.projects.file.editing import project_of, text_of_project, with_alias
+    from adapterhub.projects.file import project_of, text_of_project, with_alias
     from adapterhub.projects.lock.lockfile import previous_lock, read_lock
     from adapterhub.projects.places import ProjectSources, Where, editing, lock_now
     from adapterhub.projects.saving import Saving, key_of, save

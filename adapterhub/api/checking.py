@@ -21,7 +21,7 @@ from adapterhub.projects.session import wanted_from
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.withdrawn import FindSource
+    from adapterhub.distribution.withdrawal import FindSource
     from adapterhub.formats.engines import Verdict
     from adapterhub.library.audit import Audit, Surroundings
     from adapterhub.library.audit import Subject as AuditSubject
@@ -283,7 +283,7 @@ def reports_of(
             yield text, _with_signature(opened, folder, report)
         else:
             from adapterhub.distribution.choosing import look_up
-            from adapterhub.distribution.withdrawn import why_withdrawn
+            from adapterhub.distribution.withdrawal import why_withdrawn
 
             library, spec = opened(), AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
@@ -348,7 +348,7 @@ def _everything(
     library: Library, record: BaseRecord | None, progress: Progress | None, find_source: FindSource | None
 ) -> Iterator[tuple[str, Report]]:
     """Check every installed build, then the store and its records, which are reported only if they have findings."""
-    from adapterhub.distribution.withdrawn import withdrawn_builds
+    from adapterhub.distribution.withdrawal import withdrawn_builds
     from adapterhub.library.installed import while_installed
     from adapterhub.library.library import Library as Local
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.http.plain import Contents
+    from adapterhub.distribution.http.stream import Contents
     from adapterhub.formats.base.fingerprint import BaseVerdict
     from adapterhub.formats.manifest import BaseRef, Manifest
     from adapterhub.formats.modules.groups import Modules
@@ -187,7 +187,7 @@ def shown_build(
 
     Its server says whether it has yanked the build; `offline` and without an answer, what it said last counts.
     """
-    from adapterhub.distribution.withdrawn import why_withdrawn
+    from adapterhub.distribution.withdrawal import why_withdrawn
     from adapterhub.projects.tree import Uses
 
     digest = build.manifest.digest
@@ -282,7 +282,7 @@ def shown_on_server(
     sources = session.sources_of(spec, remote, token=token)
     if not sources and not_here is not None:
         raise not_here
-    from adapterhub.distribution.moving import exact_at
+    from adapterhub.distribution.choosing import exact_at
     from adapterhub.formats.modules.groups import modules_of
 
     library = session.library

@@ -178,8 +178,7 @@ def _links(source: Path, target: Path, what: str, who: str, place: Path) -> Line
 def project_files(session: Session) -> Iterator[Line]:
     """Check that the project file and its lock are readable and agree; yields nothing outside a project."""
     from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
-    from adapterhub.projects.lock.lockfile import read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
+    from adapterhub.projects.lock.lockfile import lock_problems, read_lock
     from adapterhub.projects.project import read_project
 
     folder = session.project_folder

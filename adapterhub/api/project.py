@@ -25,10 +25,8 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.documented import Documented
 from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames
-from adapterhub.projects.file.editing import create_project, write_project
-from adapterhub.projects.lock.history import History
-from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-from adapterhub.projects.lock.staleness import lock_problems, wanted_text
+from adapterhub.projects.file import create_project, write_project
+from adapterhub.projects.lock.lockfile import lock_problems, previous_lock, read_lock, wanted_text
 from adapterhub.projects.locking import (
     ALL,
     Change,
@@ -50,7 +48,7 @@ from adapterhub.projects.places import (
     save_lock,
 )
 from adapterhub.projects.project import find_project, read_project
-from adapterhub.projects.rollback import plan_rollback
+from adapterhub.projects.rollback import History, plan_rollback
 from adapterhub.projects.sync import (
     Synced,
     SyncPlan,

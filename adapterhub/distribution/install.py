@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated
 
 from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.files import write_file
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import first_fitting
-from adapterhub.distribution.moving import follow
+from adapterhub.distribution.choosing import first_fitting, follow
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.base.fingerprint import BaseVerdict
@@ -458,3 +459,52 @@ class _Gated:
     def publish(self) -> None:
         self.gate(self.staging.folder, self.release)
         self.staging.publish()
+
+
+@contextmanager
+def borrowed(
+    library: Library, plan: InstallPlan, progress: Progress | None = None, *, signatures: GivenPolicy = None
+) -> Iterator[Installed | Path]:
+    """The build of a plan: the installed one, else a folder in the library's `tmp` that goes when the block ends.
+
+    The policies of `run_install` apply. The files are hashed while they are fetched; who loads them verifies them.
+
+    Raises:
+        SignatureRefused, NamespaceBound: a policy forbids it; nothing was fetched.
+        RefusedAdapter, DigestMismatch, RemoteUnreachable, DiskFull: it cannot be fetched whole.
+    """
+    if plan.present is not None:
+        Admission(library).ensure_usable(plan.present, signatures)
+        yield plan.present
+        return
+    admit(library, plan.release, plan.source, plan.asked, signatures).remember()
+    with library.receive(plan.release, plan.wanted.record if plan.wanted else None) as staging:
+        copy(plan.release, plan.source, _Lent(staging), progress)
+        with library.store.os_errors_as_refusals():
+            write_file(staging.folder / MANIFEST_FILE, plan.release.manifest.to_bytes())
+        yield staging.folder
+
+
+class _Lent:
+    """A staging that stays open after a copy and publishes nothing; both ends of `transfer.Destination`."""
+
+    label = "a temporary folder of the library"
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+
+    @contextmanager
+    def receive(self, release: Release) -> Iterator[Receiver]:  # noqa: ARG002 - the Destination protocol
+        yield self
+
+    def has(self, entry: FileEntry) -> bool:
+        return self._staging.has(entry)
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        self._staging.put(entry, stream, progress)
+
+    def sign(self, signature: bytes) -> bool:
+        raise AssertionError(signature)  # `borrowed` passes none on
+
+    def publish(self) -> None:
+        """Nothing: a loan is not installed."""

@@ -21,7 +21,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from adapterhub.projects.builds import label_of
-from adapterhub.projects.lock.staleness import locked_step
+from adapterhub.projects.lock.lockfile import locked_step
 from adapterhub.projects.sync import Bar, Brought, BuildSources, Places, PolicyFor, bring, bring_locked
 from adapterhub.projects.values import (
     Lock,

@@ -297,7 +297,7 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
     project = session.project
     if project is None and exclude_newer is None:
         return None
-    from adapterhub.projects.file.policy import objection_of
+    from adapterhub.projects.file import objection_of
     from adapterhub.projects.values import Policy
 
     policy = project.policy if project else Policy()
@@ -320,8 +320,8 @@ def plan_one(
     Raises:
         NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
     """
+    from adapterhub.distribution.choosing import exact_at
     from adapterhub.distribution.install import plan_install
-    from adapterhub.distribution.moving import exact_at
 
     library = session.library
     spec, followed = exact_at(library, spec, sources)
@@ -445,8 +445,8 @@ def save_lock(session: Session, project: Project, lock: Lock, *, back_to: Collec
     `back_to` are names that are rolled back, for which the history has nothing new.
     """
     from adapterhub.library.store.roots import KnownProjects
-    from adapterhub.projects.lock.history import History
     from adapterhub.projects.lock.lockfile import previous_lock, write_lock
+    from adapterhub.projects.rollback import History
     from adapterhub.projects.values import digests_of
 
     before = previous_lock(project)

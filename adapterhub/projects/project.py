@@ -29,7 +29,7 @@ def read_project(folder: Path) -> Project:
         NotFound: there is no `adapters.toml`.
         Malformed: it cannot be used; every problem with its place.
     """
-    from adapterhub.projects.file.reading import parse_project, project_bytes
+    from adapterhub.projects.file import parse_project, project_bytes
 
     return parse_project(project_bytes(folder), folder, str(folder / PROJECT_FILE))
 

@@ -13,7 +13,7 @@ from adapterhub.core.errors import Conflict, NotFound
 from adapterhub.formats.documents import near_name
 from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import locked_build
-from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter, without_adapters, write_project
+from adapterhub.projects.file import project_of, text_of_project, with_adapter, without_adapters, write_project
 from adapterhub.projects.lock.lockfile import previous_lock
 from adapterhub.projects.locking import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock

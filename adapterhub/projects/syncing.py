@@ -14,8 +14,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.builds import exact_spec
 from adapterhub.projects.lock.conflicts import yanked_notice
-from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.lock.lockfile import lock_problems, previous_lock, read_lock
 from adapterhub.projects.locking import Change, DropIn, base_moved_since
 from adapterhub.projects.places import ProjectSources, Where, build_sources, lock_now, save_lock
 from adapterhub.projects.session import Session
@@ -173,7 +172,7 @@ def yanked_notices(session: Session, entries: Sequence[Locked], sources: Project
     locked = [e for e in adapters if kind_named(e.source.kind).is_server]
     if not locked:
         return []
-    from adapterhub.distribution.withdrawn import Here, withdrawn
+    from adapterhub.distribution.withdrawal import Here, withdrawn
 
     here = [
         Here(digest=e.digest, spec=exact_spec(e), place=e.source.address, repository=e.source.repo or "")

@@ -20,7 +20,7 @@ from adapterhub.library.directory import PublishedDirectory, open_source
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.projects.file.policy import objection_of
+from adapterhub.projects.file import objection_of
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.locking import base_choice, in_project
 from adapterhub.projects.places import ANYWHERE, ProjectSources, Where

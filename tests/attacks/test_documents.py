@@ -14,7 +14,7 @@ from adapterhub.cli.output import json_text
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import Malformed
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
-from adapterhub.projects.file.reading import MAX_ENTRIES, parse_project
+from adapterhub.projects.file import MAX_ENTRIES, parse_project
 from adapterhub.weights.recipes.toml import parse_recipe
 from tests.registry.running import running
 from tests.support.command_line import Adapt

@@ -23,8 +23,7 @@ from adapterhub import Library
 from adapterhub.core.errors import NotAllowed, shown
 from adapterhub.core.redaction import keep_secret, without_secrets
 from adapterhub.core.specs import parse_name
-from adapterhub.distribution.oci._credentials import Credentials
-from adapterhub.distribution.oci._wire import OciWire
+from adapterhub.distribution.oci._image import Credentials, OciWire
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from adapterhub.core.errors import RemoteUnreachable
-from adapterhub.distribution.oci._credentials import Credentials
-from adapterhub.distribution.oci._wire import OciWire
+from adapterhub.distribution.oci._image import Credentials, OciWire
 from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, WEIGHTS_FILE
 from tests.distribution.test_oci import REPO
 from tests.support.command_line import Adapt
@@ -43,7 +42,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Adapt,
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(folder))
         patch.setattr("adapterhub.distribution.http.stream.PAUSES_S", (0.0,))
-        patch.setattr("adapterhub.distribution.oci._wire.MOST_PAGES", 5)
+        patch.setattr("adapterhub.distribution.oci._image.MOST_PAGES", 5)
         patch.setattr("adapterhub.distribution.http.wire.time.sleep", lambda _s: None)
         made.ok("push", "legal-qa", "--to", f"{server.address}/{REPO}")
         yield user, server

@@ -19,8 +19,7 @@ from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
 from adapterhub.core.errors import RemoteUnreachable
-from adapterhub.distribution.http.session import _WAIT_S
-from adapterhub.distribution.http.wire import Wire
+from adapterhub.distribution.http.wire import _WAIT_S, Wire
 from adapterhub.distribution.hub import bound_client
 
 OURS = "hf_of_the_encrypted_server"

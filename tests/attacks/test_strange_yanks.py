@@ -11,7 +11,7 @@ import pytest
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.distribution.hub import Hub
-from adapterhub.distribution.withdrawn import why_withdrawn
+from adapterhub.distribution.withdrawal import why_withdrawn
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.origins import Origin

@@ -27,8 +27,7 @@ from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
-from adapterhub.projects.lock.lockfile import lock_text, parse_lock
-from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.lock.lockfile import lock_problems, lock_text, parse_lock
 from adapterhub.projects.locking import LockOutcome, lock_project
 from adapterhub.projects.project import read_project
 from tests.bench.growth import told

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapterhub.core.dates import parse_newest_allowed, parse_time, time_text
 from adapterhub.core.errors import UsageProblem
-from adapterhub.projects.file.policy import parse_exclude_newer
+from adapterhub.projects.file import parse_exclude_newer
 
 NOW = parse_time("2026-06-15T12:00:00Z")
 

@@ -15,9 +15,8 @@ from adapterhub.formats.release import Release
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from adapterhub.projects.file.reading import parse_project
-from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.file import parse_project
+from adapterhub.projects.lock.lockfile import lock_problems, read_lock
 from adapterhub.projects.locking import changes_between
 from adapterhub.projects.places import ProjectSources, Where, build_sources, lock_now, save_lock
 from adapterhub.projects.session import Session

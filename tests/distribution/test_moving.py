@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.moving import exact_at, follow
+from adapterhub.distribution.choosing import exact_at, follow
 from adapterhub.formats.alias import Alias, AliasMove, AliasTarget
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library

@@ -14,7 +14,7 @@ import pytest
 
 from adapterhub.core.errors import SpecError
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.http.etag import git_sha1
+from adapterhub.distribution.http.wire import git_sha1
 from adapterhub.distribution.hub import Hub
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Library
@@ -539,7 +539,7 @@ def add_base(home: Adapt, proxy: net.Proxy, with_base: int, monkeypatch: pytest.
     huggingface_hub.utils.disable_progress_bars()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.folder / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("adapterhub.distribution.http.session.MAX_SMALL_BYTES", 64 << 10)
+    monkeypatch.setattr("adapterhub.distribution.http.wire.MAX_SMALL_BYTES", 64 << 10)
     assert with_base > 64 << 10
     return lambda: home("base", "add", BASE_REPO, "--as", "b", "--remote", proxy.url)
 

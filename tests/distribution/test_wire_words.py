@@ -31,12 +31,13 @@ from adapterhub.core.errors import (
     SpecError,
 )
 from adapterhub.distribution.http import wire as _wire
-from adapterhub.distribution.http.etag import check_etag, git_sha1
 from adapterhub.distribution.http.wire import (
     Answer,
     HttpError,
     Wire,
+    check_etag,
     file_path,
+    git_sha1,
     is_missing,
     unencrypted,
     unusable_proxy,

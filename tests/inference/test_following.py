@@ -265,11 +265,11 @@ def test_an_event_is_a_reason_to_look_and_is_trusted_for_nothing_else() -> None:
 def test_a_registry_that_sends_nonsense_is_refused(
     server: Running, online: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub.distribution.hub import _events
+    from adapterhub.distribution.hub import _withdrawal
 
     hub = Hub(endpoint=server.url, token=None)
     assert hub.events(None).events == ()
     for told in ({}, [], {"events": [{}], "next": 1, "missed": False}, {"events": [], "next": "1", "missed": False}):
-        monkeypatch.setattr(_events.Wire, "json", lambda *_, told=told, **__: told)
+        monkeypatch.setattr(_withdrawal.Wire, "json", lambda *_, told=told, **__: told)
         with pytest.raises(RemoteUnreachable, match="cannot read"):
             hub.events(0)

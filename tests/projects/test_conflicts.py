@@ -206,7 +206,7 @@ def test_the_hint_names_the_one_rule_that_keeps_an_adapter_out(policy, offer, hi
 
 
 def test_what_the_hint_about_a_date_offers_lets_the_release_in():
-    from adapterhub.projects.file.policy import refusal
+    from adapterhub.projects.file import refusal
 
     one = build(published_at=NOW - DAY + 0.75)
     hint = kept_out(Policy(exclude_newer="2026-01-01"), wanted("acme/poem"), [one], NOW)

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound
 from adapterhub.core.specs import parse_name
-from adapterhub.projects.file.reading import parse_project
+from adapterhub.projects.file import parse_project
 from adapterhub.projects.lock import lockfile
 from adapterhub.projects.lock.lockfile import (
     MOST_ENTRIES,
+    lock_problems,
     lock_text,
+    locked_step,
     parse_lock,
     read_lock,
     write_lock,
 )
-from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,

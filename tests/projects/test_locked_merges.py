@@ -11,8 +11,7 @@ import pytest
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, ReleaseExists
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.library.library import Added, Library
-from adapterhub.projects.lock.lockfile import lock_text, parse_lock
-from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.lock.lockfile import lock_problems, lock_text, parse_lock
 from adapterhub.projects.merges import Merges, version_of
 from adapterhub.projects.values import AdapterRequirement, LockedMerge, MergeRequirement, Project
 from adapterhub.weights.recipes.toml import Inner, Leaf, Step

@@ -25,9 +25,8 @@ from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.transfer import Source, copy
-from adapterhub.projects.file.reading import parse_project
-from adapterhub.projects.lock.lockfile import lock_text
-from adapterhub.projects.lock.staleness import lock_problems, locked_step
+from adapterhub.projects.file import parse_project
+from adapterhub.projects.lock.lockfile import lock_problems, lock_text, locked_step
 from adapterhub.projects.locking import ALL, LockOutcome, lock_project
 from adapterhub.projects.values import (
     AdapterRequirement,

@@ -19,7 +19,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from adapterhub.projects.file.policy import objection_of, refusal
+from adapterhub.projects.file import objection_of, refusal
 from adapterhub.projects.values import Policy
 from tests.distribution.test_resolve import ask, build
 from tests.support.command_line import Adapt

@@ -6,7 +6,7 @@ import pytest
 
 from adapterhub.core.errors import Malformed
 from adapterhub.library.aliasing import point
-from adapterhub.projects.file.editing import project_of
+from adapterhub.projects.file import project_of
 from adapterhub.projects.lock.lockfile import lock_text, parse_lock, read_lock
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_base

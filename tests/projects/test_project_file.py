@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from adapterhub.core.errors import Conflict, Malformed, NotFound
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec, parse_name
-from adapterhub.projects.file.editing import (
+from adapterhub.projects.file import (
     create_project,
+    parse_project,
     project_of,
     text_of_project,
     with_adapter,
     without_adapters,
     write_project,
 )
-from adapterhub.projects.file.reading import parse_project
-from adapterhub.projects.lock.staleness import wanted_text
+from adapterhub.projects.lock.lockfile import wanted_text
 from adapterhub.projects.project import find_project, read_project
 from adapterhub.projects.values import AdapterRequirement, Policy, Project, ProjectRemote
 from adapterhub.weights.recipes.toml import Inner, Leaf

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import adapterhub.projects.sync._folders as folders
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed, StoreLocked
 from adapterhub.formats.cards.card import card_for
@@ -20,8 +19,8 @@ from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.roots import KnownProjects, synced_path
-from adapterhub.projects.sync import opened, syncing, wanted_entries
-from adapterhub.projects.sync._bringing import _all_of
+from adapterhub.projects.sync import folders, opened, syncing, wanted_entries
+from adapterhub.projects.sync.bringing import _all_of
 from adapterhub.projects.values import Lock, LockedAdapter, digests_of
 from adapterhub.trust.verify import verify_folder
 from tests.support.locks import entry_of, lock_of, nowhere, planned, sync

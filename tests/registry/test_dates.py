@@ -16,7 +16,7 @@ from adapterhub.distribution.install import plan_install
 from adapterhub.formats.release import Release
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from adapterhub.projects.file.policy import objection_of
+from adapterhub.projects.file import objection_of
 from adapterhub.projects.values import Policy
 from tests.registry.proxy import Proxy
 from tests.registry.running import Running

@@ -12,8 +12,8 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_namespace
+from adapterhub.distribution.choosing import exact_at
 from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
-from adapterhub.distribution.moving import exact_at
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission

@@ -196,8 +196,7 @@ def _planned(
     session: Session, hit: SearchHit, base: BaseSpec, where: SpecSources, signatures: SignaturePolicy | None
 ) -> Candidate:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.borrowing import borrowed
-    from adapterhub.distribution.install import admit
+    from adapterhub.distribution.install import admit, borrowed
     from adapterhub.projects.places import Asked, objection_from, plan_one
 
     spec = AdapterSpec.parse(hit.repo)

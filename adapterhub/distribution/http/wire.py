@@ -7,16 +7,17 @@ here, so that the token goes only to its own server.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import __version__ as hub_version
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -33,6 +34,7 @@ from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
     Conflict,
+    DigestMismatch,
     DiskFull,
     NotAllowed,
     RemoteUnreachable,
@@ -40,8 +42,6 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.redaction import keep_secret
-from adapterhub.distribution.http.ahead import Ahead
-from adapterhub.distribution.http.etag import check_etag
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""
@@ -447,3 +447,166 @@ def web_address(url: str, location: str) -> str:
     except ValueError:
         return ""
     return target if is_web and target.isascii() and target.isprintable() else ""
+
+
+def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
+    """Check a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
+
+    Raises:
+        DigestMismatch: the bytes differ from the digest.
+    """
+    etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
+    if not all(c in "0123456789abcdef" for c in etag):
+        return
+    if len(etag) == 64:  # noqa: PLR2004 - sha256
+        actual = hashlib.sha256(body).hexdigest()
+    elif len(etag) == 40 and "x-repo-commit" in headers:  # noqa: PLR2004 - sha1
+        actual = git_sha1(body)
+    else:
+        return
+    if actual != etag:
+        raise DigestMismatch(what, expected=etag, actual=actual, hint="nothing was stored; try again")
+
+
+def git_sha1(body: bytes) -> str:
+    """The git blob hash of these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+
+
+class Ahead:
+    """What one server answered, by path and query: a body, or the code of its error."""
+
+    def __init__(self, endpoint: str, http: str) -> None:
+        """`http` names the HTTP library of the Hub's client."""
+        self._endpoint, self._http = endpoint, http
+        self._answers: dict[str, bytes | str] = {}
+
+    def take(self, answers: Mapping[str, bytes | str]) -> None:
+        """Keep some answers."""
+        self._answers |= answers
+
+    def forget(self) -> None:
+        """Drop what may be old soon: all but files at commits."""
+        self._answers = {path: told for path, told in self._answers.items() if _is_fixed(path)}
+
+    def told(self, path: str) -> bytes | None:
+        """The body for a request; None where none came. Raises the error of the Hub's client that the answer is.
+
+        Files at a commit never change, so they stay; all else counts once.
+        """
+        told = self._answers.get(path) if _is_fixed(path) else self._answers.pop(path, None)
+        if isinstance(told, str):
+            http = sys.modules[self._http]
+            request = http.Request("GET", f"{self._endpoint}/{path}")
+            hf_raise_for_status(http.Response(HTTPStatus.NOT_FOUND, headers={"X-Error-Code": told}, request=request))
+        return told if isinstance(told, bytes) else None
+
+
+def _is_fixed(path: str) -> bool:
+    return "/resolve/" in path
+
+
+VERIFYING_S = 300.0
+"""How long to wait for the next byte: a server reads a whole push before it responds."""
+
+_MOST: Final = "adapterhub.most_bytes"
+_HTTP: Any = sys.modules[HttpError.__module__.partition(".")[0]]
+_WAIT_S: list[float] = []
+
+
+def bound_client(silence_s: float | None = None) -> None:
+    """Make the Hub's client give up on a silent server [default: after 300 s] and on an endless response."""
+    wait_s = silence_s or VERIFYING_S
+    if [wait_s] == _WAIT_S:
+        return
+    set_client_factory(lambda: bounded_client(wait_s))
+    _WAIT_S[:] = [wait_s]
+
+
+def bounded_client(wait_s: float) -> HttpObject:
+    """A client that gives up after `wait_s` silent seconds, and on an endless response.
+
+    Raises:
+        RemoteUnreachable: a proxy of the environment is invalid.
+    """
+    from huggingface_hub.utils._http import default_client_factory  # keeps the user's proxies and certificates
+
+    try:
+        client = default_client_factory()
+    except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+        raise unusable_proxy(error) from None
+    client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
+    _Bounds(client)
+    return client
+
+
+class _Bounds:
+    """Bounds how much of each response `client` reads.
+
+    Documents are read whole and are small. A file is streamed and has the size of the response to HEAD, which the
+    client always requests first. A stream without that size is bounded by its reader (`Wire`).
+    """
+
+    def __init__(self, client: HttpObject) -> None:
+        self._send = client.send
+        self._announced: dict[str, int] = {}
+        client.send = self.send
+        client.headers["accept-encoding"] = "identity"  # the size of a compressed response cannot be bounded
+        client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], self._bound]}
+
+    def send(self, request: HttpObject, *, stream: bool = False, **more: HttpObject) -> HttpObject:
+        """Replaces the client's `send`, which all its calls use; the hook reads the bound from the request."""
+        request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
+        response = self._send(request, stream=stream, **more)
+        if request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:
+            self._note(response)
+        return response
+
+    def _note(self, response: HttpObject) -> None:
+        size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
+        if size.isascii() and size.isdigit():
+            # the client fetches the file from this URL, or directly from the redirect's target
+            for one in filter(None, (response.request, response.next_request)):
+                self._announced[str(one.url)] = int(size)
+
+    @staticmethod
+    def _bound(response: HttpObject) -> None:
+        if response.has_redirect_location and response.url.scheme == "https":
+            target = response.url.join(response.headers["location"])
+            if target.scheme == "http":
+                raise unencrypted(f"{response.url.scheme}://{response.url.netloc.decode()}", str(target))
+        most = response.request.extensions.get(_MOST)
+        if most is None or response.request.method == "HEAD":
+            return
+        where = shown(str(response.url).partition("?")[0])  # the query may hold a signature
+        packing = response.headers.get("content-encoding", "identity").strip().lower()
+        if response.has_redirect_location or response.status_code >= HTTPStatus.BAD_REQUEST:
+            response.headers.pop("content-encoding", None)
+            response.stream = _Body(response.stream, MAX_ERROR_BYTES if packing == "identity" else 0, None)
+            return
+        if packing != "identity":
+            raise RemoteUnreachable(f"{where}: sent compressed bytes (`{shown(packing, 40)}`), expected plain ones")
+        refusal = RemoteUnreachable(f"{where}: sent more than {most:,} bytes, more than such a response may have")
+        response.stream = _Body(response.stream, most, refusal)
+
+
+class _Body(_HTTP.SyncByteStream):  # type: ignore[misc]  # of whichever HTTP library
+    """A body that ends after `most` bytes: with `refusal`, or silently."""
+
+    def __init__(self, stream: HttpObject, most: int, refusal: RemoteUnreachable | None) -> None:
+        self._stream, self._most, self._refusal = stream, most, refusal
+
+    def __iter__(self) -> Iterator[bytes]:
+        came = 0
+        for piece in self._stream:
+            came += len(piece)
+            if came <= self._most:
+                yield piece
+            elif self._refusal is not None:
+                raise self._refusal
+            else:
+                return
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._stream.close()

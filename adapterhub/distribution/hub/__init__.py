@@ -31,22 +31,15 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.hub_ids import COUNTED, COUNTER
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.http.plain import Contents, read_contents
-from adapterhub.distribution.http.session import bound_client, bounded_client
-from adapterhub.distribution.http.stream import RemoteFile
-from adapterhub.distribution.http.wire import Wire, file_path, is_missing
-from adapterhub.distribution.hub._ahead import look_ahead
-from adapterhub.distribution.hub._aliases import FEATURE, RegistryAliases
-from adapterhub.distribution.hub._events import LONGEST_WAIT_S, Event, EventPage, events_since
-from adapterhub.distribution.hub._listing import Kinds, dates_of, refs_of, repositories_of, repositories_tagged
+from adapterhub.distribution.http.stream import Contents, RemoteFile, read_contents
+from adapterhub.distribution.http.wire import Wire, bound_client, bounded_client, file_path, is_missing
 from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
-from adapterhub.distribution.hub._plain import plain_release
 from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag
-from adapterhub.distribution.hub._results import FEATURE as RESULTS
-from adapterhub.distribution.hub._results import RegistryResults
+from adapterhub.distribution.hub._search import FEATURE as RESULTS
 from adapterhub.distribution.hub._search import (
     PAGE,
     AlikeThere,
+    RegistryResults,
     Search,
     SearchHit,
     alike_on,
@@ -54,14 +47,29 @@ from adapterhub.distribution.hub._search import (
     search_tags,
 )
 from adapterhub.distribution.hub._versions import (
+    Kinds,
     Published,
     PublishedVersion,
+    dates_of,
+    look_ahead,
     newest_last,
     places_in,
+    plain_release,
     published_in,
+    refs_of,
+    repositories_of,
+    repositories_tagged,
     yanked_on_registry,
 )
-from adapterhub.distribution.hub._withdrawal import Withdrawal
+from adapterhub.distribution.hub._withdrawal import (
+    FEATURE,
+    LONGEST_WAIT_S,
+    Event,
+    EventPage,
+    RegistryAliases,
+    Withdrawal,
+    events_since,
+)
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release

@@ -34,10 +34,8 @@ from adapterhub.core.errors import (
 from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.specs import version_of
 from adapterhub.distribution.http.wire import HttpError, Wire, file_path
-from adapterhub.distribution.hub._ahead import look_at
-from adapterhub.distribution.hub._listing import refs_of
-from adapterhub.distribution.hub._results import RegistryResults
-from adapterhub.distribution.hub._versions import is_version_tag
+from adapterhub.distribution.hub._search import RegistryResults
+from adapterhub.distribution.hub._versions import is_version_tag, look_at, refs_of
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.manifest import (
     CARD_FILE,

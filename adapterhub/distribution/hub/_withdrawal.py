@@ -1,4 +1,4 @@
-"""Withdraws what was published: yanks a version, takes that back, deletes a version or a whole repository.
+"""Changes what was published: yanks and deletes it, moves its aliases, and reads what a registry tells of it.
 
 Our registry records a yank itself. Any other server gets a commit with `adapterhub.yanked.json`, which has the reasons,
 and then the tag `yanked-v<version>` on that commit, which is the mark.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.errors import SpecError
-from adapterhub.core.specs import version_key
+from adapterhub.core.dates import parse_time
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.errors import AmbiguousSpec, RemoteUnreachable, SpecError, UsageProblem, shown
+from adapterhub.core.specs import AdapterSpec, parse_name, version_key
 from adapterhub.distribution.http.wire import Wire
-from adapterhub.distribution.hub._listing import refs_of
-from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, places_in, reasons_at, yank_tags
+from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, places_in, reasons_at, refs_of, yank_tags
+from adapterhub.formats.alias import ACTIONS, MOST_TARGETS, Alias, AliasMove, AliasTarget, check_targets, parse_alias
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -105,3 +108,165 @@ class Withdrawal:
             repo, [CommitOperationAdd(YANKED_FILE, io.BytesIO(data))], commit_message=message, parent_commit=head
         )
         return str(made.oid)
+
+
+FEATURE: Final = "aliases"
+_API: Final = "api/adapt/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedAlias:
+    """An alias, and the repository that has it."""
+
+    repo: str
+    alias: Alias
+
+
+class RegistryAliases:
+    """The aliases of one server, which has them if `is_offered`."""
+
+    def __init__(self, wire: Wire, *, is_offered: bool) -> None:
+        self._wire = wire
+        self.is_offered = is_offered
+
+    def find(self, spec: AdapterSpec) -> PublishedAlias | None:
+        """The alias that the `@word` of a spec is; None where it is none.
+
+        Raises:
+            AmbiguousSpec: several repositories of the adapter have it.
+        """
+        if not self.is_offered or spec.namespace is None or spec.base is None or spec.base.kind != "alias":
+            return None
+        with self._wire.plainly(f"alias `{spec}`"):
+            told = self._wire.json(f"{_API}/aliases/{spec.full_name}/{spec.base.text}")
+        found = [one for one in self._read(told, "aliases") if one.repo.partition("/")[0] == spec.namespace]
+        if len(found) > 1:
+            choices = [(f"{one.repo}@{one.alias.name}", one.alias.text()) for one in found]
+            raise AmbiguousSpec(f"`{spec}` is the alias of {len(found)} repositories", choices, hint="name one of them")
+        return found[0] if found else None
+
+    def all(self, repo: str) -> list[PublishedAlias]:
+        """The aliases of a repository."""
+        self._ensure_offered()
+        with self._wire.plainly(f"aliases of `{repo}`"):
+            return self._read(self._wire.json(f"{_API}/adapters/{repo}/aliases"), "aliases")
+
+    def history(self, repo: str, name: str) -> Alias:
+        """An alias with its moves, also after its removal; without moves where there never was one."""
+        self._ensure_offered()
+        with self._wire.plainly(f"history of `{repo}@{name}`"):
+            told = self._wire.json(f"{_API}/adapters/{repo}/aliases/{name}/history")
+        try:
+            moves = tuple(_move(one, at=one["at"], by=one["by"]) for one in told["moves"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._nonsense(error) from None
+        return Alias(adapter=repo, name=name, moves=moves, place=self._wire.endpoint)
+
+    def set(self, repo: str, name: str, targets: Sequence[tuple[str, float]]) -> Alias:
+        """Point an alias at released versions of a repository, each with its weight."""
+        body = {"targets": [{"version": version, "weight": weight} for version, weight in targets]}
+        return self._post(repo, parse_alias(name), "", body)
+
+    def roll_back(self, repo: str, name: str, to: int | None = None) -> Alias:
+        """Point an alias at what it meant before, or after the move number `to`."""
+        return self._post(repo, name, "/rollback", {} if to is None else {"to": to})
+
+    def remove(self, repo: str, name: str) -> Alias:
+        """Remove an alias; its history stays."""
+        return self._post(repo, name, "/remove", {})
+
+    def _post(self, repo: str, name: str, verb: str, body: dict[str, Any]) -> Alias:
+        self._ensure_offered()
+        with self._wire.plainly(f"alias `{repo}@{name}`"):
+            self._wire.json(f"{_API}/adapters/{repo}/aliases/{name}{verb}", form=json.dumps(body).encode())
+        return self.history(repo, name)
+
+    def _ensure_offered(self) -> None:
+        if not self.is_offered:
+            raise UsageProblem(
+                f"{self._wire.endpoint} keeps no aliases. Nothing was changed",
+                hint="`adapt alias set` without `--remote` sets it in your library",
+            )
+
+    def _read(self, told: Any, key: str) -> list[PublishedAlias]:  # noqa: ANN401 - JSON
+        try:
+            return [_published(one, self._wire.endpoint) for one in told[key]]
+        except (LookupError, TypeError, ValueError, UsageProblem) as error:
+            raise self._nonsense(error) from None
+
+    def _nonsense(self, error: Exception) -> RemoteUnreachable:
+        return RemoteUnreachable(f"{self._wire.endpoint} sent no aliases: {shown(repr(error), 160)}")
+
+
+def _published(value: Any, place: str) -> PublishedAlias:  # noqa: ANN401 - JSON
+    repo, name, adapter = value["repo"], parse_alias(value["alias"]), value["adapter"]
+    namespace, _, bare = repo.partition("/")
+    full_name = f"{namespace}/{parse_name(adapter) if adapter is not None else bare}"
+    move = _move(value, at=value["moved_at"], by=value["moved_by"])
+    if move.targets:
+        check_targets(name, move.targets)
+    return PublishedAlias(repo=repo, alias=Alias(adapter=full_name, name=name, moves=(move,), place=place))
+
+
+def _move(value: Any, *, at: str, by: str) -> AliasMove:  # noqa: ANN401 - JSON
+    action, targets = value["action"], value["targets"]
+    if action not in ACTIONS or not isinstance(by, str) or len(targets) > MOST_TARGETS:
+        raise ValueError("no move of an alias")
+    found = tuple(AliasTarget.from_json(one) for one in targets)
+    return AliasMove(action=action, at=parse_time(at), by=shown(by, 200), targets=found)
+
+
+MOST_IN_PAGE: Final = 500
+LONGEST_WAIT_S: Final = 30
+"""How long a registry lets a request wait for an event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that changed at a registry, such as `version.yanked`; `digest` is None where it is about no build."""
+
+    id: str
+    type: str
+    number: int
+    repo: str
+    digest: Digest | None
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events in their order. `next` is where to continue; with `missed`, events after the start may be gone."""
+
+    events: tuple[Event, ...]
+    next: int
+    missed: bool
+
+
+def events_since(wire: Wire, since: int | None, wait_s: int) -> EventPage:
+    """The events after the number `since`; with None, none, but where to begin.
+
+    Raises:
+        RemoteUnreachable: the answer is not such a page.
+    """
+    asked = {} if since is None else {"since": since, "wait": wait_s, "limit": MOST_IN_PAGE}
+    with wire.plainly("events"):
+        told = wire.json("api/adapt/v1/events", asked)
+    try:
+        return _page(told)
+    except (LookupError, TypeError, ValueError):
+        raise RemoteUnreachable(f"{wire.endpoint} sent events that this version cannot read") from None
+
+
+def _page(told: Any) -> EventPage:  # noqa: ANN401 - JSON
+    if not (type(told["next"]) is int and isinstance(told["missed"], bool)):
+        raise ValueError("expected a number and a truth value")
+    return EventPage(events=tuple(_event(one) for one in told["events"]), next=told["next"], missed=told["missed"])
+
+
+def _event(value: Mapping[str, Any]) -> Event:
+    data = value["data"]
+    texts = (value["id"], value["type"], data["repo"])
+    if not all(isinstance(text, str) for text in texts) or type(value["number"]) is not int:
+        raise ValueError("expected texts and a number")
+    digest = None if data.get("digest") is None else parse_digest(data["digest"])
+    return Event(id=texts[0], type=texts[1], number=value["number"], repo=texts[2], digest=digest, data=data)

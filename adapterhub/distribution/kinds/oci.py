@@ -29,7 +29,7 @@ class OciKind(Kind):
 
     def open(self, address: str, access: Access) -> OciRegistry:
         """The registry; without a token, it is asked with what Docker's programs keep for its host."""
-        from adapterhub.distribution.http.session import bound_client
+        from adapterhub.distribution.http.wire import bound_client
         from adapterhub.distribution.oci import OciRegistry
 
         bound_client(access.silence_s)

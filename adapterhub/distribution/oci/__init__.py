@@ -28,13 +28,20 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.distribution.http.plain import Contents, ListedFile, described, read_contents
-from adapterhub.distribution.http.stream import RemoteFile
-from adapterhub.distribution.oci._credentials import credentials_for
-from adapterhub.distribution.oci._image import MANIFEST_LIMIT_BYTES, Image, parse_image
+from adapterhub.distribution.http.stream import Contents, ListedFile, RemoteFile, described, read_contents
+from adapterhub.distribution.oci._image import (
+    MANIFEST_LIMIT_BYTES,
+    RESULT,
+    SIGNATURE,
+    STATEMENT,
+    Image,
+    OciWire,
+    Referrers,
+    blob_path,
+    credentials_for,
+    parse_image,
+)
 from adapterhub.distribution.oci._push import OciRepository, manifest_in, parse_tag, spells, tag_of
-from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
-from adapterhub.distribution.oci._wire import OciWire, blob_path
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import is_loopback, is_oci_path

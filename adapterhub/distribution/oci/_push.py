@@ -18,15 +18,18 @@ from adapterhub.distribution.oci._image import (
     IMAGE_TYPE,
     MODEL_CONFIG_TYPE,
     MODEL_TYPE,
+    RESULT,
+    SIGNATURE,
+    STATEMENT,
     Blob,
+    OciWire,
+    Referrers,
     image_bytes,
     layer,
     model_config,
     notes_of,
     parse_image,
 )
-from adapterhub.distribution.oci._referrers import RESULT, SIGNATURE, STATEMENT, Referrers
-from adapterhub.distribution.oci._wire import OciWire
 from adapterhub.formats.cards.card import Card, make_card
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES

@@ -15,8 +15,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import NotAllowed, RemoteUnreachable, SpecError, UsageProblem, shown
 from adapterhub.core.specs import parse_version
 from adapterhub.distribution.hub import Search, SearchHit
-from adapterhub.distribution.oci._image import MANIFEST_LIMIT_BYTES, Image
-from adapterhub.distribution.oci._wire import OciWire
+from adapterhub.distribution.oci._image import MANIFEST_LIMIT_BYTES, Image, OciWire
 from adapterhub.library.remotes import is_oci_path
 
 _CATALOG: Final = "v2/_catalog?n=1000"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable, SpecError
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.moving import first_alias
+from adapterhub.distribution.choosing import first_alias
 from adapterhub.formats.alias import Alias, targets_text
 from adapterhub.library.aliasing import alias_of, exact
 from adapterhub.library.library import Library

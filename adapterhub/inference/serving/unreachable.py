@@ -11,7 +11,7 @@ from typing import IO, Final, TypeVar
 
 from adapterhub.core.errors import RemoteUnreachable, reworded
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.moving import alias_at
+from adapterhub.distribution.choosing import alias_at
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release

@@ -25,7 +25,7 @@ from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.resolve import Candidate
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.projects.file.policy import parse_exclude_newer, refusal
+from adapterhub.projects.file import parse_exclude_newer, refusal
 from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, Policy, Project
 
 SHOWN_DIGEST: Final = 19  # `sha256:` and 12 hex digits

@@ -41,20 +41,30 @@ from adapterhub.projects.builds import (
 )
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.reporting import Reporter
-from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring, bring_together, server_of
-from adapterhub.projects.sync._folders import (
+from adapterhub.projects.sync.bringing import (
+    Brought,
+    Places,
+    PolicyFor,
+    bring,
+    bring_together,
+    ensure_tested,
+    server_of,
+)
+from adapterhub.projects.sync.folders import (
     FolderState,
+    Placed,
+    Target,
     clear_leftovers,
     folders_of,
     is_ours,
+    opened,
     place,
+    read_state,
     stamps_in,
     state_of,
     take_away,
+    write_state,
 )
-from adapterhub.projects.sync._state import Placed, read_state, write_state
-from adapterhub.projects.sync._target import Target, opened
-from adapterhub.projects.sync._tested import ensure_tested
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [

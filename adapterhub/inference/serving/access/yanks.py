@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.withdrawn import FindSource, Here, withdrawn
+from adapterhub.distribution.withdrawal import FindSource, Here, withdrawn
 from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.unreachable import UnreachableRemotes
 

@@ -1,4 +1,4 @@
-"""Parses `adapters.toml` into a `Project`: strict, and reports every problem with its place."""
+"""Reads `adapters.toml` into a `Project`, strictly, with the place of every problem; and edits it, comments kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import codecs
 import datetime as dt
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from adapterhub.core.dates import parse_newest_allowed
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.disk.home import PROJECT_FILE
-from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, problem_list, shown
+from adapterhub.core.dates import NewestAllowed, parse_newest_allowed, time_text
+from adapterhub.core.disk.files import read_plain, write_durably
+from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import (
+    Conflict,
+    Malformed,
+    NotAllowed,
+    NotFound,
+    SpecError,
+    UsageProblem,
+    problem_list,
+    shown,
+)
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import (
     AdapterName,
@@ -25,10 +36,13 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
+from adapterhub.distribution.resolve import Objection
 from adapterhub.formats.alias import parse_alias
 from adapterhub.formats.contract.bounds import bound_text
 from adapterhub.formats.contract.standards import parse_age, parse_tests_policy
-from adapterhub.formats.documents import DocumentReader, toml_of
+from adapterhub.formats.documents import DocumentReader, near_name, toml_of
+from adapterhub.formats.licenses.expression import Expression
+from adapterhub.formats.licenses.rules import spdx_name
 from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.aliases import targets_wanted, weights_in
@@ -42,6 +56,10 @@ from adapterhub.projects.values import (
 from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+    from tomlkit.items import Table
 
 LIMIT_BYTES: Final = 4 << 20
 MAX_ENTRIES: Final = 20_000
@@ -391,3 +409,354 @@ def _path_inside(text: str) -> str:
     if not text or path.is_absolute() or ".." in path.parts or "\\" in text:
         raise UsageProblem(f"expected a path inside the project, as in `tests/never.jsonl`, got `{shown(text)}`")
     return text
+
+
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*[A-Za-z0-9+]")
+
+
+class Offered(Protocol):
+    """The facts that a policy reads; a `Candidate` has them. `method` is words with commas, as in `LORA,rslora`."""
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace in its place."""
+
+    @property
+    def license(self) -> str | None:
+        """The licence that it states."""
+
+    @property
+    def method(self) -> str:
+        """The training methods."""
+
+    @property
+    def rank(self) -> int | None:
+        """Its largest rank."""
+
+    @property
+    def published_at(self) -> float | None:
+        """The Unix time by which it was published."""
+
+
+def parse_exclude_newer(text: str) -> NewestAllowed:
+    """What `exclude-newer` means: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
+
+    Raises:
+        UsageProblem: `text` is none of these.
+    """
+    try:
+        return parse_newest_allowed(text)
+    except ValueError as error:
+        raise UsageProblem(f"exclude-newer: {error}") from None
+
+
+def refusal(policy: Policy, candidate: Offered, now: float) -> str | None:
+    """Every reason of `policy` against a release, as one text; None if it is allowed. `now` is Unix time.
+
+    Raises:
+        UsageProblem: the policy's `exclude_newer` cannot be read.
+    """
+    return "; ".join(_reasons(policy, candidate, now)) or None
+
+
+def objection_of(policy: Policy, now: float) -> Objection | None:
+    """`refusal` in the form that `resolve` takes; None for an empty policy.
+
+    Raises:
+        UsageProblem: as `refusal`, here and now.
+    """
+    if policy == Policy():
+        return None
+    if policy.exclude_newer is not None:
+        parse_exclude_newer(policy.exclude_newer)
+    return lambda candidate: refusal(policy, candidate, now)
+
+
+def _reasons(policy: Policy, one: Offered, now: float) -> Iterator[str]:
+    yield from _namespace(policy, one.namespace)
+    yield from _license(policy, one.license)
+    yield from _methods(policy, one.method)
+    if policy.max_rank is not None and one.rank is None:
+        yield f"rank not recorded, policy `max-rank` is {policy.max_rank}"
+    elif policy.max_rank is not None and one.rank is not None and one.rank > policy.max_rank:
+        yield f"rank {one.rank}, policy `max-rank` is {policy.max_rank}"
+    if policy.exclude_newer is not None:
+        yield from _date(parse_exclude_newer(policy.exclude_newer), one.published_at, now)
+
+
+def _namespace(policy: Policy, namespace: str | None) -> Iterator[str]:
+    # hubs treat `Acme` and `acme` as one
+    name = (namespace or "").casefold()
+    if namespace and name in _folded(policy.deny_namespaces):
+        yield f"policy `deny-namespaces` holds `{shown(namespace)}`"
+    elif policy.allow_namespaces and name not in _folded(policy.allow_namespaces):
+        what = f"namespace `{shown(namespace)}`" if namespace else "no namespace"
+        yield f"{what}, policy `allow-namespaces` holds {_listed(policy.allow_namespaces)}"
+
+
+def _license(policy: Policy, stated: str | None) -> Iterator[str]:
+    if policy.allow_licenses or policy.deny_licenses:
+        reason = _license_reason(policy.allow_licenses, policy.deny_licenses, stated)
+        if reason is not None:
+            yield reason
+
+
+@lru_cache(maxsize=1024)
+def _license_reason(allow: tuple[str, ...], deny: tuple[str, ...], stated: str | None) -> str | None:
+    """The reason against a licence, unless one way to comply with it is allowed and includes no denied licence.
+
+    If the text is not an SPDX expression, any denied word in it refuses it, and only the whole text can be allowed.
+    """
+    allowed, denied = _licenses(allow), _licenses(deny)
+    outside = f"policy `allow-licenses` holds {_listed(allow)}"
+    if not stated:
+        return f"states no licence, {outside}" if allow else None
+    expression = Expression.parse(stated)
+    if expression is None:
+        is_denied = any(_forms(word) & denied for word in [stated, *_WORD.findall(stated)])
+        is_allowed = not allow or stated.casefold() in allowed
+    else:
+        ways = [way.identifiers for way in expression.choices]
+        open_ways = [way for way in ways if not any(_forms(one) & denied for one in way)]
+        is_denied = not open_ways
+        is_allowed = not allow or any(all(_forms(one) & allowed for one in way) for way in open_ways)
+    if is_denied:
+        return f"licence {shown(stated)}, policy `deny-licenses` holds {_listed(deny)}"
+    return None if is_allowed else f"licence {shown(stated)}, {outside}"
+
+
+def _methods(policy: Policy, method: str) -> Iterator[str]:
+    words = [word.casefold() for word in method.split(",") if word]
+    if policy.allow_methods and not words:
+        yield f"states no method, policy `allow-methods` holds {_listed(policy.allow_methods)}"
+    if denied := [word for word in words if word in _folded(policy.deny_methods)]:
+        yield f"made with {_listed(denied)}, policy `deny-methods` holds {_listed(policy.deny_methods)}"
+    elif policy.allow_methods and (other := [word for word in words if word not in _folded(policy.allow_methods)]):
+        yield f"made with {_listed(other)}, policy `allow-methods` holds {_listed(policy.allow_methods)}"
+
+
+def _date(newest: NewestAllowed, published_at: float | None, now: float) -> Iterator[str]:
+    if published_at is None:
+        yield f"its date is not known, `exclude-newer` {newest.text} takes only what is known to be older"
+    elif published_at > (moment := newest.moment(now)):
+        yield f"dated {time_text(published_at)}, `exclude-newer` {newest.text} takes none after {time_text(moment)}"
+
+
+def _licenses(names: Iterable[str]) -> frozenset[str]:
+    """The listed licences in every equivalent spelling."""
+    return frozenset(form for name in names for form in (name.casefold(), spdx_name(name).casefold()))
+
+
+def _forms(identifier: str) -> frozenset[str]:
+    """The ways to list an identifier: whole, without its exception (`GPL-2.0-only WITH …`), without `+`."""
+    plain = identifier.partition(" WITH ")[0]
+    return frozenset(form.casefold() for form in (identifier, plain, plain.removesuffix("+")))
+
+
+def _folded(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.casefold() for name in names)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{shown(name)}`" for name in names)
+
+
+_START: Final = """\
+[project]{base}
+
+# Adapters by name. `adapt install NAME --save` adds them here, `adapt lock` chooses versions, `adapt sync` brings them.
+[adapters]
+# legal-qa = ">=1.2,<2"
+# summarize = {{ spec = "acme/summarize~=1.0", rank = "-16" }}
+"""
+_NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of this project are for'
+
+
+TomlItem = Any
+"""Text or a table, as tomlkit has them."""
+
+
+def new_project_text(base: BaseSpec | None = None) -> str:
+    """The text of a new project file."""
+    import tomlkit
+
+    return _START.format(base=f"\nbase = {tomlkit.item(base.text).as_string()}" if base else _NO_BASE)
+
+
+def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
+    """Create a project in `folder`.
+
+    Raises:
+        Conflict: it already is a project.
+        NotAllowed: it cannot be written, or it is inside a library.
+    """
+    path = folder / PROJECT_FILE
+    output_place(path)
+    if path.exists() or path.is_symlink():
+        hint = "edit it, or name another folder"
+        raise Conflict(f"`{shown(str(folder), 200)}` already has an `{PROJECT_FILE}`. It was not changed", hint=hint)
+    return write_project(folder, new_project_text(base))
+
+
+def project_of(text: str, folder: Path) -> Project:
+    """Parse the text of a project file of `folder` that is not written yet."""
+    return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
+
+
+# ---------------------------------------------------------------- text to text
+def with_adapter(text: str, wanted: AdapterRequirement) -> str:
+    """The text with this adapter in it; an older entry of the name is replaced, in whichever table it is.
+
+    Raises:
+        Conflict: a merge has the name.
+    """
+    document, line_end = _parsed(text)
+    if wanted.key in document.get("merges", {}):
+        raise Conflict(
+            f"`{wanted.key}` is a merge of this project. Nothing was changed",
+            hint=f"`adapt remove {wanted.key} --save` removes it; or choose another name",
+        )
+    table = _holder(document, wanted.group)
+    for other in _tables(document):
+        if other is not table and wanted.key in other:
+            del other[wanted.key]
+    _put(table, wanted.key, _entry(wanted))
+    return document.as_string().replace("\n", line_end)
+
+
+def with_alias(text: str, key: AdapterName, name: str, weights: Mapping[str, float]) -> str:
+    """The text in which the alias `name` of the adapter `key` means these versions."""
+    import tomlkit
+
+    document, line_end = _parsed(text)
+    if "aliases" not in document:
+        document["aliases"] = tomlkit.table(is_super_table=True)
+    aliases = cast("Table", document["aliases"])
+    if key not in aliases:
+        aliases[key] = tomlkit.table()
+    entry: TomlItem = next(iter(weights))
+    if len(weights) > 1:
+        entry = tomlkit.inline_table()
+        entry.update(weights)
+    _put(cast("Table", aliases[key]), AdapterName(name), entry)
+    return document.as_string().replace("\n", line_end)
+
+
+def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
+    """The text without these adapters or merges.
+
+    Raises:
+        NotFound: the project has none of that name.
+        Conflict: merges are made of it.
+    """
+    project = parse_project(text.encode(), Path(), PROJECT_FILE)
+    known = [wanted.key for wanted in project.requirements]
+    for key in keys:
+        if key not in known:
+            near = near_name(key, known)
+            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"`{PROJECT_FILE}` lists all names")
+        users = [
+            merge.key
+            for merge in project.merges
+            if merge.key not in keys and any(leaf.spec == key for leaf in merge.step.leaves())
+        ]
+        if users:
+            together = " ".join([*users, *keys])
+            raise Conflict(
+                f"`{key}` is part of {', '.join(f'`{user}`' for user in users)}. Nothing was changed",
+                hint=f"`adapt remove {together} --save` removes all of them; or remove `{key}` from the recipe",
+            )
+    document, line_end = _parsed(text)
+    for table in (*_tables(document), document.get("merges", {}), document.get("aliases", {})):
+        for key in keys:
+            if key in table:
+                del table[key]
+    return document.as_string().replace("\n", line_end)
+
+
+def _parsed(text: str) -> tuple[TOMLDocument, str]:
+    """The document with Unix line ends, and the line end of the text."""
+    import tomlkit
+
+    return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
+
+
+def _put(table: TomlItem, key: AdapterName, entry: TomlItem) -> None:
+    """Set `key`. A new key goes after the last one, before blank lines and comments of the next table."""
+    from tomlkit.items import Table
+
+    if key in table or type(table) is not Table or any(isinstance(item, Table) for _, item in table.value.body):
+        table[key] = entry  # in place, or before nested tables, which tomlkit handles
+        return
+    body = table.value.body
+    end = max((at + 1 for at, (one, _) in enumerate(body) if one is not None), default=None)
+    if end is None:  # an empty table owns its comments up to the last blank line
+        end = max((at for at, (_, item) in enumerate(body) if not item.as_string().strip()), default=len(body))
+    held = body[end:]
+    del body[end:]
+    table[key] = entry
+    body.extend(held)
+
+
+def _entry(wanted: AdapterRequirement) -> TomlItem:
+    """The shortest form that reads as `wanted`."""
+    import tomlkit
+
+    text = str(wanted.spec)
+    if wanted.spec.namespace is None and wanted.spec.name == wanted.key:
+        short = text.removeprefix(wanted.key)
+        text = short or "*"
+    assert wanted_spec(wanted.key, text) == wanted.spec
+    written = wanted.ranks.written
+    more: dict[str, int | str] = {"rank": int(written) if written.isdigit() else written} if written else {}
+    more |= {} if wanted.remote is None else {"remote": wanted.remote}
+    if not more:
+        return text
+    table = tomlkit.inline_table()
+    table.update({"spec": text, **more})
+    return table
+
+
+def _holder(document: TOMLDocument, group: str | None) -> Table:
+    """`[adapters]` or `[groups.GROUP]`, created if missing."""
+    import tomlkit
+
+    if group is None:
+        if "adapters" not in document:
+            document["adapters"] = tomlkit.table()
+        return cast("Table", document["adapters"])
+    if "groups" not in document:
+        document["groups"] = tomlkit.table(is_super_table=True)
+    groups = cast("Table", document["groups"])
+    if group not in groups:
+        groups[group] = tomlkit.table()
+    return cast("Table", groups[group])
+
+
+def _tables(document: TOMLDocument) -> list[Any]:
+    """Every table that holds adapters."""
+    return [document.get("adapters", {}), *document.get("groups", {}).values()]
+
+
+# ---------------------------------------------------------------- files
+def text_of_project(folder: Path) -> str:
+    """The text of the project file.
+
+    Raises:
+        NotFound: there is no project file.
+    """
+    raw = project_bytes(folder)
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # raises if it is not a valid project in UTF-8
+    return raw.decode("utf-8")
+
+
+def write_project(folder: Path, text: str) -> Project:
+    """Write a whole project file atomically, if it is valid."""
+    project = project_of(text, folder)
+    path = folder / PROJECT_FILE
+    output_place(folder / LOCK_FILE)  # which is written next: both or neither
+    try:
+        write_durably(output_place(path), text.encode())
+    except OSError as error:
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged") from error
+    return project

@@ -1,4 +1,4 @@
-"""One folder of `adapters/`: compares it with the lock, creates it, puts it in place and deletes it.
+"""The folders of `adapters/`: held open, compared with the lock, made, put in place, deleted and recorded.
 
 A folder is filled with links under a temporary name and renamed when it is complete. To replace an older folder, the
 two exchange names in one step, so that one of them exists at any moment.
@@ -7,25 +7,29 @@ two exchange names in one step, so that one of them exists at any moment.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from adapterhub.core.digests import Digest, copy_hashed, digest_of
-from adapterhub.core.disk.files import NO_LINKS, clone_or_copy
+from adapterhub.core.disk import real_folder
+from adapterhub.core.disk.files import NO_LINKS, clone_or_copy, read_plain
+from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.disk.real_folder import RealFolder
-from adapterhub.core.errors import DigestMismatch
+from adapterhub.core.errors import DigestMismatch, NotAllowed, shown
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
+from adapterhub.library.store.blobs import Store
+from adapterhub.library.store.roots import synced_path
 from adapterhub.projects.builds import ensure_locked_build
-from adapterhub.projects.sync._state import Placed, Stamp, stamp_of
 from adapterhub.projects.values import Locked
 
 Standing = Literal["right", "new", "replace", "foreign"]
@@ -304,3 +308,148 @@ def folders_of(adapters: RealFolder, names: Iterable[str], *, but: Collection[st
         for name in names
         if name not in but and not name.startswith(".") and (adapters.is_folder(name) or adapters.is_link(name))
     ]
+
+
+_LIMIT_BYTES: Final = 64 << 20
+_SCHEMA: Final = "adapterhub-sync/2"
+
+Stamp = tuple[int, int, int, int]
+"""Size in bytes, times of change of the bytes and of the inode in nanoseconds, and number of a file.
+
+A program can keep the size and restore the first time. Only the kernel sets the second time: on each write, on a change
+of mode or times, and when the file gains or loses a hard link.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A folder that sync created: the manifest's digest, the folder's inode, the stamps of its locked files.
+
+    While it is being created it has no stamps, and the inode is that of the folder it replaces, else 0.
+    """
+
+    digest: str
+    inode: int = 0
+    files: dict[str, Stamp] = field(default_factory=dict, hash=False)
+
+
+def read_state(store: Store, project: Path) -> dict[str, Placed]:
+    """The folders that sync created in the project, by key; none if the record is missing or damaged."""
+    try:
+        # a record of ours: the checks of `read_json` take as long as the rest of a sync that has nothing to do
+        value = json.loads(read_plain(synced_path(store.root, project), _LIMIT_BYTES))
+        if value["schema"] != _SCHEMA:
+            return {}
+        return {str(key): _placed(item) for key, item in value["folders"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return {}
+
+
+def _placed(item: Any) -> Placed:  # noqa: ANN401 - any JSON value; what it lacks raises
+    files = {name: tuple(stamp) for name, stamp in item["files"].items()}  # a damaged one equals no stamp
+    return Placed(str(item["digest"]), int(item["inode"]), files)
+
+
+def write_state(store: Store, project: Path, placed: dict[str, Placed]) -> None:
+    """Record the folders that sync created.
+
+    Raises:
+        NotAllowed, DiskFull: it cannot be written.
+    """
+    folders = {
+        key: {"digest": one.digest, "inode": one.inode, "files": one.files} for key, one in sorted(placed.items())
+    }
+    value = {"schema": _SCHEMA, "project": os.path.realpath(project), "folders": folders}
+    data = json.dumps(value, separators=(",", ":")).encode()
+    store.write(synced_path(store.root, project), data, sync=False)
+
+
+def stamp_of(folder: RealFolder, name: str) -> Stamp:
+    """The stamp of a file in a folder; a link is not followed.
+
+    Raises:
+        OSError: there is none.
+    """
+    facts = os.stat(name, dir_fd=folder.handle, follow_symlinks=False)  # for thousands
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+_NOTE_FOR_GIT: Final = b"*\n"
+
+
+class Target:
+    """Where a sync writes, and the store that records what it created."""
+
+    def __init__(self, store: Store, project: Path, inside: RealFolder, adapters: RealFolder | None) -> None:
+        self.store = store
+        self.project = project
+        self.adapters = adapters
+        self._inside = inside
+
+    @property
+    def path(self) -> Path:
+        """The folder's path, for messages."""
+        return self.project / ADAPTERS_FOLDER
+
+    def make(self) -> RealFolder:
+        """The folder, created with a `.gitignore` if it is missing: the lock can recreate its content.
+
+        Raises:
+            NotAllowed, DiskFull: it cannot be created, or something else appeared there.
+        """
+        if self.adapters is None:
+            try:
+                self.adapters = self._inside.make(ADAPTERS_FOLDER)
+                self.adapters.write_new(".gitignore", _NOTE_FOR_GIT)
+            except OSError as error:
+                raise not_written(error, self.path) from error
+        return self.adapters
+
+
+@contextlib.contextmanager
+def opened(store: Store, project: Path) -> Iterator[Target]:
+    """The project's `adapters/`.
+
+    Raises:
+        NotAllowed: it is a link, a file or a mount point, or it belongs to another user.
+        NotFound: the project does not exist.
+    """
+    path = project / ADAPTERS_FOLDER
+    with contextlib.ExitStack() as stack:
+        try:
+            inside = stack.enter_context(RealFolder.open(project))
+            found = _found(inside)
+        except OSError as error:
+            raise _refused(path, f"cannot be opened: {error.strerror}") from error
+        target = Target(store, project, inside, found)
+        stack.callback(lambda: target.adapters.close() if target.adapters else None)
+        if found is not None:
+            _check_owner(found, inside)
+        yield target
+
+
+def _found(inside: RealFolder) -> RealFolder | None:
+    try:
+        return inside.inside(ADAPTERS_FOLDER)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENOTDIR:
+            raise
+        is_link = stat.S_ISLNK(inside.facts(ADAPTERS_FOLDER).st_mode)
+        raise _refused(inside.path / ADAPTERS_FOLDER, "is a link" if is_link else "is not a folder") from None
+
+
+def _check_owner(adapters: RealFolder, inside: RealFolder) -> None:
+    if real_folder.mount_of(adapters.handle) != real_folder.mount_of(inside.handle):
+        raise _refused(adapters.path, "is a mount point")
+    # accept the owner of the project: root in a container often works in another user's checkout
+    if os.fstat(adapters.handle).st_uid not in (os.geteuid(), os.fstat(inside.handle).st_uid):
+        raise _refused(adapters.path, "belongs to another user")
+
+
+def _refused(path: Path, why: str) -> NotAllowed:
+    return NotAllowed(
+        f"`{shown(str(path), 200)}` {why}; sync writes only in a real folder of the project. Nothing was changed",
+        hint="move it away; `adapt sync` creates the folder",
+    )

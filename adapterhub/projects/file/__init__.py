@@ -1,1 +1,0 @@
-"""The project file: reading, editing, policy."""
