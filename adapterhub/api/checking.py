@@ -428,9 +428,9 @@ def _with_signature(opened: Callable[[], Library], folder: Path, report: Report)
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
     from adapterhub.library.directory import PlainFolder
-    from adapterhub.trust.signing.provenance import provenance_of
+    from adapterhub.trust.signing.appraisal import provenance_of
     from adapterhub.trust.verify.checks.digests import read_manifest_file
-    from adapterhub.trust.verify.listing import list_folder
+    from adapterhub.trust.verify.subject import list_folder
 
     try:
         entry = list_folder(folder).taken.get(MANIFEST_FILE)

@@ -252,7 +252,7 @@ def _modules(build: Installed) -> Modules:
 def _signature(library: Library, build: Installed, place: str) -> SignatureState:
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
-    from adapterhub.trust.signing.provenance import provenance_of
+    from adapterhub.trust.signing.appraisal import provenance_of
 
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     try:

@@ -391,7 +391,7 @@ class WithInstalling(OpenedLibrary):
             return None
         from adapterhub.api.steps.contracts.gating import Gate
         from adapterhub.api.steps.contracts.testing import Question
-        from adapterhub.formats.contract.reading import contract_in
+        from adapterhub.formats.contract.reader import contract_in
 
         build = next((build for build in self.installed() if build.manifest.digest == digest), None)
         contract = contract_in(build.folder) if build is not None else None

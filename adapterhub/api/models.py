@@ -170,7 +170,7 @@ class WithModels(OpenedLibrary):
         """
         from adapterhub.api.steps.finding import find_base
         from adapterhub.distribution.finding import with_weights
-        from adapterhub.inference.asking import Typed, wish_of
+        from adapterhub.inference.answering import Typed, wish_of
         from adapterhub.inference.classification import classify, kinds_of
         from adapterhub.inference.generation import NEW_TOKENS, Question, Writing, write
         from adapterhub.inference.loader import attach

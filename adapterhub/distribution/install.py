@@ -22,7 +22,7 @@ from adapterhub.distribution.choosing import first_fitting, follow
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.formats.contract.reading import has_contract
+from adapterhub.formats.contract.reader import has_contract
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, SIGNATURE_FILE, FileEntry, Manifest
@@ -40,7 +40,7 @@ from adapterhub.library.results import results_at, take_results
 from adapterhub.library.store.catalog import Installed, build_folders
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Receiver, Source, copy
-from adapterhub.trust.signing.provenance import read_signature
+from adapterhub.trust.signing.appraisal import read_signature
 from adapterhub.trust.signing.trust import GivenPolicy
 from adapterhub.trust.verify import Finding, Report
 

@@ -19,8 +19,7 @@ from adapterhub.core.errors import Incompatible, shown
 from adapterhub.core.extras import require
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.diffusion.components import PIPELINE_FILE, component_folders, ensure_no_code
-from adapterhub.inference.loader.attachment import attach
-from adapterhub.inference.loader.facts import AttachedAdapter
+from adapterhub.inference.loader.attachment import AttachedAdapter, attach
 from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.inference.answering import Choice, Loading, Model, label_of
-from adapterhub.inference.asking import Typed
+from adapterhub.inference.answering import Choice, Loading, Model, Typed, label_of
 from adapterhub.inference.generation import NEW_TOKENS, Answer, Question, Writing
 
 if TYPE_CHECKING:

@@ -54,9 +54,9 @@ from adapterhub.library.library import Library
 from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.catalog import folder_of_version
 from adapterhub.library.transfer import Source
-from adapterhub.trust.signing.provenance import provenance_of, read_signature
+from adapterhub.trust.signing.appraisal import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 DEPTH = 4
 """How many folders below the root a build may lie."""

@@ -25,7 +25,7 @@ from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_f
 from adapterhub.library.store.origins import Origins, address_in
 from adapterhub.library.store.rows import BuildRow
 from adapterhub.library.store.yanks import Yanks
-from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import provenance_of
 
 UNKNOWN_BASE = "unknown"
 

@@ -39,7 +39,7 @@ from adapterhub.library.store.sweep import GRACE_S, sweep
 
 if TYPE_CHECKING:
     from adapterhub.formats.alias import Alias
-    from adapterhub.formats.contract.rules import Rules
+    from adapterhub.formats.contract.reader import Rules
     from adapterhub.library.intake.description import Description
     from adapterhub.library.intake.staging import Staging
     from adapterhub.trust.verify import Finding, Report, Subject

@@ -14,8 +14,7 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import CouldNotTell, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reading import contract_in
-from adapterhub.formats.contract.rules import Rules
+from adapterhub.formats.contract.reader import Rules, contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE, Parent
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed

@@ -11,8 +11,7 @@ from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, UsageProblem, shown
-from adapterhub.formats.contract.bounds import bound_text, parse_bound
-from adapterhub.formats.contract.standards import Standards, parse_age, parse_tests_policy
+from adapterhub.formats.contract.standards import Standards, bound_text, parse_age, parse_bound, parse_tests_policy
 
 _LIMIT_BYTES: Final = 64 << 10
 _KEYS: Final = frozenset({"policy", "max_age", "bounds"})

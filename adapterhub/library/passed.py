@@ -13,11 +13,9 @@ from typing import Final
 from adapterhub.core.dates import parse_newest_allowed, time_text
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import BaseMismatch, CouldNotTell, Malformed, shown
-from adapterhub.formats.contract.bounds import looser_than
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reading import contract_in
-from adapterhub.formats.contract.rules import Rules
-from adapterhub.formats.contract.standards import Standards
+from adapterhub.formats.contract.reader import Rules, contract_in
+from adapterhub.formats.contract.standards import Standards, looser_than
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library

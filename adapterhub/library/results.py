@@ -21,7 +21,7 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
 from adapterhub.core.disk.files import read_json, read_plain, write_durably
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.errors import NotAllowed, SignatureRefused, StoreLocked
-from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
+from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
 from adapterhub.trust.signing.trust import Trust, TrustFile, clock

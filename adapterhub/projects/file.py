@@ -38,8 +38,7 @@ from adapterhub.core.specs import (
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.distribution.resolve import Objection
 from adapterhub.formats.alias import parse_alias
-from adapterhub.formats.contract.bounds import bound_text
-from adapterhub.formats.contract.standards import parse_age, parse_tests_policy
+from adapterhub.formats.contract.standards import bound_text, parse_age, parse_tests_policy
 from adapterhub.formats.documents import DocumentReader, near_name, toml_of
 from adapterhub.formats.licenses.expression import Expression
 from adapterhub.formats.licenses.rules import spdx_name

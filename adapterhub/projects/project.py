@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adapterhub.core.disk.home import PROJECT_FILE
 
 if TYPE_CHECKING:
-    from adapterhub.formats.contract.rules import Rules
+    from adapterhub.formats.contract.reader import Rules
     from adapterhub.projects.values import Project
 
 
@@ -42,6 +42,6 @@ def rules_of(project: Project | None) -> Rules | None:
     """
     if project is None or project.policy.tests_never is None:
         return None
-    from adapterhub.formats.contract.rules import read_rules
+    from adapterhub.formats.contract.reader import read_rules
 
     return read_rules(project.folder / project.policy.tests_never)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.formats.alias import Alias
-    from adapterhub.formats.contract.rules import Rules
+    from adapterhub.formats.contract.reader import Rules
     from adapterhub.formats.contract.standards import Standards
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library

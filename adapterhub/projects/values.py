@@ -15,8 +15,7 @@ from adapterhub.core.arguments import TestsPolicy
 from adapterhub.core.digests import Digest
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
-from adapterhub.formats.contract.bounds import parse_bound
-from adapterhub.formats.contract.standards import Standards
+from adapterhub.formats.contract.standards import Standards, parse_bound
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml import Step

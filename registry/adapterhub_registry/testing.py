@@ -18,10 +18,9 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
 from adapterhub.core.errors import AdapterHubError, Conflict, NotFound, UsageProblem, shown
 from adapterhub.formats.administration import Asks, NamespaceRule, TesterKey
-from adapterhub.formats.contract.attested import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import claims_contract, parse_contract
+from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse_contract
+from adapterhub.formats.contract.results import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.signature import read_statement
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication

@@ -79,7 +79,10 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     "serve": "hands out what `AdapterProvider` checked, below",
     **dict.fromkeys(("key", "remote"), "no adapters"),
     **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
-    "test": "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
+    **dict.fromkeys(
+        ("test", "contract"),
+        "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
+    ),
     "registry": "no library",
     "route": "compares texts of manifests and contracts",
     "ui": "answers by `attach` and the bank, below, and merges as `merge` does",
@@ -261,7 +264,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
         "models, which have fingerprints",
     ),
     "formats/meaning/encoder.py": "the model of search by meaning, which has a digest",
-    "trust/verify/foreign.py": "says what other files are",
+    "trust/verify/report.py": "says what other files are",
     "formats/engines/__init__.py": "in its example",
     **dict.fromkeys(
         (

@@ -24,11 +24,9 @@ from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import CouldNotTell
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.contract.contract import Contract, Expect, Golden
-from adapterhub.formats.contract.demands import Demand
-from adapterhub.formats.contract.reading import contract_in, parse_contract
-from adapterhub.formats.contract.reports import junit
-from adapterhub.formats.contract.results import Tested, TestedCase
+from adapterhub.formats.contract.contract import Contract, Demand, Expect, Golden
+from adapterhub.formats.contract.reader import contract_in, parse_contract
+from adapterhub.formats.contract.results import Tested, TestedCase, junit
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.weights.recipes.combination import Ingredient
 from tests.support.command_line import Adapt
@@ -146,7 +144,7 @@ SCHEMA_9 = line(1, schema="adapterhub/tests/9")
 CHILD = """
 import json, resource, signal, sys
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.formats.contract.reading import claims_contract, parse_contract
+from adapterhub.formats.contract.reader import claims_contract, parse_contract
 parse_contract(open(sys.argv[1] + "/sound", "rb").read())
 seconds, memory = int(sys.argv[3]), int(sys.argv[4])
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -118,9 +118,9 @@ def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
 def test_the_bank_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, swap: str
 ) -> None:
-    from adapterhub.inference.bank import file_check
+    from adapterhub.inference.bank import residency
 
-    after(monkeypatch, file_check, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
+    after(monkeypatch, residency, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
     with AdapterBank(base(), library=adapt.library) as bank, bank.use(bank.load(swapped.folder)):
         during = logits(bank.model)
         swapped.put({name: b"\xff" * len(data) for name, data in swapped.bad.items()})

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.trust.signing.appraisal import OF_GIT, unsigned_beside
-from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import OF_GIT, provenance_of, unsigned_beside
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 

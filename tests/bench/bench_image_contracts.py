@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import Incompatible
-from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS
 from adapterhub.formats.contract.contract import Contract, Recorded
-from adapterhub.formats.contract.plan import Plan, Wanted, WantedImages
+from adapterhub.formats.contract.reader import Plan, Wanted, WantedImages
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS
+from adapterhub.inference.contracts.answers import Judgement
 from adapterhub.inference.contracts.checking import check
 from adapterhub.inference.contracts.images import AdaptedPipeline, record_images
-from adapterhub.inference.contracts.judging import Judgement
 from adapterhub.inference.loader import attach
 from tests.support import pipelines
 

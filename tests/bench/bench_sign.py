@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from adapterhub.core.digests import digest_of_file
 from adapterhub.formats.manifest import Manifest
-from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import provenance_of
 from adapterhub.trust.signing.appraisal import examine
 from adapterhub.trust.signing.trust import TrustFile
 root, folder, hashed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hashed"

@@ -15,10 +15,9 @@ from adapterhub.core.errors import ChatTemplateRefused, UsageProblem
 from adapterhub.formats.base.hints import read_hints
 from adapterhub.formats.prompts.form import RAW, PromptForm, template_digest
 from adapterhub.formats.prompts.rendering import has_other_template, prompt_texts, prompt_tokens
-from adapterhub.inference.asking import Typed, wish_of
-from adapterhub.inference.generation import Question, Writing, tokens_of, write
+from adapterhub.inference.answering import Typed, wish_of
+from adapterhub.inference.generation import Question, StopGate, Writing, before_stop, tokens_of, write
 from adapterhub.inference.loader.text import load_base
-from adapterhub.inference.stopping import StopGate, before_stop
 from tests.support.command_line import Adapt
 from tests.support.run_library import PROMPT, alone, make_library
 

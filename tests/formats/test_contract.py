@@ -10,12 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem
-from adapterhub.formats.contract.bounds import Bounds
-from adapterhub.formats.contract.demands import Demand
-from adapterhub.formats.contract.plan import read_plan
-from adapterhub.formats.contract.private import private_texts
-from adapterhub.formats.contract.reading import claims_contract, parse_contract
-from adapterhub.formats.contract.vectors import packed, packed_latent, unpacked, unpacked_latent
+from adapterhub.formats.contract.contract import Demand, packed, packed_latent, private_texts, unpacked, unpacked_latent
+from adapterhub.formats.contract.reader import claims_contract, parse_contract, read_plan
+from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import PromptForm
 from tests.support.contracts import changed_line, image_contract, small_contract
 

@@ -8,8 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from adapterhub.formats.contract.reports import junit
-from adapterhub.formats.contract.results import Tested, TestedCase
+from adapterhub.formats.contract.results import Tested, TestedCase, junit
 
 TIME = re.compile(r"\d+(\.\d*)?")
 

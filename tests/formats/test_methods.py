@@ -8,8 +8,8 @@ from adapterhub.core.errors import MalformedConfig
 from adapterhub.formats.peft import methods
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.methods import METHODS, VARIANTS, Method
-from adapterhub.inference.loader.methods import MAKERS
-from adapterhub.inference.loader.reading.placing import _factor_pattern
+from adapterhub.inference.loader.injection import MAKERS
+from adapterhub.inference.loader.reading import _factor_pattern
 from adapterhub.trust.verify import verify_folder
 
 CONFIG = b'{"peft_type": "NEWTUNE", "base_model_name_or_path": "org/base", "target_modules": ["q"]}'

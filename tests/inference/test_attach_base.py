@@ -20,7 +20,7 @@ from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, BaseMismatch,
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.inference.loader import attach, base_digest
-from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.base import BaseModel
 from adapterhub.inference.loader.identity import compare_base, sample_base
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description

@@ -23,7 +23,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach, base_digest
-from adapterhub.inference.loader.fitting import Fitting
+from adapterhub.inference.loader.injection import Fitting
 from adapterhub.library.library import Library
 from tests.support.tiny_models import VOCABULARY, convnet, llama, logits, save_adapter
 
@@ -233,8 +233,8 @@ def test_truncated_file_is_refused(make: Any, library: Library) -> None:
 
 
 def test_file_cut_between_header_and_numbers_leaves_the_model_alone(make: Any, library: Library) -> None:
-    from adapterhub.inference.loader.base.model import BaseModel
-    from adapterhub.inference.loader.reading.placing import read_contents
+    from adapterhub.inference.loader.base import BaseModel
+    from adapterhub.inference.loader.reading import read_contents
     from adapterhub.trust.verify import open_files
 
     folder = make()
@@ -253,17 +253,17 @@ def test_file_cut_between_header_and_numbers_leaves_the_model_alone(make: Any, l
 def test_a_plain_lora_has_the_places_that_each_tensor_would_find_alone(
     make: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    from adapterhub.inference.loader.base.model import BaseModel
-    from adapterhub.inference.loader.reading import placing
+    from adapterhub.inference.loader import reading
+    from adapterhub.inference.loader.base import BaseModel
     from adapterhub.trust.verify import open_files
 
     folder, base = (
         make(lambda _: None, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"]} | settings)),
         llama(),
     )
-    together = placing.read_contents(open_files(folder), "a", BaseModel(base))
-    monkeypatch.setattr(placing, "_plain_factors", lambda _subject: None)
-    alone = placing.read_contents(open_files(folder), "a", BaseModel(base))
+    together = reading.read_contents(open_files(folder), "a", BaseModel(base))
+    monkeypatch.setattr(reading, "_plain_factors", lambda _subject: None)
+    alone = reading.read_contents(open_files(folder), "a", BaseModel(base))
 
     assert together.factors == alone.factors
 

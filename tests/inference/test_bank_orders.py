@@ -22,8 +22,8 @@ from torch import Tensor
 
 from adapterhub.core.errors import AdapterNotFound
 from adapterhub.inference.bank import AdapterBank
-from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.residency import Residency
+from adapterhub.inference.bank.updates import LoadedAdapter
 from adapterhub.inference.loader import base_digest
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.library import Library

@@ -26,8 +26,7 @@ from adapterhub.core.errors import (
     UsageProblem,
 )
 from adapterhub.core.specs import parse_name
-from adapterhub.inference.bank import AdapterBank
-from adapterhub.inference.bank.engines import weights
+from adapterhub.inference.bank import AdapterBank, engines
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from tests.support.bank_adapters import hooks_of, lora, make_folders, with_peft
@@ -178,7 +177,7 @@ def test_a_later_choice_by_row_leaves_the_numbers_of_a_backward_pass_alone(
 
 
 def test_memory_of_an_unloaded_adapter_is_free(folders: dict[str, Path], bank: AdapterBank) -> None:
-    from adapterhub.inference.bank.engine import LoadedAdapter
+    from adapterhub.inference.bank.updates import LoadedAdapter
 
     with bank.use(bank.load(folders["a"])):
         pass
@@ -193,7 +192,7 @@ def test_a_choice_keeps_its_numbers_where_the_next_load_takes_used_memory(
 ) -> None:
     smallest = min((folder / WEIGHTS).stat().st_size for folder in folders.values())
     monkeypatch.setattr(memory, "_SMALL", smallest)  # these files have memory of that kind, and factors are views of it
-    monkeypatch.setattr(weights, "_MUCH_UNUSED", 1)
+    monkeypatch.setattr(engines, "_MUCH_UNUSED", 1)
     with AdapterBank(llama(), library=library, max_resident=1) as bank:
         bank.load(folders["b"])
         with bank.use("b"):
@@ -240,9 +239,9 @@ def test_a_build_whose_files_are_gone_works_on_until_it_is_evicted(
 def test_a_damaged_build_is_not_loaded(folders: dict[str, Path], library: Library, tmp_path: Path) -> None:
     into_store(library, folders, tmp_path / "model")
     [build] = library.builds_named("a")
-    weights = build.folder / WEIGHTS
-    weights.chmod(0o644)
-    with weights.open("r+b") as stream:
+    engines = build.folder / WEIGHTS
+    engines.chmod(0o644)
+    with engines.open("r+b") as stream:
         stream.seek(-3, 2)
         stream.write(b"\x01")
 
@@ -382,7 +381,7 @@ def test_factors_that_are_first_used_in_inference_mode_serve_gradients_later(
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_refused(folders: dict[str, Path], bank: AdapterBank) -> None:
-    from adapterhub.inference.bank.engines.weights import FileMemory
+    from adapterhub.inference.bank.engines import FileMemory
     from adapterhub.trust.verify import open_files
 
     files = open_files(folders["a"])

@@ -9,7 +9,7 @@ import pytest
 
 import adapterhub
 from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem
-from adapterhub.inference.asking import Typed
+from adapterhub.inference.answering import Typed
 from adapterhub.inference.generation import Question
 from adapterhub.inference.loader.text import load_base
 from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground

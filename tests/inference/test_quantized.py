@@ -18,7 +18,7 @@ from adapterhub.core.errors import BaseMismatch, UnsupportedAdapter, UsageProble
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
 from adapterhub.inference.loader import attach, base_digest
-from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.base import BaseModel
 from adapterhub.inference.loader.identity import compare_base, sample_base
 from adapterhub.inference.loader.text import answer, load_base
 from adapterhub.library.bases.records import BaseRecord, Bases

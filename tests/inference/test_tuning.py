@@ -17,10 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adapterhub.core.errors import Malformed, MergeRefused, NotFound, UsageProblem
-from adapterhub.inference.contracts.inputs import plan_of_examples
+from adapterhub.inference.contracts.answers import plan_of_examples
 from adapterhub.inference.loader import attach, base_digest
-from adapterhub.inference.tuning import Example, Turn, read_examples, tune
-from adapterhub.inference.tuning._losses import BATCH_TOKENS, Encoded, Losses, encode
+from adapterhub.inference.tuning import BATCH_TOKENS, Encoded, Example, Losses, Turn, encode, read_examples, tune
 from adapterhub.library.library import Library
 from tests.support.real_base import smollm2_base
 from tests.support.tiny_models import VOCABULARY, gpt2, llama, logits, save_adapter

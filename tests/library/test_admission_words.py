@@ -16,7 +16,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import Origin
-from adapterhub.trust.signing.making import sign_folder
+from adapterhub.trust.signing.keys import sign_folder
 from adapterhub.trust.signing.trust import EffectivePolicy, Terms, TrustFile
 from tests.support.signed_offers import ANN, BEN, manifest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import NotAllowed
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.contracting import add_contract
 from adapterhub.library.library import Library

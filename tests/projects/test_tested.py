@@ -10,9 +10,9 @@ import pytest
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import Malformed, NotFound
-from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS
-from adapterhub.formats.contract.rules import read_rules
+from adapterhub.formats.contract.reader import read_rules
+from adapterhub.formats.contract.standards import Bounds
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import lock_text, parse_lock, read_lock
 from adapterhub.projects.project import read_project

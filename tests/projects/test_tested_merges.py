@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in, read_rules
 from adapterhub.formats.contract.results import Verdict
-from adapterhub.formats.contract.rules import read_rules
 from tests.support.results import measured, with_contract
 from tests.support.signing_homes import Homes, make_homes
 

@@ -11,14 +11,14 @@ from typing import Any
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.formats.contract.contract import (
     Contract,
+    Demand,
     Expect,
     Golden,
     ImageSettings,
     LeaveAlone,
     Recorded,
+    packed_latent,
 )
-from adapterhub.formats.contract.demands import Demand
-from adapterhub.formats.contract.vectors import packed_latent
 from adapterhub.formats.prompts.form import RAW
 from tests.support.command_line import Adapt
 

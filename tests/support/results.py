@@ -9,9 +9,9 @@ from typing import Any
 from adapterhub.api.steps.contracts.stating import state_result
 from adapterhub.api.steps.contracts.subjects import subject_of_build
 from adapterhub.core.digests import Digest
-from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested, Verdict
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS
 from adapterhub.library.contracting import add_contract
 from adapterhub.library.library import Library
 from adapterhub.library.results import KeptResults

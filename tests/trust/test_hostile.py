@@ -261,7 +261,7 @@ def test_a_manifest_that_announces_a_petabyte_is_refused_before_it_is_fetched(tm
 
 # ---------------------------------------------------------------- files that change, and limits
 def test_weights_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterhub.trust.verify.listing import Entry
+    from adapterhub.trust.verify.subject import Entry
 
     folder, adapt = good(tmp_path / "made"), Adapt(tmp_path)
     adapt.ok("add", folder, "--name", "first")

@@ -12,7 +12,7 @@ import pytest
 from adapterhub.api.steps.contracts.stating import state_result
 from adapterhub.api.steps.contracts.subjects import subject_of
 from adapterhub.core.digests import digest_of
-from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
+from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.library.results import BESIDE_BUILDS, MOST_UNKNOWN, ResultFiles
 from adapterhub.library.store.catalog import Installed

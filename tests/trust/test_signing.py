@@ -20,9 +20,8 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.signature import Identity, read_statement, statement_bytes
 from adapterhub.formats.signed import Bundle, PublicKey
-from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
+from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, read_signature
 from adapterhub.trust.signing.keys import SigningKey
-from adapterhub.trust.signing.provenance import read_signature
 from adapterhub.trust.signing.trust import TrustFile, parse_day
 from tests.support.signing_homes import SIGNATURE, make_homes, replace_file, statement_of
 from tests.support.tiny import make_adapter

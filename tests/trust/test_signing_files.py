@@ -29,9 +29,9 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.signature import Identity, read_statement, signed_files, statement_bytes
 from adapterhub.formats.signed import BUNDLE_TYPE, KEY_LIMIT_BYTES, PAYLOAD_TYPE, Bundle, PublicKey, pre_authentication
-from adapterhub.trust.signing import first_use as seen_files
+from adapterhub.trust.signing import appraisal as seen_files
 from adapterhub.trust.signing import trust as trust_files
-from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
+from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, is_older
 from adapterhub.trust.signing.keys import KeyFolder, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (
     EffectivePolicy,

@@ -15,7 +15,7 @@ from adapterhub.formats.signed import Bundle
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import signature_objects
-from adapterhub.trust.signing.making import is_signed_by, sign_folder
+from adapterhub.trust.signing.keys import is_signed_by, sign_folder
 from tests.support.signed_offers import ANN, BEN, release, signed
 
 

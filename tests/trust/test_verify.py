@@ -38,8 +38,8 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Finding, Report, check_names, open_subject, verify, verify_folder
-from adapterhub.trust.verify import scan as _scan
-from adapterhub.trust.verify.scan import TensorNumbers
+from adapterhub.trust.verify import subject as _scan
+from adapterhub.trust.verify.subject import TensorNumbers
 from tests.support.wild import wild
 
 HID, KV, RANK = 8, 4, 2

@@ -29,9 +29,8 @@ from adapterhub.formats.manifest import (
     Manifest,
 )
 from adapterhub.trust.verify import Finding, ensure_undamaged, manifest_in, open_files, open_subject, verify_folder
-from adapterhub.trust.verify.foreign import CONVERTED, NO_PEFT, RENAME
-from adapterhub.trust.verify.listing import kind_of_name, list_folder, safe_listing
-from adapterhub.trust.verify.scan import as_floats
+from adapterhub.trust.verify.report import CONVERTED, NO_PEFT, RENAME
+from adapterhub.trust.verify.subject import as_floats, kind_of_name, list_folder, safe_listing
 from tests.support.verify_world import make, pair, say, weight
 
 CONVERT = (

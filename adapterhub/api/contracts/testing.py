@@ -128,7 +128,7 @@ class WithContracts(OpenedLibrary):
         from adapterhub.api.steps.contracts.subjects import Models, subject_of
         from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdicts_on, worst
         from adapterhub.api.steps.keys import signing_key
-        from adapterhub.formats.contract.rules import read_rules
+        from adapterhub.formats.contract.reader import read_rules
 
         _refuse_first(
             (bool(adapters) == everything, "give adapters or folders, or `--all`", "see `adapt test --help`"),
@@ -174,12 +174,13 @@ class WithContracts(OpenedLibrary):
         return Verdicts(tuple(results), worst(results, requires=require))
 
     def _write_results(self, results: Sequence[Tested], junit: StrPath | None, statement: StrPath | None) -> None:
-        from adapterhub.formats.contract import reports
+        from adapterhub.formats.contract.results import junit as junit_text
+        from adapterhub.formats.contract.results import statement as statement_of
 
         if junit is not None:
-            _write(junit, reports.junit(results))
+            _write(junit, junit_text(results))
         if statement is not None:
-            if (made := reports.statement(results[0])) is not None:
+            if (made := statement_of(results[0])) is not None:
                 _write(statement, json.dumps(made) + "\n")
             else:
                 self.reports.warn(f"no statement was written: {results[0].verdict} says nothing to state")
@@ -370,7 +371,7 @@ def _path(place: StrPath | None) -> Path | None:
 
 def _contract(tests: Contract | StrPath | None) -> Contract | None:
     from adapterhub.formats.contract.contract import Contract
-    from adapterhub.formats.contract.reading import read_contract
+    from adapterhub.formats.contract.reader import read_contract
 
     return tests if tests is None or isinstance(tests, Contract) else read_contract(path_of(tests))
 

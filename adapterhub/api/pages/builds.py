@@ -16,7 +16,7 @@ from adapterhub.api.searching import ask, base_name, method_text, search_install
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE
 from adapterhub.pages.source import PageSource
 from adapterhub.pages.values.adapters import AdapterLine, AdapterPage, Answer, VersionLine

@@ -20,8 +20,7 @@ from adapterhub.api.pages.addresses import address_of, number_in
 from adapterhub.api.searching import search_installed
 from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, BaseSpec
-from adapterhub.inference.answering import Choice
-from adapterhub.inference.asking import Typed
+from adapterhub.inference.answering import Choice, Typed
 from adapterhub.inference.generation import NEW_TOKENS, Writing
 from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground
 from adapterhub.pages.values.adapters import Choice as Option

@@ -22,7 +22,7 @@ from adapterhub.api.steps.finding import lineage_of
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.inference.engine_bases import base_facts
 from adapterhub.library.figures import derived_record

@@ -28,7 +28,7 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_name, parse_version, version_of
 from adapterhub.distribution.choosing import find_installed, look_up
 from adapterhub.distribution.finding import ensure_folder
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.intake.clashes import Bump, check_naming
@@ -589,7 +589,7 @@ def tuned(
     session.out.note(f"loading base {record.label}")
     model, tokenizer = load_base(folder)
     if contracts:
-        from adapterhub.inference.contracts.inputs import examples_of
+        from adapterhub.inference.contracts.answers import examples_of
 
         lines = [one for name, each in contracts.items() for one in examples_of(name, each, model, tokenizer)]
     with bars.steps("tune", unit="tries") as progress:

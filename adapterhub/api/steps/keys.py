@@ -339,7 +339,7 @@ def _signed_by(build: Installed) -> tuple[Digest | None, str | None]:
     """The key that the signature of a build names, and the namespace that it was made for; None without either."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.formats.signature import read_statement
-    from adapterhub.trust.signing.provenance import read_signature
+    from adapterhub.trust.signing.appraisal import read_signature
 
     with contextlib.suppress(SignatureRefused, ValueError):
         if raw := read_signature(build.folder / SIGNATURE_FILE):
@@ -408,8 +408,8 @@ def sign_build(library: Library, build: Installed, namespace: str | None, signer
     """Sign a build unless the key has already signed it; returns whether it did."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.library.store.signatures import attach_signature
-    from adapterhub.trust.signing.making import is_signed_by, sign_folder
-    from adapterhub.trust.signing.provenance import read_signature
+    from adapterhub.trust.signing.appraisal import read_signature
+    from adapterhub.trust.signing.keys import is_signed_by, sign_folder
 
     path = build.folder / SIGNATURE_FILE
     is_new = not is_signed_by(read_signature(path), build.manifest, namespace, signer.public)
@@ -428,8 +428,7 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
     import adapterhub
     from adapterhub.formats.made import made_statement
     from adapterhub.library.intake.statements import files_in
-    from adapterhub.trust.signing.results import sign_result
-    from adapterhub.trust.signing.statements import read_made
+    from adapterhub.trust.signing.results import read_made, sign_result
     from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
     manifest = build.manifest

@@ -178,7 +178,7 @@ def policy(session: Session, policy: TestsPolicy | None, bounds: tuple[str, ...]
       adapt contract policy require --bound same=0.95 --max-age 90d
       adapt contract policy --reset
     """
-    from adapterhub.formats.contract.bounds import parse_bound
+    from adapterhub.formats.contract.standards import parse_bound
 
     found = session.opened.contracts.policy(policy, bounds=dict(map(parse_bound, bounds)), **options)
     parts = [found.policy, *(f"{name}={value:g}" for name, value in found.bounds.items())]

@@ -82,7 +82,7 @@ def test(session: Session, adapters: tuple[str, ...], bounds: tuple[str, ...], *
       adapt test legal-qa --runner lm-eval
       adapt test legal-qa --runner pytest --task tests/test_legal.py
     """
-    from adapterhub.formats.contract.bounds import parse_bound
+    from adapterhub.formats.contract.standards import parse_bound
 
     found = session.opened.test(*adapters, bounds=dict(map(parse_bound, bounds)), **options)
     session.out.result(found.to_json(), lambda: _say(session, found))

@@ -132,7 +132,7 @@ def run(
       adapt run watercolour@sdxl "a red cat" --image cat.png --seed 1
     """
     loading = Loading(base=base, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
-    from adapterhub.inference.asking import Typed
+    from adapterhub.inference.answering import Typed
 
     drawn = ImageOptions(path=image, steps=steps, guidance=guidance, size=size)
     drawn.ensure_image()

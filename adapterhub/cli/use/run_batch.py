@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from adapterhub.cli.options.params import Session
     from adapterhub.cli.output import Output
-    from adapterhub.inference.asking import Typed
+    from adapterhub.inference.answering import Typed
     from adapterhub.inference.generation import Answer, Question, Writing
 
 

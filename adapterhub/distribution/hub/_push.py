@@ -47,7 +47,7 @@ from adapterhub.formats.manifest import (
     Manifest,
 )
 from adapterhub.formats.release import Release
-from adapterhub.trust.signing.provenance import bounded
+from adapterhub.trust.signing.appraisal import bounded
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -16,7 +16,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._versions import PublishedVersion
 from adapterhub.formats.administration import NamespaceRule, TesterKey
-from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES, Attested
+from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE, Manifest
 from adapterhub.formats.relevance import Matched

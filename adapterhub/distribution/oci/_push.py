@@ -32,8 +32,7 @@ from adapterhub.distribution.oci._image import (
 )
 from adapterhub.formats.cards.card import Card, make_card
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import parse_contract
+from adapterhub.formats.contract.reader import MAX_BYTES, parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, LIMIT_BYTES, MANIFEST_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 

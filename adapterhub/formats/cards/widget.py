@@ -45,7 +45,7 @@ def contract_shown(folder: Path) -> Contract | None:
     """The contract in a folder, for its card; None without a sound one, which other checks refuse."""
     if not os.path.lexists(folder / CONTRACT_FILE):  # as most are: the reader is not imported
         return None
-    from adapterhub.formats.contract.reading import contract_in
+    from adapterhub.formats.contract.reader import contract_in
 
     with contextlib.suppress(AdapterHubError):
         return contract_in(folder)

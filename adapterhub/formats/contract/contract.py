@@ -6,15 +6,223 @@ reference page is `docs/reference/contracts.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of
-from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS, Bounds
-from adapterhub.formats.contract.demands import Demand
+from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, strict_json
+from adapterhub.core.errors import shown
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, Bounds
 from adapterhub.formats.prompts.form import PromptForm, Turn
+
+MAX_VECTOR: Final = 4096
+MAX_LATENT: Final = 1024
+_STEPS: Final = 127
+_SCALE_BYTES: Final = 4
+
+
+def packed(vector: Sequence[float]) -> str:
+    """A vector as base64 of a scale (float32) and one int8 for each number."""
+    scale = max((abs(number) for number in vector), default=0.0) / _STEPS or 1.0
+    return base64.b64encode(struct.pack("<f", scale) + bytes(round(n / scale) & 0xFF for n in vector)).decode()
+
+
+def unpacked(text: str) -> list[float]:
+    """The vector that `packed` wrote.
+
+    Raises:
+        ValueError: the text is no such vector.
+    """
+    raw = base64.b64decode(text, validate=True)
+    if not _SCALE_BYTES < len(raw) <= _SCALE_BYTES + MAX_VECTOR:
+        raise ValueError("no vector of 1 to 4096 numbers")
+    (scale,) = struct.unpack("<f", raw[:_SCALE_BYTES])
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError("a scale is a number above 0")
+    return [scale * number for number in struct.unpack(f"<{len(raw) - _SCALE_BYTES}b", raw[_SCALE_BYTES:])]
+
+
+def packed_latent(numbers: Sequence[float]) -> str:
+    """A latent as base64 of half-precision numbers, little-endian: within 0.05 % of each.
+
+    Raises:
+        OverflowError: a number is beyond half precision.
+    """
+    return base64.b64encode(struct.pack(f"<{len(numbers)}e", *numbers)).decode()
+
+
+def unpacked_latent(text: str) -> list[float]:
+    """The latent that `packed_latent` wrote.
+
+    Raises:
+        ValueError: the text is no such latent, or is zero everywhere.
+    """
+    raw = base64.b64decode(text, validate=True)
+    if not 0 < len(raw) <= 2 * MAX_LATENT or len(raw) % 2:
+        raise ValueError(f"no latent of 1 to {MAX_LATENT} numbers in half precision")
+    numbers = list(struct.unpack(f"<{len(raw) // 2}e", raw))
+    if not all(map(math.isfinite, numbers)) or not any(numbers):
+        raise ValueError("expected finite numbers, and one other than 0")
+    return numbers
+
+
+MAX_CHOICES: Final = 256
+"""Entries of a list of texts, an `enum`, or the `properties` of one object."""
+
+SCHEMA_KEYS: Final = ("type", "required", "properties", "items", "enum", "const", "minimum", "maximum")
+TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int,
+    "number": (int, float),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Conditions on one answer; those that are None or empty demand nothing.
+
+    `json` is True for any JSON text, or a schema of `SCHEMA_KEYS`. `label` is the label that a classifier must give.
+    """
+
+    equals: str | None = None
+    contains: tuple[str, ...] = ()
+    not_contains: tuple[str, ...] = ()
+    starts_with: str | None = None
+    one_of: tuple[str, ...] = ()
+    max_chars: int | None = None
+    json: Json = None
+    label: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that demand something."""
+        values = {name: getattr(self, name) for name in KEYS}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None and value != ()
+        }
+
+    def problem(self, text: str, label: str | None = None) -> str:
+        """Why an answer does not meet the demand, in a few words; empty if it does."""
+        for check in (_text_problem, _json_problem):
+            if found := check(self, text):
+                return found
+        if self.label is not None and label != self.label:
+            return f"the label is `{shown(label or 'none')}`, not `{shown(self.label)}`"
+        return ""
+
+
+KEYS: Final = ("equals", "contains", "not_contains", "starts_with", "one_of", "max_chars", "json", "label")
+
+
+def _text_problem(demand: Demand, text: str) -> str:
+    if demand.equals is not None and text != demand.equals:
+        return f"is not `{shown(demand.equals)}`"
+    if missing := next((part for part in demand.contains if part not in text), None):
+        return f"does not contain `{shown(missing)}`"
+    if found := next((part for part in demand.not_contains if part in text), None):
+        return f"contains `{shown(found)}`"
+    if demand.starts_with is not None and not text.startswith(demand.starts_with):
+        return f"does not start with `{shown(demand.starts_with)}`"
+    if demand.one_of and text not in demand.one_of:
+        return f"is none of the {len(demand.one_of)} allowed answers"
+    if demand.max_chars is not None and len(text) > demand.max_chars:
+        return f"has {len(text)} characters, at most {demand.max_chars} are allowed"
+    return ""
+
+
+def _json_problem(demand: Demand, text: str) -> str:
+    if demand.json is None:
+        return ""
+    try:
+        value = strict_json(text.strip().encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        return f"is not JSON: {shown(str(error))}"
+    return "" if demand.json is True else _mismatch(demand.json, value, "it")
+
+
+def _mismatch(schema: Mapping[str, Any], value: Json, place: str) -> str:
+    """The first place where `value` does not fit the schema; both are shallow."""
+    return _value_mismatch(schema, value, place) or _inner_mismatch(schema, value, place)
+
+
+def _value_mismatch(schema: Mapping[str, Any], value: Json, place: str) -> str:
+    kind = schema.get("type")
+    if kind is not None and not _is_kind(value, kind):
+        return f"{place} is not of type {kind}"
+    if "const" in schema and not _equal(schema["const"], value):
+        return f"{place} is not the constant of the schema"
+    if "enum" in schema and not any(_equal(one, value) for one in schema["enum"]):
+        return f"{place} is not one of the values of the schema"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if "minimum" in schema and value < schema["minimum"]:
+            return f"{place} is below {schema['minimum']}"
+        if "maximum" in schema and value > schema["maximum"]:
+            return f"{place} is above {schema['maximum']}"
+    return ""
+
+
+def _inner_mismatch(schema: Mapping[str, Any], value: Json, place: str) -> str:
+    if isinstance(value, dict):
+        if (lost := next((key for key in schema.get("required", ()) if key not in value), None)) is not None:
+            return f"{place} has no `{shown(lost)}`"
+        for key, inner in schema.get("properties", {}).items():
+            if key in value and (found := _mismatch(inner, value[key], f"`{shown(key)}`")):
+                return found
+    if isinstance(value, list) and "items" in schema:
+        return next(filter(None, (_mismatch(schema["items"], one, f"an item of {place}") for one in value)), "")
+    return ""
+
+
+def _is_kind(value: Json, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return isinstance(value, TYPES[kind]) or (kind == "integer" and isinstance(value, float) and value.is_integer())
+
+
+def _equal(one: Json, other: Json) -> bool:
+    """Equality as JSON has it: True is not 1."""
+    try:
+        return canonical_json(one) == canonical_json(other)
+    except ValueError:  # a number that JSON's doubles cannot hold
+        return False
+
+
+def schema_problems(schema: Json, place: str) -> Sequence[str]:
+    """What is wrong with a schema of a `json` demand, each with its place."""
+    if schema is True:
+        return []
+    if not isinstance(schema, dict):
+        return [f"{place}: expected true or an object"]
+    problems = [f"{place}.{shown(key)}: no such key; there are {', '.join(SCHEMA_KEYS)}"
+                for key in schema if key not in SCHEMA_KEYS][:3]  # fmt: skip
+    if "type" in schema and not (isinstance(schema["type"], str) and schema["type"] in TYPES):
+        problems.append(f"{place}.type: expected one of {', '.join(TYPES)}")
+    required = schema.get("required", [])
+    if not isinstance(required, list) or len(required) > MAX_CHOICES or any(type(one) is not str for one in required):
+        problems.append(f"{place}.required: expected a list of at most {MAX_CHOICES} texts")
+    enum = schema.get("enum", [None])
+    if not isinstance(enum, list) or not 0 < len(enum) <= MAX_CHOICES:
+        problems.append(f"{place}.enum: expected a list of 1 to {MAX_CHOICES} values")
+    for bound in ("minimum", "maximum"):
+        if bound in schema and type(schema[bound]) not in (int, float):
+            problems.append(f"{place}.{bound}: expected a number")
+    inner = schema.get("properties", {})
+    if not isinstance(inner, dict) or len(inner) > MAX_CHOICES:
+        problems.append(f"{place}.properties: expected an object of at most {MAX_CHOICES} keys")
+    else:
+        for key, one in inner.items():
+            problems += schema_problems(one, f"{place}.properties.{shown(key)}") if one is not True else [
+                f"{place}.properties.{shown(key)}: expected an object"]  # fmt: skip
+    if "items" in schema:
+        problems += schema_problems(schema["items"], f"{place}.items") if schema["items"] is not True else [
+            f"{place}.items: expected an object"]  # fmt: skip
+    return problems
+
 
 FAMILY: Final = "adapterhub/tests/"
 """What the schema of every contract begins with, whatever its version."""
@@ -253,3 +461,40 @@ def ids_digest(tokens: Sequence[int]) -> Digest:
 
 
 answer_digest = ids_digest
+
+
+_KINDS: Final = {
+    "an access key": re.compile(
+        r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,80}|hf_[A-Za-z0-9]{30,60}|sk-[A-Za-z0-9_-]{20,100})\b"
+    ),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"),
+    "a mail address": re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}\.[A-Za-z0-9.-]{1,63}\b"),
+    "a phone number": re.compile(r"(?<!\d)\+\d[\d ()/-]{7,18}\d(?!\d)"),
+}
+_CARD: Final = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
+
+
+def private_texts(contract: Contract) -> list[str]:
+    """Each line that looks private, as `golden-3: a mail address`; the text itself is not repeated."""
+    found = []
+    for line in contract.lines:
+        text = "\n".join((*_texts(line.asked), getattr(line, "answer", "")))
+        kinds = [kind for kind, pattern in _KINDS.items() if pattern.search(text)]
+        if any(_is_card(match[0]) for match in _CARD.finditer(text)):
+            kinds.append("a card number")
+        if kinds:
+            found.append(f"{line.id}: {', '.join(kinds)}")
+    return found
+
+
+def _texts(asked: Asked | None) -> Iterator[str]:
+    if isinstance(asked, str):
+        yield asked
+    elif asked is not None:
+        yield from (turn["content"] for turn in asked)
+
+
+def _is_card(text: str) -> bool:
+    """Whether the digits have the check digit of a payment card (Luhn)."""
+    digits = [int(c) for c in text if c.isdigit()][::-1]
+    return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0

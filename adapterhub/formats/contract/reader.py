@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.errors import PROBLEMS_SHOWN, Malformed, shown
-from adapterhub.formats.contract.bounds import NAMES, Bounds, range_problem
+from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.errors import PROBLEMS_SHOWN, CouldNotTell, Malformed, problem_list, shown
 from adapterhub.formats.contract.contract import (
     DEFAULT_RISE,
     ENCODERS,
+    FAMILY,
     IMAGE,
+    KEYS,
+    MAX_CHOICES,
     SCHEMAS,
+    WRITERS,
     Asked,
     Contract,
+    Demand,
     Expect,
     Golden,
     ImageSettings,
     LeaveAlone,
     Recorded,
+    schema_problems,
+    unpacked,
+    unpacked_latent,
 )
-from adapterhub.formats.contract.demands import KEYS, MAX_CHOICES, Demand, schema_problems
-from adapterhub.formats.contract.vectors import unpacked, unpacked_latent
-from adapterhub.formats.documents import JSON_KINDS, DocumentReader
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, NAMES, Bounds, range_problem
+from adapterhub.formats.documents import JSON_KINDS, TOML_KINDS, DocumentReader, toml_of
+from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm, Turn
 
 MAX_BYTES: Final = 256 << 10
@@ -405,3 +416,311 @@ class ContractReader(DocumentReader):
         if number is not None and number < 0:
             self.say(f"{path}{key}", f"expected 0 or more, got {shown(number)}")
         return number
+
+
+_CLAIM: Final = re.compile(rb'(?<!\\)"adapterhub/tests/')
+
+
+def claims_contract(raw: bytes) -> bool:
+    """Whether the bytes claim to be a contract; any other `evals.jsonl` is somebody's own file."""
+    return _CLAIM.search(raw[: MAX_BYTES + 1].replace(b"\0", b"")) is not None
+
+
+def parse_contract(raw: bytes, where: str = CONTRACT_FILE) -> Contract:
+    """Read a contract strictly.
+
+    Raises:
+        Malformed: every problem with its line and place, such as `line 3: tokens[2]: …`.
+        DigestMismatch: the prompt form's chat template is not the one whose digest it states.
+        CouldNotTell: it is of a newer version of the format.
+    """
+    if len(raw) > MAX_BYTES:
+        raise _refused(where, [f"more than {MAX_BYTES >> 10} KiB, which no contract needs"])
+    lines = raw.split(b"\n")
+    if lines.pop() != b"":
+        raise _refused(where, [f"line {len(lines) + 1}: the last line does not end"])
+    if len(lines) > MAX_LINES:
+        raise _refused(where, [f"{len(lines)} lines, expected at most {MAX_LINES}"])
+    values, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(_value(line))
+        except ValueError as error:
+            problems.append(f"line {number}: {error}")
+    schema = values[0].get("schema") if values and not problems else None
+    if isinstance(schema, str) and schema.startswith(FAMILY) and schema not in SCHEMAS:
+        raise CouldNotTell(
+            f"{shown(where, 200)}: the contract has the format {shown(schema)}, written by a newer version",
+            hint="upgrade adapterhub to check it",
+        )
+    if problems:
+        raise _refused(where, problems)
+    reader = ContractReader()
+    contract = reader.contract(values)
+    if reader.problems or contract is None:
+        raise _refused(where, reader.lines)
+    if contract.to_bytes() != raw:
+        reason = "written otherwise than the program writes it: six significant digits, and no key with its default"
+        raise _refused(where, [reason])
+    return contract
+
+
+def read_contract(path: Path) -> Contract:
+    """The contract in a file outside of any build.
+
+    Raises:
+        NotFound: there is no such file.
+        Malformed, CouldNotTell: as `parse_contract`.
+    """
+    return parse_contract(read_typed(path, MAX_BYTES), str(path))
+
+
+def contract_in(folder: Path) -> Contract | None:
+    """The contract in an adapter's folder; None where there is none.
+
+    Raises:
+        Malformed, CouldNotTell: as `parse_contract`.
+    """
+    path = folder / CONTRACT_FILE
+    try:
+        raw = read_plain(path, MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _refused(str(path), [f"cannot be read: {error.strerror}"]) from None
+    return parse_contract(raw, str(path)) if claims_contract(raw) else None
+
+
+def has_contract(folder: Path) -> bool:
+    """Whether a folder holds what says that it is a contract, of this or a newer version; it may be broken."""
+    try:
+        return claims_contract(read_plain(folder / CONTRACT_FILE, MAX_BYTES))
+    except OSError:
+        return False
+
+
+def _refused(where: str, problems: list[str]) -> Malformed:
+    title = f"{shown(where, 200)}: not a usable contract"
+    return Malformed(problem_list(title, problems), hint="`adapt contract record` writes a sound one")
+
+
+def _value(line: bytes) -> dict[str, Any]:
+    """The object on one line, which must be written in the one canonical way.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"{len(line)} bytes, expected at most {MAX_LINE_BYTES}")
+    value = strict_json(line, limit_bytes=MAX_LINE_BYTES)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {JSON_KINDS.get(type(value), 'something else')}")  # noqa: TRY004
+    if _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        canonical = canonical_json(value)
+    except ValueError as error:  # half of a UTF-16 pair, or a whole number that JSON's doubles cannot hold
+        raise ValueError(f"has no canonical form: {shown(str(error))}") from None
+    if canonical != line:
+        raise ValueError("not canonical JSON (RFC 8785): keys sorted, no spaces, numbers in their shortest form")
+    return value
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if children is None:
+        return False
+    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
+
+
+MAX_PLAN_BYTES: Final = 1 << 20
+_TOP: Final = ("prompt", "bounds", "image", "golden", "expect", "leave_alone", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An input to ask; `completion` is the answer that the author wants, where one is known; `seed` is for an image."""
+
+    id: str
+    asked: Asked
+    completion: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedImages:
+    """How a pipeline is to draw; None: the default of the recording."""
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to record: inputs, demands, prompts to leave alone, bounds, and the prompt form if the file names one.
+
+    `image` is there if the file has such a table.
+    """
+
+    goldens: tuple[Wanted, ...] = ()
+    expects: tuple[Expect, ...] = ()
+    leave_alone: tuple[LeaveAlone, ...] = ()
+    bounds: Bounds = DEFAULT_BOUNDS
+    prompt: PromptForm | None = None
+    image: WantedImages | None = None
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a `tests.toml`.
+
+    Raises:
+        NotFound: there is no such file.
+        Malformed: it is no TOML, or breaks the form; names every problem with its place.
+    """
+    where = shown(str(path), 200)
+    raw = read_typed(path, MAX_PLAN_BYTES)
+    if len(raw) > MAX_PLAN_BYTES:
+        raise Malformed(f"{where}: more than {MAX_PLAN_BYTES >> 20} MB of tests")
+    try:
+        value = toml_of(raw)
+    except ValueError as error:
+        raise Malformed(f"{where}: {error}") from None
+    reader = _PlanReader()
+    plan = reader.plan(value)
+    if reader.problems:
+        hint = "each `[[golden]]`, `[[expect]]`, `[[leave_alone]]` and `[[never]]` has an `input`"
+        raise Malformed(problem_list(f"{where}: not a plan of tests", reader.lines), hint=hint)
+    return plan
+
+
+class _PlanReader(ContractReader):
+    kinds: ClassVar[Mapping[type, str]] = TOML_KINDS
+
+    def plan(self, top: dict[str, Any]) -> Plan:
+        """The plan of the whole file."""
+        self.known(top, _TOP)
+        prompt = self.prompt(self.take(top, "prompt", dict), "prompt") if "prompt" in top else None
+        bounds = self.bounds(self.take(top, "bounds", dict) or {}, "bounds.")
+        goldens: list[Wanted] = []
+        expects: list[Expect] = []
+        leave_alone: list[LeaveAlone] = []
+        for path, line in self.tables(top, "golden", most=MAX_LINES):
+            self.known(line, ("input", "id", "completion", "seed"), path)
+            name = self.name(line, path, f"golden-{len(goldens) + 1}")
+            completion = self.text(line, "completion", path)
+            seed = self.whole(line, "seed", path, MAX_SEED, least=0)
+            goldens.append(Wanted(id=name, asked=self.asked(line, "input", path), completion=completion, seed=seed))
+        for key in ("expect", "never"):
+            for number, (path, line) in enumerate(self.tables(top, key, most=MAX_LINES), 1):
+                self.known(line, ("input", "id", *(KEYS if key == "expect" else ("not_contains",))), path)
+                demand = self.demand(line, path)
+                if not demand.to_json():
+                    self.say(path.rstrip("."), "demands nothing; add a condition such as `not_contains`")
+                name, asked = self.name(line, path, f"{key}-{number}"), self.asked(line, "input", path)
+                expects.append(Expect(id=name, asked=asked, demand=demand, binds_merges=key == "never"))
+        for path, line in self.tables(top, "leave_alone", most=MAX_LINES):
+            self.known(line, ("input", "id", "rise", "same"), path)
+            rise, same = self.least_zero(line, "rise", path), self.take(line, "same", bool, path)
+            leave_alone.append(
+                LeaveAlone(
+                    id=self.name(line, path, f"leave-alone-{len(leave_alone) + 1}"),
+                    asked=self.asked(line, "input", path),
+                    answer="",
+                    tokens=(),
+                    loss=0.0,
+                    rise=DEFAULT_RISE if rise is None else rise,
+                    same=same is not False,
+                )
+            )
+        if not (goldens or expects or leave_alone):
+            self.say("(top)", "holds no test; add `[[golden]]` tables")
+        return Plan(
+            goldens=tuple(goldens),
+            expects=tuple(expects),
+            leave_alone=tuple(leave_alone),
+            bounds=bounds,
+            prompt=prompt,
+            image=self.wanted_images(self.take(top, "image", dict)),
+        )
+
+    def wanted_images(self, value: dict[str, Any] | None) -> WantedImages | None:
+        """The table `image`."""
+        if value is None:
+            return None
+        self.known(value, ("width", "height", "steps", "guidance"), "image.")
+        return WantedImages(
+            width=self.side(value, "width", "image."),
+            height=self.side(value, "height", "image."),
+            steps=self.whole(value, "steps", "image.", MAX_STEPS),
+            guidance=self.guidance(value, "image."),
+        )
+
+    def name(self, line: dict[str, Any], path: str, default: str) -> str:
+        """The id of a line: its own, else the default."""
+        name = self.text(line, "id", path) or default
+        self.check_id(name, path)
+        return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The lines of a file of rules; `digest` is their identity, whatever their spaces."""
+
+    nevers: tuple[Expect, ...]
+    leave_alone: tuple[LeaveAlone, ...]
+
+    @property
+    def digest(self) -> Digest:
+        """Of the lines in canonical JSON."""
+        lines = [*(line.to_json() for line in self.nevers), *(line.to_json() for line in self.leave_alone)]
+        return digest_of(canonical_json(lines))
+
+    def bind(self, contract: Contract) -> bool:
+        """Whether they say anything of such an adapter: they are about texts, which not every adapter writes."""
+        return contract.kind in WRITERS
+
+    def added_to(self, contract: Contract) -> Contract:
+        """The contract with these lines, for a check; their ids begin with `project/`, as none in a contract does."""
+        nevers = tuple(replace(line, id=f"project/{line.id}") for line in self.nevers)
+        leave = tuple(replace(line, id=f"project/{line.id}") for line in self.leave_alone)
+        return replace(
+            contract, expects=(*contract.expects, *nevers), leave_alone=(*contract.leave_alone, *leave), order=()
+        )
+
+
+def read_rules(path: Path) -> Rules:
+    """Read a file of rules.
+
+    Raises:
+        NotFound: there is no such file.
+        Malformed: every problem with its line.
+    """
+    raw = read_typed(path, MAX_BYTES, hint="the policy `tests-never` of the project names it")
+    reader, lines = ContractReader(), raw.split(b"\n")
+    if len(raw) > MAX_BYTES or len(lines) > MAX_LINES:
+        reader.say("the file", f"expected at most {MAX_BYTES >> 10} KiB and {MAX_LINES} lines")
+        lines = []
+    found: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = strict_json(line, limit_bytes=MAX_LINE_BYTES)
+        except ValueError as error:
+            reader.say(f"line {number}", shown(str(error), 200))
+            continue
+        if not isinstance(value, dict) or not {"never", "leave_alone"} & value.keys():
+            reader.say(f"line {number}", "expected an object with the key `never` or `leave_alone`")
+            continue
+        found.append(reader.line({"id": f"rule-{number}", **value}, number))
+    if not found and not reader.problems:
+        reader.say("the file", "holds no rule")
+    if reader.problems:
+        title = f"`{shown(str(path), 200)}`: not usable as the rules of a project"
+        raise Malformed(problem_list(title, reader.lines), hint="`docs/reference/contracts.md` shows the lines")
+    return Rules(
+        nevers=tuple(one for one in found if isinstance(one, Expect)),
+        leave_alone=tuple(one for one in found if isinstance(one, LeaveAlone)),
+    )

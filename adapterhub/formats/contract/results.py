@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final, Literal
+from datetime import datetime, timezone
+from typing import Annotated, Any, Final, Literal, cast
+from xml.sax.saxutils import escape, quoteattr
 
+from adapterhub.core.dates import parse_time
+from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import shown
 from adapterhub.formats.documented import Documented
+from adapterhub.formats.documents import JSON_KINDS, DocumentReader
 
 Verdict = Literal["PASS", "CHANGED", "UNKNOWN", "NONE"]
 """`PASS`: every bound held. `CHANGED`: one did not. `UNKNOWN`: no verdict is possible. `NONE`: there is no contract."""
@@ -150,3 +155,248 @@ class Tested(Documented):
     def _repr_html_(self) -> str:
         rows = [(case.id, case.verdict, case.loss, case.recorded_loss, case.problem) for case in self.cases]
         return html_table((f"{self.label}: {self.verdict}", "verdict", "loss", "recorded", "problem"), rows)
+
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://in-toto.io/attestation/test-result/v0.1"
+RESULT_SCHEMA: Final = "adapterhub/result/1"
+RESULTS: Final = {"PASS": "PASSED", "CHANGED": "FAILED"}
+"""The words of in-toto for verdicts; it has none for UNKNOWN."""
+
+RESULT_LIMIT_BYTES: Final = 64 << 10
+CLOCKS_DIFFER_S: Final = 300.0
+"""How far ahead the clock of a tester may be."""
+
+_LARGEST_SEQUENCE: Final = 1 << 53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attested:
+    """What a statement says: the verdict on one manifest, by one contract, on one base.
+
+    `rules` is the digest of the project's rules that were checked with the contract, None without any. `sequence`
+    counts the statements of one key about one manifest; `time` is Unix time. `bounds` are those that decided.
+    `base_alone` says that the base was measured, too.
+    """
+
+    name: Annotated[str, "as the tester names the build"]
+    manifest: Digest
+    contract: Digest
+    base: Annotated[Digest, "of the base that was asked"]
+    rules: Annotated[Digest | None, "digest of the rules that were checked, too"]
+    dtype: str
+    load_in: str
+    verdict: Annotated[Literal["PASS", "CHANGED"], "`PASS` or `CHANGED`"]
+    sequence: Annotated[int, "counts the results of one key on one build"]
+    time: float
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    base_alone: Annotated[bool, "whether the base was measured, too"] = False
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What was checked: a later statement on the same supersedes an earlier one."""
+        return (*self._about, *(("base_alone",) if self.base_alone else ()))
+
+    @property
+    def _about(self) -> tuple[object, ...]:
+        return self.manifest, self.contract, self.base, self.rules, self.dtype, self.load_in
+
+    def is_outweighed_by(self, other: Attested) -> bool:
+        """Whether it is a PASS of a check that did not measure the base alone, and `other` did and says CHANGED."""
+        is_weaker = other.base_alone and not self.base_alone and self._about == other._about
+        return is_weaker and (self.verdict, other.verdict) == ("PASS", "CHANGED")
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Attested:
+        """Read the bytes of a statement.
+
+        Raises:
+            ValueError: they are none about a contract's result; the first problem with its place.
+        """
+        value = strict_json(payload, limit_bytes=RESULT_LIMIT_BYTES)
+        if not isinstance(value, dict):
+            raise ValueError("statement: expected an object")  # noqa: TRY004 - one class for the caller
+        reader = _Reader()
+        made = reader.statement(value)
+        if reader.problems:
+            raise ValueError(reader.lines[0])
+        assert made is not None
+        return made
+
+
+class _Reader(DocumentReader):
+    kinds = JSON_KINDS
+
+    def statement(self, top: dict[str, Any]) -> Attested | None:
+        self.is_text(top, "_type", STATEMENT_TYPE)
+        self.is_text(top, "predicateType", PREDICATE_TYPE)
+        subjects = list(self.tables(top, "subject", most=1, required=True))
+        predicate = self.take(top, "predicate", dict, required=True) or {}
+        said = self.take(predicate, "adapterhub", dict, "predicate.", required=True) or {}
+        self.is_text(said, "schema", RESULT_SCHEMA, "predicate.adapterhub.")
+        parts: dict[str, tuple[str, dict[str, Any]]] = {}
+        for place, one in self.tables(predicate, "configuration", "predicate.", most=16, required=True):
+            if parts.setdefault(str(one.get("name")), (place, one))[1] is not one:
+                self.say(f"{place}name", f"`{shown(one.get('name'))}` is there twice")
+        verdict = self.text(said, "verdict", "predicate.adapterhub.", required=True)
+        result = self.text(predicate, "result", "predicate.", required=True)
+        failed = self.texts(predicate, "failedTests", "predicate.")
+        if self.problems:
+            return None
+        if RESULTS.get(verdict or "") != result or (result == "PASSED" and failed):
+            self.say("predicate.result", f"contradicts itself: {shown(result)} with the verdict {shown(verdict)}")
+        if len(subjects) != 1:
+            self.say("subject", f"expected one, got {len(subjects)}")
+        sequence = self.take(said, "sequence", int, "predicate.adapterhub.", required=True)
+        if sequence is not None and not 1 <= sequence <= _LARGEST_SEQUENCE:
+            self.say("predicate.adapterhub.sequence", "expected a whole number from 1")
+        time = self.checked(said, "time", parse_time, "predicate.adapterhub.", required=True)
+        digests = {name: self.digest(parts, name) for name in ("contract", "base")}
+        rules = self.digest(parts, "rules") if "rules" in parts else None
+        place, base = parts.get("base", ("", {}))
+        notes = self.take(base, "annotations", dict, place) or {}
+        dtype, load_in = (self.text(notes, key, f"{place}annotations.") or "" for key in ("dtype", "load_in"))
+        where, held = parts.get("bounds", ("", {}))
+        held = self.take(held, "annotations", dict, where) or {}
+        bounds = {name: self.number(held, name, f"{where}annotations.") for name in held}
+        base_alone = self.take(said, "base_alone", bool, "predicate.adapterhub.")
+        manifest = self.digest({"subject": subjects[0]}, "subject") if subjects else None
+        if self.problems:
+            return None
+        return Attested(
+            name=self.text(subjects[0][1], "name", "subject[0].") or "",
+            manifest=cast("Digest", manifest),
+            rules=rules,
+            dtype=dtype,
+            load_in=load_in,
+            verdict=cast("Literal['PASS', 'CHANGED']", verdict),
+            sequence=cast("int", sequence),
+            time=cast("float", time),
+            bounds=bounds,
+            base_alone=base_alone is True,
+            **cast("dict[str, Digest]", digests),
+        )
+
+    def is_text(self, holder: Mapping[str, Any], key: str, expected: str, path: str = "") -> None:
+        """Record a text that is not the expected one."""
+        if holder.get(key) != expected:
+            self.say(f"{path}{key}", f"expected `{expected}`, got {shown(holder.get(key))}")
+
+    def digest(self, parts: Mapping[str, tuple[str, dict[str, Any]]], name: str) -> Digest | None:
+        """The SHA-256 of a part."""
+        if name not in parts:
+            self.say("predicate.configuration", f"names no {name}")
+            return None
+        place, part = parts[name]
+        inner = self.take(part, "digest", dict, place, required=True) or {}
+        found: Digest | None = self.checked(
+            inner, "sha256", lambda text: parse_digest(f"sha256:{text}"), f"{place}digest.", required=True
+        )
+        return found
+
+
+_SHOWN: Final = 500
+_BROKEN_STATED: Final = 20
+
+
+def junit(results: Sequence[Tested]) -> str:
+    """The results as JUnit XML: a suite for each build, a case for each line of its contract."""
+    suites = "".join(map(_suite, results))
+    counts = [_counts(result) for result in results]
+    tests, failures = (sum(count[at] for count in counts) for at in range(2))
+    totals = f'tests="{tests}" failures="{failures}" errors="0"'  # Jenkins' schema has no `skipped` here
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites {totals}>\n{suites}</testsuites>\n'
+
+
+def _counts(result: Tested) -> tuple[int, int, int]:
+    verdicts = [case.verdict for case in result.cases] or [result.verdict]
+    broken = result.verdict == "CHANGED" and "CHANGED" not in verdicts
+    return (
+        len(verdicts) + broken,
+        verdicts.count("CHANGED") + broken,
+        sum(verdict in ("UNKNOWN", "NONE") for verdict in verdicts),
+    )
+
+
+def _suite(result: Tested) -> str:
+    name = f"adapterhub.{result.name}"
+    cases = [_case(name, case.id, case.verdict, case.problem, _evidence(case)) for case in result.cases]
+    if not result.cases:
+        cases = [_case(name, "contract", result.verdict, result.reason or "there is no contract", result.detail)]
+    elif result.verdict == "CHANGED" and all(case.verdict != "CHANGED" for case in result.cases):
+        cases.append(_case(name, "bounds", "CHANGED", "; ".join(result.broken), ""))
+    facts = {"digest": result.digest, "contract": result.contract, "base": result.base_weights, "dtype": result.dtype}
+    facts |= {"engine": result.engine, "verdict": result.verdict}
+    properties = "".join(f"<property name={_attribute(k)} value={_attribute(v)}/>" for k, v in facts.items() if v)
+    tests, failures, skipped = _counts(result)
+    head = f'name={_attribute(result.label)} tests="{tests}" failures="{failures}" errors="0" skipped="{skipped}"'
+    seconds = f'time="{result.cpu_seconds:.3f}"'
+    return f"<testsuite {head} {seconds}><properties>{properties}</properties>\n{''.join(cases)}</testsuite>\n"
+
+
+def _evidence(case: TestedCase) -> str:
+    parts = (("recorded", case.recorded_text), ("now", case.text))
+    return "\n".join(f"{name}: {text[:_SHOWN]}" for name, text in parts if text is not None)
+
+
+def _case(classname: str, name: str, verdict: str, problem: str, evidence: str) -> str:
+    inner = ""
+    if verdict == "CHANGED":
+        inner = f'<failure type="CHANGED" message={_attribute(problem)}>{_xml(evidence)}</failure>'
+    elif verdict != "PASS":
+        inner = f"<skipped message={_attribute(problem or verdict)}/>"
+    return f"<testcase classname={_attribute(classname)} name={_attribute(name)}>{inner}</testcase>\n"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(shown(text, _SHOWN))
+
+
+def _xml(text: str) -> str:
+    return escape("\n".join(shown(line, _SHOWN) for line in text.split("\n")))
+
+
+def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1) -> dict[str, Any] | None:
+    """The result as an in-toto statement about the build's manifest; None where no verdict is possible.
+
+    The predicate has no word for UNKNOWN, so such a result makes no statement. `trust.signing.results` signs it.
+    """
+    if result.verdict not in RESULTS or not result.digest:
+        return None
+    moment = (time or datetime.now(timezone.utc)).replace(microsecond=0)
+    base = {"name": "base", "digest": _digest(result.base_weights)}
+    base["annotations"] = {"dtype": result.dtype, "load_in": result.load_in, "state": result.base_state}
+    measured = {"same": result.same, "retention": result.retention, "kl": result.kl, "cosine": result.cosine}
+    measured["effect"] = result.effect
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": result.label, "digest": _digest(result.digest)}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "result": RESULTS[result.verdict],
+            "configuration": [
+                {"name": "contract", "digest": _digest(result.contract), "mediaType": "application/jsonl"},
+                base,
+                {"name": "weights", "digest": _digest(result.weights)},
+                {"name": "bounds", "annotations": dict(result.bounds)},
+                *([{"name": "rules", "digest": _digest(result.rules)}] if result.rules else []),
+            ],
+            "passedTests": [case.id for case in result.cases if case.verdict == "PASS"],
+            "warnedTests": [],
+            "failedTests": [case.id for case in result.cases if case.verdict == "CHANGED"],
+            "adapterhub": {
+                "schema": RESULT_SCHEMA,
+                "verdict": result.verdict,
+                **{name: value for name, value in measured.items() if value is not None},
+                "broken": list(result.broken[:_BROKEN_STATED]),
+                **({"base_alone": True} if result.base_alone else {}),
+                "engine": result.engine,
+                "sequence": sequence,
+                "time": moment.isoformat().replace("+00:00", "Z"),
+            },
+        },
+    }
+
+
+def _digest(text: str) -> dict[str, str]:
+    return {"sha256": hex_of(parse_digest(text))} if text else {}

@@ -1,7 +1,7 @@
 """The tuner methods and the variants of LoRA, one row each: every other module reads them here.
 
 A new row makes a method known to configs, to the sorting of tensors, to `verify` and to refusals. To attach it as well,
-give the row its `factors` and write a maker for it in `inference/loader/methods.py`, where torch and PEFT are.
+give the row its `factors` and write a maker for it in `inference/loader/injection.py`, where torch and PEFT are.
 """
 
 from __future__ import annotations

@@ -16,6 +16,6 @@ from __future__ import annotations
 
 from adapterhub.inference.bank.adapter_bank import AdapterBank
 from adapterhub.inference.bank.residency import Stats
-from adapterhub.inference.bank.selection import Choice, Using
+from adapterhub.inference.bank.updates import Choice, Using
 
 __all__ = ["AdapterBank", "Choice", "Stats", "Using"]

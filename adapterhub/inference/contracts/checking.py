@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import ChatTemplateRefused
-from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expect, Golden, LeaveAlone, ids_digest
+from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.rendering import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
+    Judgement,
+    Measured,
     Row,
     Score,
+    Tick,
+    Unknown,
+    encode,
     greedy,
+    judge,
+    memory_as_unknown,
     prompts_in_tokens,
     scores,
     text_of,
+    ticking,
 )
-from adapterhub.inference.contracts.encoders import encode
-from adapterhub.inference.contracts.judging import Judgement, Measured, judge
-from adapterhub.inference.contracts.unknown import Tick, Unknown, memory_as_unknown, ticking
 from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:

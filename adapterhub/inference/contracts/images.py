@@ -21,21 +21,29 @@ from adapterhub.formats.contract.contract import (
     DEFAULT_GOLDENS,
     FEWEST_GOLDENS,
     IMAGE,
+    MAX_LATENT,
     Asked,
     Contract,
     Golden,
     ImageSettings,
     Recorded,
     ids_digest,
+    packed_latent,
     rounded,
+    unpacked_latent,
 )
-from adapterhub.formats.contract.plan import Plan, Wanted, WantedImages
-from adapterhub.formats.contract.reader import MAX_IMAGES, MAX_PROMPT_TOKENS
-from adapterhub.formats.contract.vectors import MAX_LATENT, packed_latent, unpacked_latent
+from adapterhub.formats.contract.reader import MAX_IMAGES, MAX_PROMPT_TOKENS, Plan, Wanted, WantedImages
 from adapterhub.formats.prompts.form import RAW
-from adapterhub.inference.contracts.judging import Measured, distance
+from adapterhub.inference.contracts.answers import (
+    Measured,
+    Tick,
+    Unknown,
+    distance,
+    lacks_memory,
+    memory_as_unknown,
+    ticking,
+)
 from adapterhub.inference.contracts.recording import ENOUGH_GOLDENS, Recording, ensure_sound
-from adapterhub.inference.contracts.unknown import Tick, Unknown, lacks_memory, memory_as_unknown, ticking
 from adapterhub.inference.images import Drawing, drawn_by
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import Incompatible, Malformed, UsageProblem, shown
-from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import (
     DEFAULT_GOLDENS,
     ENCODERS,
@@ -24,24 +23,26 @@ from adapterhub.formats.contract.contract import (
     LeaveAlone,
     Recorded,
     ids_digest,
+    packed,
     rounded,
 )
-from adapterhub.formats.contract.plan import Plan, Wanted
-from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES
-from adapterhub.formats.contract.reading import parse_contract
-from adapterhub.formats.contract.vectors import packed
+from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES, Plan, Wanted, parse_contract
+from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.prompts.rendering import base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
     Row,
     Score,
+    Tick,
+    Unknown,
+    encode,
     greedy,
+    memory_as_unknown,
     prompts_in_tokens,
     scores,
     text_of,
+    ticking,
 )
-from adapterhub.inference.contracts.encoders import encode
-from adapterhub.inference.contracts.unknown import Tick, Unknown, memory_as_unknown, ticking
 from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:

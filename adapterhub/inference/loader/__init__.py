@@ -9,9 +9,8 @@ tensors. The base stays unchanged, bit for bit; `Attached.base_digest` proves it
 
 from __future__ import annotations
 
-from adapterhub.inference.loader.attachment import Attached, attach
-from adapterhub.inference.loader.base.model import base_digest
-from adapterhub.inference.loader.facts import AttachedAdapter, ScaleGroup
+from adapterhub.inference.loader.attachment import Attached, AttachedAdapter, ScaleGroup, attach
+from adapterhub.inference.loader.base import base_digest
 from adapterhub.library.store.catalog import AdapterLike
 
 __all__ = ["AdapterLike", "Attached", "AttachedAdapter", "ScaleGroup", "attach", "base_digest"]

@@ -9,25 +9,354 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.core.errors import BaseMismatch, MalformedConfig, RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.core.limits import limits
+from adapterhub.formats.base.vocabulary import resize_hint
+from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.peft.fields import Fields
 from adapterhub.formats.peft.methods import ADALORA_MARGIN
+from adapterhub.formats.peft.patterns import Budget, FullPattern, PatternTooSlow
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.fitting import Fitting
-from adapterhub.inference.loader.methods import Setup
-from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
-from adapterhub.inference.loader.replacing import replace_in
+from adapterhub.inference.loader.base import BaseModel
+from adapterhub.inference.loader.reading import LISTED, AdapterContents, limited
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+class Scale(NamedTuple):
+    """The factor on a module's update, `scaling`, with the rank and alpha that it comes from."""
+
+    rank: int
+    alpha: float
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Setup:
+    """What makes the config for PEFT, and the scale of each module (empty for methods without one).
+
+    `ranks`: rank by module where PEFT's config cannot express it.
+    """
+
+    config: Callable[[], Any]
+    scales: Mapping[str, Scale]
+    ranks: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+
+
+def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
+    """The settings with which PEFT builds this adapter's layers.
+
+    Raises:
+        MalformedConfig: a setting of the method has a wrong type.
+    """
+    make = MAKERS[contents.config.peft_type]
+    return make(contents, _common(contents, base))
+
+
+def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
+    """The settings that every method has."""
+    transposed = _conv1d()
+    return {
+        "target_modules": contents.modules,
+        "modules_to_save": sorted(contents.saved) or None,
+        "fan_in_fan_out": any(isinstance(base.modules[name], transposed) for name in contents.modules),
+        "inference_mode": True,
+    }
+
+
+def _conv1d() -> type[nn.Module]:
+    """The transposed linear layer of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    layer: type[nn.Module] = Conv1D
+    return layer
+
+
+def _peft(kind: str, **settings: Any) -> Callable[[], Any]:  # noqa: ANN401 - PEFT's own settings
+    """Makes a config of PEFT when it is needed: a bank that adds the factors itself needs none."""
+
+    def make() -> Any:  # noqa: ANN401 - PEFT has no types
+        import peft
+
+        return getattr(peft, kind)(**settings)
+
+    return make
+
+
+# ---------------------------------------------------------------- one maker a method
+def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    config = contents.config
+    scales = _scales(contents)
+    rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
+    made = _peft(
+        "LoraConfig",
+        r=rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        rank_pattern=pattern,
+        bias="none",
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        lora_bias=config.lora_bias,
+        init_lora_weights=False,
+        target_parameters=sorted(contents.parameters.values()) or None,
+        **common,
+    )
+    return Setup(config=made, scales=scales, ranks={})
+
+
+def _scales(contents: AdapterContents) -> dict[str, Scale]:
+    config = contents.config
+    if not config.rank_pattern and not config.alpha_pattern:
+        name = next(iter(contents.factors), "")
+        scale = Scale(config.rank_of(name), config.alpha_of(name), config.scaling_of(name))
+        return dict.fromkeys(contents.factors, scale)
+    called = {name: contents.adapters_name(name) for name in contents.factors}
+    return {
+        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
+        for name, its in called.items()
+    }
+
+
+def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """The most common rank, and PEFT's `rank_pattern` for the others.
+
+    PEFT takes the first key that matches the end of a name, so the longer of two names comes first.
+    """
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = sorted((name for name, rank in ranks.items() if rank != usual), key=len, reverse=True)
+    if others:  # then every name is a key: an exception could be the end of a usual one
+        ends = tuple("." + name for name in others)
+        others = sorted({*others, *(name for name in ranks if name.endswith(ends))}, key=len, reverse=True)
+    return usual, {re.escape(name): ranks[name] for name in others}
+
+
+def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    alpha = contents.config.lora_alpha or 0
+    # The tensors have the ranks that training left over; the schedule means nothing any more.
+    ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
+    scales = {
+        name: Scale(rank=rank, alpha=alpha, scaling=contents.config.adalora_scaling(rank))
+        for name, rank in ranks.items()
+    }
+    most = max(ranks.values(), default=1)
+    schedule = {"init_r": most, "target_r": most, "total_step": 1}
+    made = _peft("AdaLoraConfig", **schedule, lora_alpha=alpha, init_lora_weights=False, **common)
+    return Setup(config=made, scales=scales, ranks=ranks)
+
+
+def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    fields = Fields(contents.config.extra)
+    named = fields.names_or_pattern("feedforward_modules")
+    _check_fields(contents, fields)
+    pattern = FullPattern(named, Budget()) if isinstance(named, str) else None
+
+    def scales_inputs(name: str) -> bool:
+        try:
+            return pattern.matches(name) if pattern else name.endswith(named or ())
+        except PatternTooSlow:
+            raise _too_slow(contents) from None
+
+    feedforward = [name for name in contents.factors if scales_inputs(contents.adapters_name(name))]
+    made = _peft("IA3Config", feedforward_modules=feedforward, init_ia3_weights=False, **common)
+    return Setup(config=made, scales={}, ranks={})
+
+
+def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    fields = Fields(contents.config.extra)
+    settings: dict[str, Any] = {"use_effective_conv2d": fields.flag("use_effective_conv2d")}
+    kind = "LoHaConfig"
+    if contents.config.peft_type == "LOKR":
+        kind = "LoKrConfig"
+        factor = fields.take("decompose_factor")
+        settings |= {
+            "decompose_both": fields.flag("decompose_both"),
+            "decompose_factor": -1 if factor is None else factor,
+        }
+        if factor is not None and (type(factor) is not int or not -1 <= factor <= limits().rank):
+            fields.wrong("decompose_factor", f"a whole number from -1 to {limits().rank}")
+    _check_fields(contents, fields)
+    scales = _scales(contents)
+    usual, pattern = _ranks({name: scale.rank for name, scale in scales.items()})
+    common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
+    settings |= {"r": usual, "alpha": contents.config.lora_alpha, "rank_pattern": pattern, "init_weights": False}
+    made = _peft(kind, **settings, **common)
+    return Setup(config=made, scales=scales, ranks={})
+
+
+def _vera(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    fields = Fields(contents.config.extra)
+    key = fields.take("projection_prng_key")
+    if key is not None and (type(key) is not int or not 0 <= key < 1 << 63):
+        fields.wrong("projection_prng_key", "a natural number")
+    _check_fields(contents, fields)
+    settings = {"projection_prng_key": key or 0, "save_projection": True, "init_weights": False}
+    made = _peft("VeraConfig", r=contents.config.r or 256, **settings, **common)
+    warnings: tuple[str, ...] = ()
+    if not contents.shared:
+        warnings = ("its file has no projections; they are generated from its random seed, as PEFT does",)
+    return Setup(config=made, scales={}, ranks={}, warnings=warnings)
+
+
+MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] = MappingProxyType(
+    {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
+)
+
+
+# ---------------------------------------------------------------- settings that AdapterConfig does not parse
+def _check_fields(contents: AdapterContents, fields: Fields) -> None:
+    if fields.problems:
+        raise MalformedConfig(str(contents.folder / CONFIG_FILE), "; ".join(fields.problems[:20]))
+
+
+def _too_slow(contents: AdapterContents) -> MalformedConfig:
+    return MalformedConfig(
+        str(contents.folder / CONFIG_FILE),
+        "its patterns take too long to match",
+        code="E_REGEX",
+        hint="list the module names instead",
+    )
+
+
+class Fitting:
+    """Collects the tensors that do not fit, module by module; `label` names the adapter in errors."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._missing: list[tuple[str, str]] = []
+        self._misshapen: list[str] = []
+        self._hint = ""
+
+    def matched(
+        self, module: str, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, TensorSpec]:
+        """The tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`). Notes the others."""
+        if shapes == {key: spec.shape for key, spec in specs.items()}:
+            return specs
+        for key in sorted(shapes.keys() - specs.keys()):
+            self._missing.append(("E_PAIR", f"`{shown(module)}` has no tensor `{shown(key)}`"))
+        for key in sorted(specs.keys() - shapes.keys()):
+            code, why = "E_PAIR", "has no place in the module"
+            if key.startswith("lora_magnitude_vector"):
+                code, why = "E_VARIANT", "is a DoRA magnitude, but the config does not use DoRA"
+            self._missing.append((code, f"`{shown(specs[key].name)}` {why}"))
+        fitting = {}
+        for key in sorted(shapes.keys() & specs.keys()):
+            shape, spec = shapes[key], specs[key]
+            if shape == spec.shape:
+                fitting[key] = spec
+            else:
+                here = f"`{shown(module or spec.name)}` needs {key} of shape {list(shape)}"
+                self._misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
+                self._hint = self._hint or resize_hint(module, shape, spec.shape)
+        return fitting
+
+    def ensure_fit(self) -> None:
+        """Raise unless everything fitted.
+
+        Raises:
+            BaseMismatch: tensors do not have the shapes of the base's modules.
+            RefusedAdapter: tensors are missing, or have no slot in the layers.
+        """
+        label = shown(self.label)
+        if self._misshapen:
+            rest = len(self._misshapen) - LISTED
+            listed = [*self._misshapen[:LISTED], *([f"and {rest} more"] if rest > 0 else [])]
+            raise BaseMismatch(
+                "\n".join([f"`{label}` does not fit the shapes of this model", *(f"  {line}" for line in listed)]),
+                hint=self._hint,
+            )
+        if self._missing:
+            raise RefusedAdapter(f"`{label}` does not fit its layers", limited(self._missing))
+
+
+def check_replacements(contents: AdapterContents, base: BaseModel) -> None:
+    """Raise unless the trained biases and rows of the adapter fit the base, and nothing else of it is on them.
+
+    Raises:
+        UnsupportedAdapter: the config does not announce a bias, or the adapter changes one module in two ways.
+        BaseMismatch: the base lacks a module or rows, or has other shapes.
+    """
+    label = shown(contents.label)
+    unclear = list(_in_two_ways(contents))
+    if unclear:
+        raise UnsupportedAdapter(f"`{label}` cannot be attached here", unclear[:LISTED])
+    misfits = [*_bias_misfits(contents, base), *_row_misfits(contents, base)]
+    if misfits:
+        raise BaseMismatch("\n".join([f"`{label}` does not fit this model", *(f"  {m}" for m in misfits[:LISTED])]))
+
+
+def replace_in(base: BaseModel, contents: AdapterContents) -> None:
+    """Let the base use the adapter's biases and rows, after `check_replacements`."""
+    for name, spec in contents.biases.items():
+        module, _, key = name.rpartition(".")
+        base.replace(module, key, contents.read(spec).to(_parameter(base, name)))
+    for name, spec in contents.rows.items():
+        weight = _parameter(base, f"{name}.weight")
+        places = torch.tensor(contents.trained_rows(name), device=weight.device)
+        changed = weight.detach().index_copy(0, places, contents.read(spec).to(weight))
+        for each in (name, *_tied_to(name, contents, base)):
+            base.replace(each, "weight", changed)
+
+
+def _tied_to(name: str, contents: AdapterContents, base: BaseModel) -> list[str]:
+    """Other modules with the weight of the input embedding `name`, such as a tied head: PEFT changes them as well."""
+    embedding, weight = base.modules[name], base.modules[name].weight
+    if name not in base.embeddings or not isinstance(embedding, nn.Embedding):
+        return []
+    return [
+        other
+        for other, module in base.modules.items()
+        if module is not embedding and getattr(module, "weight", None) is weight and other not in contents.rows
+    ]
+
+
+def _in_two_ways(contents: AdapterContents) -> Iterator[str]:
+    if contents.config.bias.endswith("_only"):
+        for name in contents.biases:
+            if name.rpartition(".")[0] not in contents.factors:
+                yield f"`{shown(name)}` is a bias of a module that it does not target (bias {contents.config.bias})"
+    for name in sorted(contents.rows.keys() & contents.factors.keys()):
+        yield f"`{shown(name)}` has factors, and rows of it are replaced (trainable_token_indices)"
+
+
+def _bias_misfits(contents: AdapterContents, base: BaseModel) -> Iterator[str]:
+    for name, spec in contents.biases.items():
+        here = tuple(_parameter(base, name).shape)
+        if here != spec.shape:
+            yield f"`{shown(name)}` has the shape {list(here)}, the adapter's {list(spec.shape)}"
+
+
+def _row_misfits(contents: AdapterContents, base: BaseModel) -> Iterator[str]:
+    for name, spec in contents.rows.items():
+        rows = contents.trained_rows(name)
+        weight = getattr(base.modules.get(name), "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.ndim != MATRIX_NDIM or not weight.is_floating_point():
+            yield f"`{shown(name)}` is no embedding here, but the adapter replaces rows of it"
+        elif spec.shape != (len(rows), weight.shape[1]) or len(set(rows)) != len(rows):
+            wanted = [len(rows), weight.shape[1]]
+            yield f"`{shown(name)}` needs rows of the shape {wanted}, the adapter has {list(spec.shape)}"
+        elif max(rows, default=0) >= weight.shape[0]:
+            yield f"`{shown(name)}` has {weight.shape[0]} rows, and the adapter replaces row {max(rows)}"
+
+
+def _parameter(base: BaseModel, name: str) -> torch.Tensor:
+    module, _, key = name.rpartition(".")
+    parameter: torch.Tensor = getattr(base.modules[module], key)
+    return parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

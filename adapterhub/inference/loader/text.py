@@ -15,7 +15,7 @@ from adapterhub.core.extras import require
 from adapterhub.formats.diffusion.components import PIPELINE_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.generation import Question, Writing, continued, write
-from adapterhub.inference.loader.base.quantised import hold_layout
+from adapterhub.inference.loader.base import hold_layout
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 if TYPE_CHECKING:

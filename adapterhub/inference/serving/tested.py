@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from adapterhub.core.errors import NotAllowed, shown
-from adapterhub.formats.contract.rules import Rules
+from adapterhub.formats.contract.reader import Rules
 from adapterhub.formats.contract.standards import Standards
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library

@@ -27,9 +27,7 @@ from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remote, Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.trust.signing.appraisal import examine
-from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
-from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, examine, provenance_of
 from adapterhub.trust.signing.trust import EffectivePolicy, GivenPolicy, Trust, TrustFile, clock
 
 _KEPT = "It stays installed and is not used"

@@ -23,8 +23,7 @@ from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.release import Release
-from adapterhub.trust.signing.appraisal import Appraisal, Standing
-from adapterhub.trust.signing.first_use import FirstUse, FirstUseBuild, is_older
+from adapterhub.trust.signing.appraisal import Appraisal, FirstUse, FirstUseBuild, Standing, is_older
 from adapterhub.trust.signing.trust import EffectivePolicy, Policy, Trust
 
 _REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {

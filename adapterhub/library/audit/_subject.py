@@ -27,7 +27,7 @@ from adapterhub.library.store.rows import BuildRow, SketchRow
 from adapterhub.library.transfer import Source
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.checks.digests import read_manifest_file
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 if TYPE_CHECKING:
     from adapterhub.library.find.likeness import Similar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapterhub.core.errors import CouldNotTell, shown
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.library.results import results_of

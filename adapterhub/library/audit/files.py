@@ -17,7 +17,7 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.safetensors.kinds import LOOKED_AT, is_pointer, recognise
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.verify import Finding
-from adapterhub.trust.verify.listing import TAKEN, Entry, kind_of_name
+from adapterhub.trust.verify.subject import TAKEN, Entry, kind_of_name
 
 MAX_DEPTH: Final = 8
 _ZIP: Final = b"PK\x03\x04"

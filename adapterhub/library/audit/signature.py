@@ -11,9 +11,7 @@ from adapterhub.library.admission.admission import Admission
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.library.intake.statements import statements_of
 from adapterhub.library.store.catalog import Installed
-from adapterhub.trust.signing.appraisal import Appraisal
-from adapterhub.trust.signing.first_use import FirstUseFile
-from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import Appraisal, FirstUseFile, provenance_of
 from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.trust.verify import Finding, Severity
 

@@ -40,7 +40,7 @@ from adapterhub.library.identify.lora_files import (
     matches_hash,
 )
 from adapterhub.library.library import Library
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 __all__ = [
     "FAMILIES",

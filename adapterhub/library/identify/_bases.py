@@ -16,7 +16,7 @@ from adapterhub.library.identify.families import layers_of
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
 from adapterhub.trust.verify.checks.fit import check
-from adapterhub.trust.verify.listing import Listing
+from adapterhub.trust.verify.subject import Listing
 
 _LEAST_VALUES: Final = 64
 """A tensor of fewer numbers may be the same in two models by chance: a bias of zeros, a norm of ones."""

@@ -19,7 +19,7 @@ from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, Pair, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.checks.digests import read_manifest_file
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 _FACTOR: Final = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
 _IN_MEMORY: Final = re.compile(r"(\.lora_(?:embedding_)?[AB])\.(?!weight$|bias$)[A-Za-z0-9_-]+(?=\.weight$|\.bias$|$)")

@@ -17,7 +17,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.identify._bases import base_matches, is_named
 from adapterhub.library.identify._orphan import read_orphan
 from adapterhub.library.library import Library
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 _PIN: Final = "`adapt base pin NAME BASE` records it"
 _ADD: Final = f"`adapt base add PATH` registers one, and {_PIN}"

@@ -19,7 +19,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.intake.refusals import refused
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.verify import Finding
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 _BETTER_REFUSED: Final = frozenset({"E_PICKLE", "E_ARCHIVE"})
 _NAMELESS: Final = frozenset({"pytorch_lora_weights", "adapters", "adapter_model", "lora", "model"})

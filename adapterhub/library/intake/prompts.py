@@ -21,14 +21,13 @@ from adapterhub.core.errors import AdapterHubError, UsageProblem, shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.cards.telling import own_words
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import claims_contract
+from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE
 from adapterhub.formats.prompts.form import MAX_CHAT_TEMPLATE_BYTES, PromptForm, template_digest, template_of
 from adapterhub.formats.prompts.gguf import LOOKED_AT_BYTES, prompt_prefix
 from adapterhub.formats.prompts.modelfile import LIMIT_BYTES, form_in_modelfile
 from adapterhub.trust.verify import manifest_in
-from adapterhub.trust.verify.listing import Entry, take
+from adapterhub.trust.verify.subject import Entry, take
 
 if TYPE_CHECKING:
     from adapterhub.formats.base.hints import BaseHints

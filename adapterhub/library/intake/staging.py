@@ -18,7 +18,7 @@ from adapterhub.formats.release import Release
 from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.trust.verify import Subject
-from adapterhub.trust.verify.listing import Entry
+from adapterhub.trust.verify.subject import Entry
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Added

@@ -16,7 +16,7 @@ from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.blobs import Store
-from adapterhub.trust.signing.statements import SignedStatement, read_made
+from adapterhub.trust.signing.results import SignedStatement, read_made
 from adapterhub.trust.signing.trust import TrustFile, clock
 
 if TYPE_CHECKING:

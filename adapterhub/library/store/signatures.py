@@ -14,7 +14,7 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.library.store.blobs import Store
-from adapterhub.trust.signing.provenance import read_signature
+from adapterhub.trust.signing.appraisal import read_signature
 
 
 def signature_objects(folder: Path) -> list[Digest]:

@@ -20,7 +20,7 @@ from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.origins import read_origin
 from adapterhub.library.store.roots import KnownProjects
-from adapterhub.trust.signing.first_use import FirstUseFile
+from adapterhub.trust.signing.appraisal import FirstUseFile
 from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.trust.verify import Finding
 

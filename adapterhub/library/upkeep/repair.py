@@ -31,7 +31,7 @@ from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
 from adapterhub.library.upkeep.places import FindSource, Places
 from adapterhub.trust.verify import open_subject
-from adapterhub.trust.verify.listing import Entry, list_folder
+from adapterhub.trust.verify.subject import Entry, list_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

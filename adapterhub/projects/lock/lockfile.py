@@ -21,7 +21,7 @@ from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterName, AdapterSpec, parse_name, parse_version, version_of
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
-from adapterhub.formats.contract.bounds import bound_text
+from adapterhub.formats.contract.standards import bound_text
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.toml_lines import both_sides

@@ -15,8 +15,7 @@ from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.base.fingerprint import BaseFingerprint
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import claims_contract
+from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission

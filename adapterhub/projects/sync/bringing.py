@@ -28,7 +28,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.distribution.install import Admitted, Beside, Expecting, admit
 from adapterhub.distribution.remote_kinds import kind_named
-from adapterhub.formats.contract.rules import read_rules
+from adapterhub.formats.contract.reader import read_rules
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission

@@ -6,17 +6,180 @@ the result depends on the user's trust, it is an `Appraisal`, and the policy dec
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
-from adapterhub.core.digests import Digest
-from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, SpecError, shown
+from adapterhub.core.specs import parse_version
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
 from adapterhub.formats.release import Provenance
 from adapterhub.formats.signature import Identity, Statement, read_statement
 from adapterhub.formats.signed import Bundle, pre_authentication
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
+
+_LIMIT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstUseBuild:
+    """The newest signed version for one base (a digest, or "" where it is unknown) and one rank."""
+
+    base: str
+    rank: int | None
+    version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {"base": self.base, "rank": self.rank, "version": self.version}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstUse:
+    """The record of one name. `signer` is the fingerprint of the key that signed the latest admitted build."""
+
+    signer: Digest
+    builds: tuple[FirstUseBuild, ...]
+
+
+class FirstUseFile:
+    """The records of the library under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.path = root / "seen_signatures.json"
+
+    def of(self, full_name: str) -> FirstUse | None:
+        """The record of a full name; None if it was never admitted with a signature.
+
+        Raises:
+            Malformed: the file is damaged; no name may count as new then.
+            NotAllowed: others own or can write the file or its folder.
+        """
+        return self._read().get(full_name)
+
+    def remember(self, full_name: str, build: FirstUseBuild, signer: Digest) -> None:
+        """Record a version that a trusted key signed; an older one changes only the signer."""
+        with Root(self._root).lock("trust", exclusive=True):
+            everything = self._read()
+            known = everything.get(full_name)
+            builds = {(b.base, b.rank): b for b in known.builds} if known else {}
+            before = builds.get((build.base, build.rank))
+            if before is None or is_older(before.version, build.version):
+                builds[build.base, build.rank] = build
+            found = FirstUse(signer=signer, builds=tuple(builds.values()))
+            if found != known:
+                self._write({**everything, full_name: found})
+
+    def _read(self) -> dict[str, FirstUse]:
+        try:
+            raw = read_owned(self.path, "says which signed versions were seen", limit_bytes=_LIMIT_BYTES)
+            value = strict_json(raw, limit_bytes=_LIMIT_BYTES)
+            return {name: _seen(item) for name, item in value["adapters"].items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
+            raise Malformed(
+                f"`{self.path}`: {error}", hint="mend the file; deleting it forgets which signed versions were seen"
+            ) from None
+
+    def _write(self, everything: Mapping[str, FirstUse]) -> None:
+        value = {
+            name: {"signer": seen.signer, "builds": [b.to_json() for b in seen.builds]}
+            for name, seen in everything.items()
+        }
+        try:
+            write_durably(self.path, canonical_json({"adapters": value}) + b"\n", mode=0o600)
+        except OSError as error:
+            raise Root(self._root).explain(error) from error
+
+
+def is_older(version: str, other: str) -> bool:
+    """Whether `version` comes before `other` by PEP 440."""
+    from packaging.version import Version
+
+    return Version(version) < Version(other)
+
+
+def _seen(item: Any) -> FirstUse:  # noqa: ANN401 - any JSON value
+    builds = []
+    for build in item["builds"]:
+        rank = build["rank"]
+        if not isinstance(build["base"], str) or not (rank is None or type(rank) is int):
+            raise ValueError("builds: expected a text `base` and a number `rank`")
+        builds.append(FirstUseBuild(base=build["base"], rank=rank, version=parse_version(build["version"])))
+    return FirstUse(signer=parse_digest(item["signer"]), builds=tuple(builds))
+
+
+MAX_ENTRIES: Final = 20_000
+
+
+def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
+    """The signature in a folder and what lies beside it; links count as links unless `follow_links` is set.
+
+    Raises:
+        SignatureRefused: `model.sig` is not a regular file, or is too large.
+    """
+    files: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_link = entry.is_symlink() and not follow_links
+            kind = "link" if is_link else "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+            files[entry.name] = kind
+            if len(files) > MAX_ENTRIES:
+                break  # not an adapter; the first names suffice to report unsigned files
+    return Provenance(signature=read_signature(folder / SIGNATURE_FILE, follow_links=follow_links), files=files)
+
+
+def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
+    """The bytes of a signature file; None where there is none.
+
+    Raises:
+        SignatureRefused: it is not a regular file, or is too large.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
+        raise _odd(path, what) from None
+    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which has its own error for a folder
+        os.close(handle)
+        raise _odd(path, "is not a regular file")
+    with os.fdopen(handle, "rb") as stream:
+        raw = stream.read(SIGNATURE_LIMIT_BYTES + 1)
+    return bounded(raw, str(path))
+
+
+def bounded(raw: bytes, where: str) -> bytes:
+    """The bytes, unless they are too many for a signature.
+
+    Raises:
+        SignatureRefused: more than 1 MiB.
+    """
+    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+
+    if len(raw) > SIGNATURE_LIMIT_BYTES:
+        raise _odd(Path(where), f"holds more than {SIGNATURE_LIMIT_BYTES} bytes, which no signature does")
+    return raw
+
+
+def _odd(path: Path, what: str) -> SignatureRefused:
+    return SignatureRefused(f"`{shown(str(path), 200)}`", f"it {what}", reason="broken")
+
 
 Standing = Literal["trusted", "unsigned", "unknown_key", "out_of_scope", "expired", "other_name"]
 

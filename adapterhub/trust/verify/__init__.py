@@ -31,9 +31,8 @@ from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
-from adapterhub.trust.verify.listing import Entry, Listing, list_folder, take
 from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status, exit_code_of
-from adapterhub.trust.verify.subject import Subject
+from adapterhub.trust.verify.subject import Entry, Listing, Subject, list_folder, take
 
 __all__ = [
     "AdapterKeys",

@@ -2,27 +2,551 @@
 
 from __future__ import annotations
 
+import math
+import os
+import stat
+import struct
+import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from itertools import groupby, repeat
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.held_file import HeldFile
-from adapterhub.core.errors import MalformedTensorFile
+from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
+from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
+from adapterhub.core.errors import MalformedTensorFile, RefusedAdapter, shown
+from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
-from adapterhub.formats.manifest import WEIGHTS_FILE, Manifest
+from adapterhub.formats.base.weight_files import TOKENIZER_FILES
+from adapterhub.formats.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+)
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
-from adapterhub.formats.safetensors.dtypes import DTYPES
+from adapterhub.formats.safetensors.dtypes import DTYPES, FACTOR_DTYPES, FloatLayout
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.trust.verify.report import Facts
-from adapterhub.trust.verify.scan import FLOATS, TensorNumbers, scan_weights
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.kinds import LOOKED_AT, POINTER, is_pointer, recognise
+from adapterhub.trust.verify.report import Facts, Finding, some
 
-if TYPE_CHECKING:
-    from adapterhub.trust.verify.listing import Listing
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """How to read a dtype as unsigned integers: without the sign bit, codes order like magnitudes.
+
+    A number whose leading byte, without sign, is `doubtful` or more may be odd, or more than float32 holds.
+    """
+
+    width: int
+    layout: FloatLayout
+    doubtful: int
+
+    @property
+    def mask(self) -> int:
+        """All bits but the sign."""
+        return self.layout.sign_bit - 1
+
+    @property
+    def largest(self) -> int:
+        """Codes above this one are infinity or NaN."""
+        return self.layout.largest
+
+
+_DOUBTFUL: Final = {"F64": 0x47, "F32": 0x7F, "F16": 0x7B, "BF16": 0x7F, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+_KINDS: Final[Mapping[str, _Kind]] = {
+    name: _Kind(width=DTYPES[name].bits // 8, layout=layout, doubtful=doubtful)
+    for name, doubtful in _DOUBTFUL.items()
+    if (layout := DTYPES[name].layout) is not None
+}
+_WORTH_NUMPY_BYTES: Final = 32 << 20
+_SAMPLE: Final = 512
+_UNSIGNED: Final = bytes(byte & 0x7F for byte in range(256))
+_STRUCT_CODES: Final = {8: "Q", 4: "I", 2: "H"}
+_FLOAT_CODES: Final = {"F64": ("Q", "d", 0), "F32": ("I", "f", 0), "F16": ("H", "e", 0), "BF16": ("I", "f", 16)}
+"""What `struct` calls the codes and the numbers of a dtype, and the bits that the codes lack at the end."""
+FLOATS: Final = frozenset(_KINDS)
+"""The dtypes whose numbers are checked: those that the weights of an adapter may have."""
+
+
+class TensorNumbers(NamedTuple):
+    """`largest` is the greatest magnitude, infinity when some number is not finite.
+
+    It may be greater than that, as far as the leading byte allows (`look_at_bytes`); it is exact when it is zero, and
+    when it is more than float32 holds. `odd` is the index of the first NaN or infinity in the flattened tensor, None
+    when all are finite.
+    """
+
+    largest: float
+    odd: int | None
+
+
+def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = None) -> Mapping[str, TensorNumbers]:
+    """The numbers of each tensor in `FLOATS` by its name; the same pass hashes the file.
+
+    Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
+    """
+    looks = _Looks(_look_for(file))
+    runs = file.once(_runs)
+    pieces = held.pieces(file.data_start, (run.size_bytes for run in runs))
+    for run, view in zip(runs, pieces, strict=True):  # strict: to the end of `pieces`, where the digest is known
+        looks.look(view, run)
+        if progress is not None:
+            progress(run.size_bytes)
+    return looks.result(file)
+
+
+class _Group(NamedTuple):
+    """Neighbouring parts of tensors of one dtype: the bytes from `first` to `last` of a run."""
+
+    kind: _Kind
+    first: int
+    last: int
+    starts: tuple[int, ...]
+    """Where the parts begin, counted from `first`."""
+    names: tuple[str, ...]
+    before: int
+    """How many bytes of the first tensor came in earlier runs; all other parts begin with their tensor."""
+
+
+class _Run(NamedTuple):
+    """Neighbouring bytes that are read together, and the parts of them whose numbers are looked at."""
+
+    size_bytes: int
+    groups: tuple[_Group, ...]
+
+
+_Part = tuple[TensorSpec, int, int, int]
+"""Tensor, its first byte in the run, one past its last, and how many of its bytes came in earlier runs."""
+
+
+def _runs(tensors: tuple[TensorSpec, ...]) -> tuple[_Run, ...]:
+    """The data section in pieces of at most `PIECE_BYTES`.
+
+    A piece breaks inside a tensor only at a multiple of 8 bytes from that tensor's start, so no number is cut.
+    """
+    runs: list[_Run] = []
+    parts: list[_Part] = []
+    filled = 0
+    for spec in tensors:
+        done, size_bytes = 0, spec.end - spec.start
+        while done < size_bytes:
+            take = min(size_bytes - done, PIECE_BYTES - filled)
+            if take < size_bytes - done:
+                take -= take % 8
+            if take:
+                parts.append((spec, filled, filled + take, done))
+                filled += take
+                done += take
+            if done < size_bytes:
+                runs.append(_Run(filled, tuple(_groups(parts))))
+                parts, filled = [], 0
+    return (*runs, _Run(filled, tuple(_groups(parts)))) if parts else tuple(runs)
+
+
+def _groups(parts: list[_Part]) -> Iterator[_Group]:
+    for dtype, same in groupby(parts, lambda part: part[0].dtype):
+        if dtype in _KINDS:
+            specs, starts, ends, before = zip(*same, strict=True)
+            offsets = tuple(start - starts[0] for start in starts)
+            yield _Group(_KINDS[dtype], starts[0], ends[-1], offsets, tuple(spec.name for spec in specs), before[0])
+
+
+class _Looks:
+    """The largest code so far in each tensor, and the index of the first odd one."""
+
+    def __init__(self, look: _Look) -> None:
+        self.look_at = look
+        self.codes: dict[str, int] = {}
+        self.odd: dict[str, int] = {}
+
+    def look(self, view: memoryview, run: _Run) -> None:
+        for kind, first, last, starts, names, before in run.groups:
+            most, odd = self.look_at(view[first:last], kind, starts)
+            if before:  # the rest of a tensor
+                most[0] = max(most[0], self.codes[names[0]])
+            self.codes.update(zip(names, most, strict=True))
+            for i, at in odd.items():
+                self.odd.setdefault(names[i], (0 if i else before) // kind.width + at)
+
+    def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
+        found: dict[str, TensorNumbers] = {}
+        for dtype, specs in groupby(file.tensors, attrgetter("dtype")):
+            names = [spec.name for spec in specs if spec.name in self.codes]
+            largest = _magnitudes(dtype, [self.codes[name] for name in names])
+            found.update(zip(names, map(TensorNumbers, largest, repeat(None)), strict=True))
+        return found | {name: TensorNumbers(math.inf, at) for name, at in self.odd.items()}
+
+
+def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
+    if dtype not in _FLOAT_CODES:
+        return [_KINDS[dtype].layout.magnitude(code) for code in codes]
+    of_codes, of_floats, shift = _FLOAT_CODES[dtype]
+    raw = struct.pack(f"<{len(codes)}{of_codes}", *([code << shift for code in codes] if shift else codes))
+    return struct.unpack(f"<{len(codes)}{of_floats}", raw)
+
+
+_Look = Callable[[memoryview, _Kind, Sequence[int]], tuple[list[int], dict[int, int]]]
+"""The largest code of each tensor, and the index of the first odd number by tensor that has one.
+
+The argument after the kind are the offsets at which the tensors begin.
+"""
+
+
+def _look_for(file: TensorFile) -> _Look:
+    # numpy is several times as fast, but importing it takes as long as looking at 32 MB without it
+    size_bytes = sum(spec.size_bytes for spec in file.tensors)
+    if "numpy" in sys.modules or (size_bytes > _WORTH_NUMPY_BYTES and find_spec("numpy") is not None):
+        return look_with_numpy()
+    return look_at_bytes
+
+
+def look_with_numpy() -> _Look:
+    """Exact, and faster than a disk."""
+    import numpy as np
+
+    def look(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        codes = np.frombuffer(view, f"<u{kind.width}")
+        places = [start // kind.width for start in starts]
+        # the greatest code is a negative number's, where there is one; for a signed reader, a positive one's
+        of_negative = np.maximum.reduceat(codes, places) & codes.dtype.type(kind.mask)
+        signed = f"<i{kind.width}"
+        largest = np.maximum(np.maximum.reduceat(codes.view(signed), places), of_negative.view(signed))
+        most: list[int] = largest.tolist()
+        odd = np.flatnonzero(largest > kind.largest).tolist()
+        ends = [*places[1:], len(codes)]
+        return most, {i: int(((codes[places[i] : ends[i]] & kind.mask) > kind.largest).argmax()) for i in odd}
+
+    return look
+
+
+def look_at_bytes(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """As `look_with_numpy`, but the largest code may be any that begins with the same byte as the true one.
+
+    The leading byte holds most of the exponent. The other bytes are looked at where it does not decide: when a number
+    may be odd or more than float32 holds, and when all may be zero.
+    """
+    found = [_look_at_one(bytes(view[a:b]), kind) for a, b in zip(starts, [*starts[1:], len(view)], strict=True)]
+    return [largest for largest, _ in found], {i: odd for i, (_, odd) in enumerate(found) if odd is not None}
+
+
+def _look_at_one(raw: bytes, kind: _Kind) -> tuple[int, int | None]:
+    if raw == bytes(len(raw)):
+        return 0, None
+    leading = raw[kind.width - 1 :: kind.width]
+    top = max(leading[:: len(leading) // _SAMPLE + 1].translate(_UNSIGNED))
+    while (at := leading.translate(_above(top)).find(1)) >= 0:
+        top = leading[at] & 0x7F
+    if kind.width == 1:
+        return top, leading.translate(_above(kind.largest)).find(1) if top > kind.largest else None
+    if 0 < top < kind.doubtful:
+        return ((top + 1) << 8 * (kind.width - 1)) - 1, None
+    codes = [code & kind.mask for code in struct.unpack(f"<{len(leading)}{_STRUCT_CODES[kind.width]}", raw)]
+    largest = max(codes)
+    return largest, next(i for i, code in enumerate(codes) if code > kind.largest) if largest > kind.largest else None
+
+
+@lru_cache(maxsize=128)
+def _above(limit: int) -> bytes:
+    """For `bytes.translate`: 1 for each byte that is greater without its sign bit, else 0."""
+    return bytes((byte & 0x7F) > limit for byte in range(256))
+
+
+def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
+    """The numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
+    import numpy as np
+
+    if dtype in FACTOR_DTYPES:
+        from adapterhub.formats.derived.reading import floats
+
+        return floats(raw, dtype)
+    codes = np.frombuffer(raw, "u1").astype("i4")
+    mantissa_bits, bias = _KINDS[dtype].layout.mantissa, _KINDS[dtype].layout.bias
+    exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
+    significand = np.where(exponent > 0, (1 << mantissa_bits) | fraction, fraction).astype("f4")
+    size = np.ldexp(significand, np.maximum(exponent, 1) - bias - mantissa_bits)
+    return np.where(codes & 0x80, -size, size).astype("f4")
+
+
+TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
+"""The only names that a check opens."""
+
+
+_MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
+"""Files with a limit of their own in their readers."""
+
+
+_UNSAFE: Final = frozenset({"E_LINK", "E_KIND", "E_LIMIT", "E_NAME"})
+"""Findings of a listing about more than a missing file."""
+
+
+_PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
+
+
+_PICKLED_WEIGHTS: Final = "adapter_model.bin"
+
+
+_CODE: Final = (".py", ".pyc", ".so", ".sh", ".dll", ".dylib", ".exe", ".js", ".ipynb", ".bat", ".ps1", ".whl")
+
+
+_TEXTS: Final = frozenset({*TOKENIZER_FILES, "chat_template.json"})
+
+
+_CONVERT: Final = (
+    "if you trust it, convert it: load it with PEFT on its base in isolation, call "
+    "`save_pretrained(folder)`, and use that folder"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A taken file: `path` is the regular file itself, whatever link led to it."""
+
+    name: str
+    path: Path
+    size_bytes: int
+
+    @cached_property
+    def held(self) -> HeldFile:
+        """The file, opened once: every check and every later reader sees the same bytes.
+
+        Raises:
+            OSError: it is gone, has become a link, or is not a regular file.
+        """
+        return HeldFile(self.path)
+
+    def open(self) -> IO[bytes]:
+        """The file, opened again for reading from the start.
+
+        Raises:
+            OSError: it is gone, has become a link, or is not a regular file.
+        """
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(self.path, flags)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(0, "is not a regular file")
+        return os.fdopen(handle, "rb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What a folder holds. `others` are names that are never opened; `findings` are those of the listing."""
+
+    taken: Mapping[str, Entry]
+    others: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def list_folder(folder: Path) -> Listing:
+    """List a folder without opening other files; never raises for its content."""
+    try:
+        facts = folder.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have this name"  # Pythons differ here
+        return _refused(folder, "E_KIND", f"cannot be inspected: {shown(reason)}")
+    if not stat.S_ISDIR(facts.st_mode):
+        return _not_a_folder(folder, is_regular=stat.S_ISREG(facts.st_mode))
+    names: list[str] = []
+    most = limits().entries
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > most:
+                    return _refused(folder, "E_LIMIT", f"holds more than {most} entries")
+    except OSError as error:
+        return _refused(folder, "E_KIND", f"cannot be listed: {error.strerror}")
+    taken: dict[str, Entry] = {}
+    findings = list(_clashes(names))
+    for name in sorted(TAKEN.intersection(names)):
+        found = take(folder, name)
+        if isinstance(found, Entry):
+            taken[name] = found
+        else:
+            findings.append(found)
+    others = tuple(sorted(set(names) - TAKEN))
+    findings += _skipped(folder, others)
+    findings += _missing(folder, names)
+    return Listing(taken=taken, others=others, findings=tuple(findings))
+
+
+def safe_listing(folder: Path) -> Listing:
+    """The files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
+
+    This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
+    files beyond the limits are refused before any of them is read.
+
+    Raises:
+        RefusedAdapter: lists each error, except missing files and pickles.
+    """
+    listing = list_folder(folder)
+    errors = [f for f in listing.findings if f.severity == "error" and f.code in _UNSAFE]
+    for name, most in ((CONFIG_FILE, limits().config_bytes), (WEIGHTS_FILE, limits().file_bytes)):
+        if name in listing.taken and listing.taken[name].size_bytes > most:
+            errors.append(_too_large(name, listing.taken[name].size_bytes, most))
+    if errors:
+        hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
+        listed = [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors]
+        raise RefusedAdapter(f"`{shown(str(folder), 200)}` is not read. Nothing was changed", listed, hint=hint)
+    return listing
+
+
+def _refused(folder: Path, code: str, message: str, hint: str = "") -> Listing:
+    where = shown(folder.name or str(folder))
+    return Listing(taken={}, findings=(Finding(code=code, severity="error", where=where, message=message, hint=hint),))
+
+
+def _not_a_folder(path: Path, *, is_regular: bool) -> Listing:
+    if not is_regular:
+        return _refused(path, "E_KIND", "is neither a folder nor a file")
+    try:
+        with Entry(name=path.name, path=path.resolve(), size_bytes=0).open() as stream:
+            kind = recognise(stream.read(LOOKED_AT))
+    except OSError as error:
+        return _refused(path, "E_KIND", f"cannot be read: {error.strerror}")
+    if kind is not None and kind.is_pointer:
+        return _refused(path, "E_KIND", f"is {kind.name}; an adapter is a folder", hint=kind.hint)
+    if kind is not None and kind.is_archive and not path.name.endswith(_PICKLES):
+        return _refused(path, "E_ARCHIVE", f"is {kind.name}; archives are not unpacked", hint=kind.hint)
+    if path.name.endswith(_PICKLES) or (kind is not None and kind.is_pickle):
+        return _refused(path, "E_PICKLE", "is a pickle, which is never opened", hint=_CONVERT)
+    return _refused(path, "E_KIND", "is a file; an adapter is a folder", hint="give the folder that holds it")
+
+
+def _clashes(names: list[str]) -> Iterator[Finding]:
+    """Taken names that another name equals on file systems that fold case or compose accents."""
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        composed = name if name.isascii() else unicodedata.normalize("NFKC", name)
+        folded.setdefault(composed.casefold(), []).append(name)
+    for same in folded.values():
+        if len(same) > 1 and TAKEN.intersection(same):
+            yield Finding(
+                code="E_NAME",
+                severity="error",
+                where=some(sorted(same)),
+                message="are the same file on systems that ignore case",
+                hint="rename or delete one of them",
+            )
+
+
+def take(folder: Path, name: str) -> Entry | Finding:
+    """The regular file behind a taken name, or a finding with the reason why there is none."""
+    try:
+        path = inside(folder, name)
+        facts = path.lstat()
+    except LeadsOut as error:
+        return Finding(
+            code="E_LINK",
+            severity="error",
+            where=name,
+            message=error.strerror,
+            expected="a plain file",
+            hint=NO_LINK,
+        )
+    except OSError as error:
+        return Finding(
+            code="E_LINK", severity="error", where=name, message=f"leads nowhere: {shown(error.strerror or str(error))}"
+        )
+    if not stat.S_ISREG(facts.st_mode):
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
+        return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
+    most = limits().text_bytes
+    if name in MEDIA_TYPES and name not in _MEASURED and facts.st_size > most:
+        return _too_large(name, facts.st_size, most)
+    return Entry(name=name, path=path, size_bytes=facts.st_size)
+
+
+def _too_large(name: str, size_bytes: int, most: int) -> Finding:
+    message, hint = f"holds {size_bytes} bytes, expected at most {most}", "remove or shorten it"
+    return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
+
+
+def kind_of_name(name: str) -> str:
+    """The kind of a file that is not taken, by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
+    low = name.lower()
+    if low.endswith(_PICKLES):
+        return "S_PICKLE"
+    if low.endswith(_CODE) or low == "config.json":
+        return "S_CODE"
+    return "S_TEMPLATE" if low in _TEXTS or low.endswith(".jinja") else "S_OTHER"
+
+
+def _skipped(folder: Path, others: tuple[str, ...]) -> Iterator[Finding]:
+    groups: dict[str, list[str]] = {"S_PICKLE": [], "S_CODE": [], "S_TEMPLATE": [], "S_OTHER": []}
+    for name in others:
+        kind = kind_of_name(name)
+        groups["S_OTHER" if kind == "S_PICKLE" and is_pointer(folder / name) else kind].append(name)
+    why = {
+        "S_PICKLE": "can run code when opened; never opened",
+        "S_CODE": "can hold or name code; never opened",
+        "S_TEMPLATE": "tokenizer and chat template are the base's; not taken as files",
+        "S_OTHER": "not part of an adapter; not taken",
+    }
+    for code, names in groups.items():
+        if names:
+            yield Finding(code=code, severity="note", where=some(names, 6), message=why[code])
+
+
+def _pointers(folder: Path, names: list[str]) -> Finding | None:
+    """An error for weights under any name whose content git has not fetched; None if there are none."""
+    weights = sorted(n for n in names if n.lower().endswith((*_PICKLES, ".safetensors")) and is_pointer(folder / n))
+    if not weights:
+        return None
+    return Finding(
+        code="E_CONTAINER",
+        severity="error",
+        where=some(weights),
+        message=f"is {POINTER.name}",
+        expected=WEIGHTS_FILE,
+        hint=POINTER.hint,
+    )
+
+
+def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
+    """Findings for a missing config or missing weights, which depend on the other files."""
+    is_others = False
+    if WEIGHTS_FILE not in names:
+        from adapterhub.trust.verify.report import RENAME, weights_of_others
+
+        foreign = _pointers(folder, names) or weights_of_others(folder, names)
+        if foreign is not None:
+            yield foreign
+            is_others = foreign.code in ("E_UNSUPPORTED", "E_PICKLE") and foreign.hint != RENAME
+    if CONFIG_FILE not in names and not is_others:
+        yield Finding(
+            code="E_CONFIG",
+            severity="error",
+            where=CONFIG_FILE,
+            message="is missing",
+            expected="the settings PEFT writes beside the weights",
+            hint="give the folder that `save_pretrained` wrote; weights alone do not give rank, alpha and targets",
+        )
+    if WEIGHTS_FILE not in names and foreign is None:
+        every = sorted(n for n in names if n.lower().endswith(_PICKLES))
+        pickles = [n for n in every if n == _PICKLED_WEIGHTS] or every
+        yield Finding(
+            code="E_PICKLE" if pickles else "E_CONTAINER",
+            severity="error",
+            where=some(pickles) if pickles else WEIGHTS_FILE,
+            message="is a pickle, which is never opened, and there are no other weights" if pickles else "is missing",
+            expected=WEIGHTS_FILE,
+            hint=_CONVERT if pickles else "give the folder that `save_pretrained` wrote",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

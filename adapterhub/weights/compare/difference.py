@@ -25,7 +25,7 @@ from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
-from adapterhub.trust.verify.listing import Listing, safe_listing
+from adapterhub.trust.verify.subject import Listing, safe_listing
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
 from adapterhub.weights.lowrank.factors import AdapterFactors

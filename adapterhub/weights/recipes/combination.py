@@ -34,7 +34,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.base.pipelines import component_in, is_pipeline
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.release import Release
@@ -48,7 +48,7 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
 from adapterhub.trust.verify import manifest_in
-from adapterhub.trust.verify.listing import safe_listing
+from adapterhub.trust.verify.subject import safe_listing
 from adapterhub.weights.catalogue import SUMS, describe
 from adapterhub.weights.merge import DEFAULT_DTYPE, MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.weights.recipes.toml import MEASURED_PREFIX, Inner, Leaf, Recipe, Step, empty_mapping, without_none

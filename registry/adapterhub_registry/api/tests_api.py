@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.formats.administration import Asks, NamespaceRule
-from adapterhub.formats.contract.attested import RESULT_LIMIT_BYTES
+from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.adapt_models import (
     NAME,

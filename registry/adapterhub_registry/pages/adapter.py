@@ -18,7 +18,7 @@ from adapterhub.formats.administration import NamespaceRule
 from adapterhub.formats.cards.metadata import split_block
 from adapterhub.formats.cards.usage import vllm_rank
 from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
-from adapterhub.formats.contract.reading import parse_contract
+from adapterhub.formats.contract.reader import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.pages.page import Asked

@@ -24,8 +24,7 @@ from adapterhub.formats.cards.card import tags_for
 from adapterhub.formats.cards.metadata import BASE_TAG, UnreadableCard, read_metadata
 from adapterhub.formats.cards.telling import description_of, examples_of, own_words
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import claims_contract, parse_contract
+from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse_contract
 from adapterhub.formats.manifest import (
     CONFIG_FILE,
     CONTRACT_FILE,

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import digest_of
-from adapterhub.formats.contract.contract import Contract, Expect, Recorded, ids_digest
-from adapterhub.formats.contract.demands import Demand
-from adapterhub.formats.contract.plan import Plan, Wanted
-from adapterhub.formats.contract.reading import parse_contract
+from adapterhub.formats.contract.contract import Contract, Demand, Expect, Recorded, ids_digest
+from adapterhub.formats.contract.reader import Plan, Wanted, parse_contract
 from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.prompts.rendering import prompt_tokens
@@ -97,8 +95,7 @@ class Bench:
         )
 
     def _recorded(self, recipe: Recipe, folder: Path) -> tuple[Contract, list[tuple[str, list[float]]]]:
-        from adapterhub.inference.contracts.answers import greedy
-        from adapterhub.inference.contracts.encoders import encode
+        from adapterhub.inference.contracts.answers import encode, greedy
         from adapterhub.inference.contracts.recording import record
 
         task = self.family.tasks[recipe.name]
@@ -155,8 +152,7 @@ class Bench:
         return replace(contract, prompt=replace(contract.prompt, chat_template_sha256=None), goldens=tuple(goldens))
 
     def _truth(self, subject: Subject, model: Any, tokenizer: Any, form: PromptForm) -> dict[str, float]:
-        from adapterhub.inference.contracts.answers import Row, scores
-        from adapterhub.inference.contracts.encoders import encode
+        from adapterhub.inference.contracts.answers import Row, encode, scores
 
         rows = prompt_tokens(form, [asked for asked, _ in subject.held], tokenizer)
         answers = [answer for _, answer in subject.held]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from adapterhub.formats.contract.bounds import DEFAULT_BOUNDS, Bounds
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, Bounds
 from tests.bench.contracts.changes import CHANGES
 from tests.bench.contracts.families import FAMILIES
 from tests.bench.contracts.results import NEVER, RECORDING

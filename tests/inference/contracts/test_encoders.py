@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from adapterhub.core.specs import parse_name
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE, WEIGHTS_FILE
-from adapterhub.inference.contracts.judging import mean_divergence
+from adapterhub.inference.contracts.answers import mean_divergence
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.contracts import write_examples

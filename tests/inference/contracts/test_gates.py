@@ -13,7 +13,7 @@ import pytest
 import adapterhub
 from adapterhub.core.errors import BehaviourChanged
 from adapterhub.formats.cards.metadata import read_metadata
-from adapterhub.formats.contract.reading import read_contract
+from adapterhub.formats.contract.reader import read_contract
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE, WEIGHTS_FILE
 from tests.inference.test_pipelines import modules_of, save
 from tests.support import pipelines

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.formats.documents import toml_of
-from adapterhub.inference.contracts.runners.pytest_runs import PLUGIN, plugin_name
+from adapterhub.inference.contracts.runners import PLUGIN, plugin_name
 
 pytest_plugins = ["pytester"]
 PYPROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"

@@ -12,11 +12,10 @@ import yaml
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import Incompatible
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reading import read_contract
+from adapterhub.formats.contract.reader import read_contract
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.inference.contracts.runners.task import lm_eval_task
-from adapterhub.inference.contracts.runners.tools import run_tool
+from adapterhub.inference.contracts.runners import lm_eval_task, run_tool
 from adapterhub.library.library import Library
 from adapterhub.library.results import KeptResults
 from tests.support.command_line import Adapt, Done

@@ -17,7 +17,7 @@ import adapterhub
 from adapterhub.core.digests import digest_of
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE, WEIGHTS_FILE
 from adapterhub.library.store.catalog import Installed
 from tests.support.command_line import Adapt

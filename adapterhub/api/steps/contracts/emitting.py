@@ -13,7 +13,7 @@ from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import CouldNotTell, Incompatible, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.rendering import prompt_texts
-from adapterhub.inference.contracts.runners.task import LmEvalTask, ensure_askable, lm_eval_task
+from adapterhub.inference.contracts.runners import LmEvalTask, ensure_askable, lm_eval_task
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -79,8 +79,8 @@ def emit_task(
     ensure_askable(contract)
     tokenizer, base = None, "BASE_DIR"
     if contract.prompt.form == "chat":
+        from adapterhub.inference.contracts.answers import Unknown
         from adapterhub.inference.contracts.checking import ensure_comparable
-        from adapterhub.inference.contracts.unknown import Unknown
         from adapterhub.inference.loader.text import load_tokenizer
 
         record = base_for(library, subject, on)

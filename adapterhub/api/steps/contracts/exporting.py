@@ -20,14 +20,14 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.formats.contract.contract import WRITERS, Contract, Expect, Golden
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested, TestedCase
 from adapterhub.formats.prompts.rendering import prompt_tokens
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.finding import FoundAdapter
-    from adapterhub.inference.contracts.runners.llama_server import LlamaServer, Written
+    from adapterhub.inference.contracts.runners import LlamaServer, Written
     from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars
 
@@ -58,7 +58,7 @@ class LlamaTest:
             NotFound: there is no server, or no file of the base.
             EngineFailed: the server does not start or answer.
         """
-        from adapterhub.inference.contracts.runners.llama_server import serving
+        from adapterhub.inference.contracts.runners import serving
         from adapterhub.inference.serving.llama_cpp.engine import find_llama_server
 
         [adapter] = adapters
@@ -89,8 +89,8 @@ class LlamaTest:
 
     def _prompts(self, contract: Contract, adapter: FoundAdapter) -> list[tuple[Golden | Expect, list[int]]]:
         """The lines to ask, with the tokens of each prompt by the base's own tokenizer."""
+        from adapterhub.inference.contracts.answers import Unknown
         from adapterhub.inference.contracts.checking import ensure_comparable, ensure_same_prompts
-        from adapterhub.inference.contracts.unknown import Unknown
         from adapterhub.inference.loader.text import load_tokenizer
 
         declared = adapter.base.fingerprint

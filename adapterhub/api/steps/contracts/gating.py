@@ -18,7 +18,7 @@ from adapterhub.api.steps.contracts.testing import (
 from adapterhub.core.errors import BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested
 from adapterhub.library.merged import is_bare_merge
 from adapterhub.library.store.catalog import Installed

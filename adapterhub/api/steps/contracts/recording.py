@@ -12,9 +12,8 @@ from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import NotAllowed, UsageProblem, problem_list
-from adapterhub.formats.contract.contract import DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded
-from adapterhub.formats.contract.plan import Plan, read_plan
-from adapterhub.formats.contract.private import private_texts
+from adapterhub.formats.contract.contract import DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded, private_texts
+from adapterhub.formats.contract.reader import Plan, read_plan
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.prompts.form import RAW, PromptForm
@@ -99,7 +98,7 @@ def plan_from(examples: Path | None, tests: Path | None) -> Plan:
         )
     if tests is not None:
         return read_plan(tests)
-    from adapterhub.inference.contracts.inputs import plan_of_examples
+    from adapterhub.inference.contracts.answers import plan_of_examples
 
     assert examples is not None  # one of the two
     return plan_of_examples(examples)

@@ -22,13 +22,13 @@ from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
 from adapterhub.formats.prompts.rendering import prompt_texts
-from adapterhub.inference.contracts.runners import lm_eval, pytest_runs
-from adapterhub.inference.contracts.runners.task import METRIC, LmEvalTask, ensure_askable, lm_eval_task
+from adapterhub.inference.contracts import runners
+from adapterhub.inference.contracts.runners import METRIC, LmEvalTask, ensure_askable, lm_eval_task
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.testing import Question
-    from adapterhub.formats.contract.bounds import Bounds
     from adapterhub.formats.contract.contract import Contract, Golden
+    from adapterhub.formats.contract.standards import Bounds
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars
@@ -102,7 +102,7 @@ def asked_of(library: Library, subject: ContractSubject, question: Question, run
     tool = f"pytest {version('pytest')}" if runner.name == "pytest" and find_spec("pytest") else ""
     contract = ""
     if runner.name == "lm-eval":
-        place = Path(lm_eval.lm_eval_tool(os.environ.get("PATH", ""))).resolve()
+        place = Path(runners.lm_eval_tool(os.environ.get("PATH", ""))).resolve()
         tool = f"{place} {place.stat().st_mtime_ns}"
         contract = contract_of(subject, question.contract).digest if runner.task is None else ""
     task = digest_of_task(runner.task) if runner.task is not None else ""
@@ -157,9 +157,9 @@ class _Attached:
 def _with_goldens(
     library: Library, subject: ContractSubject, question: Question, _runner: Runner, made: Tested, work: Path
 ) -> Tested:
-    from adapterhub.inference.contracts.unknown import Unknown
+    from adapterhub.inference.contracts.answers import Unknown
 
-    tool = lm_eval.lm_eval_tool(os.environ.get("PATH", ""))
+    tool = runners.lm_eval_tool(os.environ.get("PATH", ""))
     contract = contract_of(subject, question.contract)
     ensure_askable(contract)
     bounds = contract.bounds.tightened(question.bounds)
@@ -203,7 +203,7 @@ def _with_task(
     library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
 ) -> Tested:
     assert runner.task is not None  # see `run_on`
-    tool, place = lm_eval.lm_eval_tool(os.environ.get("PATH", "")), lm_eval.task_place(runner.task)
+    tool, place = runners.lm_eval_tool(os.environ.get("PATH", "")), runners.task_place(runner.task)
     held = _attached(library, subject, question, lambda _model, _tokenizer: None)
     made, found = _scored(tool, subject, question, held, made, place, work)
     if found is None:
@@ -264,7 +264,7 @@ def _scored(
     made: Tested,
     place: tuple[Path, str],
     work: Path,
-) -> tuple[Tested, lm_eval.Scored | None]:
+) -> tuple[Tested, runners.Scored | None]:
     """The result so far, and what the tool measured; None where its budget was spent."""
     assert held.record.path is not None  # see `base_for`
     made = replace(
@@ -274,15 +274,15 @@ def _scored(
         base_verdict=held.base_verdict,
         dtype=held.dtype,
     )
-    loading = lm_eval.Loading(
+    loading = runners.Loading(
         base=held.record.path,
         adapter=subject.folder,
         dtype=held.dtype,
         device=held.device,
         model_args=held.task.model_args if held.task is not None else {},
     )
-    found = lm_eval.score(tool, place, loading, work, os.environ, budget_s=question.budget_s)
-    if not isinstance(found, lm_eval.Scored):
+    found = runners.score(tool, place, loading, work, os.environ, budget_s=question.budget_s)
+    if not isinstance(found, runners.Scored):
         return _over_budget(made, question, found.cpu_seconds), None
     seconds = round(found.ran.cpu_seconds, 3)
     return replace(made, engine=found.engine, metrics=dict(found.metrics), cpu_seconds=seconds), found
@@ -293,7 +293,7 @@ def _over_budget(made: Tested, question: Question, seconds: float) -> Tested:
     return replace(made, verdict="UNKNOWN", reason="budget", detail=detail, cpu_seconds=round(seconds, 3))
 
 
-def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, found: lm_eval.Scored) -> Tested:
+def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, found: runners.Scored) -> Tested:
     """The verdict on the goldens by their texts: at most so many may be lost; losses are not measured."""
     samples = {str(sample["doc"]["id"]): sample for sample in found.samples if "id" in sample.get("doc", {})}
     goldens = contract.distinct
@@ -338,7 +338,7 @@ def _with_pytest(
 ) -> Tested:
     """The verdict of the user's tests. In the child, the plug-in's fixture checks the adapter and loads it."""
     assert runner.task is not None  # see `Runner`
-    pytest_runs.ensure_pytest()
+    runners.ensure_pytest()
     if question.bounds or question.contract is not None:
         option = "--bound" if question.bounds else "--tests"
         raise UsageProblem(f"`{option}` and `--runner pytest` exclude each other: the tests say what must hold")
@@ -351,7 +351,7 @@ def _with_pytest(
         "ADAPTERHUB_TEST_BASE": record.alias or str(record.path),
         "ADAPTERHUB_TEST_DTYPE": question.dtype,
     }
-    run = pytest_runs.run_pytest(runner.task, work, environ, budget_s=question.budget_s)
+    run = runners.run_pytest(runner.task, work, environ, budget_s=question.budget_s)
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, engine=run.engine)
     made = replace(made, cases=run.cases, cpu_seconds=round(run.ran.cpu_seconds, 3))
     if run.ran.is_over:

@@ -69,7 +69,7 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
 
     Its `sequence` is one above those of the same key on the same build, so it supersedes them.
     """
-    from adapterhub.formats.contract.reports import statement  # a push reads results, and needs no XML
+    from adapterhub.formats.contract.results import statement  # a push reads results, and needs no XML
 
     assert subject.manifest is not None  # see `ensure_can_be_stated`
     manifest = subject.manifest.digest

@@ -17,13 +17,12 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.finding import ensure_folder
 from adapterhub.formats.contract.contract import IMAGE, Contract
-from adapterhub.formats.contract.reader import MAX_BYTES
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import MAX_BYTES, contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.projects.session import wanted_from
 from adapterhub.trust.verify import ensure_undamaged, manifest_in
 from adapterhub.trust.verify.checks.digests import differing
-from adapterhub.trust.verify.listing import list_folder
+from adapterhub.trust.verify.subject import list_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

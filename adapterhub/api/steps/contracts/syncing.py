@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.steps.contracts.testing import Question
 from adapterhub.core.errors import AdapterHubError, BehaviourChanged
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.contract.reading import contract_in
+from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested
 from adapterhub.projects.builds import locked_build
 from adapterhub.projects.locking import DropIn

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of, subject_of_build
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, shown
-from adapterhub.formats.contract.bounds import Bounds
 from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract
+from adapterhub.formats.contract.reader import Rules
 from adapterhub.formats.contract.results import REASONS, Tested, Verdict
-from adapterhub.formats.contract.rules import Rules
+from adapterhub.formats.contract.standards import Bounds
 from adapterhub.library.merged import binding_lines
 from adapterhub.library.results import KeptResults
 

@@ -14,7 +14,7 @@ from adapterhub.trust.verify.report import Finding, Severity
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.trust.verify.listing import Entry
+    from adapterhub.trust.verify.subject import Entry
 
 _NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
 

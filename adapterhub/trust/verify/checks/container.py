@@ -9,11 +9,10 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.trust.verify.report import Finding, some
-from adapterhub.trust.verify.scan import FLOATS
-from adapterhub.trust.verify.subject import Subject
+from adapterhub.trust.verify.subject import FLOATS, Subject
 
 if TYPE_CHECKING:
-    from adapterhub.trust.verify.listing import Entry
+    from adapterhub.trust.verify.subject import Entry
 
 
 def read_weights_header(entry: Entry, where: str = WEIGHTS_FILE) -> TensorFile:

@@ -24,8 +24,7 @@ def contract_of(subject: Subject) -> Contract | None:
     entry = subject.listing.taken.get(CONTRACT_FILE)
     if entry is None:
         return None
-    from adapterhub.formats.contract.reader import MAX_BYTES
-    from adapterhub.formats.contract.reading import claims_contract, parse_contract
+    from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse_contract
 
     raw = bytes(entry.held.read(0, min(entry.held.size_bytes, MAX_BYTES + 1)))
     return parse_contract(raw) if claims_contract(raw) else None

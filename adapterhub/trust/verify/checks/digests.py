@@ -15,7 +15,7 @@ from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.trust.verify.listing import Entry, Listing
+    from adapterhub.trust.verify.subject import Entry, Listing
 
 
 def read_manifest_file(entry: Entry) -> Manifest:

@@ -15,8 +15,7 @@ from adapterhub.formats.peft.keys import Pair
 from adapterhub.formats.safetensors.dtypes import DTYPES, F32, FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding
-from adapterhub.trust.verify.scan import as_floats
-from adapterhub.trust.verify.subject import Subject
+from adapterhub.trust.verify.subject import Subject, as_floats
 
 _MOST_GROUPS: Final = 12
 # An adapter runs in float32 or less, whatever its file holds.

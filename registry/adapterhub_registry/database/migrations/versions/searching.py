@@ -7,7 +7,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy import Column, ForeignKey, Integer, String, Text, inspect, text
 
-from adapterhub.formats.contract.attested import Attested
+from adapterhub.formats.contract.results import Attested
 from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.search_tables import TEXTS, add_trigrams
 

@@ -1,1 +1,0 @@
-"""The engines of the bank: native hooks, and PEFT's layers."""

@@ -1,1 +1,0 @@
-"""The tensors of an adapter, and their places in the model."""
