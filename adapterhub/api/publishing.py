@@ -542,8 +542,7 @@ def _place_for(
     With `signs_again`, a signature may take the place of that of a published version.
     """
     from adapterhub.api.steps.publishing import remote_for
-    from adapterhub.library.remotes import OCI
-    from adapterhub.projects.session import hub_of
+    from adapterhub.distribution.remote_kinds import kind_named
 
     if names_folder(to):
         from adapterhub.library.directory import PublishedDirectory
@@ -551,16 +550,7 @@ def _place_for(
         return PublishedDirectory(path_of(to))
     there, repository = _registry_of(session, to, remote) if is_url(to) else (remote_for(session, to, remote), to)
     opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
-    if there.kind == OCI:
-        from adapterhub.distribution.oci import OciRegistry
-
-        if private:
-            raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
-        assert isinstance(opened, OciRegistry)
-        return opened.to(repository)
-    found = hub_of(opened).to(repository, private=private)
-    found.signs_again = signs_again
-    return found
+    return kind_named(there.kind).destination(opened, repository, private=private, signs_again=signs_again)
 
 
 def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:

@@ -110,20 +110,24 @@ def _plain(value: Json) -> Json:
     Raises:
         ValueError: it holds something that `json` may write in another way than RFC 8785.
     """
-    kind = type(value)
-    if kind is str or value is None or kind is bool:
-        return value
-    if kind is dict:
-        if not all(type(key) is str for key in value):
-            raise ValueError
-        return {key: _plain(item) for key, item in value.items()}
-    if kind is list or kind is tuple:
-        return [_plain(item) for item in value]
-    if kind is float and value.is_integer():
-        value, kind = int(value), int
-    if kind is not int or not -_EXACT <= value <= _EXACT:
-        raise ValueError
-    return value
+    root = [value]
+    todo: list[Any] = [root]  # copies, whose items are still those of the value
+    while todo:
+        holder = todo.pop()
+        for place, item in holder.items() if type(holder) is dict else enumerate(holder):
+            kind = type(item)
+            if type(holder) is dict and type(place) is not str:
+                raise ValueError
+            if kind in (dict, list, tuple):
+                holder[place] = dict(item) if kind is dict else list(item)
+                todo.append(holder[place])
+            elif kind in (int, float):
+                if (kind is float and not item.is_integer()) or not -_EXACT <= item <= _EXACT:
+                    raise ValueError
+                holder[place] = int(item)
+            elif kind not in (str, bool) and item is not None:
+                raise ValueError
+    return root[0]
 
 
 def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True, most_values: int | None = None) -> Json:

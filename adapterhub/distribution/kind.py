@@ -13,7 +13,7 @@ from adapterhub.core.errors import UsageProblem, shown
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.release import Release
-    from adapterhub.library.transfer import Source
+    from adapterhub.library.transfer import Place, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,16 @@ class Kind(ABC):
     @abstractmethod
     def claims(self, place: str) -> bool:
         """Whether `place`, as `Source.place` writes it, is of this kind."""
+
+    def destination(self, source: Source, repository: str, *, private: bool, signs_again: bool) -> Place:
+        """A repository of a server as a place to publish to; no request is sent.
+
+        With `signs_again`, a signature may take the place of that of a published version.
+
+        Raises:
+            UsageProblem: nothing can be published there, or not so.
+        """
+        raise UsageProblem(f"{source.label} takes nothing from `push` as a remote; name the directory itself")
 
     def within(self, source: Source, namespace: str) -> Source:
         """The source to look up a bare name in `namespace`."""

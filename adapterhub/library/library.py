@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,7 +172,7 @@ class Library(InstalledBuilds):
             fingerprint = release.manifest.base.fingerprint
             declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
             checked_against = declared or base
-            yield Staging(self.store, intent, release, lambda: self.publish_staged(intent, release, checked_against))
+            yield Staging(self.store, intent, release, partial(self.publish_staged, intent, release, checked_against))
 
     def note_origin(self, build: Installed, place: str, repository: str = "") -> None:
         """Record that `place`, a URL or an absolute path, offers `build`, and in which repository of a server."""

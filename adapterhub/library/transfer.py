@@ -205,7 +205,11 @@ def together(
             return error
 
     if min(at_once, len(items)) <= 1:  # in this thread, where an interrupt ends it at any line
-        yield from map(tried, items)
+        for item in items:
+            try:
+                yield one(item, counted)
+            except AdapterHubError as error:
+                yield error
         return
     from concurrent.futures import ThreadPoolExecutor  # 3 ms of a start that brings nothing
 

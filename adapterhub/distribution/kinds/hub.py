@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.formats.release import Release
-    from adapterhub.library.transfer import Source
+    from adapterhub.library.transfer import Place, Source
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 
@@ -44,6 +44,12 @@ class HubKind(Kind):
     def claims(self, place: str) -> bool:
         """Whether it is a web address."""
         return place.startswith(("http://", "https://"))
+
+    def destination(self, source: Source, repository: str, *, private: bool, signs_again: bool) -> Place:
+        """The repository; a private one is made where it is new."""
+        found = _server(source).to(repository, private=private)
+        found.signs_again = signs_again
+        return found
 
     def within(self, source: Source, namespace: str) -> Source:
         """One namespace of the server."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.errors import shown
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.distribution.kind import Access, Kind
 from adapterhub.library.remotes import is_oci_path, parse_oci_url
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.oci import OciRegistry
     from adapterhub.formats.release import Release
-    from adapterhub.library.transfer import Source
+    from adapterhub.library.transfer import Place, Source
 
 
 class OciKind(Kind):
@@ -44,6 +44,12 @@ class OciKind(Kind):
     def claims(self, place: str) -> bool:
         """Whether it is the address of a registry."""
         return place.startswith("oci://")
+
+    def destination(self, source: Source, repository: str, *, private: bool, signs_again: bool) -> Place:  # noqa: ARG002 - the protocol
+        """The repository; who may read it is not for us to say."""
+        if private:
+            raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
+        return _registry(source).to(repository)
 
     def within(self, source: Source, namespace: str) -> Source:
         """One namespace of the registry."""

@@ -92,7 +92,7 @@ class Fields:
         value = self.take(key)
         if value is None:
             return ()
-        if not _is_list(value, lambda item: isinstance(item, str) and bool(item) and item.isprintable()):
+        if not _is_list(value) or not all(isinstance(item, str) and item and item.isprintable() for item in value):
             self.wrong(key, "a list of names")
             return ()
         if len(value) > most:
@@ -122,7 +122,7 @@ class Fields:
         if value is None:
             return None
         items = [value] if type(value) is int else value
-        if not _is_list(items, lambda item: type(item) is int and item >= 0):
+        if not _is_list(items) or not all(type(item) is int and item >= 0 for item in items):
             self.wrong(key, "a list of natural numbers")
             return None
         return tuple(items)
@@ -152,8 +152,8 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= _MAX_ALPHA  # type: ignore[arg-type]  # false for NaN too
 
 
-def _is_list(value: object, check: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_LIST_ITEMS and all(check(item) for item in value)
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_LIST_ITEMS
 
 
 def as_json(value: object) -> str:

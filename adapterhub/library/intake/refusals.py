@@ -8,7 +8,7 @@ from pathlib import Path
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter, shown
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.trust.verify import Finding, Report, Subject, verify_folder
+from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify
 
 
 def checked(
@@ -19,14 +19,15 @@ def checked(
     scanned: Subject | None = None,
 ) -> Report:
     """Run every check on a folder that should match `manifest`; `scanned` as for `open_subject`."""
-    report = verify_folder(
+    subject, findings = open_subject(
         folder,
         base_tensors=base.tensors if base else None,
         base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
         manifest=manifest,
         scanned=scanned,
     )
-    return Report.of([*seen, *report.findings], report.facts)
+    found = [*seen, *findings]
+    return Report.of(found) if subject is None else verify(subject, seen=found)
 
 
 def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
