@@ -41,7 +41,7 @@ from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:
     from adapterhub.api.installing import Requirements
-    from adapterhub.api.steps.combining import Held
+    from adapterhub.api.steps.combining import HeldWeights
     from adapterhub.api.steps.contracts.gating import MergeTest
     from adapterhub.api.steps.exporting import ExportedRouter
     from adapterhub.core.specs import BaseSpec
@@ -175,8 +175,8 @@ class MergedBuild(Merged, keys=f"{_ADDED} {_MERGED} recorded_digest? as_recorded
 class Resized(Merged, keys=f"path=folder {_RESIZED}", title="ResizedFolder"):
     """A smaller adapter written to a folder."""
 
-    before: Held
-    after: Held
+    before: HeldWeights
+    after: HeldWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

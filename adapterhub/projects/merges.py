@@ -34,8 +34,8 @@ from adapterhub.projects.values import (
     MergeRequirement,
 )
 from adapterhub.weights.merge import MergeProgress
-from adapterhub.weights.recipes.combination import Outcome, combination_of, merge_into_library
-from adapterhub.weights.recipes.toml import Recipe, Step, step_table
+from adapterhub.weights.recipes.combination import MergeOutcome, combination_of, merge_into_library
+from adapterhub.weights.recipes.toml import MergeStep, Recipe, step_table
 
 Steps = Callable[[], AbstractContextManager[MergeProgress | None]]
 """Shows the progress of a merge."""
@@ -149,7 +149,7 @@ class Merges:
         except AdapterHubError:
             raise mismatch from None
 
-    def _bring_inputs(self, step: Step, inputs: Mapping[AdapterName, Locked]) -> None:
+    def _bring_inputs(self, step: MergeStep, inputs: Mapping[AdapterName, Locked]) -> None:
         """Bring the inputs of the merge into the library."""
         needed = {leaf.digest for leaf in step.leaves()}
         entries = [entry for entry in inputs.values() if entry.digest in needed]
@@ -163,7 +163,7 @@ class Merges:
             for warning in one.warnings:
                 self.warn(warning)
 
-    def _run(self, into: Library, step: Step, description: Description) -> Outcome:
+    def _run(self, into: Library, step: MergeStep, description: Description) -> MergeOutcome:
         """Run the merge with inputs from the library; the result goes into `into`."""
         combination, warnings = combination_of(self.library, Recipe(step=step), Path(), _no_places, _no_bar)
         with self.steps() as progress:
@@ -173,7 +173,7 @@ class Merges:
         return outcome
 
 
-def version_of(step: Step) -> str:
+def version_of(step: MergeStep) -> str:
     """The default version of a merge, which changes with the recipe and the inputs."""
     return f"{_VERSION}+{hex_of(digest_of(canonical_json(step_table(step))))[:_SHOWN_HEX]}"
 

@@ -18,7 +18,7 @@ from adapterhub.library.store.rows import BuildRow
 from adapterhub.library.upkeep.lineage import Branch, Drawn, Lineage, Node, State, branch_of, drawn, lines_of
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedMerge
-from adapterhub.weights.recipes.toml import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep
 
 Kind = Literal["project", "alias", "merge", "process"]
 
@@ -193,7 +193,7 @@ def _node_of(entry: Locked, lock: Lock, lineage: Lineage) -> ProjectNode:
     )
 
 
-def _inputs(step: Step, lock: Lock, lineage: Lineage) -> tuple[Mapping[str, Any], ...]:
+def _inputs(step: MergeStep, lock: Lock, lineage: Lineage) -> tuple[Mapping[str, Any], ...]:
     by_digest = {entry.digest: entry for entry in lock.entries.values()}
     found: list[Mapping[str, Any]] = []
     for item in step.inputs:

@@ -18,7 +18,7 @@ from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.contract.standards import Standards, parse_bound
 from adapterhub.formats.documented import Documented
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.weights.recipes.toml import Step
+from adapterhub.weights.recipes.toml import MergeStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class MergeRequirement:
     """
 
     key: AdapterName
-    step: Step
+    step: MergeStep
     version: str | None = None
     task: str | None = None
     description: str = ""
@@ -239,7 +239,7 @@ class LockedMerge(Documented, keys="key name=key version digest base rank group 
     digest: Digest
     base: Annotated[Digest | None, "weights digest of its base"]
     rank: int | None
-    step: Step
+    step: MergeStep
     task: str | None
     description: str
     license: str | None

@@ -23,13 +23,13 @@ from adapterhub.inference.serving import AdapterProvider
 from adapterhub.inference.tuning import read_examples, tune
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
-from adapterhub.weights.compare.difference import Side, differ
+from adapterhub.weights.compare.difference import ComparedSide, differ
 from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.fuse import fuse
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
-from adapterhub.weights.recipes.toml import Step
+from adapterhub.weights.recipes.toml import MergeStep
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 
@@ -186,7 +186,10 @@ def _compare(use: Uses) -> object:
 
 def _differ(use: Uses) -> object:
     first, second = (use.library.builds_named(name)[0] for name in ("b", "a"))
-    sides = [Side(folder=b.folder, label=b.full_name, manifest=b.manifest, is_installed=True) for b in (first, second)]
+    sides = [
+        ComparedSide(folder=b.folder, label=b.full_name, manifest=b.manifest, is_installed=True)
+        for b in (first, second)
+    ]
     return differ(*sides)
 
 
@@ -216,9 +219,9 @@ FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {
     "AdapterBank.load": _bank,
     "AdapterFactors": lambda use: AdapterFactors(folder_of(use.library)),
     "merge": lambda use: merge([MergeInput(folder=folder_of(use.library), label="a", weight=0.5)], use.out),
-    "merge_into_folder": lambda use: merge_into_folder(Step(inputs=use.ingredients()), use.out),
+    "merge_into_folder": lambda use: merge_into_folder(MergeStep(inputs=use.ingredients()), use.out),
     "merge_into_library": lambda use: merge_into_library(
-        use.library, Step(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
+        use.library, MergeStep(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
     ),
     "compare_adapters": _compare,
     "differ": _differ,

@@ -23,10 +23,10 @@ from adapterhub.inference.loader import attach
 from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
-from adapterhub.weights.compare.difference import Side, differ
+from adapterhub.weights.compare.difference import ComparedSide, differ
 from adapterhub.weights.fuse import fuse
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
-from adapterhub.weights.recipes.toml import Step
+from adapterhub.weights.recipes.toml import MergeStep
 from tests.attacks.installed import base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 from tests.support.tiny_models import logits
@@ -141,7 +141,7 @@ def test_a_merge_and_the_digests_in_its_recipe_are_of_the_same_bytes(
     about = Description(name=parse_name("sum"), version="1.0.0")
 
     with pytest.raises(DigestMismatch):
-        merge_into_library(Library(tmp_path / "home"), Step(inputs=inputs), about)
+        merge_into_library(Library(tmp_path / "home"), MergeStep(inputs=inputs), about)
 
 
 @pytest.mark.parametrize("name", ["fuse", "export", "merge", "diff"])
@@ -158,9 +158,11 @@ def test_what_is_written_has_the_numbers_that_were_checked(
         "fuse": lambda: fuse(swapped.folder, tmp_path / "out", library=adapt.library),
         "export": lambda: export(swapped.folder, tmp_path / "out", form="peft", library=adapt.library),
         "merge": lambda: merge_into_folder(
-            Step(inputs=(Ingredient(folder=swapped.folder, label="./a", weight=0.5),)), tmp_path / "out"
+            MergeStep(inputs=(Ingredient(folder=swapped.folder, label="./a", weight=0.5),)), tmp_path / "out"
         ),
-        "diff": lambda: differ(Side(folder=swapped.folder, label="a"), Side(folder=adapt.folder / "b", label="b")),
+        "diff": lambda: differ(
+            ComparedSide(folder=swapped.folder, label="a"), ComparedSide(folder=adapt.folder / "b", label="b")
+        ),
     }[name]
     module, function = place.get(name, (factors, "open_files"))
     with monkeypatch.context() as patch:

@@ -26,7 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, difference_norms, frobenius_norm
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut, difference_norms, frobenius_norm
 from adapterhub.weights.merge.spaces.prune import random_keep
 
 TYPES = (
@@ -111,7 +111,7 @@ def measure(name: str, size: int) -> Row:
     )
     apart, norm = difference_norms([theirs], [1.0], ours)
     error = None
-    if isinstance(ours, Cut) and name != "svd":
+    if isinstance(ours, RankCut) and name != "svd":
         best = math.sqrt(max(ours.whole**2 - frobenius_norm(theirs) ** 2, 0.0))
         error = ours.lost / best - 1
     return Row(theirs_s=theirs_s, ours_s=ours_s, difference=apart / norm, error=error)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from adapterhub.core.errors import MalformedConfig
 from adapterhub.formats.peft import methods
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.methods import METHODS, VARIANTS, Method
+from adapterhub.formats.peft.methods import METHODS, VARIANTS, PeftMethod
 from adapterhub.inference.loader.injection import MAKERS
 from adapterhub.inference.loader.reading import _factor_pattern
 from adapterhub.trust.verify import verify_folder
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def new_row(monkeypatch):
-    monkeypatch.setitem(methods._METHODS, "NEWTUNE", Method(marks=("newt_",), factors=("newt_scale",)))
+    monkeypatch.setitem(methods._METHODS, "NEWTUNE", PeftMethod(marks=("newt_",), factors=("newt_scale",)))
 
 
 def test_without_a_row_a_method_is_unknown():

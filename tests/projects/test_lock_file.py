@@ -36,7 +36,7 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep
 from tests.support.hostile_child import slowness
 from tests.support.locks import in_directory, on_hub
 
@@ -84,7 +84,7 @@ leaves = st.builds(
 
 def steps(inputs):
     return st.builds(
-        Step,
+        MergeStep,
         method=st.just("ties_svd"),
         inputs=st.lists(inputs, min_size=1, max_size=3).map(tuple),
         options=st.fixed_dictionaries(
@@ -237,7 +237,7 @@ def test_the_text_of_a_lock():
                 digest=digest(5),
                 base=digest(2),
                 rank=8,
-                step=Step(
+                step=MergeStep(
                     method="svd",
                     options={"rank": 8},
                     inputs=(Leaf(spec="acme/legal-qa==1.0.0", weight=0.7, digest=digest(1)),),

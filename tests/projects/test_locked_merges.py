@@ -14,7 +14,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.projects.lock.lockfile import lock_problems, lock_text, parse_lock
 from adapterhub.projects.merges import Merges, version_of
 from adapterhub.projects.values import AdapterRequirement, LockedMerge, MergeRequirement, Project
-from adapterhub.weights.recipes.toml import Inner, Leaf, Step
+from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep
 from tests.support.locks import entry_of, lock_of, sync
 
 Add = Callable[..., Added]
@@ -29,7 +29,7 @@ def project(tmp_path: Path) -> Path:
 def wanted(key: str, *inputs: tuple[str, float], method: str = "cat", **said: object) -> MergeRequirement:
     leaves = tuple(Leaf(spec=name, weight=weight) for name, weight in inputs)
     options = said.pop("options", {})
-    return MergeRequirement(key=parse_name(key), step=Step(method=method, inputs=leaves, options=options), **said)  # type: ignore[arg-type]
+    return MergeRequirement(key=parse_name(key), step=MergeStep(method=method, inputs=leaves, options=options), **said)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_a_merge_of_merges_is_made_again_inner_ones_first(library, two, tmp_path
 
 
 def test_an_inner_merge_without_a_name_is_made_again_too(library, two, tmp_path, project):
-    inner = Step(method="cat", inputs=(Leaf(spec="legal-qa", weight=1.0), Leaf(spec="tables", weight=1.0)))
-    step = Step(method="cat", inputs=(Inner(weight=0.5, step=inner), Leaf(spec="tables", weight=0.5)))
+    inner = MergeStep(method="cat", inputs=(Leaf(spec="legal-qa", weight=1.0), Leaf(spec="tables", weight=1.0)))
+    step = MergeStep(method="cat", inputs=(Inner(weight=0.5, step=inner), Leaf(spec="tables", weight=0.5)))
     locked = make(library, MergeRequirement(key=parse_name("both"), step=step), two)
     second = Library(tmp_path / "second")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
-from adapterhub.weights.lowrank.algebra import Cut, LowRank
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut
 from adapterhub.weights.merge.spaces.delta import DOUBLE_BELOW
 from adapterhub.weights.merge.spaces.prune import magnitude_keep, random_keep
 from tests.support.adapter_folders import dense, random_delta, relative
@@ -31,7 +31,7 @@ ALL = {"rank": min(OUT, WIDTH)}
 Prune = Callable[[Tensor, int], Tensor]
 
 
-def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **options: object) -> Cut:
+def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **options: object) -> RankCut:
     """`seeds` are those of the masks, by default the places."""
     seeds = options.pop("seeds", range(len(deltas)))
     if method in RANDOM:

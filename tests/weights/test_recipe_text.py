@@ -19,8 +19,8 @@ from adapterhub.weights.recipes.toml import (
     MAX_WHOLE,
     Inner,
     Leaf,
+    MergeStep,
     Recipe,
-    Step,
     parse_recipe,
     recipe_of,
     to_toml,
@@ -177,7 +177,7 @@ def leaves() -> st.SearchStrategy[Leaf]:
     )
 
 
-def steps(inputs: st.SearchStrategy) -> st.SearchStrategy[Step]:
+def steps(inputs: st.SearchStrategy) -> st.SearchStrategy[MergeStep]:
     items = st.lists(inputs, min_size=1, max_size=3).map(tuple)
     rank = st.fixed_dictionaries({}, optional={"rank": st.integers(1, MAX_WHOLE)})
     dtype = st.none() | st.sampled_from(DTYPES)
@@ -185,9 +185,9 @@ def steps(inputs: st.SearchStrategy) -> st.SearchStrategy[Step]:
         {}, optional={"density": numbers(), "majority": st.sampled_from(["total", "frequency"]), "max_error": numbers()}
     )
     seed = st.none() | st.integers(0, MAX_WHOLE)
-    return st.builds(Step, method=st.sampled_from(["cat", "svd"]), inputs=items, options=rank, dtype=dtype) | st.builds(
-        Step, method=st.just("dare_ties"), inputs=items, options=own, dtype=dtype, seed=seed
-    )
+    return st.builds(
+        MergeStep, method=st.sampled_from(["cat", "svd"]), inputs=items, options=rank, dtype=dtype
+    ) | st.builds(MergeStep, method=st.just("dare_ties"), inputs=items, options=own, dtype=dtype, seed=seed)
 
 
 def recipes() -> st.SearchStrategy[Recipe]:

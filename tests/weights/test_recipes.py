@@ -17,7 +17,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights import catalogue as merge_methods
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_library
-from adapterhub.weights.recipes.toml import MAX_WHOLE, Step, parse_recipe
+from adapterhub.weights.recipes.toml import MAX_WHOLE, MergeStep, parse_recipe
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -424,7 +424,7 @@ def test_weights_found_elsewhere_and_their_losses_are_recorded_and_replayed(adap
         for b, w in zip(builds, (0.123456789, -1 / 3), strict=True)
     )
     about = Description(name=parse_name("tuned"), version="1.0.0", metrics={"tune_loss_after": 1.5})
-    merged = merge_into_library(library, Step(inputs=inputs), about)
+    merged = merge_into_library(library, MergeStep(inputs=inputs), about)
 
     again = elsewhere.json("merge", "--recipe", recipe_file(adapt, "tuned"))
 

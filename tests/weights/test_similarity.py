@@ -21,7 +21,7 @@ from adapterhub.formats.derived.algebra import Update
 from adapterhub.formats.derived.comparison import ModuleComparison, compare_module
 from adapterhub.formats.peft.methods import VARIANTS
 from adapterhub.formats.peft.pairs import Layout
-from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, compare_adapters
+from adapterhub.weights.compare.similarity import ComparedPair, Comparison, Energies, compare_adapters
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
@@ -66,7 +66,7 @@ def cancelled(parts: Sequence[Tensor]) -> float:
     return float(1 - torch.stack(list(parts)).sum(0).abs().sum() / whole)
 
 
-def assert_pair(pair: Pair, first: Tensor, second: Tensor) -> None:
+def assert_pair(pair: ComparedPair, first: Tensor, second: Tensor) -> None:
     """All updates here have well separated spectra, so float64 leaves ten digits; signs are counted."""
     assert pair.cosine == pytest.approx(float((first * second).sum() / first.norm() / second.norm()), abs=1e-12)
     assert pair.overlap_left == pytest.approx(overlap(first, second), abs=1e-9)

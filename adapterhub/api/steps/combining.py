@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from adapterhub.library.transfer import Source
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
-    from adapterhub.weights.compare.difference import Side
+    from adapterhub.weights.compare.difference import ComparedSide
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 
@@ -175,7 +175,7 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     return ingredient_of(side_of(library, text, base, find=find_installed), weight)
 
 
-def ingredient_of(side: Side, weight: float) -> Ingredient:
+def ingredient_of(side: ComparedSide, weight: float) -> Ingredient:
     """A side as an input of a merge; a folder declares no base here."""
     from adapterhub.weights.recipes.combination import Ingredient
 
@@ -197,7 +197,7 @@ def sides_of(
     token: str | None = None,
     offline: bool = False,
     bars: Bars,
-) -> Iterator[list[Side]]:
+) -> Iterator[list[ComparedSide]]:
     """The adapters to compare: folders, installed ones, and what only a server has, in folders of their own meanwhile.
 
     With `remote`, specs are read from that server only. `library` resolves names, `find` chooses an installed build.
@@ -206,9 +206,9 @@ def sides_of(
         AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
     """
     from adapterhub.api.steps.publishing import pull_release
-    from adapterhub.weights.compare.difference import Side
+    from adapterhub.weights.compare.difference import ComparedSide
 
-    def side(text: str, folder: Path) -> Side:
+    def side(text: str, folder: Path) -> ComparedSide:
         if names_folder(text) or not remote:
             try:
                 return side_of(library, text, base, find=find)
@@ -222,20 +222,20 @@ def sides_of(
         spec = AdapterSpec.parse(text)
         release = pull_release(session, spec, folder, base=base, remote=remote, token=token, bars=bars).release
         manifest, label = release.manifest, f"{release.full_name}=={release.manifest.version}"
-        return Side(folder=folder, label=label, manifest=manifest, base=manifest.base, origin=release.origin)
+        return ComparedSide(folder=folder, label=label, manifest=manifest, base=manifest.base, origin=release.origin)
 
     with TemporaryDirectory(prefix="adapt-compare-") as folder:
         yield [side(text, Path(folder) / str(number)) for number, text in enumerate(texts)]
 
 
-def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callable[..., Any] = look_up) -> Side:
+def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callable[..., Any] = look_up) -> ComparedSide:
     """The adapter that `text` names: a folder where it begins as a path does, otherwise an installed one.
 
     Raises:
         AdapterNotFound: there is none; the hint tells how a folder is written.
     """
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-    from adapterhub.weights.compare.difference import Side, side_of_folder
+    from adapterhub.weights.compare.difference import ComparedSide, side_of_folder
 
     if names_folder(text):
         folder = path_of(text)
@@ -250,7 +250,7 @@ def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callabl
         raise AdapterNotFound(error.message, hint=f"write `{shown(f'./{text}', 200)}` to name the folder") from None
     ensure_manifest_unchanged(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
-    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
+    return ComparedSide(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
 def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:
@@ -261,12 +261,12 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
     """
     from adapterhub.weights.compare.similarity import compare_adapters
     from adapterhub.weights.recipes.combination import common_base, in_pipeline
-    from adapterhub.weights.recipes.toml import Step
+    from adapterhub.weights.recipes.toml import MergeStep
 
     obstacles: tuple[str, ...] = ()
     try:
         base, warnings = common_base(ingredients)
-        ingredients = list(in_pipeline(Step(inputs=tuple(ingredients)), base).leaves())
+        ingredients = list(in_pipeline(MergeStep(inputs=tuple(ingredients)), base).leaves())
     except BaseMismatch as error:
         # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
         obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []
@@ -286,7 +286,7 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
 
 # ---------------------------------------------------------------- how to merge
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class MergeChoice:
     """How to merge: a method, its options (the rank among them), a dtype and a seed."""
 
     method: str
@@ -296,9 +296,11 @@ class Choice:
 
     def step(self, inputs: Sequence[Ingredient]) -> Combination:
         """The merge of `inputs` by this choice."""
-        from adapterhub.weights.recipes.toml import Step
+        from adapterhub.weights.recipes.toml import MergeStep
 
-        return Step(inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed)
+        return MergeStep(
+            inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed
+        )
 
 
 def choice_from(
@@ -311,7 +313,7 @@ def choice_from(
     options: Mapping[str, object],
     dtype: str | None,
     is_tuned: bool = False,
-) -> Choice:
+) -> MergeChoice:
     """The choice that these arguments make; a weight search (`is_tuned`) uses the seed with every method.
 
     Raises:
@@ -333,7 +335,7 @@ def choice_from(
         given[name] = converted(known[name], value)
     if seed is not None and not about.is_random and not is_tuned:
         raise UsageProblem(f"`{about.name}` is not random, so `--seed` has no effect; drop it")
-    return Choice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
+    return MergeChoice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
 
 
 def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
@@ -402,7 +404,7 @@ def contract_note(combination: Combination, folder: Path) -> str:
 
 # ---------------------------------------------------------------- resize
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Documented, title="Weights"):
+class HeldWeights(Documented, title="Weights"):
     """The size of an adapter."""
 
     size_bytes: Annotated[int, "bytes"]
@@ -415,7 +417,7 @@ class Resizing:
 
     combination: Combination
     target: Description | Path
-    before: Held
+    before: HeldWeights
 
 
 def plan_resize(
@@ -431,19 +433,19 @@ def plan_resize(
 
     `about` takes the place of what the author of the adapter wrote about it.
     """
-    from adapterhub.weights.recipes.toml import Step
+    from adapterhub.weights.recipes.toml import MergeStep
 
     rank = cut.get("rank")
     before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
-    combination = Step(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
+    combination = MergeStep(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
-        combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
+        combination = MergeStep(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     target = about.target(output, _words_of(library, parent))
     return Resizing(combination=combination, target=target, before=before)
 
 
-def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[Held, str | None]:
+def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[HeldWeights, str | None]:
     """The size and ranks of an adapter's files, and the dtype of all factors if they share a valid one."""
     from adapterhub.weights.dtypes import TORCH_DTYPES
     from adapterhub.weights.lowrank.factors import AdapterFactors
@@ -454,7 +456,7 @@ def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[Hel
         dtypes = {TORCH_DTYPES[spec.dtype] for module in factors.modules.values() for spec in (module.a, module.b)}
         size = len(factors.config_bytes) + factors.header.size_bytes
     own = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
-    return Held(size_bytes=size, ranks=ranks), own
+    return HeldWeights(size_bytes=size, ranks=ranks), own
 
 
 def _words_of(library: Library, parent: Ingredient) -> dict[str, str]:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from adapterhub.cli.output import Output
     from adapterhub.weights.compare.difference import Difference, Field, Weights
-    from adapterhub.weights.compare.similarity import Comparison, Energies, Forecast, ModuleComparison, Pair, Share
+    from adapterhub.weights.compare.similarity import (
+        ComparedPair,
+        Comparison,
+        Energies,
+        Forecast,
+        ModuleComparison,
+        Share,
+    )
 
 _FEW = 5
 """Reasons, modules and kinds of modules listed in the text; `--json` lists all."""
@@ -142,7 +149,7 @@ def _say_adapters(out: Output, found: Comparison) -> None:
     out.table(("", "adapter", "modules", "rank", "effective", "90 %", "99 %", "parameters", "norm"), rows, right=_RIGHT)
 
 
-_FIGURES: dict[str, Callable[[ModuleComparison, Pair], float | None]] = {
+_FIGURES: dict[str, Callable[[ModuleComparison, ComparedPair], float | None]] = {
     "norm 1": lambda module, pair: _norm(module, pair.first),
     "norm 2": lambda module, pair: _norm(module, pair.second),
     "cosine": lambda _, pair: pair.cosine,
@@ -215,12 +222,12 @@ def _say_forecast(out: Output, found: Comparison, forecast: Forecast) -> None:
     out.table((f"adapt merge, {forecast.dtype}", "rank", "error", "size"), rows, right=_RIGHT)
 
 
-def _pair_cells(pair: Pair) -> tuple[str, ...]:
+def _pair_cells(pair: ComparedPair) -> tuple[str, ...]:
     exact = (pair.cosine, pair.overlap_left, pair.chance_left, pair.overlap_right, pair.chance_right)
     return (*map(_number, exact), _estimate(pair.opposite), _estimate(pair.cancelled))
 
 
-def _at(pair: Pair) -> str:
+def _at(pair: ComparedPair) -> str:
     return f"{pair.first + 1}, {pair.second + 1}"
 
 

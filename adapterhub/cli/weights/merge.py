@@ -58,7 +58,7 @@ class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         return [CompletionItem(name, help=describe(name).summary) for name in names() if name.startswith(incomplete)]
 
 
-class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
+class RankOrAutoType(click.ParamType):  # type: ignore[type-arg]  # as above
     """A rank, or `auto`."""
 
     name = "rank"
@@ -112,7 +112,7 @@ def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     help="`cat` is exact, `svd` is closest at a given rank; --methods lists all "
     "[default: cat; svd with --rank, --energy or --max-error].",
 )
-@click.option("--rank", type=RankType(), metavar="N|auto", help="Rank of the result; `auto` is --energy 0.99.")
+@click.option("--rank", type=RankOrAutoType(), metavar="N|auto", help="Rank of the result; `auto` is --energy 0.99.")
 @cut_options
 @click.option(
     "--seed", type=kind_of(MergeSeed), metavar="N", help="Seed for methods that drop numbers at random [default: 0]."

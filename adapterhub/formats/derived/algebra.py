@@ -29,13 +29,13 @@ class _Room:
         self.numbers, self.used = numbers, 0
 
 
-class Rows:
+class PackedRows:
     """Rows of signed bytes, [n, size]."""
 
     def __init__(self, numbers: NDArray[np.int8], room: _Room | None = None) -> None:
         self.numbers, self._room = numbers, room
 
-    def with_more(self, more: NDArray[np.int8], room_for: int = 0) -> Rows:
+    def with_more(self, more: NDArray[np.int8], room_for: int = 0) -> PackedRows:
         """These and some more. Both share their memory, which grows where it is full: an eighth, or to `room_for`."""
         before, after = len(self.numbers), len(self.numbers) + len(more)
         room = self._room
@@ -45,7 +45,7 @@ class Rows:
             room.numbers[:before] = self.numbers
         room.numbers[before:after] = more
         room.used = after
-        return Rows(room.numbers[:after], room)
+        return PackedRows(room.numbers[:after], room)
 
 
 ENERGIES: Final = (0.9, 0.99, 0.999)
@@ -146,7 +146,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Spectrum:
+class ArraySpectrum:
     """The singular values of an update (descending) and its singular vectors: `left` [out, r], `right` [r, in].
 
     A singular value below `noise` is float64 rounding of the summed terms.
@@ -191,7 +191,7 @@ def stack(deltas: Sequence[Update], weights: Sequence[float]) -> Update:
     return Update(a=np.concatenate([d.a for d in deltas], dtype=np.float64), b=np.concatenate(b, axis=1))
 
 
-def spectrum(delta: Update) -> Spectrum:
+def spectrum(delta: Update) -> ArraySpectrum:
     """The spectrum of `delta`; time O((in + out) R² + R³) for rank R.
 
     Raises:
@@ -205,7 +205,9 @@ def spectrum(delta: Update) -> Spectrum:
         reason = "the singular values cannot be computed: the numbers are too large or too far apart"
         raise MergeRefused(reason, hint="`adapt verify` shows the largest numbers") from None
     sizes = np.linalg.norm(triangle_a, axis=0) * np.linalg.norm(triangle_b, axis=0)
-    return Spectrum(left=space_b @ left, values=values, right=right @ space_a.T, noise=ROUNDING * float(sizes.sum()))
+    return ArraySpectrum(
+        left=space_b @ left, values=values, right=right @ space_a.T, noise=ROUNDING * float(sizes.sum())
+    )
 
 
 SAMPLED = 256

@@ -26,11 +26,11 @@ from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProble
 from adapterhub.formats.derived.algebra import (
     ENERGIES,
     SAMPLED,
+    ArraySpectrum,
     Energies,
     Floats,
     Sample,
     Share,
-    Spectrum,
     Update,
     spectrum,
     stack,
@@ -47,7 +47,7 @@ from adapterhub.formats.safetensors.header import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair(Documented, title="ComparedPair"):
+class ComparedPair(Documented, title="ComparedPair"):
     """Two adapters in one module, or in all of them; `first` and `second` are their positions.
 
     `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare the
@@ -86,7 +86,7 @@ class ModuleComparison(
     module: str
     layout: Layout
     updates: Annotated[tuple[Energies | None, ...], "one per adapter; null if it lacks the module"]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ComparedPair, ...]
     total: tuple[Energies, ...]
     cancelled: Share
 
@@ -106,7 +106,7 @@ class _Both:
     """Two updates of one part; every figure adds up over parts.
 
     `dot` is their inner product; `left` and `right` are ‖Q1.T Q2‖_F² of their column and row spaces, `random_left` and
-    `random_right` are their means for random spaces; shares are as in `Pair`.
+    `random_right` are their means for random spaces; shares are as in `ComparedPair`.
     """
 
     dot: float
@@ -119,7 +119,7 @@ class _Both:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
+class _ModulePart:
     """One part of a module, in the adapters that have the module."""
 
     spectra: tuple[Energies, ...]
@@ -164,7 +164,9 @@ def compare_module(
     )
 
 
-def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | None], parts: Sequence[_Both]) -> Pair:
+def _pair(
+    first: int, second: int, spectra: tuple[Energies | None, Energies | None], parts: Sequence[_Both]
+) -> ComparedPair:
     """The pair over all parts of a module."""
     norms, smaller = 1.0, math.inf
     for one in spectra:
@@ -174,7 +176,7 @@ def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | No
     def share(total: float) -> float | None:
         return min(1.0, total / smaller) if smaller else None
 
-    return Pair(
+    return ComparedPair(
         first=first,
         second=second,
         cosine=min(1.0, max(-1.0, math.fsum(part.dot for part in parts) / norms)) if norms else None,
@@ -187,7 +189,7 @@ def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | No
     )
 
 
-def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float], size: int) -> _Part:
+def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float], size: int) -> _ModulePart:
     out, width = deltas[0].shape
     blocks = _blocks([delta.rank for delta in deltas])
     stacked = stack(deltas, [1.0] * len(deltas))
@@ -213,7 +215,7 @@ def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float],
         )
     used = [i for i, weight in enumerate(weights) if weight]
     total = spectrum(stack([cores[i] for i in used], [weights[i] for i in used])) if used else None
-    return _Part(
+    return _ModulePart(
         spectra=tuple(one.energies for one in spectra),
         both=tuple(both),
         total=total.energies if total else Energies(values=()),
@@ -249,7 +251,7 @@ def _dot(first: Update, second: Update) -> float:
     return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
 
-def _directions(update: Spectrum) -> tuple[Floats, Floats]:
+def _directions(update: ArraySpectrum) -> tuple[Floats, Floats]:
     """Orthonormal columns that span the outputs and the inputs of the update; none for a zero update."""
     kept = update.numerical_rank
     return update.left[:, :kept], update.right[:kept].T
@@ -434,7 +436,7 @@ class Comparison(Documented, keys="adapters pairs forecast obstacles unlike part
     """
 
     adapters: tuple[AdapterFigures, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ComparedPair, ...]
     modules: tuple[ModuleComparison, ...]
     unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"] = field(hash=False)
     obstacles: Annotated[tuple[str, ...], "why they cannot be merged"]
@@ -572,10 +574,12 @@ def _adapter(position: int, side: Side, compared: Sequence[ModuleComparison]) ->
     )
 
 
-def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]) -> Pair:
+def _over_all(
+    compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]
+) -> ComparedPair:
     """The pair over all modules: the cosine of the whole updates, mean overlaps, and shares of the common modules."""
     first, second = at
-    dot, pairs = 0.0, list[Pair]()
+    dot, pairs = 0.0, list[ComparedPair]()
     for module in compared:
         norms = norm_of([module.updates[first]]) * norm_of([module.updates[second]])
         for pair in module.pairs:
@@ -588,7 +592,7 @@ def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFi
         known = [value for value in values if value is not None]
         return math.fsum(known) / len(known) if known else None
 
-    return Pair(
+    return ComparedPair(
         first=first,
         second=second,
         cosine=min(1.0, max(-1.0, dot / norms)) if norms else None,

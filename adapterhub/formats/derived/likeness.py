@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from adapterhub.formats.derived.algebra import Floats, Rows, Update
+from adapterhub.formats.derived.algebra import Floats, PackedRows, Update
 from adapterhub.formats.derived.reading import AdapterUpdates
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Sketches:
 
     def __init__(self, packed: Sequence[bytes] | bytes) -> None:
         raw = packed if isinstance(packed, bytes) else b"".join(packed)
-        self._rows = Rows(np.frombuffer(raw, np.int8).reshape(-1, NUMBERS))
+        self._rows = PackedRows(np.frombuffer(raw, np.int8).reshape(-1, NUMBERS))
         self._lengths: NDArray[np.float32] | None = None
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from adapterhub.formats.derived.algebra import Rows
+from adapterhub.formats.derived.algebra import PackedRows
 from adapterhub.formats.meaning.model import SIZE
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Block:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
-        self._kept = Rows(np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE))
+        self._kept = PackedRows(np.frombuffer(b"".join(kept), np.int8).reshape(-1, SIZE))
         self._counts = np.fromiter(map(len, kept), np.int64, len(kept)) // SIZE
         self._starts = np.cumsum(self._counts) - self._counts
 

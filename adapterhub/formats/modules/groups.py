@@ -11,7 +11,7 @@ from adapterhub.core.errors import MalformedConfig
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.modules.places import place_of, short_names
 from adapterhub.formats.peft.config import AdapterConfig, owner
-from adapterhub.formats.peft.keys import AdapterKeys, Pair, sort_keys
+from adapterhub.formats.peft.keys import AdapterKeys, KeyPair, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile
 
 
@@ -51,7 +51,7 @@ class Modules:
 def modules_of(config: AdapterConfig, weights: TensorFile) -> Modules:
     """The modules of an adapter with this config and header; no groups for methods other than LoRA."""
     keys = sort_keys(weights, config)
-    found: dict[tuple[Any, ...], list[Pair]] = {}
+    found: dict[tuple[Any, ...], list[KeyPair]] = {}
     for pair in keys.pairs:
         if pair.whole:
             a, b = pair.whole
@@ -85,7 +85,7 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
 
 
-def _setting(config: AdapterConfig, pair: Pair) -> tuple[float | None, float | None]:
+def _setting(config: AdapterConfig, pair: KeyPair) -> tuple[float | None, float | None]:
     with suppress(MalformedConfig):
         return config.alpha_of(owner(pair.module)), config.scaling_of(owner(pair.module))
     return None, None

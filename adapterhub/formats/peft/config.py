@@ -34,7 +34,7 @@ from adapterhub.formats.peft.methods import (
     HARMLESS_STARTS,
     METHODS,
     VARIANTS,
-    Method,
+    PeftMethod,
     Variant,
 )
 from adapterhub.formats.peft.patterns import (
@@ -420,7 +420,7 @@ class AdapterConfig:
         return self.peft_type == "LORA"
 
     @property
-    def method(self) -> Method:
+    def method(self) -> PeftMethod:
         """The row of its `peft_type`."""
         return METHODS[self.peft_type]
 

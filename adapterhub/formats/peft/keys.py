@@ -35,7 +35,7 @@ _SLOTS: Final[Mapping[str, str]] = {
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
 
 
-class Pair(NamedTuple):
+class KeyPair(NamedTuple):
     """The tensors of one module's update. `kind` `embedding`: `lora_embedding_A`/`_B`; else `lora_A`/`lora_B`.
 
     Linear: A [r, in], B [out, r]. Convolution: A [r, in, *kernel], B [out, r, 1, …]. Embedding: A [r, entries],
@@ -61,7 +61,7 @@ class Pair(NamedTuple):
 class AdapterKeys:
     """Every tensor of an adapter, each in one group. Module names are those of the base."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[KeyPair, ...]
     saved: tuple[tuple[str, TensorSpec], ...]
     """Tensors of modules trained as a whole, with the name of the base tensor that each replaces."""
     biases: tuple[tuple[str, TensorSpec], ...]
@@ -104,7 +104,7 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
 class _Updates(NamedTuple):
     """The pairs of a LoRA, the names of their modules, and all other tensors."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[KeyPair, ...]
     modules: frozenset[str]
     rest: tuple[TensorSpec, ...]
 
@@ -140,12 +140,12 @@ def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> b
     return True
 
 
-def _pair(module: str, found: dict[str, TensorSpec]) -> Pair:
+def _pair(module: str, found: dict[str, TensorSpec]) -> KeyPair:
     kind, a, b = "linear", found.get("a"), found.get("b")
     if "ea" in found or "eb" in found:
         kind, a, b = "embedding", found.get("ea"), found.get("eb")
     whole = None if a is None or b is None or not (_is_matrix(a.shape) and _is_matrix(b.shape)) else (a, b)
-    return Pair(module, kind, a, b, found.get("magnitude"), found.get("bias"), whole)
+    return KeyPair(module, kind, a, b, found.get("magnitude"), found.get("bias"), whole)
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:

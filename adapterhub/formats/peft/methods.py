@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
+class PeftMethod:
     """One `peft_type`.
 
     `marks`: a part of each tensor's name begins with one of them, or has one after `_`; empty when that is not known.
@@ -51,54 +51,54 @@ class Variant:
     marks: tuple[str, ...] = ()
 
 
-_PROMPTS: Final = Method(marks=("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"))
+_PROMPTS: Final = PeftMethod(marks=("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"))
 
 
-def _named(peft_type: str) -> tuple[str, Method]:
+def _named(peft_type: str) -> tuple[str, PeftMethod]:
     """A method whose tensors carry its own name."""
-    return peft_type, Method(marks=(f"{peft_type.lower()}_",))
+    return peft_type, PeftMethod(marks=(f"{peft_type.lower()}_",))
 
 
-_METHODS: Final[dict[str, Method]] = {
-    "LORA": Method(
+_METHODS: Final[dict[str, PeftMethod]] = {
+    "LORA": PeftMethod(
         marks=("lora_",),
         factors=("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
         adds=True,
         merges=True,
     ),
-    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E"), adds=True, merges=True),
-    "IA3": Method(marks=("ia3_",), factors=("ia3_l",)),
-    "LOHA": Method(
+    "ADALORA": PeftMethod(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E"), adds=True, merges=True),
+    "IA3": PeftMethod(marks=("ia3_",), factors=("ia3_l",)),
+    "LOHA": PeftMethod(
         marks=("hada_",),
         factors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
         adds=True,
         merges=True,
     ),
-    "LOKR": Method(
+    "LOKR": PeftMethod(
         marks=("lokr_",),
         factors=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
         adds=True,
         merges=True,
     ),
-    "VERA": Method(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
+    "VERA": PeftMethod(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
     **dict(map(_named, ("ADAMSS", "BEFT", "BOFT", "BONE", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA"))),
     **dict(map(_named, ("GRALORA", "HIRA", "HRA", "LILY", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "POLY"))),
     **dict(map(_named, ("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA"))),
     **dict(map(_named, ("UNILORA", "VBLORA", "WAVEFT"))),
-    "ADAPTION_PROMPT": Method(marks=("adaption_",)),
+    "ADAPTION_PROMPT": PeftMethod(marks=("adaption_",)),
     "CARTRIDGE": _PROMPTS,
     "CPT": _PROMPTS,
-    "FINEGATES": Method(marks=(), released=False),
+    "FINEGATES": PeftMethod(marks=(), released=False),
     "MULTITASK_PROMPT_TUNING": _PROMPTS,
     "P_TUNING": _PROMPTS,
     "PREFIX_TUNING": _PROMPTS,
     "PROMPT_TUNING": _PROMPTS,
-    "SHADOW": Method(marks=()),
-    "TRAINABLE_TOKENS": Method(marks=("trainable_tokens_", "token_adapter")),
-    "UILINLORA": Method(marks=("uilinlora_",), released=False),
-    "XLORA": Method(marks=("xlora",)),
+    "SHADOW": PeftMethod(marks=()),
+    "TRAINABLE_TOKENS": PeftMethod(marks=("trainable_tokens_", "token_adapter")),
+    "UILINLORA": PeftMethod(marks=("uilinlora_",), released=False),
+    "XLORA": PeftMethod(marks=("xlora",)),
 }
-METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
+METHODS: Final[Mapping[str, PeftMethod]] = MappingProxyType(_METHODS)
 """Every `peft_type` that a PEFT release or its repository ever had."""
 
 VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(

@@ -30,7 +30,7 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 Kind = Literal["linear", "conv", "embedding", "experts", "loha", "adalora"]
 
 
-class Names(NamedTuple):
+class PairNames(NamedTuple):
     """The tensor names of one module's two factors."""
 
     a: str
@@ -73,14 +73,14 @@ class Layout:
         """The largest rank that a part can need."""
         return min(self.part_out, self.width)
 
-    def names(self, module: str) -> Names:
+    def names(self, module: str) -> PairNames:
         """PEFT's tensor names for the factors of the module."""
         if self.kind == "embedding":
-            return Names(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
+            return PairNames(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
         if self.kind == "loha":
-            return Names(f"{PEFT_PREFIX}{module}.hada_w1_b", f"{PEFT_PREFIX}{module}.hada_w1_a")
+            return PairNames(f"{PEFT_PREFIX}{module}.hada_w1_b", f"{PEFT_PREFIX}{module}.hada_w1_a")
         tail = "" if self.kind == "adalora" else ".weight"
-        return Names(f"{PEFT_PREFIX}{module}.lora_A{tail}", f"{PEFT_PREFIX}{module}.lora_B{tail}")
+        return PairNames(f"{PEFT_PREFIX}{module}.lora_A{tail}", f"{PEFT_PREFIX}{module}.lora_B{tail}")
 
     def bias_name(self, module: str) -> str:
         """PEFT's tensor name for the bias of B (`lora_bias`)."""

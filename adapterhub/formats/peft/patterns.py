@@ -32,12 +32,12 @@ _QUANTIFIER: Final = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _FLAGS: Final = re.compile(r"\?[aimsu]+(?:-[ims]+)?(?=[:)])|\?-[ims]+(?=:)")
 
 
-class Refused(Exception):
+class RefusedPattern(Exception):
     """The end of a sentence with the reason."""
 
 
 def check_structure(pattern: str) -> None:
-    """Raise `Refused` unless a match takes a bounded number of steps, and the parentheses are balanced."""
+    """Raise `RefusedPattern` unless a match takes a bounded number of steps, and the parentheses are balanced."""
     _Structure(pattern).check()
 
 
@@ -81,7 +81,7 @@ class _Structure:
     def check(self) -> None:
         self.alternatives(run=0, total=0, depth=0)
         if self.at < len(self.pattern):
-            raise Refused("is not a regular expression: unbalanced parenthesis")
+            raise RefusedPattern("is not a regular expression: unbalanced parenthesis")
 
     def peek(self, count: int = 1) -> str:
         return self.pattern[self.at : self.at + count]
@@ -89,7 +89,7 @@ class _Structure:
     def alternatives(self, run: float, total: float, depth: int) -> _Shape:
         """Everything up to the closing parenthesis (not consumed) or the end."""
         if depth > _MAX_GROUP_DEPTH:
-            raise Refused(f"nests groups deeper than {_MAX_GROUP_DEPTH}")
+            raise RefusedPattern(f"nests groups deeper than {_MAX_GROUP_DEPTH}")
         begins = [self.at]
         whole = self.sequence(run, total, depth)
         while self.peek() == "|":
@@ -123,19 +123,19 @@ class _Structure:
                 shape.run = item.run
                 shape.literal = shape.literal or item.literal
             if shape.run > _MAX_IN_ROW or shape.total > _MAX_REPEATS:
-                raise Refused("has too many repeats, which can take forever to match")
+                raise RefusedPattern("has too many repeats, which can take forever to match")
             if shape.doublings > _MAX_DOUBLINGS:
-                raise Refused("has too many choices that can begin alike, which can take forever to match")
+                raise RefusedPattern("has too many choices that can begin alike, which can take forever to match")
         return shape
 
     @staticmethod
     def judge(item: _Shape, high: int) -> None:
         if high > 1 and item.quantified:
-            raise Refused("repeats what itself repeats, which can take forever to match")
+            raise RefusedPattern("repeats what itself repeats, which can take forever to match")
         if high > _MANY and item.branches > 1:
-            raise Refused("repeats a choice without bound, which can take forever to match")
+            raise RefusedPattern("repeats a choice without bound, which can take forever to match")
         if high > _MANY and not item.consumes:
-            raise Refused("repeats what can be empty without bound, which takes memory without bound")
+            raise RefusedPattern("repeats what can be empty without bound, which takes memory without bound")
 
     def item(self, before: _Shape, depth: int) -> _Shape:
         character = self.peek()
@@ -151,11 +151,11 @@ class _Structure:
             self.at += 1
             shape.consumes = escaped not in _PLACES
             if escaped.isdigit() and escaped != "0":
-                raise Refused("refers back to a group, which is not supported")
+                raise RefusedPattern("refers back to a group, which is not supported")
             if not escaped.isalnum():  # \. and the like stand for themselves
                 shape.run, shape.literal = 0, True
         elif character in "*+?":
-            raise Refused("is not a regular expression: nothing to repeat")
+            raise RefusedPattern("is not a regular expression: nothing to repeat")
         elif character not in ".^$":
             shape.run, shape.literal = 0, True
         return shape
@@ -175,10 +175,10 @@ class _Structure:
                 if self.peek() == ":":
                     self.at += 1
             else:
-                raise Refused(f"uses `({shown(self.peek(3))}`, which is not supported")
+                raise RefusedPattern(f"uses `({shown(self.peek(3))}`, which is not supported")
         inner = self.alternatives(0 if looks_around else before.run, before.total, depth + 1)
         if self.peek() != ")":
-            raise Refused("is not a regular expression: a group is not closed")
+            raise RefusedPattern("is not a regular expression: a group is not closed")
         self.at += 1
         if not looks_around:
             return inner
@@ -189,7 +189,7 @@ class _Structure:
     def index_of(self, character: str) -> int:
         found = self.pattern.find(character, self.at)
         if found < 0:
-            raise Refused("is not a regular expression: a group's name is not closed")
+            raise RefusedPattern("is not a regular expression: a group's name is not closed")
         return found
 
     def character_class(self) -> None:
@@ -199,10 +199,10 @@ class _Structure:
             self.at += 1
         while self.at < len(self.pattern) and self.peek() != "]":
             if self.peek(2) in ("[:", "[=", "[."):
-                raise Refused("uses a POSIX character class, which `re` does not know")
+                raise RefusedPattern("uses a POSIX character class, which `re` does not know")
             self.at += 2 if self.peek() == "\\" else 1
         if self.at >= len(self.pattern):
-            raise Refused("is not a regular expression: a character class is not closed")
+            raise RefusedPattern("is not a regular expression: a character class is not closed")
         self.at += 1
 
     def quantifier(self) -> tuple[int, int]:
@@ -217,7 +217,7 @@ class _Structure:
             match = _QUANTIFIER.match(self.pattern, self.at)
             # A brace that is no quantifier is a plain character to `re`, and fuzzy matching to `regex`.
             if match is None or match[0] in ("{}", "{,}") or max(len(match[1]), len(match[3])) > 9:  # noqa: PLR2004 - digits
-                raise Refused("has a brace that is not a repeat count; write it as `\\{`")
+                raise RefusedPattern("has a brace that is not a repeat count; write it as `\\{`")
             self.at = match.end()
             low = int(match[1] or 0)
             high = (int(match[3]) if match[3] else endless) if match[2] else low
@@ -226,7 +226,7 @@ class _Structure:
         if self.peek() and self.peek() in "?+":  # lazy or possessive
             self.at += 1
         if self.peek() and self.peek() in "*+?{":
-            raise Refused("repeats a repeat")
+            raise RefusedPattern("repeats a repeat")
         return low, high
 
 
@@ -285,7 +285,7 @@ def pattern_problem(pattern: str) -> str:
         return f"is longer than {MAX_PATTERN_CHARACTERS} characters"
     try:
         check_structure(pattern)
-    except Refused as refusal:
+    except RefusedPattern as refusal:
         return str(refusal)
     try:
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from adapterhub.formats.foreign.foreign_file import foreign
 from adapterhub.formats.foreign.reading import Reading
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, Pair, sort_keys
+from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, KeyPair, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.checks.digests import read_manifest_file
@@ -44,7 +44,7 @@ class Orphan:
     notes: tuple[str, ...] = ()
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[KeyPair, ...]:
         """Its LoRA pairs that are whole."""
         return tuple(pair for pair in self.keys.pairs if pair.whole) if self.keys else ()
 

@@ -39,7 +39,7 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-from adapterhub.weights.recipes.toml import Inner, Leaf, Step, step_from, step_table
+from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep, step_from, step_table
 
 SCHEMA: Final = "adapterhub-lock/1"
 LIMIT_BYTES: Final = 16 << 20
@@ -185,7 +185,7 @@ def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
     return f"source = {value_of(source.table)}\nfiles = [\n{''.join(listed)}]\n"
 
 
-def _recipe(step: Step) -> dict[str, Any]:
+def _recipe(step: MergeStep) -> dict[str, Any]:
     return _ordered(step_table(step))
 
 
@@ -421,7 +421,7 @@ class _TableReader(DocumentReader):
             found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
         return tuple(found)
 
-    def step(self) -> Step:
+    def step(self) -> MergeStep:
         self.known(self.values, _RECIPE)
         step, problems = step_from({key: self.values[key] for key in _RECIPE if key in self.values}, "")
         for path, text in problems:
@@ -531,7 +531,7 @@ def exact_spec(entry: Locked) -> str:
     return f"{entry.name if isinstance(entry, LockedAdapter) else entry.key}=={entry.version}"
 
 
-def locked_step(step: Step, entries: Mapping[AdapterName, Locked]) -> Step:
+def locked_step(step: MergeStep, entries: Mapping[AdapterName, Locked]) -> MergeStep:
     """The recipe of a merge, with each name replaced by the exact spec and digest locked under it.
 
     Raises:

@@ -41,7 +41,7 @@ _DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side(Documented, keys="label digest=manifest.digest path origin=place", title="ComparedSide"):
+class ComparedSide(Documented, keys="label digest=manifest.digest path origin=place", title="ComparedSide"):
     """One adapter of a comparison: its folder, its label, and its manifest and base where known.
 
     An installed adapter must match its manifest. For a folder, a mismatch is one of the differences. `origin` is where
@@ -137,8 +137,8 @@ class Difference(
     `base` compares the declared bases.
     """
 
-    first: Side
-    second: Side
+    first: ComparedSide
+    second: ComparedSide
     files: tuple[FilePair, ...]
     config: tuple[Field, ...]
     manifest: Annotated[tuple[Field, ...] | None, "null if one has no manifest"]
@@ -156,7 +156,7 @@ class Difference(
         return self.weights is None or self.weights.is_same
 
 
-def differ(first: Side, second: Side, progress: Progress | None = None) -> Difference:
+def differ(first: ComparedSide, second: ComparedSide, progress: Progress | None = None) -> Difference:
     """Compare two adapters; nothing is written. `progress` gets 1 for each module.
 
     Raises:
@@ -183,19 +183,19 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
     )
 
 
-def side_of_folder(folder: Path, label: str) -> Side:
+def side_of_folder(folder: Path, label: str) -> ComparedSide:
     """The adapter in a folder, with its manifest if that is readable."""
     try:
         manifest = manifest_in(folder)
     except MalformedManifest:
         manifest = None
     if manifest is None:
-        return Side(folder=folder, label=label)
-    return Side(folder=folder, label=label, manifest=manifest, base=manifest.base)
+        return ComparedSide(folder=folder, label=label)
+    return ComparedSide(folder=folder, label=label, manifest=manifest, base=manifest.base)
 
 
 # ---------------------------------------------------------------- bytes and settings
-def _opened(side: Side) -> Listing:
+def _opened(side: ComparedSide) -> Listing:
     """The files of one side, each opened once; refuses links out of the folder and anything but plain files."""
     listing = safe_listing(side.folder)
     for entry in listing.taken.values():
@@ -262,7 +262,9 @@ def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: froz
 
 
 # ---------------------------------------------------------------- weights
-def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress: Progress | None) -> Weights:
+def _weights(
+    sides: tuple[ComparedSide, ComparedSide], opened: tuple[Listing, Listing], progress: Progress | None
+) -> Weights:
     first, second = sides
     with ExitStack() as stack:
         one, other = (
@@ -348,7 +350,7 @@ def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:
     }
 
 
-def _caveats(*sides: tuple[Side, AdapterFactors]) -> Iterator[str]:
+def _caveats(*sides: tuple[ComparedSide, AdapterFactors]) -> Iterator[str]:
     for side, factors in sides:
         config, label = factors.config, shown(side.label)
         for key, variant in config.variants.items():

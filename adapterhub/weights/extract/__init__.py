@@ -39,10 +39,10 @@ from adapterhub.library.library import Added, Library
 from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.extract.pairing import (
     NEW_HEADS,
-    Model,
-    Other,
+    ExtractTarget,
+    OtherTensor,
     Pairing,
-    Target,
+    StoredModel,
     WeightReader,
     error_of,
     kept_whole,
@@ -83,8 +83,8 @@ class ExtractRun:
     tensors that differ only by rounding, `mixed` the weights with factors that are stored in two precisions.
     """
 
-    base: Model
-    tuned: Model
+    base: StoredModel
+    tuned: StoredModel
     pairing: Pairing
     kept: Mapping[str, Sequence[str]]
     savable: Mapping[str, Sequence[str]]
@@ -119,7 +119,7 @@ class ExtractRun:
         config = extracted_config(self.base, self.tuned, self.ranks, self.pairing.paths, self.kept, turned=self.turned)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def _write(self, target: Target, reader: WeightReader, writer: TensorFileWriter) -> None:
+    def _write(self, target: ExtractTarget, reader: WeightReader, writer: TensorFileWriter) -> None:
         """Cut and measure the difference of one weight, and write it for each module that uses it."""
         difference = reader.difference(target.base, target.tuned)
         if not difference.is_finite:
@@ -213,7 +213,13 @@ class ExtractRun:
 
 
 def extracted_config(
-    base: Model, tuned: Model, ranks: Mapping[str, int], paths: Iterable[str], saved: Iterable[str], *, turned: bool
+    base: StoredModel,
+    tuned: StoredModel,
+    ranks: Mapping[str, int],
+    paths: Iterable[str],
+    saved: Iterable[str],
+    *,
+    turned: bool,
 ) -> dict[str, Any]:
     """The config for factors of rank `ranks[module]`: scale 1 everywhere, exactly those modules as targets.
 
@@ -345,7 +351,7 @@ def extract(
         Conflict: `out_folder` exists and is not empty.
         BaseNotFound, Malformed, CouldNotTell: a model cannot be read.
     """
-    before, after = Model.of(base), Model.of(tuned)
+    before, after = StoredModel.of(base), StoredModel.of(tuned)
     pairing = pair(before, after)
     savable = kept_whole(pairing)
     kept = savable if options.save_rest else {}
@@ -474,7 +480,7 @@ def _recipe(base: BaseRecord, tuned: BaseRecord | None, options: ExtractOptions)
     return recipe | _named("base", base) | (_named("tuned", tuned) if tuned is not None else {})
 
 
-def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
+def _check_pairing(pairing: Pairing, base: StoredModel, tuned: StoredModel, unequal: list[OtherTensor]) -> None:
     """Raise unless the models pair up; `unequal` are the tensors that must not differ in shape."""
     if not (pairing.targets or pairing.others or pairing.unequal or pairing.unreadable):
         raise Incompatible(f"`{shown(tuned.label)}` and `{shown(base.label)}` have equal weights; nothing to extract")

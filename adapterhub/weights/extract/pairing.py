@@ -58,7 +58,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class StoredModel:
     """A model folder: its weights by name (buffers left out) and its `config.json` (empty when there is none)."""
 
     record: BaseRecord
@@ -66,7 +66,7 @@ class Model:
     config: Mapping[str, Any]
 
     @classmethod
-    def of(cls, record: BaseRecord) -> Model:
+    def of(cls, record: BaseRecord) -> StoredModel:
         """The model of `record`, which must match the current files. Raises what `model_files` raises."""
         folder, files, facts = model_files(record)
         weights = {
@@ -141,7 +141,7 @@ class Model:
         return value if isinstance(value, str) else ""
 
 
-def aligned(base: Model, tuned: Model) -> tuple[dict[str, Weight], dict[str, Weight]]:
+def aligned(base: StoredModel, tuned: StoredModel) -> tuple[dict[str, Weight], dict[str, Weight]]:
     """The weights of both models under common names: those of a model with its head.
 
     A model that was saved without its head lacks the first part of the names (`h.0…` for `transformer.h.0…`); this adds
@@ -160,7 +160,7 @@ def aligned(base: Model, tuned: Model) -> tuple[dict[str, Weight], dict[str, Wei
     return ours, theirs
 
 
-def _is_head(name: str, model: Model) -> bool:
+def _is_head(name: str, model: StoredModel) -> bool:
     return model.head is not None and name.startswith(f"{model.head}.")
 
 
@@ -334,7 +334,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class ExtractTarget:
     """A weight that differs; `sites` holds the one module that uses it, or two that share it."""
 
     name: str
@@ -344,7 +344,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Other:
+class OtherTensor:
     """A tensor that differs and gets no factors; `base` or `tuned` is None if that model lacks it."""
 
     name: str
@@ -375,21 +375,21 @@ class Pairing:
     are not stored as plain numbers. `weights` are all weights of the tuned model, under common names.
     """
 
-    targets: tuple[Target, ...]
-    others: tuple[Other, ...]
-    unequal: tuple[Other, ...]
+    targets: tuple[ExtractTarget, ...]
+    others: tuple[OtherTensor, ...]
+    unequal: tuple[OtherTensor, ...]
     unreadable: tuple[str, ...]
     unchanged: int
     weights: Mapping[str, Weight]
     paths: frozenset[str]
 
     @property
-    def without_factors(self) -> tuple[Other, ...]:
+    def without_factors(self) -> tuple[OtherTensor, ...]:
         """The differing tensors that get no factors, sorted by name."""
         return tuple(sorted((*self.others, *self.unequal), key=lambda other: other.name))
 
 
-def pair(base: Model, tuned: Model) -> Pairing:
+def pair(base: StoredModel, tuned: StoredModel) -> Pairing:
     """Compare two models by the digests of their tensors."""
     return _Pairing(base, tuned).run()
 
@@ -397,14 +397,14 @@ def pair(base: Model, tuned: Model) -> Pairing:
 class _Pairing:
     """A comparison in progress."""
 
-    def __init__(self, base: Model, tuned: Model) -> None:
+    def __init__(self, base: StoredModel, tuned: StoredModel) -> None:
         self.base, self.tuned = base, tuned
         self.ours, self.theirs = aligned(base, tuned)
         self.names = sorted({*self.ours, *self.theirs})
         self.paths = frozenset(path for name in self.names for path in _paths_above(name))
-        self.targets: list[Target] = []
-        self.others: list[Other] = []
-        self.unequal: list[Other] = []
+        self.targets: list[ExtractTarget] = []
+        self.others: list[OtherTensor] = []
+        self.unequal: list[OtherTensor] = []
         self.unreadable: list[str] = []
         self.unchanged = 0
         self.embeddings = {
@@ -422,7 +422,7 @@ class _Pairing:
                 self._one_sided(name, base, tuned)
             elif base.spec.shape != tuned.spec.shape:
                 reason = f"{list(base.spec.shape)} in the base, {list(tuned.spec.shape)} in the tuned model"
-                self.unequal.append(Other(name=name, reason=reason, base=base, tuned=tuned))
+                self.unequal.append(OtherTensor(name=name, reason=reason, base=base, tuned=tuned))
             else:
                 self._two_sided(name, base, tuned)
         return Pairing(
@@ -446,7 +446,7 @@ class _Pairing:
             return
         which, other = ("base", "tuned model") if tuned is None else ("tuned model", "base")
         reason = f"{list(present.spec.shape)} in the {which}, not in the {other}"
-        self.unequal.append(Other(name=name, reason=reason, base=base, tuned=tuned))
+        self.unequal.append(OtherTensor(name=name, reason=reason, base=base, tuned=tuned))
 
     def _two_sided(self, name: str, base: Weight, tuned: Weight) -> None:
         """Sort a tensor that both models have in one shape."""
@@ -459,9 +459,9 @@ class _Pairing:
             return
         sites = self._sites(name, tuned)
         if isinstance(sites, str):
-            self.others.append(Other(name=name, reason=sites, base=base, tuned=tuned))
+            self.others.append(OtherTensor(name=name, reason=sites, base=base, tuned=tuned))
         else:
-            self.targets.append(Target(name=name, base=base, tuned=tuned, sites=sites))
+            self.targets.append(ExtractTarget(name=name, base=base, tuned=tuned, sites=sites))
 
     def _sites(self, name: str, weight: Weight) -> tuple[Site, ...] | str:
         """The modules that get factors, or the reason against factors."""
@@ -509,9 +509,9 @@ class _Pairing:
             return "an embedding whose weight an output layer outside the files may share"
         return (own,)
 
-    def _shared_once(self) -> tuple[Target, ...]:
+    def _shared_once(self) -> tuple[ExtractTarget, ...]:
         """The targets, joined where contents are equal, such as a head saved beside its shared embedding."""
-        contents: dict[tuple[str, str, tuple[int, ...]], list[Target]] = {}
+        contents: dict[tuple[str, str, tuple[int, ...]], list[ExtractTarget]] = {}
         for target in self.targets:
             key = (target.base.sha256, target.tuned.sha256, target.base.spec.shape)
             contents.setdefault(key, []).append(target)

@@ -45,8 +45,8 @@ from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.fuse.model import Model, code_remarks, copy_index, copy_side_files, side_files
-from adapterhub.weights.fuse.places import AdapterTensor, Change, FuseAdapter, own_reasons, plan_changes
+from adapterhub.weights.fuse.model import StoredBase, code_remarks, copy_index, copy_side_files, side_files
+from adapterhub.weights.fuse.places import AdapterTensor, FuseAdapter, TensorChange, own_reasons, plan_changes
 from adapterhub.weights.fuse.writing import RoundingLoss, ShardLayout, ShardWriter, is_copy, lay_out
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
@@ -57,7 +57,7 @@ _HINT_NO_BASE = "`adapt base add PATH --as NAME` registers a local copy; name it
 class FuseRequest:
     """The base, the adapters and their verified files."""
 
-    model: Model
+    model: StoredBase
     adapters: tuple[FoundAdapter, ...]
     subjects: tuple[Subject, ...]
     warnings: tuple[str, ...]
@@ -84,7 +84,7 @@ def find_request(
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
     adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
     record = _component(_base_of(library, adapters), adapters)
-    model = Model.of(library.bases.current(record, progress=reading))
+    model = StoredBase.of(library.bases.current(record, progress=reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
     warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
     warnings += [warning for one in adapters for warning in check.run(one)]
@@ -111,7 +111,7 @@ def _check_each(adapters: Sequence[FoundAdapter], subjects: Sequence[Subject]) -
         raise MergeRefused("these adapters cannot be fused", reasons)
 
 
-def _subject(adapter: FoundAdapter, model: Model) -> Subject:
+def _subject(adapter: FoundAdapter, model: StoredBase) -> Subject:
     """The adapter's verified files, together with the facts of the base."""
     assert adapter.subject is not None  # the finder checks every folder
     return replace(
@@ -305,7 +305,7 @@ class Fusion:
     def __init__(
         self,
         request: FuseRequest,
-        changes: Mapping[str, Change],
+        changes: Mapping[str, TensorChange],
         out_folder: Path,
         *,
         dtype: str | None,
@@ -462,14 +462,14 @@ def fuse(
         return fusion.write()
 
 
-def _source(model: Model, adapter: FoundAdapter, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
+def _source(model: StoredBase, adapter: FoundAdapter, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
     """The adapter with the names of its modules in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)
     return FuseAdapter(label=adapter.label, weight=adapter.weight, subject=subject, factors=factors, names=names)
 
 
-def _check_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
+def _check_copies(model: StoredBase, sources: Sequence[FuseAdapter]) -> None:
     """Raise unless every tensor that is named as a copy of a base weight equals it."""
     findings = []
     for source in sources:

@@ -37,7 +37,7 @@ _WITH_HEAD: Final = ("ForCausalLM", "LMHead", "ForMaskedLM", "ForConditionalGene
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Model:
+class StoredBase:
     """A base's folder: its weight files in order, the facts of every tensor by name, its `config.json` ({} if none).
 
     `stamps` holds the size and time of each file when its header was read.
@@ -51,7 +51,7 @@ class Model:
     stamps: Mapping[Path, tuple[int, int]]
 
     @classmethod
-    def of(cls, record: BaseRecord) -> Model:
+    def of(cls, record: BaseRecord) -> StoredBase:
         """The model of `record`, which must match the current files (`Bases.look`).
 
         Raises:
@@ -253,13 +253,13 @@ _NAMING_CODE: Final = (CONFIG_FILE, "tokenizer_config.json", "processor_config.j
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 
 
-def side_files(model: Model) -> list[Path]:
+def side_files(model: StoredBase) -> list[Path]:
     """The files besides the weights to copy, relative to the base's folder."""
     paths = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(model.folder) for path in paths)
 
 
-def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
+def copy_side_files(model: StoredBase, folder: Path, dtype: str | None) -> None:
     """Copy the side files; `dtype` (torch's name) replaces the dtype in the config.
 
     Raises:
@@ -274,7 +274,7 @@ def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
+def copy_index(model: StoredBase, folder: Path, size_bytes: int | None) -> None:
     """Copy the index of a sharded base; `size_bytes` is the new size of the weights, if it changed."""
     path = index_of(model.folder)
     if path is None:
@@ -295,7 +295,7 @@ def _inside(folder: Path, name: str) -> Path:
         raise Malformed(f"`{shown(str(error.filename), 200)}` {error.strerror}", hint=NO_LINK) from None
 
 
-def code_remarks(model: Model) -> Sequence[str]:
+def code_remarks(model: StoredBase) -> Sequence[str]:
     """A remark on code that the base's configs name, since it is not copied."""
     files = sorted({file for name in _NAMING_CODE for file in _code_files(model.folder / name)})
     if not files:

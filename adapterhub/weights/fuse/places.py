@@ -19,7 +19,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.fuse.model import Model
+from adapterhub.weights.fuse.model import StoredBase
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank, difference_norms
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 
@@ -124,7 +124,7 @@ def is_turned(module: str, layout: Layout, shape: tuple[int, ...], config: Adapt
     raise Unclear("is square, and neither config says whether this base stores it as [out, in] or as [in, out]")
 
 
-class Placed(NamedTuple):
+class PlacedUpdate(NamedTuple):
     """The place of a pair: the parameter of the base, and whether each of its matrices is transposed."""
 
     parameter: str
@@ -133,7 +133,7 @@ class Placed(NamedTuple):
 
 def place_on_parameters(
     pairs: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], config: AdapterConfig
-) -> dict[str, Placed]:
+) -> dict[str, PlacedUpdate]:
     """The parameter of each pair that PEFT nested on one module (`target_parameters`), by the pair's name.
 
     `shapes` are those of the parameters. PEFT names the pairs by their depth, in the order in which the module defines
@@ -145,10 +145,10 @@ def place_on_parameters(
     """
     if len(pairs) != len(shapes) or len(pairs) > _MOST_NESTED:
         raise Unclear(f"has {len(pairs)} pairs for {len(shapes)} parameters of the base")
-    fitting: set[tuple[Placed, ...]] = set()
+    fitting: set[tuple[PlacedUpdate, ...]] = set()
     for names in permutations(shapes):
         for turned in (False, True):
-            placed = [Placed(name, turned and len(shapes[name]) > MATRIX_NDIM) for name in names]
+            placed = [PlacedUpdate(name, turned and len(shapes[name]) > MATRIX_NDIM) for name in names]
             if all(_fits(f, w, shapes[w.parameter], config) for f, w in zip(pairs.values(), placed, strict=True)):
                 fitting.add(tuple(placed))
     if not fitting:
@@ -159,7 +159,7 @@ def place_on_parameters(
     return dict(zip(pairs, fitting.pop(), strict=True))
 
 
-def _fits(factors: Factors, placed: Placed, shape: tuple[int, ...], config: AdapterConfig) -> bool:
+def _fits(factors: Factors, placed: PlacedUpdate, shape: tuple[int, ...], config: AdapterConfig) -> bool:
     layout = factors.layout
     matrix = (layout.width, layout.out) if placed.is_turned else (layout.out, layout.width)
     expected = matrix if len(shape) == MATRIX_NDIM else (layout.parts, *matrix)
@@ -178,7 +178,7 @@ _ALIKE: Final = 1e-6
 _UNTIE: Final = "; tied tensors can be fused into a copy of the base that was saved untied (tie_word_embeddings false)"
 
 
-class Update(NamedTuple):
+class TensorUpdate(NamedTuple):
     """The low-rank update of one module of an adapter; if turned, the base stores the transpose of `B @ A`."""
 
     source: FuseAdapter
@@ -202,7 +202,7 @@ class AdapterTensor(NamedTuple):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Change:
+class TensorChange:
     """The change of one tensor of the base.
 
     In this order: `whole` replaces it, or `rows` replace the rows in `tokens`; `updates` and `offsets` (biases of their
@@ -213,8 +213,8 @@ class Change:
     whole: AdapterTensor | None = None
     rows: AdapterTensor | None = None
     tokens: tuple[int, ...] = ()
-    updates: list[Update] = field(default_factory=list)
-    offsets: list[Update] = field(default_factory=list)
+    updates: list[TensorUpdate] = field(default_factory=list)
+    offsets: list[TensorUpdate] = field(default_factory=list)
     magnitude: AdapterTensor | None = None
 
     @property
@@ -223,7 +223,7 @@ class Change:
         return bool(self.updates) and not (self.whole or self.rows or self.offsets or self.magnitude)
 
 
-def plan_changes(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
+def plan_changes(model: StoredBase, sources: Sequence[FuseAdapter]) -> Mapping[str, TensorChange]:
     """The change of every tensor that changes, by its name in the base.
 
     Raises:
@@ -241,15 +241,15 @@ def plan_changes(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, C
 class _Planner:
     """Places adapters part by part and collects the parts that have no place."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: StoredBase) -> None:
         self.model = model
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, TensorChange] = {}
         self.reasons: list[str] = []
         self.lacking: list[str] = []
         self.misfits: list[str] = []
         self.copies: dict[str, list[AdapterTensor]] = {}
         """An adapter's tensors for places that are not in the base's files, by the tensor that the place shares."""
-        self.shared: dict[str, list[Update]] = {}
+        self.shared: dict[str, list[TensorUpdate]] = {}
         """The updates of such places."""
         self.source: FuseAdapter
         self.magnitudes: Mapping[str, TensorSpec | None] = {}
@@ -300,7 +300,7 @@ class _Planner:
             except Unclear as problem:
                 self._note(module, str(problem))
                 return
-            update = Update(self.source, module, turned)
+            update = TensorUpdate(self.source, module, turned)
             if twin:
                 self.shared.setdefault(twin, []).append(update)
             else:
@@ -326,9 +326,9 @@ class _Planner:
             self._note(holder, f"(target_parameters) {problem}")
             return
         for module, (parameter, turned) in placed.items():
-            self._change(there[parameter]).updates.append(Update(self.source, module, turned))
+            self._change(there[parameter]).updates.append(TensorUpdate(self.source, module, turned))
 
-    def _take_magnitude(self, module: str, change: Change) -> None:
+    def _take_magnitude(self, module: str, change: TensorChange) -> None:
         """DoRA: the magnitudes of the pair."""
         spec = self.magnitudes.get(module)
         uses_dora = self.source.config.use_dora
@@ -347,7 +347,7 @@ class _Planner:
         if bias is None:
             self._note(module, "has a bias in its factors (lora_bias), but the base's layer has no bias to add it to")
         elif self._is_plain(f"{module}.bias", bias):
-            self._change(bias).offsets.append(Update(self.source, module, is_turned=False))
+            self._change(bias).offsets.append(TensorUpdate(self.source, module, is_turned=False))
 
     # ------------------------------------------------------------ replacements
     def _take_whole(self, name: str, spec: TensorSpec) -> None:
@@ -432,7 +432,7 @@ class _Planner:
                 if other is not None:
                     other.updates = change.updates  # to the same bits, so that the result is tied, too
 
-    def _all_alike(self, change: Change, others: Sequence[Change | None]) -> bool:
+    def _all_alike(self, change: TensorChange, others: Sequence[TensorChange | None]) -> bool:
         """Whether the same numbers replace all of them, or the same updates are added to all."""
         if change.whole is not None:
             return all(other and other.whole and _same_bytes(change.whole, other.whole) for other in others)
@@ -441,7 +441,7 @@ class _Planner:
             for other in others
         )
 
-    def _changes_both(self, change: Change) -> bool:
+    def _changes_both(self, change: TensorChange) -> bool:
         """Whether PEFT makes this change in every place that shares the tensor."""
         name = change.tensor.name
         copies, shared = self.copies.get(name, []), self.shared.get(name, [])
@@ -507,11 +507,11 @@ class _Planner:
         """The base's tensor for an adapter's name; a head keeps its name even where the layers are renamed."""
         return self.model.facts.get(self.names.tensor(name)) or self.model.facts.get(name)
 
-    def _change(self, facts: TensorFacts) -> Change:
-        return self.changes.setdefault(facts.name, Change(tensor=facts))
+    def _change(self, facts: TensorFacts) -> TensorChange:
+        return self.changes.setdefault(facts.name, TensorChange(tensor=facts))
 
 
-def _same_updates(updates: Sequence[Update], others: Sequence[Update]) -> bool:
+def _same_updates(updates: Sequence[TensorUpdate], others: Sequence[TensorUpdate]) -> bool:
     """Whether each adapter adds the same numbers to both places of a tied tensor, but for the rounding of factors."""
     pairs = [(one, other) for one in updates for other in others if one.source is other.source]
     return len(pairs) == len(updates) == len(others) and all(

@@ -25,8 +25,8 @@ from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.fuse.model import Model
-from adapterhub.weights.fuse.places import AdapterTensor, Change, Update
+from adapterhub.weights.fuse.model import StoredBase
+from adapterhub.weights.fuse.places import AdapterTensor, TensorChange, TensorUpdate
 from adapterhub.weights.lowrank.algebra import LowRank, stack
 
 PIECE_NUMBERS: Final = 1 << 18
@@ -101,7 +101,7 @@ class ShardWriter:
         torch.set_num_threads(self._threads_of_torch)  # the setting of our threads is also the default of later threads
 
     def write(
-        self, file: TensorFile, layout: ShardLayout, path: Path, changes: Mapping[str, Change]
+        self, file: TensorFile, layout: ShardLayout, path: Path, changes: Mapping[str, TensorChange]
     ) -> dict[str, RoundingLoss]:
         """Write one file; the rounding loss of each changed tensor, by name.
 
@@ -188,7 +188,7 @@ class ShardWriter:
         for done in self._each(grid, work):
             self._progress(done)
 
-    def _put(self, shard: _Shard, new: TensorSpec, change: Change) -> None:
+    def _put(self, shard: _Shard, new: TensorSpec, change: TensorChange) -> None:
         """Write a replaced tensor that is not floating point, such as a count."""
         assert change.whole is not None
         data = change.whole.source.factors.data(change.whole.spec)
@@ -236,7 +236,7 @@ class _Shard(NamedTuple):
         _write_at(self.target, rows.flatten().view(torch.uint8).numpy().data, spec.start + start * width)
 
 
-def _stretches(layout: ShardLayout, changes: Mapping[str, Change]) -> Sequence[Stretch]:
+def _stretches(layout: ShardLayout, changes: Mapping[str, TensorChange]) -> Sequence[Stretch]:
     """The bytes to copy: tensors with unchanged dtype and numbers, neighbours joined."""
     stretches: list[Stretch] = []
     for old, new in layout.tensors:
@@ -376,7 +376,7 @@ class Arithmetic:
         return new
 
 
-def load(change: Change) -> Arithmetic:
+def load(change: TensorChange) -> Arithmetic:
     """The arithmetic of a change; reads the adapter's factors, but not a tensor that replaces a whole one."""
     turned = [update.is_turned for update in change.updates]
     parts = [update.blocks() for update in change.updates] + [_column(offset) for offset in change.offsets]
@@ -421,7 +421,7 @@ def _count(one: Tensor, other: Tensor, room: Tensor) -> int:
     return int(np.count_nonzero(np.not_equal(one.numpy(), other.numpy(), out=room.numpy())))
 
 
-def _column(offset: Update) -> tuple[LowRank]:
+def _column(offset: TensorUpdate) -> tuple[LowRank]:
     """The update of a bias, as a column."""
     bias = offset.source.factors.bias(offset.module)
     assert bias is not None
@@ -459,7 +459,7 @@ def read_into(room: Tensor, handle: int, start: int, where: str) -> None:
         filled += got
 
 
-def is_copy(tensor: AdapterTensor, model: Model, name: str) -> bool:
+def is_copy(tensor: AdapterTensor, model: StoredBase, name: str) -> bool:
     """Whether an adapter's tensor, in the base's dtype, equals the base's tensor `name`; reads both piece by piece."""
     file, spec = model.places[name]
     if tensor.spec.shape != spec.shape or not {tensor.spec.dtype, spec.dtype} <= TORCH_DTYPES.keys():

@@ -76,7 +76,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cut(LowRank):
+class RankCut(LowRank):
     """An approximation of a larger update: `lost` is the Frobenius norm of the error, `whole` that of the update."""
 
     lost: float
@@ -297,14 +297,14 @@ def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     )
 
 
-def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
+def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> RankCut:
     """The closest update to `delta`; as `cut_sum`."""
     return cut_sum([delta], [1.0], rank=rank, max_error=max_error)
 
 
 def cut_sum(
     deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None
-) -> Cut:
+) -> RankCut:
     """The closest update to the sum in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
 
     With `rank`, the result has that rank, or a lower one if the sum has fewer directions; with `max_error`, the
@@ -321,7 +321,7 @@ def cut_sum(
         rank = decomposition.rank_within(max_error)
     kept = decomposition.truncate(decomposition.numerical_rank if rank is None else rank)
     lost, whole = (float(tails[kept.rank]), float(tails[0])) if decomposition.numerical_rank else (0.0, 0.0)
-    return Cut(a=kept.a, b=kept.b, lost=lost, whole=whole)
+    return RankCut(a=kept.a, b=kept.b, lost=lost, whole=whole)
 
 
 def check_rank(rank: int | None, max_error: float | None) -> None:

@@ -28,7 +28,7 @@ from adapterhub.formats.peft.pairs import (
     Factors,
     Kind,
     Layout,
-    Names,
+    PairNames,
     multiplied,
     pair_up,
     pair_up_products,
@@ -81,7 +81,7 @@ __all__ = [
     "Factors",
     "Kind",
     "Layout",
-    "Names",
+    "PairNames",
     "TensorFileWriter",
     "WeightedAdapter",
 ]

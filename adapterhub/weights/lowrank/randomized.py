@@ -26,7 +26,15 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
+from adapterhub.weights.lowrank.algebra import (
+    FLOAT32_HALF_STEP,
+    MATRIX_NDIM,
+    RankCut,
+    check_rank,
+    cut,
+    decomposed,
+    nothing,
+)
 
 __all__ = ["closest", "side_by_side", "strips", "work_alone"]
 
@@ -78,7 +86,7 @@ _SAFE: Final = 2.0**40
 
 def closest(
     matrix: Tensor, *, rank: int | None, max_error: float | None, seed: int = 0, guess: Tensor | None = None
-) -> Cut:
+) -> RankCut:
     """The update of lowest error to a float32 or float64 [out, in] matrix, its factors balanced, in float64.
 
     With `rank`, the result has that rank, or a lower one if the matrix has fewer directions that a float32 file can
@@ -121,7 +129,7 @@ def closest(
         count = goal.after(triplets.values, count, lost)
         b, a, lost = _measured(matrix, triplets, count, goal.whole)
     into_a, into_b = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
-    return Cut(
+    return RankCut(
         a=a.mul_(into_a), b=b.mul_(into_b), lost=math.ldexp(lost, exponent), whole=math.ldexp(goal.whole, exponent)
     )
 

@@ -10,7 +10,7 @@ convention. Its keyword-only parameters are its options (`catalogue` reads them)
 
     generators: Sequence[torch.Generator] | None    one for each adapter, seeded from the seed of the merge, the
                                                     adapter's weights and the module, so a mask follows its adapter
-    rank, max_error                                 for a method that works on whole matrices and returns a `Cut`;
+    rank, max_error                                 for a method that works on whole matrices and returns a `RankCut`;
                                                     the result of any other method is cut afterwards
 
 A method may define `refusal(ranks) -> str | None`, called for every module before any computation, and `LINEAR = True`
@@ -60,9 +60,9 @@ from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.catalogue import Method, describe, names
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import (
-    Cut,
     LowRank,
     ModuleErrors,
+    RankCut,
     Summands,
     cut,
     difference_norms,
@@ -90,7 +90,7 @@ _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Merged:
+class MergedModule:
     """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any.
 
     `norms` are those of the error and of the exact sum for each part, `cuts` those of what the cut lost and of the
@@ -171,7 +171,7 @@ class MergeRun:
         self.warnings += [*warnings, *self._remarks()]
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def _write(self, writer: TensorFileWriter, merged: Mapping[str, Merged]) -> None:
+    def _write(self, writer: TensorFileWriter, merged: Mapping[str, MergedModule]) -> None:
         """Write the modules of one unit, at the largest of their ranks."""
         rank = max(part.rank for made in merged.values() for part in made.parts)
         for module, made in merged.items():
@@ -184,13 +184,13 @@ class MergeRun:
                 writer.add(layout.bias_name(module), made.bias)
             self.ranks[module] = layout.config_rank(rank)
 
-    def _tried(self, module: str) -> Merged | MergeRefused:
+    def _tried(self, module: str) -> MergedModule | MergeRefused:
         try:
             return self._merged(module)
         except MergeRefused as refused:
             return refused
 
-    def _merged(self, module: str) -> Merged:
+    def _merged(self, module: str) -> MergedModule:
         """The module as stored, with its errors measured; changes nothing of the run.
 
         Raises:
@@ -213,8 +213,8 @@ class MergeRun:
         reason = self._objection(parts, bias, norms)
         if reason:
             raise MergeRefused(name, [f"{name}: {reason}"])
-        cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
-        return Merged(parts=parts, bias=bias, norms=norms, cuts=cuts)
+        cuts = [(one.lost, one.whole) for one in made if isinstance(one, RankCut)]
+        return MergedModule(parts=parts, bias=bias, norms=norms, cuts=cuts)
 
     def _objection(self, parts: Sequence[LowRank], bias: Tensor | None, norms: Sequence[tuple[float, float]]) -> str:
         """Why a module cannot be stored, from its errors, which are not finite where a number is not; or nothing."""

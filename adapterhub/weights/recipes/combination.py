@@ -51,7 +51,7 @@ from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.subject import safe_listing
 from adapterhub.weights.catalogue import SUMS, describe
 from adapterhub.weights.merge import DEFAULT_DTYPE, MergeInput, MergeProgress, MergeResult, merge
-from adapterhub.weights.recipes.toml import MEASURED_PREFIX, Inner, Leaf, Recipe, Step, empty_mapping, without_none
+from adapterhub.weights.recipes.toml import MEASURED_PREFIX, Inner, Leaf, MergeStep, Recipe, empty_mapping, without_none
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract
@@ -136,7 +136,7 @@ class Ingredient(MergeInput):
 ResultTest = Callable[[Path], Mapping[str, float]]
 """Looks at the folder that a merge made before anybody sees it: raises, or returns numbers for the manifest."""
 
-Combination: TypeAlias = Step[Ingredient]
+Combination: TypeAlias = MergeStep[Ingredient]
 """A merge with its inputs resolved to folders."""
 
 
@@ -163,7 +163,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class MergeOutcome:
     """A completed merge and the release that it added to the library."""
 
     added: Added
@@ -179,7 +179,7 @@ def merge_into_library(
     variant: bool = False,
     progress: MergeProgress | None = None,
     test: ResultTest | None = None,
-) -> Outcome:
+) -> MergeOutcome:
     """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
 
     `bump` and `variant` as for `Library.add`. `test` looks at the result before it is added.
@@ -216,7 +216,7 @@ def merge_into_library(
             record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
         added = library.add(made.result.out_folder, about, base=record, bump=bump, variant=variant)
     told += [] if description.prompt else dropped
-    return Outcome(added=added, made=replace(made, warnings=(*warnings, *told, *made.warnings)))
+    return MergeOutcome(added=added, made=replace(made, warnings=(*warnings, *told, *made.warnings)))
 
 
 def ensure_room(
@@ -466,7 +466,7 @@ def combination_of(
         AdapterNotFound: inputs are missing; lists each with the command that installs it.
         BaseMismatch: the inputs were made for another base than the recipe names.
     """
-    search = _Search(library=library, folder=folder, sources_for=sources_for, bar=bar)
+    search = _ParentSearch(library=library, folder=folder, sources_for=sources_for, bar=bar)
     combination = search.combination(recipe.step, "")
     search.check()
     if recipe.base is not None:
@@ -488,7 +488,7 @@ def _check_base(weights: Digest, combination: Combination) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Search:
+class _ParentSearch:
     """Resolves every input and collects the problems, so that one error lists them all."""
 
     library: Library
@@ -499,7 +499,7 @@ class _Search:
     changed: list[DigestMismatch] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def combination(self, step: Step, path: str) -> Combination:
+    def combination(self, step: MergeStep, path: str) -> Combination:
         inputs: list[Ingredient | Inner[Ingredient]] = []
         for number, item in enumerate(step.inputs):
             where = f"{path}inputs[{number}]"
@@ -509,7 +509,9 @@ class _Search:
             else:
                 leaf = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
                 inputs += [leaf] if leaf else []
-        return Step(inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed)
+        return MergeStep(
+            inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed
+        )
 
     def check(self) -> None:
         """Raise unless every input was resolved."""

@@ -80,11 +80,11 @@ class Inner(Generic[_Item]):
     """An input that is itself a merge, with its weight."""
 
     weight: float
-    step: Step[_Item]
+    step: MergeStep[_Item]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step(Generic[_Item]):
+class MergeStep(Generic[_Item]):
     """One merge: its method, options (including `rank`, `energy` or `max_error`), dtype, seed and inputs.
 
     The inputs are leaves and other merges; a recipe has `Leaf`, a merge about to run `Ingredient`. None for dtype and
@@ -114,7 +114,7 @@ class Recipe:
     where they are given. `metrics` are those of the author.
     """
 
-    step: Step
+    step: MergeStep
     name: AdapterName | None = None
     version: str | None = None
     task: str | None = None
@@ -161,20 +161,22 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         Malformed: not a recipe; lists every problem with its path.
     """
-    reader = _Reader()
+    reader = _RecipeReader()
     recipe = reader.recipe(document)
     if reader.problems or recipe is None:
         raise malformed(where, reader.lines)
     return recipe
 
 
-def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[tuple[str, str]]]:
+def step_from(
+    holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec"
+) -> tuple[MergeStep, list[tuple[str, str]]]:
     """The merge in a table of a project or a lock, and `(path, text)` of every problem in it.
 
     `path` precedes the place of each problem. The caller checks the other keys of the table. With `inputs_by="adapter"`
     the inputs name adapters of a project with that key.
     """
-    reader = _Reader(inputs_by=inputs_by)
+    reader = _RecipeReader(inputs_by=inputs_by)
     return reader.step(holder, path, 0), reader.problems
 
 
@@ -196,7 +198,7 @@ _INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """By the key that names an adapter: `spec` in a recipe, `adapter` in a project, whose lock has the digests."""
 
 
-class _Reader(DocumentReader):
+class _RecipeReader(DocumentReader):
     """Reads a parsed document into a Recipe and collects every problem."""
 
     def __init__(self, *, inputs_by: str = "spec") -> None:
@@ -224,7 +226,7 @@ class _Reader(DocumentReader):
             metrics=self.metrics(self.take(top, "metrics", dict, "") or {}),
         )
 
-    def step(self, holder: Mapping[str, Any], path: str, depth: int) -> Step:
+    def step(self, holder: Mapping[str, Any], path: str, depth: int) -> MergeStep:
         table = self.take(holder, "options", dict, path) or {}
         name = self.text(holder, "method", path) or default_method(table)
         method = None
@@ -250,7 +252,7 @@ class _Reader(DocumentReader):
             items = []
         inputs = [self.input(item, f"{path}inputs[{i}]", depth) for i, item in enumerate(items)]
         usable = tuple(item for item in inputs if item is not None)
-        return Step(method=name, options=options, dtype=dtype, seed=seed, inputs=usable)
+        return MergeStep(method=name, options=options, dtype=dtype, seed=seed, inputs=usable)
 
     def options(self, table: Mapping[str, Any], method: Method, path: str) -> dict[str, object]:
         known = options_of(method)
@@ -431,7 +433,7 @@ def to_toml(recipe: Recipe) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08X}" for c in text)
 
 
-def step_table(step: Step) -> dict[str, Any]:
+def step_table(step: MergeStep) -> dict[str, Any]:
     """A merge as a table of a recipe, without None values."""
     return without_none(
         {

@@ -10,7 +10,7 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.base.vocabulary import COPY_HINT, OUTPUT_HEADS, is_embedding, resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.modules.base_names import Rule, find_names
-from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.peft.keys import KeyPair
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding, some
@@ -103,12 +103,12 @@ class _Fit:
             message = f"{some(tied)} is the input embedding too in this base; merging into it would change both"
             yield Finding(code="W_TIED", severity="warning", where=WEIGHTS_FILE, message=message)
 
-    def _weight(self, pair: Pair) -> TensorFacts | None:
+    def _weight(self, pair: KeyPair) -> TensorFacts | None:
         name = self.names.here(pair.module)
         own = self.tensors.get(f"{name}.weight") or self.tensors.get(f"{name}.in_proj_weight")
         return own or (self._embedding() if self._is_tied(pair) else None)
 
-    def _is_tied(self, pair: Pair) -> bool:
+    def _is_tied(self, pair: KeyPair) -> bool:
         """Whether the base's file leaves this output head out, because it is the input embedding."""
         leaf = pair.module.rpartition(".")[2]
         return (
@@ -120,7 +120,7 @@ class _Fit:
         matrices = [self.tensors[n] for n in names if len(self.tensors[n].shape) == _MATRIX]
         return max(matrices, key=lambda t: t.shape[0], default=None)
 
-    def _is_packed(self, pair: Pair) -> bool:
+    def _is_packed(self, pair: KeyPair) -> bool:
         name = self.names.here(pair.module)
         return any(f"{name}.{tail}" in self.tensors for tail in ("qweight", "weight_packed", "weight.absmax"))
 
@@ -202,14 +202,14 @@ def _shape(spec: TensorSpec | None) -> list[int]:
     return list(spec.shape) if spec else []
 
 
-def _update_shape(pair: Pair) -> tuple[int, ...]:
+def _update_shape(pair: KeyPair) -> tuple[int, ...]:
     """The shape of B @ A, as the weight of a linear layer or an embedding has it."""
     assert pair.whole
     a, b = pair.whole[0].shape, pair.whole[1].shape
     return (a[1], b[0]) if pair.kind == "embedding" else (b[0], a[1])
 
 
-def _fits(pair: Pair, base: tuple[int, ...], fan_in_fan_out: bool) -> bool:  # noqa: FBT001 - PEFT's own word
+def _fits(pair: KeyPair, base: tuple[int, ...], fan_in_fan_out: bool) -> bool:  # noqa: FBT001 - PEFT's own word
     """Whether B @ A has the shape of the base's weight.
 
     Linear [out, in]; Conv1D [in, out]; embedding [entries, width]; convolution [out, in / groups, *kernel].

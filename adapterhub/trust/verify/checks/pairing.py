@@ -9,7 +9,7 @@ from typing import Final
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import endings, owner
-from adapterhub.formats.peft.keys import PREFIX, Pair
+from adapterhub.formats.peft.keys import PREFIX, KeyPair
 from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
 
@@ -82,7 +82,7 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
         yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
 
 
-def _is_layout(pair: Pair) -> bool:
+def _is_layout(pair: KeyPair) -> bool:
     assert pair.whole
     a, b = len(pair.whole[0].shape), pair.whole[1].shape
     if a == len(b) == _MATRIX:
@@ -90,7 +90,7 @@ def _is_layout(pair: Pair) -> bool:
     return a == len(b) and pair.kind != "embedding" and set(b[_MATRIX:]) <= {1}
 
 
-def _vectors(pair: Pair) -> Iterator[str]:
+def _vectors(pair: KeyPair) -> Iterator[str]:
     """DoRA's magnitudes and B's bias that do not have one number for each output."""
     out = pair.b.shape[0] if pair.b and pair.b.shape else None
     for spec in (pair.magnitude, pair.bias):

@@ -11,7 +11,7 @@ from typing import Final
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.peft.keys import KeyPair
 from adapterhub.formats.safetensors.dtypes import DTYPES, F32, FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding
@@ -45,7 +45,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _overflows(subject, [known[name][0] for name in places])
 
 
-def _place(subject: Subject, pair: Pair) -> str:
+def _place(subject: Subject, pair: KeyPair) -> str:
     """The name that the config's patterns are matched against; the first of several parameters."""
     return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
 
@@ -80,7 +80,7 @@ def _overflows(subject: Subject, scales: list[float]) -> Iterator[Finding]:
             return
 
 
-def _bound(subject: Subject, pair: Pair, factor: float) -> float | None:
+def _bound(subject: Subject, pair: KeyPair, factor: float) -> float | None:
     """The largest number of the dtype if the update could exceed it, None if it cannot."""
     if not pair.whole:
         return None

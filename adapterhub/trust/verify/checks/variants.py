@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.peft.keys import KeyPair
 from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
 
@@ -20,7 +20,9 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _start(subject)
 
 
-def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object], *, is_set: bool) -> Iterator[Finding]:
+def _parts(
+    subject: Subject, key: str, what: str, part: Callable[[KeyPair], object], *, is_set: bool
+) -> Iterator[Finding]:
     pairs = subject.keys.pairs
     having = [p.module for p in pairs if part(p) is not None]
     lacking = [p.module for p in pairs if part(p) is None]

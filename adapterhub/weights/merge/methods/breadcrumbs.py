@@ -20,8 +20,8 @@ from typing import Literal
 from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.weights.lowrank.algebra import Cut, LowRank
-from adapterhub.weights.merge.spaces.delta import Fusion, Mask, Pruning, Update, largest, merged
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut
+from adapterhub.weights.merge.spaces.delta import DeltaFusion, DeltaUpdate, Mask, Pruning, largest, merged
 from adapterhub.weights.merge.spaces.prune import check_density
 
 
@@ -34,9 +34,9 @@ def merge(
     majority: Literal["none", "total", "frequency"] = "none",
     rank: int | None = None,
     max_error: float | None = None,
-) -> Cut:
+) -> RankCut:
     """The merged update, as `spaces.delta.merged` cuts it."""
-    fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True)
+    fusion = DeltaFusion(majority=None if majority == "none" else majority, weights_vote=True)
     return merged(deltas, weights, _between(density, gamma), fusion, rank=rank, max_error=max_error)
 
 
@@ -46,7 +46,7 @@ def _between(density: float, gamma: float) -> Pruning | None:
     if not 0 <= gamma < 1:
         raise UsageProblem(f"gamma {shown(gamma)}, expected the fraction of largest numbers to drop, 0 to below 1")
 
-    def pruning(update: Update) -> Mask:
+    def pruning(update: DeltaUpdate) -> Mask:
         kept = max(1, int(density * update.numel))
         dropped = min(int(gamma * update.numel), update.numel - kept)
         inner, outer = largest(update, dropped + kept), largest(update, dropped)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from adapterhub.weights.lowrank.algebra import Cut, LowRank
-from adapterhub.weights.merge.spaces.delta import Fusion, Generators, at_random, merged
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut
+from adapterhub.weights.merge.spaces.delta import DeltaFusion, Generators, at_random, merged
 
 
 def merge(
@@ -27,7 +27,7 @@ def merge(
     generators: Generators = None,
     rank: int | None = None,
     max_error: float | None = None,
-) -> Cut:
+) -> RankCut:
     """The merged update, as `spaces.delta.merged` cuts it."""
-    pruning, fusion = at_random(density), Fusion(majority=majority, gain=1 / density)
+    pruning, fusion = at_random(density), DeltaFusion(majority=majority, gain=1 / density)
     return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.weights.lowrank.algebra import Cut, LowRank
-from adapterhub.weights.merge.spaces.delta import Fusion, Generators, Mask, Pruning, Update, merged
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut
+from adapterhub.weights.merge.spaces.delta import DeltaFusion, DeltaUpdate, Generators, Mask, Pruning, merged
 from adapterhub.weights.merge.spaces.prune import check_density
 
 Rescale = Literal["probability", "norm", "none"]
@@ -42,10 +42,10 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     generators: Generators = None,
     rank: int | None = None,
     max_error: float | None = None,
-) -> Cut:
+) -> RankCut:
     """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
     pruning = _mag_prune(density, epsilon, rescale)
-    fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
+    fusion = DeltaFusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
     return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)
 
 
@@ -62,7 +62,7 @@ def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | No
             "epsilon to density + epsilon, must be above 0 and at most 1"
         )
 
-    def pruning(update: Update) -> Mask:
+    def pruning(update: DeltaUpdate) -> Mask:
         gain = _gain(update, density, epsilon) if rescale == "norm" else 1.0
 
         def mask(rows: Tensor, _at: slice) -> None:
@@ -95,7 +95,7 @@ def _kept(chances: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.to(chances.device) < chances
 
 
-def _gain(update: Update, density: float, epsilon: float) -> float:
+def _gain(update: DeltaUpdate, density: float, epsilon: float) -> float:
     """The summed sizes of all numbers over those that the next draws keep; does not use up the draws."""
     ahead = torch.Generator(update.generator.device)
     ahead.set_state(update.generator.get_state())

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from adapterhub.weights.lowrank.algebra import Cut, LowRank
-from adapterhub.weights.merge.spaces.delta import Fusion, by_magnitude, merged
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut
+from adapterhub.weights.merge.spaces.delta import DeltaFusion, by_magnitude, merged
 
 
 def merge(
@@ -25,6 +25,8 @@ def merge(
     majority: Literal["total", "frequency"] = "total",
     rank: int | None = None,
     max_error: float | None = None,
-) -> Cut:
+) -> RankCut:
     """The merged update, as `spaces.delta.merged` cuts it."""
-    return merged(deltas, weights, by_magnitude(density), Fusion(majority=majority), rank=rank, max_error=max_error)
+    return merged(
+        deltas, weights, by_magnitude(density), DeltaFusion(majority=majority), rank=rank, max_error=max_error
+    )

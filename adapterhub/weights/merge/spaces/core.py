@@ -36,7 +36,7 @@ _SAME_SIZE = 1 - 2.0**-20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Member:
+class CoreMember:
     """One weighted update in float64: `left basis @ core @ right basis`.
 
     `core` is [p, q]. `columns` [p, r] are its weighted columns of B in the left basis and `a` [r, in] is its A, so
@@ -57,7 +57,7 @@ class CoreSpace:
     `a` [R, in] and `b` [out, R] are all factors side by side; the bases are `b @ into_left` and `into_right.T @ a`.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[CoreMember, ...]
     a: Tensor
     b: Tensor
     into_left: Tensor
@@ -113,7 +113,7 @@ def core_space(
         weighted = columns[:, own] * factor
         noise = ROUNDING * abs(factor) * float(sizes.sum())
         core = without_rounding(weighted @ rows[:, own].T, noise)
-        members.append(Member(a=a[own], columns=weighted, core=core, noise=noise, generator=generator))
+        members.append(CoreMember(a=a[own], columns=weighted, core=core, noise=noise, generator=generator))
         start += d.rank
     return CoreSpace(members=tuple(members), a=a, b=b, into_left=into_left, into_right=into_right)
 
@@ -166,7 +166,7 @@ def whitened(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 
 
 def elected_mean(
-    members: Sequence[Member], values: Sequence[Tensor], *, density: float, majority: Majority, at_random: bool
+    members: Sequence[CoreMember], values: Sequence[Tensor], *, density: float, majority: Majority, at_random: bool
 ) -> Tensor:
     """TIES on one tensor of weighted numbers for each member: prune, elect a sign, average the numbers of that sign.
 

@@ -21,11 +21,21 @@ from torch import Tensor
 
 from adapterhub.core.disk.memory import used_memory
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, check_rank, cut, cut_sum, nothing, taking_part
+from adapterhub.weights.lowrank.algebra import LowRank, RankCut, check_rank, cut, cut_sum, nothing, taking_part
 from adapterhub.weights.lowrank.randomized import closest, side_by_side, strips
 from adapterhub.weights.merge.spaces.prune import BITS, by_position, check_density, sizes_near, threshold_of
 
-__all__ = ["Fusion", "Generators", "Mask", "Pruning", "Update", "at_random", "by_magnitude", "largest", "merged"]
+__all__ = [
+    "DeltaFusion",
+    "DeltaUpdate",
+    "Generators",
+    "Mask",
+    "Pruning",
+    "at_random",
+    "by_magnitude",
+    "largest",
+    "merged",
+]
 
 Generators = Sequence[torch.Generator] | None
 
@@ -47,7 +57,7 @@ _ROUNDING: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class DeltaUpdate:
     """One adapter's update b @ a in the working precision; b includes the scale."""
 
     a: Tensor
@@ -83,12 +93,12 @@ class Update:
 Mask = Callable[[Tensor, slice], None]
 """Prunes a few rows, given their place, in place; called once for every row. One that draws is called from the top."""
 
-Pruning = Callable[[Update], Mask]
+Pruning = Callable[[DeltaUpdate], Mask]
 """Makes the mask of an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fusion:
+class DeltaFusion:
     """Combines the same entry of all updates into one: without `majority` by their weighted sum.
 
     With a majority, only the entries with the elected sign count: "total" elects the sign of their sum, "frequency" the
@@ -158,13 +168,13 @@ def merged(
     deltas: Sequence[LowRank],
     weights: Sequence[float],
     pruning: Pruning | None,
-    fusion: Fusion,
+    fusion: DeltaFusion,
     *,
     rank: int | None,
     max_error: float | None,
     draws: bool = False,
     generators: Generators = None,
-) -> Cut:
+) -> RankCut:
     """The fused update, cut to a rank (by default the sum of the ranks that take part) or to a relative error.
 
     A plain sum, and a single update that loses nothing, are cut from their factors and never formed densely.
@@ -209,7 +219,7 @@ def merged(
     )
 
 
-def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[Update], float]:
+def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[DeltaUpdate], float]:
     """The updates divided by a unit, a power of 2 that brings the largest near 1; 0 if all are 0."""
     dtype = torch.float64 if math.prod(deltas[0].shape) < DOUBLE_BELOW else torch.float32
     sizes = [delta.scale * _size(delta.a) * _size(delta.b) for delta in deltas]
@@ -222,7 +232,7 @@ def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) ->
         a, b = delta.a.double(), delta.b.double()
         if size:
             a, b = a / _size(delta.a), b * (size / unit / _size(delta.b))
-        updates.append(Update(a=a.to(dtype), b=b.to(dtype), generator=generator))
+        updates.append(DeltaUpdate(a=a.to(dtype), b=b.to(dtype), generator=generator))
     return updates, unit
 
 
@@ -233,10 +243,10 @@ def _size(factor: Tensor) -> float:
 
 
 def _fuse(
-    updates: Sequence[Update],
+    updates: Sequence[DeltaUpdate],
     weights: Sequence[float],
     pruning: Pruning | None,
-    fusion: Fusion,
+    fusion: DeltaFusion,
     fused: Tensor,
     *,
     draws: bool,
@@ -266,7 +276,7 @@ def at_random(density: float) -> Pruning | None:
     """
     check_density(density)
 
-    def pruning(update: Update) -> Mask:
+    def pruning(update: DeltaUpdate) -> Mask:
         generator = update.generator
 
         def mask(rows: Tensor, _at: slice) -> None:
@@ -286,13 +296,13 @@ def by_magnitude(density: float) -> Pruning | None:
     """
     check_density(density)
 
-    def pruning(update: Update) -> Mask:
+    def pruning(update: DeltaUpdate) -> Mask:
         return largest(update, max(1, int(density * update.numel)))
 
     return None if density == 1 else pruning
 
 
-def largest(update: Update, count: int) -> Mask:
+def largest(update: DeltaUpdate, count: int) -> Mask:
     """Keeps exactly the `count` largest numbers of an update; of those that tie for the last places, the first."""
 
     def all_or_none(rows: Tensor, _at: slice) -> None:
@@ -319,7 +329,7 @@ def largest(update: Update, count: int) -> Mask:
     return mask
 
 
-def _end_of_ties(update: Update, threshold: float, surplus: int) -> int:
+def _end_of_ties(update: DeltaUpdate, threshold: float, surplus: int) -> int:
     """The place in memory from which numbers of that size no longer count, to leave out the last `surplus`."""
     if surplus == 0:
         return update.numel
