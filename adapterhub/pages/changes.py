@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from adapterhub.pages.values.files import Change
+from adapterhub.pages.values import Change
 
 MAX_DEPTH: Final = 8
 MAX_CHARACTERS: Final = 400

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.modules.places import in_order, place_of, short_names
-from adapterhub.pages.values.weights import (
+from adapterhub.pages.values import (
     Compared,
     ComparePage,
     EngineLine,

@@ -22,12 +22,9 @@ from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, UsageProblem
 from adapterhub.pages.guarding import FORM_FIELD, HEADERS, Cookies
-from adapterhub.pages.page import Asked, Elsewhere, Page
+from adapterhub.pages.page import Asked, Elsewhere, Page, PageSource
 from adapterhub.pages.rendering import MEDIA_TYPES, STATIC_PATH, render, static_files, static_url, twin
-from adapterhub.pages.source import PageSource
-from adapterhub.pages.values.common import Problem
-from adapterhub.pages.values.files import RawFile
-from adapterhub.pages.values.local import Stream
+from adapterhub.pages.values import Problem, RawFile, Stream
 from adapterhub.pages.views import all_pages
 
 MAX_UPLOAD_BYTES: Final = 1 << 20

@@ -18,10 +18,22 @@ from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CARD_FILE, LIMIT_BYTES, MANIFEST_FILE
-from adapterhub.pages.source import PageSource
-from adapterhub.pages.values.adapters import AdapterLine, AdapterPage, Answer, VersionLine
-from adapterhub.pages.values.common import Badge, Link, Snippet
-from adapterhub.pages.values.files import BlobPage, CommitPage, FileChange, FileLine, RawFile, TreePage
+from adapterhub.pages.page import PageSource
+from adapterhub.pages.values import (
+    AdapterLine,
+    AdapterPage,
+    Answer,
+    Badge,
+    BlobPage,
+    CommitPage,
+    FileChange,
+    FileLine,
+    Link,
+    RawFile,
+    Snippet,
+    TreePage,
+    VersionLine,
+)
 
 if TYPE_CHECKING:
     from adapterhub.api.library import Library

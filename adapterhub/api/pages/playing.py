@@ -23,9 +23,8 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.inference.answering import Choice, Typed
 from adapterhub.inference.generation import NEW_TOKENS, Writing
 from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground
-from adapterhub.pages.values.adapters import Choice as Option
-from adapterhub.pages.values.common import Link
-from adapterhub.pages.values.local import Answered, Column, PlaygroundPage, Stream, Term
+from adapterhub.pages.values import Answered, Column, Link, PlaygroundPage, Stream, Term
+from adapterhub.pages.values import Choice as Option
 
 if TYPE_CHECKING:
     from adapterhub.api.library import Library

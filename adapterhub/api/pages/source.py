@@ -16,16 +16,18 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import BaseSpec, names_folder
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.store.roots import KnownProjects
-from adapterhub.pages.values.adapters import Choice, Facet, SearchPage
-from adapterhub.pages.values.common import Link
-from adapterhub.pages.values.local import (
+from adapterhub.pages.values import (
     BaseLine,
+    Choice,
+    Facet,
     LibraryPage,
+    Link,
     LockLine,
     OfferLine,
     OutdatedPage,
     PlaygroundPage,
     ProjectsPage,
+    SearchPage,
     Stream,
 )
 

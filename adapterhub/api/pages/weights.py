@@ -37,13 +37,14 @@ from adapterhub.pages.figures import (
     weight_of,
     with_commands,
 )
-from adapterhub.pages.values.common import Badge, Link
-from adapterhub.pages.values.weights import (
+from adapterhub.pages.values import (
+    Badge,
     BasePage,
     BuildPage,
     Compared,
     ComparePage,
     LineagePage,
+    Link,
     MapPoint,
     RelatedBase,
     Relative,

@@ -22,8 +22,7 @@ from adapterhub.formats.contract.reader import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
 from adapterhub.pages.page import Asked
-from adapterhub.pages.values.adapters import AdapterPage, Answer, Day, Feed, FeedEntry, VersionLine
-from adapterhub.pages.values.common import Badge, Link, Snippet
+from adapterhub.pages.values import AdapterPage, Answer, Badge, Day, Feed, FeedEntry, Link, Snippet, VersionLine
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import Unindexed, among

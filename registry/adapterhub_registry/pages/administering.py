@@ -12,14 +12,7 @@ from sqlalchemy import func, select
 
 from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.pages.page import Asked, Elsewhere
-from adapterhub.pages.values.adapters import VersionLine
-from adapterhub.pages.values.admin import (
-    HandledPage,
-    NamespaceLine,
-    RefusalsPage,
-    SpacePage,
-    UsersPage,
-)
+from adapterhub.pages.values import HandledPage, NamespaceLine, RefusalsPage, SpacePage, UsersPage, VersionLine
 from adapterhub_registry.access.telemetry import KEPT, refusal_records
 from adapterhub_registry.access.tokens import ROLES, Caller
 from adapterhub_registry.database.db import blobs

@@ -28,13 +28,14 @@ from adapterhub.pages.figures import (
     with_commands,
 )
 from adapterhub.pages.page import Asked
-from adapterhub.pages.values.common import Badge, Link
-from adapterhub.pages.values.weights import (
+from adapterhub.pages.values import (
+    Badge,
     BasePage,
     BuildPage,
     Compared,
     ComparePage,
     LineagePage,
+    Link,
     MapPoint,
     RelatedBase,
     Relative,

@@ -13,8 +13,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import strict_json
 from adapterhub.pages.changes import changed
-from adapterhub.pages.values.common import Link
-from adapterhub.pages.values.files import BlobPage, Change, CommitPage, FileChange, FileLine, RawFile, TreePage
+from adapterhub.pages.values import BlobPage, Change, CommitPage, FileChange, FileLine, Link, RawFile, TreePage
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.hub.files import TreeFolder, walk_flat

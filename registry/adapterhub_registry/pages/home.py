@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.pages.rendering import read_templates
 from adapterhub.pages.site import Home, refusal_page, routes, wants_page
-from adapterhub.pages.values.sessions import Session
+from adapterhub.pages.values import Session
 from adapterhub_registry.access import tokens
 from adapterhub_registry.access.tokens import ANONYMOUS, BrowserSession, Caller, session_of
 from adapterhub_registry.api.context import Registry, admitted, base_url, caller_of

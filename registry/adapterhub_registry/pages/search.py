@@ -21,8 +21,7 @@ from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.relevance import question_words
 from adapterhub.pages.page import Asked
-from adapterhub.pages.values.adapters import AdapterLine, Choice, Facet, SearchPage
-from adapterhub.pages.values.common import Badge, Link
+from adapterhub.pages.values import AdapterLine, Badge, Choice, Facet, Link, SearchPage
 from adapterhub_registry.api.context import opened_cursor, sealed_cursor
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos, results, test_keys
 from adapterhub_registry.database.prepared import Met, Numbers, numbers_of

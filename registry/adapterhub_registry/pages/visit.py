@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adapterhub.pages.source import PageSource
-from adapterhub.pages.values.common import Link, Viewer
+from adapterhub.pages.page import PageSource
+from adapterhub.pages.values import Link, Viewer
 from adapterhub_registry.access.tokens import BrowserSession, Caller
 from adapterhub_registry.api.context import Registry
 
