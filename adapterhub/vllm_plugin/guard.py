@@ -15,16 +15,13 @@ from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.chain.asgi import App, Message, Receive, Send, answer, header_of, refuse
-from adapterhub.inference.serving.chain.draining import Draining
-from adapterhub.inference.serving.chain.entrance import Access
+from adapterhub.inference.serving.chain.entrance import Access, Draining
 from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
-from adapterhub.vllm_plugin.lifetime import Lifetime
 from adapterhub.vllm_plugin.model_names import ModelNames
-from adapterhub.vllm_plugin.moving import MovingNames
 from adapterhub.vllm_plugin.names import LOGGER
-from adapterhub.vllm_plugin.residency import Residency
-from adapterhub.vllm_plugin.resolver import registered_resolver
+from adapterhub.vllm_plugin.residency import Lifetime, Residency
+from adapterhub.vllm_plugin.resolver import MovingNames, registered_resolver
 
 _log = logging.getLogger(LOGGER)
 

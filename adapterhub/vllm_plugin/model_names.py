@@ -21,7 +21,6 @@ from urllib.parse import unquote
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
 from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import Asked
-from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import asking_for_usage, described, says_only_usage, with_field
 from adapterhub.inference.serving.auto import HEADER, label_of
@@ -38,6 +37,7 @@ from adapterhub.inference.serving.chain.bodies import demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Slots
 from adapterhub.inference.serving.metrics import Measured
+from adapterhub.inference.serving.refusal import RequestRefused
 from adapterhub.inference.serving.vllm import option_in, sequences_in
 from adapterhub.vllm_plugin.residency import Models, Residency
 from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal

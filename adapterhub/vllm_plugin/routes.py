@@ -16,6 +16,7 @@ from adapterhub.inference.serving.chain.bodies import (
     Detokenize,
     Embedding,
     Grammar,
+    Messages,
     Number,
     Rerank,
     Schema,
@@ -24,7 +25,6 @@ from adapterhub.inference.serving.chain.bodies import (
     Turn,
     Word,
 )
-from adapterhub.inference.serving.chain.messages import Messages
 
 
 class StructuredOutputs(BaseModel):

@@ -23,7 +23,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.display import size_text
 from adapterhub.core.specs import parse_name
 from adapterhub.inference.serving import ServeSettings
-from adapterhub.inference.serving.front import free_port
+from adapterhub.inference.serving.process import free_port
 from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description

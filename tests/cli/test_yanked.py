@@ -13,8 +13,7 @@ from adapterhub.core.errors import AdapterDenied
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Hub
 from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
-from adapterhub.inference.serving.access.denied import Denied
-from adapterhub.inference.serving.access.yanks import look_for_yanks
+from adapterhub.inference.serving.access.denied import Denied, look_for_yanks
 from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.reporting import LogReporter

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from adapterhub.core.errors import NotAllowed
-from adapterhub.inference.serving.access.audit_log import AuditLog, stamp
-from adapterhub.inference.serving.access.gate import Asked
+from adapterhub.inference.serving.access.gate import Asked, AuditLog, stamp
 from adapterhub.inference.serving.answers import described, kind_in, usage_in, with_field
 
 

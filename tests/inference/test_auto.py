@@ -17,10 +17,10 @@ import yaml
 import adapterhub
 from adapterhub.formats.route import read_route
 from adapterhub.inference.serving.auto import Auto
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.engine import Address
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.process import free_port
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed

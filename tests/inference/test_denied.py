@@ -20,8 +20,7 @@ from adapterhub.core.errors import (
     UsageProblem,
 )
 from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes, refusal_of
-from adapterhub.inference.serving.access.denied import Denied
-from adapterhub.inference.serving.access.yanks import look_for_yanks
+from adapterhub.inference.serving.access.denied import Denied, look_for_yanks
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.origins import Origin

@@ -16,7 +16,7 @@ import pytest
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Event, EventPage, Hub
-from adapterhub.inference.serving import UnreachableRemotes, following, unreachable
+from adapterhub.inference.serving import UnreachableRemotes, following
 from adapterhub.inference.serving.following import Followers, Reactions
 from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard
@@ -132,7 +132,7 @@ def test_events_stop_an_adapter_bring_it_back_and_move_ranges_but_no_exact_name(
 def test_a_registry_that_fails_at_an_event_is_asked_again(
     world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unreachable, "REST_S", 0.0)
+    monkeypatch.setattr(following, "REST_S", 0.0)
     monkeypatch.setattr(following, "LOOK_S", 0.1)
     world.publish("1.2.0")
     commit = hide(world, "1.2.0")

@@ -20,15 +20,14 @@ import pytest
 from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
 from adapterhub.inference.serving.access.gate import Gate
-from adapterhub.inference.serving.access.quotas import Demand, Quotas
-from adapterhub.inference.serving.access.refused import RequestRefused
-from adapterhub.inference.serving.access.tenants import Tenant
+from adapterhub.inference.serving.access.tenants import Demand, Quotas, Tenant
 from adapterhub.inference.serving.chain.bodies import demand_of
 from adapterhub.inference.serving.chain.slots import Owner, Slots
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine, command_of, environ_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.process import free_port
+from adapterhub.inference.serving.refusal import RequestRefused
 from tests.support.standin_llama import HELD, started
 
 A, B = (parse_digest("sha256:" + 64 * letter) for letter in "ab")

@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.inference.serving.answers import Usage, asking_for_usage, says_only_usage, usage_in
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
 from adapterhub.inference.serving.metrics import OTHER, ServingMetrics, exposition
+from adapterhub.inference.serving.process import free_port
 from adapterhub.library.library import Library
 from tests.inference.test_model_names import KEY, USUAL, Add, Engine, engine  # noqa: F401 - a fixture
 from tests.inference.test_tenants import ask as ask_as

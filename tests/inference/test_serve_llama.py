@@ -18,10 +18,10 @@ from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, NotFound
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.aliases import ServedAliases
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.engine import find_llama_server
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.process import free_port
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Added, Library
 from tests.cli.test_serve_command import serving

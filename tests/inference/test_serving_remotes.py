@@ -15,7 +15,7 @@ import pytest
 
 from adapterhub.core.errors import AdapterHubError, RemoteUnreachable
 from adapterhub.distribution.hub import Hub
-from adapterhub.inference.serving.unreachable import REST_S, UnreachableRemotes
+from adapterhub.inference.serving.following import REST_S, UnreachableRemotes
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes

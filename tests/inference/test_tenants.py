@@ -14,9 +14,8 @@ import pytest
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import AdapterHubError, Malformed, StoreLocked, UsageProblem
-from adapterhub.inference.serving.access.quotas import Quotas
-from adapterhub.inference.serving.access.refused import RequestRefused
-from adapterhub.inference.serving.access.tenants import Tenant, Tenants, new_key
+from adapterhub.inference.serving.access.tenants import Quotas, Tenant, Tenants, new_key
+from adapterhub.inference.serving.refusal import RequestRefused
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
 from adapterhub.library.aliasing import point
 from adapterhub.library.bases.records import BaseRecord

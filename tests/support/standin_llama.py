@@ -79,9 +79,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def started(words: Sequence[str] = ()) -> Iterator[Address]:
     """Run the stand-in in a process of its own."""
-    from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.llama_cpp.engine import Address, environ_of
-    from adapterhub.inference.serving.process import EngineProcess
+    from adapterhub.inference.serving.process import EngineProcess, free_port
 
     where = Address(port=free_port("127.0.0.1"), key="the engine's key")
     command = [sys.executable, __file__, *where.words, *words]

@@ -190,7 +190,7 @@ def serve(
     from adapterhub.inference.serving import ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
-    from adapterhub.inference.serving.front import free_port
+    from adapterhub.inference.serving.process import free_port
     from adapterhub.inference.serving.vllm import option_in, without_option
 
     if token is not None:

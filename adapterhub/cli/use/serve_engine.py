@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.aliases import ServedAliases
     from adapterhub.inference.serving.process import EngineProcess
-    from adapterhub.inference.serving.tested import BuildGate
+    from adapterhub.inference.serving.provider import BuildGate
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
 
@@ -99,7 +99,7 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
 
 def _gate(session: Session, args: ServeArgs) -> BuildGate:
     """The test that was asked for, then the policy `tests` of the project and of the user, which runs nothing."""
-    from adapterhub.inference.serving.tested import PassGate
+    from adapterhub.inference.serving.provider import PassGate
 
     passes = PassGate(
         library=session.library,
@@ -217,7 +217,7 @@ def document_of(
     args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
 ) -> dict[str, Any]:
     """The JSON document of the result."""
-    from adapterhub.inference.serving.front import reachable
+    from adapterhub.inference.serving.process import reachable
 
     return {
         "url": f"http://{reachable(args.host)}:{args.port}",

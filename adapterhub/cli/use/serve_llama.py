@@ -40,8 +40,8 @@ def serve_llama(
     """
     require("export", "`--engine llama.cpp`")
     from adapterhub.inference.serving import UnreachableRemotes
+    from adapterhub.inference.serving.access.denied import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
-    from adapterhub.inference.serving.access.yanks import YANKS_S, look_for_yanks
     from adapterhub.inference.serving.auto import Auto
     from adapterhub.inference.serving.following import Followers, Reactions, feed_of
     from adapterhub.inference.serving.llama_cpp.engine import addresses, command_of, environ_of, find_llama_server

@@ -27,9 +27,8 @@ from adapterhub.core.errors import EngineFailed, Incompatible, UsageProblem, sho
 from adapterhub.formats.contract.contract import WRITERS, Contract
 from adapterhub.formats.contract.results import TestedCase, Verdict
 from adapterhub.inference.generation import NEW_TOKENS, before_stop
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.engine import command_of
-from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.inference.serving.process import EngineProcess, free_port
 
 OFFLINE: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",

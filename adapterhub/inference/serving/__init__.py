@@ -4,9 +4,9 @@ No engine checks an adapter. One with a NaN spoils every later answer, one for a
 HTTP 200, and one whose folder is deleted ends the engine. `AdapterProvider` does the checks for all engines.
 """
 
+from adapterhub.inference.serving.following import UnreachableRemotes
 from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
 from adapterhub.inference.serving.refusal import Refusal, refusal_of
 from adapterhub.inference.serving.settings import ServeSettings
-from adapterhub.inference.serving.unreachable import UnreachableRemotes
 
 __all__ = ["AdapterProvider", "LeasedAdapter", "Refusal", "ServeSettings", "UnreachableRemotes", "refusal_of"]

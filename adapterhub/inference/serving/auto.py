@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import BaseMismatch, shown
 from adapterhub.formats.route import AUTO, BASE, Route, RoutedAdapter, read_route
-from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder

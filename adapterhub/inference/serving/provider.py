@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -24,6 +25,7 @@ from adapterhub.core.errors import (
     Malformed,
     NamespaceBound,
     NoCompatibleRelease,
+    NotAllowed,
     SpecError,
     UnsupportedAdapter,
     reworded,
@@ -33,20 +35,64 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
+from adapterhub.formats.contract.reader import Rules
+from adapterhub.formats.contract.standards import Standards
 from adapterhub.formats.engines import BaseFacts, Verdict, judge
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
 from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
-from adapterhub.inference.serving.tested import BuildGate, no_gate
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
+from adapterhub.library.passed import AskedBase, why_not_passed
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
+
+BuildGate = Callable[[Installed], tuple[str, ...]]
+"""Looks at a build before an engine may read it: returns warnings, or raises if the build is not served."""
+
+
+def no_gate(_build: Installed) -> tuple[str, ...]:
+    """Lets every build through."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassGate:
+    """Lets a build through if it has a PASS that counts on `base`.
+
+    Under the policy `warn` others come through with a warning, under `off` without a look.
+    """
+
+    library: Library
+    base: BaseRecord
+    standards: Standards
+    rules: Callable[[], Rules | None]
+
+    def __call__(self, build: Installed) -> tuple[str, ...]:
+        """Look for a PASS.
+
+        Raises:
+            NotAllowed: under `require`, there is none that counts.
+            NotFound, Malformed: the rules of the project cannot be read.
+        """
+        if self.standards.policy == "off":
+            return ()
+        rules = self.rules()
+        base = partial(AskedBase.of, self.library, self.base)
+        reason = why_not_passed(self.library, build, self.standards, base=base, rules=rules, is_merge=True)
+        if reason is None or self.standards.policy == "warn":
+            return (reason,) if reason else ()
+        label = f"{build.full_name}=={build.manifest.version}"
+        raise NotAllowed(
+            f"`{shown(label, 200)}` is not served: {reason}",
+            hint="`adapt serve --test` tests what it is given; `adapt test NAME --base BASE` tests a build alone",
+        )
+
 
 UNKNOWN_S: Final = 10.0
 """How long an unknown name is refused without another search: clients can repeat it much faster than servers answer."""

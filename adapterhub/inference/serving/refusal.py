@@ -1,11 +1,12 @@
-"""A refusal as an HTTP answer: a status, and a message without addresses and paths of this machine.
+"""Refusals: an error as an HTTP answer, without addresses and paths of this machine, and a request that is refused.
 
-No status is a 5xx. A router in front of several servers repeats a 5xx on all of them and counts it against each, so a
-few requests for one adapter would take the base and every loaded adapter away from all clients.
+No refusal of an adapter is a 5xx. A router in front of several servers repeats a 5xx on all of them and counts it
+against each, so a few requests for one adapter would take the base and every loaded adapter away from all clients.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -77,3 +78,42 @@ def refusal_of(error: AdapterHubError, name: str = "") -> Refusal:
         words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources
     asked = f"`{shown(name)}`" if name else ""
     return Refusal(status=status, message=words if asked in words else f"{asked}: {words}")
+
+
+KINDS: Final = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    410: "AdapterDenied",
+    413: "BadRequestError",
+    415: "BadRequestError",
+    424: "FailedDependency",
+    429: "RateLimitError",
+    502: "InternalServerError",
+    503: "ServiceUnavailable",
+}
+"""The `type` of an error in OpenAI's API, by status."""
+
+
+class RequestRefused(Exception):
+    """The refusal of one request: its status, its message, and after how many seconds another try may succeed."""
+
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = KINDS.get(status, "InvalidRequestError")
+        self.retry_after_s = None if retry_after_s is None else max(1, math.ceil(retry_after_s))
+
+    @classmethod
+    def of(cls, error: AdapterHubError, name: str = "") -> RequestRefused:
+        """The refusal of an adapter; see `refusal_of`."""
+        told = refusal_of(error, name)
+        return cls(int(told.status), told.message)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer beside its type and length."""
+        made = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return made | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})  # noqa: PLR2004 - unauthorised

@@ -21,10 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.llama_cpp.engine import Address
 from adapterhub.inference.serving.llama_cpp.names import Names
 from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.process import free_port
 
 EVENTS = (
     b'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}], "model": "/srv/base.gguf"}\n\n'

@@ -18,8 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.inference.serving.process import EngineProcess, free_port
 from tests.inference.engines.__main__ import router_program
 from tests.inference.engines.served_library import ServedLibrary, make_served_library
 from tests.inference.engines.servers import ROOT, Server, adapt_serve, engine_environ

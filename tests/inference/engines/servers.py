@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.inference.serving.front import free_port
-from adapterhub.inference.serving.process import EngineProcess
+from adapterhub.inference.serving.process import EngineProcess, free_port
 from tests.inference.engines.variants import PROMPTS, TOKENS, prompt_ids
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent

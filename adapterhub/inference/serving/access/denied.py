@@ -9,16 +9,21 @@ of `--deny`, is a spec or a digest, then the reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterDenied, Malformed, SpecError, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.withdrawal import FindSource, Here, withdrawn
 from adapterhub.inference.serving.access.watched import WatchedFile
+
+if TYPE_CHECKING:
+    from adapterhub.inference.serving.following import UnreachableRemotes
+    from adapterhub.library.library import Library
 
 REASON_CHARACTERS: Final = 500
 """Of a reason in an answer; the rest is cut."""
@@ -182,3 +187,37 @@ def _parsed(lines: Iterable[str], problems: list[str]) -> Iterable[DenyRule]:
             yield DenyRule.parse(line)
         except SpecError as error:
             problems.append(f"line {number}: `{shown(error.text)}`: {error.reason}")
+
+
+YANKS_S: Final = 60.0
+"""How often a server looks for yanks."""
+
+
+def look_for_yanks(
+    library: Library,
+    served: Mapping[Digest, str],
+    denied: Denied,
+    find_source: FindSource | None,
+    remotes: UnreachableRemotes,
+) -> None:
+    """Deny those of `served`, labels by digest, that their servers yanked, and allow those whose yank was taken back.
+
+    Each server gets one request, none while it rests after a failure; then what it said last counts. With None for
+    `find_source`, no server is asked: what `adapt sync`, `info` or `verify` saw still counts.
+    """
+    labels = dict(served)
+    if denied.withdrawn():  # their leases are gone
+        builds = [build for build in library.installed() if build.manifest.digest in denied.withdrawn()]
+        labels |= {build.manifest.digest: f"{build.full_name}=={build.manifest.version}" for build in builds}
+    here = []
+    for digest, label in labels.items():
+        spec = AdapterSpec.parse(label)
+        origin = library.origins.under(digest, spec.full_name)
+        if origin is not None and origin.is_server:
+            here.append(Here(digest=digest, spec=spec, place=origin.place, repository=origin.repository))
+    found = withdrawn(library, here, find_source, call=remotes.call)
+    for build in here:
+        if build.digest in found:
+            denied.deny(build.digest, found[build.digest])
+        else:
+            denied.allow(build.digest)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.answers import refusal_body
+from adapterhub.inference.serving.refusal import RequestRefused
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

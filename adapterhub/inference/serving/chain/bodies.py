@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.core.errors import shown
-from adapterhub.inference.serving.access.quotas import Demand
-from adapterhub.inference.serving.access.refused import RequestRefused
+from adapterhub.inference.serving.access.tenants import Demand
+from adapterhub.inference.serving.refusal import RequestRefused
 
 MOST_BYTES: Final = 16 << 20
 """A longer body is refused before it is read."""
@@ -303,3 +303,35 @@ def choices_of(value: Mapping[str, Any]) -> int:
     prompts = len(many) if isinstance(many, list) and many and not isinstance(many[0], int) else 1
     each = value.get("n") or 1
     return prompts * each if type(each) is int and each > 0 else prompts
+
+
+class Block(BaseModel):
+    """A part of a message of Anthropic's API."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: Text
+
+
+class Said(BaseModel):
+    """A message of Anthropic's API."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["user", "assistant"]
+    content: Text | Annotated[list[Block], Field(max_length=1024)]
+
+
+class Messages(Body):
+    """POST /v1/messages."""
+
+    messages: Annotated[list[Said], Field(min_length=1, max_length=4096)]
+    max_tokens: Count | None = None
+    system: Text | Annotated[list[Block], Field(max_length=64)] | None = None
+    stop_sequences: Annotated[list[Word], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    metadata: dict[Word, Word] | None = None
+    temperature: Share | None = None
+    top_p: Share | None = None
+    top_k: Count | None = None

@@ -1,22 +1,26 @@
-"""Lets requests in by the key of a tenant, and notes each in the audit log; see `inference.serving.access.gate`."""
+"""The first parts of the chain: which pages may ask, who may enter, and that no one may once the server drains."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, request_id
-from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.chain.asgi import (
     App,
     Message,
     Receive,
     Send,
+    answer,
     header_of,
     is_stream,
+    refuse,
     refuse_request,
 )
-from adapterhub.inference.serving.control import DRAIN_PATH
+from adapterhub.inference.serving.control import CONTROL_HEADER, DRAIN_PATH, REFUSED_WHILE_DRAINING, is_key
+from adapterhub.inference.serving.refusal import RequestRefused
 
 ASKED: Final = "adapterhub.asked"
 """The key in a request's scope, where the middleware inside finds the `Asked`."""
@@ -80,3 +84,85 @@ class _Exchange:
         elif body and asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
             asked.failed(body)
         await self._send(message)
+
+
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_ALLOWED: Final = (
+    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-request-id, x-request-key"),
+    (b"access-control-max-age", b"600"),
+)
+
+
+class Origins:
+    """ASGI middleware before all others."""
+
+    def __init__(self, app: App, *, has_keys: bool) -> None:
+        self._app = app
+        self._has_keys = has_keys
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a browser's first question; add the origin to every other answer."""
+        origin = header_of(scope, "origin") if scope["type"] == "http" else b""
+        allowed = [(b"access-control-allow-origin", origin), (b"vary", b"origin")] if self._allows(origin) else []
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            headers = [*allowed, *(_ALLOWED if allowed else ()), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 204 if allowed else 403, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *allowed]
+            await send(message)
+
+        await self._app(scope, receive, told if allowed else send)
+
+    def _allows(self, origin: bytes) -> bool:
+        if not origin:
+            return False
+        try:
+            host = urlsplit(origin.decode("ascii")).hostname
+        except ValueError:
+            return False
+        return self._has_keys or host in LOOPBACK
+
+
+class Draining:
+    """ASGI middleware before the engine. `adapt serve`, which alone knows `key`, asks it to drain; "" asks nothing."""
+
+    def __init__(self, app: App, key: str = "") -> None:
+        self._app = app
+        self._key = key
+        self._running = 0
+        self._is_idle = asyncio.Condition()
+        self._drains = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Count a request and pass it on; while the server drains, refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"] == DRAIN_PATH:
+            allowed = is_key(header_of(scope, CONTROL_HEADER), self._key)
+            if allowed:
+                await self.drain()
+            await answer(send, 200 if allowed else 403, {"drained": allowed})
+        elif self._drains:
+            await refuse(send, 503, REFUSED_WHILE_DRAINING, "ServiceUnavailable", (b"connection", b"close"))
+        else:
+            await self._run(scope, receive, send)
+
+    async def _run(self, scope: Message, receive: Receive, send: Send) -> None:
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+            async with self._is_idle:
+                self._is_idle.notify_all()
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when those that run have ended."""
+        self._drains = True
+        async with self._is_idle:
+            await self._is_idle.wait_for(lambda: not self._running)

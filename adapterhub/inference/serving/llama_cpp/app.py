@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import Asked, Gate
-from adapterhub.inference.serving.access.refused import RequestRefused
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import Usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.auto import HEADER, Auto, label_of
@@ -29,6 +28,7 @@ from adapterhub.inference.serving.llama_cpp.engine import Engine, figures_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.routes import ROUTES, Route
 from adapterhub.inference.serving.metrics import Measured, ServingMetrics, exposition
+from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -23,8 +23,8 @@ from typing import Any, Final
 import httpx
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
-from adapterhub.inference.serving.access.refused import RequestRefused
-from adapterhub.inference.serving.front import free_port
+from adapterhub.inference.serving.process import free_port
+from adapterhub.inference.serving.refusal import RequestRefused
 
 OURS: Final = {
     "--cache-ram": "it restores keys and values that another adapter computed",

@@ -14,13 +14,11 @@ import uvicorn
 
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.auto import Auto
-from adapterhub.inference.serving.chain.draining import Draining
-from adapterhub.inference.serving.chain.entrance import Access
-from adapterhub.inference.serving.chain.origins import Origins
+from adapterhub.inference.serving.chain.entrance import Access, Draining, Origins
 from adapterhub.inference.serving.llama_cpp.app import App
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine
 from adapterhub.inference.serving.llama_cpp.names import Names
-from adapterhub.inference.serving.llama_cpp.proof import proved_routes
+from adapterhub.inference.serving.llama_cpp.routes import proved_routes
 from adapterhub.inference.serving.llama_cpp.turns import EngineSlots
 from adapterhub.inference.serving.metrics import own_metrics
 from adapterhub.pages.wire import StrictProtocol
