@@ -387,7 +387,7 @@ def _everything(
 
 def record_findings(root: Path) -> Iterator[Finding]:
     """A finding for each record of a library that is damaged."""
-    from adapterhub.library.upkeep.records import damaged_records
+    from adapterhub.library.upkeep.damage import damaged_records
     from adapterhub.projects.trust import TrustedProjects
 
     return damaged_records(root, {"trusted_projects.json": TrustedProjects(root).all})
@@ -404,8 +404,7 @@ def report_of_build(
     """The report on an installed build, with findings about its signature, and one if it was `yanked`."""
     from adapterhub.formats.manifest import MANIFEST_FILE
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.admission import Admission
-    from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.library.admission import Admission, signature_findings
     from adapterhub.trust.verify import Finding
 
     report = library.verify_build(build, record, progress)
@@ -425,8 +424,7 @@ def _with_signature(opened: Callable[[], Library], folder: Path, report: Report)
     if not os.path.lexists(folder / SIGNATURE_FILE):
         return report
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.admission import Admission
-    from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.library.admission import Admission, signature_findings
     from adapterhub.library.directory import PlainFolder
     from adapterhub.trust.signing.appraisal import provenance_of
     from adapterhub.trust.verify.checks.digests import read_manifest_file
@@ -453,7 +451,7 @@ def _joined(report: Report, found: Sequence[Finding]) -> Report:
 
 def _strictly(report: Report) -> Report:
     """The report with an error for each file that the signature does not cover."""
-    from adapterhub.library.admission.findings import as_error
+    from adapterhub.library.admission import as_error
     from adapterhub.trust.verify import Report
 
     return Report.of([as_error(finding) for finding in report.findings], report.facts)
@@ -468,7 +466,7 @@ def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress |
     if subject is None:
         return Report.of(findings)
     if record is not None:
-        from adapterhub.library.bases.subjects import beside
+        from adapterhub.library.bases.requested import beside
 
         subject = beside(subject, record)
     return verify(subject, seen=findings)

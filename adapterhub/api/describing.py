@@ -251,7 +251,7 @@ def _modules(build: Installed) -> Modules:
 
 def _signature(library: Library, build: Installed, place: str) -> SignatureState:
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
     from adapterhub.trust.signing.appraisal import provenance_of
 
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)

@@ -173,7 +173,7 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.steps.publishing import tell_refused
         from adapterhub.formats.cards.card import tags_for
         from adapterhub.formats.cards.widget import contract_shown
-        from adapterhub.library.admission.admission import Admission
+        from adapterhub.library.admission import Admission
         from adapterhub.library.intake.statements import files_in
         from adapterhub.library.results import ResultFiles
         from adapterhub.library.transfer import copy, publishable

@@ -407,7 +407,7 @@ def _folders_of_project(session: Session, folder: Path) -> list[AdapterFolder]:
 
 def _folders_of_library(session: Session, rows: Sequence[BuildRow]) -> list[AdapterFolder]:
     """Installed builds that are not yanked; builds that share a name also get their version and rank in it."""
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
 
     library = session.library
     rows = list(_not_yanked(session, library, rows))

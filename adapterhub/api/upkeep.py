@@ -18,7 +18,7 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.formats.documented import Documented
 from adapterhub.library import library as local
 from adapterhub.library.store.catalog import Installed, Swept
-from adapterhub.library.store.sweep import GRACE_S
+from adapterhub.library.store.leases import GRACE_S
 
 if TYPE_CHECKING:
     from adapterhub.api.health import Line
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from adapterhub.core.disk.claims import Claim
     from adapterhub.core.errors import AmbiguousSpec
     from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
-    from adapterhub.library.bases.families import Family
     from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.bases.requested import Family
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import Step
@@ -313,7 +313,7 @@ class WithUpkeep(OpenedLibrary):
             BaseNotFound: one is not known.
         """
         from adapterhub.formats.base.fingerprint import compare
-        from adapterhub.library.bases.families import Families
+        from adapterhub.library.bases.requested import Families
 
         a, b, families = self._base(first), self._base(second), Families(self.bases)
         found = families.judged(
@@ -336,7 +336,7 @@ class WithUpkeep(OpenedLibrary):
             UsageProblem: the name is no word, or fewer than two registered bases are given.
             BaseMismatch: two of them do not have the same shapes.
         """
-        from adapterhub.library.bases.families import Families
+        from adapterhub.library.bases.requested import Families
 
         families = Families(self.bases)
         if remove and (name is None or bases):

@@ -16,8 +16,7 @@ from adapterhub.distribution.resolve import Candidate, Objection, Resolution, re
 from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
-from adapterhub.library.admission.repositories import strangers
+from adapterhub.library.admission import Admission, strangers
 from adapterhub.library.aliasing import alias_of, at_main, build_under, without_alias
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.installed import InstalledRelease

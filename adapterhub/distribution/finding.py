@@ -24,7 +24,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.formats.peft.config import ensure_attachable
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.aliasing import alias_of
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base

@@ -27,18 +27,15 @@ from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
-from adapterhub.library.admission.decision import InstallRequest
-from adapterhub.library.admission.repositories import Repositories
+from adapterhub.library.admission import Admission, InstallRequest, Repositories
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.installed import InstalledRelease
-from adapterhub.library.intake.staging import Staging
+from adapterhub.library.intake.staging import Staging, attach_signature
 from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Added, Library
 from adapterhub.library.results import results_at, take_results
 from adapterhub.library.store.catalog import Installed, build_folders
-from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Receiver, Source, copy
 from adapterhub.trust.signing.appraisal import read_signature
 from adapterhub.trust.signing.trust import GivenPolicy

@@ -13,7 +13,7 @@ from adapterhub.core.ranks import ANY_RANK
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.formats.documented import Documented
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed

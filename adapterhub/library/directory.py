@@ -48,7 +48,7 @@ from adapterhub.formats.manifest import (
 )
 from adapterhub.formats.release import Provenance, Release, UnreadRelease
 from adapterhub.library.intake.description import Description, describe
-from adapterhub.library.intake.refusals import ensure_no_errors, refused
+from adapterhub.library.intake.staging import ensure_no_errors, refused
 from adapterhub.library.intake.statements import files_beside
 from adapterhub.library.library import Library
 from adapterhub.library.results import ResultFiles

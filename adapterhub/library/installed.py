@@ -16,15 +16,13 @@ from adapterhub.core.specs import ADD_FIRST, AdapterSpec, parse_namespace
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.bases.pins import Pins
-from adapterhub.library.bases.records import Bases
+from adapterhub.library.bases.records import Bases, Pins
 from adapterhub.library.intake.clashes import Namesakes
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, build_folders, folder_of_version
-from adapterhub.library.store.origins import Origins, address_in
+from adapterhub.library.store.origins import Origins, Yanks, address_in
 from adapterhub.library.store.rows import BuildRow
-from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.appraisal import provenance_of
 
 UNKNOWN_BASE = "unknown"

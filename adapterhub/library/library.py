@@ -33,10 +33,9 @@ from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
-from adapterhub.library.store.leases import Leases
+from adapterhub.library.store.leases import GRACE_S, Leases, sweep
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.rows import SketchRow
-from adapterhub.library.store.sweep import GRACE_S, sweep
 
 if TYPE_CHECKING:
     from adapterhub.formats.alias import Alias
@@ -116,8 +115,7 @@ class Library(InstalledBuilds):
             MalformedManifest: its metrics or annotations are no JSON.
         """
         from adapterhub.library.intake.description import base_declared, check_description, describe
-        from adapterhub.library.intake.refusals import ensure_no_errors, refused
-        from adapterhub.library.intake.staging import stage_files
+        from adapterhub.library.intake.staging import ensure_no_errors, refused, stage_files
         from adapterhub.trust.verify import open_subject
 
         check_naming(bump, variant=variant)
@@ -197,8 +195,7 @@ class Library(InstalledBuilds):
 
         `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`.
         """
-        from adapterhub.library.intake.refusals import checked, ensure_no_errors
-        from adapterhub.library.store.signatures import signature_objects
+        from adapterhub.library.intake.staging import checked, ensure_no_errors, signature_objects
 
         manifest, namespace = release.manifest, release.namespace
         Manifest.parse(manifest.to_bytes(), release.origin)  # no build is published that cannot be read back
@@ -269,7 +266,7 @@ class Library(InstalledBuilds):
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
         """Make the plain PEFT folder of links; it is complete before it gets its name."""
         from adapterhub.formats.cards.card import card_for  # a fifth of the start of a command that adds nothing
-        from adapterhub.library.store.signatures import link_signature
+        from adapterhub.library.intake.staging import link_signature
 
         with self.store.os_errors_as_refusals():
             make_folder(view)
@@ -327,8 +324,8 @@ class Library(InstalledBuilds):
             Malformed: the record of a project is damaged; nothing was deleted.
         """
         from adapterhub.core.disk.claims import living
+        from adapterhub.library.intake.staging import signature_objects
         from adapterhub.library.store.roots import KnownProjects, roots_of
-        from adapterhub.library.store.signatures import signature_objects
 
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
@@ -347,7 +344,7 @@ class Library(InstalledBuilds):
         Raises:
             BaseMismatch: it declares another base, or its tensors do not fit this one.
         """
-        from adapterhub.library.intake.refusals import checked, ensure_no_errors
+        from adapterhub.library.intake.staging import checked, ensure_no_errors
 
         verdict = compare(build.base.fingerprint, base.fingerprint).verdict
         if build.base.fingerprint is not None and not verdict.allows_attach:

@@ -16,7 +16,7 @@ from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import MANIFEST_FILE
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.installed import UNKNOWN_BASE
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed

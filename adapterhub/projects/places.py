@@ -91,7 +91,7 @@ class ProjectSources:
         self._session, self._project, self._where = session, project, where
         self._disk: list[Source] | None = None
         self._directories: dict[tuple[str, str], Source] = {}
-        from adapterhub.library.admission.admission import Admission
+        from adapterhub.library.admission import Admission
 
         self._admission = Admission(session.library)
         self._trust = ProjectTrust(session, project)

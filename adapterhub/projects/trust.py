@@ -27,7 +27,7 @@ from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.formats.documented import Documented
 
 if TYPE_CHECKING:
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
     from adapterhub.library.remotes import Remote
     from adapterhub.projects.session import Session
     from adapterhub.projects.values import Lock, Project, ProjectRemote
@@ -296,7 +296,7 @@ def trust_project(session: Session, folder: Path) -> TrustedProject:
         NotFound: there is none.
         NamespaceBound: it claims a name or a namespace of a remote of the user's.
     """
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.project import read_project
 

@@ -17,7 +17,7 @@ from adapterhub.distribution.finding import Finder
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach
 from adapterhub.inference.serving import AdapterProvider
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.library import Library
 from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
@@ -244,7 +244,7 @@ def test_sync_reads_no_signature_that_nothing_asks_for(homes):
 
 def test_the_question_is_asked_once_for_all_builds_of_a_namespace(homes, monkeypatch):
     """A sync of thousands reads the files of policies once, and no note of origin and no signature."""
-    from adapterhub.library.admission import admission
+    from adapterhub.library import admission
     from adapterhub.library.store.origins import Origins
     from adapterhub.trust.signing.trust import TrustFile
 

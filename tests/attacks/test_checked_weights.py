@@ -271,8 +271,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
     "formats/engines/__init__.py": "in its example",
     **dict.fromkeys(
         (
-            "library/identify/_orphan.py",
-            "library/identify/_builds.py",
+            "library/identify/matching.py",
             "library/identify/lora_files.py",
             "api/describing.py",
         ),

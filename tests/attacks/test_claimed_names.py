@@ -15,7 +15,7 @@ from adapterhub.distribution.hub import Hub
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.distribution.outdated import UpgradeRequest, offers
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.repositories import Repositories
+from adapterhub.library.admission import Repositories
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Added, Library
 from adapterhub.library.transfer import copy

@@ -11,7 +11,7 @@ import pytest
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import NamespaceBound, SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.catalog import Installed

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.library.identify import FAMILIES, Identity, identify
-from adapterhub.library.identify.families import Family
+from adapterhub.library.identify.matching import Family
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base, tensors_of_base
 

@@ -19,8 +19,8 @@ from adapterhub.core import arguments
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.inference import loader
 from adapterhub.inference.loader import Attached
-from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import Bases
+from adapterhub.library.bases.requested import Families
 
 MADE_BY_US = {
     "Bases.put", "Bases.current", "Bases.state", "Bases.part", "Bases.of", "Bases.hub_id_of", "Bases.by_fingerprint", "Bases.part_for", "Bases.whole",

@@ -10,7 +10,7 @@ import pytest
 from adapterhub import explain
 from adapterhub.cli.completion.completing import complete_code
 from adapterhub.core.errors import NotFound
-from adapterhub.library.intake.refusals import refused
+from adapterhub.library.intake.staging import refused
 from adapterhub.trust.explaining import explanations
 from adapterhub.trust.verify import Finding
 from tests.support.command_line import Adapt

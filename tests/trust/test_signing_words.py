@@ -17,10 +17,8 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
-from adapterhub.library.admission import admission
-from adapterhub.library.admission.admission import Admission
-from adapterhub.library.admission.decision import Decision, InstallRequest
-from adapterhub.library.admission.findings import as_error, signature_findings
+from adapterhub.library import admission
+from adapterhub.library.admission import Admission, Decision, InstallRequest, as_error, signature_findings
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.trust.signing import appraisal

@@ -371,7 +371,7 @@ def _sign_files(files: ResultFiles, old: PublicKey, signer: SigningKey) -> int:
 def _published(session: Session, namespace: str, old: Digest) -> Iterator[tuple[Remote, Published]]:
     """What `old` signed among the versions in a namespace, on every server that may have it; one request for each."""
     from adapterhub.distribution.hub import Hub
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
 
     admission = Admission(session.library)
     for remote in session.remotes.all():
@@ -407,7 +407,7 @@ def _read(path: Path) -> bytes:
 def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> bool:
     """Sign a build unless the key has already signed it; returns whether it did."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
-    from adapterhub.library.store.signatures import attach_signature
+    from adapterhub.library.intake.staging import attach_signature
     from adapterhub.trust.signing.appraisal import read_signature
     from adapterhub.trust.signing.keys import is_signed_by, sign_folder
 

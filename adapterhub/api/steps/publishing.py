@@ -16,7 +16,7 @@ from adapterhub.distribution.choosing import exact_at
 from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.results import results_at
 from adapterhub.library.transfer import Copied, copy, publishable
 from adapterhub.projects.session import hub_of, wanted_from
@@ -98,7 +98,7 @@ def pull_release(
 ) -> Pulled:
     """Write the plain files of a build, of the library or of a server, to a new folder, checked as an install is."""
     from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.admission import Admission
     from adapterhub.library.directory import BuildFolder
     from adapterhub.projects.places import SpecSources, Where
 

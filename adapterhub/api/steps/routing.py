@@ -169,7 +169,7 @@ def make_route(
     for build in few:
         session.out.note(f"left out: `{build.full_name}` has {len(prompts[build.full_name])} example prompts")
     from adapterhub.formats.meaning.ranking import packed
-    from adapterhub.library.find.encoding import encoder_of
+    from adapterhub.library.find.meaning import encoder_of
 
     encoder = encoder_of(library)
     adapters = []
@@ -288,7 +288,7 @@ def route_text(library: Library, route: Route, text: str) -> Routed:
     if not text.strip():
         raise UsageProblem("there is no text to route", hint="put it in quotes")
     from adapterhub.formats.meaning.routes import Chooser
-    from adapterhub.library.find.encoding import encoder_of
+    from adapterhub.library.find.meaning import encoder_of
 
     choice = Chooser(route, encoder_of(library)).choose(text)
     one = choice.adapter

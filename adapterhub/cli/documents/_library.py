@@ -20,7 +20,7 @@ from adapterhub.cli.documents._parts import (
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import install
 from adapterhub.library import audit
-from adapterhub.library.bases import families
+from adapterhub.library.bases import requested
 from adapterhub.library.upkeep import space
 
 Listed = document_of(listed.Listed)
@@ -83,7 +83,7 @@ BASES = {
     "base-show": document_of(upkeep.ShownBase),
     "base-export-record": BaseRecord,
     "base-compare": document_of(upkeep.ComparedBases),
-    "base-family": list[document_of(families.Family)],
+    "base-family": list[document_of(requested.Family)],
     "base-remove": document_of(upkeep.RemovedBase),
     "base-pin": document_of(upkeep.Pinned),
 }

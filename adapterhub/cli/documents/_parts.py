@@ -11,7 +11,7 @@ from adapterhub.cli.documents._values import document_of
 from adapterhub.formats import manifest
 from adapterhub.formats.modules import groups
 from adapterhub.library import library
-from adapterhub.library.bases import record
+from adapterhub.library.bases import records
 from adapterhub.library.upkeep import lineage
 from adapterhub.projects import tree
 from adapterhub.trust.verify import report
@@ -35,7 +35,7 @@ __all__ = [
     "Verdict",
 ]
 
-Base = document_of(record.BaseRecord)
+Base = document_of(records.BaseRecord)
 Added = document_of(library.Added)
 File = document_of(manifest.FileEntry)
 Finding = document_of(report.Finding)

@@ -41,7 +41,7 @@ def routed_specs(
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.route import AUTO
     from adapterhub.inference.serving.auto import route_for
-    from adapterhub.library.find.encoding import encoder_of
+    from adapterhub.library.find.meaning import encoder_of
 
     if base_name == AUTO or any(spec.full_name == AUTO for spec in specs):
         hint = "`--name` gives the base another one"

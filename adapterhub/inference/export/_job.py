@@ -25,7 +25,7 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_config, base_facts
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.subjects import beside, part_for
+from adapterhub.library.bases.requested import beside, part_for
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Report, Subject, open_subject, verify

@@ -26,8 +26,8 @@ from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.facts import sample_offsets
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base import BaseModel, model_types, source_intervals, source_shape
-from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord, Bases
+from adapterhub.library.bases.requested import Families
 from adapterhub.library.library import Library
 from adapterhub.weights.dtypes import FORMAT_DTYPES
 

@@ -42,7 +42,7 @@ class Auto:
             NotFound, Malformed, BaseMismatch: the file cannot be used, or is for another base.
             NotFound, MissingExtra: the model that compares texts is not set up.
         """
-        from adapterhub.library.find.encoding import encoder_of
+        from adapterhub.library.find.meaning import encoder_of
 
         return cls(route_for(file, base_weights), encoder_of(library))
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.documented import Documented
+from adapterhub.formats.licenses.expression import Expression
+from adapterhub.formats.licenses.rules import Term
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.audit._report import Target
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PlainFolder
 from adapterhub.library.find.sketching import sketches
@@ -25,7 +27,7 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.rows import BuildRow, SketchRow
 from adapterhub.library.transfer import Source
-from adapterhub.trust.verify import Finding
+from adapterhub.trust.verify import Finding, Report
 from adapterhub.trust.verify.checks.digests import read_manifest_file
 from adapterhub.trust.verify.subject import list_folder
 
@@ -197,3 +199,85 @@ def _refusals(error: AdapterHubError) -> Iterator[Finding]:
             yield Finding(code=code, severity="error", where="", message=text, hint=error.hint)
         return
     yield Finding(code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=error.message, hint=error.hint)
+
+
+STORE: Final = "the store"
+"""The label of findings that are about no adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The audited thing. `label` is a full name and version, a folder as typed, or `the store`."""
+
+    label: str
+    folder: Path
+    name: str = ""
+    version: str = ""
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Audited(
+    Documented,
+    keys="adapter=target.label name=target.name version=target.version digest=target.digest path=target.folder"
+    " status=report.status license findings=report.findings ignored",
+):
+    """The audit of one adapter. `license` is the composition of its licences, `ignored` counts hidden findings."""
+
+    target: Target
+    report: Report
+    license: Annotated[Composition | None, "null if it could not be read"] = None
+    ignored: Annotated[int, "number of findings left out by --ignore"] = 0
+
+    def __repr__(self) -> str:
+        return f"<Audited {self.target.label}: {self.report!r}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Documented, keys="part=role name stated spdx", title="LicensePart"):
+    """One part with a licence of its own: the adapter, a parent, the base. `stated` is the stated licence as text."""
+
+    role: Annotated[str, "`adapter`, `base` or `parent`"]
+    name: str
+    stated: Annotated[str | None, "as stated by its author"]
+    why_not: str = ""
+
+    @property
+    def expression(self) -> Expression | None:
+        """What is stated, where that can be read."""
+        return Expression.parse(self.stated) if self.stated else None
+
+    @property
+    def spdx(self) -> str | None:
+        """The SPDX expression, where that can be read."""
+        return self.expression.text if self.expression else None
+
+    @property
+    def title(self) -> str:
+        """How findings call it."""
+        return "the adapter itself" if self.role == "adapter" else f"{self.role} `{shown(self.name)}`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition(Documented, keys="spdx terms complete parts", title="License"):
+    """The licences of all parts together; `whole` is None where none is known."""
+
+    parts: tuple[Part, ...]
+    whole: Expression | None
+    unknown: tuple[Part, ...] = field(default=())
+
+    @property
+    def spdx(self) -> str | None:
+        """An SPDX expression; None if no licence is known."""
+        return self.whole.text if self.whole else None
+
+    @property
+    def terms(self) -> list[str]:
+        """What the licences forbid or require."""
+        known = self.whole.best.terms - {Term.UNKNOWN} if self.whole else frozenset()
+        return sorted(term.name.lower() for term in known)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the licence of every part is known."""
+        return not self.unknown and (self.whole is None or Term.UNKNOWN not in self.whole.best.terms)

@@ -18,8 +18,7 @@ from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.licenses.expression import joined
 from adapterhub.formats.licenses.rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
-from adapterhub.library.audit._composition import Composition, Part
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import Composition, Part, Subject, Surroundings
 from adapterhub.trust.verify import Finding
 
 MAX_PARTS: Final = 200

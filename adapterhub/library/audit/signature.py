@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused
 from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.library.intake.statements import statements_of
 from adapterhub.library.store.catalog import Installed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.disk.real_folder import make_folder
-from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, StoreLocked
+from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, NotFound, StoreLocked
 from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model
 from adapterhub.formats.meaning.texts import FAR, FEWEST, parts_of
@@ -187,3 +187,18 @@ def _check_base(library: InstalledBuilds, folder: Path) -> None:
             f"`{folder}` is no longer the model that was registered; nothing was searched",
             hint="`adapt search --setup` gets a copy for the library; `--words` searches without the model",
         )
+
+
+def encoder_of(library: InstalledBuilds) -> Encoder:
+    """The encoder that a library has.
+
+    Raises:
+        MissingExtra: numpy or tokenizers are not installed.
+        NotFound: the model is not set up.
+        Conflict: the base that is the model was changed.
+    """
+    require("find", "routing")
+    folder = model_folder(library.root, library.catalog.read(lambda index: index.bases()))
+    if folder is None:
+        raise NotFound("the model that compares texts is not here", hint="`adapt search --setup` gets it once, 84 MB")
+    return Meaning(library, folder).encoder

@@ -23,11 +23,6 @@ from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.errors import AdapterNotFound, CouldNotTell, Malformed, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES
-from adapterhub.library.identify._bases import base_matches
-from adapterhub.library.identify._builds import builds_known, by_files, by_tensors, by_update
-from adapterhub.library.identify._orphan import Orphan, read_orphan
-from adapterhub.library.identify._report import Identity, Match, Sureness
-from adapterhub.library.identify.families import FAMILIES, Family, family_matches
 from adapterhub.library.identify.lora_files import (
     Hashes,
     LoraFile,
@@ -38,6 +33,21 @@ from adapterhub.library.identify.lora_files import (
     list_files,
     look_at,
     matches_hash,
+)
+from adapterhub.library.identify.matching import (
+    FAMILIES,
+    Family,
+    Identity,
+    Match,
+    Orphan,
+    Sureness,
+    base_matches,
+    builds_known,
+    by_files,
+    by_tensors,
+    by_update,
+    family_matches,
+    read_orphan,
 )
 from adapterhub.library.library import Library
 from adapterhub.trust.verify.subject import list_folder

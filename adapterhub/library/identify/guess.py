@@ -14,8 +14,7 @@ from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import AdapterName, looks_like_revision, parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.identify._bases import base_matches, is_named
-from adapterhub.library.identify._orphan import read_orphan
+from adapterhub.library.identify.matching import base_matches, is_named, read_orphan
 from adapterhub.library.library import Library
 from adapterhub.trust.verify.subject import list_folder
 

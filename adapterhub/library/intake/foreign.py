@@ -16,7 +16,7 @@ from adapterhub.formats.foreign.foreign_file import Foreign, foreign, foreign_pa
 from adapterhub.formats.foreign.metadata import Header
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
-from adapterhub.library.intake.refusals import refused
+from adapterhub.library.intake.staging import refused
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.subject import list_folder

@@ -9,15 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.files import NO_LINKS, is_sound, write_file
+from adapterhub.core.digests import Digest, Progress, digest_of
+from adapterhub.core.disk.files import NO_LINKS, is_sound, sync_folder, write_file
+from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import DigestMismatch, RefusedAdapter, RemoteUnreachable, shown
-from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE, FileEntry
+from adapterhub.core.errors import (
+    BaseMismatch,
+    DigestMismatch,
+    RefusedAdapter,
+    RemoteUnreachable,
+    SignatureRefused,
+    shown,
+)
+from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
+from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.store.blobs import Store, WriteIntent
-from adapterhub.library.store.signatures import attach_signature
-from adapterhub.trust.verify import Subject
+from adapterhub.trust.signing.appraisal import read_signature
+from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify
 from adapterhub.trust.verify.subject import Entry
 
 if TYPE_CHECKING:
@@ -205,3 +214,75 @@ class Continued(io.RawIOBase):
         data = self._rest.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def signature_objects(folder: Path) -> list[Digest]:
+    """The digest of the signature in a folder, if there is one: an object to keep.
+
+    Raises:
+        SignatureRefused: `model.sig` is not a signature file.
+    """
+    path = folder / SIGNATURE_FILE
+    try:
+        raw = read_signature(path) if os.path.lexists(path) else None
+    except SignatureRefused as error:
+        hint = "`adapt doctor --repair` moves it to quarantine, and fetches the signature again where it can"
+        raise SignatureRefused(error.what, error.clause, reason=error.reason, hint=hint) from None
+    return [] if raw is None else [digest_of(raw)]
+
+
+def link_signature(store: Store, staged: Path, view: Path) -> None:
+    """Link the signature staged in one folder, if there is one, into another."""
+    for digest in signature_objects(staged):
+        store.adopt(staged / SIGNATURE_FILE, digest)
+        store.link(digest, view / SIGNATURE_FILE)
+
+
+def attach_signature(store: Store, folder: Path, raw: bytes) -> None:
+    """Give an installed build this signature; at any moment it has the old or the new one."""
+    with store.intent("sign") as intent:
+        intent.need([digest_of(raw)])
+        with store.os_errors_as_refusals():
+            write_file(intent.folder / SIGNATURE_FILE, raw)
+            view = intent.folder / "view"
+            make_folder(view)
+        link_signature(store, intent.folder, view)
+        with store.lock("publish", exclusive=True), store.os_errors_as_refusals():
+            (view / SIGNATURE_FILE).replace(folder / SIGNATURE_FILE)
+            sync_folder(folder)
+
+
+def checked(
+    folder: Path,
+    manifest: Manifest,
+    base: BaseRecord | None,
+    seen: Sequence[Finding],
+    scanned: Subject | None = None,
+) -> Report:
+    """Run every check on a folder that should match `manifest`; `scanned` as for `open_subject`."""
+    subject, findings = open_subject(
+        folder,
+        base_tensors=base.tensors if base else None,
+        base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
+        manifest=manifest,
+        scanned=scanned,
+    )
+    found = [*seen, *findings]
+    return Report.of(found) if subject is None else verify(subject, seen=found)
+
+
+def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
+    """Raise `refused` if a finding is an error."""
+    if any(f.severity == "error" for f in findings):
+        raise refused(what, findings)
+
+
+def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
+    """The exception for the errors among `findings`."""
+    errors = [f for f in findings if f.severity == "error"]
+    explain = f"`adapt help {errors[0].code}` says what to do" if errors else ""
+    hint = next((f.hint for f in errors if f.hint), explain)
+    head = f"refused `{shown(what.strip('`'), 200)}`. Nothing was stored"
+    if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):
+        return BaseMismatch("\n".join([f"{head}: it does not fit the base", *(f"  {f}" for f in errors)]), hint=hint)
+    return RefusedAdapter(head, [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors], hint=hint)

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, TypeVar
 
 from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
 from adapterhub.core.disk.real_folder import make_folder
-from adapterhub.core.errors import AdapterHubError, Malformed, SignatureRefused
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.library.intake.description import Description, describe
+from adapterhub.library.intake.staging import attach_signature, signature_objects
 from adapterhub.library.library import Library
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Broken, Installed, build_folders
+from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.rows import BuildRow, Filters
-from adapterhub.library.store.signatures import attach_signature, signature_objects
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
-from adapterhub.library.upkeep.places import FindSource, Places
 from adapterhub.trust.verify import open_subject
 from adapterhub.trust.verify.subject import Entry, list_folder
 
@@ -368,3 +368,49 @@ class _Repair:
 def _entry(file: Entry) -> FileEntry:
     digest, size_bytes = digest_of_file(file.path)
     return FileEntry(path=file.name, sha256=digest, size_bytes=size_bytes, media_type=MEDIA_TYPES[file.name])
+
+
+T = TypeVar("T")
+
+FindSource = Callable[[Origin], Source]
+"""Opens the place of an origin as a source; it may raise any `AdapterHubError`."""
+
+
+class Places:
+    """The places for the builds of one library."""
+
+    def __init__(self, library: Library, find_source: FindSource, sources: Sequence[Source]) -> None:
+        self._origins, self._find_source, self._sources = library.origins, find_source, sources
+
+    def first_with(
+        self, take: Callable[[Source, AdapterSpec], T | None], build: Digest, name: str = ""
+    ) -> tuple[T | None, str]:
+        """The first result of `take` that is not empty, and its place; else None, and why each place has nothing."""
+        reasons = []
+        for label, place, spec in self._of(build, name):
+            try:
+                found = take(self._open(place), spec)
+            except AdapterHubError as error:
+                reasons.append(f"{label}: {error.message.splitlines()[0]}")
+                continue
+            if found:
+                return found, f"from {label}"
+            reasons.append(f"{label}: does not have it")
+        return None, "; ".join(reasons) or "no known place has it"
+
+    def _of(self, build: Digest, name: str) -> Iterator[tuple[str, Origin | Source, AdapterSpec]]:
+        origin = self._origins.of(build)
+        with contextlib.suppress(AdapterHubError):
+            if origin is not None:
+                yield f"`{origin.place}`", origin, AdapterSpec.parse(origin.name)
+        name = origin.name if origin is not None else name
+        if name:
+            for source in self._sources:
+                yield source.label, source, AdapterSpec.parse(name)
+
+    def _open(self, place: Origin | Source) -> Source:
+        if not isinstance(place, Origin):
+            return place
+        if not place.is_server and not Path(place.place).exists():
+            raise AdapterNotFound("does not exist any more")
+        return self._find_source(place)

@@ -17,10 +17,10 @@ from typing import Annotated, Final, Literal
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.claims import living
 from adapterhub.formats.documented import Documented
+from adapterhub.library.intake.staging import signature_objects
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
-from adapterhub.library.store.signatures import signature_objects
 
 Kind = Literal["installed", "project", "process"]
 

@@ -18,7 +18,7 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library

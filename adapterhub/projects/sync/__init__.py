@@ -24,7 +24,7 @@ from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.install import looking_ahead
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library

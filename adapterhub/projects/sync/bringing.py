@@ -31,8 +31,7 @@ from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.formats.contract.reader import read_rules
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
-from adapterhub.library.admission.decision import InstallRequest
+from adapterhub.library.admission import Admission, InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.own_settings import OwnSettings

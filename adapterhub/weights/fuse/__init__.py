@@ -39,8 +39,8 @@ from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
-from adapterhub.library.bases.families import Families
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.bases.requested import Families
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import AdapterLike

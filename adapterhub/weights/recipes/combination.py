@@ -38,7 +38,7 @@ from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission import Admission
 from adapterhub.library.aliasing import without_alias
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.intake.clashes import Bump

@@ -1,34 +1,246 @@
-"""The one decision about builds: may an arriving build come in, may an installed build be used under its name.
-
-A build may have come in before the user set a policy, or before a namespace was given to a server. So the same rules
-hold when a build arrives (`admit`) and each time a name becomes an installed build (`ensure_usable`):
-
-- A namespace that the user gave to a remote (`adapt remote add --namespaces`) belongs to it. A build answers under that
-  namespace only if its recorded origin is that server; a build without one does not answer.
-- `decide` appraises the signature from the place that offers the build or offered it, under the policy that holds
-  there. For an installed build nothing is read unless a policy says `require`.
-
-First use counts for arriving builds only. The version is recorded once the build is admitted and before its files are
-fetched, so that a crash forgets nothing. Commands that only show a build, such as `verify`, call `decide` and refuse
-nothing.
-"""
+"""Which builds come in and which may be used, by origin and signature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
-from adapterhub.core.digests import Digest
-from adapterhub.core.errors import NamespaceBound, SignatureRefused
+from adapterhub.core.digests import Digest, canonical_json, strict_json
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, SignatureRefused, shown
+from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.ranks import ANY_RANK, RankRange
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.admission.decision import Decision, InstallRequest, ensure_consistent
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remote, Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, examine, provenance_of
-from adapterhub.trust.signing.trust import EffectivePolicy, GivenPolicy, Trust, TrustFile, clock
+from adapterhub.trust.signing.appraisal import (
+    Appraisal,
+    FirstUse,
+    FirstUseBuild,
+    FirstUseFile,
+    Standing,
+    examine,
+    is_older,
+    provenance_of,
+    unsigned_beside,
+)
+from adapterhub.trust.signing.trust import EffectivePolicy, GivenPolicy, Policy, Trust, TrustFile, clock
+from adapterhub.trust.verify import Finding, Severity
+from adapterhub.trust.verify.report import some
+
+_REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {
+    "require": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
+    None: frozenset({"expired"}),
+}
+_SILENT: Final[dict[Policy | None, frozenset[Standing]]] = {
+    None: frozenset({"unsigned"}),
+    "off": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The worth of a build's signature, and the policy that holds for the build; None where none is set."""
+
+    appraisal: Appraisal
+    effective: EffectivePolicy | None
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy without where it was set."""
+        return self.effective.policy if self.effective else None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the policy refuses the signature, whatever first use recorded."""
+        return self.appraisal.standing in _REFUSED.get(self.policy, frozenset())
+
+    @property
+    def warns(self) -> bool:
+        """Whether the user should see a warning about a build that is let in."""
+        standing = self.appraisal.standing
+        return standing != "trusted" and standing not in _SILENT.get(self.policy, frozenset())
+
+    def ensure_allowed(self, release: Release) -> None:
+        """Raise if the policy refuses the signature; the message says where the policy was set.
+
+        Raises:
+            SignatureRefused: the policy forbids the build.
+        """
+        if self.is_refused:
+            where = f", and {self.effective.where} requires a signature" if self.effective else ""
+            hint = _hint(self.appraisal, release.full_name)
+            raise _refused(release, self.appraisal.message + where, self.appraisal.standing, hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallRequest:
+    """The part of a request that shows whether the user may mean an older build.
+
+    `bases` are digests of weights, the one to record first: of the base that the user named, then of the base that the
+    build declares; ("",) where both are unknown.
+    """
+
+    spec: AdapterSpec
+    bases: tuple[str, ...] = ("",)
+    ranks: RankRange = ANY_RANK
+
+    def includes(self, recorded: FirstUseBuild) -> bool:
+        """Whether a recorded build would have satisfied the request."""
+        from packaging.version import Version
+
+        if self.spec.pinned_version is not None or self.spec.digest_prefix is not None:
+            return False
+        is_wanted = not Version(recorded.version).is_prerelease or self.spec.asks_for_prereleases
+        fits = recorded.base in self.bases and self.ranks.includes(recorded.rank or 0)
+        return is_wanted and fits and self.spec.matches(recorded.version)
+
+
+def ensure_consistent(
+    release: Release, appraisal: Appraisal, known: FirstUse, request: InstallRequest, trust: Trust
+) -> None:
+    """Raise if a build contradicts what first use recorded for its name.
+
+    Raises:
+        SignatureRefused: the signature is gone, another key made it, or the version is older than a recorded one.
+    """
+    before = f"and until now it was signed by {trust.name_of(known.signer)}"
+    if appraisal.fingerprint is None:
+        hint = "ask its author; `--signatures off` takes it unsigned"
+        raise _refused(release, f"{appraisal.message}, {before}", "signature_gone", hint)
+    key = trust.key_of(appraisal.fingerprint)
+    if key is None and appraisal.fingerprint == known.signer:
+        text = f"{appraisal.message}, which you trusted before and no longer trust"
+        raise _refused(release, text, "unknown_key", _hint(appraisal, release.full_name))
+    if key is None or not key.takes_over(release.full_name, [known.signer]):
+        command = f"adapt key trust {key.name if key else 'NAME FILE'} --accept {release.full_name}"
+        hint = f"if its author announced a new key to you: `{command}`"
+        raise _refused(release, f"{appraisal.message}, {before}", "other_key", hint)
+    from packaging.version import Version
+
+    newest = max((build.version for build in known.builds if request.includes(build)), key=Version, default=None)
+    version = release.manifest.version
+    if newest is not None and is_older(version, newest):
+        text = f"{release.origin} offers {shown(version)}, but {newest} is known here"
+        hint = f"if the author withdrew {newest}: `{release.full_name}=={version}` selects this version"
+        raise _refused(release, text, "rolled_back", hint)
+
+
+def _hint(appraisal: Appraisal, name: str) -> str:
+    if appraisal.standing == "unsigned":
+        return "ask its author to sign it with `adapt sign` and push it again"
+    if appraisal.standing == "unknown_key":
+        return (
+            f"`adapt key trust NAME FILE --scope {name}` trusts a key; get its file from its owner, not from the server"
+        )
+    if appraisal.standing == "out_of_scope":
+        return f"`adapt key trust {appraisal.signer} --scope GLOB` changes what the key may sign"
+    if appraisal.standing == "expired":
+        return f"ask its owner for a new key; `adapt key trust {appraisal.signer} --not-after DAY` moves the end"
+    return "ask its author to sign it with `adapt sign`, which names the adapter in the signature"
+
+
+def _refused(release: Release, clause: str, reason: str, hint: str) -> SignatureRefused:
+    what = f"`{release.full_name}` {shown(release.manifest.version)}"
+    return SignatureRefused(what, f"it {clause}" if clause.startswith("is ") else clause, reason=reason, hint=hint)
+
+
+_LIMIT_BYTES: Final = 16 << 20
+_Places = Mapping[str, Mapping[str, list[str]]]
+
+
+class Repositories:
+    """The records of the library under `root`: by server and full name."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.path = root / "repositories.json"
+
+    def of(self, place: str, full_name: str) -> frozenset[str]:
+        """The repositories that may supply a name on a server; none before its first use.
+
+        Raises:
+            Malformed: the file is damaged; no name may count as new then.
+            NotAllowed: others own or can write the file or its folder.
+        """
+        return frozenset(self._read().get(place, {}).get(full_name, ()))
+
+    def bind(self, place: str, full_name: str, repository: str) -> None:
+        """Let a repository supply a name from now on."""
+        if repository in self.of(place, full_name):
+            return
+        with Root(self._root).lock("trust", exclusive=True):
+            everything = {key: dict(names) for key, names in self._read().items()}
+            names = everything.setdefault(place, {})
+            names[full_name] = sorted({*names.get(full_name, ()), repository})
+            try:
+                write_durably(self.path, canonical_json({"places": everything}) + b"\n", mode=0o600)
+            except OSError as error:
+                raise Root(self._root).explain(error) from error
+
+    def _read(self) -> _Places:
+        try:
+            raw = read_owned(self.path, "says which repository each name comes from", limit_bytes=_LIMIT_BYTES)
+            return _places(strict_json(raw, limit_bytes=_LIMIT_BYTES))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Malformed(
+                f"`{self.path}`: {error}", hint="mend the file; deleting it forgets which repositories names came from"
+            ) from None
+
+
+def _places(value: object) -> _Places:
+    if not isinstance(value, dict) or not isinstance(value["places"], dict):
+        raise TypeError("expected an object with `places`")
+    for names in value["places"].values():
+        for repositories in names.values():
+            if not isinstance(repositories, list) or not all(isinstance(r, str) and is_hub_id(r) for r in repositories):
+                raise ValueError("a name has a list of repositories")
+    places: _Places = value["places"]
+    return places
+
+
+def strangers(library: Library, releases: Sequence[Release]) -> dict[tuple[Digest, str], str]:
+    """The reason against each of `releases` from another repository than its name, by digest and repository."""
+    offered = [release for release in releases if release.claimed_at]
+    there = {release.repository for release in offered}
+    known = Repositories(library.root)
+    told = {}
+    for release in releases:
+        if release.lost_name and release.repository not in library.accepted:
+            repository = shown(release.repository)
+            told[release.digest, release.repository] = (
+                f"from `{repository}`, which may not release `{shown(release.full_name)}` any more; "
+                f"`adapt install {repository} --accept-repository {repository}` takes it from there"
+            )
+    for release in offered:
+        name, repository = release.full_name, release.repository
+        if repository == name or repository in library.accepted:
+            continue
+        bound = known.of(release.claimed_at, name)
+        if repository in bound or (not bound and name not in there):
+            continue
+        if repository.lower() == f"{name}-{library.base_label(release.facts.base)}".lower():
+            continue  # the repository for this base, by the alias that it has here
+        owner = min(bound, default=name)
+        told[release.digest, repository] = (
+            f"from `{shown(repository)}`, while `{shown(name)}` comes from `{shown(owner)}`; "
+            f"`adapt install {shown(name)} --accept-repository {shown(repository)}` takes it from there, too"
+        )
+    return told
+
 
 _KEPT = "It stays installed and is not used"
 _NO_REMOTE: Final = Remote(name="", url="")
@@ -281,3 +493,48 @@ def _policy_of(remote: Remote | None) -> EffectivePolicy | None:
     if remote is None or remote.signatures is None:
         return None
     return EffectivePolicy(policy=remote.signatures, where=f"the policy of {remote.label} (`adapt remote set`)")
+
+
+_NOT_SIGNED: Final = "inspect them, then delete them or copy the adapter's own files to another folder"
+
+
+def signature_findings(
+    admission: Admission, release: Release, read: Callable[[], Provenance], place: str
+) -> list[Finding]:
+    """Findings about the signature that `read` returns, and about unsigned files beside it.
+
+    A false signature and one that the policy refuses are errors; a good one is a note. A missing signature is a note,
+    unless the policy requires one. First use does not count: it concerns only builds that arrive. Files that git or a
+    download left in the folder give a warning, or an error where the policy requires signatures.
+    """
+    try:
+        provenance = read()
+        decision = admission.decide(release, provenance, place)
+    except SignatureRefused as error:
+        return [_finding("E_SIGNATURE", "error", error.clause, hint=error.hint)]
+    found = [_of_signature(decision)]
+    beside = unsigned_beside(provenance)
+    if beside and decision.policy != "off":
+        warning = _finding("W_NOT_SIGNED", "warning", f"does not cover {some(beside, len(beside))}", hint=_NOT_SIGNED)
+        found.append(as_error(warning) if decision.policy == "require" else warning)
+    return found
+
+
+def as_error(finding: Finding) -> Finding:
+    """`W_NOT_SIGNED` as the error that `--strict` and required signatures make of it; other findings unchanged."""
+    if finding.code != "W_NOT_SIGNED":
+        return finding
+    return replace(finding, code="E_NOT_SIGNED", severity="error")
+
+
+def _of_signature(decision: Decision) -> Finding:
+    standing, message = decision.appraisal.standing, decision.appraisal.message
+    if decision.is_refused:
+        return _finding("E_SIGNATURE", "error", message, hint="`adapt key policy` shows the policies in force")
+    if standing in ("trusted", "unsigned") or decision.policy == "off":
+        return _finding("N_SIGNATURE", "note", message)
+    return _finding("W_SIGNATURE", "warning", message)
+
+
+def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:
+    return Finding(code=code, severity=severity, where=SIGNATURE_FILE, message=message, hint=hint)

@@ -1,1 +1,0 @@
-"""Which builds come in and which may be used, by origin and signature."""
