@@ -32,7 +32,7 @@ from adapterhub.library.library import Added
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.distribution.install import Install, InstallPlan
     from adapterhub.distribution.outdated import Offer, Upgraded, UpgradeRequest
     from adapterhub.formats.prompts.form import PromptForm
@@ -381,7 +381,7 @@ class WithInstalling(OpenedLibrary):
             return RevokedProject(project=place, revoked=TrustedProjects(self.root).revoke(place))
         return trust_project(self.session, place)
 
-    def _drop_in_gate(self, digest: str, test: Testing | None) -> Gate | None:
+    def _drop_in_gate(self, digest: str, test: Testing | None) -> ContractGate | None:
         """Tests what is to take the place of an installed build by the contract of that one.
 
         Raises:
@@ -389,14 +389,14 @@ class WithInstalling(OpenedLibrary):
         """
         if test is None:
             return None
-        from adapterhub.api.steps.contracts.gating import Gate
+        from adapterhub.api.steps.contracts.gating import ContractGate
         from adapterhub.api.steps.contracts.testing import Question
         from adapterhub.formats.contract.reader import contract_in
 
         build = next((build for build in self.installed() if build.manifest.digest == digest), None)
         contract = contract_in(build.folder) if build is not None else None
         if contract is not None:
-            return Gate(self, test, self.reports, Question(contract=contract, is_foreign=True))
+            return ContractGate(self, test, self.reports, Question(contract=contract, is_foreign=True))
         what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
         if test == "keep":
             raise CouldNotTell(
@@ -435,7 +435,7 @@ def specs_of(specs: Sequence[SpecLike], requirements: StrPath | Iterable[StrPath
     return found
 
 
-def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_in: str | None) -> Gate | None:
+def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_in: str | None) -> ContractGate | None:
     """The gate for what comes in; None where no test is asked for.
 
     Raises:
@@ -445,10 +445,10 @@ def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_i
         if given := "--dtype" if dtype else "--load-in" if load_in else "":
             raise UsageProblem(f"`{given}` needs `--test`")
         return None
-    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.api.steps.contracts.testing import Question
 
-    return Gate(session.library, test, session.out, Question(dtype=dtype or "auto", load_in=load_in))
+    return ContractGate(session.library, test, session.out, Question(dtype=dtype or "auto", load_in=load_in))
 
 
 def install_specs(
@@ -457,7 +457,7 @@ def install_specs(
     asked: Asked,
     *,
     signatures: SignaturePolicy | None = None,
-    gate: Gate | None = None,
+    gate: ContractGate | None = None,
     dry_run: bool = False,
 ) -> list[Install]:
     """Choose a build for each spec and install it, unless `dry_run`; several at a time come from servers.

@@ -70,7 +70,7 @@ from adapterhub.projects.values import Lock, LockedMerge, LockedSource
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.api.steps.contracts.syncing import DropIns
     from adapterhub.api.upkeep import Removed
     from adapterhub.distribution.install import Install
@@ -395,12 +395,12 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         )
         return replace(synced, tests=tuple(gate.results)) if gate else synced
 
-    def _gate(self, test: Testing | None) -> Gate | None:
+    def _gate(self, test: Testing | None) -> ContractGate | None:
         if test is None:
             return None
-        from adapterhub.api.steps.contracts.gating import Gate
+        from adapterhub.api.steps.contracts.gating import ContractGate
 
-        return Gate(self._session.library, test, self._session.out)
+        return ContractGate(self._session.library, test, self._session.out)
 
     def _warn(self, warnings: Sequence[str]) -> None:
         for warning in warnings:

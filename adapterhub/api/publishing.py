@@ -166,7 +166,7 @@ class WithPublishing(OpenedLibrary):
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
         from adapterhub.api.searching import find_build
-        from adapterhub.api.steps.contracts.gating import Gate
+        from adapterhub.api.steps.contracts.gating import ContractGate
         from adapterhub.api.steps.contracts.stating import contract_line, sign_results
         from adapterhub.api.steps.contracts.testing import Question
         from adapterhub.api.steps.keys import sign_build, signing_key
@@ -187,7 +187,7 @@ class WithPublishing(OpenedLibrary):
         there = to if isinstance(to, str) else str(Path(to).absolute())
         if results:
             return self._send_results(build, there, remote=remote, token=token, offline=offline)
-        gate = Gate(self, test, self.reports, Question(base_alone=True)) if test else None
+        gate = ContractGate(self, test, self.reports, Question(base_alone=True)) if test else None
         release = publishable(
             Release(
                 manifest=build.manifest,

@@ -20,7 +20,7 @@ from adapterhub.cli.use.serve_rank import max_rank_for
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.serving import ServeTest
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.inference.serving import LeasedAdapter
@@ -284,15 +284,18 @@ def _base_of(session: Session, base: BaseSpec | None, specs: Sequence[AdapterSpe
 
 def _test_of(
     session: Session, record: BaseRecord, specs: Sequence[AdapterSpec], testing: Testing | None
-) -> ServeTest | None:
+) -> ContractGate | None:
     """The test of what is served; None where none is asked for."""
     if testing is None:
         return None
     if not specs:
         raise UsageProblem("`--test` needs a SPEC: what only a request names is not tested")
-    from adapterhub.api.steps.contracts.serving import ServeTest
+    from adapterhub.api.steps.contracts.gating import ContractGate
+    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.core.specs import BaseSpec
 
-    return ServeTest(session.library, record, testing, session.out, session.out)
+    question = Question(on=BaseSpec.parse(record.alias or str(record.path)))
+    return ContractGate(session.library, testing, session.out, question)
 
 
 def _split(text: str) -> Sequence[str]:

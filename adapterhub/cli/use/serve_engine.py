@@ -18,7 +18,7 @@ from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter
 from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.serving import ServeTest
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.calling import Calling
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.inference.serving.provider import BuildGate
     from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Source
 
 
@@ -48,7 +49,7 @@ class ServeArgs:
     start_timeout_s: float
     drain_s: float
     dry_run: bool
-    test: ServeTest | None = None
+    test: ContractGate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,14 @@ def _gate(session: Session, args: ServeArgs) -> BuildGate:
         rules=session.project_rules,
     )
     test = args.test
-    return passes if test is None else lambda build: (*test(build), *passes(build))
+    if test is None:
+        return passes
+
+    def admit(build: Installed) -> tuple[str, ...]:
+        test.admit(build, undone="It is not served", merges=True)
+        return passes(build)
+
+    return admit
 
 
 def requested_name(spec: AdapterSpec) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Gate:
+class ContractGate:
     """Holds builds to their contracts before they come in, go out, are linked, are served or replace another.
 
     `results` has the verdicts so far. Bases stay in memory between builds. Under `warn` everything passes, and a

@@ -16,7 +16,7 @@ from adapterhub.projects.locking import DropIn
 from adapterhub.projects.values import LockedAdapter
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import Gate
+    from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.core.specs import AdapterName
     from adapterhub.library.library import Library
     from adapterhub.projects.values import Lock, Locked
@@ -25,7 +25,7 @@ Bring = Callable[["Lock", Sequence["Locked"]], object]
 """Brings builds of a lock into the library."""
 
 
-def admit_locked(gate: Gate, lock: Lock, entries: Sequence[Locked]) -> None:
+def admit_locked(gate: ContractGate, lock: Lock, entries: Sequence[Locked]) -> None:
     """Test the builds of a lock on its base; one without a contract is named, and comes in.
 
     The policy `tests` of a project is what demands a contract.
@@ -50,7 +50,7 @@ def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
 class DropIns:
     """Holds newer builds to the contracts of those that they replace; `results` has a verdict for each."""
 
-    gate: Gate
+    gate: ContractGate
     bring: Bring
     results: list[DropIn] = field(default_factory=list)
 
