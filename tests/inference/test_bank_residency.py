@@ -239,9 +239,9 @@ def test_a_build_whose_files_are_gone_works_on_until_it_is_evicted(
 def test_a_damaged_build_is_not_loaded(folders: dict[str, Path], library: Library, tmp_path: Path) -> None:
     into_store(library, folders, tmp_path / "model")
     [build] = library.builds_named("a")
-    engines = build.folder / WEIGHTS
-    engines.chmod(0o644)
-    with engines.open("r+b") as stream:
+    weights = build.folder / WEIGHTS
+    weights.chmod(0o644)
+    with weights.open("r+b") as stream:
         stream.seek(-3, 2)
         stream.write(b"\x01")
 

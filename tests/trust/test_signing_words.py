@@ -21,7 +21,7 @@ from adapterhub.library import admission
 from adapterhub.library.admission import Admission, Decision, InstallRequest, as_error, signature_findings
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
-from adapterhub.trust.signing import appraisal
+from adapterhub.trust.signing import appraisal as provenance
 from adapterhub.trust.signing.appraisal import (
     UNSIGNED,
     Appraisal,
@@ -96,16 +96,16 @@ ROWS = [(s, p, row[n]) for s, row in TABLE.items() for n, p in enumerate(POLICIE
 
 @pytest.mark.parametrize(("standing", "policy", "expected"), ROWS)
 def test_the_gate_does_what_its_table_says(root: Path, standing: str, policy: Policy | None, expected: str) -> None:
-    offered, appraisal = offer(standing, root)
+    offered, provenance = offer(standing, root)
     if expected != "refused":
-        admitted = Admission(Library(root)).admit(offered, appraisal, PLACE, ASKED, policy)
+        admitted = Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, policy)
 
         assert (admitted.appraisal.standing, admitted.appraisal.message) == (standing, MESSAGES[standing])
         assert admitted.warns is (expected == "warned")
         assert not admitted.is_refused
         return
     with pytest.raises(SignatureRefused) as told:
-        Admission(Library(root)).admit(offered, appraisal, PLACE, ASKED, policy)
+        Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, policy)
 
     where = ", and the option `--signatures` requires a signature" if policy else ""
     clause = f"it {MESSAGES[standing]}{where}"
@@ -129,12 +129,12 @@ def remember(root: Path, version: str = "1.0.0", by: str | None = None, **build:
 def let_in(root: Path, offered: Release, provenance: Provenance, asked: InstallRequest = ASKED, **more: Any) -> None:
     """Admit a build and record it, as an install does."""
     gate = Admission(Library(root))
-    gate.remember(offered, gate.admit(offered, appraisal, PLACE, asked, **more), asked)
+    gate.remember(offered, gate.admit(offered, provenance, PLACE, asked, **more), asked)
 
 
 def refusal(root: Path, offered: Release, provenance: Provenance, **more: Any) -> SignatureRefused:
     with pytest.raises(SignatureRefused) as told:
-        Admission(Library(root)).admit(offered, appraisal, PLACE, ASKED, **more)
+        Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, **more)
     assert told.value.exit_code == 14
     assert str(told.value).endswith(". Nothing was stored")
     assert told.value.what == f"`acme/legal-qa` {offered.manifest.version}"
@@ -303,7 +303,7 @@ URL = "https://corp.example"
 
 
 def decided(root: Path, offered: Release, provenance: Provenance, place: str) -> tuple[Appraisal, Policy | None]:
-    decision = Admission(Library(root)).decide(offered, appraisal, place)
+    decision = Admission(Library(root)).decide(offered, provenance, place)
     return decision.appraisal, decision.policy
 
 
@@ -403,12 +403,12 @@ Change = Callable[[dict[str, Any]], object]
 
 def judge(provenance: Provenance, trust: Trust = TRUST, offered: Release | None = None) -> Appraisal:
     what = offered or release()
-    return examine(what.manifest, what.namespace, appraisal, trust, now=0.0)
+    return examine(what.manifest, what.namespace, provenance, trust, now=0.0)
 
 
 def false(provenance: Provenance, offered: Release | None = None) -> tuple[str, str]:
     with pytest.raises(SignatureRefused) as told:
-        judge(appraisal, offered=offered)
+        judge(provenance, offered=offered)
     assert told.value.what == "`acme/legal-qa` 1.0.0"
     assert told.value.hint == f"the files are not the signed ones; {GONE}"
     assert told.value.message.endswith(". Nothing was stored")
@@ -571,11 +571,11 @@ def test_a_strangers_signature_need_not_name_the_manifest() -> None:
 def test_what_lies_beside_a_signature_is_judged_by_its_kind(
     name: str, kind: str, expected: tuple[str, str] | None
 ) -> None:
-    appraisal = signed(release(), beside=beside_of(name, kind=kind))
+    provenance = signed(release(), beside=beside_of(name, kind=kind))
     if expected is None:
-        assert judge(appraisal).standing == "trusted"
+        assert judge(provenance).standing == "trusted"
     else:
-        assert false(appraisal) == expected
+        assert false(provenance) == expected
 
 
 def test_a_signed_file_that_is_not_beside_its_signature_is_missing() -> None:
@@ -601,21 +601,21 @@ NOT_SIGNED_HINT = "inspect them, then delete them or copy the adapter's own file
 
 def found(root: Path, provenance: Provenance, policy: Policy | None = None) -> list[Finding]:
     TrustFile(root).set_policy(None, policy)
-    return signature_findings(Admission(Library(root)), release(), lambda: appraisal, PLACE)
+    return signature_findings(Admission(Library(root)), release(), lambda: provenance, PLACE)
 
 
 @pytest.mark.parametrize(("standing", "policy", "expected"), ROWS)
 def test_a_finding_says_what_the_policy_makes_of_a_signature(
     root: Path, standing: str, policy: Policy | None, expected: str
 ) -> None:
-    _, appraisal = offer(standing, root)
+    _, provenance = offer(standing, root)
     code, severity, hint = {
         "yes": ("N_SIGNATURE", "note", ""),
         "warned": ("W_SIGNATURE", "warning", ""),
         "refused": ("E_SIGNATURE", "error", "`adapt key policy` shows the policies in force"),
     }[expected if (standing, policy) != ("unsigned", "warn") else "yes"]
 
-    assert [f.to_json() for f in found(root, appraisal, policy)] == [
+    assert [f.to_json() for f in found(root, provenance, policy)] == [
         {
             "code": code,
             "severity": severity,
@@ -741,8 +741,8 @@ def test_the_path_of_an_odd_signature_is_shown_up_to_200_characters(length: int,
 
 
 def test_no_more_names_are_read_than_the_bound_and_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert appraisal.MAX_ENTRIES == 20_000
-    monkeypatch.setattr(appraisal, "MAX_ENTRIES", 3)
+    assert provenance.MAX_ENTRIES == 20_000
+    monkeypatch.setattr(provenance, "MAX_ENTRIES", 3)
     for number in range(6):
         (tmp_path / str(number)).touch()
 
