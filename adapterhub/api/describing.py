@@ -218,7 +218,7 @@ def shown_build(
 def _contract(library: Library, build: Installed) -> str | None:
     if build.manifest.file("evals.jsonl") is None:
         return None
-    from adapterhub.api.steps.contracts.stating import contract_line
+    from adapterhub.api.steps.contracts.recording import contract_line
 
     try:
         line = contract_line(library, build)

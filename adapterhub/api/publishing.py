@@ -167,7 +167,7 @@ class WithPublishing(OpenedLibrary):
         """
         from adapterhub.api.searching import find_build
         from adapterhub.api.steps.contracts.gating import ContractGate
-        from adapterhub.api.steps.contracts.stating import contract_line, sign_results
+        from adapterhub.api.steps.contracts.recording import contract_line, sign_results
         from adapterhub.api.steps.contracts.testing import Question
         from adapterhub.api.steps.keys import sign_build, signing_key
         from adapterhub.api.steps.publishing import tell_refused

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.api.steps.contracts.stating import state_result
-from adapterhub.api.steps.contracts.subjects import subject_of_build
+from adapterhub.api.steps.contracts.recording import state_result
+from adapterhub.api.steps.contracts.testing import subject_of_build
 from adapterhub.core.digests import Digest
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested, Verdict

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.api.steps.contracts.stating import state_result
-from adapterhub.api.steps.contracts.subjects import subject_of
+from adapterhub.api.steps.contracts.recording import state_result
+from adapterhub.api.steps.contracts.testing import subject_of
 from adapterhub.core.digests import digest_of
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.formats.signed import Bundle, pre_authentication

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from adapterhub.api.contracts.adapted import Adapted
+    from adapterhub.api.contracts.testing import Adapted
 
 _SETTINGS = {
     "spec": "Test this adapter, a spec or a folder, with the fixture `adapted`.",
@@ -38,7 +38,7 @@ def adapted(pytestconfig: pytest.Config) -> Iterator[Adapted]:
     if spec is None:
         pytest.skip("no adapter is named: `pytest --adapt-spec SPEC`, or `adapt test SPEC --runner pytest --task PATH`")
     import adapterhub
-    from adapterhub.api.contracts.adapted import adapted as put_on_its_base
+    from adapterhub.api.contracts.testing import adapted as put_on_its_base
 
     try:
         library = adapterhub.default_library()

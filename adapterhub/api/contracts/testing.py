@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -27,14 +28,14 @@ from adapterhub.core.extras import extra_named
 from adapterhub.library.store.catalog import AdapterLike
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.emitting import EmittedTask
-    from adapterhub.api.steps.contracts.recording import RecordedContract
-    from adapterhub.api.steps.contracts.stating import SignedResults
-    from adapterhub.api.steps.contracts.subjects import ContractSubject
+    from adapterhub.api.steps.contracts.recording import RecordedContract, SignedResults
+    from adapterhub.api.steps.contracts.running import EmittedTask
+    from adapterhub.api.steps.contracts.testing import ContractSubject
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.results import Tested, Verdict
     from adapterhub.formats.contract.standards import Standards
     from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.library.library import Library
     from adapterhub.trust.signing.keys import SigningKey
 
 
@@ -124,9 +125,8 @@ class WithContracts(OpenedLibrary):
             UsageProblem: options exclude each other, or the runner is not installed, or has no such task.
             EngineFailed: the runner ended without a result.
         """
-        from adapterhub.api.steps.contracts.stating import ensure_can_be_stated
-        from adapterhub.api.steps.contracts.subjects import Models, subject_of
-        from adapterhub.api.steps.contracts.testing import Question, verdict_on, verdicts_on, worst
+        from adapterhub.api.steps.contracts.recording import ensure_can_be_stated
+        from adapterhub.api.steps.contracts.testing import Models, Question, subject_of, verdict_on, verdicts_on, worst
         from adapterhub.api.steps.keys import signing_key
         from adapterhub.formats.contract.reader import read_rules
 
@@ -186,7 +186,7 @@ class WithContracts(OpenedLibrary):
                 self.reports.warn(f"no statement was written: {results[0].verdict} says nothing to state")
 
     def _sign_results(self, subjects: Sequence[ContractSubject], results: Sequence[Tested], signer: SigningKey) -> None:
-        from adapterhub.api.steps.contracts.stating import state_result
+        from adapterhub.api.steps.contracts.recording import state_result
 
         for subject, result in zip(subjects, results, strict=True):
             path, label = state_result(self, subject, result, signer), shown(result.label, 200)
@@ -252,7 +252,7 @@ class Contracts:
             NotAllowed: a text looks private.
         """
         from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
-        from adapterhub.api.steps.contracts.subjects import subject_of
+        from adapterhub.api.steps.contracts.testing import subject_of
 
         recipe = Recipe(
             plan=plan_from(_path(examples), _path(tests)),
@@ -287,8 +287,8 @@ class Contracts:
         Raises:
             NotFound: an adapter is not here.
         """
-        from adapterhub.api.steps.contracts.stating import fetch_results, signed_results
-        from adapterhub.api.steps.contracts.subjects import subject_of
+        from adapterhub.api.steps.contracts.recording import fetch_results, signed_results
+        from adapterhub.api.steps.contracts.testing import subject_of
 
         library = self._session.project_library
         subjects = [subject_of(library, text_of(adapter)) for adapter in adapters]
@@ -320,8 +320,8 @@ class Contracts:
             CouldNotTell: there is no contract.
             Incompatible: the tool cannot ask these goldens.
         """
-        from adapterhub.api.steps.contracts.emitting import emit_task
-        from adapterhub.api.steps.contracts.subjects import subject_of
+        from adapterhub.api.steps.contracts.running import emit_task
+        from adapterhub.api.steps.contracts.testing import subject_of
 
         library = self._session.project_library
         subject = subject_of(library, text_of(adapter))
@@ -381,3 +381,78 @@ def _write(path: StrPath, text: str) -> None:
     from adapterhub.core.disk.output_place import output_place
 
     write_durably(output_place(path_of(path)), text.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Adapted:
+    """An adapter that is loaded and checked. Call it with a question: it answers greedily, asked in its prompt form.
+
+    `model` is the base in memory with the adapter on it, `base` the base's name. `contract` is None without one.
+    """
+
+    name: str
+    version: str
+    folder: Path
+    base: str
+    base_verdict: str
+    form: PromptForm
+    contract: Contract | None
+    model: Any
+    tokenizer: Any
+
+    def __call__(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """The answer to one question, without special tokens and stop texts."""
+        return self.answers([question], max_new_tokens=max_new_tokens)[0]
+
+    def answers(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
+        """The answers to several questions, which share a pass.
+
+        Raises:
+            UsageProblem: a question does not suit the prompt form, or is too long for the base.
+        """
+        from adapterhub.inference.generation import Question, Writing, write
+
+        limit = max_new_tokens or self.form.max_new_tokens
+        asked = [Question(text=text, form=self.form, max_new_tokens=limit) for text in questions]
+        return [answer.text for answer in write(self.model, self.tokenizer, asked, Writing())]
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.version} on {self.base}, asked as {self.form.label}>"
+
+
+@contextlib.contextmanager
+def adapted(library: Library, adapter: str, *, on: BaseLike | None = None, dtype: str = "auto") -> Iterator[Adapted]:
+    """Put an adapter, a spec or a folder, on its base; all its files are checked as `attach` does.
+
+    Raises:
+        AdapterNotFound, NotFound: there is no such adapter.
+        BaseNotFound: the base is not on this machine.
+        BaseMismatch, RefusedAdapter, DigestMismatch: the adapter does not fit the base, or is damaged.
+        Incompatible: it is an encoder's, which writes no text.
+    """
+    from adapterhub.api.steps.contracts.testing import Models, base_for, model_of, subject_of
+    from adapterhub.core.errors import Incompatible
+    from adapterhub.formats.prompts.form import RAW
+
+    with extra_named("testing an adapter"):
+        subject = subject_of(library, adapter)
+        if (kind := subject.kind()) is not None:
+            raise Incompatible(f"`{subject.label}` writes no text: its contract is of the kind `{kind}`")
+        record, contract = base_for(library, subject, base_of(on)), subject.contract()
+        own = contract.prompt if contract else subject.manifest.prompt if subject.manifest else None
+        with model_of(library, subject, record, Models(library.bases), dtype=dtype, load_in=None, kind=None) as (
+            model,
+            tokenizer,
+            verdict,
+        ):
+            yield Adapted(
+                name=subject.name,
+                version=subject.version,
+                folder=subject.folder,
+                base=record.label,
+                base_verdict=verdict,
+                form=own or RAW,
+                contract=contract,
+                model=model,
+                tokenizer=tokenizer,
+            )

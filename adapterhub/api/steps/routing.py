@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.searching import search_installed
-from adapterhub.api.steps.contracts.subjects import subject_of_build
+from adapterhub.api.steps.contracts.testing import subject_of_build
 from adapterhub.core.arguments import path_of
 from adapterhub.core.disk.new_folder import write_output
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, UsageProblem, problem_list, shown

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.api.searching import ASK_ABOVE_BYTES, search_installed, search_server
-from adapterhub.api.steps.contracts.subjects import subject_of_build
-from adapterhub.api.steps.contracts.testing import Question, what_decides
+from adapterhub.api.steps.contracts.testing import Question, subject_of_build, what_decides
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, NotAllowed, problem_list, shown

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from adapterhub.api.steps.contracts import emitting, recording, stating
+from adapterhub.api.steps.contracts import recording, running
 from adapterhub.cli.documents._values import document_of
 from adapterhub.formats.contract import results, standards
 
@@ -13,7 +13,7 @@ Tested = document_of(results.Tested)
 CONTRACTS = {
     "test": list[Tested],
     "contract-record": document_of(recording.RecordedContract),
-    "contract-results": list[document_of(stating.SignedResults)],
-    "contract-export": document_of(emitting.EmittedTask),
+    "contract-results": list[document_of(recording.SignedResults)],
+    "contract-export": document_of(running.EmittedTask),
     "contract-policy": document_of(standards.Standards),
 }

@@ -18,8 +18,7 @@ from adapterhub.core.errors import shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.api.steps.contracts.recording import RecordedContract
-    from adapterhub.api.steps.contracts.stating import SignedResults
+    from adapterhub.api.steps.contracts.recording import RecordedContract, SignedResults
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)

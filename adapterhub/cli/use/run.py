@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import secrets
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +19,22 @@ from adapterhub.cli.completion.completing import complete_first_spec, complete_s
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.loading import loading_options
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.use.run_image import ImageOptions, draw_image, ensure_alone
+from adapterhub.cli.output import Output, json_text, printable
 from adapterhub.core.arguments import Count, Guidance, Seed, Share, Steps, Temperature
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.digests import strict_json
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import (
+    AdapterHubError,
+    Conflict,
+    Malformed,
+    NotAllowed,
+    NotFound,
+    UsageProblem,
+    problem_list,
+    shown,
+)
 from adapterhub.inference.answering import (
     Choice,
     Loading,
@@ -28,9 +46,474 @@ from adapterhub.inference.answering import (
 )
 
 if TYPE_CHECKING:
-    from adapterhub.cli.output import Output
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.inference.generation import Question, Writing
+    from adapterhub.inference.answering import Typed
+    from adapterhub.inference.generation import Answer, Question, Writing
+    from adapterhub.library.store.catalog import AdapterLike
+
+_MOST_PIXELS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """What the user typed for an image."""
+
+    path: Path | None
+    steps: int | None
+    guidance: float | None
+    size: str | None
+
+    def ensure_image(self) -> None:
+        """Raise if there is no image that the other options are for."""
+        given = {"--steps": self.steps, "--guidance": self.guidance, "--size": self.size}
+        named = next((name for name, value in given.items() if value is not None), None)
+        if self.path is None and named:
+            raise UsageProblem(f"`{named}` needs `--image`", hint="pass `--image out.png`")
+
+
+def ensure_alone(image: ImageOptions, others: Mapping[str, object]) -> None:
+    """Raise if an option for text is given with --image."""
+    named = next((name for name, value in others.items() if value not in (None, False, ())), None)
+    if named:
+        raise UsageProblem(f"`{named}` is for text, and `--image` draws", hint=f"omit `{named}` or `--image`")
+
+
+def draw_image(
+    session: Session, choice: Choice, prompt: str, image: ImageOptions, loading: Loading, seed: int | None
+) -> None:
+    """Draw, and write the PNG.
+
+    Raises:
+        UsageProblem, Conflict, NotFound, NotAllowed: of the file or the options; nothing was drawn.
+        BaseNotFound, MissingExtra, Incompatible, BaseMismatch: as `draw`.
+    """
+    assert image.path is not None  # the caller looked
+    _check_image_output(image.path)
+    size = None if image.size is None else _size(image.size)
+    library = session.project_library
+    record = find_base(library, [choice], loading.base)
+    from adapterhub.inference.images import Drawing, draw, write_png
+
+    drawing = Drawing(
+        prompt=prompt,
+        seed=secrets.randbelow(1 << 31) if seed is None else seed,
+        steps=image.steps,
+        guidance=image.guidance,
+        size=size,
+    )
+    adapters: dict[AdapterLike, float] = dict(choice.items())
+    with session.out.steps("draw", unit="steps") as progress:
+        drawn = draw(
+            library,
+            record,
+            adapters,
+            drawing,
+            dtype=loading.dtype,
+            allow_base_mismatch=loading.allow_base_mismatch,
+            on_step=progress,
+        )
+    for adapter in drawn.adapters:
+        for warning in adapter.warnings:
+            session.out.warn(f"`{shown(adapter.label, 200)}` {warning}")
+    try:
+        write_png(drawn.image, image.path)
+    except OSError as error:
+        raise NotAllowed(f"cannot write `{shown(str(image.path), 200)}`: {error.strerror}") from None
+    width, height = drawn.image.size
+    document = {
+        "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in drawn.adapters],
+        "base": record.label,
+        "prompt": prompt,
+        "image": str(image.path),
+        "width": width,
+        "height": height,
+        "steps": image.steps,
+        "seed": drawing.seed,
+        "seconds": round(drawn.seconds, 3),
+    }
+    text = f"wrote {image.path}  {width} x {height}, seed {drawing.seed}"
+    session.out.result(document, lambda: session.out.line(text))
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    digits = cross and width.isdecimal() and height.isdecimal() and len(text) <= len("8192x8192")
+    found = (int(width), int(height)) if digits else (0, 0)
+    if not all(0 < side <= _MOST_PIXELS and side % 8 == 0 for side in found):
+        raise UsageProblem(
+            f"--size `{shown(text)}`, expected width and height in pixels, multiples of 8 up to {_MOST_PIXELS}",
+            hint="such as `--size 768x512`",
+        )
+    return found
+
+
+def _check_image_output(out: Path) -> None:
+    """Raise unless `out` is a new PNG file in an existing, writable folder."""
+    where = shown(str(out), 200)
+    if out.suffix.lower() != ".png":
+        raise UsageProblem(f"--image `{where}`, expected a file that ends in `.png`")
+    output_place(out)
+    if out.exists() or out.is_symlink():
+        raise Conflict(f"`{where}` exists. Nothing was drawn", hint="name a file that does not exist yet")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"the folder of `{where}` does not exist", hint=f"`mkdir -p {out.parent}`")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise NotAllowed(f"cannot write `{where}`: its folder is not writable", hint="name a file in another folder")
+
+
+def compare_answers(
+    out: Output,
+    model: Model,
+    who: Sequence[Choice],
+    questions: Sequence[Question],
+    writing: Writing,
+    *,
+    prove_base: bool,
+) -> None:
+    """Answer with each adapter in turn and print the answers in columns, or one below the other."""
+    labels = [label_of(choice) for choice in who]
+    answers: list[dict[str, Any]] = []
+    with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
+        for at, (label, choice, question) in enumerate(zip(labels, who, questions, strict=True)):
+            progress(at, len(who))
+            with model.using(choice) as (adapted, adapters):
+                (answer,) = model.answers(adapted, [question], writing)
+            answers.append(
+                {
+                    "answered_by": label,
+                    "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
+                    "prompt_form": question.form.to_json(),
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "seconds": round(answer.seconds, 3),
+                    **answer.label_json(),
+                }
+            )
+    document: dict[str, Any] = {"base": model.record.label, "prompt": questions[0].text, "answers": answers}
+    document |= drawing_of(writing) | proof
+    out.result(document, lambda: _say_compared(out, labels, [answer["text"] for answer in answers]))
+
+
+def _say_compared(out: Output, labels: Sequence[str], texts: Sequence[str]) -> None:
+    if not sys.stdout.isatty():
+        for at, (label, text) in enumerate(zip(labels, texts, strict=True)):
+            out.piece(("\n" if at else "") + f"== {label}\n{text}\n")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for label in labels:
+        table.add_column(Text(label), ratio=1, overflow="fold")
+    table.add_row(*(Text(printable(text).strip("\n")) for text in texts))
+    Console().print(table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The settings of a batch. `default` answers rows without an adapter.
+
+    `typed` and `max_new_tokens` are what the user said; a row's own system text makes it a chat.
+    """
+
+    prompts: Path
+    out: Path | None
+    default: Choice | None
+    typed: Typed
+    max_new_tokens: int | None
+    size: int
+
+
+def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Loading, *, prove_base: bool) -> None:
+    """Answer every row and write the answers in the order of the rows, all of them or none.
+
+    Raises:
+        NotFound, Malformed: the prompts cannot be read; the message lists every bad line, and nothing was answered.
+        Conflict, NotAllowed, DiskFull: the answers cannot be written.
+    """
+    if batch.out is not None:
+        _check_output(batch.out)
+    rows, problems = read_rows(batch.prompts, batch.default)
+    library, choices = session.project_library, [row.choice for row in rows]
+    model = Model(session.out, library, find_base(library, choices, loading.base), loading, choices)
+    asked = [(row.choice, row.prompt, _typed(batch.typed, row, problems)) for row in rows]
+    questions = model.questions(asked, max_new_tokens=batch.max_new_tokens)
+    if model.labels is not None:
+        questions = [replace(question, max_new_tokens=0) for question in questions]
+    lengths = _lengths(model, rows, questions, writing, problems)
+    with model.proved(wanted=prove_base) as proof:
+        start = time.perf_counter()
+        answers = _answers(session.out, model, rows, questions, lengths, writing, batch.size)
+        seconds = time.perf_counter() - start
+    written = sum(answer.tokens for answer in answers)
+    rates = {"tokens_per_second": round(written / seconds, 2), "rows_per_second": round(len(rows) / seconds, 3)}
+    summary: dict[str, Any] = {"base": model.record.label, "rows": len(rows), "tokens": written}
+    summary |= {"seconds": round(seconds, 3), **rates, **drawing_of(writing), **proof}
+    documents = [_document(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    session.out.note(
+        f"{len(rows):,} rows, {written:,} tokens in {seconds:.1f} s:"
+        f" {rates['tokens_per_second']:.1f} tokens/s, {rates['rows_per_second']:.3g} rows/s"
+    )
+    trouble = _write(batch.out, documents) if batch.out else None
+    kept = trouble is None and batch.out is not None
+    summary |= {"out": str(batch.out)} if kept else {"answers": documents}
+    session.out.result(summary, lambda: _say_batch(session, batch.out if kept else None, documents))
+    if trouble is not None:
+        raise trouble
+
+
+def _typed(typed: Typed, row: Row, problems: RowProblems) -> Typed:
+    """What the user said of the row; its own system text replaces that of the command."""
+    if row.system is None:
+        return typed
+    if typed.chat is False or typed.template is not None:
+        option = "--raw" if typed.template is None else "--template"
+        problems.found.append(f"line {row.line}: has a `system` text, and {option} forbids a chat")
+        return typed
+    return replace(typed, system=row.system)
+
+
+def _lengths(
+    model: Model, rows: Sequence[Row], questions: Sequence[Question], writing: Writing, problems: RowProblems
+) -> list[int]:
+    """The tokens of each prompt; raises for prompts and adapters that cannot be used, all at once."""
+    from adapterhub.inference.generation import all_tokens_of
+
+    def length_of(question: Question) -> int:
+        return len(all_tokens_of(model.base, model.tokenizer, [question], writing)[0])
+
+    try:
+        lengths = [len(found) for found in all_tokens_of(model.base, model.tokenizer, questions, writing)]
+    except AdapterHubError:  # now one by one, for the lines
+        numbered = zip(rows, questions, strict=True)
+        lengths = [problems.check(row.line, lambda q=question: length_of(q)) or 0 for row, question in numbered]  # type: ignore[misc] # bound now
+    reasons: dict[tuple[tuple[str, float], ...], str] = {}
+    for row in rows:
+        key = tuple(row.choice.items())
+        if key not in reasons:
+            reasons[key] = model.why_not(row.choice)
+        if reasons[key]:
+            problems.found.append(f"line {row.line}: {reasons[key]}")
+    problems.refuse()
+    return lengths
+
+
+def _answers(
+    out: Output,
+    model: Model,
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    lengths: Sequence[int],
+    writing: Writing,
+    size: int,
+) -> list[Answer]:
+    """The answers in the order of the rows, with a bar that shows the rate."""
+    found: dict[int, Answer] = {}
+    start, tokens = time.perf_counter(), 0
+    with out.described_steps("answer", unit="rows") as progress:
+        progress(0, len(rows), "answer")
+        for batch in model.batches([row.choice for row in rows], lengths, size):
+            with model.using_rows([rows[at].choice for at in batch]) as adapted:
+                given = model.answers(adapted, [questions[at] for at in batch], writing)
+            found |= zip(batch, given, strict=True)
+            tokens += sum(answer.tokens for answer in given)
+            progress(len(found), len(rows), f"answer, {tokens / (time.perf_counter() - start):.3g} tokens/s")
+    return [found[at] for at in range(len(rows))]
+
+
+def _document(row: Row, answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = {} if row.id is None else {"id": row.id}
+    document |= {"prompt": row.prompt, "adapter": row.adapter, "text": answer.text, "tokens": answer.tokens}
+    document |= answer.label_json()
+    return document if row.system is None else document | {"system": row.system}
+
+
+def _say_batch(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]) -> None:
+    if out is not None:
+        session.out.line(f"wrote {len(documents):,} answers to {out}")
+        return
+    for document in documents:
+        session.out.line(json_text(document))
+
+
+# ---------------------------------------------------------------- the output file
+def _check_output(out: Path) -> None:
+    """Raise unless `out` is a new file in an existing, writable folder."""
+    where = shown(str(out), 200)
+    output_place(out)
+    if out.exists() or out.is_symlink():
+        raise Conflict(f"`{where}` exists. Nothing was answered", hint="name a file that does not exist yet")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"the folder of `{where}` does not exist", hint=f"`mkdir -p {out.parent}`")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise NotAllowed(f"cannot write `{where}`: its folder is not writable", hint="name a file in another folder")
+
+
+def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
+    """Write all answers or none; returns the problem, so that a full disk does not lose an hour of answers."""
+    data = "".join(json_text(document) + "\n" for document in documents).encode()
+    try:
+        write_durably(output_place(out), data)
+    except OSError as error:
+        where = f"cannot write `{shown(str(out), 200)}`: {error.strerror}"
+        return NotAllowed(f"{where}. The answers went to stdout instead", hint="redirect stdout to a file with `>`")
+    return None
+
+
+MAX_FILE_BYTES: Final = 256 << 20
+MAX_LINE_BYTES: Final = 4 << 20
+PROBLEMS_SHOWN: Final = 20
+_KEYS: Final = ("prompt", "adapter", "system", "id")
+_FORM: Final = (
+    '{"prompt": …, "adapter": "a" or {"a": 0.7, "b": 0.3} or null, "system": …, "id": …}, all but `prompt` optional'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One prompt of a batch. `adapter` is the line's value, `choice` its meaning; `id` is None if missing."""
+
+    line: int
+    prompt: str
+    adapter: Any
+    choice: Choice
+    system: str | None
+    id: str | int | None
+
+
+class RowProblems:
+    """Collects the problems of all lines of a file, to report them at once."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.found: list[str] = []
+
+    def check(self, line: int, call: Callable[[], Any]) -> Any:
+        """The result of `call`; None if it raises, which is recorded as a problem of the line."""
+        try:
+            return call()
+        except ValueError as error:
+            self.found.append(f"line {line}: {error}")
+        except AdapterHubError as error:
+            self.found.append(f"line {line}: {error.message}")
+        return None
+
+    def refuse(self) -> None:
+        """Raise if there are problems.
+
+        Raises:
+            Malformed: the message lists each line, up to a limit.
+        """
+        if not self.found:
+            return
+        title = f"{self.where}: not valid prompts; nothing was answered"
+        raise Malformed(
+            problem_list(title, self.found, PROBLEMS_SHOWN), hint=f"write one JSON object per line: {_FORM}"
+        )
+
+
+def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblems]:
+    """The rows of a file (`-` is stdin), without empty lines; `default` answers rows that name no adapter.
+
+    Raises:
+        NotFound: the file does not exist.
+        Malformed: the file is too large or empty, or has lines that are not prompts.
+    """
+    is_stdin = str(path) == "-"
+    where = "stdin" if is_stdin else shown(str(path), 200)
+    raw = _read(path, where, is_stdin=is_stdin)
+    problems = RowProblems(where)
+    rows: list[Row] = []
+    seen: dict[str | int, int] = {}
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = problems.check(number, lambda line=line, number=number: _row(line, number, default))  # type: ignore[misc] # bound now
+        if row is None:
+            continue
+        rows.append(row)
+        if row.id is not None and seen.setdefault(row.id, number) != number:
+            problems.found.append(f"line {number}: `id` {shown(row.id, 40)} is already that of line {seen[row.id]}")
+    problems.refuse()
+    if not rows:
+        raise Malformed(f"{where}: contains no prompts", hint=f"write one JSON object per line: {_FORM}")
+    return rows, problems
+
+
+def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
+    if is_stdin:
+        raw = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    else:
+        raw = read_typed(path, MAX_FILE_BYTES, hint=f"name a file with one JSON object per line: {_FORM}")
+    if len(raw) > MAX_FILE_BYTES:
+        raise Malformed(f"{where}: larger than {MAX_FILE_BYTES >> 20} MB", hint="split the file")
+    return raw
+
+
+def _row(raw: bytes, line: int, default: Choice | None) -> Row:
+    """The row of one line.
+
+    Raises:
+        ValueError, UsageProblem: the line is not a valid prompt.
+    """
+    value = strict_json(raw, limit_bytes=MAX_LINE_BYTES)
+    if not isinstance(value, dict):
+        raise ValueError(f"is {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+    unknown = [key for key in value if key not in _KEYS]
+    if unknown:
+        raise ValueError(f"has `{shown(unknown[0], 40)}`, expected {', '.join(f'`{key}`' for key in _KEYS)}")
+    if "prompt" not in value:
+        raise ValueError("has no `prompt`")
+    if not isinstance(value["prompt"], str) or not value["prompt"]:
+        raise ValueError(f"`prompt` is {shown(value['prompt'], 40)}, expected text")
+    system, label = value.get("system"), value.get("id")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"`system` is {shown(system, 40)}, expected text")
+    if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
+        raise ValueError(f"`id` is {shown(label, 40)}, expected text or a whole number")
+    if "adapter" not in value and default is None:
+        raise ValueError("names no `adapter`, and neither does the command (null means the base alone)")
+    choice = _choice(value["adapter"]) if "adapter" in value else default
+    assert choice is not None  # refused above
+    adapter = value["adapter"] if "adapter" in value else _as_written(choice)
+    return Row(line=line, prompt=value["prompt"], adapter=adapter, choice=choice, system=system, id=label)
+
+
+def _choice(adapter: object) -> Choice:
+    if adapter is None:
+        return {}
+    if isinstance(adapter, str):
+        return _parsed(choice_from(adapter))
+    if not isinstance(adapter, dict) or not adapter:
+        raise ValueError(f"`adapter` is {shown(adapter, 40)}, expected a spec, an object of specs and weights, or null")
+    for name, weight in adapter.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"`adapter` gives `{shown(name, 40)}` the weight {shown(weight, 40)}, expected a number")
+    return _parsed({name: float(weight) for name, weight in adapter.items()})
+
+
+def _parsed(choice: Choice) -> Choice:
+    """`choice`, with each name checked to be a spec or a folder.
+
+    Raises:
+        SpecError: a name is neither.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+
+    for name in choice:
+        if not names_folder(name):
+            AdapterSpec.parse(name)
+    return choice
+
+
+def _as_written(choice: Choice) -> Any:
+    """`choice` as the value of `adapter` in a row."""
+    if list(choice.values()) == [1.0]:
+        return next(iter(choice))
+    return dict(choice) or None
+
 
 STDIN: Final = "-"
 _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The parties agree that"`'
@@ -158,8 +641,6 @@ def run(
     who, prompt = _who_and_prompt(words, mixture, compared, is_batch=batch is not None)
     writing = _writing(temperature, top_p, seed)
     if batch is not None:
-        from adapterhub.cli.use.run_batch import Batch, answer_batch
-
         batched = Batch(
             prompts=batch,
             out=out,
@@ -176,8 +657,6 @@ def run(
     asked = [(choice, text, typed) for choice in who]
     questions = model.questions(asked, max_new_tokens=max_new_tokens, compares=bool(compared))
     if compared:
-        from adapterhub.cli.use.run_compare import compare_answers
-
         compare_answers(session.out, model, who, questions, writing, prove_base=prove_base)
         return
     with model.proved(wanted=prove_base) as proof:

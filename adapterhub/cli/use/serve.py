@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
 from adapterhub.cli.options.testing import test_option
-from adapterhub.cli.use.serve_access import access_options, routed_specs
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
-from adapterhub.cli.use.serve_rank import max_rank_for
+from adapterhub.core.display import size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -26,7 +25,155 @@ if TYPE_CHECKING:
     from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.inference.serving.vllm import InstalledVllm, VllmOptions
     from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
     from adapterhub.trust.signing.policy import SignaturePolicy
+
+_LEAST_RANK: Final = 16
+
+
+def max_rank_for(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:
+    """The rank to allow: that of the named adapters, else of installed adapters for this base.
+
+    Says on stderr which adapters make every slot larger than all others need.
+    """
+    from adapterhub.formats.engines.vllm import MAX_RANKS
+    from adapterhub.inference.serving.provider import RANK_SETTING
+    from adapterhub.inference.serving.vllm import allowed_rank
+
+    if args.settings.max_rank is not None:
+        return allowed_rank(args.settings.max_rank)
+    needed: dict[str, int] = {
+        one.label: rank for one in handed if isinstance(rank := one.verdict.settings.get(RANK_SETTING), int)
+    }
+    needed = needed or _installed_ranks(session, args)
+    allowed = {label: allowed_rank(rank) for label, rank in needed.items() if rank <= MAX_RANKS[-1]}
+    most = max([_LEAST_RANK, *allowed.values()])
+    _say_what_grows(session, args, allowed, most)
+    return most
+
+
+def _installed_ranks(session: Session, args: ServeArgs) -> dict[str, int]:
+    from adapterhub.formats.base.fingerprint import compare
+
+    ours = args.record.fingerprint
+    return {
+        f"{build.full_name}=={build.manifest.version}": build.manifest.rank
+        for build in session.library.installed()
+        if build.manifest.rank and compare(build.base.fingerprint, ours).verdict.allows_attach
+    }
+
+
+def _say_what_grows(session: Session, args: ServeArgs, allowed: Mapping[str, int], most: int) -> None:
+    from adapterhub.inference.serving.vllm import option_in, slot_bytes
+
+    large = sorted(label for label, rank in allowed.items() if rank == most)
+    others = [rank for rank in allowed.values() if rank < most]
+    if most == _LEAST_RANK or not others:
+        return
+    enough = max([_LEAST_RANK, *others])
+    item_bytes = 4 if option_in(args.extra, "--dtype") in {"float32", "float"} else 2
+    after, before = (size_text(slot_bytes(args.record.tensors, rank, item_bytes)) for rank in (most, enough))
+    whose = f"`{large[0]}` needs" if len(large) == 1 else f"`{large[0]}` and {len(large) - 1} more need"
+    session.out.note(
+        f"{whose} rank {most}, so every slot takes {after} of the engine's memory; rank {enough} ({before}) is enough "
+        f"for all others. To keep small slots, pass `--max-rank {enough}` and serve it from another server"
+    )
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def access_options(command: _F) -> _F:
+    """Add them to a command, whose parameters get their values."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def routed_specs(
+    library: Library, file: Path, record: BaseRecord, base_name: str, specs: Sequence[AdapterSpec]
+) -> tuple[AdapterSpec, ...]:
+    """The adapters of a routing file, each as exactly the build that it was checked with.
+
+    Raises:
+        NotFound, Malformed, BaseMismatch: it cannot be used, or is for another base.
+        NotFound, MissingExtra: the model that compares texts is not set up.
+        CouldNotTell: it confuses its adapters, and does not say that this is accepted.
+        UsageProblem: an adapter or the base is called `auto`.
+    """
+    from adapterhub.api.steps.routing import check_route
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.formats.route import AUTO
+    from adapterhub.inference.serving.auto import route_for
+    from adapterhub.library.find.meaning import encoder_of
+
+    if base_name == AUTO or any(spec.full_name == AUTO for spec in specs):
+        hint = "`--name` gives the base another one"
+        raise UsageProblem(f"`--route` answers the model name `{AUTO}`, which is taken", hint=hint)
+    read = route_for(file, record.fingerprint.weights)
+    check_route(read).ensure_good("Nothing was started")
+    encoder_of(library)
+    return tuple(AdapterSpec.parse(one.model) for one in read.adapters)
+
+
+def _say_new_key(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from adapterhub.inference.serving.access.tenants import new_key
+
+    key, digest = new_key()
+    click.echo(f'for the tenant:            {key}\nfor the file of tenants:   keys = ["{digest}"]')
+    context.exit()
+
+
+_OPTIONS = (
+    click.option(
+        "--route",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Answer the model name `auto` by the routing file FILE, which `adapt route` writes.",
+    ),
+    click.option(
+        "--pin",
+        "pins",
+        type=SPEC,
+        multiple=True,
+        metavar="SPEC",
+        help="vLLM: load this adapter at the start and keep it in memory (repeatable).",
+    ),
+    click.option(
+        "--tenants",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Let in only the tenants in the TOML file FILE; read again when it changes.",
+    ),
+    click.option(
+        "--new-key",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_say_new_key,
+        help="Print a new key for a tenant and its line for the file, and exit.",
+    ),
+    click.option(
+        "--audit-log",
+        metavar="FILE",
+        help="Append one JSON line for each request to FILE; `-` is standard error.",
+    ),
+    click.option(
+        "--deny",
+        multiple=True,
+        metavar="TEXT",
+        help="Refuse an adapter: a spec or digest, then the reason (repeatable).",
+    ),
+    click.option(
+        "--deny-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Refuse the adapters in FILE, one `--deny` a line; read again when it changes.",
+    ),
+)
+
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _SLOTS: Final = 4
@@ -254,7 +401,7 @@ def serve(
         )
     served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
-        from adapterhub.cli.use.serve_llama import serve_llama
+        from adapterhub.cli.use.serve_engine import serve_llama
 
         if cpu_slots is not None:
             raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory")

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, subject_of_build
 from adapterhub.api.steps.contracts.testing import (
+    ContractSubject,
+    Models,
     Question,
+    subject_of_build,
     verdict_on,
     verdict_on_model,
     verdicts_on,

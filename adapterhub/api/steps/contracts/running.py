@@ -4,34 +4,134 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.api.checking import checked_by, subjects_to_check
-from adapterhub.api.steps.contracts.emitting import contract_of, task_named
-from adapterhub.api.steps.contracts.subjects import ContractSubject, Models, base_for, model_of
-from adapterhub.api.steps.contracts.testing import kept_or_measured, what_decides
+from adapterhub.api.steps.contracts.testing import (
+    ContractSubject,
+    Models,
+    base_for,
+    kept_or_measured,
+    model_of,
+    what_decides,
+)
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
-from adapterhub.core.disk.files import digest_of_file
-from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.disk.files import digest_of_file, write_durably
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import CouldNotTell, Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.rendering import prompt_texts
 from adapterhub.inference.contracts import runners
 from adapterhub.inference.contracts.runners import METRIC, LmEvalTask, ensure_askable, lm_eval_task
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.contract import Contract, Golden
     from adapterhub.formats.contract.standards import Bounds
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmittedTask(Documented):
+    """A task that was written for a tool; nothing was run."""
+
+    tool: Annotated[str, "`lm-eval`"]
+    task: Annotated[str, "its name"]
+    goldens: int
+    files: tuple[Path, ...]
+    command: Annotated[tuple[str, ...], "runs the task in the folder of the files"]
+
+    @property
+    def typed(self) -> str:
+        """The command as one types it."""
+        return shlex.join(self.command)
+
+
+def contract_of(subject: ContractSubject, given: Contract | None) -> Contract:
+    """The contract that is given, else the adapter's own.
+
+    Raises:
+        CouldNotTell: there is none.
+        DigestMismatch, Malformed: the adapter's own is damaged.
+    """
+    if (contract := given or subject.contract()) is None:
+        raise CouldNotTell(
+            f"`{shown(subject.label, 200)}` has no contract",
+            hint="record one with `adapt contract record`, or name one with `--tests FILE`",
+        )
+    return contract
+
+
+def task_named(subject: ContractSubject) -> str:
+    """What a task of the adapter is called after."""
+    return Path(subject.name).name if subject.build is None else subject.name
+
+
+def emit_task(
+    library: Library,
+    subject: ContractSubject,
+    folder: Path,
+    *,
+    contract: Contract | None = None,
+    on: BaseSpec | None = None,
+) -> EmittedTask:
+    """Write the goldens as a task of lm-evaluation-harness into `folder`, a YAML file and a file of JSON Lines.
+
+    Only prompts of the form `chat` need the base, for its template; no model is loaded.
+
+    Raises:
+        Incompatible: the tool cannot ask these goldens.
+        BaseNotFound: the form is `chat`, and the base is not on this machine.
+        CouldNotTell: there is no contract.
+        NotAllowed: the folder is no place for an output.
+    """
+    contract = contract_of(subject, contract)
+    ensure_askable(contract)
+    tokenizer, base = None, "BASE_DIR"
+    if contract.prompt.form == "chat":
+        from adapterhub.inference.contracts.answers import Unknown
+        from adapterhub.inference.contracts.checking import ensure_comparable
+        from adapterhub.inference.loader.text import load_tokenizer
+
+        record = base_for(library, subject, on)
+        assert record.path is not None  # see `base_for`
+        tokenizer, base = load_tokenizer(record.path), str(record.path)
+        try:
+            ensure_comparable(contract, tokenizer)
+        except Unknown as unknown:
+            raise Incompatible(f"the goldens cannot be asked on `{record.label}`: {unknown.detail}") from None
+    asked = [golden.asked for golden in contract.distinct if golden.asked is not None]
+    task = lm_eval_task(contract, prompt_texts(contract.prompt, asked, tokenizer), task_named(subject))
+    place = output_place(folder / task.yaml).parent
+    place.mkdir(parents=True, exist_ok=True)
+    for name, raw in task.files.items():
+        write_durably(place / name, raw)
+    return EmittedTask(
+        tool="lm-eval",
+        task=task.name,
+        goldens=task.goldens,
+        files=tuple(place / name for name in task.files),
+        command=_command(task, base, subject),
+    )
+
+
+def _command(task: LmEvalTask, base: str, subject: ContractSubject) -> tuple[str, ...]:
+    arguments = {"pretrained": base, "peft": str(subject.folder.absolute()), "dtype": "float32", **task.model_args}
+    words = ("--model_args", ",".join(f"{name}={value}" for name, value in arguments.items()))
+    return ("lm-eval", "--model", "hf", *words, "--tasks", task.yaml, "--output_path", "out", "--log_samples")
+
 
 RUNNERS: Final = ("lm-eval", "pytest")
 _MOST_FILES: Final = 1000
