@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sqlite3
 import tempfile
 import threading
@@ -23,6 +24,8 @@ from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.server import config_of
 from adapterhub_registry.settings import load_settings
 from fastapi import FastAPI
+
+from tests.support.command_line import Adapt, Done
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Running:
 
     def now(self) -> float:
         return time.time()
+
+
+def typed(*arguments: object) -> Done:
+    """`adapt registry …` in this process; `serve` closes what it writes to other users, which ends with the command."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    try:
+        return Adapt(Path(tempfile.gettempdir()))("registry", *arguments)
+    finally:
+        os.umask(mask)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ KEY, SECRET = "adaptkey", "adaptsecret123"  # of a server that lives as long as 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 S3_ATTEMPTS = 3
 START_S = 60
+STOP_S = 10
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,27 @@ def postgres() -> Iterator[Postgres]:
     folder = tempfile.mkdtemp(prefix="registry-pg-")
     server = get_server(folder, cleanup_mode="delete")
     try:
+        _write_lazily(server.get_uri())
         yield Postgres(server.get_uri())
     finally:
+        pid = int(Path(folder, "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGQUIT)  # a polite end writes all that is about to be removed, up to a minute
+        end = time.monotonic() + STOP_S
+        while Path(folder, "postmaster.pid").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        server._postmaster_info = None  # it has ended
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_lazily(uri: str) -> None:
+    """Let the server wait for no disk: its data end with it."""
+    import psycopg
+
+    with psycopg.connect(uri, autocommit=True) as connection:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {name} = off")  # type: ignore[call-overload]
+        connection.execute("SELECT pg_reload_conf()")
 
 
 @dataclass(frozen=True)

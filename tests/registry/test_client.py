@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import subprocess
 from itertools import count
@@ -30,6 +30,7 @@ from adapterhub.library.transfer import copy
 from tests.cli.test_cli import ADAPT
 from tests.registry.proxy import Proxy, Request, flip_a_byte, proxy_of
 from tests.registry.running import Running, running
+from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -371,7 +372,7 @@ def test_contents_are_read_without_the_weights(server, proxy, library, large, te
 # ---------------------------------------------------------------- the command line
 class Home:
     def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, name
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("ADAPTERHUB_", "HF_"))}
         self.environ |= {"ADAPTERHUB_HOME": str(folder / name), "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
 
@@ -381,10 +382,11 @@ class Home:
             text=True, capture_output=True, check=False, input=stdin,
         )  # fmt: skip
 
-    def json(self, *arguments: str, **options: Any) -> Any:
-        done = self(*arguments, "--json", **options)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    def json(self, *arguments: str, stdin: str = "") -> Any:
+        """What a command prints that is typed in this process."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("sys.stdin", io.StringIO(stdin))
+            return Adapt(self.folder, self.name).json(*arguments)
 
     def fails(self, code: int, *arguments: str, **options: Any) -> str:
         done = self(*arguments, **options)
@@ -393,7 +395,7 @@ class Home:
 
 
 @pytest.fixture
-def homes(tmp_path) -> tuple[Home, Home]:
+def homes(tmp_path, online) -> tuple[Home, Home]:
     make_base(tmp_path / "models" / "base-7b")
     make_adapter(tmp_path / "out" / "legal-qa", seed=1)
     pair = Home(tmp_path, "ann"), Home(tmp_path, "bob")

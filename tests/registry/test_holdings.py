@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -13,9 +10,9 @@ import pytest
 from adapterhub_registry.database.db import Database, commits, nodes, refs
 from sqlalchemy import insert, select, update
 
-from tests.registry.conftest import ROOT
 from tests.registry.pushing import Push
-from tests.registry.running import running
+from tests.registry.running import running, typed
+from tests.support.command_line import Done
 
 
 @pytest.fixture
@@ -27,10 +24,8 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
-    command = [sys.executable, "-m", "adapterhub.cli", "registry", "check", "--root", str(root), *options]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+def check(root: Path, *options: str) -> Done:
+    return typed("check", "--root", root, *options)
 
 
 def weights_of(root: Path) -> Path:
@@ -41,7 +36,7 @@ def test_a_whole_registry_is_whole(kept: Path) -> None:
     done = check(kept, "--bytes", "--json")
 
     found = json.loads(done.stdout)
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert (found["blobs"], found["problems"]) == (3, [])  # with .gitattributes
     assert found["bytes"] > 5000
 
@@ -51,7 +46,7 @@ def test_a_blob_that_is_missing_is_named(kept: Path) -> None:
 
     done = check(kept, "--json")
 
-    assert done.returncode == 12
+    assert done.exit_code == 12
     assert len(json.loads(done.stdout)["problems"]) == 1
     assert "is missing" in done.stdout
     assert "nothing was changed" in done.stderr
@@ -64,7 +59,7 @@ def test_a_blob_with_other_bytes_is_found_when_they_are_read(kept: Path) -> None
 
     quick, full = check(kept), check(kept, "--bytes")
 
-    assert (quick.returncode, full.returncode) == (0, 12)
+    assert (quick.exit_code, full.exit_code) == (0, 12)
     assert "its bytes have the digest" in full.stdout
 
 
@@ -76,7 +71,7 @@ def test_a_ref_without_its_commit_is_named(kept: Path) -> None:
 
     done = check(kept)
 
-    assert done.returncode == 12
+    assert done.exit_code == 12
     assert "acme/x: `v1.0.0` names commit" in done.stdout
 
 
@@ -90,7 +85,7 @@ def test_parts_of_trees_that_are_missing_or_damaged_are_named(kept: Path) -> Non
 
     done = check(kept)
 
-    assert done.returncode == 12
+    assert done.exit_code == 12
     assert f"acme/x: part {'0' * 64} of a tree is missing" in done.stdout
     assert f"acme/x: part {'d' * 64} of a tree is damaged" in done.stdout
 
@@ -98,5 +93,5 @@ def test_parts_of_trees_that_are_missing_or_damaged_are_named(kept: Path) -> Non
 def test_a_folder_without_a_registry_is_refused_and_not_made(tmp_path: Path) -> None:
     done = check(tmp_path / "nowhere")
 
-    assert (done.returncode, "is not a registry" in done.stderr) == (10, True)
+    assert (done.exit_code, "is not a registry" in done.stderr) == (10, True)
     assert not (tmp_path / "nowhere").exists()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import sqlite3
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -20,9 +17,8 @@ from adapterhub_registry.database.schema import metadata
 from sqlalchemy import func, insert, select, update
 
 from adapterhub.library.store.catalog import Installed
-from tests.registry.conftest import ROOT
 from tests.registry.pushing import Push
-from tests.registry.running import Running, running
+from tests.registry.running import Running, running, typed
 from tests.registry.shared_servers import CREDENTIALS, S3, Postgres, Shared
 from tests.support.command_line import Adapt
 from tests.support.results import signed, with_contract
@@ -48,16 +44,10 @@ def client(url: str, token: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
 
-def registry(*arguments: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
-    command = [sys.executable, "-m", "adapterhub.cli", "registry", *map(str, arguments)]
-    return subprocess.run(
-        command, env=os.environ | CREDENTIALS | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture
-def shared(pg: Postgres, s3_server: S3, tmp_path: Path) -> Shared:
+def shared(pg: Postgres, s3_server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "shared").mkdir()
     # no replica here is the first one, whose first start says a token
     numbers = count(1)
@@ -137,10 +127,10 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
             before = {path: ann.get(path).raise_for_status().text.replace(server.url, "") for path in LISTINGS}
         listed = server.registry.tokens.records()
 
-    moved = registry("move", "--root", tmp_path / "root", *place(shared))
+    moved = typed("move", "--root", tmp_path / "root", *place(shared))
 
-    assert moved.returncode == 0, moved.stderr
-    checked = registry("check", "--bytes", "--json", "--root", tmp_path / "new", *place(shared))
+    assert moved.exit_code == 0, moved.stderr
+    checked = typed("check", "--bytes", "--json", "--root", tmp_path / "new", *place(shared))
     assert json.loads(checked.stdout)["problems"] == []
     assert json.loads(checked.stdout)["blobs"] == int(moved.stdout.splitlines()[0].split()[1]) > 0
     database = Database(shared.database)
@@ -168,7 +158,7 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
     database.close()
     assert numbers["acme/after"] > 4, "the number of the repository that was deleted came again"
     assert names == {"ann", "ben", "new"}, "the first start made a token, as if there were none"
-    assert registry("check", "--bytes", "--root", tmp_path / "new", *place(shared)).returncode == 0
+    assert typed("check", "--bytes", "--root", tmp_path / "new", *place(shared)).exit_code == 0
 
 
 # ------------------------------------------------------------ refusals, each of which leaves the target empty
@@ -176,10 +166,10 @@ def test_a_folder_whose_server_runs_is_refused(shared: Shared, tmp_path: Path) -
     with running(tmp_path / "root") as server:
         fill(server)
 
-        refused = registry("move", "--root", tmp_path / "root", *place(shared))
+        refused = typed("move", "--root", tmp_path / "root", *place(shared))
         still = server.get("/api/models/acme/large").status_code
 
-    assert (refused.returncode, still) == (15, 200)
+    assert (refused.exit_code, still) == (15, 200)
     assert "stop its server" in refused.stderr
     assert set(rows_of(shared.database).values()) == {0}
 
@@ -203,9 +193,9 @@ def test_a_database_that_holds_something_is_refused_and_kept(root: Path, shared:
         pass
     before = rows_of(shared.database)
 
-    refused = registry("move", "--root", root, *place(shared))
+    refused = typed("move", "--root", root, *place(shared))
 
-    assert refused.returncode == 15
+    assert refused.exit_code == 15
     assert "users, tokens" in refused.stderr
     assert rows_of(shared.database) == before
 
@@ -218,9 +208,9 @@ def test_damaged_files_are_all_named_and_a_mended_folder_moves(root: Path, share
     small.chmod(0o644)
     small.write_bytes(b"x" * 5000)
 
-    refused = registry("move", "--root", root, *place(shared))
+    refused = typed("move", "--root", root, *place(shared))
 
-    assert refused.returncode == 12
+    assert refused.exit_code == 12
     assert large.name in refused.stderr
     assert small.name in refused.stderr
     assert set(rows_of(shared.database).values()) == {0}
@@ -229,7 +219,7 @@ def test_damaged_files_are_all_named_and_a_mended_folder_moves(root: Path, share
 
     (root / "aside").rename(large)
     small.write_bytes(whole)
-    assert registry("move", "--root", root, *place(shared)).returncode == 0
+    assert typed("move", "--root", root, *place(shared)).exit_code == 0
     assert set(keys) < set(s3_server.keys(shared.bucket))
 
 
@@ -239,9 +229,9 @@ def test_a_row_that_the_database_does_not_take_leaves_it_empty(root: Path, share
         connection.execute(update(tokens).values(label="x" * 300))
     database.close()
 
-    refused = registry("move", "--root", root, *place(shared))
+    refused = typed("move", "--root", root, *place(shared))
 
-    assert refused.returncode == 16
+    assert refused.exit_code == 16
     assert "table tokens" in refused.stderr
     assert set(rows_of(shared.database).values()) == {0}
 
@@ -262,10 +252,10 @@ def test_what_is_no_database_of_a_registry_is_refused_in_one_line(tmp_path: Path
         )
     before = source.read_bytes()
 
-    done = registry("move", "--root", source.parent, "--database", target)
+    done = typed("move", "--root", source.parent, "--database", target)
 
     problem, *hints = done.stderr.strip().splitlines()
-    assert done.returncode == 16
+    assert done.exit_code == 16
     assert "registry.db" in problem
     assert "no row was written" in problem
     assert "bug" not in done.stderr
@@ -274,13 +264,13 @@ def test_what_is_no_database_of_a_registry_is_refused_in_one_line(tmp_path: Path
     assert not any(rows_of(target).values())
 
 
-@pytest.mark.parametrize("command", [("check",), ("worker", "--once"), ("serve", "--port", "0")])
+@pytest.mark.parametrize("command", [("check",), ("gc",), ("serve", "--port", "0")])
 def test_every_command_says_that_a_file_is_no_database(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "registry.db").write_bytes(b"a letter\n" * 1000)
 
-    done = registry(*command, "--root", tmp_path)
+    done = typed(*command, "--root", tmp_path)
 
-    assert (done.returncode, "bug" in done.stderr) == (16, False)
+    assert (done.exit_code, "bug" in done.stderr) == (16, False)
     assert "registry.db" in done.stderr
 
 
@@ -293,15 +283,15 @@ def test_many_rows_come_in_steps(root: Path, shared: Shared) -> None:
         )
     database.close()
 
-    moved = registry("move", "--json", "--root", root, *place(shared))
+    moved = typed("move", "--json", "--root", root, *place(shared))
 
     assert rows_of(shared.database) == rows_of(f"sqlite:///{root / 'registry.db'}")
     assert json.loads(moved.stdout)["rows"] == sum(rows_of(shared.database).values()) > 2500
 
 
 def test_a_database_or_bucket_that_is_away_is_told(root: Path, shared: Shared) -> None:
-    away = registry("move", "--root", root, "--database", "postgresql://ann:hidden-word@127.0.0.1:9/x")
+    away = typed("move", "--root", root, "--database", "postgresql://ann:hidden-word@127.0.0.1:9/x")
 
-    assert away.returncode == 13
+    assert away.exit_code == 13
     assert "the database does not answer" in away.stderr
     assert "hidden-word" not in away.stderr

@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,9 +27,8 @@ from adapterhub_registry.upkeep import KEEP_UPLOADS_S, RetentionPolicy, free_spa
 from sqlalchemy import event, insert, select, update
 
 from adapterhub.core.errors import UsageProblem
-from tests.registry.conftest import ROOT
 from tests.registry.pushing import Push
-from tests.registry.running import Running, running
+from tests.registry.running import Running, running, typed
 from tests.registry.shared_servers import CREDENTIALS
 from tests.registry.xet_wire import xorb_bytes, xorb_name
 
@@ -235,7 +232,7 @@ def test_the_bytes_of_rewritten_histories_go_and_what_is_left_stays_whole(alone:
     assert (freed.blobs, freed.blob_bytes) == (3, 6000 + 2 * len("note 0"))
     assert alone.get("/acme/x/resolve/main/notes.txt").text == "note 2"
     assert is_whole(alone, kept)
-    assert json.loads(registry("check", "--root", alone.root, "--bytes", "--json").stdout)["problems"] == []
+    assert json.loads(typed("check", "--root", alone.root, "--bytes", "--json").stdout)["problems"] == []
 
 
 def _statements_over(root: Path, count: int) -> int:
@@ -313,12 +310,12 @@ def test_what_stays_is_whole_after_others_went(alone: Running, all_is_old: None)
     free_space(alone.registry, policy=RetentionPolicy(others=0))
 
     listed = alone.get("/api/models/acme/x/tree/main/folder?expand=true").json()
-    done = registry("check", "--root", alone.root, "--bytes", "--json")
+    done = typed("check", "--root", alone.root, "--bytes", "--json")
     place = alone.get(f"/api/adapt/v1/blobs/{hashlib.sha256(b'file 1').hexdigest()}").json()["places"]
 
     assert [item["path"] for item in listed] == [f"folder/{number}.txt" for number in range(5)]
     assert listed[0]["lastCommit"]["title"] == "(removed from the history)"
-    assert (done.returncode, json.loads(done.stdout)["problems"]) == (0, [])
+    assert (done.exit_code, json.loads(done.stdout)["problems"]) == (0, [])
     assert [one["commit"] for one in place] == history(alone, "acme/x")[:1]
     write(alone, "acme/x", "folder/0.txt", "goes on")
     assert len(history(alone, "acme/x")) == 3
@@ -376,29 +373,23 @@ def test_a_server_sweeps_closed_epochs_by_itself(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------ the command
-def registry(*arguments: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
-    command = [sys.executable, "-m", "adapterhub.cli", "registry", *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
-
-
 def test_the_command_says_what_it_freed(alone: Running) -> None:
     push(alone, "acme/x", b"x" * 5000)
     delete(alone, "acme/x")
     age(alone)
 
-    planned = registry("cache", "clean", "--root", alone.root, "--dry-run")
-    done = registry("cache", "clean", "--root", alone.root, "--json")
+    planned = typed("gc", "--root", alone.root, "--dry-run")
+    done = typed("gc", "--root", alone.root, "--json")
 
     assert planned.stdout.startswith("would remove 3 files (6.")
     found = json.loads(done.stdout)
-    assert (done.returncode, found["blobs"], found["dry_run"]) == (0, 3, False)
+    assert (done.exit_code, found["blobs"], found["dry_run"]) == (0, 3, False)
     assert found["bytes"] == found["blob_bytes"] > 5000
     assert stored(alone) == set()
 
 
 def test_the_command_creates_no_registry(tmp_path: Path) -> None:
-    done = registry("cache", "clean", "--root", tmp_path / "nowhere")
+    done = typed("gc", "--root", tmp_path / "nowhere")
 
-    assert (done.returncode, "is not a registry; nothing was created" in done.stderr) == (10, True)
+    assert (done.exit_code, "is not a registry; nothing was created" in done.stderr) == (10, True)
     assert not (tmp_path / "nowhere").exists()

@@ -130,10 +130,7 @@ def test_parts_make_one_file(served: Served, send: Send, repo: str) -> None:
     assert commit(send, repo, named(data)).status_code == 200
 
 
-@pytest.mark.parametrize("kept", [[1, 2], [2, 1, 3], [1, 1, 2, 3], [1, 3, 2], []])
-def test_parts_that_are_missing_or_out_of_order_are_refused(
-    served: Served, send: Send, repo: str, kept: list[int]
-) -> None:
+def test_parts_that_are_missing_or_out_of_order_are_refused(served: Served, send: Send, repo: str) -> None:
     data = os.urandom(2 * PART + 100)
     action = batch(send, repo, data)["actions"]["upload"]
     etags = {
@@ -141,11 +138,12 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
         for n in (1, 2, 3)
     }
 
-    parts = [{"partNumber": n, "etag": etags[n]} for n in kept]
-    answer = send("POST", action["href"], json={"oid": hashlib.sha256(data).hexdigest(), "parts": parts})
+    for kept in ([1, 2], [2, 1, 3], [1, 1, 2, 3], [1, 3, 2], []):
+        parts = [{"partNumber": n, "etag": etags[n]} for n in kept]
+        answer = send("POST", action["href"], json={"oid": hashlib.sha256(data).hexdigest(), "parts": parts})
 
-    assert answer.status_code == 400
-    assert not stored(served, data)
+        assert (kept, answer.status_code) == (kept, 400)
+        assert not stored(served, data)
 
 
 # ------------------------------------------------------------ rights to bytes
