@@ -289,6 +289,30 @@ def test_a_tenant_with_many_requests_waits_behind_its_own() -> None:
     assert {at for at, tenant in enumerate(done) if tenant == "modest"} <= {1, 2, 3, 4}
 
 
+def test_the_share_of_a_tenant_follows_the_file_of_the_tenants() -> None:
+    async def held() -> list[int]:
+        shares, told = [1, 3], list[int]()
+        slots, ends = Slots(4, lambda: shares[0]), asyncio.Event()
+
+        async def one() -> None:
+            async with slots.taken(("a", None)):
+                told[-1] += 1
+                await ends.wait()
+
+        for _ in range(2):
+            told.append(0)
+            tasks = [asyncio.create_task(one()) for _ in range(4)]
+            await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            shares.pop(0)
+            shares.append(4)
+        return told
+
+    assert asyncio.run(held()) == [1, 3]
+
+
 def test_a_client_that_leaves_its_place_gives_the_slot_to_the_next() -> None:
     async def run() -> int:
         slots = Slots(1)
