@@ -23,7 +23,6 @@ from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import Asked
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import asking_for_usage, described, says_only_usage, with_field
-from adapterhub.inference.serving.auto import HEADER, label_of
 from adapterhub.inference.serving.chain.asgi import (
     App,
     Message,
@@ -32,6 +31,7 @@ from adapterhub.inference.serving.chain.asgi import (
     header_of,
     is_json,
     is_stream,
+    read_body,
 )
 from adapterhub.inference.serving.chain.bodies import demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
@@ -127,7 +127,7 @@ class ModelNames:
             changes = await self._routed(exchange, value)
         else:
             is_base = name is None or models.is_base_model(name)
-            name = _admitted(asked, name, is_base=is_base)
+            name = asked.asks_for(name, is_base=is_base)
             changes = {} if name is None else {"model": name}  # a bare name has its tenant's namespace
             if name is not None and not is_base:
                 exchange.measured.adapter = name
@@ -159,8 +159,7 @@ class ModelNames:
             AdapterDenied, RequestRefused: as `rewritten`; 424 where the routing file cannot be used.
         """
         tenant, asked, model = exchange.tenant, exchange.asked, exchange.models.model_config.model
-        exchange.is_routed = True
-        asked.model = AUTO
+        asked.is_routed, asked.model = True, AUTO
         try:
             auto = await self.resolver.auto(model)
             assert auto is not None  # the settings name a file
@@ -314,13 +313,10 @@ class _Exchange:
         self.leased: LeasedAdapter | None = None
         self.refusal: RequestRefused | None = None
         self.measured = Measured(names.resolver.metrics)
-        self.is_routed = False
-        """Whether a routing file chose the adapter, or the base."""
         self.hides_usage = False
         """Whether the usage in the stream is for us alone."""
         self._names = names
-        self._receive = receive
-        self._send = send
+        self._scope, self._receive, self._send = scope, receive, send
         self._was_read = False
         self._is_answer = False
         self._field = b""
@@ -331,11 +327,8 @@ class _Exchange:
         if self._was_read:
             return await self._receive()
         self._was_read = True
-        body = await _whole_body(self._receive)
-        if body is None:
-            return _GONE
         try:
-            body = await self._names.rewritten(self, body)
+            body = await self._names.rewritten(self, await read_body(self._scope, self._receive))
         except AdapterDenied as error:
             self.refusal = RequestRefused.of(error)
         except RequestRefused as refusal:
@@ -356,14 +349,10 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
-            if self.is_routed:
-                told = (HEADER.encode(), label_of(self.leased.label if self.leased else None).encode())
-                message["headers"] = [*message.get("headers", ()), told]
-            if self.leased is not None:
+            if self.leased is not None and is_stream(message):
                 base = self._names.resolver.base_digest()
-                if is_stream(message):
-                    self._field = described(self.leased.label, self.leased.digest, base)
-                message["headers"] = [*message.get("headers", ()), *_headers(self.leased, base)]
+                self._field = described(self.leased.label, self.leased.digest, base)
+            message["headers"] = [*message.get("headers", ()), *self.asked.headers()]
         elif self._is_answer:
             body = message.get("body", b"")
             self.measured.take(body)
@@ -382,34 +371,3 @@ def _with_known_headers(scope: Message) -> Message:
 
 def _models(scope: Message) -> Models:
     return scope["app"].state.openai_serving_models
-
-
-def _headers(leased: LeasedAdapter, base_digest: str) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"x-adapter-name", leased.label.encode()),
-        (b"x-adapter-digest", leased.digest.encode()),
-        (b"x-base-digest", base_digest.encode()),
-    ]
-
-
-def _admitted(asked: Asked, name: str | None, *, is_base: bool) -> str | None:
-    """The name to look up for the name that a request asks for; refuses what its tenant may not ask for."""
-    asked.model = None if name is None else shown(name, 300)
-    if asked.tenant is None:
-        return name
-    if name is None or is_base:
-        asked.tenant.ensure_may_use_base()
-        return name
-    return asked.tenant.name_for(name)
-
-
-async def _whole_body(receive: Receive) -> bytes | None:
-    """The body of a request; None where the client left."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from adapterhub.core.errors import StoreLocked
+from adapterhub.inference.serving.chain import asgi
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import guard, residency
@@ -208,6 +209,15 @@ def test_the_base_and_adapters_of_others_keep_their_names(engine: Engine) -> Non
 
     assert [body["model"] for _, _, body in answers] == ["base-7b", "static"]
     assert not any("x-adapter-name" in told for _, told, _ in answers)
+
+
+def test_a_body_without_end_is_refused_before_it_is_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "MOST_BYTES", 1000)
+
+    bodies = [{"model": "base-7b", "prompt": prompt} for prompt in ("a" * 2000, "a")]
+    statuses = [asyncio.run(engine.send("POST", "/v1/completions", body))[0] for body in bodies]
+
+    assert statuses == [413, 200]
 
 
 def test_a_name_follows_the_library_in_every_spelling(engine: Engine, add: Add) -> None:

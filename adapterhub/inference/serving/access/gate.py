@@ -23,6 +23,7 @@ from adapterhub.core.errors import NotAllowed, shown
 from adapterhub.inference.serving.access.tenants import Demand, Quotas, Tenant, Tenants, bearer_key
 from adapterhub.inference.serving.access.watched import WatchedFile
 from adapterhub.inference.serving.answers import Usage, kind_in
+from adapterhub.inference.serving.auto import HEADER, label_of
 from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
@@ -63,6 +64,28 @@ class Asked:
     """Whether the engine got the request."""
     reserved: int = 0
     """The tokens that count against the quota until the answer has ended."""
+
+    def asks_for(self, name: str | None, *, is_base: bool) -> str | None:
+        """The name to look up for the name that a request asks for; a bare name has its tenant's namespace.
+
+        Raises:
+            RequestRefused: its tenant may not ask for it.
+        """
+        self.model = None if name is None else shown(name, 300)
+        if self.tenant is None:
+            return name
+        if name is None or is_base:
+            self.tenant.ensure_may_use_base()
+            return name
+        return self.tenant.name_for(name)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that tell who answers."""
+        found = {HEADER: label_of(self.adapter)} if self.is_routed else {}
+        if self.adapter is not None:
+            names = ("x-adapter-name", "x-adapter-digest", "x-base-digest")
+            found |= zip(names, (self.adapter, self.digest or "", self.base or ""), strict=True)
+        return [(name.encode(), text.encode("ascii", "replace")) for name, text in found.items()]
 
     def begins(self, body_bytes: int) -> None:
         """Note that the engine gets the request."""

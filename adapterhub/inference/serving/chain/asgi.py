@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from adapterhub.inference.serving.answers import refusal_body
 from adapterhub.inference.serving.refusal import RequestRefused
+
+MOST_BYTES: Final = 16 << 20
+"""A longer body is refused before it is read."""
+
+BODY_S: Final = 60.0
+"""How long a client may take to send a body."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -53,3 +60,30 @@ async def refuse_request(send: Send, refusal: RequestRefused) -> None:
     """Answer with a refusal of our own."""
     headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
     await refuse(send, refusal.status, refusal.message, refusal.kind, *headers)
+
+
+async def read_body(scope: Message, receive: Receive) -> bytes:
+    """Read a body of at most `MOST_BYTES`.
+
+    Raises:
+        RequestRefused: 413 for a longer one, 408 for a slow one, 400 where the client left.
+    """
+    length = header_of(scope, "content-length")
+    if length and (len(length) > 12 or not length.isdigit() or int(length) > MOST_BYTES):  # noqa: PLR2004 - more digits are beyond any limit
+        raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
+    pieces: list[bytes] = []
+    try:
+        size = 0
+        end = asyncio.get_running_loop().time() + BODY_S
+        while True:
+            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
+            if message["type"] == "http.disconnect":
+                raise RequestRefused(400, "the client left before the end of the body")
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > MOST_BYTES:
+                raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+    except asyncio.TimeoutError:
+        raise RequestRefused(408, f"the body did not arrive within {BODY_S:g} s") from None

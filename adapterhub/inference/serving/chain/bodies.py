@@ -15,10 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from adapterhub.core.errors import shown
 from adapterhub.inference.serving.access.tenants import Demand
+from adapterhub.inference.serving.chain.asgi import MOST_BYTES
 from adapterhub.inference.serving.refusal import RequestRefused
-
-MOST_BYTES: Final = 16 << 20
-"""A longer body is refused before it is read."""
 
 MOST_CHOICES: Final = 256
 """Of one request: its prompts times the choices of each."""

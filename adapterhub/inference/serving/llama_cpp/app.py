@@ -19,9 +19,18 @@ from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import Asked, Gate
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import Usage, described, refusal_body, says_only_usage, with_field
-from adapterhub.inference.serving.auto import HEADER, Auto, label_of
-from adapterhub.inference.serving.chain.asgi import Message, Receive, Send, answer, header_of, is_json, send_whole
-from adapterhub.inference.serving.chain.bodies import MOST_BYTES, choices_of, demand_of, parsed
+from adapterhub.inference.serving.auto import Auto
+from adapterhub.inference.serving.chain.asgi import (
+    Message,
+    Receive,
+    Send,
+    answer,
+    header_of,
+    is_json,
+    read_body,
+    send_whole,
+)
+from adapterhub.inference.serving.chain.bodies import choices_of, demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
 from adapterhub.inference.serving.llama_cpp.engine import Engine, figures_of
@@ -32,9 +41,6 @@ from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-
-BODY_S: Final = 60.0
-"""How long a client may take to send a body."""
 
 _PARSED_HERE: Final = 1 << 16
 _LOOK_UPS: Final = 8
@@ -86,7 +92,7 @@ class App:
             raise RequestRefused(404, _NO_ROUTE)
         if not is_json(scope):
             raise RequestRefused(415, "expected a body of the type `application/json`")
-        body = await _body(scope, receive)
+        body = await read_body(scope, receive)
         await _unless_gone(self._post(route, body, scope, send), receive)
 
     # ------------------------------------------------------------ what needs no engine
@@ -168,14 +174,11 @@ class App:
         """Find the adapter that the `model` of a request means for this client. May wait for a server."""
         names, tenant = self._names, asked.tenant
         model = value.get("model", names.base)
-        asked.model = shown(model, 300)
         if model == AUTO and self._auto is not None:
+            asked.model = AUTO
             return self._routed(self._auto, value, route, asked)
-        if tenant is not None and model == names.base:
-            tenant.ensure_may_use_base()
         try:
-            spelled = tenant.name_for(model) if tenant is not None and model != names.base else model
-            served = names.find(spelled, request_key(key, value))
+            served = names.find(asked.asks_for(model, is_base=model == names.base) or model, request_key(key, value))
         except AdapterHubError as error:
             raise RequestRefused.of(error) from None
         if tenant is not None and not names.may_use(tenant, served):
@@ -256,7 +259,7 @@ class _Call:
                 usages = [one.get("usage", {}) for one in map(_with_usage, whole)]
                 self._measured.usage = Usage(*(sum(one.get(key, 0) for one in usages) for key in _COUNTS))
             self._asked.usage = self._measured.usage
-        await send_whole(send, status, data, headers=self._who())
+        await send_whole(send, status, data, headers=self._asked.headers())
 
     async def _one(self, value: Mapping[str, Any]) -> tuple[int, Any]:
         async with self._slots.taken(self._owner) as slot:
@@ -291,10 +294,10 @@ class _Call:
         ):
             if status != HTTPStatus.OK:
                 data = b"".join([event async for event in events])
-                await send_whole(send, status, _renamed_text(data, self._name), headers=self._who())
+                await send_whole(send, status, _renamed_text(data, self._name), headers=self._asked.headers())
                 return
             slot.is_fresh = False
-            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *self._who()]
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *self._asked.headers()]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             try:
                 async for event in self._told(events, shows_usage=shows_usage):
@@ -323,47 +326,8 @@ class _Call:
                 told, field = described_too, b""
             yield told
 
-    def _who(self) -> list[tuple[bytes, bytes]]:
-        """The headers that tell who answers."""
-        asked = self._asked
-        found = {HEADER: label_of(asked.adapter)} if asked.is_routed else {}
-        if asked.adapter is not None:
-            found |= {
-                "x-adapter-name": asked.adapter,
-                "x-adapter-digest": asked.digest or "",
-                "x-base-digest": asked.base or "",
-            }
-        return [(name.encode(), text.encode("ascii", "replace")) for name, text in found.items()]
-
 
 # ---------------------------------------------------------------- ASGI
-async def _body(scope: Message, receive: Receive) -> bytes:
-    """Read a body of at most `MOST_BYTES`.
-
-    Raises:
-        RequestRefused: 413 for a longer one, 408 for a slow one, 400 where the client left.
-    """
-    length = header_of(scope, "content-length")
-    if length and (len(length) > 12 or int(length) > MOST_BYTES):  # noqa: PLR2004 - more digits are beyond any limit
-        raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
-    pieces: list[bytes] = []
-    try:
-        size = 0
-        end = asyncio.get_running_loop().time() + BODY_S
-        while True:
-            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
-            if message["type"] == "http.disconnect":
-                raise RequestRefused(400, "the client left before the end of the body")
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > MOST_BYTES:
-                raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
-            if not message.get("more_body", False):
-                return b"".join(pieces)
-    except asyncio.TimeoutError:
-        raise RequestRefused(408, f"the body did not arrive within {BODY_S:g} s") from None
-
-
 async def _unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
     """Do `work`; end it when the client leaves, so that the engine stops, too."""
     task = asyncio.create_task(work)
